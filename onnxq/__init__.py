@@ -1,0 +1,1 @@
+"""onnxq: an offline quantizer, float ONNX in, int8 ONNX out."""

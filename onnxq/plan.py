@@ -1,0 +1,137 @@
+"""What is quantized, how, and why the rest is not: the values that planner and insertion exchange.
+
+A decision belongs to an *edge* (consumer, input index), never to a node: the same tensor may reach
+one consumer in int8 and another in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+GRAPH_OUTPUT = ""
+"""The ``consumer`` of an edge that leaves the graph."""
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """A number format.
+
+    Attributes:
+        dtype: INT8, UINT8, INT16, UINT16, INT4 or UINT4 (INT32 for biases).
+        symmetric: the zero point is fixed: 0 for signed types, the middle for unsigned ones.
+        axis: the per-channel axis of the tensor, or None for one scale a tensor.
+        narrow_range: leave out the lowest integer (-128), so that the grid is symmetric.
+        reduce_bits: bits left unused at the top (1 gives 7-bit weights, which cannot saturate
+            the 16-bit sums of AVX2 kernels).
+    """
+
+    dtype: ir.DataType
+    symmetric: bool
+    axis: int | None = None
+    narrow_range: bool = False
+    reduce_bits: int = 0
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The lowest and highest integer of the grid."""
+        bits = self.dtype.bitwidth - self.reduce_bits
+        if self.dtype.is_signed():
+            return -(2 ** (bits - 1)) + int(self.narrow_range), 2 ** (bits - 1) - 1
+        return int(self.narrow_range), 2**bits - 1
+
+
+@dataclass(frozen=True)
+class QuantParams:
+    """``real = (q - zero_point) * scale``; both arrays have shape ``()`` or ``[C]``.
+
+    ``scale`` is float32, ``zero_point`` has the integer type of the grid.
+    """
+
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class QuantPoint:
+    """One quantized edge: ``consumer``'s input ``input_index`` reads ``tensor`` in integers.
+
+    ``consumer`` is a node name, or `GRAPH_OUTPUT` with the output's position as ``input_index``.
+    Points of one ``group`` share their parameters.
+    """
+
+    tensor: str
+    consumer: str
+    input_index: int
+    spec: QuantSpec
+    group: str
+
+
+@dataclass(frozen=True)
+class BiasPoint:
+    """An int32 bias: its scale is input scale x weight scale, its zero point 0 (nothing to calibrate)."""
+
+    tensor: str
+    consumer: str
+    input_index: int
+    input_group: str
+    weight_group: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that share one set of parameters.
+
+    Attributes:
+        name: the first of its tensors in graph order.
+        spec: their number format.
+        tensors: all of them, in graph order.
+        observe: those whose statistics, merged, give the range. Empty for constants: their values
+            give it. A tensor that only passes on the data of another one is not observed.
+        bounds: the range cannot usefully exceed these (low, high).
+        constant: an initializer (weights, or a constant operand).
+    """
+
+    name: str
+    spec: QuantSpec
+    tensors: tuple[str, ...]
+    observe: tuple[str, ...]
+    bounds: tuple[float, float] = (-np.inf, np.inf)
+    constant: bool = False
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """The whole decision, immutable.
+
+    Attributes:
+        target: the name of the target it was made for.
+        points: every quantized edge, weights included, in graph order.
+        biases: the int32 biases.
+        groups: by name.
+        nodes: name -> op type of every node that is to run in integers.
+        floats: name -> reason, for every computing node that stays float.
+        params: group name -> parameters; filled by `with_params`.
+    """
+
+    target: str
+    points: tuple[QuantPoint, ...]
+    biases: tuple[BiasPoint, ...]
+    groups: Mapping[str, Group]
+    nodes: Mapping[str, str]
+    floats: Mapping[str, str]
+    params: Mapping[str, QuantParams] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """The tensors whose statistics calibration must collect, each once."""
+        return tuple(dict.fromkeys(t for g in self.groups.values() for t in g.observe))
+
+    def with_params(self, params: Mapping[str, QuantParams]) -> QuantPlan:
+        """The same plan with these parameters (a mapping from group name)."""
+        return replace(self, params=MappingProxyType(dict(params)))
