@@ -1,0 +1,140 @@
+"""Ranges to scales, reals to integers and back, and how much was lost. numpy only.
+
+============== ========= ======== ============== ==========================================
+format         symmetric limits   zero_point     scale
+============== ========= ======== ============== ==========================================
+uint8          no        0, 255   0 … 255        (high - low) / 255, zero in the range
+uint8          yes       0, 255   128            amax / 127
+int8           no        -128,127 -128 … 127     (high - low) / 255, zero in the range
+int8           yes       -128,127 0              amax / 127
+int8 narrow    yes       -127,127 0              amax / 127
+int8 7-bit     yes       -64, 63  0              amax / 63
+int32 (bias)   yes       ±2^31    0              input scale x weight scale
+============== ========= ======== ============== ==========================================
+
+16- and 4-bit types follow the same rows. Rounding is half to even, as QuantizeLinear does it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from calibrators.grid import Grid
+from onnxq.plan import QuantParams, QuantSpec
+
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+"""Below it a float32 scale is subnormal: 1/scale overflows and runtimes flush it to zero."""
+
+
+def grid_of(spec: QuantSpec) -> Grid:
+    """The integer grid that calibration methods measure errors on."""
+    qmin, qmax = spec.limits
+    return Grid(qmin, qmax, spec.symmetric)
+
+
+def params_from_range(low: ArrayLike, high: ArrayLike, spec: QuantSpec) -> QuantParams:
+    """Scale and zero point for the range ``[low, high]``, shape ``()`` or ``[C]``.
+
+    The range is widened to hold zero, so that padding and ReLU are exact. An empty range (a tensor
+    that is always zero) gets scale 1. The scale is rounded *down* when one end of the range is
+    zero, so that the grid never exceeds the other end: ONNX Runtime drops a Clip before
+    QuantizeLinear only if the grid lies within the Clip.
+
+    Raises:
+        ValueError: an end of the range is NaN or infinite.
+    """
+    low64 = np.minimum(np.asarray(low, dtype=np.float64), 0.0)
+    high64 = np.maximum(np.asarray(high, dtype=np.float64), 0.0)
+    if not (np.isfinite(low64).all() and np.isfinite(high64).all()):
+        raise ValueError(f"a range must be finite, got [{low}, {high}]")
+    qmin, qmax = spec.limits
+    if spec.symmetric:
+        return _symmetric(np.maximum(-low64, high64), spec)
+    scale = _float32_scale((high64 - low64) / (qmax - qmin), round_down=(low64 == 0) | (high64 == 0))
+    zero_point = np.clip(np.rint(qmin - low64 / scale), qmin, qmax)
+    return QuantParams(scale, zero_point.astype(spec.dtype.numpy()))
+
+
+def _symmetric(amax: NDArray[np.float64], spec: QuantSpec) -> QuantParams:
+    qmin, qmax = spec.limits
+    middle = 0 if spec.dtype.is_signed() else (qmax + qmin + 1) // 2
+    scale = _float32_scale(amax / (qmax - middle), round_down=np.zeros(amax.shape, bool))
+    return QuantParams(scale, np.full(scale.shape, middle).astype(spec.dtype.numpy()))
+
+
+def _float32_scale(scale: NDArray[np.float64], round_down: NDArray[np.bool_]) -> NDArray[np.float32]:
+    rounded = np.asarray(scale, dtype=np.float32)
+    below = np.nextafter(rounded, np.float32(0))
+    rounded = np.where(round_down & (rounded > scale), below, rounded)
+    rounded = np.where(scale == 0, np.float32(1), np.maximum(rounded, np.float32(SMALLEST_SCALE)))
+    return np.asarray(rounded, dtype=np.float32)
+
+
+def per_axis(values: NDArray[np.generic], axis: int | None, rank: int) -> NDArray[np.generic]:
+    """Reshape per-channel ``[C]`` so that it broadcasts along ``axis`` of a rank-``rank`` tensor."""
+    if axis is None or values.ndim == 0:
+        return values
+    shape = [1] * rank
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def quantize(real: NDArray[np.generic], params: QuantParams, spec: QuantSpec) -> NDArray[np.generic]:
+    """``clip(round(real / scale) + zero_point)`` in the type of ``spec``; same shape as ``real``.
+
+    https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html
+    """
+    scale = per_axis(params.scale, spec.axis, real.ndim)
+    zero_point = per_axis(params.zero_point, spec.axis, real.ndim)
+    qmin, qmax = spec.limits
+    levels = np.rint(real.astype(np.float32) / scale).astype(np.float64)
+    return np.clip(levels + zero_point.astype(np.float64), qmin, qmax).astype(spec.dtype.numpy())
+
+
+def dequantize(
+    levels: NDArray[np.generic], params: QuantParams, axis: int | None = None
+) -> NDArray[np.float32]:
+    """``(q - zero_point) * scale`` as float32; same shape as ``levels``."""
+    scale = per_axis(params.scale, axis, levels.ndim)
+    zero_point = per_axis(params.zero_point, axis, levels.ndim)
+    shifted = levels.astype(np.float32) - zero_point.astype(np.float32)
+    return np.asarray(shifted * scale, dtype=np.float32)
+
+
+def weight_range(
+    weight: NDArray[np.generic], axis: int | None
+) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    """Lowest and highest value, per channel along ``axis`` (shape ``[C]``) or of the whole tensor."""
+    if weight.size == 0:
+        zero = np.zeros((), np.float32)
+        return zero, zero
+    others = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
+    return np.asarray(weight.min(axis=others)), np.asarray(weight.max(axis=others))
+
+
+def quantize_bias(bias: NDArray[np.generic], scale: NDArray[np.generic]) -> NDArray[np.int32]:
+    """``round(bias / scale)`` as int32, with ``scale`` = input scale x weight scale, ``()`` or ``[C]``.
+
+    Saturates at the int32 limits.
+    """
+    levels = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
+    limits = np.iinfo(np.int32)
+    return np.clip(levels, limits.min, limits.max).astype(np.int32)
+
+
+def sqnr(reference: NDArray[np.generic], actual: NDArray[np.generic]) -> float:
+    """Signal to quantization noise ratio in dB: ``10 log10(sum ref^2 / sum (ref - actual)^2)``.
+
+    Infinite when both are equal, minus infinite when the reference is all zero and the other is not.
+    """
+    expected = reference.astype(np.float64)
+    noise = float(np.square(expected - actual.astype(np.float64)).sum())
+    return decibels(float(np.square(expected).sum()), noise)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """``10 log10(signal / noise)`` of two powers; see `sqnr`."""
+    if noise == 0:
+        return float("inf")
+    return float("-inf") if signal == 0 else float(10 * np.log10(signal / noise))
