@@ -1,0 +1,97 @@
+"""Make .venv with all that the demo, the tests and the checks need. At once when nothing has changed.
+
+Only the standard library, for this runs before anything is installed. pip reads its own settings: to
+have the CPU build of PyTorch on Linux, which is much smaller, name an index that offers it in
+``PIP_EXTRA_INDEX_URL``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "onnxq-installed"
+SOURCES = ("setup.cfg", "pyproject.toml", "constraints.txt")
+
+
+def fingerprint() -> str:
+    """Changes when something must be installed anew: the requirements, or where the checkout lies."""
+    digest = hashlib.sha256(str(ROOT).encode())
+    for name in SOURCES:
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def installed() -> str:
+    """The fingerprint of what .venv holds; empty when it holds nothing whole."""
+    try:
+        return STAMP.read_text("utf-8")
+    except OSError:
+        return ""
+
+
+def install() -> None:
+    """Install everything at the versions of constraints.txt, with one line of progress a package."""
+    command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    command += ["-c", "constraints.txt", "-e", ".[torch,demo,test]"]
+    log = VENV / "install.log"
+    with log.open("w", encoding="utf-8") as lines:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.write(line)
+            show(line)
+    if process.wait() != 0:
+        tail = log.read_text("utf-8").splitlines()[-15:]
+        sys.exit("\n".join(["", "error: pip could not install the environment:", *tail, f"(all of it: {log})"]))
+
+
+def show(line: str) -> None:
+    """What pip is doing, in short: packages as they come, and the long step at the end."""
+    words = line.split()
+    if line.startswith("Collecting") and len(words) > 1:
+        progress(words[1].split(";")[0])
+    elif line.startswith("Installing collected packages"):
+        progress("unpacking them all")
+
+
+def progress(text: str) -> None:
+    """One line that is written over on a terminal; in a log only the long step is worth a line."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K  installing: {text[:60]}", end="", file=sys.stderr, flush=True)
+    elif " " in text:
+        print(f"  installing: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Make or renew the environment; processes that come at the same time wait for the first."""
+    VENV.mkdir(exist_ok=True)
+    with (VENV / "lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wanted = fingerprint()
+        if installed() == wanted:
+            return
+        start = time.monotonic()
+        print(f"Setting up {VENV} (once; PyTorch is large, so some minutes):", file=sys.stderr, flush=True)
+        STAMP.unlink(missing_ok=True)
+        if not (VENV / "bin" / "python").exists():
+            venv.create(VENV, with_pip=True, symlinks=True)
+        install()
+        STAMP.write_text(wanted, "utf-8")
+    end = "\r\033[K" if sys.stderr.isatty() else ""
+    print(f"{end}  ready after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    main()
