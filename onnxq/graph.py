@@ -1,0 +1,86 @@
+"""Small questions about a graph, and small edits, that passes and planner share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of the main graph and, recursively, of the bodies of If, Loop and Scan."""
+    return iter(ir.traversal.RecursiveGraphIterator(model.graph))
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether the node is one of these operators of the standard domain."""
+    return node is not None and node.op_type in op_types and node.domain in STANDARD_DOMAINS
+
+
+def constant_value(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The array of an initializer (read-only, perhaps memory-mapped), None for anything else."""
+    if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
+        return None
+    return np.asarray(value.const_value.numpy())
+
+
+def input_at(node: ir.Node, index: int) -> ir.Value | None:
+    """The input at this position, None when it is left out."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def sole_output(node: ir.Node) -> ir.Value | None:
+    """The only named output of a node that has just that one, else None."""
+    named = [output for output in node.outputs if output.name]
+    return named[0] if len(named) == 1 and named[0] is node.outputs[0] else None
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute, or the default of the operator's specification."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def ints_attribute(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """A list of integers, or the default of the operator's specification."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else tuple(attribute.as_ints())
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """The number of dimensions, None when unknown."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def supplant(old: ir.Value, new: ir.Value) -> None:
+    """Let ``new`` take the place of ``old``: its uses, its seat among the graph outputs, its name and type.
+
+    ``new`` must be produced in the graph of ``old`` and must not be a graph output itself.
+    The node that produced ``old`` is left without uses.
+    """
+    name, shape, kind = old.name, old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name = None
+    new.name, new.shape, new.type = name, shape or new.shape, kind or new.type
+
+
+def add_initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """A new initializer of the main graph under this name, or the name with a number when it is taken."""
+    taken = model.graph.initializers
+    unique = next(n for n in _numbered(name) if n not in taken)
+    tensor = ir.tensor(array, name=unique)
+    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    count = 0
+    while True:
+        count += 1
+        yield f"{name}_{count}"

@@ -1,0 +1,224 @@
+"""Reading and writing ONNX files: whole or not at all.
+
+Weights in external data stay on disk, memory-mapped, until somebody reads them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from onnxq.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+INLINE_LIMIT = 1_800_000_000
+"""Bytes of weights above which they go beside the model: protobuf ends at 2 GiB."""
+
+
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """Read an ONNX model; external weights are checked to be there and mapped, not read.
+
+    Raises:
+        ModelError: the file is missing, no ONNX model, truncated, empty, or its external data
+            is missing or too short.
+    """
+    file = Path(path).absolute()
+    if not file.exists():
+        raise ModelError(f"{path}: no such file. Give the path of an ONNX model.")
+    if file.is_dir():
+        raise ModelError(f"{path}: is a directory. Give the path of the .onnx file in it.")
+    model = _parse(file)
+    _check_is_model(model, file)
+    _check_external_data(model, file)
+    return model
+
+
+def _parse(file: Path) -> ir.Model:
+    try:
+        return ir.load(file)
+    except OSError as e:
+        raise ModelError(f"{file}: cannot be read ({e.strerror}).") from e
+    except (DecodeError, ValueError, ir.serde.SerdeError) as e:
+        raise ModelError(
+            f"{file}: not an ONNX model, or a truncated one. Export or download it again."
+        ) from e
+
+
+def _check_is_model(model: ir.Model, file: Path) -> None:
+    """A protobuf parser takes much that is no model: it reads unknown bytes as unknown fields."""
+    if not model.ir_version or not model.graph.opset_imports:
+        raise ModelError(
+            f"{file}: not an ONNX model, or a truncated one (no IR version or no opset). "
+            "Export or download it again."
+        )
+    if not len(model.graph):
+        raise ModelError(f"{file}: the graph has no nodes, so there is nothing to run.")
+
+
+def _check_external_data(model: ir.Model, file: Path) -> None:
+    seen: set[str] = set()
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_external_tensor(tensor, file, first=tensor.path not in seen)
+            seen.add(tensor.path)
+
+
+def _check_external_tensor(tensor: ir.ExternalTensor, file: Path, first: bool) -> None:
+    data = Path(tensor.path)
+    if not data.is_file():
+        raise ModelError(
+            f"{file}: the external data file {data} with tensor {tensor.name!r} is missing. "
+            "Put it beside the model."
+        )
+    needed = (tensor.offset or 0) + max(tensor.length or 0, tensor.nbytes)
+    if data.stat().st_size < needed:
+        raise ModelError(
+            f"{file}: the external data file {data} ends before tensor {tensor.name!r} "
+            f"({data.stat().st_size} bytes, {needed} needed). Download it again."
+        )
+    if first:
+        _map(tensor, file)
+
+
+def _map(tensor: ir.ExternalTensor, file: Path) -> None:
+    """Map one tensor of each file: finds data that may not be read, or that leads out of the folder."""
+    try:
+        tensor.numpy()
+    except (OSError, ValueError) as e:
+        raise ModelError(
+            f"{file}: the external data of tensor {tensor.name!r} cannot be used: {e} "
+            "Put a plain copy of the data file beside the model."
+        ) from e
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every stored tensor: initializers and tensor attributes, bodies and functions included."""
+    for graph in model.graphs():
+        yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
+    roots = [model.graph, *model.functions.values()]
+    for node in (n for root in roots for n in ir.traversal.RecursiveGraphIterator(root)):
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR and attribute.value is not None:
+                yield attribute.as_tensor()
+            elif attribute.type == ir.AttributeType.TENSORS and attribute.value is not None:
+                yield from attribute.as_tensors()
+
+
+def write(
+    model: ir.Model,
+    path: str | os.PathLike[str],
+    validate: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a model, checked, all at once: on any failure, Ctrl-C included, nothing changes on disk.
+
+    The file is built in a temporary folder beside ``path``, checked by `onnx.checker` and renamed.
+    Weights of more than `INLINE_LIMIT` bytes go to ``<path>.data``.
+
+    Args:
+        model: what to write; it is not changed.
+        path: the file to make or to replace.
+        validate: called with the temporary file before the renaming; what it raises stops the writing.
+
+    Raises:
+        ModelError: the place cannot be written, the disk is full, or the model is not valid ONNX.
+    """
+    target = Path(path).absolute()
+    _check_place(target)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as e:
+        raise _write_error(target, e) from e
+    try:
+        draft = folder / target.name
+        _save(model, draft)
+        _check(draft, target)
+        if validate is not None:
+            validate(draft)
+        _publish(folder, target)
+    except OSError as e:
+        raise _write_error(target, e) from e
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_place(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise ModelError(f"{target}: there is no directory {target.parent}. Make it first.")
+    if target.is_dir():
+        raise ModelError(f"{target}: is a directory. Give the name of the file to write.")
+
+
+def _write_error(target: Path, error: OSError) -> ModelError:
+    cures = {
+        errno.ENOSPC: "the disk is full. Free some space or write elsewhere.",
+        errno.EDQUOT: "the disk quota is used up. Free some space or write elsewhere.",
+        errno.EROFS: "the file system is read-only. Write elsewhere.",
+        errno.EACCES: "permission denied. Write elsewhere or change the directory's permissions.",
+        errno.EPERM: "permission denied. Write elsewhere or change the directory's permissions.",
+        errno.ENAMETOOLONG: "the file name is too long. Choose a shorter one.",
+    }
+    return ModelError(f"{target}: cannot be written: {cures.get(error.errno or 0, str(error))}")
+
+
+def _save(model: ir.Model, draft: Path) -> None:
+    """Serialise a copy, so that the caller's tensors keep pointing at their own files."""
+    copy = model.clone()
+    if sum(tensor.nbytes for tensor in _tensors(copy)) > INLINE_LIMIT:
+        ir.save(copy, draft, format="protobuf", external_data=f"{draft.name}.data")
+    else:
+        ir.external_data.load_to_model(copy)
+        ir.save(copy, draft, format="protobuf")
+
+
+def _check(draft: Path, target: Path) -> None:
+    try:
+        onnx.checker.check_model(str(draft))
+    except onnx.checker.ValidationError as e:
+        raise ModelError(f"{target}: not written, because the model is not valid ONNX: {e}") from e
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Move the finished files into place, the model last; put the old data back if that fails."""
+    draft, data = folder / target.name, folder / f"{target.name}.data"
+    _sync(draft)
+    if not data.exists():
+        os.replace(draft, target)
+    else:
+        _sync(data)
+        _publish_with_data(draft, data, target)
+    _sync(target.parent)
+
+
+def _publish_with_data(draft: Path, data: Path, target: Path) -> None:
+    final_data, old_data = target.with_name(data.name), data.with_name("old.data")
+    existed = final_data.exists()
+    try:
+        if existed:
+            os.replace(final_data, old_data)
+        os.replace(data, final_data)
+        os.replace(draft, target)
+    except BaseException:
+        if old_data.exists():
+            os.replace(old_data, final_data)
+        elif not existed:
+            final_data.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Ask the system to put a file or directory on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
