@@ -40,20 +40,25 @@ def installed() -> str:
 
 def install() -> None:
     """Install everything at the versions of constraints.txt, with one line of progress a package."""
-    command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    command += ["-c", "constraints.txt", "-e", ".[torch,demo,test]"]
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    command = [*pip, "install", "-c", "constraints.txt", "-e", ".[torch,demo,test]"]
     log = VENV / "install.log"
     with log.open("w", encoding="utf-8") as lines:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         assert process.stdout is not None
         for line in process.stdout:
             lines.write(line)
             show(line)
     if process.wait() != 0:
-        tail = log.read_text("utf-8").splitlines()[-15:]
-        sys.exit("\n".join(["", "error: pip could not install the environment:", *tail, f"(all of it: {log})"]))
+        tail = "\n".join(log.read_text("utf-8").splitlines()[-15:])
+        sys.exit(f"\nerror: pip could not install the environment:\n{tail}\n(all of it: {log})")
 
 
 def show(line: str) -> None:

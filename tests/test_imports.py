@@ -17,7 +17,15 @@ PACKAGES = ("calibrators", "onnxq")
 
 FLOORS = (
     {"calibrators"},
-    {"onnxq.errors", "onnxq.plan", "onnxq.numerics", "onnxq.config", "onnxq.model", "onnxq.graph"},
+    {
+        "onnxq.errors",
+        "onnxq.plan",
+        "onnxq.numerics",
+        "onnxq.config",
+        "onnxq.model",
+        "onnxq.graph",
+        "onnxq.operators",
+    },
     {
         "onnxq.targets",
         "onnxq.passes",
@@ -144,7 +152,9 @@ def test_every_import_of_ours_exists() -> None:
 def test_calibrators_stand_alone() -> None:
     below = [name for name in MODULES if unit(name) == "calibrators"]
     assert below
-    assert [n for n in below if any(i.split(".")[0] == "onnxq" for i in imports(n, MODULES[n], MODULES))] == []
+    assert [
+        n for n in below if any(i.split(".")[0] == "onnxq" for i in imports(n, MODULES[n], MODULES))
+    ] == []
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -200,4 +210,6 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert "--data" in done.stdout
-    assert {"torch", "onnxruntime", "onnx", "onnx_ir"} & set(json.loads(done.stderr.splitlines()[-1])) == set()
+    assert {"torch", "onnxruntime", "onnx", "onnx_ir"} & set(
+        json.loads(done.stderr.splitlines()[-1])
+    ) == set()

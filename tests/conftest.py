@@ -1,0 +1,60 @@
+"""Real models and data that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import zoo
+
+
+def _shared() -> Path:
+    given = os.environ.get("ONNXQ_SHARED")
+    return Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with evaluation data: ``ONNXQ_SHARED``, or ``../shared/data`` beside the checkout."""
+    folder = _shared()
+    if not folder.is_dir():
+        pytest.skip(f"no evaluation data at {folder}: name its folder in ONNXQ_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def calibration_images(shared_data: Path) -> Path:
+    """100 ImageNet pictures, 256 x 256."""
+    return shared_data / "imagenet-sample" / "calibration"
+
+
+@pytest.fixture(scope="session")
+def lite0_models() -> dict[str, Path]:
+    """EfficientNet-Lite0 as each exporter writes it."""
+    return {variant: zoo.lite0(variant) for variant in zoo.LITE0_EXPORTS}
+
+
+@pytest.fixture(scope="session")
+def lite0(lite0_models: dict[str, Path]) -> Path:
+    """EfficientNet-Lite0 as the newest exporter writes it."""
+    return lite0_models["dynamo"]
+
+
+@pytest.fixture(scope="session", params=zoo.LIGHT)
+def light_model(request: pytest.FixtureRequest) -> Path:
+    """Each of the architectures that onnx ships, in turn."""
+    return zoo.light(request.param)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """A sentence encoder: ``input_ids``, ``attention_mask`` -> ``sentence_embedding``."""
+    return zoo.minilm()
+
+
+@pytest.fixture(scope="session")
+def resnet20(shared_data: Path) -> Path:
+    """ResNet-20 for CIFAR-10."""
+    return zoo.resnet20(shared_data)
