@@ -34,9 +34,9 @@ FLOORS = (
         "onnxq.verify",
         "onnxq.report",
     },
-    {"onnxq.planner", "onnxq.insert", "onnxq.dynamic"},
+    {"onnxq.planner", "onnxq.ranges", "onnxq.samples", "onnxq.insert", "onnxq.dynamic"},
     {"onnxq.pipeline", "onnxq.evaluate"},
-    {"onnxq.quantize", "onnxq.cli", "onnxq.torch"},
+    {"onnxq.quantize", "onnxq.cli", "onnxq.display", "onnxq.torch"},
     {"onnxq"},
 )
 """From the ground up. A unit is a module, or a whole subpackage."""
