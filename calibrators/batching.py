@@ -1,0 +1,116 @@
+"""Join samples to the batches that a model takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+
+from calibrators.errors import CalibrationError
+from calibrators.samples import Array, InputSpec, Sample, batched, fixed_batch
+
+log = logging.getLogger(__name__)
+
+Group: TypeAlias = list[Sample]
+
+
+def batches(samples: Iterable[Sample], inputs: Sequence[InputSpec], batch_size: int) -> Iterator[Sample]:
+    """Concatenate neighbouring samples of one shape along axis 0 to at most ``batch_size`` of them.
+
+    A batch that comes larger stays as it is. If the model fixes the batch size, every batch has
+    exactly that size: an incomplete one in the end is left out, and one that cannot be left out
+    (the only one, or one of its shape) is filled by repeating its samples, both with a warning.
+
+    Raises:
+        CalibrationError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise CalibrationError(f"batch size {batch_size}: expected at least 1")
+    names = batched(inputs)
+    fixed = fixed_batch(inputs)
+    if fixed is None:
+        return (_join(group, names) for group in _groups(samples, names, batch_size))
+    if fixed != batch_size:
+        log.info("the model fixes the batch size to %d: %d is not used", fixed, batch_size)
+    pieces = (piece for sample in samples for piece in _pieces(sample, names, fixed))
+    return _exact(_groups(pieces, names, fixed), names, fixed)
+
+
+def cut(sample: Sample, names: frozenset[str], start: int, stop: int) -> Sample:
+    """Samples ``start`` to ``stop`` of a batch whose inputs ``names`` have a batch axis."""
+    feeds = {name: a[start:stop] if name in names else a for name, a in sample.feeds.items()}
+    return replace(sample, feeds=feeds, count=stop - start)
+
+
+def _pieces(sample: Sample, names: frozenset[str], size: int) -> Iterator[Sample]:
+    if not sample.joinable or sample.count == size:
+        return iter([sample])
+    return (cut(sample, names, i, i + 1) for i in range(sample.count))
+
+
+def _groups(samples: Iterable[Sample], names: frozenset[str], size: int) -> Iterator[Group]:
+    """Neighbours that go together, at most ``size`` samples a group unless one alone has more."""
+    group: Group = []
+    for sample in samples:
+        if group and (_count(group) + sample.count > size or not _agree(group[-1], sample, names)):
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group
+
+
+def _count(group: Group) -> int:
+    return sum(sample.count for sample in group)
+
+
+def _agree(a: Sample, b: Sample, names: frozenset[str]) -> bool:
+    """May they stand in one batch: same shapes, and the same values where there is no batch axis?"""
+    return (
+        a.joinable
+        and b.joinable
+        and all(
+            x.shape[1:] == b.feeds[n].shape[1:] if n in names else np.array_equal(x, b.feeds[n])
+            for n, x in a.feeds.items()
+        )
+    )
+
+
+def _join(group: Group, names: frozenset[str]) -> Sample:
+    if len(group) == 1:
+        return group[0]
+    feeds: dict[str, Array] = {
+        name: np.concatenate([s.feeds[name] for s in group]) if name in names else value
+        for name, value in group[0].feeds.items()
+    }
+    return Sample(f"{group[0].name} to {group[-1].name}", feeds, _count(group))
+
+
+def _exact(groups: Iterable[Group], names: frozenset[str], size: int) -> Iterator[Sample]:
+    """Every group as a batch of exactly ``size``; the count stays that of the real samples."""
+    made = 0
+    last: Group = []
+    for group in groups:
+        if last:
+            yield _filled(last, names, size)
+            made += 1
+        last = group
+    if made and last and last[0].joinable and _count(last) < size:
+        log.warning(
+            "the last %d samples make no batch of %d, which the model fixes: left out", _count(last), size
+        )
+    elif last:
+        yield _filled(last, names, size)
+
+
+def _filled(group: Group, names: frozenset[str], size: int) -> Sample:
+    count = _count(group)
+    batch = _join(group, names)
+    if not batch.joinable or count == size:
+        return batch
+    log.warning("%s: %d samples of one shape, repeated to the %d the model takes", batch.name, count, size)
+    indices = np.arange(size) % count
+    return replace(batch, feeds={n: a[indices] if n in names else a for n, a in batch.feeds.items()})

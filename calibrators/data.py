@@ -1,0 +1,215 @@
+"""Open calibration data in any of its forms: arrays, directories of arrays or pictures, Python iterables.
+
+====================================  ============================================================
+``.npz``                              arrays named after the inputs, axis 0 counts samples
+``.npy``                              the same for a model with one input
+directory of ``.npz`` and ``.npy``    one sample or batch a file; shapes may differ between files
+picture, or directory of pictures     decoded and preprocessed for a model that takes pictures
+iterable of ``{input name: array}``   one batch an item; bare arrays and (input, label) pairs too
+====================================  ============================================================
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibrators import arrays, images
+from calibrators.batching import batches, cut
+from calibrators.errors import CalibrationError
+from calibrators.fit import fit_sample
+from calibrators.samples import (
+    Array,
+    DataSource,
+    InputSpec,
+    Sample,
+    batched,
+    describe,
+    input_specs,
+)
+
+__all__ = ["DataSource", "InputSpec", "Sample", "batches", "input_specs", "open_data"]
+
+log = logging.getLogger(__name__)
+
+Inputs = Sequence[InputSpec]
+
+
+def open_data(
+    source: str | os.PathLike[str] | Iterable[Any],
+    inputs: Inputs,
+    *,
+    preprocess: str | None = None,
+    limit: int | None = None,
+) -> DataSource:
+    """The samples of ``source``, checked and cast to the inputs' types, in a lazy stream.
+
+    Files are checked against the inputs here, by their headers; values only when they are read.
+
+    Args:
+        source: a path, or an iterable as in the table above. Tensors of any library are taken
+            that have ``numpy()``. An iterator can be read only once.
+        inputs: what the model takes, see `input_specs`.
+        preprocess: for pictures, see `calibrators.preprocess.parse_preprocess`; None: the default.
+        limit: use at most so many samples: the first ones; of pictures, which often lie sorted by
+            class, some spread evenly over all.
+
+    Raises:
+        CalibrationError: there is no such path, nothing usable in it, or it does not fit the
+            inputs; while iterating: a file is damaged, a value is NaN or Inf, there are no samples.
+    """
+    if limit is not None and limit < 1:
+        raise CalibrationError(f"at most {limit} samples: expected a limit of at least 1")
+    if isinstance(source, str | os.PathLike):
+        opened = _open_path(Path(source), inputs, preprocess, limit)
+    else:
+        opened = _open_iterable(source, inputs)
+    total = opened.total if limit is None or opened.total is None else min(limit, opened.total)
+    return DataSource(lambda: _limited(opened, batched(inputs), limit), total)
+
+
+def _limited(samples: Iterable[Sample], names: frozenset[str], limit: int | None) -> Iterator[Sample]:
+    """At most ``limit`` samples, and at least one."""
+    done = 0
+    for sample in samples:
+        left = sample.count if limit is None else limit - done
+        yield cut(sample, names, 0, left) if sample.joinable and sample.count > left else sample
+        done += sample.count
+        if limit is not None and done >= limit:
+            return
+    if not done:
+        raise CalibrationError("the data holds no samples (an iterator can be read only once: pass a list)")
+
+
+def _open_path(path: Path, inputs: Inputs, preprocess: str | None, limit: int | None) -> DataSource:
+    if path.is_dir():
+        return _open_directory(path, inputs, preprocess, limit)
+    if not path.exists():
+        raise CalibrationError(f"{path}: no such file or directory: give the path of the calibration data")
+    suffix = path.suffix.lower()
+    if suffix in images.SUFFIXES:
+        return _open_images([path], inputs, preprocess, None)
+    if suffix in arrays.SUFFIXES:
+        return _open_arrays([arrays.inspect_file(path, inputs)])
+    raise CalibrationError(f"{path}: '{suffix}' files are not read: expected {_expected()}")
+
+
+def _open_directory(path: Path, inputs: Inputs, preprocess: str | None, limit: int | None) -> DataSource:
+    files = _files(path)
+    pictures = [f for f in files if f.suffix.lower() in images.SUFFIXES]
+    stored = [f for f in files if f.suffix.lower() in arrays.SUFFIXES]
+    if pictures and stored:
+        raise CalibrationError(
+            f"{path}: holds both pictures ({pictures[0].name}) and arrays ({stored[0].name}): keep one kind"
+        )
+    if not pictures and not stored:
+        holds = f"none of its {len(files)} files can be read" if files else "the directory is empty"
+        raise CalibrationError(f"{path}: {holds}: expected {_expected()}")
+    log.debug("%s: %d of %d files are read", path, len(pictures) + len(stored), len(files))
+    if pictures:
+        return _open_images(pictures, inputs, preprocess, limit)
+    return _open_arrays([arrays.inspect_file(f, inputs, in_directory=True) for f in stored])
+
+
+def _files(root: Path) -> list[Path]:
+    """All files below, sorted, without those that are hidden or lie in a hidden directory."""
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _expected() -> str:
+    return f"arrays ({' '.join(sorted(arrays.SUFFIXES))}) or pictures ({' '.join(sorted(images.SUFFIXES))})"
+
+
+def _open_arrays(files: Sequence[arrays.ArrayFile]) -> DataSource:
+    if ignored := {name: file.path for file in reversed(files) for name in file.ignored}:
+        for name, path in ignored.items():
+            log.warning("%s: array '%s' is no input of the model: ignored", path, name)
+    return DataSource(lambda: (s for file in files for s in file.samples()), sum(f.count for f in files))
+
+
+def _open_images(
+    paths: Sequence[Path], inputs: Inputs, preprocess: str | None, limit: int | None
+) -> DataSource:
+    spec = images.image_input(inputs)
+    settings = images.parse_preprocess(preprocess or images.DEFAULT)
+    images.frame_for(settings, spec)
+    if limit is not None and limit < len(paths):
+        paths = [paths[i * len(paths) // limit] for i in range(limit)]
+    joinable = spec.shape is None or len(spec.shape) == 4
+
+    def read() -> Iterator[Sample]:
+        for path in paths:
+            yield Sample(str(path), {spec.name: images.load_image(path, settings, spec)}, 1, joinable)
+
+    return DataSource(read, len(paths))
+
+
+def _open_iterable(source: Iterable[Any], inputs: Inputs) -> DataSource:
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise CalibrationError(
+            f"data of type {type(source).__name__}: expected a path, or an iterable such as a list of "
+            f"{{input name: array}}; the model takes {describe(inputs)}"
+        )
+    return DataSource(
+        lambda: (_from_item(item, inputs, f"item {i} of the data") for i, item in enumerate(source))
+    )
+
+
+def _from_item(item: Any, inputs: Inputs, where: str) -> Sample:
+    """One item of an iterable as the batch it is; a lone sample without batch axis gets one."""
+    feeds = {name: _with_batch_axis(a, name, inputs) for name, a in _feeds(item, inputs, where).items()}
+    names = batched(inputs)
+    counts = {feeds[name].shape[0] for name in names if feeds[name].ndim}
+    joinable = len(counts) == 1
+    count = counts.pop() if joinable else 1
+    if count == 0:
+        raise CalibrationError(f"{where}: the arrays hold no samples (their first axis has size 0)")
+    return fit_sample(Sample(where, feeds, count, joinable), tuple(inputs))
+
+
+def _feeds(item: Any, inputs: Inputs, where: str) -> dict[str, Array]:
+    if isinstance(item, list | tuple) and item and _is_data(item[0]):
+        item = item[0]
+    if isinstance(item, Mapping):
+        if missing := [spec.name for spec in inputs if spec.name not in item]:
+            raise CalibrationError(
+                f"{where}: nothing for input {', '.join(map(repr, missing))}, only for "
+                f"{', '.join(map(repr, item)) or 'none'}. The model takes {describe(inputs)}"
+            )
+        return {spec.name: _to_array(item[spec.name], where, spec.name) for spec in inputs}
+    if len(inputs) != 1:
+        raise CalibrationError(
+            f"{where} is a {type(item).__name__}, the model takes several inputs: {describe(inputs)}. "
+            "Give {input name: array}"
+        )
+    return {inputs[0].name: _to_array(item, where, inputs[0].name)}
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, Mapping | np.ndarray) or hasattr(value, "numpy")
+
+
+def _to_array(value: Any, where: str, name: str) -> Array:
+    """An array, or a tensor of another library by its methods (on a GPU it must come to the CPU first)."""
+    try:
+        for step in ("detach", "cpu", "numpy"):
+            if not isinstance(value, np.ndarray) and hasattr(value, step):
+                value = getattr(value, step)()
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise CalibrationError(f"{where}: the value for input '{name}' is no array ({e})") from e
+
+
+def _with_batch_axis(array: Array, name: str, inputs: Inputs) -> Array:
+    shape = next(spec.shape for spec in inputs if spec.name == name)
+    missing = shape is not None and name in batched(inputs) and array.ndim == len(shape) - 1
+    return array[None] if missing else array

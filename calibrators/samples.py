@@ -1,0 +1,132 @@
+"""What a model takes and what a sample is: the values that every source of data is turned into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calibrators.errors import CalibrationError
+
+Array = NDArray[np.generic]
+Dim = int | str | None
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A graph input: a dimension is a size, a symbol, or None if the model says nothing of it.
+
+    ``shape`` is None if the model does not even give the rank.
+    """
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[Dim, ...] | None
+
+    def __str__(self) -> str:
+        return f"'{self.name}' ({self.dtype} {shape_text(self.shape)})"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one run of the model takes: one sample, or a batch of ``count`` samples.
+
+    Attributes:
+        name: where it comes from, for messages: ``pictures/cat.jpg``, ``inputs.npz[3]``.
+        feeds: input name -> array, shaped as the model takes it.
+        count: samples in it.
+        joinable: axis 0 counts samples, so that samples may be joined to batches and batches cut.
+    """
+
+    name: str
+    feeds: Mapping[str, Array]
+    count: int = 1
+    joinable: bool = True
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A stream of samples that holds one at a time; read from the start each time it is iterated.
+
+    Attributes:
+        read: starts a new pass over the samples.
+        total: how many samples there are, None if that shows only while reading.
+    """
+
+    read: Callable[[], Iterator[Sample]] = field(repr=False)
+    total: int | None = None
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self.read()
+
+
+def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
+    """The inputs a caller must feed: initializers that are listed as inputs too are left out.
+
+    Raises:
+        CalibrationError: an input is not a tensor.
+    """
+    graph = model.graph
+    return tuple(_spec(value) for value in graph.inputs if value.name not in graph.initializers)
+
+
+def _spec(value: ir.Value) -> InputSpec:
+    if not isinstance(value.type, ir.TensorType):
+        raise CalibrationError(
+            f"input '{value.name}' is {value.type}: only tensors can be fed in calibration"
+        )
+    dims = value.shape
+    shape = None if dims is None else tuple(d if isinstance(d, int) else d.value for d in dims)
+    return InputSpec(value.name or "", np.dtype(value.type.dtype.numpy()), shape)
+
+
+def shape_text(shape: Sequence[Dim] | None) -> str:
+    """``[N, 3, ?, ?]``, or words if not even the rank is known."""
+    if shape is None:
+        return "of unknown shape"
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
+
+
+def describe(inputs: Sequence[InputSpec]) -> str:
+    """The inputs for a message: ``'x' (float32 [N, 3, 224, 224]), 'mask' (int64 [N, L])``."""
+    return ", ".join(map(str, inputs)) or "nothing"
+
+
+def batched(inputs: Sequence[InputSpec]) -> frozenset[str]:
+    """The inputs whose axis 0 counts samples.
+
+    Not those without axes; not those that name another axis "batch"; and where the first sizes of
+    the inputs differ, not those with a fixed one that is not the batch size.
+    """
+    able = [spec for spec in inputs if _may_be_batched(spec)]
+    size = _batch_size(able)
+    return frozenset(s.name for s in able if s.shape is None or s.shape[0] == size or not _is_fixed(s))
+
+
+def fixed_batch(inputs: Sequence[InputSpec]) -> int | None:
+    """The batch size that the model fixes, or None if it takes any."""
+    names = batched(inputs)
+    return _batch_size([spec for spec in inputs if spec.name in names])
+
+
+def _may_be_batched(spec: InputSpec) -> bool:
+    if spec.shape is None:
+        return True
+    named = ["batch" in dim.lower() if isinstance(dim, str) else False for dim in spec.shape]
+    return bool(spec.shape) and (named[0] or not any(named))
+
+
+def _is_fixed(spec: InputSpec) -> bool:
+    return spec.shape is not None and isinstance(spec.shape[0], int)
+
+
+def _batch_size(inputs: Sequence[InputSpec]) -> int | None:
+    """The first fixed size; beside inputs that take any batch, only a 1 is one."""
+    firsts = [spec.shape[0] for spec in inputs if spec.shape]
+    sizes = [size for size in firsts if isinstance(size, int) and size > 0]
+    if len(sizes) < len(inputs):
+        return 1 if 1 in sizes else None
+    return sizes[0] if sizes else None
