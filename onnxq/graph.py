@@ -73,7 +73,9 @@ def add_initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> i
     taken = model.graph.initializers
     unique = next(n for n in _numbered(name) if n not in taken)
     tensor = ir.tensor(array, name=unique)
-    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    value = ir.Value(
+        name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
     model.graph.register_initializer(value)
     return value
 

@@ -133,7 +133,7 @@ def write(
         ModelError: the place cannot be written, the disk is full, or the model is not valid ONNX.
     """
     target = Path(path).absolute()
-    _check_place(target)
+    check_place(target)
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as e:
@@ -151,11 +151,29 @@ def write(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_place(target: Path) -> None:
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Find out before the work whether a file could be written there.
+
+    Raises:
+        ModelError: the directory is missing or may not be written, or ``path`` is a directory.
+    """
+    target = Path(path).absolute()
     if not target.parent.is_dir():
-        raise ModelError(f"{target}: there is no directory {target.parent}. Make it first.")
+        raise ModelError(f"{path}: there is no directory {target.parent}. Make it first.")
     if target.is_dir():
-        raise ModelError(f"{target}: is a directory. Give the name of the file to write.")
+        raise ModelError(f"{path}: is a directory. Give the name of the file to write.")
+    if not os.access(target.parent, os.W_OK):
+        raise _write_error(target, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def size_on_disk(path: str | os.PathLike[str]) -> int:
+    """Bytes of a model file and of the external data files that it names.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    external = {t.path for t in _tensors(load(path)) if isinstance(t, ir.ExternalTensor)}
+    return sum(Path(file).stat().st_size for file in (path, *external))
 
 
 def _write_error(target: Path, error: OSError) -> ModelError:

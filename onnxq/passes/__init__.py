@@ -1,0 +1,83 @@
+"""One clean float graph, whatever the exporter wrote: an ordered list of passes, one a file.
+
+A pass is an `ir.passes.InPlacePass`: ``requires → call → ensures``, and says whether it changed anything.
+It never changes what the model computes, works in the bodies of If and Loop, keeps names where it can,
+and leaves the graph alone where its pattern does not match.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxq.errors import ModelError
+from onnxq.passes.deduplicate_initializers import DeduplicateInitializersPass
+from onnxq.passes.eliminate_common_subexpressions import EliminateCommonSubexpressionsPass
+from onnxq.passes.fold_arithmetic import FoldArithmeticPass
+from onnxq.passes.fold_batchnorm import FoldBatchNormPass
+from onnxq.passes.fold_batchnorm_forward import FoldBatchNormForwardPass
+from onnxq.passes.fold_constants import FoldConstantsPass
+from onnxq.passes.fold_gemm_scalars import FoldGemmScalarsPass
+from onnxq.passes.fuse_pad import FusePadPass
+from onnxq.passes.infer_shapes import InferShapesPass
+from onnxq.passes.matmul_add_to_gemm import MatMulAddToGemmPass
+from onnxq.passes.raise_opset import RaiseOpsetPass
+from onnxq.passes.reduce_mean_to_pool import ReduceMeanToPoolPass
+from onnxq.passes.remove_identity import RemoveIdentityPass
+from onnxq.passes.reshape_to_flatten import ReshapeToFlattenPass
+from onnxq.passes.sum_to_add import SumToAddPass
+from onnxq.passes.unique_names import UniqueNamesPass
+
+PREPARE: tuple[ir.passes.PassBase, ...] = (
+    common.InlinePass(),
+    common.RemoveInitializersFromInputsPass(),
+    RaiseOpsetPass(),
+    common.TopologicalSortPass(),
+    UniqueNamesPass(),
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    common.LiftSubgraphInitializersToMainGraphPass(),
+)
+"""To one opset and one way to write constants. Once."""
+
+SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
+    InferShapesPass(),
+    FoldConstantsPass(),
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    common.LiftSubgraphInitializersToMainGraphPass(),
+    RemoveIdentityPass(),
+    SumToAddPass(),
+    ReduceMeanToPoolPass(),
+    ReshapeToFlattenPass(),
+    FoldGemmScalarsPass(),
+    MatMulAddToGemmPass(),
+    FusePadPass(),
+    FoldBatchNormPass(),
+    FoldArithmeticPass(),
+    FoldBatchNormForwardPass(),
+    common.RemoveUnusedNodesPass(),
+    DeduplicateInitializersPass(),
+    EliminateCommonSubexpressionsPass(),
+    UniqueNamesPass(),
+)
+"""To the canonical forms, again and again until nothing changes: one rewrite makes room for another."""
+
+MOST_ROUNDS = 20
+"""Every round takes something away, so this is never reached; it only makes the loop finite."""
+
+
+def simplify(model: ir.Model) -> ir.Model:
+    """A cleaned copy of the model that computes the same; the caller's model is not changed.
+
+    Raises:
+        ModelError: the opset cannot be raised, or the model is not consistent.
+    """
+    copy = model.clone()
+    try:
+        for prepare in PREPARE:
+            prepare(copy)
+        ir.passes.PassManager(SIMPLIFY, steps=MOST_ROUNDS, early_stop=True)(copy)
+    except ModelError:
+        raise
+    except (ir.passes.PassError, ir.passes.InvariantError, ValueError) as e:
+        raise ModelError(f"the model cannot be simplified: {e.__cause__ or e}") from e
+    return copy

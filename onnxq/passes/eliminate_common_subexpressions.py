@@ -1,0 +1,60 @@
+"""Two nodes that compute the same from the same inputs become one.
+
+Only operators of the standard domain whose result is determined by inputs and attributes, and only
+within one graph. A node that gives a graph output keeps that name, so it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import onnx_ir as ir
+
+from onnxq.graph import STANDARD_DOMAINS, all_nodes
+from onnxq.passes.fold_constants import NOT_DETERMINED
+
+SCALAR_ATTRIBUTES = (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING)
+LIST_ATTRIBUTES = (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS)
+
+
+class EliminateCommonSubexpressionsPass(ir.passes.InPlacePass):
+    """The second of two equal nodes goes; its readers read the first."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Visit every graph in order and merge each node with an equal one before it."""
+        seen: dict[Hashable, ir.Node] = {}
+        modified = False
+        for node in list(all_nodes(model)):
+            key = _key(node)
+            if key is None:
+                continue
+            first = seen.setdefault(key, node)
+            if first is not node and not any(output.is_graph_output() for output in node.outputs):
+                _merge(first, node)
+                modified = True
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _key(node: ir.Node) -> Hashable | None:
+    """What a node computes; None when that cannot be told."""
+    if node.domain not in STANDARD_DOMAINS or node.op_type in NOT_DETERMINED:
+        return None
+    attributes = [(name, _attribute_key(a)) for name, a in sorted(node.attributes.items())]
+    if any(value is None for _, value in attributes):
+        return None
+    outputs = tuple(bool(output.name) for output in node.outputs)
+    return (id(node.graph), node.op_type, tuple(id(v) for v in node.inputs), tuple(attributes), outputs)
+
+
+def _attribute_key(attribute: ir.Attr) -> Hashable | None:
+    if attribute.is_ref() or attribute.type not in (*SCALAR_ATTRIBUTES, *LIST_ATTRIBUTES):
+        return None
+    value = tuple(attribute.value) if attribute.type in LIST_ATTRIBUTES else attribute.value
+    return (attribute.type, value)
+
+
+def _merge(first: ir.Node, second: ir.Node) -> None:
+    for kept, gone in zip(first.outputs, second.outputs, strict=True):
+        gone.replace_all_uses_with(kept)
+    if second.graph is not None:
+        second.graph.remove(second, safe=True)
