@@ -26,6 +26,8 @@ from onnxq.plan import QuantParams, QuantSpec
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """Below it a float32 scale is subnormal: 1/scale overflows and runtimes flush it to zero."""
 
+UNBOUNDED = (-np.inf, np.inf)
+
 
 def grid_of(spec: QuantSpec) -> Grid:
     """The integer grid that calibration methods measure errors on."""
@@ -33,42 +35,52 @@ def grid_of(spec: QuantSpec) -> Grid:
     return Grid(qmin, qmax, spec.symmetric)
 
 
-def params_from_range(low: ArrayLike, high: ArrayLike, spec: QuantSpec) -> QuantParams:
+def params_from_range(
+    low: ArrayLike, high: ArrayLike, spec: QuantSpec, bounds: tuple[float, float] = UNBOUNDED
+) -> QuantParams:
     """Scale and zero point for the range ``[low, high]``, shape ``()`` or ``[C]``.
 
-    The range is widened to hold zero, so that padding and ReLU are exact. An empty range (a tensor
-    that is always zero) gets scale 1. The scale is rounded *down* when one end of the range is
-    zero, so that the grid never exceeds the other end: ONNX Runtime drops a Clip before
-    QuantizeLinear only if the grid lies within the Clip.
+    The range is widened to hold zero, so that padding and ReLU are exact, and cut to ``bounds``
+    (low <= 0 <= high), which the *rounded* grid does not exceed either: ONNX Runtime drops a
+    Relu/Clip before QuantizeLinear only if the grid lies within what the Relu/Clip lets through.
+    An empty range (a tensor that is always zero) gets scale 1.
 
     Raises:
         ValueError: an end of the range is NaN or infinite.
     """
-    low64 = np.minimum(np.asarray(low, dtype=np.float64), 0.0)
-    high64 = np.maximum(np.asarray(high, dtype=np.float64), 0.0)
+    low64 = np.minimum(np.maximum(np.asarray(low, dtype=np.float64), bounds[0]), 0.0)
+    high64 = np.maximum(np.minimum(np.asarray(high, dtype=np.float64), bounds[1]), 0.0)
     if not (np.isfinite(low64).all() and np.isfinite(high64).all()):
         raise ValueError(f"a range must be finite, got [{low}, {high}]")
     qmin, qmax = spec.limits
     if spec.symmetric:
-        return _symmetric(np.maximum(-low64, high64), spec)
-    scale = _float32_scale((high64 - low64) / (qmax - qmin), round_down=(low64 == 0) | (high64 == 0))
+        middle = 0 if spec.dtype.is_signed() else (qmax + qmin + 1) // 2
+        scale = _usable(np.maximum(-low64, high64) / (qmax - middle))
+        return QuantParams(scale, np.full(scale.shape, middle).astype(spec.dtype.numpy()))
+    scale = _usable((high64 - low64) / (qmax - qmin))
     zero_point = np.clip(np.rint(qmin - low64 / scale), qmin, qmax)
+    scale = _usable(_within(scale, zero_point, spec, bounds))
     return QuantParams(scale, zero_point.astype(spec.dtype.numpy()))
 
 
-def _symmetric(amax: NDArray[np.float64], spec: QuantSpec) -> QuantParams:
+def _within(
+    scale: NDArray[np.float32], zero_point: NDArray[np.float64], spec: QuantSpec, bounds: tuple[float, float]
+) -> NDArray[np.float64]:
+    """The largest float32 scale, at most ``scale``, with which the grid stays inside ``bounds``."""
     qmin, qmax = spec.limits
-    middle = 0 if spec.dtype.is_signed() else (qmax + qmin + 1) // 2
-    scale = _float32_scale(amax / (qmax - middle), round_down=np.zeros(amax.shape, bool))
-    return QuantParams(scale, np.full(scale.shape, middle).astype(spec.dtype.numpy()))
+    fitted = scale.astype(np.float64)
+    for level, bound in ((qmin, bounds[0]), (qmax, bounds[1])):
+        steps = level - zero_point
+        limit = np.divide(bound, steps, out=np.full(fitted.shape, np.inf), where=steps != 0)
+        fitted = np.minimum(fitted, limit)
+    below = np.nextafter(fitted.astype(np.float32), np.float32(0))
+    return np.where(fitted.astype(np.float32) > fitted, below, fitted.astype(np.float32))
 
 
-def _float32_scale(scale: NDArray[np.float64], round_down: NDArray[np.bool_]) -> NDArray[np.float32]:
-    rounded = np.asarray(scale, dtype=np.float32)
-    below = np.nextafter(rounded, np.float32(0))
-    rounded = np.where(round_down & (rounded > scale), below, rounded)
-    rounded = np.where(scale == 0, np.float32(1), np.maximum(rounded, np.float32(SMALLEST_SCALE)))
-    return np.asarray(rounded, dtype=np.float32)
+def _usable(scale: NDArray[np.float64]) -> NDArray[np.float32]:
+    """As float32, 1 where zero, and never so small that its inverse overflows."""
+    usable = np.where(scale == 0, 1.0, np.maximum(scale, SMALLEST_SCALE))
+    return np.asarray(usable, dtype=np.float32)
 
 
 def per_axis(values: NDArray[np.generic], axis: int | None, rank: int) -> NDArray[np.generic]:

@@ -106,6 +106,14 @@ class Group:
 
 
 @dataclass(frozen=True)
+class FloatNode:
+    """A node that stays float, and why."""
+
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class QuantPlan:
     """The whole decision, immutable.
 
@@ -115,7 +123,7 @@ class QuantPlan:
         biases: the int32 biases.
         groups: by name.
         nodes: name -> op type of every node that is to run in integers.
-        floats: name -> reason, for every computing node that stays float.
+        floats: every other node that computes reals, by name.
         params: group name -> parameters; filled by `with_params`.
     """
 
@@ -124,7 +132,7 @@ class QuantPlan:
     biases: tuple[BiasPoint, ...]
     groups: Mapping[str, Group]
     nodes: Mapping[str, str]
-    floats: Mapping[str, str]
+    floats: Mapping[str, FloatNode]
     params: Mapping[str, QuantParams] = field(default_factory=lambda: MappingProxyType({}))
 
     @property

@@ -1,0 +1,161 @@
+"""How far a quantized model is from its float original, output by output, and how much faster."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics as stats
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calibrators.samples import Sample
+from calibrators.session import Session, open_session
+from onnxq.numerics import decibels
+
+Array = NDArray[np.generic]
+Model = ir.Model | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class OutputQuality:
+    """One output.
+
+    Attributes:
+        sqnr: 10 log10(signal power / power of the difference), in dB, over all samples; NaN if
+            the output holds no real numbers.
+        agreement: the share (0 … 1) of equal decisions: the largest class, or equal values of an
+            integer output; None where nothing is decided (one value, or no classes).
+        finite: whether the quantized model gave finite numbers only.
+    """
+
+    sqnr: float
+    agreement: float | None
+    finite: bool = True
+
+
+@dataclass(frozen=True)
+class Quality:
+    """All outputs by name, and the samples they were measured on."""
+
+    outputs: Mapping[str, OutputQuality]
+    samples: int
+
+    @property
+    def sqnr(self) -> float:
+        """The worst output's SQNR, in dB."""
+        return min((o.sqnr for o in self.outputs.values() if not math.isnan(o.sqnr)), default=math.nan)
+
+    @property
+    def agreement(self) -> float | None:
+        """The worst output's agreement, 0 … 1."""
+        return min((o.agreement for o in self.outputs.values() if o.agreement is not None), default=None)
+
+
+@dataclass
+class _Tally:
+    """Sums over samples of one output; memory does not grow with them."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    agreed: int = 0
+    decisions: int = 0
+    finite: bool = True
+    real: bool = field(default=True)
+
+    def add(self, reference: Array, actual: Array) -> None:
+        self.real = bool(np.issubdtype(reference.dtype, np.floating))
+        if self.real:
+            expected, given = reference.astype(np.float64), actual.astype(np.float64)
+            self.finite = self.finite and bool(np.isfinite(given).all())
+            self.signal += float(np.square(expected).sum())
+            self.noise += float(np.square(expected - given).sum())
+        same = _decisions(reference) == _decisions(actual)
+        self.agreed += int(np.count_nonzero(same))
+        self.decisions += same.size
+
+    def quality(self) -> OutputQuality:
+        return OutputQuality(
+            sqnr=decibels(self.signal, self.noise) if self.real else math.nan,
+            agreement=self.agreed / self.decisions if self.decisions else None,
+            finite=self.finite,
+        )
+
+
+def _decisions(output: Array) -> Array:
+    """Which class wins: along the last axis of [N, C] and [N, S, C], along axis 1 of [N, C, H, W].
+
+    Outputs that are no scores decide by themselves (integers), or nothing (one value a sample).
+    """
+    if not np.issubdtype(output.dtype, np.floating):
+        return output
+    axis = 1 if output.ndim >= 4 else output.ndim - 1
+    if output.ndim < 2 or output.shape[axis] < 2:
+        return np.empty(0, np.int64)
+    return np.asarray(output.argmax(axis=axis))
+
+
+def compare(
+    float_model: Model,
+    int8_model: Model,
+    samples: Iterable[Sample],
+    *,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    threads: int = 0,
+) -> Quality:
+    """Run both models on the same samples. Outputs are matched by position, named as in ``float_model``.
+
+    Raises:
+        CalibrationError: a model does not load, or does not take a sample.
+    """
+    reference = open_session(float_model, providers=providers, threads=threads)
+    actual = open_session(int8_model, providers=providers, threads=threads)
+    names = [output.name for output in reference.get_outputs()]
+    tallies = {name: _Tally() for name in names}
+    seen = 0
+    for sample in samples:
+        feeds = dict(sample.feeds)
+        for name, expected, given in zip(names, reference.run(None, feeds), actual.run(None, feeds), strict=True):
+            if isinstance(expected, np.ndarray) and expected.size:
+                tallies[name].add(expected, given)
+        seen += sample.count
+    return Quality({name: tally.quality() for name, tally in tallies.items()}, seen)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Median seconds a run of each model, and the median of their ratio pair by pair."""
+
+    float_seconds: float
+    int8_seconds: float
+    ratio: float
+
+
+def race(
+    float_model: Model, int8_model: Model, sample: Sample, *, threads: int = 1, seconds: float = 2.0
+) -> Speed:
+    """Time both models in turns on one sample, so that what else the machine does hits both alike."""
+    sessions = [open_session(model, threads=threads) for model in (float_model, int8_model)]
+    times: list[tuple[float, float]] = []
+    _pair(sessions, sample)
+    _pair(sessions, sample)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 5:
+        times.append(_pair(sessions, sample))
+    return Speed(
+        stats.median(f for f, _ in times),
+        stats.median(q for _, q in times),
+        stats.median(f / q for f, q in times),
+    )
+
+
+def _pair(sessions: Sequence[Session], sample: Sample) -> tuple[float, float]:
+    marks = [time.perf_counter()]
+    for session in sessions:
+        session.run(None, dict(sample.feeds))
+        marks.append(time.perf_counter())
+    return marks[1] - marks[0], marks[2] - marks[1]

@@ -1,0 +1,161 @@
+"""Plan + model -> Q/DQ model. The one place where QuantizeLinear and DequantizeLinear are made.
+
+An activation gets one QuantizeLinear for each of its groups, and one DequantizeLinear for each reader:
+ONNX Runtime fuses a DequantizeLinear only into its single reader. A constant is stored in integers,
+once for each group however many share it, with one DequantizeLinear for each reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxq.graph import constant_value
+from onnxq.numerics import quantize, quantize_bias
+from onnxq.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
+
+
+def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
+    """A copy of ``model`` with Q/DQ pairs wherever ``plan`` (with parameters) says so."""
+    inserter = _Inserter(model.clone(), plan)
+    for point in plan.points:
+        inserter.quantize_edge(point)
+    for bias in plan.biases:
+        inserter.quantize_bias(bias)
+    return inserter.finish()
+
+
+class _Inserter:
+    """The copy being changed, and what was already made for it."""
+
+    def __init__(self, model: ir.Model, plan: QuantPlan) -> None:
+        self._model = model
+        self._graph = model.graph
+        self._plan = plan
+        self._values = ir.convenience.create_value_mapping(model.graph)
+        self._nodes = {node.name: node for node in model.graph.all_nodes()}
+        self._names = set(self._values) | {name for name in self._nodes if name}
+        self._integers: dict[tuple[str, str], ir.Value] = {}
+        self._scales: dict[str, tuple[ir.Value, ir.Value]] = {}
+
+    def quantize_edge(self, point: QuantPoint) -> None:
+        """Let ``point``'s consumer read integers, through a DequantizeLinear of its own."""
+        group = self._plan.groups[point.group]
+        key = (point.tensor, group.name)
+        if key not in self._integers:
+            make = self._store if group.constant else self._quantize
+            self._integers[key] = make(self._values[point.tensor], group)
+        scale, zero_point = self._params(group)
+        self._read(point, self._integers[key], scale, zero_point, point.spec.axis)
+
+    def quantize_bias(self, point: BiasPoint) -> None:
+        """Store a bias as int32 with scale = input scale x weight scale, ``()`` or ``[C]``."""
+        bias = constant_value(self._values[point.tensor])
+        assert bias is not None
+        weight = self._plan.params[point.weight_group].scale
+        scale = np.asarray(self._plan.params[point.input_group].scale * weight, dtype=np.float32)
+        values = np.broadcast_to(bias.reshape(-1), scale.shape) if scale.ndim else bias.reshape(-1)
+        key = (point.tensor, f"{point.input_group} x {point.weight_group}")
+        if key not in self._integers:
+            self._integers[key] = self._constant(f"{point.tensor}_quantized", quantize_bias(values, scale))
+            self._scales[key[1]] = (
+                self._constant(f"{point.tensor}_scale", scale),
+                self._constant(f"{point.tensor}_zero_point", np.zeros(scale.shape, np.int32)),
+            )
+        axis = 0 if scale.ndim else None
+        self._read(point, self._integers[key], *self._scales[key[1]], axis)
+
+    def finish(self) -> ir.Model:
+        """The changed copy, without the constants that nobody reads any more."""
+        for name, value in list(self._graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                del self._graph.initializers[name]
+        return self._model
+
+    def _store(self, value: ir.Value, group: Group) -> ir.Value:
+        real = constant_value(value)
+        assert real is not None
+        integers = quantize(real, self._plan.params[group.name], group.spec)
+        return self._constant(f"{value.name}_quantized", integers)
+
+    def _quantize(self, value: ir.Value, group: Group) -> ir.Value:
+        producer = value.producer()
+        node = ir.node(
+            "QuantizeLinear", [value, *self._params(group)], name=self._unique(f"{value.name}_QuantizeLinear")
+        )
+        out = node.outputs[0]
+        out.name = self._unique(f"{value.name}_quantized")
+        out.dtype, out.shape = group.spec.dtype, value.shape
+        if producer is None:
+            self._graph.insert_before(self._graph[0], node)
+        else:
+            self._graph.insert_after(producer, node)
+        return out
+
+    def _read(
+        self,
+        point: QuantPoint | BiasPoint,
+        integers: ir.Value,
+        scale: ir.Value,
+        zero_point: ir.Value,
+        axis: int | None,
+    ) -> None:
+        node = ir.node(
+            "DequantizeLinear",
+            [integers, scale, zero_point],
+            attributes={"axis": axis} if axis is not None else {},
+            name=self._unique(f"{point.tensor}_DequantizeLinear"),
+        )
+        out = node.outputs[0]
+        out.name = self._unique(f"{point.tensor}_dequantized")
+        out.dtype, out.shape = ir.DataType.FLOAT, integers.shape
+        producer = integers.producer()
+        if point.consumer == GRAPH_OUTPUT:
+            self._graph.insert_after(_known(producer), node)
+            self._leave(point, out)
+            return
+        consumer = _known(self._nodes[point.consumer])
+        if producer is not None:
+            self._graph.insert_after(producer, node)
+        else:
+            self._graph.insert_before(consumer, node)
+        consumer.replace_input_with(point.input_index, out)
+
+    def _leave(self, point: QuantPoint | BiasPoint, value: ir.Value) -> None:
+        """Make ``value`` the graph output that the tensor of ``point`` was, under its name."""
+        old = self._graph.outputs[point.input_index]
+        value.name, old.name = old.name, self._unique(f"{old.name}_float")
+        self._graph.outputs[point.input_index] = value
+
+    def _params(self, group: Group) -> tuple[ir.Value, ir.Value]:
+        if group.name not in self._scales:
+            params: QuantParams = self._plan.params[group.name]
+            self._scales[group.name] = (
+                self._constant(f"{group.name}_scale", params.scale),
+                self._constant(f"{group.name}_zero_point", params.zero_point),
+            )
+        return self._scales[group.name]
+
+    def _constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+        value = ir.val(self._unique(name), const_value=ir.tensor(array))
+        self._graph.register_initializer(value)
+        return value
+
+    def _unique(self, name: str) -> str:
+        chosen = next(n for n in _variants(name) if n not in self._names)
+        self._names.add(chosen)
+        return chosen
+
+
+def _variants(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}_{i}" for i in count(1))
+
+
+def _known(node: ir.Node | None) -> ir.Node:
+    assert node is not None
+    return node

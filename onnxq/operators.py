@@ -1,0 +1,98 @@
+"""What ONNX operators mean to a quantizer, whatever the target: weights, channels, value ranges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxq.graph import constant_value
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """An operator with weights: which input is what, and where the output channels lie.
+
+    Attributes:
+        channel_axis: node, rank of the weight -> the weight's output-channel axis, or None.
+    """
+
+    channel_axis: Callable[[ir.Node, int], int | None]
+    data: int = 0
+    weight: int = 1
+    bias: int | None = 2
+
+
+def _conv_transpose_axis(node: ir.Node, rank: int) -> int | None:
+    # [C_in, C_out / group, ...]: with groups, one axis-1 channel is several output channels.
+    return 1 if node.attributes.get_int("group", 1) == 1 else None
+
+
+WEIGHTED: Mapping[str, Weighted] = {
+    "Conv": Weighted(lambda node, rank: 0),
+    "ConvTranspose": Weighted(_conv_transpose_axis),
+    "Gemm": Weighted(lambda node, rank: 0 if node.attributes.get_int("transB", 0) else 1),
+    "MatMul": Weighted(lambda node, rank: rank - 1 if rank >= 2 else None, bias=None),
+}
+
+DATA_INPUTS: Mapping[str, tuple[int, ...]] = {
+    op: (0,)
+    for op in (
+        "Clip Relu LeakyRelu Sigmoid Softmax MaxPool AveragePool GlobalAveragePool ReduceMax ReduceMin "
+        "Resize Reshape Transpose Flatten Squeeze Unsqueeze Slice Gather Expand Tile DepthToSpace Split"
+    ).split()
+}
+"""Inputs that carry values; the others hold indices, shapes or limits. Not listed: all inputs."""
+
+
+def data_inputs(node: ir.Node) -> tuple[int, ...]:
+    """Positions of the inputs that carry values to be quantized (weights included, bias not)."""
+    if weighted := WEIGHTED.get(node.op_type):
+        return (weighted.data, weighted.weight)
+    default = tuple(i for i, value in enumerate(node.inputs) if value is not None)
+    return DATA_INPUTS.get(node.op_type, default)
+
+
+def clip_range(node: ir.Node) -> Range | None:
+    """The limits of a Relu or Clip; None for another operator, or limits known only at run time."""
+    if node.op_type == "Relu":
+        return 0.0, math.inf
+    if node.op_type != "Clip":
+        return None
+    limits = []
+    for index, unlimited in ((1, -math.inf), (2, math.inf)):
+        value = node.inputs[index] if index < len(node.inputs) else None
+        constant = constant_value(value) if value is not None else None
+        if value is not None and constant is None:
+            return None
+        limits.append(float(constant.reshape(-1)[0]) if constant is not None else unlimited)
+    return limits[0], limits[1]
+
+
+def _hard_sigmoid(node: ir.Node) -> Range:
+    alpha = node.attributes.get_float("alpha", 0.2)
+    beta = node.attributes.get_float("beta", 0.5)
+    return (-beta / alpha, (1 - beta) / alpha) if alpha > 0 else (-math.inf, math.inf)
+
+
+SIGMOID_SATURATES = math.log(2 * 255 - 1)
+"""Beyond it sigmoid(x) lies within half a step of an 8-bit [0, 1] grid from its limit."""
+
+
+def useful_range(node: ir.Node) -> Range:
+    """The inputs of ``node`` that it can tell apart; beyond them its output does not change."""
+    if limits := clip_range(node):
+        return limits
+    if node.op_type == "HardSigmoid":
+        return _hard_sigmoid(node)
+    return _USEFUL.get(node.op_type, (-math.inf, math.inf))
+
+
+_USEFUL: Mapping[str, Range] = {
+    "HardSwish": (-3.0, math.inf),
+    "Sigmoid": (-SIGMOID_SATURATES, SIGMOID_SATURATES),
+}

@@ -1,0 +1,93 @@
+"""Statistics and weights -> parameters of every group of a plan. Nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calibrators.methods import Calibrator
+from calibrators.statistics import TensorStatistics
+from onnxq.errors import CalibrationError
+from onnxq.graph import constant_value
+from onnxq.numerics import SMALLEST_SCALE, grid_of, params_from_range, weight_range
+from onnxq.plan import Group, QuantParams, QuantPlan
+
+_BIAS_BITS = 24
+"""Bits that the bias of a dead channel gets: as many as a float32 has."""
+
+
+def solve(
+    model: ir.Model, plan: QuantPlan, statistics: Mapping[str, TensorStatistics], calibrator: Calibrator
+) -> QuantPlan:
+    """``plan`` with parameters: activations from ``statistics`` by ``calibrator``, weights from ``model``.
+
+    Raises:
+        CalibrationError: ``statistics`` lack a tensor of the plan.
+    """
+    params = {
+        group.name: _weight_params(model, group)
+        if group.constant
+        else _activation_params(group, statistics, calibrator)
+        for group in plan.groups.values()
+    }
+    return plan.with_params(_fit_biases(model, plan, params))
+
+
+def _activation_params(
+    group: Group, statistics: Mapping[str, TensorStatistics], calibrator: Calibrator
+) -> QuantParams:
+    missing = [name for name in group.observe if name not in statistics]
+    if missing:
+        raise CalibrationError(
+            f"the statistics lack tensor {missing[0]!r}: they were made for another model or with other "
+            "options; calibrate again"
+        )
+    merged = reduce(lambda a, b: a.merge(b), (statistics[name] for name in group.observe))
+    low, high = calibrator(merged, grid_of(group.spec))
+    return params_from_range(low, high, group.spec, group.bounds)
+
+
+def _weight_params(model: ir.Model, group: Group) -> QuantParams:
+    low, high = weight_range(_constant(model, group.tensors[0]), group.spec.axis)
+    return params_from_range(low, high, group.spec)
+
+
+def _constant(model: ir.Model, name: str) -> NDArray[np.generic]:
+    value = constant_value(model.graph.initializers[name])
+    assert value is not None
+    return value
+
+
+def _fit_biases(
+    model: ir.Model, plan: QuantPlan, params: Mapping[str, QuantParams]
+) -> dict[str, QuantParams]:
+    """Weight scales with which every int32 bias can be stored.
+
+    A bias is stored in steps of input scale x weight scale. A channel of zero weights leaves its
+    scale open, and the bias decides: 24 bits. A channel of tiny weights and a big bias gets the
+    smallest scale at which the bias does not overflow.
+    """
+    largest: dict[str, NDArray[np.float64]] = {}
+    for point in plan.biases:
+        channels = params[point.weight_group].scale.shape
+        bias = np.abs(_constant(model, point.tensor).astype(np.float64)).reshape(-1)
+        bias = np.broadcast_to(bias, channels) if channels else bias.max()
+        steps = bias / params[point.input_group].scale
+        largest[point.weight_group] = np.maximum(largest.get(point.weight_group, 0.0), steps)
+    fitted = {name: _fit_bias(model, plan.groups[name], params[name], s) for name, s in largest.items()}
+    return {**params, **fitted}
+
+
+def _fit_bias(
+    model: ir.Model, weight: Group, params: QuantParams, steps: NDArray[np.float64]
+) -> QuantParams:
+    """``steps``: the largest bias in units of the input scale, shaped as the weight's scale."""
+    low, high = weight_range(_constant(model, weight.tensors[0]), weight.spec.axis)
+    dead = (low == 0) & (high == 0) & (steps > 0)
+    smallest = np.where(dead, steps / 2.0**_BIAS_BITS, steps / np.iinfo(np.int32).max)
+    scale = np.where(dead, smallest, np.maximum(params.scale, smallest))
+    return QuantParams(np.maximum(scale, SMALLEST_SCALE).astype(np.float32), params.zero_point)

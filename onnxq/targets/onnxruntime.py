@@ -1,0 +1,52 @@
+"""ONNX Runtime on x86 with VNNI or AMX: unsigned activations times signed weights.
+
+Only operators with an integer kernel stand here. A MatMul of two activations stays float: u8 x u8
+runs no faster than float.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxq.plan import QuantSpec
+from onnxq.targets.target import BiasStyle, OpRule, Output, Role, Target
+
+_LINK = OpRule(Role.LINK)
+_SAME = OpRule(Role.LINK, same_params=True)
+
+ONNXRUNTIME = Target(
+    name="onnxruntime",
+    activation=QuantSpec(ir.DataType.UINT8, symmetric=False),
+    weight=QuantSpec(ir.DataType.INT8, symmetric=True, narrow_range=True),
+    bias=BiasStyle.INT32,
+    rules={
+        "Conv": OpRule(Role.ANCHOR),
+        "MatMul": OpRule(Role.ANCHOR, output=Output.FREE),
+        "Gemm": OpRule(Role.ANCHOR, output=Output.FREE, attributes={"alpha": 1.0, "beta": 1.0}),
+        "Add": _LINK,
+        "Mul": _LINK,
+        "Concat": _LINK,
+        "AveragePool": _LINK,
+        "GlobalAveragePool": _LINK,
+        "LeakyRelu": _LINK,
+        "Sigmoid": _LINK,
+        "Softmax": _LINK,
+        "MaxPool": _SAME,
+        "ReduceMax": _SAME,
+        "ReduceMin": _SAME,
+        "Resize": OpRule(Role.LINK, same_params=True, attributes={"mode": "nearest"}),
+        "Reshape": _SAME,
+        "Transpose": _SAME,
+        "Flatten": _SAME,
+        "Squeeze": _SAME,
+        "Unsqueeze": _SAME,
+        "Slice": _SAME,
+        "Gather": _SAME,
+        "Expand": _SAME,
+        "Tile": _SAME,
+        "DepthToSpace": _SAME,
+        "Split": _SAME,
+    },
+    activation_types=frozenset({ir.DataType.UINT8, ir.DataType.INT8}),
+    weight_types=frozenset({ir.DataType.INT8, ir.DataType.UINT8}),
+)

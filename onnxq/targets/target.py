@@ -1,0 +1,76 @@
+"""The shape of a deployment target: a table of rules, no code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import onnx_ir as ir
+
+from onnxq.plan import QuantSpec
+
+
+class Role(Enum):
+    """When an operator is quantized."""
+
+    ANCHOR = "its weights are quantized and its inputs with them, wherever it stands"
+    LINK = "only between quantized neighbours: alone it would pay for Q/DQ and gain nothing"
+    RESIDUAL = "an Add that the runtime fuses into the convolution before it: the other input is quantized"
+
+
+class Output(Enum):
+    """What must stand on an operator's output for the integer kernel to be used."""
+
+    QUANTIZED = "Q/DQ on every output, which then is not a graph output"
+    FREE = "nothing: the kernel gives float, or integers if Q follows"
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """How one operator type is quantized.
+
+    Attributes:
+        role: when.
+        output: what its output needs.
+        per_channel: its weights may have a scale a channel.
+        dynamic_weight: it is quantized even if its second operand is computed at run time.
+        same_params: inputs and outputs share scale and zero point.
+        attributes: values that the node's attributes must have (missing: ONNX's default).
+    """
+
+    role: Role
+    output: Output = Output.QUANTIZED
+    per_channel: bool = True
+    dynamic_weight: bool = False
+    same_params: bool = False
+    attributes: Mapping[str, int | float | str] = field(default_factory=dict)
+
+
+class BiasStyle(Enum):
+    """How a bias is stored."""
+
+    INT32 = "int32 with scale = input scale x weight scale"
+    FLOAT = "plain float"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime, as data.
+
+    Attributes:
+        name: what ``--target`` takes.
+        activation: number format of activations (always per tensor).
+        weight: number format of weights; the axis follows from the operator.
+        bias: how biases are stored.
+        rules: operator type -> rule; every other operator stays float.
+        activation_types, weight_types: what ``--activation`` and ``--weight`` may ask for.
+    """
+
+    name: str
+    activation: QuantSpec
+    weight: QuantSpec
+    bias: BiasStyle
+    rules: Mapping[str, OpRule]
+    activation_types: frozenset[ir.DataType]
+    weight_types: frozenset[ir.DataType]
