@@ -1,0 +1,74 @@
+"""Run a command and say how long it took and how much memory it held at most.
+
+The command is started by a small process of its own: a child's peak memory begins at what its parent
+holds when it forks, so a parent with big libraries loaded would measure itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished command.
+
+    Attributes:
+        seconds: from start to end, by the clock on the wall.
+        megabytes: the most memory it held, in units of 10^6 bytes.
+        output: what it wrote to its standard output and error, together.
+    """
+
+    seconds: float
+    megabytes: float
+    output: str
+
+
+def measured(command: Sequence[str], env: Mapping[str, str] | None = None) -> Run:
+    """Run ``command`` from the project's root.
+
+    Raises:
+        RuntimeError: it failed; the message holds the end of what it wrote.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result, log = Path(folder) / "result.json", Path(folder) / "log"
+        with log.open("wb") as stream:
+            subprocess.run(
+                [sys.executable, "-S", __file__, str(result), *command],
+                cwd=ROOT,
+                env={**os.environ, **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                check=True,
+            )
+        output = log.read_text("utf-8", errors="replace")
+        code, seconds, megabytes = json.loads(result.read_text("utf-8"))
+    if code != 0:
+        raise RuntimeError(f"{' '.join(command)} failed ({code}):\n{output[-3000:]}")
+    return Run(seconds, megabytes, output)
+
+
+def main(result: str, command: Sequence[str]) -> None:
+    """The small process: start the command, wait, note what it took."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    unit = 1 if sys.platform == "darwin" else 1024
+    code = os.waitstatus_to_exitcode(status)
+    Path(result).write_text(json.dumps([code, seconds, usage.ru_maxrss * unit / 1e6]), "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,88 @@
+"""The peer to measure ourselves by: `onnxruntime.quantization`, as its documentation says to use it.
+
+``python scripts/peer.py MODEL OUTPUT DATA [--method minmax] [--ops MatMul …]``: clean the model with its
+own pre-processing, then quantize it statically to Q/DQ, uint8 activations, int8 weights per channel.
+DATA is a folder of pictures (prepared as EfficientNet-Lite0 wants them) or of ``.npz`` batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+import evaldata
+
+METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+
+
+class Reader(CalibrationDataReader):  # type: ignore[misc]  # the library has no types
+    """Hands the files of a folder to the calibrator, one after the other."""
+
+    def __init__(self, folder: Path, input_name: str) -> None:
+        self._feeds = feeds(folder, input_name)
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next batch; None at the end."""
+        return next(self._feeds, None)
+
+
+def feeds(folder: Path, input_name: str) -> Iterator[dict[str, Any]]:
+    """Every file of ``folder`` as the inputs of one run."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".npz":
+            with np.load(path) as file:
+                yield dict(file)
+        else:
+            yield {input_name: evaldata.picture(path)}
+
+
+def main() -> None:
+    """Quantize as the arguments say."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--method", choices=METHODS, default="minmax")
+    parser.add_argument("--ops", nargs="*", help="quantize these operator types only")
+    given = parser.parse_args()
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        clean = Path(folder) / "clean.onnx"
+        quant_pre_process(given.model, clean)
+        session = ort.InferenceSession(clean, providers=["CPUExecutionProvider"])
+        quantize_static(
+            clean,
+            given.output,
+            Reader(given.data, session.get_inputs()[0].name),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            calibrate_method=METHODS[given.method],
+            op_types_to_quantize=given.ops,
+        )
+
+
+if __name__ == "__main__":
+    main()
