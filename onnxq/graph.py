@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-STANDARD_DOMAINS = ("", "ai.onnx")
+STANDARD_DOMAIN = ""
+"""onnx_ir spells ``ai.onnx`` so too."""
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -18,7 +19,7 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether the node is one of these operators of the standard domain."""
-    return node is not None and node.op_type in op_types and node.domain in STANDARD_DOMAINS
+    return node is not None and node.op_type in op_types and node.domain == STANDARD_DOMAIN
 
 
 def constant_value(value: ir.Value | None) -> NDArray[np.generic] | None:

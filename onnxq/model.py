@@ -15,9 +15,10 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnxq.errors import ModelError
+from onnxq.graph import all_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,13 @@ def _check_is_model(model: ir.Model, file: Path) -> None:
         )
     if not len(model.graph):
         raise ModelError(f"{file}: the graph has no nodes, so there is nothing to run.")
+    for node in all_nodes(model):
+        for value in node.inputs:
+            if value is not None and value.graph is None:
+                raise ModelError(
+                    f"{file}: node {node.name!r} ({node.op_type}) reads tensor {value.name!r}, which nothing "
+                    "in the file gives (sparse initializers are not supported). Export the model again."
+                )
 
 
 def _check_external_data(model: ir.Model, file: Path) -> None:
@@ -105,7 +113,7 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Every stored tensor: initializers and tensor attributes, bodies and functions included."""
     for graph in model.graphs():
         yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
-    roots = [model.graph, *model.functions.values()]
+    roots = (model.graph, *(function.graph for function in model.functions.values()))
     for node in (n for root in roots for n in ir.traversal.RecursiveGraphIterator(root)):
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.TENSOR and attribute.value is not None:
@@ -210,7 +218,7 @@ def _publish(folder: Path, target: Path) -> None:
     draft, data = folder / target.name, folder / f"{target.name}.data"
     _sync(draft)
     if not data.exists():
-        os.replace(draft, target)
+        draft.replace(target)
     else:
         _sync(data)
         _publish_with_data(draft, data, target)
@@ -222,12 +230,12 @@ def _publish_with_data(draft: Path, data: Path, target: Path) -> None:
     existed = final_data.exists()
     try:
         if existed:
-            os.replace(final_data, old_data)
-        os.replace(data, final_data)
-        os.replace(draft, target)
+            final_data.replace(old_data)
+        data.replace(final_data)
+        draft.replace(target)
     except BaseException:
         if old_data.exists():
-            os.replace(old_data, final_data)
+            old_data.replace(final_data)
         elif not existed:
             final_data.unlink(missing_ok=True)
         raise

@@ -18,6 +18,7 @@ from onnxq.passes.fold_batchnorm import FoldBatchNormPass
 from onnxq.passes.fold_batchnorm_forward import FoldBatchNormForwardPass
 from onnxq.passes.fold_constants import FoldConstantsPass
 from onnxq.passes.fold_gemm_scalars import FoldGemmScalarsPass
+from onnxq.passes.free_weights_from_inputs import FreeWeightsFromInputsPass
 from onnxq.passes.fuse_pad import FusePadPass
 from onnxq.passes.infer_shapes import InferShapesPass
 from onnxq.passes.matmul_add_to_gemm import MatMulAddToGemmPass
@@ -30,14 +31,16 @@ from onnxq.passes.unique_names import UniqueNamesPass
 
 PREPARE: tuple[ir.passes.PassBase, ...] = (
     common.InlinePass(),
-    common.RemoveInitializersFromInputsPass(),
+    common.RemoveUnusedFunctionsPass(),
+    FreeWeightsFromInputsPass(),
     RaiseOpsetPass(),
     common.TopologicalSortPass(),
     UniqueNamesPass(),
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     common.LiftSubgraphInitializersToMainGraphPass(),
+    UniqueNamesPass(),
 )
-"""To one opset and one way to write constants. Once."""
+"""To one graph of one opset, with one way to write constants. Once."""
 
 SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
     InferShapesPass(),
@@ -73,11 +76,16 @@ def simplify(model: ir.Model) -> ir.Model:
     """
     copy = model.clone()
     try:
-        for prepare in PREPARE:
-            prepare(copy)
+        ir.passes.Sequential(*PREPARE)(copy)
         ir.passes.PassManager(SIMPLIFY, steps=MOST_ROUNDS, early_stop=True)(copy)
-    except ModelError:
-        raise
-    except (ir.passes.PassError, ir.passes.InvariantError, ValueError) as e:
-        raise ModelError(f"the model cannot be simplified: {e.__cause__ or e}") from e
+    except (ir.passes.PassError, ir.passes.InvariantError) as e:
+        raise _model_error(e) from e
     return copy
+
+
+def _model_error(error: BaseException) -> ModelError:
+    """What stopped a pass, without the layers that the pass machinery wraps around it."""
+    cause = error
+    while cause.__cause__ is not None and not isinstance(cause, ModelError):
+        cause = cause.__cause__
+    return cause if isinstance(cause, ModelError) else ModelError(f"the model cannot be simplified: {cause}")

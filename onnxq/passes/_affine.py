@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph import constant_value, input_at, int_attribute, is_op, rank, sole_output, supplant
+from onnxq.graph import constant_value, int_attribute, is_op, rank, sole_output, supplant
 from onnxq.passes._layer import Array, channel_axis_and_rank, layer_of, replace_constant, scale_outputs
 
 
@@ -79,13 +79,9 @@ def _with_constant(op_type: str, source: ir.Value, constant: Array) -> Affine | 
     zero, one = np.zeros(()), np.ones(())
     if op_type == "Div" and np.any(constant == 0):
         return None
-    by_op = {
-        "Add": lambda: (one, constant),
-        "Sub": lambda: (one, -constant),
-        "Mul": lambda: (constant, zero),
-        "Div": lambda: (1 / constant, zero),
-    }
-    return Affine(source, *by_op[op_type]())
+    if op_type in ("Add", "Sub"):
+        return Affine(source, one, constant if op_type == "Add" else -constant)
+    return Affine(source, constant if op_type == "Mul" else 1 / constant, zero)
 
 
 def _from_constant(op_type: str, source: ir.Value, constant: Array) -> Affine | None:

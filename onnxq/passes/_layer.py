@@ -3,8 +3,8 @@
 The folding passes say only *which* factors and shifts go in; where they land in the stored arrays
 is decided here, once:
 
-    after the layer, per output channel c:   W[c] *= scale[c];  b[c] = b[c] * scale[c] + shift[c]
-    before the layer, per input channel k:   W[:, k] *= scale[k];  b += sum over k of W[:, k] * shift[k]
+    after the layer, per output channel c:   W[c] *= scale[c],  b[c] = b[c] * scale[c] + shift[c]
+    before the layer, per input channel k:   W[:, k] *= scale[k],  b += sum over k of W[:, k] * shift[k]
 
 Computed in float64 and stored in the weight's own type.
 """
@@ -31,19 +31,19 @@ class Layer:
 
     Attributes:
         node: Conv, ConvTranspose, Gemm or MatMul.
-        weight: float64, in a layout where the output channels come first:
-            [C_out, ...]; see `_to_rows`.
+        stored: the weight as the node has it.
+        channels: the number of output channels.
         bias: [C_out] in float64, None when the node has none.
     """
 
     node: ir.Node
-    weight: Array
+    stored: NDArray[np.generic]
+    channels: int
     bias: Array | None
 
-    @property
-    def channels(self) -> int:
-        """The number of output channels."""
-        return int(self.weight.shape[0])
+    def rows(self) -> Array:
+        """The weight in float64, output channels first: [C_out, ...]."""
+        return _to_rows(self.node, self.stored.astype(np.float64))
 
 
 def layer_of(node: ir.Node | None) -> Layer | None:
@@ -51,18 +51,22 @@ def layer_of(node: ir.Node | None) -> Layer | None:
     if node is None or not is_op(node, *WEIGHTED_OPS) or sole_output(node) is None:
         return None
     stored = constant_value(input_at(node, 1))
-    bias = input_at(node, 2)
     if (
         stored is None
         or ir.DataType.from_numpy(stored.dtype) not in FLOATS
         or not _is_plain(node, stored.ndim)
     ):
         return None
-    weight = _to_rows(node, stored.astype(np.float64))
-    if bias is None:
-        return Layer(node, weight, None)
-    shift = _bias_row(constant_value(bias), weight.shape[0])
-    return None if shift is None else Layer(node, weight, shift)
+    channels = _channels(node, stored.shape)
+    bias = input_at(node, 2)
+    row = None if bias is None else _bias_row(constant_value(bias), channels)
+    return None if bias is not None and row is None else Layer(node, stored, channels, row)
+
+
+def _channels(node: ir.Node, shape: tuple[int, ...]) -> int:
+    if node.op_type == "ConvTranspose":
+        return shape[1] * int_attribute(node, "group", 1)
+    return shape[1] if _is_transposed(node) else shape[0]
 
 
 def _is_plain(node: ir.Node, weight_rank: int) -> bool:
@@ -108,7 +112,7 @@ def channel_axis_and_rank(layer: Layer) -> tuple[int, int]:
     A MatMul's rank may be unknown: then 1, of which anything that broadcasts is right for any rank.
     """
     if layer.node.op_type in ("Conv", "ConvTranspose"):
-        return 1, layer.weight.ndim
+        return 1, layer.stored.ndim
     if layer.node.op_type == "Gemm":
         return 1, 2
     known = rank(layer.node.inputs[0]) or rank(layer.node.outputs[0]) or 1
@@ -116,26 +120,28 @@ def channel_axis_and_rank(layer: Layer) -> tuple[int, int]:
 
 
 def scale_outputs(model: ir.Model, layer: Layer, scale: Array, shift: Array) -> bool:
-    """Fold ``y * scale + shift`` ([C_out] each) into the layer; False, untouched, when it cannot be stored."""
-    weight = layer.weight * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+    """Fold ``y * scale + shift`` ([C_out] each) into the layer; False if the result cannot be stored."""
+    rows = layer.rows()
+    weight = rows * scale.reshape(-1, *[1] * (rows.ndim - 1))
     bias = shift if layer.bias is None else layer.bias * scale + shift
     return _store(model, layer, weight, bias)
 
 
 def scale_inputs(model: ir.Model, layer: Layer, scale: Array, shift: Array) -> bool:
-    """Fold ``x * scale + shift`` ([C_in] each) into the layer that reads x: Conv, Gemm or MatMul."""
+    """Fold ``x * scale + shift`` ([C_in] each) into the Conv or Gemm that reads x; False likewise."""
     group = int_attribute(layer.node, "group", 1) if layer.node.op_type == "Conv" else 1
     outputs = layer.channels // group
     per_row = (np.repeat(v.reshape(group, -1), outputs, axis=0) for v in (scale, shift))
-    factor, offset = (v.reshape(*v.shape, *[1] * (layer.weight.ndim - 2)) for v in per_row)
-    added = (layer.weight * offset).reshape(layer.channels, -1).sum(axis=1)
+    rows = layer.rows()
+    factor, offset = (v.reshape(*v.shape, *[1] * (rows.ndim - 2)) for v in per_row)
+    added = (rows * offset).reshape(layer.channels, -1).sum(axis=1)
     bias = added if layer.bias is None else layer.bias + added
-    return _store(model, layer, layer.weight * factor, bias)
+    return _store(model, layer, rows * factor, bias)
 
 
 def _store(model: ir.Model, layer: Layer, weight: Array, bias: Array) -> bool:
     """Put new arrays into the node. A bias appears only where it is needed."""
-    kind = layer.node.inputs[1].dtype.numpy()  # type: ignore[union-attr]
+    kind = layer.stored.dtype
     needs_bias = layer.bias is not None or bool(np.any(bias != 0))
     if needs_bias and layer.node.op_type == "MatMul" and rank(layer.node.inputs[0]) != 2:
         return False

@@ -10,7 +10,7 @@ from collections.abc import Hashable
 
 import onnx_ir as ir
 
-from onnxq.graph import STANDARD_DOMAINS, all_nodes
+from onnxq.graph import STANDARD_DOMAIN, all_nodes
 from onnxq.passes.fold_constants import NOT_DETERMINED
 
 SCALAR_ATTRIBUTES = (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING)
@@ -37,7 +37,7 @@ class EliminateCommonSubexpressionsPass(ir.passes.InPlacePass):
 
 def _key(node: ir.Node) -> Hashable | None:
     """What a node computes; None when that cannot be told."""
-    if node.domain not in STANDARD_DOMAINS or node.op_type in NOT_DETERMINED:
+    if node.domain != STANDARD_DOMAIN or node.op_type in NOT_DETERMINED:
         return None
     attributes = [(name, _attribute_key(a)) for name, a in sorted(node.attributes.items())]
     if any(value is None for _, value in attributes):

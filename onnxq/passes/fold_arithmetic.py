@@ -16,7 +16,7 @@ from onnxq.passes._affine import absorb_into_producer, arithmetic_affine
 
 
 class FoldArithmeticPass(ir.passes.InPlacePass):
-    """Conv → Mul(constant) becomes Conv; the output keeps the name it had after the Mul."""
+    """Conv → Mul(constant) becomes Conv, whose output has the Mul's output name."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold every constant arithmetic node whose producer allows it."""

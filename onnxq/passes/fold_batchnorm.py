@@ -16,7 +16,7 @@ from onnxq.passes._affine import absorb_into_producer, batchnorm_affine
 
 
 class FoldBatchNormPass(ir.passes.InPlacePass):
-    """Conv → BatchNormalization becomes Conv; the output keeps the name it had after the BatchNormalization."""
+    """Conv → BatchNormalization becomes Conv, whose output has the BatchNormalization's output name."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold every BatchNormalization whose producer allows it."""

@@ -14,7 +14,7 @@ import math
 import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
-from onnxq.graph import STANDARD_DOMAINS, is_op
+from onnxq.graph import STANDARD_DOMAIN, is_op
 from onnxq.passes._layer import WEIGHTED_OPS
 
 SMALL = 65_536
@@ -51,7 +51,7 @@ class FoldConstantsPass(ir.passes.InPlacePass):
 
 def may_be_stored(node: ir.Node) -> bool:
     """Whether the result of a node with constant inputs may become an initializer."""
-    if node.domain not in STANDARD_DOMAINS or node.op_type in NOT_DETERMINED | QUANTIZATION:
+    if node.domain != STANDARD_DOMAIN or node.op_type in NOT_DETERMINED | QUANTIZATION:
         return False
     size = _size(node.outputs[0])
     if size is None or len(node.outputs) != 1:
@@ -68,7 +68,7 @@ def _size(value: ir.Value) -> int | None:
 
 
 def _is_parameter(value: ir.Value) -> bool:
-    """Whether some reader, directly or through nodes with one output, uses it as weight, bias or statistics."""
+    """Whether a reader, perhaps behind other nodes on constants, takes it as weight, bias or statistics."""
     todo, seen = [value], {value}
     while todo:
         for use in todo.pop().uses():

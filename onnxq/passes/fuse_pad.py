@@ -122,5 +122,5 @@ def _is_never_negative(value: ir.Value) -> bool:
     producer = value.producer()
     if is_op(producer, "Clip") and producer is not None:
         low = constant_value(input_at(producer, 1))
-        return low is not None and bool(np.all(low >= 0))
+        return low is not None and bool(np.all(np.signbit(low.astype(np.float64)) == 0))
     return is_op(producer, *NEVER_NEGATIVE)

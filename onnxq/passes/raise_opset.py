@@ -32,26 +32,24 @@ class RaiseOpsetPass(ir.passes.InPlacePass):
         Raises:
             ModelError: the converter cannot do it.
         """
-        version = _standard_opset(model)
-        if version is None or version >= MINIMUM_OPSET:
-            return ir.passes.PassResult(model, modified=_raise_ir_version(model))
-        _raise_ir_version(model)
-        model.graph = _convert(model, version)
-        _raise_ir_version(model)
-        return ir.passes.PassResult(model, modified=True)
+        modified = _raise_ir_version(model)
+        version = model.graph.opset_imports.setdefault(
+            "", model.graph.opset_imports.pop("ai.onnx", MINIMUM_OPSET)
+        )
+        if version < MINIMUM_OPSET:
+            model.graph, modified = _convert(model, version), True
+            _raise_ir_version(model)
+        return ir.passes.PassResult(model, modified=modified)
 
     def ensures(self, model: ir.Model) -> None:
         """The opset is high enough."""
-        if (_standard_opset(model) or MINIMUM_OPSET) < MINIMUM_OPSET:
+        if model.graph.opset_imports[""] < MINIMUM_OPSET:
             raise ir.passes.PostconditionError(f"opset below {MINIMUM_OPSET}")
 
 
-def _standard_opset(model: ir.Model) -> int | None:
-    return model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx"))
-
-
 def _raise_ir_version(model: ir.Model) -> bool:
-    opset = onnx.helper.make_opsetid("", max(_standard_opset(model) or 0, 9))
+    """To what the opset needs, and at least to where initializers need not be inputs (opset 9, IR 4)."""
+    opset = onnx.helper.make_opsetid("", max(model.graph.opset_imports.get("", 0), 9))
     needed = onnx.helper.find_min_ir_version_for([opset], ignore_unknown=True)
     raised = model.ir_version < needed
     model.ir_version = max(model.ir_version, needed)
@@ -64,7 +62,7 @@ def _convert(model: ir.Model, version: int) -> ir.Graph:
     proto = _without_large_weights(model)
     try:
         converted = onnx.version_converter.convert_version(proto, MINIMUM_OPSET)
-    except Exception as e:  # noqa: BLE001  (the C++ converter raises RuntimeError and others)
+    except Exception as e:  # whatever the C++ side throws
         raise ModelError(
             f"the model uses opset {version}; per-channel int8 needs {MINIMUM_OPSET}, and ONNX's version "
             f"converter cannot raise it ({e}). Export the model again with opset {MINIMUM_OPSET} or higher."
@@ -87,7 +85,7 @@ def _without_large_weights(model: ir.Model) -> onnx.ModelProto:
     for name, value in list(copy.graph.initializers.items()):
         if value.const_value is not None and value.const_value.size > LARGE:
             del copy.graph.initializers[name]
-            value.shape, value.dtype = ir.Shape(value.const_value.shape), value.const_value.dtype
+            value.shape, value.dtype = ir.Shape(value.const_value.shape.numpy()), value.const_value.dtype
             value.const_value = None
             copy.graph.inputs.append(value)
     return ir.to_proto(copy)

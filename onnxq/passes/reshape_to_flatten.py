@@ -58,4 +58,4 @@ def _same_sizes(before: ir.Shape, target: list[int]) -> bool:
     if target[0] > 0:
         return before[0] == target[0]
     rest = before[1:]
-    return all(isinstance(d, int) for d in rest) and target[1] == math.prod(int(d) for d in rest)  # type: ignore[arg-type]
+    return ir.Shape(rest).is_static() and target[1] == math.prod(ir.Shape(rest).numpy())
