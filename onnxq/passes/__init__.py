@@ -31,7 +31,7 @@ from onnxq.passes.unique_names import UniqueNamesPass
 
 PREPARE: tuple[ir.passes.PassBase, ...] = (
     common.InlinePass(),
-    common.RemoveUnusedFunctionsPass(),
+    common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
     FreeWeightsFromInputsPass(),
     RaiseOpsetPass(),
     common.TopologicalSortPass(),

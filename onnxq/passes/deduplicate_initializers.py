@@ -50,4 +50,4 @@ def _merge(values: list[ir.Value]) -> bool:
 def _digest(value: ir.Value) -> bytes:
     """SHA-256 of the stored numbers: equal only for equal bytes."""
     array = np.ascontiguousarray(constant_value(value))
-    return hashlib.sha256(array.reshape(-1).view(np.uint8)).digest()
+    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).digest()

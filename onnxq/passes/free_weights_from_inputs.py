@@ -25,7 +25,7 @@ class FreeWeightsFromInputsPass(ir.passes.InPlacePass):
         listed = [value for value in model.graph.inputs if value.is_initializer()]
         if listed and model.ir_version > LISTED_BY_RULE:
             logger.warning(
-                "%d graph inputs have default values (%s, ...): they become constants and can no longer be given.",
+                "%d inputs have default values (%s, ...): they become constants and can be given no longer.",
                 len(listed),
                 listed[0].name,
             )
