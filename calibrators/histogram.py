@@ -1,0 +1,86 @@
+"""Histograms that can be split, reordered and merged without changing a single count.
+
+Bin ``j`` counts ``j * w <= x < (j + 1) * w`` for ``j`` from ``-SIDE`` to ``SIDE - 1``. The width ``w`` is
+always a power of two and follows from the largest magnitude seen alone: ``|x| < 2**exponent`` and
+``w = 2**exponent / SIDE``, so that between half and all of a side's bins are in use. When the range
+doubles, neighbouring pairs of bins are added, which gives exactly what counting anew would give. A
+float32 divided by a power of two is exact, so every value has one bin, whatever came before it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from fast_histogram import histogram1d
+from numpy.typing import NDArray
+
+SIDE = 4096
+"""Bins on either side of zero."""
+
+SIDE_BITS = SIDE.bit_length() - 1
+
+ZERO_EXPONENT = -149
+"""The exponent of a histogram that holds nothing but zeros: below that of the smallest float32."""
+
+
+class Histogram:
+    """Counts of float32 values.
+
+    Attributes:
+        exponent: all magnitudes are below ``2**exponent``.
+        counts: int64, shape ``[2 * SIDE]``; ``counts[SIDE + j]`` is bin ``j``.
+    """
+
+    def __init__(self, exponent: int = ZERO_EXPONENT, counts: NDArray[np.int64] | None = None) -> None:
+        self.exponent = exponent
+        self.counts = np.zeros(2 * SIDE, np.int64) if counts is None else counts
+
+    @property
+    def width(self) -> float:
+        """The width of a bin."""
+        return math.ldexp(1.0, self.exponent - SIDE_BITS)
+
+    def add(self, values: NDArray[np.float32], low: float, high: float) -> None:
+        """Count ``values``, all finite; ``low`` and ``high`` are their exact extremes."""
+        self.widen(exponent_of(max(-low, high)))
+        limit = math.ldexp(1.0, self.exponent)
+        if low >= 0:
+            self.counts[SIDE:] += histogram1d(values, SIDE, (0.0, limit)).astype(np.int64)
+            return
+        counts = histogram1d(values, 2 * SIDE, (-limit, limit)).astype(np.int64)
+        # `x + limit` rounds a negative x below the resolution of a double up to `limit`, and so into
+        # the bin right of zero. At no other border can that happen: there a float32 has no such digits.
+        strays = np.count_nonzero(values < 0) - counts[:SIDE].sum()
+        counts[SIDE - 1] += strays
+        counts[SIDE] -= strays
+        self.counts += counts
+
+    def widen(self, exponent: int) -> None:
+        """Grow the bins until ``2**exponent`` bounds the magnitudes; never shrink them."""
+        if exponent <= self.exponent:
+            return
+        # After SIDE_BITS doublings one bin a side is left, and more doublings leave it so.
+        shift = min(exponent - self.exponent, SIDE_BITS)
+        folded = self.counts.reshape(-1, 1 << shift).sum(axis=1)
+        self.counts = np.zeros_like(self.counts)
+        self.counts[SIDE - (SIDE >> shift) : SIDE + (SIDE >> shift)] = folded
+        self.exponent = exponent
+
+    def merged(self, other: Histogram) -> Histogram:
+        """The histogram of both sets of values."""
+        result = Histogram(self.exponent, self.counts.copy())
+        result.widen(other.exponent)
+        addend = Histogram(other.exponent, other.counts)
+        addend.widen(self.exponent)
+        result.counts += addend.counts
+        return result
+
+    def magnitudes(self) -> NDArray[np.int64]:
+        """Counts of ``|x|``, shape ``[SIDE]``: both sides added."""
+        return self.counts[SIDE:] + self.counts[SIDE - 1 :: -1]
+
+
+def exponent_of(magnitude: float) -> int:
+    """The least ``e`` with ``magnitude < 2**e``."""
+    return math.frexp(magnitude)[1] if magnitude else ZERO_EXPONENT

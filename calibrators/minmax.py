@@ -1,0 +1,16 @@
+"""The whole range."""
+
+from __future__ import annotations
+
+from calibrators.grid import Grid
+from calibrators.statistics import TensorStatistics
+
+
+def minmax(statistics: TensorStatistics, grid: Grid) -> tuple[float, float]:  # noqa: ARG001
+    """The least and the greatest value seen: nothing is clipped.
+
+    Raises:
+        CalibrationError: no finite value was seen.
+    """
+    statistics.require_data()
+    return statistics.low, statistics.high
