@@ -105,13 +105,12 @@ def is_private(value: ir.Value, consumer: ir.Node) -> bool:
 
 
 def absorb_into_producer(model: ir.Model, node: ir.Node, affine: Affine | None) -> bool:
-    """Fold an affine node into the weighted layer, or the BatchNormalization, that it follows."""
+    """Fold an affine node into what it follows: a weighted layer, MatMul and Add, a BatchNormalization."""
     if affine is None or not is_private(affine.source, node):
         return False
     producer = affine.source.producer()
-    if producer is None or not (
-        _into_layer(model, producer, affine) or _into_batchnorm(model, producer, affine)
-    ):
+    hosts = (_into_layer, _into_matmul_add, _into_batchnorm)
+    if producer is None or not any(host(model, producer, affine) for host in hosts):
         return False
     _drop(node, affine.source)
     return True
@@ -123,6 +122,23 @@ def _into_layer(model: ir.Model, producer: ir.Node, affine: Affine) -> bool:
         return False
     pair = affine.per_channel(*channel_axis_and_rank(layer), layer.channels)
     return pair is not None and scale_outputs(model, layer, *pair)
+
+
+def _into_matmul_add(model: ir.Model, add: ir.Node, affine: Affine) -> bool:
+    """``(x·W + b) * scale + shift``, where the Add is the bias that a MatMul has no place for."""
+    biased = arithmetic_affine(add) if is_op(add, "Add") else None
+    if biased is None or not is_private(biased.source, add):
+        return False
+    layer = layer_of(biased.source.producer())
+    if layer is None or layer.node.op_type != "MatMul":
+        return False
+    axis, known = channel_axis_and_rank(layer)
+    pair, own = (a.per_channel(axis, known, layer.channels) for a in (affine, biased))
+    if pair is None or own is None or not scale_outputs(model, layer, pair[0], np.zeros(layer.channels)):
+        return False
+    constant = 1 - list(add.inputs).index(biased.source)
+    replace_constant(model, add, constant, (own[1] * pair[0] + pair[1]).astype(layer.stored.dtype))
+    return True
 
 
 def _into_batchnorm(model: ir.Model, producer: ir.Node, affine: Affine) -> bool:
