@@ -131,7 +131,9 @@ def minilm(place: Place) -> list[Figure]:
     sentences = [*first[::step][: SENTENCES // 2], *second[::step][: SENTENCES // 2]]
     folder = batches(place.work / "sentences", evaldata.tokenized(sentences))
     run = bench.quantize(model, ours, "--data", str(folder))
-    peer_run = bench.quantize_peer(model, peer, folder, "--method", place.peer_method)
+    peer_run = bench.quantize_peer(
+        model, peer, folder, "--method", place.peer_method, "--skip-symbolic-shapes"
+    )
     first, second, scores = evaldata.stsb(place.shared, "test")
     feeds = list(evaldata.tokenized([*first, *second], batch_size=8))
     embeddings = [bench.outputs(path, feeds) for path in (model, ours, peer)]

@@ -65,11 +65,12 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--method", choices=METHODS, default="minmax")
     parser.add_argument("--ops", nargs="*", help="quantize these operator types only")
+    parser.add_argument("--skip-symbolic-shapes", action="store_true", help="where its inference gives up")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         clean = Path(folder) / "clean.onnx"
-        quant_pre_process(given.model, clean)
+        quant_pre_process(given.model, clean, skip_symbolic_shape=given.skip_symbolic_shapes)
         session = ort.InferenceSession(clean, providers=["CPUExecutionProvider"])
         quantize_static(
             clean,
