@@ -14,9 +14,9 @@ from itertools import repeat
 from pathlib import Path
 
 from calibrators.errors import CalibrationError
-from calibrators.fit import check_shape, check_type, fit_sample
+from calibrators.fit import check_type, fit_sample, fits_shape, misfit
 from calibrators.npfile import Header, read_headers, read_whole, stream_rows
-from calibrators.samples import Array, InputSpec, Sample, batched, describe, shape_text
+from calibrators.samples import Array, InputSpec, Sample, batched, describe
 
 SUFFIXES = frozenset({".npz", ".npy"})
 
@@ -133,10 +133,7 @@ def _axis(path: Path, shape: tuple[int, ...], spec: InputSpec, inputs: Sequence[
         return Axis.BATCH if has_batch else Axis.OWN
     if extra == -1 and has_batch:
         return Axis.MISSING
-    raise CalibrationError(
-        f"{path}: the array for input '{spec.name}' has shape {shape_text(shape)}, the model takes "
-        f"{shape_text(spec.shape)}: give one array with an axis of samples before those"
-    )
+    raise misfit(shape, spec, str(path))
 
 
 def _is_one_sample(
@@ -174,4 +171,5 @@ def _check_shapes(file: ArrayFile, shapes: Mapping[str, tuple[int, ...]]) -> Non
     for spec in file.inputs:
         axis, shape = file.keys[spec.name][1], shapes[spec.name]
         one = {Axis.BATCH: shape, Axis.STACK: shape[1:], Axis.MISSING: (1, *shape), Axis.OWN: shape}[axis]
-        check_shape(one, spec, str(file.path), any_count=axis in (Axis.BATCH, Axis.MISSING))
+        if not fits_shape(one, spec, any_count=axis in (Axis.BATCH, Axis.MISSING)):
+            raise misfit(shape, spec, str(file.path))

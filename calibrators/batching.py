@@ -35,7 +35,7 @@ def batches(samples: Iterable[Sample], inputs: Sequence[InputSpec], batch_size: 
         return (_join(group, names) for group in _groups(samples, names, batch_size))
     if fixed != batch_size:
         log.info("the model fixes the batch size to %d: %d is not used", fixed, batch_size)
-    pieces = (piece for sample in samples for piece in _pieces(sample, names, fixed))
+    pieces = (piece for sample in samples for piece in _singles(sample, names))
     return _exact(_groups(pieces, names, fixed), names, fixed)
 
 
@@ -45,8 +45,8 @@ def cut(sample: Sample, names: frozenset[str], start: int, stop: int) -> Sample:
     return replace(sample, feeds=feeds, count=stop - start)
 
 
-def _pieces(sample: Sample, names: frozenset[str], size: int) -> Iterator[Sample]:
-    if not sample.joinable or sample.count == size:
+def _singles(sample: Sample, names: frozenset[str]) -> Iterator[Sample]:
+    if not sample.joinable or sample.count == 1:
         return iter([sample])
     return (cut(sample, names, i, i + 1) for i in range(sample.count))
 
@@ -86,7 +86,8 @@ def _join(group: Group, names: frozenset[str]) -> Sample:
         name: np.concatenate([s.feeds[name] for s in group]) if name in names else value
         for name, value in group[0].feeds.items()
     }
-    return Sample(f"{group[0].name} to {group[-1].name}", feeds, _count(group))
+    ends = dict.fromkeys((group[0].name, group[-1].name))
+    return Sample(" to ".join(ends), feeds, _count(group))
 
 
 def _exact(groups: Iterable[Group], names: frozenset[str], size: int) -> Iterator[Sample]:

@@ -113,7 +113,19 @@ def _open_directory(path: Path, inputs: Inputs, preprocess: str | None, limit: i
     log.debug("%s: %d of %d files are read", path, len(pictures) + len(stored), len(files))
     if pictures:
         return _open_images(pictures, inputs, preprocess, limit)
-    return _open_arrays([arrays.inspect_file(f, inputs, in_directory=True) for f in stored])
+    return _open_arrays(_until(limit, (arrays.inspect_file(f, inputs, in_directory=True) for f in stored)))
+
+
+def _until(limit: int | None, files: Iterable[arrays.ArrayFile]) -> list[arrays.ArrayFile]:
+    """The first files, as many as hold ``limit`` samples."""
+    found: list[arrays.ArrayFile] = []
+    count = 0
+    for file in files:
+        found.append(file)
+        count += file.count
+        if limit is not None and count >= limit:
+            break
+    return found
 
 
 def _files(root: Path) -> list[Path]:

@@ -27,7 +27,8 @@ def fit(array: Array, spec: InputSpec, where: str, any_count: bool = False) -> A
     Raises:
         CalibrationError: see `fit_sample`; ``where`` names the sample.
     """
-    check_shape(array.shape, spec, where, any_count)
+    if not fits_shape(array.shape, spec, any_count):
+        raise misfit(array.shape, spec, where)
     check_type(array.dtype, spec, where)
     if array.dtype.kind in "iu" and spec.dtype.kind in "iub":
         _check_range(array, spec, where)
@@ -39,16 +40,19 @@ def fit(array: Array, spec: InputSpec, where: str, any_count: bool = False) -> A
     return result
 
 
-def check_shape(shape: tuple[int, ...], spec: InputSpec, where: str, any_count: bool = False) -> None:
-    """Raise `CalibrationError` unless an array of this shape fits the input."""
+def fits_shape(shape: tuple[int, ...], spec: InputSpec, any_count: bool = False) -> bool:
+    """May the input get an array of this shape? With ``any_count`` axis 0 may have any size."""
     if spec.shape is None:
-        return
+        return True
     expected: tuple[Dim, ...] = (None, *spec.shape[1:]) if any_count else spec.shape
-    if len(expected) == len(shape) and all(_agree(*pair) for pair in zip(shape, expected, strict=True)):
-        return
-    raise CalibrationError(
+    return len(expected) == len(shape) and all(map(_agree, shape, expected))
+
+
+def misfit(shape: tuple[int, ...], spec: InputSpec, where: str) -> CalibrationError:
+    """The error that an array of this shape is no input."""
+    return CalibrationError(
         f"{where}: the array for input '{spec.name}' has shape {shape_text(shape)}, the model takes "
-        f"{shape_text(spec.shape)}: give data of that shape"
+        f"{shape_text(spec.shape)}: give data of that shape, its first axis counting samples"
     )
 
 

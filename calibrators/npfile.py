@@ -6,6 +6,8 @@ The array of a ``.npy`` file has the name "".
 
 from __future__ import annotations
 
+import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,6 +20,22 @@ import numpy as np
 
 from calibrators.errors import CalibrationError
 from calibrators.samples import Array
+
+
+DAMAGE = (
+    OSError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise on damaged files; a header is parsed as Python, hence the syntax errors."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +52,7 @@ def _reading(path: Path) -> Iterator[None]:
     """Name the file in whatever numpy, zipfile or the system say of it."""
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as e:
+    except DAMAGE as e:
         raise CalibrationError(
             f"{path}: cannot be read, or is damaged ({e}): make it anew with numpy.savez or numpy.save"
         ) from e
@@ -100,7 +110,7 @@ def stream_rows(stack: ExitStack, path: Path, key: str, header: Header) -> Itera
     The file stays open until ``stack`` closes. Raises as `read_headers` does.
     """
     shape = header.shape[1:]
-    size = int(np.prod(shape)) * header.dtype.itemsize
+    size = math.prod(shape) * header.dtype.itemsize
     with _reading(path):
         file = _open(stack, path, key)
         _read_header(file, str(path))

@@ -27,7 +27,8 @@ class InputSpec:
     shape: tuple[Dim, ...] | None
 
     def __str__(self) -> str:
-        return f"'{self.name}' ({self.dtype} {shape_text(self.shape)})"
+        kind = "string" if self.dtype.kind == "O" else self.dtype
+        return f"'{self.name}' ({kind} {shape_text(self.shape)})"
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def synthetic_samples(model: ir.Model, inputs: Sequence[InputSpec], count: int, 
             runs with none of the guessed sizes.
     """
     for spec in inputs:
-        if spec.shape is None or spec.dtype.kind not in "biufV":
+        if spec.shape is None or spec.dtype.kind not in "biuf":
             raise CalibrationError(f"no data can be made up for input {spec}: give calibration data (--data)")
     bounds = id_bounds(model)
     shapes = _working_shapes(model, inputs, bounds, seed)
