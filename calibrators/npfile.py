@@ -21,7 +21,6 @@ import numpy as np
 from calibrators.errors import CalibrationError
 from calibrators.samples import Array
 
-
 DAMAGE = (
     OSError,
     EOFError,
