@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 from numpy.typing import NDArray
 
+from calibrators.collect import run_batch
 from calibrators.samples import Sample
-from calibrators.session import Session, open_session
+from calibrators.session import open_session
 from onnxq.numerics import decibels
 
 Array = NDArray[np.generic]
@@ -114,16 +116,19 @@ def compare(
     """
     reference = open_session(float_model, providers=providers, threads=threads)
     actual = open_session(int8_model, providers=providers, threads=threads)
-    names = [output.name for output in reference.get_outputs()]
-    tallies = {name: _Tally() for name in names}
+    tallies = {output.name: _Tally() for output in reference.get_outputs()}
     seen = 0
     for sample in samples:
-        feeds = dict(sample.feeds)
-        for name, expected, given in zip(names, reference.run(None, feeds), actual.run(None, feeds), strict=True):
-            if isinstance(expected, np.ndarray) and expected.size:
-                tallies[name].add(expected, given)
+        expected, given = _run(reference, sample), _run(actual, sample)
+        for tally, one, other in zip(tallies.values(), expected, given, strict=True):
+            if isinstance(one, np.ndarray) and one.size:
+                tally.add(one, other)
         seen += sample.count
     return Quality({name: tally.quality() for name, tally in tallies.items()}, seen)
+
+
+def _run(session: ort.InferenceSession, sample: Sample) -> list[Array]:
+    return run_batch(session, [output.name for output in session.get_outputs()], sample.name, sample.feeds)
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ def race(
     )
 
 
-def _pair(sessions: Sequence[Session], sample: Sample) -> tuple[float, float]:
+def _pair(sessions: Sequence[ort.InferenceSession], sample: Sample) -> tuple[float, float]:
     marks = [time.perf_counter()]
     for session in sessions:
         session.run(None, dict(sample.feeds))

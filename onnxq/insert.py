@@ -40,7 +40,7 @@ class _Inserter:
         self._nodes = {node.name: node for node in model.graph.all_nodes()}
         self._names = set(self._values) | {name for name in self._nodes if name}
         self._integers: dict[tuple[str, str], ir.Value] = {}
-        self._scales: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self._scales: dict[str, tuple[ir.Value, ...]] = {}
 
     def quantize_edge(self, point: QuantPoint) -> None:
         """Let ``point``'s consumer read integers, through a DequantizeLinear of its own."""
@@ -49,11 +49,13 @@ class _Inserter:
         if key not in self._integers:
             make = self._store if group.constant else self._quantize
             self._integers[key] = make(self._values[point.tensor], group)
-        scale, zero_point = self._params(group)
-        self._read(point, self._integers[key], scale, zero_point, point.spec.axis)
+        self._read(point, self._integers[key], self._params(group), point.spec.axis)
 
     def quantize_bias(self, point: BiasPoint) -> None:
-        """Store a bias as int32 with scale = input scale x weight scale, ``()`` or ``[C]``."""
+        """Store a bias as int32 with scale = input scale x weight scale, ``()`` or ``[C]``.
+
+        Its zero point is 0, as DequantizeLinear takes it when none is given.
+        """
         bias = constant_value(self._values[point.tensor])
         assert bias is not None
         weight = self._plan.params[point.weight_group].scale
@@ -62,12 +64,9 @@ class _Inserter:
         key = (point.tensor, f"{point.input_group} x {point.weight_group}")
         if key not in self._integers:
             self._integers[key] = self._constant(f"{point.tensor}_quantized", quantize_bias(values, scale))
-            self._scales[key[1]] = (
-                self._constant(f"{point.tensor}_scale", scale),
-                self._constant(f"{point.tensor}_zero_point", np.zeros(scale.shape, np.int32)),
-            )
+            self._scales[key[1]] = (self._constant(f"{point.tensor}_scale", scale),)
         axis = 0 if scale.ndim else None
-        self._read(point, self._integers[key], *self._scales[key[1]], axis)
+        self._read(point, self._integers[key], self._scales[key[1]], axis)
 
     def finish(self) -> ir.Model:
         """The changed copy, without the constants that nobody reads any more."""
@@ -100,13 +99,12 @@ class _Inserter:
         self,
         point: QuantPoint | BiasPoint,
         integers: ir.Value,
-        scale: ir.Value,
-        zero_point: ir.Value,
+        params: tuple[ir.Value, ...],
         axis: int | None,
     ) -> None:
         node = ir.node(
             "DequantizeLinear",
-            [integers, scale, zero_point],
+            [integers, *params],
             attributes={"axis": axis} if axis is not None else {},
             name=self._unique(f"{point.tensor}_DequantizeLinear"),
         )
@@ -131,7 +129,7 @@ class _Inserter:
         value.name, old.name = old.name, self._unique(f"{old.name}_float")
         self._graph.outputs[point.input_index] = value
 
-    def _params(self, group: Group) -> tuple[ir.Value, ir.Value]:
+    def _params(self, group: Group) -> tuple[ir.Value, ...]:
         if group.name not in self._scales:
             params: QuantParams = self._plan.params[group.name]
             self._scales[group.name] = (

@@ -15,6 +15,7 @@ from onnxq.errors import CalibrationError
 from onnxq.graph import constant_value
 from onnxq.numerics import SMALLEST_SCALE, grid_of, params_from_range, weight_range
 from onnxq.plan import Group, QuantParams, QuantPlan
+from onnxq.weight_scale import refine_scale
 
 _BIAS_BITS = 24
 """Bits that the bias of a dead channel gets: as many as a float32 has."""
@@ -52,8 +53,9 @@ def _activation_params(
 
 
 def _weight_params(model: ir.Model, group: Group) -> QuantParams:
-    low, high = weight_range(_constant(model, group.tensors[0]), group.spec.axis)
-    return params_from_range(low, high, group.spec)
+    values = _constant(model, group.tensors[0])
+    params = params_from_range(*weight_range(values, group.spec.axis), group.spec)
+    return refine_scale(values, params, group.spec)
 
 
 def _constant(model: ir.Model, name: str) -> NDArray[np.generic]:
