@@ -25,6 +25,7 @@ FLOORS = (
         "onnxq.model",
         "onnxq.graph",
         "onnxq.operators",
+        "onnxq.weight_scale",
     },
     {
         "onnxq.targets",
