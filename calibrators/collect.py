@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -33,9 +34,9 @@ def collect(
 ) -> Statistics:
     """The statistics of ``tensors`` over ``batches``.
 
-    Each batch is run once and forgotten, so memory does not depend on how many there are. Batches may
-    differ in shape. NaN and infinite elements are left out and counted; a warning names the tensor
-    and the sample.
+    Each batch is run once and forgotten, so memory does not depend on how many there are: one batch is
+    counted while the next one runs. Batches may differ in shape. NaN and infinite elements are left
+    out and counted; a warning names the tensor and the sample.
 
     Args:
         model: a model, or the path of one; it is not changed.
@@ -43,7 +44,7 @@ def collect(
         batches: see `Batch`. A batch holds as many samples as the first axis of its first array.
         providers: execution providers, the preferred one first.
         threads: for running and for counting; 0 leaves it to ONNX Runtime and takes every processor.
-        on_batch: called after each batch with the number of samples in it.
+        on_batch: called after each batch with the number of samples so far.
 
     Raises:
         CalibrationError: no batches, a tensor that the model does not have, or a batch that the
@@ -52,15 +53,20 @@ def collect(
     names = list(dict.fromkeys(tensors))
     session = open_session(model, outputs=names, providers=providers, threads=threads, spin=False)
     found = {name: TensorStatistics() for name in names}
+    workers = threads or os.cpu_count() or 1
+    shares = [names[start::workers] for start in range(workers)]
     total = 0
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers) as pool:
+        counting: list[Future[None]] = []
         for sample, feeds in batches:
             arrays = dict(zip(names, run_batch(session, names, sample, feeds), strict=True))
-            samples = _samples(feeds)
-            _observe(found, arrays, sample, samples, pool)
-            total += samples
+            _finish(counting)
+            result = _Result(sample, _samples(feeds), arrays)
+            counting = [pool.submit(_fold, found, share, result) for share in shares]
+            total += result.samples
             if on_batch is not None:
-                on_batch(samples)
+                on_batch(total)
+        _finish(counting)
     if not total:
         raise CalibrationError("there is no calibration data: not one sample was given")
     _report(found)
@@ -80,39 +86,42 @@ def run_batch(
         raise CalibrationError(f"the model cannot run {sample}: {brief(error)}") from error
 
 
-def _observe(
-    found: Mapping[str, TensorStatistics],
-    arrays: Mapping[str, NDArray[np.generic]],
-    sample: str,
-    samples: int,
-    pool: ThreadPoolExecutor,
-) -> None:
-    """Fold one batch in, its tensors dealt out to the threads of the pool."""
+@dataclass(frozen=True)
+class _Result:
+    """What the model made of one batch."""
 
-    def fold(names: Sequence[str]) -> None:
-        for name in names:
-            _fold(name, found[name], arrays[name], sample, samples)
-
-    names, workers = list(found), os.cpu_count() or 1
-    for _ in pool.map(fold, (names[start::workers] for start in range(workers))):
-        pass
+    sample: str
+    samples: int
+    arrays: Mapping[str, NDArray[np.generic]]
 
 
-def _fold(name: str, tensor: TensorStatistics, array: NDArray[np.generic], sample: str, samples: int) -> None:
+def _finish(counting: Iterable[Future[None]]) -> None:
+    """Wait, and raise what went wrong."""
+    for future in counting:
+        future.result()
+
+
+def _fold(found: Mapping[str, TensorStatistics], names: Iterable[str], result: _Result) -> None:
+    for name in names:
+        _fold_tensor(found[name], name, result)
+
+
+def _fold_tensor(tensor: TensorStatistics, name: str, result: _Result) -> None:
+    array = result.arrays[name]
     if not isinstance(array, np.ndarray):
         raise CalibrationError(f"{name} cannot be observed: it is not a tensor but a {type(array).__name__}")
     known = tensor.nonfinite
     try:
-        tensor.update(array, samples)
+        tensor.update(array, result.samples)
     except TypeError as error:
         raise CalibrationError(f"{name} cannot be observed: {error}") from error
     if tensor.nonfinite and not known:
         logger.warning(
-            "%s holds %d NaN or infinite values of %d for %s; they are left out of its range",
-            name,
+            "%s: %d of %d values of tensor %s are NaN or infinite; such values are left out of its range",
+            result.sample,
             tensor.nonfinite,
             array.size,
-            sample,
+            name,
         )
 
 
@@ -120,9 +129,9 @@ def _report(found: Mapping[str, TensorStatistics]) -> None:
     """Say once more, at the end, which tensors were not sound."""
     for name, tensor in found.items():
         if not tensor.count:
-            logger.warning("%s never held a finite value: it cannot be given a range", name)
+            logger.warning("tensor %s never held a finite value: it cannot be given a range", name)
         elif tensor.nonfinite:
-            logger.warning("%s held %d NaN or infinite values in all", name, tensor.nonfinite)
+            logger.warning("tensor %s held %d NaN or infinite values in all", name, tensor.nonfinite)
 
 
 def _samples(feeds: Mapping[str, NDArray[np.generic]]) -> int:

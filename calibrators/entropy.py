@@ -12,11 +12,16 @@ bin, ``sum h log Q``, is ``sum M log(M / n)`` over the buckets, and both follow 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from calibrators.grid import Grid
 from calibrators.statistics import TensorStatistics
+
+CANDIDATES = 2048
+"""At most so many, evenly spread: as finely as TensorRT looks, on bins that may be finer."""
 
 CHUNK = 256
 """Candidates at a time, so that the work stays in the processor's cache."""
@@ -43,8 +48,9 @@ def entropy(statistics: TensorStatistics, grid: Grid) -> tuple[float, float]:
     levels = magnitude_levels(grid, low, high)
     if levels >= counts.size:
         return low, high
-    divergence = divergences(counts, levels)
-    clip = levels + int(np.flatnonzero(divergence <= divergence.min() + TIE)[-1])
+    clips = candidates(counts.size, levels)
+    divergence = divergences(counts, levels, clips)
+    clip = int(clips[divergence <= divergence.min() + TIE][-1])
     threshold = clip * statistics.histogram.width
     return max(low, -threshold), min(high, threshold)
 
@@ -60,15 +66,19 @@ def magnitude_levels(grid: Grid, low: float, high: float) -> int:
     return round(grid.levels * max(-low, high) / (max(high, 0.0) - min(low, 0.0)))
 
 
-def divergences(counts: NDArray[np.float64], levels: int) -> NDArray[np.float64]:
-    """``KL(P || Q)`` of clipping after ``levels, levels + 1, ..., len(counts)`` bins.
+def candidates(bins: int, levels: int) -> NDArray[np.intp]:
+    """How many bins to keep: all of them, and every number down to ``levels``, or every other one."""
+    return np.arange(bins, levels - 1, -max(1, math.ceil(bins / CANDIDATES)))[::-1]
+
+
+def divergences(counts: NDArray[np.float64], levels: int, clips: NDArray[np.intp]) -> NDArray[np.float64]:
+    """``KL(P || Q)`` of clipping after ``clips[i]`` bins, each at least ``levels``; shape as ``clips``.
 
     Infinite where the last bin kept is empty but must take in what is clipped.
     """
     mass, filled, information = (
         np.concatenate([[0.0], np.cumsum(terms)]) for terms in (counts, counts > 0, _xlogx(counts))
     )
-    clips = np.arange(levels, counts.size + 1)
     kept, total = mass[clips], mass[-1]
     last, tail = counts[clips - 1], total - kept
     parts = [_cross(clips[i : i + CHUNK], levels, mass, filled) for i in range(0, clips.size, CHUNK)]

@@ -150,7 +150,9 @@ class Statistics(Mapping[str, TensorStatistics]):
         columns: dict[str, NDArray[Any]] = {
             name: np.array([read(t) for t in self.values()], kind) for name, kind, read in _COLUMNS
         }
-        columns["counts"] = np.array([t.histogram.counts for t in self.values()]).reshape(-1, 2 * SIDE)
+        columns["counts"] = np.array([t.histogram.counts for t in self.values()], np.int64).reshape(
+            -1, 2 * SIDE
+        )
         archive.write(Path(path), {"samples": self.samples, "tensors": list(self)}, columns)
 
     @staticmethod

@@ -1,0 +1,234 @@
+"""One pass over the data, whatever the model and the batches look like."""
+
+from __future__ import annotations
+
+import logging
+import tracemalloc
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+from calibrators.collect import collect, run_batch
+from calibrators.errors import CalibrationError
+from calibrators.session import open_session
+from calibrators.statistics import Statistics, TensorStatistics
+
+TEXT = """
+<ir_version: 8, opset_import: ["": 17]>
+g (float[N,M] x, int64[N] ids) => (float[N,M] y, float[A,B] z)
+<float[4,1] table = {1, 2, 3, 4}>
+{
+    rows = Gather <axis = 0> (table, ids)
+    h = Mul(x, rows)
+    y = Relu(h)
+    z = Exp(y)
+}
+"""
+
+
+@pytest.fixture
+def model() -> ir.Model:
+    return ir.from_proto(onnx.parser.parse_model(TEXT))
+
+
+def make(text: str) -> ir.Model:
+    return ir.from_proto(onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]>\n' + text))
+
+
+def feeds(n: int, m: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {"x": rng.standard_normal((n, m)).astype(np.float32), "ids": rng.integers(0, 4, n)}
+
+
+def test_every_tensor_over_every_batch(model):
+    data = [(f"s{i}", feeds(n, m, i)) for i, (n, m) in enumerate([(1, 5), (3, 2), (1, 1), (2, 700)])]
+    done: list[int] = []
+    found = collect(model, ["h", "y", "rows", "x", "ids", "z"], data, on_batch=done.append)
+    assert done == [1, 4, 5, 7]
+    assert found.samples == 7
+    session = open_session(model, outputs=["h", "rows", "x", "ids"])
+    for name, tensor in found.items():
+        expected = TensorStatistics()
+        for sample, batch in data:
+            expected.update(run_batch(session, [name], sample, batch)[0], len(batch["ids"]))
+        assert (tensor.low, tensor.high) == (expected.low, expected.high)
+        assert tensor.count == expected.count
+        assert tensor.samples == 7
+        assert tensor.moving == expected.moving
+        np.testing.assert_array_equal(tensor.histogram.counts, expected.histogram.counts)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_and_batching_change_nothing(model, threads, tmp_path):
+    whole = [("all", feeds(6, 3, 0))]
+    single = [(f"s{i}", {name: array[i : i + 1] for name, array in whole[0][1].items()}) for i in range(6)]
+    names = ["h", "y", "z"]
+    one = collect(model, names, whole, threads=1)
+    six = collect(model, names, single, threads=threads)
+    for name in names:
+        assert (one[name].low, one[name].high) == (six[name].low, six[name].high)
+        np.testing.assert_array_equal(one[name].histogram.counts, six[name].histogram.counts)
+    collect(model, names, single, threads=threads).save(tmp_path / "again")
+    six.save(tmp_path / "six")
+    assert (tmp_path / "six").read_bytes() == (tmp_path / "again").read_bytes()
+
+
+def test_a_path_and_repeated_names(model, tmp_path):
+    ir.save(model, tmp_path / "m.onnx")
+    assert list(collect(tmp_path / "m.onnx", ["y", "h", "y"], [("s", feeds(1, 2, 0))])) == ["y", "h"]
+
+
+def test_buffers_may_be_reused_by_the_source(model):
+    def reused():
+        batch = feeds(1, 3, 0)
+        for value in (1.0, 5.0, 3.0):
+            batch["x"][:] = value
+            yield "s", batch
+
+    found = collect(model, ["x", "h"], reused())
+    assert (found["x"].low, found["x"].high) == (1, 5)
+    assert found["x"].count == 9
+
+
+def test_branches_and_loops():
+    model = make("""
+    g (float[N] x, int64 n) => (float[N] y)
+    {
+        zero = Constant <value = float {0}> ()
+        sum = ReduceSum <keepdims = 0> (x)
+        c = Greater(sum, zero)
+        h = Abs(x)
+        a = If (c) <
+            then_branch = t () => (float[N] p) { p = Mul(h, h) },
+            else_branch = e () => (float[N] q) { q = Neg(h) }
+        >
+        go = Cast <to = 9> (n)
+        y = Loop (n, go, a) <
+            body = b (int64 i, bool k, float[N] v) => (bool k2, float[N] v2)
+                { k2 = Identity(k)  v2 = Add(v, h) }
+        >
+    }
+    """)
+    data = [("up", {"x": np.array([1, 2], np.float32), "n": np.array(2)})]
+    data += [("down", {"x": np.array([-3, 1], np.float32), "n": np.array(1)})]
+    found = collect(model, ["h", "a", "y", "c"], data)
+    assert (found["h"].low, found["h"].high) == (1, 3)
+    assert (found["a"].low, found["a"].high) == (-3, 4)
+    assert (found["y"].low, found["y"].high) == (0, 8)
+    assert (found["c"].low, found["c"].high, found["c"].count) == (0, 1, 2)
+
+
+@pytest.mark.parametrize(("kind", "text"), [(np.float16, "float16"), (np.float64, "double")])
+def test_other_float_types(kind, text):
+    model = make(f"g ({text}[N] x) => ({text}[N] y) {{ h = Neg(x)  y = Abs(h) }}")
+    found = collect(model, ["h"], [("s", {"x": np.array([1, -2], kind)})])
+    assert (found["h"].low, found["h"].high) == (-1, 2)
+
+
+def test_scalars_count_as_one_sample():
+    model = make("g (float x) => (float y) { y = Neg(x) }")
+    found = collect(model, ["y"], [("s", {"x": np.array(2, np.float32)})] * 2)
+    assert (found.samples, found["y"].low) == (2, -2)
+
+
+def test_empty_tensors(caplog):
+    model = make("g (float[N,2] x) => (float[N,2] y) { y = Neg(x) }")
+    batches = [("s", {"x": np.ones((1, 2), np.float32)}), ("none", {"x": np.empty((0, 2), np.float32)})]
+    found = collect(model, ["y"], batches)
+    assert (found.samples, found["y"].count) == (1, 2)
+    assert not caplog.records
+
+
+def test_nan_and_infinity_are_warned_of_with_tensor_and_sample(caplog):
+    model = make("g (float[N] x) => (float[N] y) { h = Log(x)  y = Neg(h) }")
+    batches = [
+        ("good.npy", {"x": np.ones(1, np.float32)}),
+        ("bad.npy", {"x": np.array([0, -1, 1], np.float32)}),
+        ("worse.npy", {"x": np.array([0], np.float32)}),
+    ]
+    with caplog.at_level(logging.WARNING):
+        found = collect(model, ["h"], batches)
+    assert found["h"].nonfinite == 3
+    assert found["h"].count == 2
+    first, total = [record.getMessage() for record in caplog.records]
+    assert "bad.npy: 2 of 3 values of tensor h" in first
+    assert "tensor h held 3 NaN or infinite values in all" in total
+
+
+def test_a_tensor_without_any_finite_value_is_named(caplog):
+    model = make("g (float[N] x) => (float[N] y) { h = Sqrt(x)  y = Abs(x) }")
+    found = collect(model, ["h", "y"], [("s", {"x": np.array([-1], np.float32)})])
+    assert found.unseen == ("h",)
+    assert "tensor h never held a finite value" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"x": np.ones((2, 3), np.float32), "ids": np.zeros(3, np.int64)}, "broadcast"),
+        ({"x": np.ones((2, 3)), "ids": np.zeros(2, np.int64)}, r"tensor\(double\)"),
+        ({"x": np.ones((2, 3), np.float32)}, "ids"),
+        ({"x": np.ones((2, 3), np.float32), "ids": np.zeros(2, np.int64), "more": np.ones(1)}, "more"),
+        ({"x": np.ones((2, 3), np.float32), "ids": np.array([9, 9])}, "indices element out of data bounds"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_named(model, batch, message, capfd):
+    with pytest.raises(CalibrationError, match=f"(?s)cannot run cat.npz.*{message}"):
+        collect(model, ["h"], [("dog.npz", feeds(1, 2, 0)), ("cat.npz", batch)])
+    assert capfd.readouterr().err == ""
+
+
+def test_no_batches(model):
+    with pytest.raises(CalibrationError, match="no calibration data"):
+        collect(model, ["h"], [])
+
+
+def test_an_unknown_tensor(model):
+    with pytest.raises(CalibrationError, match="no tensor called nope"):
+        collect(model, ["h", "nope"], [("s", feeds(1, 1, 0))])
+
+
+def test_no_tensors(model):
+    assert collect(model, [], [("s", feeds(2, 1, 0))]).samples == 2
+
+
+def test_what_is_no_number_tensor_is_named():
+    model = make(
+        "g (float[N] x) => (float[N] y) { s = SequenceConstruct(x)  y = SequenceAt(s, i)  }".replace(
+            "SequenceAt(s, i)", "ConcatFromSequence <axis = 0> (s)"
+        )
+    )
+    with pytest.raises(CalibrationError, match="s cannot be observed: it is not a tensor but a list"):
+        collect(model, ["s"], [("s", {"x": np.ones(1, np.float32)})])
+    model = make("g (float[N] x) => (string[N] y) { y = Cast <to = 8> (x) }")
+    with pytest.raises(CalibrationError, match="y cannot be observed: expected real numbers"):
+        collect(model, ["y"], [("s", {"x": np.ones(1, np.float32)})])
+
+
+def test_an_error_of_the_source_comes_through(model):
+    def broken():
+        yield "s", feeds(1, 1, 0)
+        raise CalibrationError("cat.jpg is no picture")
+
+    with pytest.raises(CalibrationError, match=r"cat\.jpg"):
+        collect(model, ["h"], broken())
+
+
+def test_memory_does_not_grow_with_the_samples(model):
+    def peak(samples: int) -> int:
+        tracemalloc.start()
+        collect(model, ["h", "y", "z"], ((f"s{i}", feeds(1, 50_000, i)) for i in range(samples)), threads=1)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(2)
+    few, many = peak(5), peak(60)
+    assert many < 2 * few  # kept arrays would be 12 times as much
+
+
+def test_ranges_can_be_taken_from_a_file(model, tmp_path):
+    collect(model, ["h"], [("s", feeds(2, 9, 0))]).save(tmp_path / "s.npz")
+    assert Statistics.load(tmp_path / "s.npz")["h"].count == 18

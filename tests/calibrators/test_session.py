@@ -1,0 +1,152 @@
+"""Sessions: extra outputs, models beside their weights, and errors that say what is wrong."""
+
+from __future__ import annotations
+
+import tempfile
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from calibrators import session as module
+from calibrators.errors import CalibrationError
+from calibrators.session import brief, open_session
+
+TEXT = """
+<ir_version: 8, opset_import: ["": 17]>
+g (float[N,3] x) => (float[N,3] y)
+<float[3] w = {1, 2, 3}>
+{
+    h = Mul(x, w)
+    y = Relu(h)
+}
+"""
+X = np.array([[1, -1, 2]], np.float32)
+
+
+@pytest.fixture
+def model() -> ir.Model:
+    return ir.from_proto(onnx.parser.parse_model(TEXT))
+
+
+def names(session: ort.InferenceSession) -> list[str]:
+    return [output.name for output in session.get_outputs()]
+
+
+def test_intermediate_tensors_come_after_the_outputs_and_once(model):
+    session = open_session(model, outputs=["h", "y", "x", "h", "w"])
+    assert names(session) == ["y", "h", "x", "w"]
+    y, h, x, w = session.run(None, {"x": X})
+    np.testing.assert_array_equal(h, [[1, -2, 6]])
+    np.testing.assert_array_equal(y, [[1, 0, 6]])
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(w, [1, 2, 3])
+
+
+def test_the_callers_model_stays_as_it_is(model):
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    open_session(model, outputs=["h"])
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+    assert [value.name for value in model.graph.outputs] == ["y"]
+
+
+@pytest.mark.parametrize("outputs", [(), ("h",)])
+def test_a_path_will_do(model, tmp_path, outputs):
+    ir.save(model, tmp_path / "m.onnx")
+    assert names(open_session(tmp_path / "m.onnx", outputs=outputs)) == ["y", *outputs]
+    assert names(open_session(str(tmp_path / "m.onnx"), outputs=outputs)) == ["y", *outputs]
+
+
+@pytest.mark.parametrize("outputs", [(), ("h",)])
+def test_weights_in_a_file_of_their_own(model, tmp_path, outputs, monkeypatch):
+    ir.save(model, tmp_path / "m.onnx", external_data="m.data", size_threshold_bytes=0)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    for source in (tmp_path / "m.onnx", ir.load(tmp_path / "m.onnx")):
+        session = open_session(source, outputs=outputs)
+        np.testing.assert_array_equal(session.run(["y"], {"x": X})[0], [[1, 0, 6]])
+    assert list(scratch.iterdir()) == []
+
+
+def test_large_models_go_through_a_file_that_does_not_stay(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "INLINE_LIMIT", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    session = open_session(model, outputs=["h"])
+    np.testing.assert_array_equal(session.run(["h"], {"x": X})[0], [[1, -2, 6]])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_for_the_temporary_file(model, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "INLINE_LIMIT", 0)
+    monkeypatch.setattr(ir, "save", full)
+    with pytest.raises(CalibrationError, match=r"temporary copy of the model.*No space left"):
+        open_session(model)
+
+
+def test_a_tensor_that_is_not_there(model):
+    with pytest.raises(CalibrationError, match="no tensor called nope, nada in the graph g"):
+        open_session(model, outputs=["nope", "h", "nada"])
+
+
+def test_a_tensor_inside_a_branch():
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    g (bool c, float[N] x) => (float[N] y)
+    {
+        y = If (c) <
+            then_branch = a () => (float[N] t) { t0 = Relu(x)  t = Abs(t0) },
+            else_branch = b () => (float[N] e) { e = Neg(x) }
+        >
+    }
+    """
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    with pytest.raises(CalibrationError, match="t0 lies inside a branch"):
+        open_session(model, outputs=["t0"])
+
+
+def test_an_unknown_provider_is_told_which_there_are(model):
+    with pytest.raises(CalibrationError, match=r"NoSuchProvider is not .*CPUExecutionProvider"):
+        open_session(model, providers=["CPUExecutionProvider", "NoSuchProvider"])
+    with pytest.raises(CalibrationError, match=r"\(none\)"):
+        open_session(model, providers=[])
+
+
+@pytest.mark.parametrize("outputs", [(), ("h",)])
+@pytest.mark.parametrize("content", [None, b"not a model"])
+def test_files_that_are_no_models_are_named(tmp_path, content, outputs, capfd):
+    path = tmp_path / "m.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CalibrationError, match=r"m\.onnx") as error:
+        open_session(path, outputs=outputs)
+    assert "[ONNXRuntimeError]" not in str(error.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_model_that_the_runtime_refuses(capfd):
+    model = ir.from_proto(onnx.parser.parse_model(TEXT.replace("Relu", "NoSuchOp")))
+    with pytest.raises(CalibrationError, match=r"cannot load the model: .*NoSuchOp"):
+        open_session(model)
+    assert capfd.readouterr().err == ""
+
+
+def test_options_reach_the_session(model):
+    options = open_session(model, threads=1, optimize=False, spin=False).get_session_options()
+    assert options.intra_op_num_threads == 1
+    assert options.inter_op_num_threads == 1
+    assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert open_session(model).get_session_options().intra_op_num_threads == 0
+
+
+def test_brief():
+    assert brief(ValueError("[ONNXRuntimeError] : 1 : FAIL : a : b\n  c")) == "a : b c"
+    assert brief(ValueError("plain")) == "plain"
+    assert len(brief(ValueError("x" * 5000))) == module.MESSAGE_LIMIT
