@@ -40,6 +40,7 @@ def open_session(
     threads: int = 0,
     optimize: bool = True,
     spin: bool = True,
+    save_fused: str | os.PathLike[str] | None = None,
 ) -> ort.InferenceSession:
     """A session that runs ``model``; the caller's model is left as it is.
 
@@ -52,12 +53,16 @@ def open_session(
         optimize: let ONNX Runtime fuse and rewrite nodes.
         spin: idle threads keep a processor busy for a while, ready for the next node. Turn it off
             where other work is to be done between runs.
+        save_fused: write the graph there as it is after fusions (weights in a file beside it); later
+            rewrites, of the memory layout, are left out, so that nodes keep their names.
 
     Raises:
         CalibrationError: an unknown provider or tensor, or a model that ONNX Runtime refuses.
     """
     _check_providers(providers)
     options = _options(threads, optimize, spin)
+    if save_fused is not None:
+        _save_fused(options, Path(save_fused))
     if not isinstance(model, ir.Model):
         if not outputs:
             return _create(os.fspath(model), options, providers)
@@ -98,6 +103,14 @@ def _options(threads: int, optimize: bool, spin: bool) -> ort.SessionOptions:
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     return options
+
+
+def _save_fused(options: ort.SessionOptions, path: Path) -> None:
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", f"{path.name}.data"
+    )
 
 
 def _create(

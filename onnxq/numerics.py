@@ -17,11 +17,15 @@ int32 (bias)   yes       ±2^31    0              input scale x weight scale
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calibrators.grid import Grid
 from onnxq.plan import QuantParams, QuantSpec
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """Below it a float32 scale is subnormal: 1/scale overflows and runtimes flush it to zero."""
@@ -51,7 +55,7 @@ def params_from_range(
     low64 = np.minimum(np.maximum(np.asarray(low, dtype=np.float64), bounds[0]), 0.0)
     high64 = np.maximum(np.minimum(np.asarray(high, dtype=np.float64), bounds[1]), 0.0)
     if not (np.isfinite(low64).all() and np.isfinite(high64).all()):
-        raise ValueError(f"a range must be finite, got [{low}, {high}]")
+        raise ValueError(f"a range must be finite, got [{low64}, {high64}]")
     qmin, qmax = spec.limits
     if spec.symmetric:
         middle = 0 if spec.dtype.is_signed() else (qmax + qmin + 1) // 2
@@ -83,7 +87,7 @@ def _usable(scale: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.asarray(usable, dtype=np.float32)
 
 
-def per_axis(values: NDArray[np.generic], axis: int | None, rank: int) -> NDArray[np.generic]:
+def per_axis(values: NDArray[_Scalar], axis: int | None, rank: int) -> NDArray[_Scalar]:
     """Reshape per-channel ``[C]`` so that it broadcasts along ``axis`` of a rank-``rank`` tensor."""
     if axis is None or values.ndim == 0:
         return values
@@ -101,7 +105,8 @@ def quantize(real: NDArray[np.generic], params: QuantParams, spec: QuantSpec) ->
     zero_point = per_axis(params.zero_point, spec.axis, real.ndim)
     qmin, qmax = spec.limits
     levels = np.rint(real.astype(np.float32) / scale).astype(np.float64)
-    return np.clip(levels + zero_point.astype(np.float64), qmin, qmax).astype(spec.dtype.numpy())
+    clipped = np.clip(levels + zero_point.astype(np.float64), qmin, qmax)
+    return np.asarray(clipped, dtype=spec.dtype.numpy())
 
 
 def dequantize(

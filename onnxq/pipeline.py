@@ -15,10 +15,11 @@ from typing import Any, Protocol
 import onnx_ir as ir
 
 import calibrators.errors
-from calibrators.collect import collect
 from calibrators.batching import batches
+from calibrators.collect import collect
 from calibrators.data import open_data
 from calibrators.methods import CALIBRATORS, Calibrator
+from calibrators.percentile import percentile
 from calibrators.samples import Sample, input_specs
 from calibrators.statistics import Statistics
 from calibrators.synthetic import synthetic_samples
@@ -34,6 +35,7 @@ from onnxq.planner import make_plan
 from onnxq.ranges import solve
 from onnxq.samples import Samples
 from onnxq.targets import get_target
+from onnxq.verify import VERIFIERS
 
 Data = str | os.PathLike[str] | Iterable[Any]
 
@@ -107,20 +109,14 @@ def quantize_static(
         progress("choosing ranges")
         plan = solve(simple, plan, statistics, _calibrator(config))
         progress("writing and checking the model")
-        judge = list(_batches(simple, samples.to_judge, config))
-        qualities: list[Quality] = []
-        write(
-            insert_qdq(simple, plan),
-            output,
-            validate=lambda draft: qualities.append(compare(model, draft, judge, threads=config.threads)),
-        )
-    quality = qualities[0] if judge else None
+        checks = _Checks(model, plan, list(_batches(simple, samples.to_judge, config)), config.threads)
+        write(insert_qdq(simple, plan), output, validate=checks.run)
     return QuantResult(
         plan=plan,
         statistics=statistics,
-        quality=quality,
+        quality=checks.quality,
         judged_on=_judged_on(samples),
-        warnings=tuple(_doubts(samples, quality)),
+        warnings=tuple(_doubts(samples, checks)),
         float_bytes=size_on_disk(model),
         int8_bytes=size_on_disk(output),
         seconds=time.perf_counter() - started,
@@ -215,8 +211,9 @@ def _batches(model: ir.Model, samples: Iterable[Sample], config: QuantConfig) ->
 
 
 def _calibrator(config: QuantConfig) -> Calibrator:
-    calibrator = CALIBRATORS[config.method]
-    return partial(calibrator, percentile=config.percentile) if config.method == "percentile" else calibrator
+    if config.method == "percentile":
+        return partial(percentile, percentile=config.percentile)
+    return CALIBRATORS[config.method]
 
 
 def _judged_on(samples: Samples) -> str:
@@ -225,16 +222,38 @@ def _judged_on(samples: Samples) -> str:
     return "held-out samples" if samples.independent else "the calibration samples themselves"
 
 
-def _doubts(samples: Samples, quality: Quality | None) -> Iterator[str]:
+@dataclass
+class _Checks:
+    """What the runtime says of the written model before it gets its name; the answers stay here."""
+
+    float_model: str | os.PathLike[str]
+    plan: QuantPlan
+    judge: list[Sample]
+    threads: int
+    quality: Quality | None = None
+    unfused: tuple[str, ...] = ()
+
+    def run(self, draft: Path) -> None:
+        """Load the model, compare it with the float one, ask which nodes run in float after all."""
+        quality = compare(self.float_model, draft, self.judge, threads=self.threads)
+        self.quality = quality if self.judge else None
+        if verifier := VERIFIERS.get(self.plan.target):
+            self.unfused = verifier(draft, self.plan.nodes)
+
+
+def _doubts(samples: Samples, checks: _Checks) -> Iterator[str]:
     """Why the result should not be trusted."""
     if samples.synthetic:
         yield (
             "NO CALIBRATION DATA: ranges come from synthetic inputs and the accuracy is UNKNOWN. "
             "Give real samples with --data."
         )
-    if quality is None:
-        return
-    for name, output in quality.outputs.items():
+    if checks.unfused:
+        yield (
+            f"{len(checks.unfused)} nodes that should run in integers run in float on this ONNX Runtime: "
+            f"{', '.join(checks.unfused[:5])}. The model is right, but slower than it could be."
+        )
+    for name, output in (checks.quality.outputs if checks.quality else {}).items():
         if not output.finite:
             yield f"output {name!r} of the quantized model holds NaN or infinite numbers"
         elif not math.isnan(output.sqnr) and output.sqnr < POOR_SQNR:

@@ -84,9 +84,7 @@ def _fit_biases(
     return {**params, **fitted}
 
 
-def _fit_bias(
-    model: ir.Model, weight: Group, params: QuantParams, steps: NDArray[np.float64]
-) -> QuantParams:
+def _fit_bias(model: ir.Model, weight: Group, params: QuantParams, steps: NDArray[np.float64]) -> QuantParams:
     """``steps``: the largest bias in units of the input scale, shaped as the weight's scale."""
     low, high = weight_range(_constant(model, weight.tensors[0]), weight.spec.axis)
     dead = (low == 0) & (high == 0) & (steps > 0)

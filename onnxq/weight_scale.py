@@ -30,7 +30,8 @@ def refine_scale(weight: NDArray[np.generic], params: QuantParams, spec: QuantSp
     axis = spec.axis
     if not spec.symmetric or weight.size == 0:
         return params
-    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    channels = 1 if axis is None else weight.shape[axis]
+    rows = np.moveaxis(weight, axis or 0, 0).reshape(channels, -1)
     scales = params.scale.reshape(-1)
     step = max(1, BLOCK // rows.shape[1])
     blocks = (slice(start, start + step) for start in range(0, len(rows), step))
