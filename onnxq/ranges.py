@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+import calibrators.errors
 from calibrators.methods import Calibrator
 from calibrators.statistics import TensorStatistics
 from onnxq.errors import CalibrationError
@@ -27,7 +28,7 @@ def solve(
     """``plan`` with parameters: activations from ``statistics`` by ``calibrator``, weights from ``model``.
 
     Raises:
-        CalibrationError: ``statistics`` lack a tensor of the plan.
+        CalibrationError: ``statistics`` lack a tensor of the plan, or never saw a finite number in it.
     """
     params = {
         group.name: _weight_params(model, group)
@@ -47,8 +48,11 @@ def _activation_params(
             f"the statistics lack tensor {missing[0]!r}: they were made for another model or with other "
             "options; calibrate again"
         )
-    merged = reduce(lambda a, b: a.merge(b), (statistics[name] for name in group.observe))
-    low, high = calibrator(merged, grid_of(group.spec))
+    joined = reduce(TensorStatistics.join, (statistics[name] for name in group.observe))
+    try:
+        low, high = calibrator(joined, grid_of(group.spec))
+    except calibrators.errors.CalibrationError as error:
+        raise CalibrationError(f"tensor {group.name!r}: {error}") from error
     return params_from_range(low, high, group.spec, group.bounds)
 
 
