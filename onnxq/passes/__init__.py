@@ -29,24 +29,28 @@ from onnxq.passes.reshape_to_flatten import ReshapeToFlattenPass
 from onnxq.passes.sum_to_add import SumToAddPass
 from onnxq.passes.unique_names import UniqueNamesPass
 
-PREPARE: tuple[ir.passes.PassBase, ...] = (
-    common.InlinePass(),
-    common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
-    FreeWeightsFromInputsPass(),
-    RaiseOpsetPass(),
-    common.TopologicalSortPass(),
+CONSTANTS: tuple[ir.passes.PassBase, ...] = (
     UniqueNamesPass(),
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     common.LiftSubgraphInitializersToMainGraphPass(),
     UniqueNamesPass(),
 )
-"""To one graph of one opset, with one way to write constants. Once."""
+"""To one way to write constants: initializers of the main graph."""
+
+PREPARE: tuple[ir.passes.PassBase, ...] = (
+    common.InlinePass(),
+    common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+    FreeWeightsFromInputsPass(),
+    *CONSTANTS,
+    RaiseOpsetPass(),
+    *CONSTANTS,
+)
+"""To one graph of one opset. Once."""
 
 SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
     InferShapesPass(),
     FoldConstantsPass(),
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-    common.LiftSubgraphInitializersToMainGraphPass(),
+    *CONSTANTS,
     RemoveIdentityPass(),
     SumToAddPass(),
     ReduceMeanToPoolPass(),

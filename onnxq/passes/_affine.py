@@ -8,7 +8,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph import constant_value, int_attribute, is_op, rank, sole_output, supplant
-from onnxq.passes._layer import Array, channel_axis_and_rank, layer_of, replace_constant, scale_outputs
+from onnxq.passes._layer import (
+    Array,
+    channel_axis_and_rank,
+    layer_of,
+    replace_constant,
+    scale_outputs,
+    stored_as,
+)
 
 
 @dataclass(frozen=True)
@@ -134,10 +141,11 @@ def _into_matmul_add(model: ir.Model, add: ir.Node, affine: Affine) -> bool:
         return False
     axis, known = channel_axis_and_rank(layer)
     pair, own = (a.per_channel(axis, known, layer.channels) for a in (affine, biased))
-    if pair is None or own is None or not scale_outputs(model, layer, pair[0], np.zeros(layer.channels)):
+    bias = None if pair is None or own is None else own[1] * pair[0] + pair[1]
+    stored = None if bias is None else stored_as(layer.stored.dtype, bias)
+    if pair is None or stored is None or not scale_outputs(model, layer, pair[0], np.zeros(layer.channels)):
         return False
-    constant = 1 - list(add.inputs).index(biased.source)
-    replace_constant(model, add, constant, (own[1] * pair[0] + pair[1]).astype(layer.stored.dtype))
+    replace_constant(model, add, 1 - list(add.inputs).index(biased.source), stored)
     return True
 
 
@@ -149,11 +157,16 @@ def _into_batchnorm(model: ir.Model, producer: ir.Node, affine: Affine) -> bool:
     pair = affine.per_channel(1, known, own.scale.size)
     if pair is None:
         return False
-    for index, (scale, shift) in ((1, (pair[0], 0.0)), (2, pair)):
-        stored = constant_value(producer.inputs[index])
-        if stored is not None:
-            array = (stored.astype(np.float64) * scale + shift).astype(stored.dtype)
-            replace_constant(model, producer, index, array)
+    gamma, beta = constant_value(producer.inputs[1]), constant_value(producer.inputs[2])
+    if gamma is None or beta is None:
+        return False
+    scale, shift = pair
+    new_gamma = stored_as(gamma.dtype, gamma.astype(np.float64) * scale)
+    new_beta = stored_as(beta.dtype, beta.astype(np.float64) * scale + shift)
+    if new_gamma is None or new_beta is None:
+        return False
+    replace_constant(model, producer, 1, new_gamma)
+    replace_constant(model, producer, 2, new_beta)
     return True
 
 

@@ -145,15 +145,21 @@ def _store(model: ir.Model, layer: Layer, weight: Array, bias: Array) -> bool:
     needs_bias = layer.bias is not None or bool(np.any(bias != 0))
     if needs_bias and layer.node.op_type == "MatMul" and rank(layer.node.inputs[0]) != 2:
         return False
-    with np.errstate(over="ignore"):
-        new_weight, new_bias = _from_rows(layer.node, weight).astype(kind), bias.astype(kind)
-    if not (np.all(np.isfinite(new_weight)) and np.all(np.isfinite(new_bias))):
+    new_weight, new_bias = stored_as(kind, _from_rows(layer.node, weight)), stored_as(kind, bias)
+    if new_weight is None or new_bias is None:
         return False
     replace_constant(model, layer.node, 1, new_weight)
     if needs_bias:
         layer.node.op_type = layer.node.op_type.replace("MatMul", "Gemm")
         replace_constant(model, layer.node, 2, new_bias)
     return True
+
+
+def stored_as(kind: np.dtype[np.generic], array: Array) -> NDArray[np.generic] | None:
+    """The array in a narrower type; None when something in it does not fit."""
+    with np.errstate(over="ignore"):
+        narrow: NDArray[np.generic] = array.astype(kind)
+    return narrow if np.all(np.isfinite(narrow.astype(np.float64))) else None
 
 
 def replace_constant(model: ir.Model, node: ir.Node, index: int, array: NDArray[np.generic]) -> None:

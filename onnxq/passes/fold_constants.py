@@ -4,11 +4,13 @@ Folding must not blow up the file, and must leave quantization alone:
 
 - the result is small, or no larger than the constants it is made from, or it is (part of) the weight
   or bias of a weighted node, which has to be an initializer to be quantized whatever its size;
-- never QuantizeLinear and DequantizeLinear, nor anything random.
+- never QuantizeLinear and DequantizeLinear, nor anything random, nor what ONNX's reference code and
+  ONNX Runtime compute differently.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 
 import onnx_ir as ir
@@ -16,6 +18,8 @@ from onnxscript.optimizer import fold_constants
 
 from onnxq.graph import STANDARD_DOMAIN, is_op
 from onnxq.passes._layer import WEIGHTED_OPS
+
+logger = logging.getLogger(__name__)
 
 SMALL = 65_536
 """Elements that may always be stored."""
@@ -31,6 +35,10 @@ NOT_DETERMINED = frozenset(
 
 QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
+REFERENCE_DIFFERS = frozenset({"Resize", "Upsample", "MaxUnpool"})
+
+NEVER_FOLDED = NOT_DETERMINED | QUANTIZATION | REFERENCE_DIFFERS
+
 PARAMETER_OPS = (*WEIGHTED_OPS, "BatchNormalization", "LayerNormalization", "InstanceNormalization", "PRelu")
 
 
@@ -38,20 +46,24 @@ class FoldConstantsPass(ir.passes.InPlacePass):
     """Nodes with constant inputs become initializers, as far as the rule above allows."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Fold the main graph and all bodies."""
-        result = fold_constants(
-            model,
-            onnx_shape_inference=True,
-            input_size_limit=NO_LIMIT,
-            output_size_limit=NO_LIMIT,
-            should_fold=may_be_stored,
-        )
+        """Fold the main graph and all bodies; a node that the folding stumbles over ends it there."""
+        try:
+            result = fold_constants(
+                model,
+                onnx_shape_inference=True,
+                input_size_limit=NO_LIMIT,
+                output_size_limit=NO_LIMIT,
+                should_fold=may_be_stored,
+            )
+        except RuntimeError as e:
+            logger.debug("constant folding stopped early: %s: %s", e, e.__cause__)
+            return ir.passes.PassResult(model, modified=False)
         return ir.passes.PassResult(model, modified=result.modified)
 
 
 def may_be_stored(node: ir.Node) -> bool:
     """Whether the result of a node with constant inputs may become an initializer."""
-    if node.domain != STANDARD_DOMAIN or node.op_type in NOT_DETERMINED | QUANTIZATION:
+    if node.domain != STANDARD_DOMAIN or node.op_type in NEVER_FOLDED:
         return False
     size = _size(node.outputs[0])
     if size is None or len(node.outputs) != 1:

@@ -2,20 +2,30 @@
 
 The work is done by ONNX's own converter, in C++ on a protobuf: large weights stay behind meanwhile, so
 that a model may be larger than a protobuf can be. A model that is new enough is left as it is.
+
+Where an operator changed its meaning and the converter overlooks it, the old meaning is put back
+(Resize, see `_restore_old_resize`) or the model is refused (`MISTRANSLATED`).
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
+import onnx.checker
 import onnx.helper
 import onnx.version_converter
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
+from onnxq.graph import all_nodes, constant_value, input_at, is_op
+from onnxq.passes._light import light_proto
 
 MINIMUM_OPSET = 13
-LARGE = 1024
-"""Elements above which a weight is not shown to the converter (which reads only sizes, axes and the like)."""
+MISTRANSLATED = {"Hardmax": 13, "Scan": 9}
+"""Operators that mean something else from this opset on, which the converter does not account for."""
+
+RESIZE_IS_NEW = 11
+"""Below, Resize and Upsample map coordinates by ``x / scale`` and have no attribute to say so."""
 
 
 class RaiseOpsetPass(ir.passes.InPlacePass):
@@ -58,34 +68,55 @@ def _raise_ir_version(model: ir.Model) -> bool:
 
 def _convert(model: ir.Model, version: int) -> ir.Graph:
     """The graph in the new opset, with the tensors of the old one."""
+    _refuse_mistranslated(model, version)
     weights = {name: value.const_value for name, value in model.graph.initializers.items()}
-    proto = _without_large_weights(model)
+    proto = light_proto(model)
     try:
         converted = onnx.version_converter.convert_version(proto, MINIMUM_OPSET)
+        onnx.checker.check_model(converted)  # it passes on operators that the new opset has no more
     except Exception as e:  # whatever the C++ side throws
         raise ModelError(
             f"the model uses opset {version}; per-channel int8 needs {MINIMUM_OPSET}, and ONNX's version "
             f"converter cannot raise it ({e}). Export the model again with opset {MINIMUM_OPSET} or higher."
         ) from e
     graph = ir.from_proto(converted).graph
-    inputs = len(model.graph.inputs)
-    for value in list(graph.inputs[inputs:]):
+    for value in list(graph.inputs[len(model.graph.inputs) :]):
         value.const_value = weights[value.name or ""]
-    shown, given = graph.inputs[:inputs], graph.inputs[inputs:]
-    graph.inputs.clear()
-    graph.inputs.extend(shown)
-    for value in given:
+        graph.inputs.remove(value)
         graph.register_initializer(value)
+    if version < RESIZE_IS_NEW:
+        _restore_old_resize(graph)
     return graph
 
 
-def _without_large_weights(model: ir.Model) -> onnx.ModelProto:
-    """The model as a protobuf in which the large initializers are inputs behind the real ones."""
-    copy = model.clone()
-    for name, value in list(copy.graph.initializers.items()):
-        if value.const_value is not None and value.const_value.size > LARGE:
-            del copy.graph.initializers[name]
-            value.shape, value.dtype = ir.Shape(value.const_value.shape.numpy()), value.const_value.dtype
-            value.const_value = None
-            copy.graph.inputs.append(value)
-    return ir.to_proto(copy)
+def _refuse_mistranslated(model: ir.Model, version: int) -> None:
+    for node in all_nodes(model):
+        if is_op(node, *MISTRANSLATED) and version < MISTRANSLATED[node.op_type]:
+            raise ModelError(
+                f"node {node.name!r}: {node.op_type} of opset {version} means something else in opset "
+                f"{MINIMUM_OPSET}, which int8 needs. Export the model again with that opset or higher."
+            )
+
+
+def _restore_old_resize(graph: ir.Graph) -> None:
+    """Say of every Resize what an Upsample, or a Resize of opset 10, did without saying.
+
+    Coordinates were mapped by ``x / scale``; the nearest neighbour was rounded down, or up when
+    shrinking, as ONNX Runtime does it (the specification left it open).
+    """
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        if is_op(node, "Resize"):
+            mapping = ir.AttrString("coordinate_transformation_mode", "asymmetric")
+            rounding = ir.AttrString("nearest_mode", _old_rounding(node))
+            node.attributes.update({mapping.name: mapping, rounding.name: rounding})
+
+
+def _old_rounding(resize: ir.Node) -> str:
+    stored = constant_value(input_at(resize, 2))
+    scales = np.ones(1) if stored is None else stored.astype(np.float64)
+    if np.any(scales < 1) and np.any(scales > 1):
+        raise ModelError(
+            f"node {resize.name!r}: a Resize of opset 10 that shrinks one axis and stretches another has no "
+            f"equal in opset {MINIMUM_OPSET}, which int8 needs. Split it in two, or export the model again."
+        )
+    return "ceil" if np.any(scales < 1) else "floor"

@@ -1,0 +1,131 @@
+import numpy as np
+import onnx.helper
+import onnx_ir as ir
+import pytest
+
+from graphs import assert_same_outputs, feeds_for, op_counts, parse
+from onnxq.errors import ModelError
+from onnxq.passes import raise_opset, simplify
+
+CLASSIC = """g (float[N,3,8,8] x) => (float[N,10] y)
+<float[4,3,3,3] w, float[4] s, float[4] t, float[4] u, float[4] var, float[10,36] v, float[10] b> {
+    c = Conv(x, w)
+    n = BatchNormalization(c, s, t, u, var)
+    r = Clip <min=0.0, max=6.0> (n)
+    p = Pad <pads=[0,0,1,0,0,0,0,1]> (r)
+    m = MaxPool <kernel_shape=[2,2], strides=[2,2]> (p)
+    d = Dropout(m)
+    f = Flatten(d)
+    k = Gemm <transB=1> (f, v, b)
+    q = Unsqueeze <axes=[0]> (k)
+    o = Squeeze <axes=[0]> (q)
+    y = Softmax <axis=1> (o)
+}"""
+
+
+@pytest.mark.parametrize("opset", [7, 8, 9, 10])
+def test_an_old_model_becomes_13_and_computes_the_same(opset):
+    before = parse(CLASSIC, opset=opset, ir_version=4)
+    after = simplify(before)
+    assert after.graph.opset_imports[""] == 13
+    assert after.ir_version >= 7
+    assert op_counts(after)["Conv"] == 1
+    assert "BatchNormalization" not in op_counts(after)
+    assert_same_outputs(before, after)
+
+
+@pytest.mark.parametrize("opset", [13, 15, 17, 21])
+def test_new_enough_is_left_as_it_is(opset):
+    before = parse("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }", opset=opset, ir_version=10)
+    after = simplify(before)
+    assert after.graph.opset_imports[""] == opset
+    assert after.ir_version == 10
+
+
+def test_ir_version_3_lists_weights_as_inputs():
+    before = parse("g (float[N,3] x) => (float[N,4] y) <float[3,4] w> { y = MatMul(x, w) }", opset=9, ir_version=4)
+    before.ir_version = 3
+    before.graph.inputs.insert(0, before.graph.initializers["w"])
+    after = simplify(before)
+    assert [v.name for v in after.graph.inputs] == ["x"]
+    assert_same_outputs(before, after)
+
+
+def test_newer_models_with_weights_as_inputs_get_a_warning(caplog):
+    before = parse("g (float[N,3] x) => (float[N,4] y) <float[3,4] w> { y = MatMul(x, w) }")
+    before.graph.inputs.append(before.graph.initializers["w"])
+    after = simplify(before)
+    assert [v.name for v in after.graph.inputs] == ["x"]
+    assert "default values (w" in caplog.text
+
+
+def test_node_and_tensor_names_survive():
+    before = parse(CLASSIC, opset=9, ir_version=4)
+    for node in before.graph:
+        node.name = f"node_{node.op_type}"
+    after = simplify(before)
+    names = {n.op_type: (n.name, n.outputs[0].name) for n in after.graph}
+    assert names["Conv"] == ("node_Conv", "n")
+    assert names["Gemm"][0] == "node_Gemm"
+    assert after.graph[0].inputs[1].name == "w"
+
+
+def test_bodies_are_raised_too():
+    before = parse(
+        """g (float[N,3] x, int64 n, bool k) => (float[N,3] y) {
+            c = Constant <value = bool {1}> ()
+            l = Loop (n, c, x) <body = b (int64 i, bool ci, float[N,3] a) => (bool co, float[N,3] o) {
+                co = Identity(ci)
+                q = Unsqueeze <axes=[0]> (a)
+                s = Squeeze <axes=[0]> (q)
+                z = Softmax <axis=1> (s)
+                o = Add(z, x)
+            }>
+            y = If (k) <
+                then_branch = t () => (float[N,3] u) { u = Clip <min=0.0, max=1.0> (l) },
+                else_branch = e () => (float[N,3] v) { v = Clip <min=-1.0, max=0.0> (x) }>
+        }""",
+        opset=9,
+        ir_version=6,
+    )
+    after = simplify(before)
+    for choice in (True, False):
+        assert_same_outputs(before, after, feeds_for(before, n=np.array(3), k=np.array(choice)))
+
+
+def test_large_weights_stay_behind_during_the_conversion(monkeypatch):
+    sizes = []
+    convert = raise_opset.onnx.version_converter.convert_version
+    monkeypatch.setattr(
+        raise_opset.onnx.version_converter,
+        "convert_version",
+        lambda proto, version: sizes.append(proto.ByteSize()) or convert(proto, version),
+    )
+    before = parse(
+        "g (float[N,100] x) => (float[N,100] y) <float[100,100] w, float[100] b> { y = Gemm(x, w, b) }", opset=9
+    )
+    after = simplify(before)
+    assert sizes[0] < 2000
+    assert_same_outputs(before, after)
+
+
+def test_what_the_converter_cannot_do_is_an_error_that_says_so():
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Upsample", ["x"], ["y"], height_scale=2.0, width_scale=2.0)],
+            "g",
+            [onnx.helper.make_tensor_value_info("x", 1, [1, 1, 4, 4])],
+            [onnx.helper.make_tensor_value_info("y", 1, [1, 1, 8, 8])],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 1)],
+        ir_version=3,
+    )
+    with pytest.raises(ModelError, match="opset 1; .* needs 13"):
+        simplify(ir.from_proto(proto))
+
+
+def test_the_alias_of_the_standard_domain():
+    before = parse("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }", opset=9)
+    before.graph.opset_imports["ai.onnx"] = before.graph.opset_imports.pop("")
+    after = simplify(before)
+    assert dict(after.graph.opset_imports) == {"": 13}
