@@ -51,9 +51,10 @@ def main() -> int:
     shown, crops = photographs(FOLDER / "photographs"), FOLDER / "calibration"
     count = sum(cut(path, crops) for path in shown)
     console.print(f"{len(shown)} photographs, and {count} crops of them to calibrate on, in {FOLDER}")
-    console.rule("2. EfficientNet-Lite0, exported from PyTorch to ONNX (the first time, half a minute)")
+    console.rule("2. EfficientNet-Lite0, exported from PyTorch to ONNX")
     model, int8 = FOLDER / "lite0.onnx", FOLDER / "lite0-int8.onnx"
-    shutil.copyfile(zoo.lite0(), model)
+    with console.status("exporting: half a minute the first time"):
+        shutil.copyfile(zoo.lite0(), model)
     console.print(f"{model}: {model.stat().st_size / 1e6:.1f} MB")
     console.rule("3. Quantized by the main command")
     status = quantize(model, int8, crops)
