@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from calibrators.errors import CalibrationError
+from calibrators.preprocess import parse_preprocess
 from onnxq.errors import ConfigError
 
 Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
 IntegerType = Literal["uint8", "int8"]
 
 
-def _option(default: Any, help: str, metavar: str | None = None, **constraints: Any) -> Any:
-    return Field(default, description=help, json_schema_extra={"metavar": metavar}, **constraints)
+def _named(path: Any) -> Any:
+    """An empty path is a variable that was not set, not the current folder."""
+    if path == "":
+        raise PydanticCustomError("path_type", "an empty path")
+    return path
+
+
+def _several(names: Any) -> Any:
+    """One name alone is a list of one, not of letters."""
+    return (names,) if isinstance(names, str) else names
+
+
+_Path = Annotated[Path, BeforeValidator(_named)]
+_Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
+
+
+def _option(group: str, default: Any, text: str, metavar: str | None = None, **limits: Any) -> Any:
+    """A field: the heading it stands under in the help, its help text, how its value is called there."""
+    return Field(default, description=text, json_schema_extra={"group": group, "metavar": metavar}, **limits)
 
 
 class QuantConfig(BaseModel):
@@ -34,38 +63,56 @@ class QuantConfig(BaseModel):
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise ConfigError("; ".join(_explain(e) for e in error.errors())) from error
+            raise ConfigError(explain(error)) from error
 
-    data: Path | None = _option(
-        None, "calibration inputs: .npz, .npy, a directory of either, or a directory of images", "PATH"
+    data: _Path | None = _option(
+        "data",
+        None,
+        "calibration inputs: .npz, .npy, a directory of either, or a directory of images",
+        "PATH",
     )
     preprocess: str | None = _option(
+        "data",
         None,
-        "for images: a preset (imagenet, unit, ...) or key=value,... of resize, crop, mean, std, "
+        "for images: a preset (imagenet, unit, signed, raw) or key=value,... of resize, crop, mean, std, "
         "layout (nchw/nhwc), color (rgb/bgr); default: imagenet",
         "SPEC",
     )
-    samples: int | None = _option(None, "use at most N samples; default: all", "N", ge=1)
-    batch_size: int = _option(1, "samples per run", "N", ge=1)
-    method: Method = _option("mse", "how ranges are chosen")
-    percentile: float = _option(99.99, "for --method percentile", "P", gt=50, le=100)
-    target: str = _option("onnxruntime", "deployment target", "NAME")
-    activation: IntegerType | None = _option(None, "activation type; default: the target's")
-    weight: IntegerType | None = _option(None, "weight type; default: the target's")
-    per_tensor: bool = _option(False, "no per-channel weights")
-    exclude: tuple[str, ...] = _option((), "keep matching nodes float: a name glob, or op:Softmax", "PATTERN")
-    include: tuple[str, ...] = _option((), "quantize only matching nodes", "PATTERN")
-    quantize_outputs: bool = _option(False, "quantize graph outputs too; they stay exact float otherwise")
-    from_table: Path | None = _option(None, "take ranges from saved statistics; needs no data", "FILE")
-    save_statistics: Path | None = _option(None, "keep the calibration statistics (.npz)", "FILE")
-    provider: tuple[str, ...] = _option((), "ONNX Runtime execution provider for calibration", "NAME")
-    threads: int = _option(0, "threads for calibration; default: all", "N", ge=0)
-    seed: int = _option(0, "for whatever is random", "N", ge=0)
+    samples: int | None = _option("data", None, "use at most N samples; default: all", "N", ge=1)
+    batch_size: int = _option("data", 1, "samples per run", "N", ge=1)
+    method: Method = _option("ranges", "mse", "how ranges are chosen")
+    percentile: float = _option("ranges", 99.99, "for --method percentile", "P", gt=50, le=100)
+    from_table: _Path | None = _option(
+        "ranges", None, "take ranges from saved statistics; needs no data", "FILE"
+    )
+    save_statistics: _Path | None = _option("ranges", None, "keep the calibration statistics (.npz)", "FILE")
+    target: str = _option("plan", "onnxruntime", "deployment target: onnxruntime, tensorrt", "NAME")
+    activation: IntegerType | None = _option("plan", None, "activation type; default: the target's")
+    weight: IntegerType | None = _option("plan", None, "weight type; default: the target's")
+    per_tensor: bool = _option("plan", False, "no per-channel weights")
+    exclude: _Names = _option("plan", (), "keep matching nodes float: a name glob, or op:Softmax", "PATTERN")
+    include: _Names = _option("plan", (), "quantize only matching nodes", "PATTERN")
+    quantize_outputs: bool = _option(
+        "plan", False, "quantize graph outputs too; they stay exact float otherwise"
+    )
+    provider: _Names = _option("running", (), "ONNX Runtime execution provider; default: the CPU", "NAME")
+    threads: int = _option("running", 0, "threads; default: all", "N", ge=0)
+    seed: int = _option("running", 0, "for whatever is random", "N", ge=0)
+
+    @field_validator("preprocess")
+    @classmethod
+    def _check_preprocess(cls, text: str | None) -> str | None:
+        try:
+            if text is not None:
+                parse_preprocess(text)
+        except CalibrationError as error:
+            raise ValueError(str(error)) from error
+        return text
 
     @model_validator(mode="after")
     def _check_ranges_have_one_source(self) -> QuantConfig:
         if self.data is not None and self.from_table is not None:
-            raise ValueError("--data and --from-table both give the ranges: use one of them")
+            raise ValueError("calibration data and a table (data, from_table) both give the ranges: use one")
         return self
 
     @classmethod
@@ -75,15 +122,11 @@ class QuantConfig(BaseModel):
         Raises:
             ConfigError: the file cannot be read, or holds wrong options.
         """
-        import yaml
-
+        options = _read(path)
         try:
-            options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read the options in {path}: {error}") from error
-        if not isinstance(options, dict):
-            raise ConfigError(f"{path}: expected lines like 'method: entropy', got {type(options).__name__}")
-        options = {str(name).replace("-", "_"): value for name, value in options.items()}
+            cls(**options)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
         return cls(**{**options, **overrides})
 
     def save(self, path: Path) -> None:
@@ -98,14 +141,56 @@ class QuantConfig(BaseModel):
         try:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"cannot write the options to {path}: {error}") from error
+            raise ConfigError(f"cannot write the options to {path}: {error.strerror}") from error
 
 
-def _explain(error: Any) -> str:
-    """One validation error in the user's words."""
-    option = "--" + str(error["loc"][0]).replace("_", "-") if error["loc"] else ""
-    if error["type"] == "extra_forbidden":
-        valid = ", ".join(QuantConfig.model_fields)
-        return f"unknown option {error['loc'][0]!r}; valid options: {valid}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{option}: {message}, got {error['input']!r}" if option else message
+def _read(path: Path) -> dict[str, Any]:
+    """What a YAML file says, names spelled as in Python."""
+    import yaml
+
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"cannot read the options in {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"{path}: expected lines like 'method: entropy', got a {type(options).__name__}")
+    return {str(name).replace("-", "_"): value for name, value in options.items()}
+
+
+_EXPECTED: Mapping[str, str] = {
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "path_type": "a path",
+    "string_type": "a string",
+    "tuple_type": "a list of strings",
+}
+"""What pydantic calls an error -> what was expected; its own words do for the rest."""
+
+
+def explain(error: ValidationError, spell: Callable[[str], str] = str) -> str:
+    """What is wrong, on one line; ``spell`` turns a field's name into what the user calls it."""
+    return "; ".join(_explain(problem, spell) for problem in error.errors())
+
+
+def _explain(problem: Any, spell: Callable[[str], str]) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    if problem["type"] == "extra_forbidden":
+        return f"unknown option {name!r}; valid options: {', '.join(map(spell, QuantConfig.model_fields))}"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    if problem["type"] in _EXPECTED:
+        expected = _EXPECTED[problem["type"]].format(**problem.get("ctx", {}))
+    else:
+        expected = str(problem["msg"]).removeprefix("Input should be ")
+    return f"{spell(name)}: expected {expected}, got {problem['input']!r}"

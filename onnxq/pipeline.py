@@ -24,7 +24,7 @@ from calibrators.samples import Sample, input_specs
 from calibrators.statistics import Statistics
 from calibrators.synthetic import synthetic_samples
 from onnxq.config import QuantConfig
-from onnxq.errors import CalibrationError, ConfigError, ModelError
+from onnxq.errors import CalibrationError, ModelError
 from onnxq.evaluate import Quality, Speed, compare, race
 from onnxq.graph import all_nodes
 from onnxq.insert import insert_qdq
@@ -100,11 +100,12 @@ def quantize_static(
     """
     started = time.perf_counter()
     config = config or QuantConfig()
-    _check_output(model, output)
+    data = config.data if data is None else data
+    _check_places(model, output, data, config)
     with _our_errors():
         progress("reading the model")
         simple, plan = prepare(model, config)
-        samples = _open_samples(simple, data if data is not None else config.data, config)
+        samples = _open_samples(simple, data, config)
         statistics = _statistics(simple, plan, samples, config, progress)
         progress("choosing ranges")
         plan = solve(simple, plan, statistics, _calibrator(config))
@@ -160,12 +161,23 @@ def compare_files(
         return quality, race(float_path, int8_path, samples[0], threads=config.threads or 1)
 
 
-def _check_output(model: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
-    """Fail before the work, not after it."""
-    source, goal = Path(model), Path(output)
-    if source.exists() and goal.exists() and source.samefile(goal):
-        raise ConfigError(f"{output}: the output is the model itself; give another name.")
-    check_place(goal)
+def _check_places(
+    model: str | os.PathLike[str], output: str | os.PathLike[str], data: Data | None, config: QuantConfig
+) -> None:
+    """Fail before the work, not after it: what is written can be, and is none of what is read."""
+    read = [Path(p) for p in (model, data, config.from_table) if isinstance(p, str | os.PathLike)]
+    goals = [Path(output), *([config.save_statistics] if config.save_statistics else [])]
+    for goal in goals:
+        check_place(goal)
+        if clash := next((path for path in (*read, *goals) if path is not goal and _same(path, goal)), None):
+            raise ModelError(f"{goal}: would overwrite {clash}, which is needed: give another name.")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """The same file, whatever it is called; also if it is not there yet."""
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
 
 
 def _check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
@@ -199,7 +211,7 @@ def _statistics(
         ((batch.name, batch.feeds) for batch in _batches(model, samples, config)),
         providers=config.provider or CPU,
         threads=config.threads,
-        on_batch=lambda done: progress("calibrating", done, samples.total),
+        on_batch=lambda done: progress("calibrating", done + samples.held, samples.total),
     )
     if config.save_statistics is not None:
         statistics.save(config.save_statistics)

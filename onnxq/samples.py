@@ -44,6 +44,11 @@ class Samples:
         return bool(self._held)
 
     @property
+    def held(self) -> int:
+        """How many samples have been held out so far."""
+        return sum(sample.count for sample in self._held)
+
+    @property
     def to_judge(self) -> list[Sample]:
         """The held-out samples; if there were too few to hold any out, the first ones."""
         return self._held or self._first
