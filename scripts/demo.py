@@ -114,8 +114,9 @@ def compare(model: Path, int8: Path, pictures: list[Path]) -> None:
     )
     console.print(f"SQNR   {sqnr(reference, actual):.1f} dB of the logits on these photographs")
     console.print(
-        "[dim]ImageNet has no class for the astronaut: there both models guess. The crops were cut from the same few photographs, so this shows that it works, not how "
-        "accurate it is on pictures never seen: calibrate on some hundred pictures of your own for that."
+        "[dim]ImageNet has no class for the astronaut: there both models guess. The crops were cut from the "
+        "same few photographs, so this shows that it works, not how accurate it is on pictures never seen: "
+        "calibrate on some hundred pictures of your own for that."
     )
 
 
