@@ -1,0 +1,106 @@
+"""The whole flow on real architectures: every weighted operator an integer kernel, outputs close to float."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from flow import check, quantize_for
+from graphs import op_counts
+
+import zoo
+from calibrators.samples import input_specs
+from calibrators.synthetic import synthetic_samples
+from onnxq.config import QuantConfig
+from onnxq.graph import add_initializer
+from onnxq.pipeline import quantize_static
+
+TARGETS = ("onnxruntime", "tensorrt")
+
+DEEP = 25.0
+"""dB between fused and plain arithmetic in a deep network: a tie rounded otherwise in an early layer
+is noise for all later ones."""
+
+
+def picture(model):
+    inputs = input_specs(model)
+    return dict(next(iter(synthetic_samples(model, inputs, 1, 0))).feeds)
+
+
+@pytest.mark.parametrize("variant", zoo.LITE0_EXPORTS)
+def test_lite0_is_all_integers_whatever_the_exporter(lite0_models, variant):
+    model = ir.load(lite0_models[variant])
+    for flow in quantize_for(TARGETS, model, picture(model), method="mse"):
+        check(flow, at_least=17, exact=DEEP)  # synthetic noise, 50 layers
+        assert (flow.planned("Conv"), flow.planned("Gemm")) == (49, 1)
+        assert not {"Conv", "Gemm"} & flow.floats
+
+
+def test_lite0_on_pictures(lite0, calibration_images, tmp_path):
+    config = QuantConfig(preprocess="resize=256,crop=224,mean=127,std=128", samples=16)
+    result = quantize_static(lite0, tmp_path / "int8.onnx", calibration_images, config)
+    assert result.quality.sqnr > 19
+    assert result.int8_bytes < 0.28 * result.float_bytes
+    assert not result.warnings
+
+
+# --- the architectures that onnx ships ------------------------------------------------------------
+
+HIDDEN = {4096: 64}
+"""The fully connected layers of the largest ones, which would take most of the time, made narrow."""
+
+LIGHT_FLOATS = {
+    "bvlc_alexnet": {"LRN", "MaxPool", "Softmax"},
+    "zfnet512": {"LRN", "MaxPool", "Softmax"},
+    "inception_v1": {"LRN", "MaxPool", "Softmax"},
+    "squeezenet": {"GlobalAveragePool", "Flatten", "Softmax", "Reshape"},
+    "densenet121": {
+        *("BatchNormalization", "Relu", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"),
+        "Conv",  # the last one, which is the graph's output
+    },
+}
+"""What stays float on ONNX Runtime: what has no integer kernel, what stands between such operators, and
+what leads to the graph's output. Not listed: the Softmax that is the output."""
+
+
+def trained(path):
+    """The architecture with weights as training leaves them; the file holds one value throughout."""
+    model = ir.load(path)
+    narrow = HIDDEN if op_counts(model).get("Gemm", 0) > 1 else {}
+    rng = np.random.default_rng(0)
+    for node in [n for n in model.graph if n.op_type == "ConstantOfShape"]:
+        shape = [narrow.get(int(d), int(d)) for d in node.inputs[0].const_value.numpy()]
+        output = node.outputs[0]
+        array = weights(rng, shape, output)
+        output.replace_all_uses_with(add_initializer(model, f"{output.name}_trained", array))
+        model.graph.remove(node, safe=True)
+    return model
+
+
+def weights(rng, shape, value):
+    """He's initialization for matrices and kernels; vectors near one where they scale, near zero where they shift."""
+    if len(shape) > 1:
+        return rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape).astype(np.float32)
+    use = value.uses()[0]
+    while use.node.op_type == "Unsqueeze":
+        use = use.node.outputs[0].uses()[0]
+    scales = (use.node.op_type, use.idx) in {("BatchNormalization", 1), ("BatchNormalization", 4), ("Mul", 1)}
+    return (scales + 0.1 * rng.standard_normal(shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", zoo.LIGHT)
+def test_light(name):
+    model = trained(zoo.light(name))
+    weighted = [node.op_type for node in model.graph if node.op_type in {"Conv", "Gemm"}]
+    fast, dense = quantize_for(TARGETS, model)
+    check(fast, at_least=15, exact=DEEP)
+    check(dense, at_least=15)
+    assert fast.floats == LIGHT_FLOATS.get(name, {"Softmax"})
+    assert not {"Conv", "Gemm"} & dense.floats
+    assert dense.planned("Conv") + dense.planned("Gemm") == len(weighted)
+
+
+def test_light_as_it_is_in_the_file():
+    """Weights in ConstantOfShape nodes, opset 9, IR version 3 with initializers among the inputs."""
+    model = ir.load(zoo.light("squeezenet"))
+    assert (model.ir_version, model.opset_imports[""]) == (3, 9)
+    for flow in quantize_for(TARGETS, model):
+        check(flow)
