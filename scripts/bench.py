@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import collections
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from calibrators.session import open_session
 from measure import Run, measured
+from onnxq.verify import onnxruntime
 
 Floats = NDArray[np.float32]
 Feeds = Mapping[str, NDArray[Any]]
@@ -81,9 +80,7 @@ def quantize_peer(model: Path, output: Path, data: Path, *options: str) -> Run:
 
 def outputs(model: Path, samples: Iterable[Feeds], threads: int = 2) -> Floats:
     """The first output over all samples, joined along the first axis."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = open_session(model, threads=threads)
     return np.concatenate([session.run(None, dict(feeds))[0] for feeds in samples])
 
 
@@ -102,15 +99,9 @@ def kernels(model: Path) -> tuple[int, int, int]:
 
     Planned are the nodes of the file whose data and weight both come from DequantizeLinear.
     """
-    planned = _between_integers(onnx.load(model))
-    with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        options.log_severity_level = 4
-        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        ran = _operators(onnx.load(options.optimized_model_filepath))
-    integer = sum(count for name, count in ran.items() if name in INTEGER_KERNELS)
-    return planned, integer, sum(count for name, count in ran.items() if name in FLOAT_KERNELS)
+    ran = onnxruntime.kernels(model).values()
+    integer = sum(op_type in INTEGER_KERNELS for op_type in ran)
+    return _between_integers(onnx.load(model)), integer, sum(op_type in FLOAT_KERNELS for op_type in ran)
 
 
 def _between_integers(model: onnx.ModelProto) -> int:
@@ -121,7 +112,3 @@ def _between_integers(model: onnx.ModelProto) -> int:
         and {makers.get(name) for name in node.input[:2]} == {"DequantizeLinear"}
         for node in model.graph.node
     )
-
-
-def _operators(model: onnx.ModelProto) -> collections.Counter[str]:
-    return collections.Counter(node.op_type for node in model.graph.node)
