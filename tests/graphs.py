@@ -32,7 +32,9 @@ def parse(text: str, opset: int = 13, ir_version: int = 8, functions: str = "", 
             starts with "var".
     """
     imports = f'"" : {opset}' + (', "local" : 1' if functions else "")
-    proto = onnx.parser.parse_model(f"<ir_version: {ir_version}, opset_import: [{imports}]>\n{text}\n{functions}")
+    proto = onnx.parser.parse_model(
+        f"<ir_version: {ir_version}, opset_import: [{imports}]>\n{text}\n{functions}"
+    )
     fill_weights(proto.graph, given)
     onnx.checker.check_model(proto)
     return ir.from_proto(proto)
@@ -88,12 +90,16 @@ def run(model: ir.Model, feeds: dict | None = None) -> list[np.ndarray]:
 def assert_same_outputs(
     before: ir.Model, after: ir.Model, feeds: dict | None = None, tolerance: float = 1e-5
 ) -> None:
-    """Same interface, same numbers: the largest difference over the largest value stays below the tolerance."""
+    """Same interface, same numbers: the largest difference, over the largest value, is within tolerance."""
     assert [v.name for v in after.graph.outputs] == [v.name for v in before.graph.outputs]
     weights = set(before.graph.initializers)
-    assert [v.name for v in after.graph.inputs] == [v.name for v in before.graph.inputs if v.name not in weights]
+    assert [v.name for v in after.graph.inputs] == [
+        v.name for v in before.graph.inputs if v.name not in weights
+    ]
     feeds = feeds_for(after) if feeds is None else feeds
-    for value, expected, actual in zip(before.graph.outputs, run(before, feeds), run(after, feeds), strict=True):
+    for value, expected, actual in zip(
+        before.graph.outputs, run(before, feeds), run(after, feeds), strict=True
+    ):
         assert actual.dtype == expected.dtype, value.name
         assert actual.shape == expected.shape, value.name
         assert np.isfinite(expected.astype(np.float64)).all(), f"{value.name}: nothing to compare"

@@ -30,10 +30,8 @@ from onnxq.passes.sum_to_add import SumToAddPass
 from onnxq.passes.unique_names import UniqueNamesPass
 
 CONSTANTS: tuple[ir.passes.PassBase, ...] = (
-    UniqueNamesPass(),
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     common.LiftSubgraphInitializersToMainGraphPass(),
-    UniqueNamesPass(),
 )
 """To one way to write constants: initializers of the main graph."""
 
@@ -42,8 +40,10 @@ PREPARE: tuple[ir.passes.PassBase, ...] = (
     common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
     FreeWeightsFromInputsPass(),
     *CONSTANTS,
+    UniqueNamesPass(),
     RaiseOpsetPass(),
     *CONSTANTS,
+    UniqueNamesPass(),
 )
 """To one graph of one opset. Once."""
 

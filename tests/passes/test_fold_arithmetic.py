@@ -1,8 +1,8 @@
 import re
 
 import pytest
-
 from graphs import assert_same_outputs, op_counts, parse
+
 from onnxq.passes import simplify
 
 CONV = "Conv <pads=[1,1,1,1]> (x, w)"
@@ -166,7 +166,9 @@ def test_a_vector_times_a_matrix():
 
 
 def test_integers_are_no_weights():
-    before = parse("g (int64[N,6] x) => (int64[N,4] y) <int64[6,4] w, int64[4] k> { c = MatMul(x, w) y = Mul(c, k) }")
+    before = parse(
+        "g (int64[N,6] x) => (int64[N,4] y) <int64[6,4] w, int64[4] k> { c = MatMul(x, w) y = Mul(c, k) }"
+    )
     after = simplify(before)
     assert op_counts(after) == {"MatMul": 1, "Mul": 1}
     assert_same_outputs(before, after)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-
 from graphs import assert_same_outputs, op_counts, parse
+
 from onnxq.passes import simplify
 from onnxq.passes.fold_batchnorm import FoldBatchNormPass
 
@@ -127,7 +127,8 @@ def test_not_where_others_would_notice(text):
 
 
 def test_training_mode_stays():
-    text = f"""g (float[N,3,8,8] x) => (float[N,4,h,w] y, float[4] m, float[4] v) {BN.format("float[4,3,3,3] w")} {{
+    text = f"""g (float[N,3,8,8] x) => (float[N,4,h,w] y, float[4] m, float[4] v)
+    {BN.format("float[4,3,3,3] w")} {{
         c = Conv(x, w)
         y, m, v = BatchNormalization <training_mode=1> (c, gamma, beta, mean, var)
     }}"""
@@ -155,7 +156,8 @@ def test_dead_channel():
 
 
 def test_inside_a_body_with_outer_weights():
-    text = f"""g (float[N,3,8,8] x, bool k) => (float[N,4,6,6] y) {BN.format("float[4,3,3,3] w, float[4] b")} {{
+    text = f"""g (float[N,3,8,8] x, bool k) => (float[N,4,6,6] y)
+    {BN.format("float[4,3,3,3] w, float[4] b")} {{
         s = Relu(x)
         y = If (k) <
             then_branch = t () => (float[N,4,6,6] p) {{
@@ -171,7 +173,10 @@ def test_inside_a_body_with_outer_weights():
     after = simplify(before)
     assert op_counts(after) == {"Relu": 1, "If": 1, "Conv": 2}
     for choice in (True, False):
-        feeds = {"x": np.random.default_rng(1).standard_normal((2, 3, 8, 8), np.float32), "k": np.array(choice)}
+        feeds = {
+            "x": np.random.default_rng(1).standard_normal((2, 3, 8, 8), np.float32),
+            "k": np.array(choice),
+        }
         assert_same_outputs(before, after, feeds)
 
 

@@ -1,6 +1,6 @@
 import pytest
-
 from graphs import assert_same_outputs, op_counts, parse
+
 from onnxq.passes import simplify
 
 

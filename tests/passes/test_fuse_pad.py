@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-
 from graphs import assert_same_outputs, feeds_for, op_counts, parse
+
 from onnxq.passes import simplify
 
 PADS = "int64[8] p = {0,0,1,2,0,0,3,0}"
@@ -152,7 +152,9 @@ def test_pools(pool, fused):
     ],
 )
 def test_max_pool_pads_with_minus_infinity(source, pad, value, fused):
-    before = model("MaxPool <kernel_shape=[3,3]> (q)", POOL_PADS, source, pad, more=value.replace("-inf", "-1.0"))
+    before = model(
+        "MaxPool <kernel_shape=[3,3]> (q)", POOL_PADS, source, pad, more=value.replace("-inf", "-1.0")
+    )
     if "-inf" in value:
         import onnx_ir as ir
 

@@ -1,9 +1,7 @@
 import numpy as np
-import onnx.helper
-import onnx_ir as ir
 import pytest
-
 from graphs import assert_same_outputs, feeds_for, op_counts, parse
+
 from onnxq.errors import ModelError
 from onnxq.passes import raise_opset, simplify
 
@@ -43,7 +41,9 @@ def test_new_enough_is_left_as_it_is(opset):
 
 
 def test_ir_version_3_lists_weights_as_inputs():
-    before = parse("g (float[N,3] x) => (float[N,4] y) <float[3,4] w> { y = MatMul(x, w) }", opset=9, ir_version=4)
+    before = parse(
+        "g (float[N,3] x) => (float[N,4] y) <float[3,4] w> { y = MatMul(x, w) }", opset=9, ir_version=4
+    )
     before.ir_version = 3
     before.graph.inputs.insert(0, before.graph.initializers["w"])
     after = simplify(before)
@@ -102,7 +102,8 @@ def test_large_weights_stay_behind_during_the_conversion(monkeypatch):
         lambda proto, version: sizes.append(proto.ByteSize()) or convert(proto, version),
     )
     before = parse(
-        "g (float[N,100] x) => (float[N,100] y) <float[100,100] w, float[100] b> { y = Gemm(x, w, b) }", opset=9
+        "g (float[N,100] x) => (float[N,100] y) <float[100,100] w, float[100] b> { y = Gemm(x, w, b) }",
+        opset=9,
     )
     after = simplify(before)
     assert sizes[0] < 2000
@@ -110,18 +111,60 @@ def test_large_weights_stay_behind_during_the_conversion(monkeypatch):
 
 
 def test_what_the_converter_cannot_do_is_an_error_that_says_so():
-    proto = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            [onnx.helper.make_node("Upsample", ["x"], ["y"], height_scale=2.0, width_scale=2.0)],
-            "g",
-            [onnx.helper.make_tensor_value_info("x", 1, [1, 1, 4, 4])],
-            [onnx.helper.make_tensor_value_info("y", 1, [1, 1, 8, 8])],
-        ),
-        opset_imports=[onnx.helper.make_opsetid("", 1)],
-        ir_version=3,
+    before = parse(
+        """g (float[N,2,4] x) => (float[N,2,4] y) <float[2,4] s, float[2,4] t, float[2,4] u, float[2,4] var> {
+            y = BatchNormalization <spatial=0> (x, s, t, u, var)
+        }""",
+        opset=8,
+        ir_version=4,
     )
-    with pytest.raises(ModelError, match="opset 1; .* needs 13"):
-        simplify(ir.from_proto(proto))
+    with pytest.raises(ModelError, match=r"uses opset 8; .* needs 13, .*spatial"):
+        simplify(before)
+
+
+def test_operators_that_the_converter_mistranslates_are_refused():
+    before = parse("g (float[N,4,4] x) => (float[N,4,4] y) { y = Hardmax(x) }", opset=12)
+    with pytest.raises(ModelError, match="Hardmax of opset 12 means something else"):
+        simplify(before)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("scales", ["{1,1,2,3}", "{1,1,1.5,2.5}", "{1,1,0.5,0.5}", "{1,1,0.6,0.4}"])
+@pytest.mark.parametrize("holder", ["initializer", "Constant"])
+def test_a_resize_of_opset_10_keeps_its_coordinates(mode, scales, holder):
+    values = f"float[4] {{ {', '.join(v if '.' in v else v + '.0' for v in scales[1:-1].split(','))} }}"
+    tensor = f"<{values.replace('float[4]', 'float[4] s =')}>" if holder == "initializer" else ""
+    node = "" if holder == "initializer" else f"s = Constant <value = {values}> ()"
+    before = parse(
+        f'g (float[N,2,5,5] x) => (float[N,2,h,w] y) {tensor} {{ {node} y = Resize <mode="{mode}"> (x, s) }}',
+        opset=10,
+    )
+    after = simplify(before)
+    assert op_counts(after) == {"Resize": 1}
+    assert_same_outputs(before, after)
+
+
+def test_a_resize_that_shrinks_and_stretches_is_refused():
+    before = parse(
+        """g (float[N,2,5,5] x) => (float[N,2,h,w] y) <float[4] s = {1.0, 1.0, 2.0, 0.5}> {
+            y = Resize <mode="nearest"> (x, s)
+        }""",
+        opset=10,
+    )
+    with pytest.raises(ModelError, match="shrinks one axis"):
+        simplify(before)
+
+
+def test_upsample_becomes_resize():
+    before = parse(
+        """g (float[N,2,5,5] x) => (float[N,2,h,w] y) <float[4] s = {1.0, 1.0, 2.0, 3.0}> {
+            y = Upsample <mode="linear"> (x, s)
+        }""",
+        opset=9,
+    )
+    after = simplify(before)
+    assert op_counts(after) == {"Resize": 1}
+    assert_same_outputs(before, after)
 
 
 def test_the_alias_of_the_standard_domain():
