@@ -5,6 +5,7 @@ Weights in external data stay on disk, memory-mapped, until somebody reads them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -219,7 +220,7 @@ def _save(model: ir.Model, draft: Path) -> None:
 def _check(draft: Path, target: Path) -> None:
     try:
         onnx.checker.check_model(str(draft))
-    except onnx.checker.ValidationError as e:
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as e:
         raise ModelError(f"{target}: not written, because the model is not valid ONNX: {e}") from e
 
 
@@ -232,7 +233,8 @@ def _publish(folder: Path, target: Path) -> None:
     else:
         _sync(data)
         _publish_with_data(draft, data, target)
-    _sync(target.parent)
+    with contextlib.suppress(OSError):  # not every file system can; the files themselves are safe
+        _sync(target.parent)
 
 
 def _publish_with_data(draft: Path, data: Path, target: Path) -> None:

@@ -271,7 +271,7 @@ def test_an_interrupt_leaves_nothing_behind(occupied, model):
 
 def test_an_invalid_model_is_not_written(occupied, model):
     model.graph[0].op_type = "NoSuchOperator"
-    with pytest.raises(ModelError, match="not valid ONNX: .*NoSuchOperator"):
+    with pytest.raises(ModelError, match=r"not valid ONNX: .*NoSuchOperator"):
         write(model, occupied)
     assert_untouched(occupied)
 
