@@ -1,101 +1,174 @@
-"""What a person sees: progress bars, the closing table, the plan."""
+"""What a person sees: progress bars, the closing table, the plan, warnings."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from onnxq.evaluate import Quality, Speed
 from onnxq.model import size_on_disk
 from onnxq.pipeline import Progress, QuantResult
 from onnxq.plan import QuantPlan
 
-_OUT = Console(highlight=False)
-_ERR = Console(stderr=True, highlight=False)
+logger = logging.getLogger(__name__)
+
+OURS = ("onnxq", "calibrators")
+"""The loggers that speak to the user; what libraries log is for their developers."""
+
+FLOAT_ROWS = 10
+"""Reasons in the closing table; ``--verbose`` lists all nodes."""
+
+_UNFOLDED = 10_000
+
+
+def _console(stderr: bool = False) -> Console:
+    """Takes text literally, and folds long lines only where a person reads them."""
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _UNFOLDED
+    return console
+
+
+_OUT, _ERR = _console(), _console(stderr=True)
+
+
+class _Lines(logging.Handler):
+    """Log records as lines on stderr, above the progress bar, each text once."""
+
+    def __init__(self, verbose: bool) -> None:
+        super().__init__()
+        self.verbose = verbose
+        self.said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        ours = record.name.split(".")[0] in OURS
+        if text in self.said or not (ours or (self.verbose and record.levelno >= logging.WARNING)):
+            return
+        self.said.add(text)
+        warn = record.levelno >= logging.WARNING
+        prefix = f"{record.levelname.lower()}: " if warn else ""
+        _ERR.print(Text(prefix + text, style="red" if warn else ""), soft_wrap=True)
+
+
+@contextmanager
+def messages(verbose: bool) -> Iterator[None]:
+    """What our modules log goes to stderr: warnings, and with ``verbose`` each step."""
+    root = logging.getLogger()
+    handler, level = _Lines(verbose), root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if verbose else logging.WARNING)
+    with warnings.catch_warnings():
+        if not verbose:
+            warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            root.removeHandler(handler)
+            root.setLevel(level)
+
+
+class _Rate(ProgressColumn):
+    """Samples a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """Shows how far the work is, on a terminal only, and leaves nothing behind."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    """Shows how far the work is, on a terminal only, and leaves nothing behind. Stages are logged."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(compact=True),
+    )
     with Bar(*columns, console=_ERR, transient=True, disable=quiet or not _ERR.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def told(stage: str, done: int = 0, total: int | None = None) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
-        yield told
+        yield _Stages(bar)
 
 
-def show_warnings(warnings: Iterable[str]) -> None:
-    """On stderr, where they cannot be missed."""
-    for warning in warnings:
-        _ERR.print(Panel(warning, title="WARNING", border_style="bold red", style="red"))
+class _Stages:
+    """One bar, begun anew with each stage."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+        self.stage = ""
+
+    def __call__(self, stage: str, done: int = 0, total: int | None = None) -> None:
+        if stage != self.stage:
+            logger.info("%s", stage)
+            for task in self.bar.task_ids:
+                self.bar.remove_task(task)
+            self.bar.add_task(stage, total=total)
+            self.stage = stage
+        self.bar.update(self.bar.task_ids[0], completed=done)
 
 
-def show_result(output: str, result: QuantResult, *, every_node: bool) -> None:
-    """The closing table."""
-    table = _table(output)
-    table.add_row("quantized", _shares(result.plan))
-    for label, text in _float_rows(result.plan, every_node):
-        table.add_row(label, text)
-    table.add_row("size", _sizes(result.float_bytes, result.int8_bytes))
-    if result.quality is not None:
-        for name, text in _quality_rows(result.quality):
+def show_result(output: str, result: QuantResult, *, quiet: bool, every_node: bool) -> None:
+    """The closing table, then the warnings: last, and in the table too if it goes elsewhere than they."""
+    if not quiet:
+        table = _table(output)
+        for name, text in _result_rows(result, every_node):
             table.add_row(name, text)
-        table.add_row("measured on", f"{result.quality.samples} samples ({result.judged_on})")
-    else:
-        table.add_row("accuracy", "not measured: there are no samples")
-    table.add_row("time", f"{result.seconds:.1f} s")
+        if not (_OUT.is_terminal and _ERR.is_terminal):
+            for warning in result.warnings:
+                table.add_row("warning", warning)
+        _OUT.print(table)
     for warning in result.warnings:
-        table.add_row("[red]warning[/]", f"[red]{warning}[/]")
-    _OUT.print(table)
+        _warn(warning)
 
 
-def show_comparison(float_path: str, int8_path: str, quality: Quality, speed: Speed) -> None:
+def show_comparison(float_path: str, int8_path: str, quality: Quality, speed: Speed, threads: int) -> None:
     """Accuracy, size and speed of two models."""
     table = _table(f"{int8_path} against {float_path}")
-    for name, text in _quality_rows(quality):
-        table.add_row(name, text)
-    table.add_row("measured on", f"{quality.samples} samples")
+    for text in _quality_rows(quality):
+        table.add_row("accuracy", text)
+    table.add_row("measured on", _counted(quality.samples, "sample"))
     table.add_row("size", _sizes(size_on_disk(float_path), size_on_disk(int8_path)))
-    table.add_row(
-        "speed",
-        f"{speed.float_seconds * 1e3:.2f} ms -> {speed.int8_seconds * 1e3:.2f} ms: "
-        f"{speed.ratio:.2f}x of float (one thread, median of pairs)",
-    )
+    table.add_row("speed", _times(speed, threads))
     _OUT.print(table)
 
 
-def show_plan(model: str, plan: QuantPlan) -> None:
+def show_plan(model: str, plan: QuantPlan, *, quiet: bool = False) -> None:
     """Every node that is to run in integers, every other with its reason."""
+    if quiet:
+        return
     table = Table(title=f"{model} for {plan.target}", title_justify="left")
     for column in ("node", "operator", "runs in"):
         table.add_column(column, overflow="fold")
     for name, op_type in plan.nodes.items():
-        table.add_row(name, op_type, "[green]integers[/]")
+        table.add_row(name, op_type, Text("integers", "green"))
     for name, node in plan.floats.items():
-        table.add_row(name, node.op_type, f"[yellow]float[/]: {node.reason}")
+        table.add_row(name, node.op_type, Text.assemble(("float", "yellow"), f": {node.reason}"))
     _OUT.print(table)
-    _OUT.print(f"{len(plan.nodes)} nodes in integers: {_shares(plan)}; {len(plan.floats)} in float")
+    _OUT.print(f"{len(plan.nodes)} nodes in integers, {len(plan.floats)} in float")
 
 
 def print_json(plan: QuantPlan) -> None:
     """The plan for machines."""
     content: dict[str, Any] = {
         "target": plan.target,
-        "integer_nodes": dict(plan.nodes),
-        "float_nodes": {name: node.reason for name, node in plan.floats.items()},
+        "integer_nodes": [{"name": name, "op_type": op_type} for name, op_type in plan.nodes.items()],
+        "float_nodes": [
+            {"name": name, "op_type": node.op_type, "reason": node.reason}
+            for name, node in plan.floats.items()
+        ],
         "points": [
             {
                 "tensor": point.tensor,
@@ -109,7 +182,15 @@ def print_json(plan: QuantPlan) -> None:
             for point in plan.points
         ],
     }
-    _OUT.print_json(json.dumps(content))
+    _OUT.print(json.dumps(content, indent=2), soft_wrap=True)
+
+
+def _warn(text: str) -> None:
+    """On stderr, where it cannot be missed: in a frame on a terminal, else on one line."""
+    if _ERR.is_terminal:
+        _ERR.print(Panel(Text(text), title="WARNING", style="red", border_style="bold red"))
+    else:
+        _ERR.print(f"warning: {text}", soft_wrap=True)
 
 
 def _table(title: str) -> Table:
@@ -119,30 +200,53 @@ def _table(title: str) -> Table:
     return table
 
 
-def _shares(plan: QuantPlan) -> str:
+def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, str]]:
+    yield "quantized", "\n".join(_shares(result.plan))
+    yield from (("float", text) for text in _float_rows(result.plan, every_node))
+    yield "size", _sizes(result.float_bytes, result.int8_bytes)
+    if result.quality is None:
+        yield "accuracy", "not measured: there are no samples"
+    else:
+        yield from (("accuracy", text) for text in _quality_rows(result.quality))
+        yield "measured on", f"{result.judged_on}: {result.quality.samples}"
+    yield "time", f"{result.seconds:.1f} s"
+
+
+def _shares(plan: QuantPlan) -> Iterator[str]:
     """Of each quantized operator type, how many of how many."""
     integers = Counter(plan.nodes.values())
     floats = Counter(node.op_type for node in plan.floats.values())
-    return ", ".join(f"{n} of {n + floats[op]} {op}" for op, n in integers.most_common())
+    return (f"{count} of {count + floats[op_type]} {op_type}" for op_type, count in integers.most_common())
 
 
-def _float_rows(plan: QuantPlan, every_node: bool) -> Iterator[tuple[str, str]]:
+def _float_rows(plan: QuantPlan, every_node: bool) -> Iterator[str]:
     if every_node:
-        yield from (("float", f"{name} ({n.op_type}): {n.reason}") for name, n in plan.floats.items())
+        yield from (f"{name} ({node.op_type}): {node.reason}" for name, node in plan.floats.items())
         return
-    for node, count in Counter(plan.floats.values()).most_common():
-        yield "float", f"{count} {node.op_type}: {node.reason}"
+    kinds = Counter(plan.floats.values()).most_common()
+    yield from (f"{count} {node.op_type}: {node.reason}" for node, count in kinds[:FLOAT_ROWS])
+    if rest := sum(count for _, count in kinds[FLOAT_ROWS:]):
+        yield f"{rest} more: --verbose lists them all"
 
 
 def _sizes(float_bytes: int, int8_bytes: int) -> str:
-    return f"{float_bytes / 1e6:.2f} MB -> {int8_bytes / 1e6:.2f} MB ({int8_bytes / float_bytes:.2f} of float)"
+    return f"{decimal(float_bytes)} -> {decimal(int8_bytes)}: {int8_bytes / float_bytes:.2f} of float"
 
 
-def _quality_rows(quality: Quality) -> Iterator[tuple[str, str]]:
+def _times(speed: Speed, threads: int) -> str:
+    before, after = f"{speed.float_seconds * 1e3:.2f} ms", f"{speed.int8_seconds * 1e3:.2f} ms"
+    return f"{before} -> {after} a run: {speed.ratio:.2f} times as fast ({_counted(threads, 'thread')})"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def _quality_rows(quality: Quality) -> Iterator[str]:
     for name, output in quality.outputs.items():
         parts = []
         if not math.isnan(output.sqnr):
             parts.append(f"SQNR {output.sqnr:.2f} dB")
         if output.agreement is not None:
             parts.append(f"agreement with float {output.agreement:.1%}")
-        yield name, ", ".join(parts) or "nothing to compare"
+        yield f"{name}: {', '.join(parts) or 'nothing to compare'}"

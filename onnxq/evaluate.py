@@ -6,8 +6,8 @@ import math
 import os
 import statistics as stats
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from calibrators.collect import run_batch
 from calibrators.samples import Sample
 from calibrators.session import open_session
+from onnxq.errors import ModelError
 from onnxq.numerics import decibels
 
 Array = NDArray[np.generic]
@@ -29,11 +30,11 @@ class OutputQuality:
     """One output.
 
     Attributes:
-        sqnr: 10 log10(signal power / power of the difference), in dB, over all samples; NaN if
-            the output holds no real numbers.
+        sqnr: 10 log10(signal power / power of the difference), in dB, over all samples and all values
+            that are finite in the float model; NaN if there are none.
         agreement: the share (0 … 1) of equal decisions: the largest class, or equal values of an
             integer output; None where nothing is decided (one value, or no classes).
-        finite: whether the quantized model gave finite numbers only.
+        finite: whether the quantized model gave finite numbers wherever the float one did.
     """
 
     sqnr: float
@@ -68,25 +69,35 @@ class _Tally:
     agreed: int = 0
     decisions: int = 0
     finite: bool = True
-    real: bool = field(default=True)
+    reals: int = 0
 
     def add(self, reference: Any, actual: Any) -> None:
-        """Fold in one sample. Sequences and maps, which some models give, are passed over."""
+        """Fold in one sample. Sequences and maps, which some models give, are passed over.
+
+        Where the number of values itself depends on the values (detections), none of the decisions
+        of a sample are equal if it differs, and no values can be compared.
+        """
         if not isinstance(reference, np.ndarray):
             return
-        self.real = bool(np.issubdtype(reference.dtype, np.floating))
-        if self.real:
-            expected, given = reference.astype(np.float64), actual.astype(np.float64)
-            self.finite = self.finite and bool(np.isfinite(given).all())
-            self.signal += float(np.square(expected).sum())
-            self.noise += float(np.square(expected - given).sum())
-        same = _decisions(reference) == _decisions(actual)
-        self.agreed += int(np.count_nonzero(same))
-        self.decisions += same.size
+        decisions = _decisions(reference)
+        self.decisions += decisions.size
+        if reference.shape != actual.shape:
+            return
+        self.agreed += int(np.count_nonzero(decisions == _decisions(actual)))
+        if np.issubdtype(reference.dtype, np.floating):
+            self._add_reals(reference.astype(np.float64), actual.astype(np.float64))
+
+    def _add_reals(self, expected: NDArray[np.float64], given: NDArray[np.float64]) -> None:
+        known = np.isfinite(expected)
+        expected, given = expected[known], given[known]
+        self.reals += expected.size
+        self.finite = self.finite and bool(np.isfinite(given).all())
+        self.signal += float(np.square(expected).sum())
+        self.noise += float(np.square(expected - given).sum())
 
     def quality(self) -> OutputQuality:
         return OutputQuality(
-            sqnr=decibels(self.signal, self.noise) if self.real else math.nan,
+            sqnr=decibels(self.signal, self.noise) if self.reals else math.nan,
             agreement=self.agreed / self.decisions if self.decisions else None,
             finite=self.finite,
         )
@@ -105,6 +116,42 @@ def _decisions(output: Array) -> Array:
     return np.asarray(output.argmax(axis=axis))
 
 
+def check_alike(float_model: ir.Model, int8_model: ir.Model) -> None:
+    """Check that two models can be compared: inputs are matched by name, outputs by position.
+
+    Raises:
+        ModelError: they differ in number, name, type or size.
+    """
+    ours, theirs = ({v.name: v for v in _inputs(model)} for model in (float_model, int8_model))
+    if ours.keys() != theirs.keys() or not all(_fits(ours[name], theirs[name]) for name in ours):
+        raise _different("inputs", ours.values(), theirs.values())
+    one, other = float_model.graph.outputs, int8_model.graph.outputs
+    if len(one) != len(other) or not all(map(_fits, one, other)):
+        raise _different("outputs", one, other)
+
+
+def _inputs(model: ir.Model) -> list[ir.Value]:
+    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+def _fits(one: ir.Value, other: ir.Value) -> bool:
+    """The same type, and no two known sizes that differ."""
+    if one.dtype != other.dtype:
+        return False
+    if one.shape is None or other.shape is None:
+        return True
+    sizes = zip(one.shape, other.shape, strict=False)
+    known = [(a, b) for a, b in sizes if isinstance(a, int) and isinstance(b, int)]
+    return len(one.shape) == len(other.shape) and all(a == b for a, b in known)
+
+
+def _different(kind: str, ours: Iterable[ir.Value], theirs: Iterable[ir.Value]) -> ModelError:
+    first, second = (
+        ", ".join(f"'{v.name}' ({v.dtype} {v.shape})" for v in values) or "none" for values in (ours, theirs)
+    )
+    return ModelError(f"the models have different {kind} and cannot be compared: {first}; {second}")
+
+
 def compare(
     float_model: Model,
     int8_model: Model,
@@ -112,8 +159,11 @@ def compare(
     *,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
+    on_sample: Callable[[int], None] | None = None,
 ) -> Quality:
     """Run both models on the same samples. Outputs are matched by position, named as in ``float_model``.
+
+    ``on_sample`` is told how many samples are done.
 
     Raises:
         CalibrationError: a model does not load, or does not take a sample.
@@ -127,6 +177,8 @@ def compare(
         for tally, one, other in zip(tallies.values(), expected, given, strict=True):
             tally.add(one, other)
         seen += sample.count
+        if on_sample is not None:
+            on_sample(seen)
     return Quality({name: tally.quality() for name, tally in tallies.items()}, seen)
 
 

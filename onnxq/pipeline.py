@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -25,7 +26,7 @@ from calibrators.statistics import Statistics
 from calibrators.synthetic import synthetic_samples
 from onnxq.config import QuantConfig
 from onnxq.errors import CalibrationError, ModelError
-from onnxq.evaluate import Quality, Speed, compare, race
+from onnxq.evaluate import Quality, Speed, check_alike, compare, race
 from onnxq.graph import all_nodes
 from onnxq.insert import insert_qdq
 from onnxq.model import check_place, load, size_on_disk, write
@@ -36,6 +37,8 @@ from onnxq.ranges import solve
 from onnxq.samples import Samples
 from onnxq.targets import get_target
 from onnxq.verify import VERIFIERS
+
+logger = logging.getLogger(__name__)
 
 Data = str | os.PathLike[str] | Iterable[Any]
 
@@ -146,7 +149,10 @@ def prepare(model: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Mode
 
 
 def compare_files(
-    float_path: str | os.PathLike[str], int8_path: str | os.PathLike[str], config: QuantConfig
+    float_path: str | os.PathLike[str],
+    int8_path: str | os.PathLike[str],
+    config: QuantConfig,
+    progress: Progress = _silent,
 ) -> tuple[Quality, Speed]:
     """How close and how fast ``int8_path`` is, on ``config.data`` (synthetic inputs without it).
 
@@ -155,10 +161,23 @@ def compare_files(
     """
     with _our_errors():
         model = load(float_path)
-        samples = list(_batches(model, _open_samples(model, config.data, config).source, config))
-        providers = config.provider or CPU
-        quality = compare(float_path, int8_path, samples, providers=providers, threads=config.threads)
-        return quality, race(float_path, int8_path, samples[0], threads=config.threads or 1)
+        check_alike(model, load(int8_path))
+        samples = _open_samples(model, config.data, config)
+        if samples.synthetic:
+            logger.warning(
+                "no data: compared on synthetic inputs, which say little; give real samples (data)"
+            )
+        batch = next(_batches(model, samples.source, config))
+        quality = compare(
+            float_path,
+            int8_path,
+            _batches(model, samples.source, config),
+            providers=config.provider or CPU,
+            threads=config.threads,
+            on_sample=lambda done: progress("comparing", done, samples.total),
+        )
+        progress("timing")
+        return quality, race(float_path, int8_path, batch, threads=config.threads or 1)
 
 
 def _check_places(
