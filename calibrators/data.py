@@ -68,7 +68,7 @@ def open_data(
     if isinstance(source, str | os.PathLike):
         opened = _open_path(Path(source), inputs, preprocess, limit)
     else:
-        opened = _open_iterable(source, inputs)
+        opened = _open_iterable(source, inputs, preprocess)
     total = opened.total if limit is None or opened.total is None else min(limit, opened.total)
     return DataSource(lambda: _limited(opened, batched(inputs), limit), total)
 
@@ -95,7 +95,7 @@ def _open_path(path: Path, inputs: Inputs, preprocess: str | None, limit: int | 
     if suffix in images.SUFFIXES:
         return _open_images([path], inputs, preprocess, None)
     if suffix in arrays.SUFFIXES:
-        return _open_arrays([arrays.inspect_file(path, inputs)])
+        return _open_arrays([arrays.inspect_file(path, inputs)], preprocess)
     raise CalibrationError(f"{path}: '{suffix}' files are not read: expected {_expected()}")
 
 
@@ -113,7 +113,8 @@ def _open_directory(path: Path, inputs: Inputs, preprocess: str | None, limit: i
     log.debug("%s: %d of %d files are read", path, len(pictures) + len(stored), len(files))
     if pictures:
         return _open_images(pictures, inputs, preprocess, limit)
-    return _open_arrays(_until(limit, (arrays.inspect_file(f, inputs, in_directory=True) for f in stored)))
+    inspected = (arrays.inspect_file(f, inputs, in_directory=True) for f in stored)
+    return _open_arrays(_until(limit, inspected), preprocess)
 
 
 def _until(limit: int | None, files: Iterable[arrays.ArrayFile]) -> list[arrays.ArrayFile]:
@@ -141,11 +142,17 @@ def _expected() -> str:
     return f"arrays ({' '.join(sorted(arrays.SUFFIXES))}) or pictures ({' '.join(sorted(images.SUFFIXES))})"
 
 
-def _open_arrays(files: Sequence[arrays.ArrayFile]) -> DataSource:
+def _open_arrays(files: Sequence[arrays.ArrayFile], preprocess: str | None) -> DataSource:
+    _is_not_used(preprocess)
     if ignored := {name: file.path for file in reversed(files) for name in file.ignored}:
         for name, path in ignored.items():
             log.warning("%s: array '%s' is no input of the model: ignored", path, name)
     return DataSource(lambda: (s for file in files for s in file.samples()), sum(f.count for f in files))
+
+
+def _is_not_used(preprocess: str | None) -> None:
+    if preprocess is not None:
+        log.warning("preprocess '%s' is not used: it is for pictures, and the data are arrays", preprocess)
 
 
 def _open_images(
@@ -165,12 +172,13 @@ def _open_images(
     return DataSource(read, len(paths))
 
 
-def _open_iterable(source: Iterable[Any], inputs: Inputs) -> DataSource:
+def _open_iterable(source: Iterable[Any], inputs: Inputs, preprocess: str | None) -> DataSource:
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise CalibrationError(
             f"data of type {type(source).__name__}: expected a path, or an iterable such as a list of "
             f"{{input name: array}}; the model takes {describe(inputs)}"
         )
+    _is_not_used(preprocess)
     return DataSource(
         lambda: (_from_item(item, inputs, f"item {i} of the data") for i, item in enumerate(source))
     )

@@ -32,7 +32,7 @@ from onnxq.insert import insert_qdq
 from onnxq.model import check_place, load, size_on_disk, write
 from onnxq.passes import simplify
 from onnxq.plan import QuantPlan
-from onnxq.planner import make_plan
+from onnxq.planner import make_plan, matches
 from onnxq.ranges import solve
 from onnxq.samples import Samples
 from onnxq.targets import get_target
@@ -138,6 +138,7 @@ def prepare(model: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Mode
     original = load(model)
     _check_is_float(original, model)
     simple = simplify(original)
+    _check_patterns(simple, config)
     plan = make_plan(simple, target, config)
     if not plan.points:
         reasons = "; ".join(list(dict.fromkeys(node.reason for node in plan.floats.values()))[:3])
@@ -197,6 +198,14 @@ def _same(one: Path, other: Path) -> bool:
     if one.exists() and other.exists():
         return one.samefile(other)
     return one.resolve() == other.resolve()
+
+
+def _check_patterns(model: ir.Model, config: QuantConfig) -> None:
+    for pattern in (*config.exclude, *config.include):
+        if not any(matches(node, pattern) for node in all_nodes(model)):
+            logger.warning(
+                "pattern %r matches no node of the cleaned model: a typo? 'onnxq inspect' lists them", pattern
+            )
 
 
 def _check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:

@@ -110,7 +110,8 @@ def _obstacle(node: ir.Node, scene: _Scene) -> str | None:
     return next((reason for check in checks if (reason := check(node, rule, scene))), None)
 
 
-def _matches(node: ir.Node, pattern: str) -> bool:
+def matches(node: ir.Node, pattern: str) -> bool:
+    """Whether ``pattern`` means the node: a glob of its name, or ``op:`` and one of its operator type."""
     if pattern.startswith("op:"):
         return fnmatchcase(node.op_type, pattern[3:])
     return fnmatchcase(node.name or "", pattern)
@@ -118,9 +119,9 @@ def _matches(node: ir.Node, pattern: str) -> bool:
 
 def _not_selected(node: ir.Node, rule: OpRule, scene: _Scene) -> str | None:
     for pattern in scene.config.exclude:
-        if _matches(node, pattern):
+        if matches(node, pattern):
             return f"excluded by {pattern!r}"
-    if scene.config.include and not any(_matches(node, p) for p in scene.config.include):
+    if scene.config.include and not any(matches(node, p) for p in scene.config.include):
         return "not among the nodes to include"
     return None
 
@@ -367,9 +368,7 @@ def _point(edge: _Edge, groups: Mapping[_Key, Group]) -> QuantPoint:
     return QuantPoint(name, edge.consumer, edge.index, edge.spec, groups[name, edge.spec].name)
 
 
-def _biases(
-    planned: Iterable[ir.Node], groups: Mapping[_Key, Group], scene: _Scene
-) -> Iterator[BiasPoint]:
+def _biases(planned: Iterable[ir.Node], groups: Mapping[_Key, Group], scene: _Scene) -> Iterator[BiasPoint]:
     for node in planned:
         operator = WEIGHTED.get(node.op_type)
         if operator is None or scene.target.bias is not BiasStyle.INT32:
