@@ -1,1 +1,52 @@
-"""onnxq: an offline quantizer, float ONNX in, int8 ONNX out."""
+"""onnxq: an offline quantizer, float ONNX in, int8 ONNX out.
+
+The public names are imported when they are first asked for, so that ``import onnxq`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxq.config import QuantConfig
+    from onnxq.errors import CalibrationError, ConfigError, ModelError, OnnxqError, TargetError
+    from onnxq.pipeline import QuantResult, quantize_static
+
+    __version__: str
+
+__all__ = [
+    "CalibrationError",
+    "ConfigError",
+    "ModelError",
+    "OnnxqError",
+    "QuantConfig",
+    "QuantResult",
+    "TargetError",
+    "__version__",
+    "quantize_static",
+]
+
+_HOMES = {
+    "CalibrationError": "errors",
+    "ConfigError": "errors",
+    "ModelError": "errors",
+    "OnnxqError": "errors",
+    "QuantConfig": "config",
+    "QuantResult": "pipeline",
+    "TargetError": "errors",
+    "quantize_static": "pipeline",
+}
+"""Public name -> the module it lives in."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("onnxq")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onnxq' has no attribute {name!r}")
+    return getattr(import_module(f"onnxq.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
