@@ -56,13 +56,13 @@ class _Command:
 
 def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq import display, pipeline
-    from onnxq.model import check_place
 
     if args.dry_run:
         display.show_plan(args.model, pipeline.prepare(args.model, config)[1], quiet=args.quiet)
         return
     if args.save_config:
-        check_place(args.save_config)
+        others = (args.model, args.output, config.data, config.from_table, config.save_statistics)
+        pipeline.check_places(others, [args.save_config])
     with display.progress(quiet=args.quiet) as progress:
         result = pipeline.quantize_static(args.model, args.output, config=config, progress=progress)
     if args.save_config:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -104,7 +104,7 @@ def quantize_static(
     started = time.perf_counter()
     config = config or QuantConfig()
     data = config.data if data is None else data
-    _check_places(model, output, data, config)
+    check_places((model, data, config.from_table), [p for p in (output, config.save_statistics) if p])
     with _our_errors():
         progress("reading the model")
         simple, plan = prepare(model, config)
@@ -181,16 +181,21 @@ def compare_files(
         return quality, race(float_path, int8_path, batch, threads=config.threads or 1)
 
 
-def _check_places(
-    model: str | os.PathLike[str], output: str | os.PathLike[str], data: Data | None, config: QuantConfig
-) -> None:
-    """Fail before the work, not after it: what is written can be, and is none of what is read."""
-    read = [Path(p) for p in (model, data, config.from_table) if isinstance(p, str | os.PathLike)]
-    goals = [Path(output), *([config.save_statistics] if config.save_statistics else [])]
+def check_places(read: Iterable[object], written: Sequence[str | os.PathLike[str]]) -> None:
+    """Fail before the work, not after it: files to be written can be, and are none of those that are read.
+
+    What in ``read`` is no path is passed over.
+
+    Raises:
+        ModelError: a file cannot be written, or would overwrite another one.
+    """
+    goals = [Path(path) for path in written]
+    taken = [Path(path) for path in read if isinstance(path, str | os.PathLike)]
     for goal in goals:
         check_place(goal)
-        if clash := next((path for path in (*read, *goals) if path is not goal and _same(path, goal)), None):
+        if clash := next((path for path in taken if _same(path, goal)), None):
             raise ModelError(f"{goal}: would overwrite {clash}, which is needed: give another name.")
+        taken.append(goal)
 
 
 def _same(one: Path, other: Path) -> bool:
