@@ -18,6 +18,7 @@ from onnxq.passes.fold_batchnorm import FoldBatchNormPass
 from onnxq.passes.fold_batchnorm_forward import FoldBatchNormForwardPass
 from onnxq.passes.fold_constants import FoldConstantsPass
 from onnxq.passes.fold_gemm_scalars import FoldGemmScalarsPass
+from onnxq.passes.forget_stale_shapes import ForgetStaleShapesPass
 from onnxq.passes.free_weights_from_inputs import FreeWeightsFromInputsPass
 from onnxq.passes.fuse_pad import FusePadPass
 from onnxq.passes.infer_shapes import InferShapesPass
@@ -38,12 +39,14 @@ CONSTANTS: tuple[ir.passes.PassBase, ...] = (
 PREPARE: tuple[ir.passes.PassBase, ...] = (
     common.InlinePass(),
     common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+    common.ClearMetadataAndDocStringPass(),  # stack traces of the exporter; the model's own metadata stays
     FreeWeightsFromInputsPass(),
     *CONSTANTS,
     UniqueNamesPass(),
     RaiseOpsetPass(),
     *CONSTANTS,
     UniqueNamesPass(),
+    ForgetStaleShapesPass(),
 )
 """To one graph of one opset. Once."""
 

@@ -185,6 +185,18 @@ def test_the_given_model_is_not_changed():
         np.testing.assert_array_equal(value.const_value.numpy(), weights[name])
 
 
+def test_the_models_metadata_stays_and_stack_traces_go():
+    before = parse("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
+    before.metadata_props["names"] = "cat,dog"
+    before.graph[0].metadata_props["stack_trace"] = "line 1"
+    before.graph.metadata_props["note"] = "kept in the original"
+    after = simplify(before)
+    assert after.metadata_props == {"names": "cat,dog"}
+    assert not after.graph[0].metadata_props
+    assert before.graph[0].metadata_props == {"stack_trace": "line 1"}
+    assert before.graph.metadata_props == {"note": "kept in the original"}
+
+
 def test_an_input_that_is_an_output():
     before = parse("g (float[N,4] x) => (float[N,4] x, float[N,4] y) { y = Relu(x) }")
     after = simplify(before)
