@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.filesize import decimal
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
@@ -82,11 +83,12 @@ def messages(verbose: bool) -> Iterator[None]:
             root.setLevel(level)
 
 
-class _Rate(ProgressColumn):
-    """Samples a second."""
+class _Pace(ProgressColumn):
+    """Samples done and samples a second, for the stages that have any."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+        count = f"{task.completed:.0f}/{task.total or '?'}" if task.completed else ""
+        return Text(f"{count} {task.speed:.1f}/s" if task.speed else count)
 
 
 @contextmanager
@@ -95,8 +97,7 @@ def progress(quiet: bool) -> Iterator[Progress]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        _Rate(),
+        _Pace(),
         TimeRemainingColumn(compact=True),
     )
     with Bar(*columns, console=_ERR, transient=True, disable=quiet or not _ERR.is_terminal) as bar:
@@ -223,10 +224,15 @@ def _float_rows(plan: QuantPlan, every_node: bool) -> Iterator[str]:
     if every_node:
         yield from (f"{name} ({node.op_type}): {node.reason}" for name, node in plan.floats.items())
         return
-    kinds = Counter(plan.floats.values()).most_common()
-    yield from (f"{count} {node.op_type}: {node.reason}" for node, count in kinds[:FLOAT_ROWS])
+    kinds = Counter((n.op_type, _without_names(n.reason)) for n in plan.floats.values()).most_common()
+    yield from (f"{count} {op_type}: {reason}" for (op_type, reason), count in kinds[:FLOAT_ROWS])
     if rest := sum(count for _, count in kinds[FLOAT_ROWS:]):
         yield f"{rest} more: --verbose lists them all"
+
+
+def _without_names(reason: str) -> str:
+    """What many nodes have in common: "its input 'x' comes in float" -> "its input … comes in float"."""
+    return re.sub(r"'[^']*'", "…", reason)
 
 
 def _sizes(float_bytes: int, int8_bytes: int) -> str:
