@@ -51,16 +51,16 @@ def layer_of(node: ir.Node | None) -> Layer | None:
     if node is None or not is_op(node, *WEIGHTED_OPS) or sole_output(node) is None:
         return None
     stored = constant_value(input_at(node, 1))
-    if (
-        stored is None
-        or ir.DataType.from_numpy(stored.dtype) not in FLOATS
-        or not _is_plain(node, stored.ndim)
-    ):
+    if stored is None or ir.DataType.from_numpy(stored.dtype) not in FLOATS:
+        return None
+    if not _is_plain(node, stored.ndim):
         return None
     channels = _channels(node, stored.shape)
     bias = input_at(node, 2)
-    row = None if bias is None else _bias_row(constant_value(bias), channels)
-    return None if bias is not None and row is None else Layer(node, stored, channels, row)
+    row = None if bias is None else as_row(constant_value(bias), channels)
+    if bias is not None and row is None:
+        return None
+    return Layer(node, stored, channels, None if row is None else row.astype(np.float64))
 
 
 def _channels(node: ir.Node, shape: tuple[int, ...]) -> int:
@@ -76,11 +76,11 @@ def _is_plain(node: ir.Node, weight_rank: int) -> bool:
     return weight_rank == 2 if node.op_type == "MatMul" else weight_rank >= 3
 
 
-def _bias_row(bias: NDArray[np.generic] | None, channels: int) -> Array | None:
-    """A constant bias of any shape that means one number a channel, as [C_out]."""
-    if bias is None or bias.size not in (1, channels) or bias.shape[-1:] not in ((), (1,), (bias.size,)):
+def as_row(bias: NDArray[np.generic] | None, channels: int) -> NDArray[np.generic] | None:
+    """A constant that gives each column one number ([C], [1, C], [1], a scalar), as [C]; else None."""
+    if bias is None or any(size != 1 for size in bias.shape[:-1]) or bias.size not in (1, channels):
         return None
-    return np.broadcast_to(bias.astype(np.float64).reshape(-1), (channels,))
+    return np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (channels,)))
 
 
 def _to_rows(node: ir.Node, stored: Array) -> Array:

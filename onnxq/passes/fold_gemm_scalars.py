@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph import all_nodes, constant_value, input_at, int_attribute, is_op
-from onnxq.passes._layer import replace_constant
+from onnxq.passes._layer import as_row, replace_constant
 
 
 class FoldGemmScalarsPass(ir.passes.InPlacePass):
@@ -44,12 +44,8 @@ def _flatten_bias(model: ir.Model, node: ir.Node) -> bool:
     weight, bias = constant_value(input_at(node, 1)), constant_value(input_at(node, 2))
     if weight is None or bias is None:
         return False
-    columns = weight.shape[0 if int_attribute(node, "transB", 0) else 1]
-    if (
-        bias.shape == (columns,)
-        or bias.size not in (1, columns)
-        or bias.shape[-1:] not in ((), (1,), (columns,))
-    ):
+    row = as_row(bias, weight.shape[0 if int_attribute(node, "transB", 0) else 1])
+    if row is None or row.shape == bias.shape:
         return False
-    replace_constant(model, node, 2, np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (columns,))))
+    replace_constant(model, node, 2, row)
     return True

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from onnxq.graph import all_nodes, constant_value, is_op, rank, supplant
+from onnxq.graph import all_nodes, constant_value, input_at, is_op, rank, supplant
 from onnxq.passes._affine import is_private
-from onnxq.passes._layer import replace_constant
+from onnxq.passes._layer import as_row, replace_constant
 
 
 class MatMulAddToGemmPass(ir.passes.InPlacePass):
@@ -38,33 +39,23 @@ def _fuse(model: ir.Model, add: ir.Node) -> bool:
     return False
 
 
-def _bias_row(matmul: ir.Node, bias: ir.Value) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
+def _bias_row(matmul: ir.Node, bias: ir.Value) -> NDArray[np.generic] | None:
     """The bias as [N]; None when this is not x[M, K] · W[K, N] + constant row."""
-    weight, stored = (
-        constant_value(matmul.inputs[1]) if is_op(matmul, "MatMul") else None,
-        constant_value(bias),
-    )
-    if weight is None or stored is None or weight.ndim != 2 or rank(matmul.inputs[0]) != 2:
+    weight, stored = constant_value(input_at(matmul, 1)), constant_value(bias)
+    if not is_op(matmul, "MatMul") or weight is None or stored is None:
         return None
-    columns = weight.shape[1]
-    if stored.ndim > 2 or stored.size not in (1, columns) or stored.shape[-1:] not in ((), (1,), (columns,)):
-        return None
-    return np.broadcast_to(stored.reshape(-1), (columns,))
+    is_matrix = weight.ndim == 2 and rank(matmul.inputs[0]) == 2
+    return as_row(stored, weight.shape[1]) if is_matrix and stored.ndim <= 2 else None
 
 
 def _rewrite(
-    model: ir.Model,
-    matmul: ir.Node,
-    add: ir.Node,
-    bias: ir.Value,
-    row: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
+    model: ir.Model, matmul: ir.Node, add: ir.Node, bias: ir.Value, row: NDArray[np.generic]
 ) -> None:
-    product = matmul.outputs[0]
-    supplant(add.outputs[0], product)
+    supplant(add.outputs[0], matmul.outputs[0])
     if add.graph is not None:
         add.graph.remove(add, safe=True)
     matmul.op_type = "Gemm"
     matmul.resize_inputs(3)
     matmul.replace_input_with(2, bias)
-    if row.shape != bias.const_value.shape:  # type: ignore[union-attr]
-        replace_constant(model, matmul, 2, np.ascontiguousarray(row))
+    if bias.const_value is None or tuple(bias.const_value.shape.numpy()) != row.shape:
+        replace_constant(model, matmul, 2, row)

@@ -151,6 +151,18 @@ def test_gemm_scalars(transpose, bias):
     assert list(gemm.inputs[2].const_value.shape.numpy()) == rows.get(bias, [4])
 
 
+def test_a_column_as_high_as_the_matrix_is_wide_is_no_row():
+    both(
+        """g (float[4,6] x) => (float[4,4] y, float[4,4] z) <float[6,4] w, float[4,1] b, float[4,1] c> {
+            p = Gemm <beta=0.5> (x, w, b)
+            y = Mul(p, k)
+            q = MatMul(x, w)
+            z = Add(q, c)
+        }""".replace("c>", "c, float k = {2.0}>"),
+        {"Gemm": 1, "Mul": 1, "MatMul": 1, "Add": 1},
+    )
+
+
 def test_gemm_scalars_of_run_time_tensors_stay():
     after = both(
         """g (float[2,6] x, float[6,4] w, float[4] b) => (float[2,4] y) {
