@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxq.graph import all_nodes, constant_value, input_at, is_op, rank, supplant
 from onnxq.passes._affine import is_private
-from onnxq.passes._layer import as_row, replace_constant
+from onnxq.passes._layer import FLOATS, as_row, replace_constant
 
 
 class MatMulAddToGemmPass(ir.passes.InPlacePass):
@@ -43,6 +43,8 @@ def _bias_row(matmul: ir.Node, bias: ir.Value) -> NDArray[np.generic] | None:
     """The bias as [N]; None when this is not x[M, K] · W[K, N] + constant row."""
     weight, stored = constant_value(input_at(matmul, 1)), constant_value(bias)
     if not is_op(matmul, "MatMul") or weight is None or stored is None:
+        return None
+    if ir.DataType.from_numpy(weight.dtype) not in FLOATS:  # runtimes have no Gemm of integers
         return None
     is_matrix = weight.ndim == 2 and rank(matmul.inputs[0]) == 2
     return as_row(stored, weight.shape[1]) if is_matrix and stored.ndim <= 2 else None

@@ -205,6 +205,7 @@ def test_matmul_add_is_gemm(add, bias):
         ("(float[2,6] x) => (float[2,4] y)", "float[6,4] w, float[2,1] b", "Add(m, b)"),
         ("(float[N,6] x) => (float[N,4] y, float[N,4] m)", "float[6,4] w, float[4] b", "Add(m, b)"),
         ("(float[N,6] x) => (float[N,4] y)", "float[6,4] w", "Add(m, m)"),
+        ("(int64[N,6] x) => (int64[N,4] y)", "int64[6,4] w, int64[4] b", "Add(m, b)"),
     ],
 )
 def test_matmul_add_stays(interface, tensors, add):
