@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -191,28 +191,61 @@ class _Parser(argparse.ArgumentParser):
         self.exit(WRONG_USAGE, f"error: {_one_line(message)} (see: {self.prog} --help)\n")
 
 
+class _Interrupted(KeyboardInterrupt):
+    """Not quite Python's own: having met that one at a bad moment, Python dies of it at exit all the same."""
+
+
+class _Interrupts:
+    """In the ``with`` block Ctrl-C and a request to end raise `_Interrupted`, afterwards they are ignored.
+
+    ``seen`` remembers it: a library that is interrupted while it is imported may raise an error of its own.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __enter__(self) -> None:
+        self._handle(self._raise)
+
+    def __exit__(self, *_: object) -> None:
+        self._handle(signal.SIG_IGN)
+
+    def _raise(self, *_: object) -> NoReturn:
+        self.seen = True
+        raise _Interrupted
+
+    @staticmethod
+    def _handle(handler: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, handler)
+
+
 def _guarded(action: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
     """Every way to end, as the exit code that is promised; what went wrong is one line on stderr."""
     arguments = sys.argv[1:] if argv is None else argv
+    interrupts = _Interrupts()
     try:
-        if argv is None:  # the process is ours: let go of temporary files when it is told to end
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-        action(arguments)
-        _flush()
+        with interrupts if argv is None else nullcontext():  # only if the process is ours
+            action(arguments)
+            _flush()
     except SystemExit as end:  # argparse has said what there is to say
         return end.code if isinstance(end.code, int) else DONE
-    except KeyboardInterrupt:
-        return _fail("interrupted")
     except BrokenPipeError:  # whoever reads has seen enough
         return DONE
+    except KeyboardInterrupt:
+        return _fail("interrupted")
     except Exception as error:  # noqa: BLE001
-        if "--verbose" in arguments:
-            traceback.print_exc()
-        usage = isinstance(error, ConfigError | TargetError)
-        return _fail(_describe(error), WRONG_USAGE if usage else FAILED)
+        return _fail("interrupted") if interrupts.seen else _failed(error, verbose="--verbose" in arguments)
     finally:
         _let_go_of_stdout()
     return DONE
+
+
+def _failed(error: Exception, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exception(error)
+    return _fail(_describe(error), WRONG_USAGE if isinstance(error, ConfigError | TargetError) else FAILED)
 
 
 def _fail(message: str, code: int = FAILED) -> int:
