@@ -69,6 +69,7 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
         config.save(Path(args.save_config))
     with suppress(OSError, KeyboardInterrupt):  # the model is written: to tell of it cannot fail any more
         display.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
+    _let_go_of_stdout()
 
 
 def _compare(args: argparse.Namespace, config: QuantConfig) -> None:

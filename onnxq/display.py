@@ -36,9 +36,15 @@ FLOAT_ROWS = 10
 _UNFOLDED = 10_000
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Left to the command line, which knows whether it matters; rich would end the process."""
+        raise  # noqa: PLE0704
+
+
 def _console(stderr: bool = False) -> Console:
     """Takes text literally, and folds long lines only where a person reads them."""
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _UNFOLDED
     return console
