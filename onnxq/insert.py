@@ -49,7 +49,10 @@ class _Inserter:
         if key not in self._integers:
             make = self._store if group.constant else self._quantize
             self._integers[key] = make(self._values[point.tensor], group)
-        self._read(point, self._integers[key], self._params(group), point.spec.axis)
+        if point.spread is None:
+            self._read(point, self._integers[key], self._params(group), point.spec.axis)
+        else:
+            self._read(point, self._integers[key], self._repeated(group, point.spread[1]), point.spread[0])
 
     def quantize_bias(self, point: BiasPoint) -> None:
         """Store a bias as int32 with scale = input scale x weight scale, ``()`` or ``[C]``.
@@ -137,6 +140,17 @@ class _Inserter:
                 self._constant(f"{group.name}_zero_point", params.zero_point),
             )
         return self._scales[group.name]
+
+    def _repeated(self, group: Group, size: int) -> tuple[ir.Value, ...]:
+        """The parameters of a tensor, repeated for each of ``size`` channels."""
+        key = f"{group.name} x {size}"
+        if key not in self._scales:
+            params = self._plan.params[group.name]
+            self._scales[key] = (
+                self._constant(f"{group.name}_scales", np.full(size, params.scale)),
+                self._constant(f"{group.name}_zero_points", np.full(size, params.zero_point)),
+            )
+        return self._scales[key]
 
     def _constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
         value = ir.val(self._unique(name), const_value=ir.tensor(array))

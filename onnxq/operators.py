@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxq.graph import constant_value
 
 Range = tuple[float, float]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,28 @@ WEIGHTED: Mapping[str, Weighted] = {
     "Conv": Weighted(lambda node, rank: 0),
     "ConvTranspose": Weighted(_conv_transpose_axis),
     "Gemm": Weighted(lambda node, rank: 0 if node.attributes.get_int("transB", 0) else 1),
-    "MatMul": Weighted(lambda node, rank: rank - 1 if rank >= 2 else None, bias=None),
+    # A stack of matrices has no axis that runtimes take: one scale for all of them.
+    "MatMul": Weighted(lambda node, rank: 1 if rank == 2 else None, bias=None),
 }
 
-DATA_INPUTS: Mapping[str, tuple[int, ...]] = {
-    op: (0,)
-    for op in (
-        "Clip Relu LeakyRelu Sigmoid Softmax MaxPool AveragePool GlobalAveragePool ReduceMax ReduceMin "
-        "Resize Reshape Transpose Flatten Squeeze Unsqueeze Slice Gather Expand Tile DepthToSpace Split"
-    ).split()
+INPUT_CHANNELS: Mapping[str, Callable[[ir.Node, Shape], tuple[int, int]]] = {
+    "Conv": lambda node, shape: (1, shape[1] * node.attributes.get_int("group", 1)),
+    "ConvTranspose": lambda node, shape: (1, shape[0]),
+    "Gemm": lambda node, shape: (
+        1 - node.attributes.get_int("transA", 0),
+        shape[node.attributes.get_int("transB", 0)],
+    ),
 }
+"""node, shape of its weight -> the axis of its data that it sums over, and the size of that axis."""
+
+_ONE_OPERAND = (
+    *("Clip", "Relu", "LeakyRelu", "Sigmoid", "Softmax"),
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMax", "ReduceMin", "Resize"),
+    *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "Tile"),
+    *("DepthToSpace", "Split"),
+)
+
+DATA_INPUTS: Mapping[str, tuple[int, ...]] = dict.fromkeys(_ONE_OPERAND, (0,))
 """Inputs that carry values; the others hold indices, shapes or limits. Not listed: all inputs."""
 
 

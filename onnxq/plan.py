@@ -63,6 +63,9 @@ class QuantPoint:
 
     ``consumer`` is a node name, or `GRAPH_OUTPUT` with the output's position as ``input_index``.
     Points of one ``group`` share their parameters.
+
+    ``spread`` is (axis, size) where the DequantizeLinear repeats the one scale for each of ``size``
+    channels: the same numbers, in a form that keeps the runtime from quantizing a float consumer.
     """
 
     tensor: str
@@ -70,6 +73,7 @@ class QuantPoint:
     input_index: int
     spec: QuantSpec
     group: str
+    spread: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Group:
     """Tensors that share one set of parameters.
 
     Attributes:
-        name: the first of its tensors in graph order.
+        name: the tensor whose values all the others hold (or a number format is added, to be unique).
         spec: their number format.
         tensors: all of them, in graph order.
         observe: those whose statistics, merged, give the range. Empty for constants: their values

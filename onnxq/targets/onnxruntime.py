@@ -9,9 +9,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.plan import QuantSpec
-from onnxq.targets.target import BiasStyle, OpRule, Output, Role, Target
+from onnxq.targets.target import BiasStyle, FloatInputs, OpRule, Output, Role, Target
 
 _LINK = OpRule(Role.LINK)
+_BINARY = OpRule(Role.LINK, float_inputs=FloatInputs.BROADCAST)
 _SAME = OpRule(Role.LINK, same_params=True)
 
 ONNXRUNTIME = Target(
@@ -21,11 +22,13 @@ ONNXRUNTIME = Target(
     bias=BiasStyle.INT32,
     rules={
         "Conv": OpRule(Role.ANCHOR),
-        "MatMul": OpRule(Role.ANCHOR, output=Output.FREE),
-        "Gemm": OpRule(Role.ANCHOR, output=Output.FREE, attributes={"alpha": 1.0, "beta": 1.0}),
-        "Add": _LINK,
-        "Mul": _LINK,
-        "Concat": _LINK,
+        "MatMul": OpRule(Role.ANCHOR, output=Output.FREE_UNLESS_CLIPPED),
+        "Gemm": OpRule(
+            Role.ANCHOR, output=Output.FREE_UNLESS_CLIPPED, attributes={"alpha": 1.0, "beta": 1.0}
+        ),
+        "Add": _BINARY,
+        "Mul": _BINARY,
+        "Concat": OpRule(Role.LINK, inputs_follow=True, float_inputs=FloatInputs.ANY),
         "AveragePool": _LINK,
         "GlobalAveragePool": _LINK,
         "LeakyRelu": _LINK,
@@ -49,4 +52,5 @@ ONNXRUNTIME = Target(
     },
     activation_types=frozenset({ir.DataType.UINT8, ir.DataType.INT8}),
     weight_types=frozenset({ir.DataType.INT8, ir.DataType.UINT8}),
+    guarded=frozenset({"Conv", "ConvTranspose", "Gemm"}),
 )

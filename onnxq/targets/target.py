@@ -24,6 +24,15 @@ class Output(Enum):
 
     QUANTIZED = "Q/DQ on every output, which then is not a graph output"
     FREE = "nothing: the kernel gives float, or integers if Q follows"
+    FREE_UNLESS_CLIPPED = "nothing, unless a Relu or Clip follows, which is taken to fuse: then Q behind it"
+
+
+class FloatInputs(Enum):
+    """Which float inputs a link quantizes for the sake of the integers that it also reads."""
+
+    NONE = "none: all its inputs must be integers already"
+    BROADCAST = "those that are repeated to fit an integer input: few elements beside many"
+    ANY = "any: their elements would be quantized behind the operator anyway"
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,9 @@ class OpRule:
         per_channel: its weights may have a scale a channel.
         dynamic_weight: it is quantized even if its second operand is computed at run time.
         same_params: inputs and outputs share scale and zero point.
+        inputs_follow: inputs that nobody else reads take the output's scale and zero point, so that
+            the kernel has nothing to rescale.
+        float_inputs: which inputs a link takes in float.
         attributes: values that the node's attributes must have (missing: ONNX's default).
     """
 
@@ -44,6 +56,8 @@ class OpRule:
     per_channel: bool = True
     dynamic_weight: bool = False
     same_params: bool = False
+    inputs_follow: bool = False
+    float_inputs: FloatInputs = FloatInputs.NONE
     attributes: Mapping[str, int | float | str] = field(default_factory=dict)
 
 
@@ -65,6 +79,9 @@ class Target:
         bias: how biases are stored.
         rules: operator type -> rule; every other operator stays float.
         activation_types, weight_types: what ``--activation`` and ``--weight`` may ask for.
+        guarded: operators whose float weights the runtime quantizes by itself, per tensor, where they
+            stand between a per-tensor DQ and a Q. A DQ in front of them repeats its scale for each
+            channel, which keeps them float.
     """
 
     name: str
@@ -74,3 +91,4 @@ class Target:
     rules: Mapping[str, OpRule]
     activation_types: frozenset[ir.DataType]
     weight_types: frozenset[ir.DataType]
+    guarded: frozenset[str] = frozenset()

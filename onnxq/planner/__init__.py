@@ -1,0 +1,89 @@
+"""Model + target -> plan: which edges are quantized, how, and why the others are not.
+
+1. *Anchors* (operators with weights) are quantized wherever the target allows it (`obstacles`).
+2. *Links* (Add, Concat, pooling, Reshape ...) join them only where that gains something (`links`).
+3. *Residual* additions, for targets that fuse them into the convolution before them.
+4. Tensors that must or should share parameters form groups (`grouping`).
+
+Every other node stays float, with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from onnxq.config import QuantConfig
+from onnxq.errors import TargetError
+from onnxq.graph import all_nodes
+from onnxq.operators import WEIGHTED, clip_range
+from onnxq.plan import FloatNode, QuantPlan, QuantSpec
+from onnxq.planner.grouping import find_biases, find_edges, find_groups, find_points
+from onnxq.planner.links import join
+from onnxq.planner.obstacles import computes_reals, obstacle
+from onnxq.planner.scene import Scene, matches, skip_inputs
+from onnxq.targets.target import Role, Target
+
+__all__ = ["make_plan", "matches"]
+
+_IN_BODY = "it lies in the body of a control-flow operator, whose tensors cannot be observed"
+
+
+def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan:
+    """Decide what is quantized. ``model`` must be simplified: named, typed, constants as initializers.
+
+    Raises:
+        TargetError: the target does not take the number formats that ``config`` asks for.
+    """
+    position = {node: i for i, node in enumerate(model.graph)}
+    scene = Scene(model.graph, target, config, *_specs(target, config), position)
+    floats = {node.name or "": reason for node in model.graph if (reason := obstacle(node, scene))}
+    able = [node for node in model.graph if computes_reals(node) and node.name not in floats]
+    anchors = [node for node in able if scene.role(node) is Role.ANCHOR]
+    links, useless = join(anchors, [n for n in able if scene.role(n) is Role.LINK], scene)
+    residuals = [n for n in able if scene.role(n) is Role.RESIDUAL and skip_inputs(n, scene)]
+    alone = [n for n in able if scene.role(n) is Role.RESIDUAL and n not in residuals]
+    floats |= useless | {node.name or "": "no convolution before it to fuse with" for node in alone}
+    planned = sorted({*anchors, *links, *residuals}, key=position.__getitem__)
+    edges = find_edges(planned, scene)
+    groups = find_groups(edges, planned, scene)
+    return QuantPlan(
+        target=target.name,
+        points=tuple(find_points(edges, groups, set(planned), scene)),
+        biases=tuple(find_biases(planned, groups, scene)),
+        groups={group.name: group for group in groups.values()},
+        nodes={node.name or "": node.op_type for node in planned},
+        floats=_tell(floats, planned, model),
+    )
+
+
+def _specs(target: Target, config: QuantConfig) -> tuple[QuantSpec, QuantSpec]:
+    specs = []
+    for kind, spec, allowed, asked in (
+        ("activation", target.activation, target.activation_types, config.activation),
+        ("weight", target.weight, target.weight_types, config.weight),
+    ):
+        dtype = ir.DataType[asked.upper()] if asked else spec.dtype
+        if dtype not in allowed:
+            valid = ", ".join(sorted(t.name.lower() for t in allowed))
+            raise TargetError(f"target {target.name} does not take {asked} as {kind} type; valid: {valid}")
+        specs.append(replace(spec, dtype=dtype))
+    return specs[0], specs[1]
+
+
+def _tell(floats: Mapping[str, str], planned: Iterable[ir.Node], model: ir.Model) -> dict[str, FloatNode]:
+    """Reasons in graph order; a Relu/Clip that fuses into a planned node needs none."""
+    fused = {clip for node in planned for value in node.outputs for clip in _clips(value)}
+    reasons = {n: floats[n.name or ""] for n in model.graph if n.name in floats and n not in fused}
+    bodies = {n: _IN_BODY for n in all_nodes(model) if n.graph is not model.graph and n.op_type in WEIGHTED}
+    return {n.name or "": FloatNode(n.op_type, reason) for n, reason in {**reasons, **bodies}.items()}
+
+
+def _clips(value: ir.Value) -> Iterator[ir.Node]:
+    """The Relu and Clip, one behind the other, that alone read ``value``."""
+    uses = tuple(value.uses())
+    if len(uses) == 1 and clip_range(uses[0].node) is not None:
+        yield uses[0].node
+        yield from _clips(uses[0].node.outputs[0])

@@ -1,0 +1,238 @@
+"""The quantized edges of the planned nodes, and which tensors share parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from onnxq.graph import constant_value, input_at
+from onnxq.operators import INPUT_CHANNELS, WEIGHTED, Range, clip_range, useful_range
+from onnxq.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantPoint, QuantSpec
+from onnxq.planner.scene import Scene, fused_output, integer_inputs, integer_outputs, sole_reader
+from onnxq.targets.target import BiasStyle
+
+UNLIMITED: Range = (-math.inf, math.inf)
+
+Key = tuple[str, QuantSpec]
+"""A tensor in one number format."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A quantized edge; ``node`` is None where it leaves the graph."""
+
+    value: ir.Value
+    node: ir.Node | None
+    index: int
+    spec: QuantSpec
+
+    @property
+    def key(self) -> Key:
+        """The tensor in the edge's number format."""
+        return self.value.name or "", self.spec
+
+
+def find_edges(planned: Iterable[ir.Node], scene: Scene) -> list[Edge]:
+    """Every quantized edge once: inputs of planned nodes, and all readers of their integer outputs."""
+    edges: dict[tuple[ir.Node | None, int], Edge] = {}
+    for node in planned:
+        for index in integer_inputs(node, scene):
+            value = node.inputs[index]
+            assert value is not None
+            edges[node, index] = Edge(value, node, index, _input_spec(node, index, scene))
+        for value in integer_outputs(node, scene):
+            for reader, index in _readers(value, scene.graph):
+                edges.setdefault((reader, index), Edge(value, reader, index, scene.activation))
+    return list(edges.values())
+
+
+def _readers(value: ir.Value, graph: ir.Graph) -> Iterator[tuple[ir.Node | None, int]]:
+    yield from ((use.node, use.idx) for use in value.uses())
+    yield from ((None, i) for i, output in enumerate(graph.outputs) if output is value)
+
+
+def _input_spec(node: ir.Node, index: int, scene: Scene) -> QuantSpec:
+    operator = WEIGHTED.get(node.op_type)
+    if operator is None or index != operator.weight or not _constant(node, index):
+        return scene.activation
+    weight = node.inputs[index]
+    assert weight is not None
+    assert weight.shape is not None
+    per_channel = scene.target.rules[node.op_type].per_channel and not scene.config.per_tensor
+    axis = operator.channel_axis(node, len(weight.shape)) if per_channel else None
+    return replace(scene.weight, axis=axis)
+
+
+def _constant(node: ir.Node, index: int) -> bool:
+    return constant_value(input_at(node, index)) is not None
+
+
+# --- Who shares parameters? -------------------------------------------------------------------
+
+
+def find_groups(edges: Sequence[Edge], planned: Sequence[ir.Node], scene: Scene) -> dict[Key, Group]:
+    """Each tensor's group. Operators that only pass values on tie their tensors together."""
+    values = {edge.key: edge.value for edge in edges}
+    ties = _ties(planned, scene)
+    members: dict[Key, list[Key]] = {}
+    for key in values:
+        members.setdefault(_root(key, ties), []).append(key)
+    taken: set[str] = set()
+    groups: dict[Key, Group] = {}
+    for root, keys in members.items():
+        group = _group(root, [values[key] for key in keys], values.get(root), taken)
+        taken.add(group.name)
+        groups |= dict.fromkeys(keys, group)
+    return groups
+
+
+def _ties(planned: Iterable[ir.Node], scene: Scene) -> dict[Key, Key]:
+    """Tensor -> the tensor whose parameters it takes: a chain that ends at the root of a group."""
+    ties: dict[Key, Key] = {}
+    for node in planned:
+        rule = scene.target.rules[node.op_type]
+        if rule.same_params and node.inputs[0] is not None:
+            source = (node.inputs[0].name or "", scene.activation)
+            ties |= {(out.name or "", scene.activation): source for out in node.outputs if out.name}
+        if rule.inputs_follow:
+            output = fused_output(node.outputs[0], rule, scene)
+            goal = (output.name or "", scene.activation)
+            followers = _followers(node, output, scene)
+            ties |= {_root((value.name or "", scene.activation), ties): goal for value in followers}
+    return ties
+
+
+def _root(key: Key, ties: Mapping[Key, Key]) -> Key:
+    while key in ties:
+        key = ties[key]
+    return key
+
+
+def _followers(node: ir.Node, output: ir.Value, scene: Scene) -> Iterator[ir.Value]:
+    """The inputs that lose nothing when they take the parameters of ``node``'s output.
+
+    Nobody else reads them, so that their own, finer grid would be thrown away here; and the Relu or
+    Clip before them still fuses, because the output's range has the same limits.
+    """
+    for value in dict.fromkeys(node.inputs):
+        if value is None or value.is_initializer() or not _is_private(value, node, scene):
+            continue
+        if limits(value) in (UNLIMITED, limits(output)):
+            yield value
+
+
+def _is_private(value: ir.Value, reader: ir.Node, scene: Scene) -> bool:
+    """Whether only ``reader`` reads ``value`` and the tensors that it shares parameters with."""
+    if value.is_graph_output() or any(use.node is not reader for use in value.uses()):
+        return False
+    producer = value.producer()
+    rule = scene.rule(producer) if producer is not None else None
+    if producer is None or rule is None or not rule.same_params:
+        return True
+    source = producer.inputs[0]
+    return len(producer.outputs) == 1 and source is not None and _is_private(source, producer, scene)
+
+
+def limits(value: ir.Value) -> Range:
+    """What ``value`` cannot exceed, as far as Relu, Clip, and Concat of them before it tell."""
+    producer = value.producer()
+    if producer is None:
+        return UNLIMITED
+    if found := clip_range(producer):
+        return found
+    if producer.op_type != "Concat":
+        return UNLIMITED
+    ranges = [limits(source) if source is not None else UNLIMITED for source in producer.inputs]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _group(root: Key, values: list[ir.Value], first: ir.Value | None, taken: Set[str]) -> Group:
+    name, spec = root
+    constant = first is not None and first.is_initializer()
+    unique = name if name not in taken else f"{name}/{spec.dtype.name.lower()}/{spec.axis}"
+    return Group(
+        name=unique,
+        spec=spec,
+        tensors=tuple(value.name or "" for value in values),
+        observe=() if constant else (name,),
+        bounds=UNLIMITED if constant or first is None else _bounds(first),
+        constant=constant,
+    )
+
+
+def _bounds(value: ir.Value) -> Range:
+    """What the producer can give, or else what the consumers can tell apart; zero included."""
+    low, high = limits(value)
+    if (low, high) == UNLIMITED and value.uses() and not value.is_graph_output():
+        ranges = [useful_range(use.node) for use in value.uses()]
+        low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    return min(low, 0.0), max(high, 0.0)
+
+
+# --- Points -----------------------------------------------------------------------------------
+
+
+def find_points(
+    edges: Sequence[Edge], groups: Mapping[Key, Group], planned: Collection[ir.Node], scene: Scene
+) -> Iterator[QuantPoint]:
+    """The edges as the plan states them."""
+    quantized = {edge.value for edge in edges}
+    for edge in edges:
+        consumer = GRAPH_OUTPUT if edge.node is None else edge.node.name or ""
+        guarded = edge.node is not None and edge.node not in planned and _is_guarded(edge, quantized, scene)
+        yield QuantPoint(
+            tensor=edge.value.name or "",
+            consumer=consumer,
+            input_index=edge.index,
+            spec=edge.spec,
+            group=groups[edge.key].name,
+            spread=_spread(edge) if guarded else None,
+        )
+
+
+def _is_guarded(edge: Edge, quantized: Set[ir.Value], scene: Scene) -> bool:
+    """Whether the runtime would quantize the weights of the float node that reads this edge.
+
+    It does so if Q stands on the node's output too, perhaps behind Relu or Clip.
+    """
+    node = edge.node
+    if node is None or node not in scene.position or node.op_type not in scene.target.guarded:
+        return False
+    operator = WEIGHTED[node.op_type]
+    if edge.index != operator.data or not _constant(node, operator.weight):
+        return False
+    output = node.outputs[0]
+    while output not in quantized:
+        reader = sole_reader(output, scene)
+        if reader is None or clip_range(reader) is None:
+            return False
+        output = reader.outputs[0]
+    return True
+
+
+def _spread(edge: Edge) -> tuple[int, int]:
+    assert edge.node is not None
+    weight = edge.node.inputs[WEIGHTED[edge.node.op_type].weight]
+    assert weight is not None
+    assert weight.shape is not None
+    return INPUT_CHANNELS[edge.node.op_type](edge.node, tuple(weight.shape.numpy()))
+
+
+def find_biases(planned: Iterable[ir.Node], groups: Mapping[Key, Group], scene: Scene) -> Iterator[BiasPoint]:
+    """The int32 biases of the planned nodes."""
+    for node in planned:
+        operator = WEIGHTED.get(node.op_type)
+        if operator is None or scene.target.bias is not BiasStyle.INT32 or operator.bias is None:
+            continue
+        bias = input_at(node, operator.bias)
+        if bias is None:
+            continue
+        data, weight = node.inputs[operator.data], node.inputs[operator.weight]
+        assert data is not None
+        assert weight is not None
+        data_group = groups[data.name or "", scene.activation]
+        weight_group = groups[weight.name or "", _input_spec(node, operator.weight, scene)]
+        yield BiasPoint(bias.name or "", node.name or "", operator.bias, data_group.name, weight_group.name)

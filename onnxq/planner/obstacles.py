@@ -1,0 +1,101 @@
+"""Can this node, looked at alone, be quantized? If not, why: the reasons that users read."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from onnxq.graph import constant_value, input_at
+from onnxq.operators import WEIGHTED, data_inputs
+from onnxq.planner.scene import Scene, deselected, fused_output
+from onnxq.targets.target import BiasStyle, OpRule, Output
+
+
+def computes_reals(node: ir.Node) -> bool:
+    """Whether an output of the node holds real numbers."""
+    return any(out.dtype is not None and out.dtype.is_floating_point() for out in node.outputs)
+
+
+def obstacle(node: ir.Node, scene: Scene) -> str | None:
+    """Why ``node``, looked at alone, cannot be quantized; None if it can (or computes no reals)."""
+    if not computes_reals(node):
+        return None
+    rule = scene.rule(node)
+    if rule is None:
+        return f"target {scene.target.name} has no integer kernel for {node.op_identifier()[1]}"
+    checks = (_not_selected, _wrong_attribute, _not_float32, _bad_weight, _bad_bias, _float_output)
+    return next((reason for check in checks if (reason := check(node, rule, scene))), None)
+
+
+def _not_selected(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    return deselected(node, scene)
+
+
+def _wrong_attribute(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    for name, wanted in rule.attributes.items():
+        attribute = node.attributes.get(name)
+        actual = wanted if attribute is None else attribute.value
+        if actual != wanted:
+            return f"its {name} is {actual}, the integer kernel needs {wanted}"
+    return None
+
+
+def _not_float32(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    inputs = [node.inputs[i] for i in data_inputs(node) if i < len(node.inputs)]
+    for value in (*inputs, *node.outputs):
+        if value is not None and value.name and value.dtype != ir.DataType.FLOAT:
+            return f"{value.name!r} is {value.dtype.name if value.dtype else 'untyped'}, expected FLOAT"
+    if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
+        return "its indices output is used"
+    return None
+
+
+def _bad_weight(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    operator = WEIGHTED.get(node.op_type)
+    if operator is None:
+        return None
+    if _constant(node, operator.data):
+        return "its data input is a constant"
+    if not _constant(node, operator.weight) and not rule.dynamic_weight:
+        return "its second operand is computed at run time"
+    return None
+
+
+def _bad_bias(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    operator = WEIGHTED.get(node.op_type)
+    if operator is None or scene.target.bias is BiasStyle.FLOAT:
+        return None
+    bias = input_at(node, operator.bias) if operator.bias is not None else None
+    if bias is None:
+        return None
+    if not bias.is_initializer():
+        return "its bias is computed at run time"
+    channels = _channels(node)
+    shape = bias.shape.numpy() if bias.shape is not None and bias.shape.is_static() else ()
+    if math.prod(shape) not in (1, channels) or (shape and shape[-1] not in (1, channels)):
+        return f"its bias has shape {list(shape)}, expected one value a channel"
+    return None
+
+
+def _float_output(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    if rule.output is not Output.QUANTIZED or scene.config.quantize_outputs:
+        return None
+    for value in node.outputs:
+        if fused_output(value, rule, scene).is_graph_output():
+            return "its output leaves the graph, which stays float (--quantize-outputs changes that)"
+    return None
+
+
+def _constant(node: ir.Node, index: int) -> bool:
+    return constant_value(input_at(node, index)) is not None
+
+
+def _channels(node: ir.Node) -> int:
+    """Output channels of an operator with constant weights."""
+    operator = WEIGHTED[node.op_type]
+    weight = node.inputs[operator.weight]
+    assert weight is not None
+    assert weight.shape is not None
+    axis = operator.channel_axis(node, len(weight.shape))
+    return int(weight.shape.numpy()[axis]) if axis is not None else 1

@@ -1,0 +1,133 @@
+"""What every planning decision looks at, and where Q and DQ would stand around one node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+
+from onnxq.config import QuantConfig
+from onnxq.graph import input_at, is_op
+from onnxq.operators import clip_range, data_inputs
+from onnxq.plan import QuantSpec
+from onnxq.targets.target import OpRule, Output, Role, Target
+
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+_CLIPS = ("Relu", "Clip")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The main graph, what the target can do with it, and what the user asked for.
+
+    Attributes:
+        activation, weight: number formats, without the axis.
+        position: nodes of the main graph in order.
+    """
+
+    graph: ir.Graph
+    target: Target
+    config: QuantConfig
+    activation: QuantSpec
+    weight: QuantSpec
+    position: Mapping[ir.Node, int]
+
+    def rule(self, node: ir.Node) -> OpRule | None:
+        """How the target quantizes such a node, None if it does not."""
+        return self.target.rules.get(node.op_type) if is_op(node, node.op_type) else None
+
+    def role(self, node: ir.Node) -> Role | None:
+        """The role that the target gives such a node."""
+        rule = self.rule(node)
+        return rule.role if rule else None
+
+
+def deselected(node: ir.Node, scene: Scene) -> str | None:
+    """Why the user's choice leaves ``node`` out; None if it does not."""
+    for pattern in scene.config.exclude:
+        if matches(node, pattern):
+            return f"excluded by {pattern!r}"
+    if scene.config.include and not any(matches(node, p) for p in scene.config.include):
+        return "not among the nodes to include"
+    return None
+
+
+def matches(node: ir.Node, pattern: str) -> bool:
+    """Whether ``pattern`` means the node: a glob of its name, or ``op:`` and one of its operator type."""
+    if pattern.startswith("op:"):
+        return fnmatchcase(node.op_type, pattern[3:])
+    return fnmatchcase(node.name or "", pattern)
+
+
+def sole_reader(value: ir.Value, scene: Scene) -> ir.Node | None:
+    """The node of the main graph that alone reads ``value``, which is no graph output."""
+    uses = tuple(value.uses())
+    if value.is_graph_output() or len(uses) != 1:
+        return None
+    reader = uses[0].node
+    return reader if reader in scene.position else None
+
+
+def fused_output(value: ir.Value, rule: OpRule, scene: Scene) -> ir.Value:
+    """The tensor that Q stands on: ``value``, or what Relu/Clip make of it if they fuse.
+
+    They do if nobody else reads the unclipped tensor and zero lies within the limits (a grid always
+    holds zero). An operator whose output keeps its input's parameters fuses with none.
+    """
+    clip = None if rule.same_params else sole_reader(value, scene)
+    limits = clip_range(clip) if clip is not None and not deselected(clip, scene) else None
+    if clip is None or limits is None or not limits[0] <= 0 <= limits[1] or limits[0] == limits[1]:
+        return value
+    return fused_output(clip.outputs[0], rule, scene)
+
+
+def integer_outputs(node: ir.Node, scene: Scene) -> list[ir.Value]:
+    """The tensors that get Q because ``node`` is quantized."""
+    rule = scene.target.rules[node.op_type]
+    if rule.output is Output.FREE:
+        return []
+    values = [value for value in node.outputs if value.name]
+    if rule.output is Output.FREE_UNLESS_CLIPPED:
+        values = [value for value in values if _clipped_inside(value, scene)]
+    return [_clipped(value, rule, scene) for value in values]
+
+
+def _clipped_inside(value: ir.Value, scene: Scene) -> bool:
+    """Whether a Relu or Clip alone reads ``value``, and one node inside the graph alone reads that."""
+    clip = sole_reader(value, scene)
+    return clip is not None and is_op(clip, *_CLIPS) and sole_reader(clip.outputs[0], scene) is not None
+
+
+def _clipped(value: ir.Value, rule: OpRule, scene: Scene) -> ir.Value:
+    fused = fused_output(value, rule, scene)
+    stays_float = fused.is_graph_output() and not scene.config.quantize_outputs
+    return value if stays_float and rule.output is Output.FREE_UNLESS_CLIPPED else fused
+
+
+def integer_inputs(node: ir.Node, scene: Scene) -> list[int]:
+    """The inputs that ``node`` reads in integers when it is quantized."""
+    if scene.target.rules[node.op_type].role is Role.RESIDUAL:
+        return skip_inputs(node, scene)
+    return [i for i in data_inputs(node) if input_at(node, i) is not None]
+
+
+def skip_inputs(node: ir.Node, scene: Scene) -> list[int]:
+    """For an Add after a convolution: the inputs that do not come from the last such convolution."""
+    if any(value is None or value.is_initializer() for value in node.inputs):
+        return []
+    branches = [
+        (scene.position[producer], index)
+        for index, value in enumerate(node.inputs)
+        if (producer := _private_producer(value, scene)) and producer.op_type in _CONVOLUTIONS
+    ]
+    return [i for i in range(len(node.inputs)) if i != max(branches)[1]] if branches else []
+
+
+def _private_producer(value: ir.Value | None, scene: Scene) -> ir.Node | None:
+    """The node of the main graph that made ``value`` for one reader alone."""
+    if value is None or value.is_graph_output() or len(value.uses()) != 1:
+        return None
+    producer = value.producer()
+    return producer if producer in scene.position else None
