@@ -255,8 +255,10 @@ def _fail(message: str, code: int = FAILED) -> int:
 
 
 def _describe(error: Exception) -> str:
-    if isinstance(error, OnnxqError | calibrators.errors.CalibrationError | OSError):
+    if isinstance(error, OnnxqError | calibrators.errors.CalibrationError):
         return str(error)
+    if isinstance(error, OSError):
+        return ": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error)
     if isinstance(error, MemoryError):
         return "out of memory: a smaller --batch-size needs less"
     return (

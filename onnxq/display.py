@@ -9,7 +9,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -69,7 +69,8 @@ class _Lines(logging.Handler):
         self.said.add(text)
         warn = record.levelno >= logging.WARNING
         prefix = f"{record.levelname.lower()}: " if warn else ""
-        _ERR.print(Text(prefix + text, style="red" if warn else ""), soft_wrap=True)
+        with suppress(OSError):  # what cannot be said must not stop the work
+            _ERR.print(Text(prefix + text, style="red" if warn else ""), soft_wrap=True)
 
 
 @contextmanager

@@ -174,13 +174,17 @@ def check_place(path: str | os.PathLike[str]) -> None:
     """Find out before the work whether a file could be written there.
 
     Raises:
-        ModelError: the directory is missing or may not be written, or ``path`` is a directory.
+        ModelError: the directory is missing or may not be written, or ``path`` is there and is no file.
     """
     target = Path(path).absolute()
     if not target.parent.is_dir():
         raise ModelError(f"{path}: there is no directory {target.parent}. Make it first.")
     if target.is_dir():
         raise ModelError(f"{path}: is a directory. Give the name of the file to write.")
+    if target.exists() and not target.is_file():
+        raise ModelError(
+            f"{path}: is a device or a pipe, and would be replaced by a file. Give another name."
+        )
     if not os.access(target.parent, os.W_OK):
         raise _write_error(target, OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
@@ -204,7 +208,9 @@ def _write_error(target: Path, error: OSError) -> ModelError:
         errno.EPERM: "permission denied. Write elsewhere or change the directory's permissions.",
         errno.ENAMETOOLONG: "the file name is too long. Choose a shorter one.",
     }
-    return ModelError(f"{target}: cannot be written: {cures.get(error.errno or 0, str(error))}")
+    return ModelError(
+        f"{target}: cannot be written: {cures.get(error.errno or 0, error.strerror or str(error))}"
+    )
 
 
 def _save(model: ir.Model, draft: Path) -> None:
