@@ -154,4 +154,6 @@ def decibels(signal: float, noise: float) -> float:
     """``10 log10(signal / noise)`` of two powers; see `sqnr`."""
     if noise == 0:
         return float("inf")
-    return float("-inf") if signal == 0 else float(10 * np.log10(signal / noise))
+    if signal == 0 or np.isinf(noise):
+        return float("-inf")
+    return float(10 * np.log10(signal / noise))
