@@ -165,9 +165,7 @@ def compare_files(
         check_alike(model, load(int8_path))
         samples = _open_samples(model, config.data, config)
         if samples.synthetic:
-            logger.warning(
-                "no data: compared on synthetic inputs, which say little; give real samples (data)"
-            )
+            logger.warning("compared on synthetic inputs, which say little: give real samples as data")
         batch = next(_batches(model, samples.source, config))
         quality = compare(
             float_path,

@@ -165,7 +165,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_wrong_override_does_not_blame_the_file(tmp_path):
-    with pytest.raises(ConfigError, match="^samples: expected at least 1"):
+    with pytest.raises(ConfigError, match=r"^samples: expected at least 1"):
         QuantConfig.load(written(tmp_path, "method: mse"), samples=0)
 
 
