@@ -212,7 +212,14 @@ def _check_patterns(model: ir.Model, config: QuantConfig) -> None:
 
 
 def _check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
-    quantized = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"}
+    quantized = {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+    }
     for node in all_nodes(model):
         if node.op_type in quantized:
             raise ModelError(
