@@ -42,6 +42,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     model = _parse(file)
     _check_is_model(model, file)
     _check_external_data(model, file)
+    _type_weights(model)
     _sort(model, file)
     return model
 
@@ -51,7 +52,7 @@ def _parse(file: Path) -> ir.Model:
         return ir.load(file)
     except OSError as e:
         raise ModelError(f"{file}: cannot be read ({e.strerror}).") from e
-    except (DecodeError, ValueError, ir.serde.SerdeError) as e:
+    except (DecodeError, TypeError, ValueError, ir.serde.SerdeError) as e:
         raise ModelError(
             f"{file}: not an ONNX model, or a truncated one. Export or download it again."
         ) from e
@@ -73,6 +74,14 @@ def _check_is_model(model: ir.Model, file: Path) -> None:
                     f"{file}: node {node.name!r} ({node.op_type}) reads tensor {value.name!r}, which nothing "
                     "in the file gives (sparse initializers are not supported). Export the model again."
                 )
+
+
+def _type_weights(model: ir.Model) -> None:
+    """A weight has the type and shape of its tensor, whatever vague things the file declares besides."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if (tensor := value.const_value) is not None:
+                value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
 
 
 def _sort(model: ir.Model, file: Path) -> None:
@@ -160,7 +169,7 @@ def write(
     try:
         draft = folder / target.name
         _save(model, draft)
-        _check(draft, target)
+        check_valid(draft, f"{target}: not written, because the model is not valid ONNX")
         if validate is not None:
             validate(draft)
         _publish(folder, target)
@@ -187,6 +196,18 @@ def check_place(path: str | os.PathLike[str]) -> None:
         )
     if not os.access(target.parent, os.W_OK):
         raise _write_error(target, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def check_valid(path: str | os.PathLike[str], complaint: str) -> None:
+    """Ask onnx's own checker.
+
+    Raises:
+        ModelError: it found something; the message begins with ``complaint``.
+    """
+    try:
+        onnx.checker.check_model(os.fspath(path))
+    except (onnx.checker.ValidationError, ValueError) as e:
+        raise ModelError(f"{complaint}: {e}") from e
 
 
 def size_on_disk(path: str | os.PathLike[str]) -> int:
@@ -221,13 +242,6 @@ def _save(model: ir.Model, draft: Path) -> None:
     else:
         ir.external_data.load_to_model(copy)
         ir.save(copy, draft, format="protobuf")
-
-
-def _check(draft: Path, target: Path) -> None:
-    try:
-        onnx.checker.check_model(str(draft))
-    except (onnx.checker.ValidationError, RuntimeError, ValueError) as e:
-        raise ModelError(f"{target}: not written, because the model is not valid ONNX: {e}") from e
 
 
 def _publish(folder: Path, target: Path) -> None:

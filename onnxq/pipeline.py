@@ -22,18 +22,19 @@ from calibrators.data import open_data
 from calibrators.methods import CALIBRATORS, Calibrator
 from calibrators.percentile import percentile
 from calibrators.samples import Sample, input_specs
+from calibrators.session import open_session
 from calibrators.statistics import Statistics
 from calibrators.synthetic import synthetic_samples
 from onnxq.config import QuantConfig
-from onnxq.errors import CalibrationError, ModelError
+from onnxq.errors import CalibrationError, ModelError, OnnxqError
 from onnxq.evaluate import Quality, Speed, check_alike, compare, race
 from onnxq.graph import all_nodes
 from onnxq.insert import insert_qdq
-from onnxq.model import check_place, load, size_on_disk, write
+from onnxq.model import check_place, check_valid, load, size_on_disk, write
 from onnxq.passes import simplify
 from onnxq.plan import QuantPlan
 from onnxq.planner import make_plan, matches
-from onnxq.ranges import solve
+from onnxq.ranges import check_weights, solve
 from onnxq.samples import Samples
 from onnxq.targets import get_target
 from onnxq.verify import VERIFIERS
@@ -137,15 +138,17 @@ def prepare(model: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Mode
     target = get_target(config.target)
     original = load(model)
     _check_is_float(original, model)
-    simple = simplify(original)
-    _check_patterns(simple, config)
-    plan = make_plan(simple, target, config)
+    with _judged(model):
+        simple = simplify(original)
+        _check_patterns(simple, config)
+        plan = make_plan(simple, target, config)
     if not plan.points:
         reasons = "; ".join(list(dict.fromkeys(node.reason for node in plan.floats.values()))[:3])
         raise ModelError(
             f"{model}: nothing to quantize for target {target.name}: "
             f"{reasons or 'no node computes real numbers'}."
         )
+    check_weights(simple, plan)
     return simple, plan
 
 
@@ -311,6 +314,20 @@ def _doubts(samples: Samples, checks: _Checks) -> Iterator[str]:
                 f"output {name!r} is far from the float model's: SQNR {output.sqnr:.1f} dB. "
                 "Try another --method, or keep sensitive nodes float with --exclude."
             )
+
+
+@contextmanager
+def _judged(model: str | os.PathLike[str]) -> Iterator[None]:
+    """What nobody foresaw may be the model's fault: ask onnx's checker, and the runtime to load it."""
+    try:
+        yield
+    except OnnxqError:
+        raise
+    except Exception:
+        check_valid(model, f"{model}: the model is not valid ONNX")
+        with _our_errors():
+            open_session(model)
+        raise
 
 
 @contextmanager

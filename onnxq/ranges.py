@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import calibrators.errors
 from calibrators.methods import Calibrator
 from calibrators.statistics import TensorStatistics
-from onnxq.errors import CalibrationError
+from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph import constant_value
 from onnxq.numerics import SMALLEST_SCALE, grid_of, params_from_range, weight_range
 from onnxq.plan import Group, QuantParams, QuantPlan
@@ -37,6 +37,21 @@ def solve(
         for group in plan.groups.values()
     }
     return plan.with_params(_fit_biases(model, plan, params))
+
+
+def check_weights(model: ir.Model, plan: QuantPlan) -> None:
+    """Find out before the work whether all weights and biases of the plan can be quantized.
+
+    Raises:
+        ModelError: one holds NaN or Inf.
+    """
+    weights = [tensor for group in plan.groups.values() if group.constant for tensor in group.tensors]
+    for name in dict.fromkeys((*weights, *(point.tensor for point in plan.biases))):
+        if not np.isfinite(_constant(model, name)).all():
+            raise ModelError(
+                f"weight {name!r} holds NaN or infinite values: repair the model, or keep the nodes that "
+                "read it float (exclude)"
+            )
 
 
 def _activation_params(

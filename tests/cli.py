@@ -18,8 +18,8 @@ TEXT = """g (float[N,3,8,8] x) => (float[N,4] y) <float[8,3,3,3] w, float[8] b, 
   y = MatMul(f, v) }"""
 
 
-def save_model(path: Path, text: str = TEXT) -> Path:
-    ir.save(parse(text), path)
+def save_model(path: Path, text: str = TEXT, **weights: object) -> Path:
+    ir.save(parse(text, **weights), path)
     return path
 
 

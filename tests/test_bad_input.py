@@ -134,6 +134,43 @@ def test_a_model_that_does_not_run(refused):
     assert "no.such.domain" in refused("bad.onnx", "o.onnx", "--data", "d.npz")
 
 
+@pytest.mark.parametrize("name", ["w", "b", "v"])
+def test_weights_that_are_not_finite(refused, folder, name):
+    shape = {"w": (8, 3, 3, 3), "b": (8,), "v": (8, 4)}[name]
+    array = np.zeros(shape, np.float32)
+    array.flat[1] = np.nan
+    save_model(folder / "n.onnx", **{name: array})
+    assert f"weight '{name}' holds NaN or infinite values" in refused("n.onnx", "o.onnx")
+
+
+def test_an_invalid_model_that_breaks_something(refused, monkeypatch):
+    """What nobody foresaw is the model's fault if onnx's checker or the runtime say so."""
+
+    def fail(*_args):
+        raise ValueError("unforeseen")
+
+    monkeypatch.setattr("onnxq.pipeline.simplify", fail)
+    proto = onnx.load("m.onnx")
+    del proto.graph.node[0].input[:]
+    onnx.save(proto, "bad.onnx")
+    assert "bad.onnx: the model is not valid ONNX: " in refused("bad.onnx", "o.onnx")
+    proto = onnx.load("m.onnx")
+    proto.graph.node[-1].domain = "no.such.domain"
+    proto.opset_import.append(onnx.helper.make_opsetid("no.such.domain", 1))
+    onnx.save(proto, "bad.onnx")
+    assert "ONNX Runtime cannot load the model bad.onnx" in refused("bad.onnx", "o.onnx")
+    with pytest.raises(ValueError, match="unforeseen"):
+        onnxq.quantize_static("m.onnx", "o.onnx")
+
+
+@pytest.mark.parametrize("shape", [None, ["n", 3, 3, 3]])
+def test_a_weight_that_is_declared_vaguely_is_what_its_tensor_is(folder, shape):
+    proto = onnx.load("m.onnx")
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, shape))
+    onnx.save(proto, "m.onnx")
+    assert cli.main(["quantize", "m.onnx", "o.onnx", "--data", "d.npz", "--quiet"]) == 0
+
+
 # --- the data -------------------------------------------------------------------------------------
 
 
