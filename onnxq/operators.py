@@ -51,6 +51,19 @@ INPUT_CHANNELS: Mapping[str, Callable[[ir.Node, Shape], tuple[int, int]]] = {
 }
 """node, shape of its weight -> the axis of its data that it sums over, and the size of that axis."""
 
+
+def is_depthwise(node: ir.Node) -> bool:
+    """Whether the node is a convolution with a group for each input channel (and more than one)."""
+    return node.op_type == "Conv" and node.attributes.get_int("group", 1) > 1 and group_channels(node) == 1
+
+
+def group_channels(node: ir.Node) -> int | None:
+    """Input channels a group of a convolution, None if unknown."""
+    weight = node.inputs[WEIGHTED["Conv"].weight]
+    size = None if weight is None or weight.shape is None else weight.shape[1]
+    return size if isinstance(size, int) else None
+
+
 _ONE_OPERAND = (
     *("Clip", "Relu", "LeakyRelu", "Sigmoid", "Softmax"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMax", "ReduceMin", "Resize"),

@@ -30,7 +30,7 @@ from onnxq.targets import get_target
 INTEGER_KERNELS = {
     "Conv": {"QLinearConv"},
     "Gemm": {"QGemm"},
-    "MatMul": {"QLinearMatMul", "MatMulIntegerToFloat"},
+    "MatMul": {"QLinearMatMul", "MatMulIntegerToFloat", "QGemm"},
     "Add": {"QLinearAdd"},
     "Mul": {"QLinearMul"},
     "Concat": {"QLinearConcat"},
@@ -151,10 +151,12 @@ def check_interface(flow: Flow) -> None:
 def check_reasons(flow: Flow) -> None:
     """Every node that computes reals is in the plan, or fuses with one that is, or has a reason."""
     fused = {"Relu", "Clip"}
+    told = flow.plan.nodes.keys() | flow.plan.floats.keys() | {bias.consumer for bias in flow.plan.biases}
     for node in flow.simple.graph:
         reals = any(v.dtype is not None and v.dtype.is_floating_point() for v in node.outputs)
         if reals and node.op_type not in fused:
-            assert node.name in flow.plan.nodes or flow.plan.floats[node.name].reason, node.name
+            assert node.name in told, node.name
+    assert all(node.reason for node in flow.plan.floats.values())
 
 
 # --- ONNX Runtime ---------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ def float_kernels(flow: Flow) -> Iterator[str]:
     nodes = {node.name: node for node in graph.node}
     floats = {o for node in graph.node if node.op_type == "DequantizeLinear" for o in node.output}
     for name, op_type in flow.plan.nodes.items():
-        node = nodes.get(name)
+        node = nodes.get(name) or nodes.get(f"{name}/MatMulAddFusion")
         if op_type in INTEGER_KERNELS:
             if node is None or node.op_type not in INTEGER_KERNELS[op_type]:
                 yield f"{op_type} {name} is {node.op_type if node else 'gone'}"
@@ -183,7 +185,8 @@ def float_kernels(flow: Flow) -> Iterator[str]:
 
 
 def check_integer_kernels(flow: Flow) -> None:
-    assert not list(float_kernels(flow))
+    floats = list(float_kernels(flow))
+    assert not floats, floats
 
 
 # --- TensorRT -------------------------------------------------------------------------------------

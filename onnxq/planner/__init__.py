@@ -10,7 +10,7 @@ Every other node stays float, with a reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -23,12 +23,14 @@ from onnxq.plan import FloatNode, QuantPlan, QuantSpec
 from onnxq.planner.grouping import find_biases, find_edges, find_groups, find_points
 from onnxq.planner.links import join
 from onnxq.planner.obstacles import computes_reals, obstacle
-from onnxq.planner.scene import Scene, matches, skip_inputs
-from onnxq.targets.target import Role, Target
+from onnxq.planner.scene import Scene, bias_add, integer_inputs, matches, skip_inputs
+from onnxq.targets.target import Output, Role, Target
 
 __all__ = ["make_plan", "matches"]
 
 _IN_BODY = "it lies in the body of a control-flow operator, whose tensors cannot be observed"
+
+_TORN = "its output leaves the graph in float and is read in integers; the kernel gives only one of them"
 
 
 def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan:
@@ -42,6 +44,9 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
     floats = {node.name or "": reason for node in model.graph if (reason := obstacle(node, scene))}
     able = [node for node in model.graph if computes_reals(node) and node.name not in floats]
     anchors = [node for node in able if scene.role(node) is Role.ANCHOR]
+    torn = _torn(anchors, scene)
+    anchors = [node for node in anchors if node not in torn]
+    floats |= {node.name or "": _TORN for node in torn}
     links, useless = join(anchors, [n for n in able if scene.role(n) is Role.LINK], scene)
     residuals = [n for n in able if scene.role(n) is Role.RESIDUAL and skip_inputs(n, scene)]
     alone = [n for n in able if scene.role(n) is Role.RESIDUAL and n not in residuals]
@@ -55,7 +60,7 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         biases=tuple(find_biases(planned, groups, scene)),
         groups={group.name: group for group in groups.values()},
         nodes={node.name or "": node.op_type for node in planned},
-        floats=_tell(floats, planned, model),
+        floats=_tell(floats, planned, scene, model),
     )
 
 
@@ -73,9 +78,24 @@ def _specs(target: Target, config: QuantConfig) -> tuple[QuantSpec, QuantSpec]:
     return specs[0], specs[1]
 
 
-def _tell(floats: Mapping[str, str], planned: Iterable[ir.Node], model: ir.Model) -> dict[str, FloatNode]:
-    """Reasons in graph order; a Relu/Clip that fuses into a planned node needs none."""
+def _torn(anchors: Collection[ir.Node], scene: Scene) -> set[ir.Node]:
+    """Anchors whose output must be both real, for the graph's output, and integer, for another anchor."""
+    read = {node.inputs[i] for node in anchors for i in integer_inputs(node, scene)}
+    return {
+        node
+        for node in anchors
+        if scene.target.rules[node.op_type].output is Output.ALL_OR_NONE
+        and not scene.config.quantize_outputs
+        and any(value.is_graph_output() and value in read for value in node.outputs)
+    }
+
+
+def _tell(
+    floats: Mapping[str, str], planned: Iterable[ir.Node], scene: Scene, model: ir.Model
+) -> dict[str, FloatNode]:
+    """Reasons in graph order; what fuses into a planned node needs none: Relu, Clip, the Add of a bias."""
     fused = {clip for node in planned for value in node.outputs for clip in _clips(value)}
+    fused |= {found[0] for node in planned if (found := bias_add(node, scene))}
     reasons = {n: floats[n.name or ""] for n in model.graph if n.name in floats and n not in fused}
     bodies = {n: _IN_BODY for n in all_nodes(model) if n.graph is not model.graph and n.op_type in WEIGHTED}
     return {n.name or "": FloatNode(n.op_type, reason) for n, reason in {**reasons, **bodies}.items()}

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from onnxq.graph import constant_value, input_at
 from onnxq.operators import INPUT_CHANNELS, WEIGHTED, Range, clip_range, useful_range
 from onnxq.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantPoint, QuantSpec
-from onnxq.planner.scene import Scene, fused_output, integer_inputs, integer_outputs, sole_reader
-from onnxq.targets.target import BiasStyle
+from onnxq.planner.scene import Scene, bias_add, fused_output, integer_inputs, integer_outputs, sole_reader
+from onnxq.targets.target import BiasStyle, Output
 
 UNLIMITED: Range = (-math.inf, math.inf)
 
@@ -43,10 +43,19 @@ def find_edges(planned: Iterable[ir.Node], scene: Scene) -> list[Edge]:
             value = node.inputs[index]
             assert value is not None
             edges[node, index] = Edge(value, node, index, _input_spec(node, index, scene))
-        for value in integer_outputs(node, scene):
+    read = {edge.value for edge in edges.values()}
+    for node in planned:
+        for value in dict.fromkeys((*integer_outputs(node, scene), *_all_or_none(node, read, scene))):
             for reader, index in _readers(value, scene.graph):
                 edges.setdefault((reader, index), Edge(value, reader, index, scene.activation))
     return list(edges.values())
+
+
+def _all_or_none(node: ir.Node, read: Set[ir.Value], scene: Scene) -> list[ir.Value]:
+    """The outputs that all must read in integers because one does."""
+    if scene.target.rules[node.op_type].output is not Output.ALL_OR_NONE:
+        return []
+    return [value for value in node.outputs if value in read]
 
 
 def _readers(value: ir.Value, graph: ir.Graph) -> Iterator[tuple[ir.Node | None, int]]:
@@ -223,16 +232,24 @@ def _spread(edge: Edge) -> tuple[int, int]:
 
 def find_biases(planned: Iterable[ir.Node], groups: Mapping[Key, Group], scene: Scene) -> Iterator[BiasPoint]:
     """The int32 biases of the planned nodes."""
+    if scene.target.bias is not BiasStyle.INT32:
+        return
     for node in planned:
-        operator = WEIGHTED.get(node.op_type)
-        if operator is None or scene.target.bias is not BiasStyle.INT32 or operator.bias is None:
-            continue
-        bias = input_at(node, operator.bias)
-        if bias is None:
-            continue
-        data, weight = node.inputs[operator.data], node.inputs[operator.weight]
-        assert data is not None
-        assert weight is not None
-        data_group = groups[data.name or "", scene.activation]
-        weight_group = groups[weight.name or "", _input_spec(node, operator.weight, scene)]
-        yield BiasPoint(bias.name or "", node.name or "", operator.bias, data_group.name, weight_group.name)
+        for holder, index in _bias_inputs(node, scene):
+            operator, bias = WEIGHTED[node.op_type], holder.inputs[index]
+            data, weight = node.inputs[operator.data], node.inputs[operator.weight]
+            assert data is not None
+            assert weight is not None
+            assert bias is not None
+            data_group = groups[data.name or "", scene.activation]
+            weight_group = groups[weight.name or "", _input_spec(node, operator.weight, scene)]
+            yield BiasPoint(bias.name or "", holder.name or "", index, data_group.name, weight_group.name)
+
+
+def _bias_inputs(node: ir.Node, scene: Scene) -> Iterator[tuple[ir.Node, int]]:
+    """Where the bias of ``node`` is read: by itself, or by the Add behind it."""
+    operator = WEIGHTED.get(node.op_type)
+    if operator is not None and operator.bias is not None and input_at(node, operator.bias) is not None:
+        yield node, operator.bias
+    if found := bias_add(node, scene):
+        yield found

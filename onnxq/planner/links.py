@@ -71,6 +71,8 @@ def _no_gain(node: ir.Node, integers: _Integers, scene: Scene) -> str | None:
 def _quantized_here(value: ir.Value, integers: Sequence[ir.Value], node: ir.Node, scene: Scene) -> bool:
     """Whether it pays to quantize this float input for the sake of the ``integers`` beside it."""
     floats = scene.target.rules[node.op_type].float_inputs
+    if value.is_graph_output():
+        return False
     if floats is FloatInputs.BROADCAST:
         return any(_is_broadcast(value, other) for other in integers)
     return floats is FloatInputs.ANY and bool(integers)

@@ -6,8 +6,8 @@ import math
 
 import onnx_ir as ir
 
-from onnxq.graph import constant_value, input_at
-from onnxq.operators import WEIGHTED, data_inputs
+from onnxq.graph import constant_value, input_at, is_op
+from onnxq.operators import WEIGHTED, data_inputs, group_channels, is_depthwise
 from onnxq.planner.scene import Scene, deselected, fused_output
 from onnxq.targets.target import BiasStyle, OpRule, Output
 
@@ -22,9 +22,11 @@ def obstacle(node: ir.Node, scene: Scene) -> str | None:
     if not computes_reals(node):
         return None
     rule = scene.rule(node)
+    if rule is None and is_op(node, *scene.target.transparent):
+        return f"target {scene.target.name} moves Q/DQ across it: it runs in the type of its neighbours"
     if rule is None:
         return f"target {scene.target.name} has no integer kernel for {node.op_identifier()[1]}"
-    checks = (_not_selected, _wrong_attribute, _not_float32, _bad_weight, _bad_bias, _float_output)
+    checks = (_not_selected, _wrong_attribute, _not_float32, _bad_weight, _bad_bias, _narrow, _float_output)
     return next((reason for check in checks if (reason := check(node, rule, scene))), None)
 
 
@@ -76,6 +78,15 @@ def _bad_bias(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
     if math.prod(shape) not in (1, channels) or (shape and shape[-1] not in (1, channels)):
         return f"its bias has shape {list(shape)}, expected one value a channel"
     return None
+
+
+def _narrow(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    if not rule.group_channels or node.attributes.get_int("group", 1) == 1 or is_depthwise(node):
+        return None
+    channels = group_channels(node)
+    if channels is None or channels >= rule.group_channels:
+        return None
+    return f"with {channels} channels a group it is faster in float"
 
 
 def _float_output(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:

@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from onnxq.config import QuantConfig
-from onnxq.graph import input_at, is_op
-from onnxq.operators import clip_range, data_inputs
+from onnxq.graph import constant_value, input_at, is_op, rank
+from onnxq.operators import clip_range, data_inputs, is_depthwise
 from onnxq.plan import QuantSpec
 from onnxq.targets.target import OpRule, Output, Role, Target
 
@@ -41,7 +41,9 @@ class Scene:
     def role(self, node: ir.Node) -> Role | None:
         """The role that the target gives such a node."""
         rule = self.rule(node)
-        return rule.role if rule else None
+        if rule is None:
+            return None
+        return rule.depthwise if rule.depthwise and is_depthwise(node) else rule.role
 
 
 def deselected(node: ir.Node, scene: Scene) -> str | None:
@@ -89,9 +91,11 @@ def integer_outputs(node: ir.Node, scene: Scene) -> list[ir.Value]:
     if rule.output is Output.FREE:
         return []
     values = [value for value in node.outputs if value.name]
-    if rule.output is Output.FREE_UNLESS_CLIPPED:
-        values = [value for value in values if _clipped_inside(value, scene)]
-    return [_clipped(value, rule, scene) for value in values]
+    if rule.output is Output.QUANTIZED:
+        return [fused_output(value, rule, scene) for value in values]
+    return [
+        _clipped(v, rule, scene) for v in values if _clipped_inside(v, scene) or _swallowed(node, v, scene)
+    ]
 
 
 def _clipped_inside(value: ir.Value, scene: Scene) -> bool:
@@ -100,10 +104,42 @@ def _clipped_inside(value: ir.Value, scene: Scene) -> bool:
     return clip is not None and is_op(clip, *_CLIPS) and sole_reader(clip.outputs[0], scene) is not None
 
 
+def _swallowed(node: ir.Node, value: ir.Value, scene: Scene) -> bool:
+    """Whether an Add that is no bias alone reads ``value`` and could be fused with ``node``, in float."""
+    add = sole_reader(value, scene)
+    if add is None or not is_op(add, "Add") or not _becomes_gemm(node, scene) or bias_add(node, scene):
+        return False
+    other = add.inputs[1 - _position(value, add)]
+    return rank(other) in (None, 1, 2)
+
+
+def _becomes_gemm(node: ir.Node, scene: Scene) -> bool:
+    """Whether the runtime makes a Gemm of ``node`` and an Add behind it: of matrices and of known shapes."""
+    data = node.inputs[0]
+    if not scene.target.rules[node.op_type].bias_add or data is None or data.shape is None:
+        return False
+    return len(data.shape) == 2 or data.shape.is_static()
+
+
 def _clipped(value: ir.Value, rule: OpRule, scene: Scene) -> ir.Value:
     fused = fused_output(value, rule, scene)
-    stays_float = fused.is_graph_output() and not scene.config.quantize_outputs
-    return value if stays_float and rule.output is Output.FREE_UNLESS_CLIPPED else fused
+    return value if fused.is_graph_output() and not scene.config.quantize_outputs else fused
+
+
+def bias_add(node: ir.Node, scene: Scene) -> tuple[ir.Node, int] | None:
+    """The Add behind ``node`` that adds a bias, one constant a column, and which of its inputs that is."""
+    add = sole_reader(node.outputs[0], scene)
+    if add is None or not is_op(add, "Add") or deselected(add, scene) or not _becomes_gemm(node, scene):
+        return None
+    index = 1 - _position(node.outputs[0], add)
+    bias, weight = constant_value(add.inputs[index]), constant_value(node.inputs[1])
+    if bias is None or weight is None or weight.ndim != 2 or bias.ndim > (rank(node.outputs[0]) or 0):
+        return None
+    return (add, index) if bias.shape[-1:] == weight.shape[1:] == (bias.size,) else None
+
+
+def _position(value: ir.Value, reader: ir.Node) -> int:
+    return next(i for i, source in enumerate(reader.inputs) if source is value)
 
 
 def integer_inputs(node: ir.Node, scene: Scene) -> list[int]:

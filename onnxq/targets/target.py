@@ -24,7 +24,10 @@ class Output(Enum):
 
     QUANTIZED = "Q/DQ on every output, which then is not a graph output"
     FREE = "nothing: the kernel gives float, or integers if Q follows"
-    FREE_UNLESS_CLIPPED = "nothing, unless a Relu or Clip follows, which is taken to fuse: then Q behind it"
+    ALL_OR_NONE = (
+        "Q/DQ for all its readers or for none; and Q if the runtime would fuse what follows in float: "
+        "a Relu, a Clip, an Add that is no bias"
+    )
 
 
 class FloatInputs(Enum):
@@ -43,22 +46,30 @@ class OpRule:
         role: when.
         output: what its output needs.
         per_channel: its weights may have a scale a channel.
+        bias_add: the runtime makes one Gemm of it and an Add behind it where it knows the shapes, and that
+            Gemm needs its bias in int32.
         dynamic_weight: it is quantized even if its second operand is computed at run time.
         same_params: inputs and outputs share scale and zero point.
         inputs_follow: inputs that nobody else reads take the output's scale and zero point, so that
             the kernel has nothing to rescale.
         float_inputs: which inputs a link takes in float.
         attributes: values that the node's attributes must have (missing: ONNX's default).
+        depthwise: the role of a depthwise convolution, if it is another one.
+        group_channels: input channels that each group of a grouped convolution must have (depthwise
+            ones aside): below, the integer kernel is slower than float.
     """
 
     role: Role
     output: Output = Output.QUANTIZED
     per_channel: bool = True
+    bias_add: bool = False
     dynamic_weight: bool = False
     same_params: bool = False
     inputs_follow: bool = False
     float_inputs: FloatInputs = FloatInputs.NONE
     attributes: Mapping[str, int | float | str] = field(default_factory=dict)
+    depthwise: Role | None = None
+    group_channels: int = 0
 
 
 class BiasStyle(Enum):
@@ -78,6 +89,8 @@ class Target:
         weight: number format of weights; the axis follows from the operator.
         bias: how biases are stored.
         rules: operator type -> rule; every other operator stays float.
+        transparent: operators that the runtime moves Q and DQ across by itself: they get none, and run
+            in the type of their neighbours.
         activation_types, weight_types: what ``--activation`` and ``--weight`` may ask for.
         guarded: operators whose float weights the runtime quantizes by itself, per tensor, where they
             stand between a per-tensor DQ and a Q. A DQ in front of them repeats its scale for each
@@ -92,3 +105,4 @@ class Target:
     activation_types: frozenset[ir.DataType]
     weight_types: frozenset[ir.DataType]
     guarded: frozenset[str] = frozenset()
+    transparent: frozenset[str] = frozenset()

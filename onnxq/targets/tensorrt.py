@@ -23,4 +23,18 @@ TENSORRT = Target(
     },
     activation_types=frozenset({ir.DataType.INT8}),
     weight_types=frozenset({ir.DataType.INT8}),
+    transparent=frozenset(
+        (
+            "MaxPool",
+            "Concat",
+            "Reshape",
+            "Transpose",
+            "Flatten",
+            "Squeeze",
+            "Unsqueeze",
+            "Slice",
+            "Split",
+            "Expand",
+        )
+    ),
 )
