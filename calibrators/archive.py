@@ -60,7 +60,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.generic]]]:
             return header, {name: archive[name] for name in archive.files if name != HEADER}
     except OSError as error:
         raise CalibrationError(f"statistics cannot be read from {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise CalibrationError(
             f"{path} does not hold calibration statistics, or is damaged: {error}"
         ) from error

@@ -308,6 +308,16 @@ def test_a_table_that_is_not_there(refused):
     assert "statistics cannot be read from s.npz: No such file" in message
 
 
+def test_a_damaged_table(refused):
+    options = ["--data", "d.npz", "--save-statistics", "s.npz", "--quiet"]
+    assert cli.main(["quantize", "m.onnx", "q.onnx", *options]) == 0
+    whole = Path("s.npz").read_bytes()
+    index = whole.index(b"PK\x01\x02")  # of the archive: here stands which version of zip it needs
+    for damaged in (whole[: len(whole) // 2], whole[: index + 6] + b"\x63" + whole[index + 7 :]):
+        Path("s.npz").write_bytes(damaged)
+        assert "s.npz" in refused("m.onnx", "o.onnx", "--from-table", "s.npz")
+
+
 def test_a_table_of_another_model(refused, folder):
     save_model(folder / "n.onnx", TEXT.replace("(x", "(input").replace(" x)", " input)"))
     options = ["--data", "d.npz", "--save-statistics", "s.npz", "--quiet"]
