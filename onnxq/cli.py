@@ -147,7 +147,8 @@ def _choose(arguments: Sequence[str]) -> None:
         epilog=f"commands:\n{listing}\n\n'onnxq COMMAND --help' tells a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"onnxq {_version()}")
+    version = f"onnxq {_version()}" if "--version" in arguments else ""  # it takes a while to look up
+    parser.add_argument("--version", action="version", version=version)
     parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="what to do, see below")
     if arguments:
         parser.parse_args(arguments)
