@@ -55,14 +55,14 @@ class _Command:
 
 
 def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
-    from onnxq import display, pipeline
+    from onnxq import display, guards, pipeline
 
     if args.dry_run:
         display.show_plan(args.model, pipeline.prepare(args.model, config)[1], quiet=args.quiet)
         return
     if args.save_config:
         others = (args.model, args.output, config.data, config.from_table, config.save_statistics)
-        pipeline.check_places(others, [args.save_config])
+        guards.check_places(others, [args.save_config])
     with display.progress(quiet=args.quiet) as progress:
         result = pipeline.quantize_static(args.model, args.output, config=config, progress=progress)
     if args.save_config:
@@ -73,10 +73,10 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
 
 
 def _compare(args: argparse.Namespace, config: QuantConfig) -> None:
-    from onnxq import display, pipeline
+    from onnxq import compare, display
 
     with display.progress(quiet=args.quiet) as progress:
-        quality, speed = pipeline.compare_files(args.float, args.int8, config, progress)
+        quality, speed = compare.compare_files(args.float, args.int8, config, progress)
     display.show_comparison(args.float, args.int8, quality, speed, config.threads or 1)
 
 

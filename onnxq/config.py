@@ -115,6 +115,11 @@ class QuantConfig(BaseModel):
             raise ValueError("calibration data and a table (data, from_table) both give the ranges: use one")
         return self
 
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers to use, the preferred one first."""
+        return self.provider or ("CPUExecutionProvider",)
+
     @classmethod
     def load(cls, path: Path, **overrides: Any) -> QuantConfig:
         """Read a YAML file of options; ``overrides`` win over it.

@@ -20,10 +20,12 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.evaluate import Quality, Speed
+from onnxq.evaluate import Quality
 from onnxq.model import size_on_disk
-from onnxq.pipeline import Progress, QuantResult
+from onnxq.pipeline import QuantResult
 from onnxq.plan import QuantPlan
+from onnxq.progress import Progress
+from onnxq.race import Speed
 
 logger = logging.getLogger(__name__)
 

@@ -1,11 +1,9 @@
-"""How far a quantized model is from its float original, output by output, and how much faster."""
+"""How far a quantized model is from its float original, output by output."""
 
 from __future__ import annotations
 
 import math
 import os
-import statistics as stats
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +16,6 @@ from numpy.typing import NDArray
 from calibrators.collect import run_batch
 from calibrators.samples import Sample
 from calibrators.session import open_session
-from onnxq.errors import ModelError
 from onnxq.numerics import decibels
 
 Array = NDArray[np.generic]
@@ -116,42 +113,6 @@ def _decisions(output: Array) -> Array:
     return np.asarray(output.argmax(axis=axis))
 
 
-def check_alike(float_model: ir.Model, int8_model: ir.Model) -> None:
-    """Check that two models can be compared: inputs are matched by name, outputs by position.
-
-    Raises:
-        ModelError: they differ in number, name, type or size.
-    """
-    ours, theirs = ({v.name: v for v in _inputs(model)} for model in (float_model, int8_model))
-    if ours.keys() != theirs.keys() or not all(_fits(ours[name], theirs[name]) for name in ours):
-        raise _different("inputs", ours.values(), theirs.values())
-    one, other = float_model.graph.outputs, int8_model.graph.outputs
-    if len(one) != len(other) or not all(map(_fits, one, other)):
-        raise _different("outputs", one, other)
-
-
-def _inputs(model: ir.Model) -> list[ir.Value]:
-    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-
-
-def _fits(one: ir.Value, other: ir.Value) -> bool:
-    """The same type, and no two known sizes that differ."""
-    if one.dtype != other.dtype:
-        return False
-    if one.shape is None or other.shape is None:
-        return True
-    sizes = zip(one.shape, other.shape, strict=False)
-    known = [(a, b) for a, b in sizes if isinstance(a, int) and isinstance(b, int)]
-    return len(one.shape) == len(other.shape) and all(a == b for a, b in known)
-
-
-def _different(kind: str, ours: Iterable[ir.Value], theirs: Iterable[ir.Value]) -> ModelError:
-    first, second = (
-        ", ".join(f"'{v.name}' ({v.dtype} {v.shape})" for v in values) or "none" for values in (ours, theirs)
-    )
-    return ModelError(f"the models have different {kind} and cannot be compared: {first}; {second}")
-
-
 def compare(
     float_model: Model,
     int8_model: Model,
@@ -184,38 +145,3 @@ def compare(
 
 def _run(session: ort.InferenceSession, sample: Sample) -> list[Any]:
     return run_batch(session, [output.name for output in session.get_outputs()], sample.name, sample.feeds)
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Median seconds a run of each model, and the median of their ratio pair by pair."""
-
-    float_seconds: float
-    int8_seconds: float
-    ratio: float
-
-
-def race(
-    float_model: Model, int8_model: Model, sample: Sample, *, threads: int = 1, seconds: float = 2.0
-) -> Speed:
-    """Time both models in turns on one sample, so that what else the machine does hits both alike."""
-    sessions = [open_session(model, threads=threads) for model in (float_model, int8_model)]
-    times: list[tuple[float, float]] = []
-    _pair(sessions, sample)
-    _pair(sessions, sample)
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 5:
-        times.append(_pair(sessions, sample))
-    return Speed(
-        stats.median(f for f, _ in times),
-        stats.median(q for _, q in times),
-        stats.median(f / q for f, q in times),
-    )
-
-
-def _pair(sessions: Sequence[ort.InferenceSession], sample: Sample) -> tuple[float, float]:
-    marks = [time.perf_counter()]
-    for session in sessions:
-        session.run(None, dict(sample.feeds))
-        marks.append(time.perf_counter())
-    return marks[1] - marks[0], marks[2] - marks[1]

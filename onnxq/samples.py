@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from calibrators.samples import Sample
+import onnx_ir as ir
 
+from calibrators.batching import batches
+from calibrators.data import open_data
+from calibrators.samples import Sample, input_specs
+from calibrators.synthetic import synthetic_samples
+from onnxq.config import QuantConfig
+
+Data = str | os.PathLike[str] | Iterable[Any]
+"""A path, or any iterable of ``{input name: array}``; see `calibrators.data`."""
+
+SYNTHETIC_SAMPLES = 8
 HOLD_EVERY = 5
 HELD_SAMPLES = 64
 HELD_BYTES = 256 * 2**20
@@ -44,6 +56,13 @@ class Samples:
         return bool(self._held)
 
     @property
+    def judged_on(self) -> str:
+        """What kind of samples `to_judge` holds, in words."""
+        if self.synthetic:
+            return "synthetic inputs"
+        return "held-out samples" if self.independent else "the calibration samples themselves"
+
+    @property
     def held(self) -> int:
         """How many samples have been held out so far."""
         return sum(sample.count for sample in self._held)
@@ -60,3 +79,24 @@ class Samples:
 
 def _bytes(sample: Sample) -> int:
     return sum(array.nbytes for array in sample.feeds.values())
+
+
+def open_samples(model: ir.Model, data: Data | None, config: QuantConfig) -> Samples:
+    """The samples of ``data``; synthetic ones without it; none if ranges come from a table.
+
+    Raises:
+        CalibrationError: the data cannot be read or does not fit the model.
+    """
+    inputs = input_specs(model)
+    if config.from_table is not None:
+        return Samples((), 0)
+    if data is not None:
+        source = open_data(data, inputs, preprocess=config.preprocess, limit=config.samples)
+        return Samples(source, source.total)
+    count = config.samples or SYNTHETIC_SAMPLES
+    return Samples(synthetic_samples(model, inputs, count, config.seed), count, synthetic=True)
+
+
+def in_batches(samples: Iterable[Sample], model: ir.Model, config: QuantConfig) -> Iterator[Sample]:
+    """Joined to batches of the asked size, or of the size that the model fixes."""
+    return batches(samples, input_specs(model), config.batch_size)

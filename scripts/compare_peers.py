@@ -23,10 +23,10 @@ import zoo
 from bench import Feeds, Figure, Floats, at_least, at_most
 from calibrators.samples import Sample
 from measure import measured
-from onnxq.evaluate import race
 from onnxq.model import load, write
 from onnxq.numerics import sqnr
 from onnxq.passes import simplify
+from onnxq.race import race
 
 SENTENCES = 200
 """How many the sentence encoder is calibrated on, spread over the set so that all lengths are among them."""

@@ -23,8 +23,8 @@ import bench
 import evaldata
 import zoo
 from calibrators.samples import Sample
-from onnxq.evaluate import race
 from onnxq.numerics import sqnr
+from onnxq.race import race
 
 FOLDER = Path("build") / "demo"
 

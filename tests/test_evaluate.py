@@ -9,8 +9,10 @@ from graphs import parse
 
 from calibrators.errors import CalibrationError
 from calibrators.samples import Sample
+from onnxq.compare import check_alike
 from onnxq.errors import ModelError
-from onnxq.evaluate import OutputQuality, Quality, check_alike, compare, race
+from onnxq.evaluate import OutputQuality, Quality, compare
+from onnxq.race import race
 
 
 def scaled(factor, out="float[N,C] y", given="float[N,C] x"):

@@ -25,6 +25,7 @@ FLOORS = (
         "onnxq.model",
         "onnxq.graph",
         "onnxq.operators",
+        "onnxq.progress",
         "onnxq.weight_scale",
     },
     {
@@ -36,7 +37,7 @@ FLOORS = (
         "onnxq.report",
     },
     {"onnxq.planner", "onnxq.ranges", "onnxq.samples", "onnxq.insert", "onnxq.dynamic"},
-    {"onnxq.pipeline", "onnxq.evaluate"},
+    {"onnxq.pipeline", "onnxq.compare", "onnxq.evaluate", "onnxq.guards", "onnxq.race", "onnxq.trial"},
     {"onnxq.quantize", "onnxq.cli", "onnxq.display", "onnxq.torch"},
     {"onnxq"},
 )

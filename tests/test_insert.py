@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from test_planner import CLASSIFIER, model_of
 
 from calibrators.collect import collect
 from calibrators.methods import CALIBRATORS
@@ -16,7 +17,6 @@ from onnxq.numerics import sqnr
 from onnxq.planner import make_plan
 from onnxq.ranges import solve
 from onnxq.targets import get_target
-from test_planner import CLASSIFIER, model_of
 
 
 def quantized(body, feeds, target="onnxruntime", options=None, **graph):
@@ -98,8 +98,10 @@ def test_shared_weights_and_biases_are_stored_once():
         s = Sub (c, d) e = Conv <pads = [1,1,1,1]> (c, w2, b) y = Sub (s, e)
     """
     inputs = {"inputs": "float[N, 8, 8, 8] x", "outputs": "float[N, 8, 8, 8] y"}
-    model, int8, plan = quantized(body, image(channels=8), **inputs)
-    stored = [v for v in int8.graph.initializers.values() if v.dtype == ir.DataType.INT8 and v.shape.rank() == 4]
+    _, int8, plan = quantized(body, image(channels=8), **inputs)
+    stored = [
+        v for v in int8.graph.initializers.values() if v.dtype == ir.DataType.INT8 and v.shape.rank() == 4
+    ]
     assert len(stored) == 1
     biases = [v for v in int8.graph.initializers.values() if v.dtype == ir.DataType.INT32]
     assert len(biases) == len({b.input_group for b in plan.biases}) < 3
@@ -153,7 +155,7 @@ def test_bodies_read_captured_tensors_through_q_dq():
 def test_an_input_that_is_also_an_output():
     body = "c = Conv (x, w) y = Tanh (c)"
     graph = {"outputs": "float[N, 8, 6, 6] y, float[N, 4, 8, 8] x"}
-    model, int8, _ = quantized(body, image(), **graph)
+    _, int8, _ = quantized(body, image(), **graph)
     np.testing.assert_array_equal(run(int8, image())[1], image()["x"])
 
 

@@ -4,18 +4,26 @@ import math
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnx.parser
+import onnx_ir as ir
 import pytest
 
 from onnxq.config import QuantConfig
 from onnxq.errors import TargetError
+from onnxq.passes import simplify
 from onnxq.plan import GRAPH_OUTPUT
 from onnxq.planner import make_plan
-from onnxq.passes import simplify
 from onnxq.targets import get_target
 
-SHAPES = {"w": (8, 4, 3, 3), "b": (8,), "w2": (8, 8, 3, 3), "w3": (8, 8, 3, 3), "fc": (3, 8), "fb": (3,), "m": (8, 8)}
+SHAPES = {
+    "w": (8, 4, 3, 3),
+    "b": (8,),
+    "w2": (8, 8, 3, 3),
+    "w3": (8, 8, 3, 3),
+    "fc": (3, 8),
+    "fb": (3,),
+    "m": (8, 8),
+}
 
 
 def model_of(body, inputs="float[N, 4, 8, 8] x", outputs="float[N, 3] y", constants=""):
@@ -30,7 +38,9 @@ def model_of(body, inputs="float[N, 4, 8, 8] x", outputs="float[N, 3] y", consta
     return simplify(ir.from_proto(onnx.parser.parse_model(text)))
 
 
-def plan_of(body, target="onnxruntime", inputs="float[N, 4, 8, 8] x", outputs="float[N, 3] y", constants="", **options):
+def plan_of(
+    body, target="onnxruntime", inputs="float[N, 4, 8, 8] x", outputs="float[N, 3] y", constants="", **options
+):
     model = model_of(body, inputs, outputs, constants)
     return make_plan(model, get_target(target), QuantConfig(**options))
 
@@ -221,7 +231,9 @@ def test_tensorrt_quantizes_the_skip_branch_of_a_residual_only():
 
 
 def test_tensorrt_leaves_an_add_without_convolution_float():
-    plan = plan_of("c = MatMul (x, m) y = Add (c, x)", target="tensorrt", inputs="float[N,8] x", outputs="float[N,8] y")
+    plan = plan_of(
+        "c = MatMul (x, m) y = Add (c, x)", target="tensorrt", inputs="float[N,8] x", outputs="float[N,8] y"
+    )
     assert ops(plan) == ["MatMul"]
 
 

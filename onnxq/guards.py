@@ -1,0 +1,102 @@
+"""What is refused before the work begins, and whose fault an error is."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+
+import calibrators.errors
+from calibrators.session import open_session
+from onnxq.config import QuantConfig
+from onnxq.errors import CalibrationError, ModelError, OnnxqError
+from onnxq.graph import all_nodes
+from onnxq.model import check_place, check_valid
+from onnxq.planner import matches
+
+logger = logging.getLogger(__name__)
+
+QUANTIZED = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+)
+"""Operators that no float model has."""
+
+
+def check_places(read: Iterable[object], written: Sequence[str | os.PathLike[str]]) -> None:
+    """Fail before the work, not after it: files to be written can be, and are none of those that are read.
+
+    What in ``read`` is no path is passed over.
+
+    Raises:
+        ModelError: a file cannot be written, or would overwrite another one.
+    """
+    goals = [Path(path) for path in written]
+    taken = [Path(path) for path in read if isinstance(path, str | os.PathLike)]
+    for goal in goals:
+        check_place(goal)
+        if clash := next((path for path in taken if _same(path, goal)), None):
+            raise ModelError(f"{goal}: would overwrite {clash}, which is needed: give another name.")
+        taken.append(goal)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """The same file, whatever it is called; also if it is not there yet."""
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
+
+
+def check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
+    """Refuse a model that is quantized already.
+
+    Raises:
+        ModelError: it is.
+    """
+    for node in all_nodes(model):
+        if node.op_type in QUANTIZED:
+            raise ModelError(
+                f"{path}: already quantized (node {node.name!r} is a {node.op_type}); give the float model."
+            )
+
+
+def check_patterns(model: ir.Model, config: QuantConfig) -> None:
+    """Warn of patterns to exclude or include that mean no node."""
+    for pattern in (*config.exclude, *config.include):
+        if not any(matches(node, pattern) for node in all_nodes(model)):
+            logger.warning(
+                "pattern %r matches no node of the cleaned model: a typo? 'onnxq inspect' lists them", pattern
+            )
+
+
+@contextmanager
+def blamed(model: str | os.PathLike[str]) -> Iterator[None]:
+    """What nobody foresaw may be the model's fault: ask onnx's checker, and the runtime to load it.
+
+    Raises:
+        ModelError: the model is not valid.
+        CalibrationError: ONNX Runtime cannot load it.
+    """
+    try:
+        yield
+    except OnnxqError:
+        raise
+    except Exception:
+        check_valid(model, f"{model}: the model is not valid ONNX")
+        with our_errors():
+            open_session(model)
+        raise
+
+
+@contextmanager
+def our_errors() -> Iterator[None]:
+    """The calibrators stand alone and have an error class of their own: make it one of ours."""
+    try:
+        yield
+    except calibrators.errors.CalibrationError as error:
+        if isinstance(error, CalibrationError):
+            raise
+        raise CalibrationError(str(error)) from error

@@ -1,0 +1,72 @@
+"""The written model on trial, before it gets its name: does it load, is it close, is it in integers?"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibrators.samples import Sample
+from onnxq.evaluate import Quality, compare
+from onnxq.plan import QuantPlan
+from onnxq.samples import Samples
+from onnxq.verify import VERIFIERS
+
+POOR_SQNR = 10.0
+"""dB: below it the error holds more than a tenth of the power of the output itself."""
+
+
+@dataclass
+class Trial:
+    """What the runtime says of a model; the answers stay here.
+
+    Attributes:
+        float_model: the original.
+        plan: what was to become of it.
+        samples: to judge by.
+        threads: as for calibration.
+        quality: against the original; None without samples.
+        unfused: planned nodes that the runtime runs in float after all.
+    """
+
+    float_model: str | os.PathLike[str]
+    plan: QuantPlan
+    samples: Sequence[Sample]
+    threads: int
+    quality: Quality | None = None
+    unfused: tuple[str, ...] = ()
+
+    def run(self, draft: Path) -> None:
+        """Load the model, compare it with the original, ask which nodes run in float.
+
+        Raises:
+            CalibrationError: a model does not load, or does not take a sample.
+        """
+        quality = compare(self.float_model, draft, self.samples, threads=self.threads)
+        self.quality = quality if self.samples else None
+        if verifier := VERIFIERS.get(self.plan.target):
+            self.unfused = verifier(draft, self.plan.nodes)
+
+
+def doubts(samples: Samples, trial: Trial) -> Iterator[str]:
+    """Why the result should not be trusted."""
+    if samples.synthetic:
+        yield (
+            "NO CALIBRATION DATA: ranges come from synthetic inputs and the accuracy is UNKNOWN. "
+            "Give real samples with --data."
+        )
+    if trial.unfused:
+        yield (
+            f"{len(trial.unfused)} nodes that should run in integers run in float on this ONNX Runtime: "
+            f"{', '.join(trial.unfused[:5])}. The model is right, but slower than it could be."
+        )
+    for name, output in (trial.quality.outputs if trial.quality else {}).items():
+        if not output.finite:
+            yield f"output {name!r} of the quantized model holds NaN or infinite numbers"
+        elif not math.isnan(output.sqnr) and output.sqnr < POOR_SQNR:
+            yield (
+                f"output {name!r} is far from the float model's: SQNR {output.sqnr:.1f} dB. "
+                "Try another --method, or keep sensitive nodes float with --exclude."
+            )
