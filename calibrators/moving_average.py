@@ -6,7 +6,7 @@ from calibrators.grid import Grid
 from calibrators.statistics import TensorStatistics
 
 
-def moving_average(statistics: TensorStatistics, grid: Grid) -> tuple[float, float]:  # noqa: ARG001
+def moving_average(statistics: TensorStatistics, grid: Grid) -> tuple[float, float]:
     """``m <- 0.9 m + 0.1 x`` over the least and the greatest value of each batch.
 
     Single outlying batches fade. The result depends on the order of the batches; statistics that
