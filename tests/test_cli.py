@@ -13,7 +13,7 @@ import pytest
 from cli import ROOT, environment, onnxq, save_data, save_model
 
 import onnxq as package
-from onnxq import cli, display, quantize
+from onnxq import cli, display, endings, quantize
 from onnxq.config import QuantConfig
 from onnxq.plan import FloatNode, QuantPlan
 
@@ -493,7 +493,7 @@ def test_an_interrupt_that_is_ignored_stays_ignored():
     """As in the background of a shell."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
     try:
-        with cli._Interrupts():
+        with endings.Interrupts():
             assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
             assert callable(signal.getsignal(signal.SIGTERM))
     finally:

@@ -38,7 +38,7 @@ FLOORS = (
     },
     {"onnxq.planner", "onnxq.ranges", "onnxq.samples", "onnxq.insert", "onnxq.dynamic"},
     {"onnxq.pipeline", "onnxq.compare", "onnxq.evaluate", "onnxq.guards", "onnxq.race", "onnxq.trial"},
-    {"onnxq.quantize", "onnxq.cli", "onnxq.display", "onnxq.torch"},
+    {"onnxq.quantize", "onnxq.cli", "onnxq.arguments", "onnxq.endings", "onnxq.display", "onnxq.torch"},
     {"onnxq"},
 )
 """From the ground up. A unit is a module, or a whole subpackage."""
@@ -46,7 +46,7 @@ FLOORS = (
 SIDEWAYS = {1, 4, 5}
 """Floors (counted from 0) whose units may import each other, as long as there is no circle."""
 
-COMMAND_LINE = {"onnxq.quantize", "onnxq.cli"}
+COMMAND_LINE = {"onnxq.quantize", "onnxq.cli", "onnxq.endings"}
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
