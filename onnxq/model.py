@@ -216,8 +216,17 @@ def size_on_disk(path: str | os.PathLike[str]) -> int:
     Raises:
         ModelError: it cannot be read.
     """
+    return sum(file.stat().st_size for file in files_of(path))
+
+
+def files_of(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """A model file and the external data files that it names.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
     external = {t.path for t in _tensors(load(path)) if isinstance(t, ir.ExternalTensor)}
-    return sum(Path(file).stat().st_size for file in (path, *external))
+    return (Path(path), *map(Path, sorted(map(str, external))))
 
 
 def _write_error(target: Path, error: OSError) -> ModelError:

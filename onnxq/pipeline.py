@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -18,7 +19,7 @@ from onnxq.errors import ModelError
 from onnxq.evaluate import Quality
 from onnxq.guards import blamed, check_is_float, check_patterns, check_places, our_errors
 from onnxq.insert import insert_qdq
-from onnxq.model import load, size_on_disk, write
+from onnxq.model import files_of, load, size_on_disk, write
 from onnxq.passes import simplify
 from onnxq.plan import QuantPlan
 from onnxq.planner import make_plan
@@ -75,7 +76,7 @@ def quantize_static(
     started = time.perf_counter()
     config = config or QuantConfig()
     data = config.data if data is None else data
-    check_places((model, data, config.from_table), [p for p in (output, config.save_statistics) if p])
+    _check_files(model, output, data, config)
     with our_errors():
         progress("reading the model")
         simple, plan = prepare(model, config)
@@ -120,6 +121,15 @@ def prepare(model: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Mode
         )
     check_weights(simple, plan)
     return simple, plan
+
+
+def _check_files(
+    model: str | os.PathLike[str], output: str | os.PathLike[str], data: Data | None, config: QuantConfig
+) -> None:
+    """Nothing that is read may be written, not even the model's external data."""
+    written = [Path(p) for p in (output, f"{output}.data", config.save_statistics) if p]
+    needed = files_of(model) if any(path.exists() for path in written) else (model,)
+    check_places((*needed, data, config.from_table), written)
 
 
 def _statistics(

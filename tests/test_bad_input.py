@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from cli import TEXT, environment, save_data, save_model
+from graphs import parse
 
 import onnxq
 from onnxq import cli, model
@@ -375,6 +377,14 @@ def test_the_output_is_the_model(refused, folder):
 )
 def test_nothing_that_is_needed_is_overwritten(refused, options, clash):
     assert f"would overwrite {clash}, which is needed" in refused("m.onnx", "o.onnx", *options)
+
+
+@pytest.mark.parametrize("output", ["weights.data", "weights"])
+def test_the_external_data_of_the_model_is_not_overwritten(refused, folder, output):
+    ir.save(parse(TEXT), folder / "big.onnx", external_data="weights.data", size_threshold_bytes=0)
+    before = (folder / "weights.data").read_bytes()
+    assert "weights.data, which is needed" in refused("big.onnx", output)
+    assert (folder / "weights.data").read_bytes() == before
 
 
 @pytest.mark.parametrize("option", ["--save-config", "--save-statistics"])
