@@ -95,9 +95,11 @@ class Group:
         name: the tensor whose values all the others hold (or a number format is added, to be unique).
         spec: their number format.
         tensors: all of them, in graph order.
-        observe: those whose statistics, merged, give the range. Empty for constants: their values
-            give it. A tensor that only passes on the data of another one is not observed.
+        observe: those whose statistics, merged, give the range. Empty for constants, whose values
+            give it, and where it is fixed. A tensor that only passes on the data of another one is
+            not observed.
         bounds: the range cannot usefully exceed these (low, high).
+        fixed: the range must be exactly this, whatever was observed.
         constant: an initializer (weights, or a constant operand).
     """
 
@@ -106,6 +108,7 @@ class Group:
     tensors: tuple[str, ...]
     observe: tuple[str, ...]
     bounds: tuple[float, float] = (-np.inf, np.inf)
+    fixed: tuple[float, float] | None = None
     constant: bool = False
 
 

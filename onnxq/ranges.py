@@ -57,6 +57,8 @@ def check_weights(model: ir.Model, plan: QuantPlan) -> None:
 def _activation_params(
     group: Group, statistics: Mapping[str, TensorStatistics], calibrator: Calibrator
 ) -> QuantParams:
+    if group.fixed is not None:
+        return params_from_range(*group.fixed, group.spec)
     missing = [name for name in group.observe if name not in statistics]
     if missing:
         raise CalibrationError(

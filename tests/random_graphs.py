@@ -1,4 +1,4 @@
-"""Random convolutional networks: any mixture of the usual layers, with branches, fan-out and several outputs."""
+"""Random convolutional networks: any mixture of layers, with branches, fan-out and several outputs."""
 
 from __future__ import annotations
 
@@ -198,9 +198,12 @@ def attend(b: Builder, x: str, s: Shape) -> None:
     b.add("Softmax", scores, shape=(s[0], s[1], s[2], s[2]), axis=-1)
 
 
-def pad(b: Builder, x: str, s: Shape) -> None:
-    if s[2] <= 8:
-        b.add("Pad", x, b.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])), shape=(s[0], s[1], s[2] + 2, s[3] + 2))
+def padded_conv(b: Builder, x: str, s: Shape) -> None:
+    """Nothing else reads the padded tensor: ONNX Runtime pads a MaxPool behind it with -inf instead of 0."""
+    sides = b.const(np.array([0, 0, 1, 1, 0, 0, 1, 1]))
+    wide = b.add("Pad", x, sides, shape=(s[0], s[1], s[2] + 2, s[3] + 2))
+    shape = b.alive.pop(wide)
+    b.add("Conv", wide, b.weight(4, s[1], 1, 1), shape=(s[0], 4, *shape[2:]))
 
 
 LAYERS: Mapping[Callable[[Builder, str, Shape], None], int] = {
@@ -214,7 +217,6 @@ LAYERS: Mapping[Callable[[Builder, str, Shape], None], int] = {
     unary("Sigmoid"): 1,
     unary("Tanh"): 1,
     unary("HardSwish"): 1,
-    unary("Softmax", axis=1): 1,
     unary("Identity"): 1,
     binary("Add"): 6,
     binary("Mul"): 2,
@@ -233,7 +235,7 @@ LAYERS: Mapping[Callable[[Builder, str, Shape], None], int] = {
     crop: 1,
     batchnorm: 2,
     attend: 1,
-    pad: 1,
+    padded_conv: 1,
 }
 """How often each is chosen."""
 

@@ -51,14 +51,16 @@ LIGHT_FLOATS = {
     "bvlc_alexnet": {"LRN", "MaxPool", "Softmax"},
     "zfnet512": {"LRN", "MaxPool", "Softmax"},
     "inception_v1": {"LRN", "MaxPool", "Softmax"},
+    "shufflenet": {"Conv", "Relu", "Reshape", "Transpose", "Softmax"},
     "squeezenet": {"GlobalAveragePool", "Flatten", "Softmax", "Reshape"},
     "densenet121": {
         *("BatchNormalization", "Relu", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"),
         "Conv",  # the last one, which is the graph's output
     },
 }
-"""What stays float on ONNX Runtime: what has no integer kernel, what stands between such operators, and
-what leads to the graph's output. Not listed: the Softmax that is the output."""
+"""What stays float on ONNX Runtime: what has no integer kernel (or a slow one: ShuffleNet's narrow groups),
+what stands between such operators, and what leads to the graph's output. Not listed: the Softmax that is
+the output."""
 
 
 def trained(path):

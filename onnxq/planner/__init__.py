@@ -23,8 +23,8 @@ from onnxq.plan import FloatNode, QuantPlan, QuantSpec
 from onnxq.planner.grouping import find_biases, find_edges, find_groups, find_points
 from onnxq.planner.links import join
 from onnxq.planner.obstacles import computes_reals, obstacle
-from onnxq.planner.scene import Scene, bias_add, integer_inputs, matches, skip_inputs
-from onnxq.targets.target import Output, Role, Target
+from onnxq.planner.scene import Scene, bias_add, integer_inputs, matches, skip_inputs, torn_outputs
+from onnxq.targets.target import Role, Target
 
 __all__ = ["make_plan", "matches"]
 
@@ -80,14 +80,11 @@ def _specs(target: Target, config: QuantConfig) -> tuple[QuantSpec, QuantSpec]:
 
 def _torn(anchors: Collection[ir.Node], scene: Scene) -> set[ir.Node]:
     """Anchors whose output must be both real, for the graph's output, and integer, for another anchor."""
+    if scene.config.quantize_outputs:
+        return set()
     read = {node.inputs[i] for node in anchors for i in integer_inputs(node, scene)}
-    return {
-        node
-        for node in anchors
-        if scene.target.rules[node.op_type].output is Output.ALL_OR_NONE
-        and not scene.config.quantize_outputs
-        and any(value.is_graph_output() and value in read for value in node.outputs)
-    }
+    torn = {node: torn_outputs(node, read, scene) for node in anchors}
+    return {node for node, values in torn.items() if any(value.is_graph_output() for value in values)}
 
 
 def _tell(

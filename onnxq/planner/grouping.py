@@ -11,8 +11,16 @@ import onnx_ir as ir
 from onnxq.graph import constant_value, input_at
 from onnxq.operators import INPUT_CHANNELS, WEIGHTED, Range, clip_range, useful_range
 from onnxq.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantPoint, QuantSpec
-from onnxq.planner.scene import Scene, bias_add, fused_output, integer_inputs, integer_outputs, sole_reader
-from onnxq.targets.target import BiasStyle, Output
+from onnxq.planner.scene import (
+    Scene,
+    bias_add,
+    fused_output,
+    integer_inputs,
+    integer_outputs,
+    sole_reader,
+    torn_outputs,
+)
+from onnxq.targets.target import BiasStyle
 
 UNLIMITED: Range = (-math.inf, math.inf)
 
@@ -45,17 +53,10 @@ def find_edges(planned: Iterable[ir.Node], scene: Scene) -> list[Edge]:
             edges[node, index] = Edge(value, node, index, _input_spec(node, index, scene))
     read = {edge.value for edge in edges.values()}
     for node in planned:
-        for value in dict.fromkeys((*integer_outputs(node, scene), *_all_or_none(node, read, scene))):
+        for value in dict.fromkeys((*integer_outputs(node, scene), *torn_outputs(node, read, scene))):
             for reader, index in _readers(value, scene.graph):
                 edges.setdefault((reader, index), Edge(value, reader, index, scene.activation))
     return list(edges.values())
-
-
-def _all_or_none(node: ir.Node, read: Set[ir.Value], scene: Scene) -> list[ir.Value]:
-    """The outputs that all must read in integers because one does."""
-    if scene.target.rules[node.op_type].output is not Output.ALL_OR_NONE:
-        return []
-    return [value for value in node.outputs if value in read]
 
 
 def _readers(value: ir.Value, graph: ir.Graph) -> Iterator[tuple[ir.Node | None, int]]:
@@ -92,7 +93,7 @@ def find_groups(edges: Sequence[Edge], planned: Sequence[ir.Node], scene: Scene)
     taken: set[str] = set()
     groups: dict[Key, Group] = {}
     for root, keys in members.items():
-        group = _group(root, [values[key] for key in keys], values.get(root), taken)
+        group = _group(root, [values[key] for key in keys], values.get(root), taken, scene)
         taken.add(group.name)
         groups |= dict.fromkeys(keys, group)
     return groups
@@ -129,6 +130,8 @@ def _followers(node: ir.Node, output: ir.Value, scene: Scene) -> Iterator[ir.Val
     for value in dict.fromkeys(node.inputs):
         if value is None or value.is_initializer() or not _is_private(value, node, scene):
             continue
+        if _fixed_range(value, scene) is not None:
+            continue
         if limits(value) in (UNLIMITED, limits(output)):
             yield value
 
@@ -151,23 +154,33 @@ def limits(value: ir.Value) -> Range:
     if producer is None:
         return UNLIMITED
     if found := clip_range(producer):
-        return found
+        inner = limits(producer.inputs[0]) if producer.inputs[0] is not None else UNLIMITED
+        low, high = (min(max(end, found[0]), found[1]) for end in inner)
+        return low, high
     if producer.op_type != "Concat":
         return UNLIMITED
     ranges = [limits(source) if source is not None else UNLIMITED for source in producer.inputs]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def _group(root: Key, values: list[ir.Value], first: ir.Value | None, taken: Set[str]) -> Group:
+def _fixed_range(value: ir.Value, scene: Scene) -> Range | None:
+    producer = value.producer()
+    rule = scene.rule(producer) if producer is not None else None
+    return rule.output_range if rule is not None else None
+
+
+def _group(root: Key, values: list[ir.Value], first: ir.Value | None, taken: Set[str], scene: Scene) -> Group:
     name, spec = root
     constant = first is not None and first.is_initializer()
+    fixed = _fixed_range(first, scene) if first is not None else None
     unique = name if name not in taken else f"{name}/{spec.dtype.name.lower()}/{spec.axis}"
     return Group(
         name=unique,
         spec=spec,
         tensors=tuple(value.name or "" for value in values),
-        observe=() if constant else (name,),
+        observe=() if constant or fixed is not None else (name,),
         bounds=UNLIMITED if constant or first is None else _bounds(first),
+        fixed=fixed,
         constant=constant,
     )
 

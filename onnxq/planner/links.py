@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxq.graph import is_op
 from onnxq.planner.scene import Scene, integer_inputs, integer_outputs
 from onnxq.targets.target import FloatInputs
 
@@ -71,11 +72,19 @@ def _no_gain(node: ir.Node, integers: _Integers, scene: Scene) -> str | None:
 def _quantized_here(value: ir.Value, integers: Sequence[ir.Value], node: ir.Node, scene: Scene) -> bool:
     """Whether it pays to quantize this float input for the sake of the ``integers`` beside it."""
     floats = scene.target.rules[node.op_type].float_inputs
-    if value.is_graph_output():
-        return False
+    if _source(value).is_graph_output():
+        return False  # the kernel that gives it may have no integers to give
     if floats is FloatInputs.BROADCAST:
         return any(_is_broadcast(value, other) for other in integers)
     return floats is FloatInputs.ANY and bool(integers)
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """What Relu and Clip made ``value`` of."""
+    producer = value.producer()
+    if producer is None or not is_op(producer, "Relu", "Clip") or producer.inputs[0] is None:
+        return value
+    return _source(producer.inputs[0])
 
 
 def _is_broadcast(small: ir.Value, large: ir.Value) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -16,6 +16,9 @@ from onnxq.targets.target import OpRule, Output, Role, Target
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _CLIPS = ("Relu", "Clip")
+
+MOST_CLIPS = 2
+"""A runtime drops a Relu or Clip that the Q behind it makes superfluous, and fuses one more."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,13 @@ def fused_output(value: ir.Value, rule: OpRule, scene: Scene) -> ir.Value:
     They do if nobody else reads the unclipped tensor and zero lies within the limits (a grid always
     holds zero). An operator whose output keeps its input's parameters fuses with none.
     """
-    clip = None if rule.same_params else sole_reader(value, scene)
-    limits = clip_range(clip) if clip is not None and not deselected(clip, scene) else None
-    if clip is None or limits is None or not limits[0] <= 0 <= limits[1] or limits[0] == limits[1]:
-        return value
-    return fused_output(clip.outputs[0], rule, scene)
+    for _ in range(0 if rule.same_params else MOST_CLIPS):
+        clip = sole_reader(value, scene)
+        limits = clip_range(clip) if clip is not None and not deselected(clip, scene) else None
+        if clip is None or limits is None or not limits[0] <= 0 <= limits[1] or limits[0] == limits[1]:
+            break
+        value = clip.outputs[0]
+    return value
 
 
 def integer_outputs(node: ir.Node, scene: Scene) -> list[ir.Value]:
@@ -140,6 +145,34 @@ def bias_add(node: ir.Node, scene: Scene) -> tuple[ir.Node, int] | None:
 
 def _position(value: ir.Value, reader: ir.Node) -> int:
     return next(i for i, source in enumerate(reader.inputs) if source is value)
+
+
+def torn_outputs(node: ir.Node, read: Collection[ir.Value | None], scene: Scene) -> list[ir.Value]:
+    """The outputs that some read in integers and some in float, where the kernel gives only one of them.
+
+    Relu and Clip hide nothing: the runtime drops those that Q makes superfluous.
+
+    Args:
+        node: a planned node.
+        read: the tensors that are read in integers.
+        scene: the scene.
+    """
+    if scene.target.rules[node.op_type].output is not Output.ALL_OR_NONE:
+        return []
+    return [
+        value
+        for value in node.outputs
+        if len(tuple(value.uses())) + value.is_graph_output() > 1
+        and any(v in read for v in _unclipped(value))
+    ]
+
+
+def _unclipped(value: ir.Value) -> Iterator[ir.Value]:
+    """``value``, and what any Relu and Clip make of it."""
+    yield value
+    for use in value.uses():
+        if is_op(use.node, *_CLIPS):
+            yield from _unclipped(use.node.outputs[0])
 
 
 def integer_inputs(node: ir.Node, scene: Scene) -> list[int]:

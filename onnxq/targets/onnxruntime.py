@@ -33,7 +33,8 @@ ONNXRUNTIME = Target(
         "GlobalAveragePool": _LINK,
         "LeakyRelu": _LINK,
         "Sigmoid": _LINK,
-        "Softmax": _LINK,
+        # Its kernel is made for a scale of 1/256; with a smaller one, large values wrap around to 0.
+        "Softmax": OpRule(Role.LINK, output_range=(0.0, 255 / 256)),
         "MaxPool": _SAME,
         "ReduceMax": _SAME,
         "ReduceMin": _SAME,

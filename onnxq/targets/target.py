@@ -53,6 +53,7 @@ class OpRule:
         inputs_follow: inputs that nobody else reads take the output's scale and zero point, so that
             the kernel has nothing to rescale.
         float_inputs: which inputs a link takes in float.
+        output_range: the output's scale is that of exactly this range, whatever calibration saw.
         attributes: values that the node's attributes must have (missing: ONNX's default).
         depthwise: the role of a depthwise convolution, if it is another one.
         group_channels: input channels that each group of a grouped convolution must have (depthwise
@@ -67,6 +68,7 @@ class OpRule:
     same_params: bool = False
     inputs_follow: bool = False
     float_inputs: FloatInputs = FloatInputs.NONE
+    output_range: tuple[float, float] | None = None
     attributes: Mapping[str, int | float | str] = field(default_factory=dict)
     depthwise: Role | None = None
     group_channels: int = 0
