@@ -21,6 +21,9 @@ from onnxq.weight_scale import refine_scale
 _BIAS_BITS = 24
 """Bits that the bias of a dead channel gets: as many as a float32 has."""
 
+_LARGEST_BIAS = 2.0**30
+"""The other half of an int32 sum is left to the products."""
+
 
 def solve(
     model: ir.Model, plan: QuantPlan, statistics: Mapping[str, TensorStatistics], calibrator: Calibrator
@@ -109,6 +112,6 @@ def _fit_bias(model: ir.Model, weight: Group, params: QuantParams, steps: NDArra
     """``steps``: the largest bias in units of the input scale, shaped as the weight's scale."""
     low, high = weight_range(_constant(model, weight.tensors[0]), weight.spec.axis)
     dead = (low == 0) & (high == 0) & (steps > 0)
-    smallest = np.where(dead, steps / 2.0**_BIAS_BITS, steps / np.iinfo(np.int32).max)
+    smallest = np.where(dead, steps / 2.0**_BIAS_BITS, steps / _LARGEST_BIAS)
     scale = np.where(dead, smallest, np.maximum(params.scale, smallest))
     return QuantParams(np.maximum(scale, SMALLEST_SCALE).astype(np.float32), params.zero_point)

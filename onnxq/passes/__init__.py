@@ -21,6 +21,7 @@ from onnxq.passes.fold_gemm_scalars import FoldGemmScalarsPass
 from onnxq.passes.forget_stale_shapes import ForgetStaleShapesPass
 from onnxq.passes.free_weights_from_inputs import FreeWeightsFromInputsPass
 from onnxq.passes.fuse_pad import FusePadPass
+from onnxq.passes.infer_foreign_types import InferForeignTypesPass
 from onnxq.passes.infer_shapes import InferShapesPass
 from onnxq.passes.matmul_add_to_gemm import MatMulAddToGemmPass
 from onnxq.passes.raise_opset import RaiseOpsetPass
@@ -47,6 +48,7 @@ PREPARE: tuple[ir.passes.PassBase, ...] = (
     *CONSTANTS,
     UniqueNamesPass(),
     ForgetStaleShapesPass(),
+    InferForeignTypesPass(),
 )
 """To one graph of one opset. Once."""
 

@@ -13,8 +13,9 @@ from onnxq.targets.target import BiasStyle, OpRule, Output
 
 
 def computes_reals(node: ir.Node) -> bool:
-    """Whether an output of the node holds real numbers."""
-    return any(out.dtype is not None and out.dtype.is_floating_point() for out in node.outputs)
+    """Whether an output of the node holds real numbers, or nobody knows what."""
+    kinds = [out.dtype for out in node.outputs if out.name]
+    return any(kind is None or kind.is_floating_point() for kind in kinds)
 
 
 def obstacle(node: ir.Node, scene: Scene) -> str | None:
