@@ -112,6 +112,6 @@ def _filled(group: Group, names: frozenset[str], size: int) -> Sample:
     batch = _join(group, names)
     if not batch.joinable or count == size:
         return batch
-    log.warning("%s: %d samples of one shape, repeated to the %d the model takes", batch.name, count, size)
+    log.warning("samples are repeated where there are fewer of one shape than the %d the model takes", size)
     indices = np.arange(size) % count
     return replace(batch, feeds={n: a[indices] if n in names else a for n, a in batch.feeds.items()})

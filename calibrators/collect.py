@@ -14,19 +14,17 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from calibrators.errors import CalibrationError
+from calibrators.samples import Sample
 from calibrators.session import RUNTIME_ERRORS, brief, open_session
 from calibrators.statistics import Statistics, TensorStatistics
 
 logger = logging.getLogger(__name__)
 
-Batch = tuple[str, Mapping[str, NDArray[np.generic]]]
-"""A name for messages, and an array for each input of the model. The first axis counts samples."""
-
 
 def collect(
     model: ir.Model | str | os.PathLike[str],
     tensors: Sequence[str],
-    batches: Iterable[Batch],
+    batches: Iterable[Sample],
     *,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
@@ -41,7 +39,7 @@ def collect(
     Args:
         model: a model, or the path of one; it is not changed.
         tensors: tensors of the main graph: intermediate ones, inputs or outputs.
-        batches: see `Batch`. A batch holds as many samples as the first axis of its first array.
+        batches: what the model takes in one run each, with the number of samples in it.
         providers: execution providers, the preferred one first.
         threads: for running and for counting; 0 leaves it to ONNX Runtime and takes every processor.
         on_batch: called after each batch with the number of samples so far.
@@ -53,17 +51,17 @@ def collect(
     names = list(dict.fromkeys(tensors))
     session = open_session(model, outputs=names, providers=providers, threads=threads, spin=False)
     found = {name: TensorStatistics() for name in names}
-    workers = threads or os.cpu_count() or 1
+    workers = threads or _processors()
     shares = [names[start::workers] for start in range(workers)]
     total = 0
     with ThreadPoolExecutor(workers) as pool:
         counting: list[Future[None]] = []
-        for sample, feeds in batches:
-            arrays = dict(zip(names, run_batch(session, names, sample, feeds), strict=True))
+        for batch in batches:
+            arrays = dict(zip(names, run_batch(session, names, batch), strict=True))
             _finish(counting)
-            result = _Result(sample, _samples(feeds), arrays)
+            result = _Result(batch.name, batch.count, arrays)
             counting = [pool.submit(_fold, found, share, result) for share in shares]
-            total += result.samples
+            total += batch.count
             if on_batch is not None:
                 on_batch(total)
         _finish(counting)
@@ -74,16 +72,13 @@ def collect(
 
 
 def run_batch(
-    session: ort.InferenceSession,
-    outputs: Sequence[str],
-    sample: str,
-    feeds: Mapping[str, NDArray[np.generic]],
+    session: ort.InferenceSession, outputs: Sequence[str], batch: Sample
 ) -> list[NDArray[np.generic]]:
     """The tensors called ``outputs`` for one batch; CalibrationError names the sample."""
     try:
-        return list(session.run(list(outputs), dict(feeds))) if outputs else []
+        return list(session.run(list(outputs), dict(batch.feeds))) if outputs else []
     except RUNTIME_ERRORS as error:
-        raise CalibrationError(f"the model cannot run {sample}: {brief(error)}") from error
+        raise CalibrationError(f"the model cannot run {batch.name}: {brief(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -134,6 +129,8 @@ def _report(found: Mapping[str, TensorStatistics]) -> None:
             logger.warning("tensor %s held %d NaN or infinite values in all", name, tensor.nonfinite)
 
 
-def _samples(feeds: Mapping[str, NDArray[np.generic]]) -> int:
-    """The length of the first axis of the first array that has one."""
-    return next((int(array.shape[0]) for array in feeds.values() if np.ndim(array)), 1)
+def _processors() -> int:
+    """How many of the machine's processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

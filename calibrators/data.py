@@ -224,7 +224,7 @@ def _to_array(value: Any, where: str, name: str) -> Array:
         for step in ("detach", "cpu", "numpy"):
             if not isinstance(value, np.ndarray) and hasattr(value, step):
                 value = getattr(value, step)()
-        return np.asarray(value)
+        return np.array(value)  # a copy: whoever gives the samples may fill one buffer again and again
     except (TypeError, ValueError, RuntimeError) as e:
         raise CalibrationError(f"{where}: the value for input '{name}' is no array ({e})") from e
 

@@ -67,6 +67,17 @@ class Histogram:
         self.counts[SIDE - (SIDE >> shift) : SIDE + (SIDE >> shift)] = folded
         self.exponent = exponent
 
+    def clipped(self, low: float, high: float) -> Histogram:
+        """As if values outside ``[low, high]``, which holds zero, had been set to its nearer end."""
+        steps = (end / self.width if math.isfinite(end) else math.copysign(SIDE, end) for end in (low, high))
+        below, above = (min(max(step, -SIDE), SIDE) for step in steps)
+        first, last = SIDE + math.floor(below), SIDE + max(math.ceil(above) - 1, 0)
+        counts = np.zeros_like(self.counts)
+        counts[first : last + 1] = self.counts[first : last + 1]
+        counts[first] += self.counts[:first].sum()
+        counts[last] += self.counts[last + 1 :].sum()
+        return Histogram(self.exponent, counts)
+
     def merged(self, other: Histogram) -> Histogram:
         """The histogram of both sets of values."""
         result = Histogram(self.exponent, self.counts.copy())

@@ -41,6 +41,13 @@ class MovingRange:
         )
         return MovingRange(self.first, (low, high), self.batches + later.batches)
 
+    def clipped(self, low: float, high: float) -> MovingRange:
+        """Both ranges cut to ``[low, high]``."""
+        first, value = (
+            (min(max(ends[0], low), high), min(max(ends[1], low), high)) for ends in (self.first, self.value)
+        )
+        return MovingRange(first, value, self.batches)
+
     def beside(self, other: MovingRange) -> MovingRange:
         """The range that holds both averages: of two tensors that are to share one range."""
         if not (self.batches and other.batches):

@@ -117,10 +117,16 @@ def _create(
     source: str | bytes, options: ort.SessionOptions, providers: Sequence[str]
 ) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(source, options, providers=list(providers))
+        session = ort.InferenceSession(source, options, providers=list(providers))
     except RUNTIME_ERRORS as error:
         where = f" {source}" if isinstance(source, str) else ""
         raise CalibrationError(f"ONNX Runtime cannot load the model{where}: {brief(error)}") from error
+    if providers[0] not in session.get_providers():  # it falls back to the CPU without a word
+        raise CalibrationError(
+            f"execution provider {providers[0]} does not start on this machine: its libraries or its "
+            "device are missing"
+        )
+    return session
 
 
 def _load(path: str | os.PathLike[str]) -> ir.Model:

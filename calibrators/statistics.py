@@ -79,6 +79,17 @@ class TensorStatistics:
         result.moving = self.moving.beside(other.moving)
         return result
 
+    def clipped(self, low: float, high: float) -> TensorStatistics:
+        """As if every value outside ``[low, high]``, which holds zero, had been set to its nearer end."""
+        if not self.count or (low <= self.low and self.high <= high):
+            return self
+        result = TensorStatistics()
+        result.low, result.high = (min(max(end, low), high) for end in (self.low, self.high))
+        result.count, result.nonfinite, result.samples = self.count, self.nonfinite, self.samples
+        result.histogram = self.histogram.clipped(low, high)
+        result.moving = self.moving.clipped(low, high)
+        return result
+
     def _combined(self, other: TensorStatistics) -> TensorStatistics:
         result = TensorStatistics()
         result.low, result.high = min(self.low, other.low), max(self.high, other.high)

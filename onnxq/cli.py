@@ -28,8 +28,7 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
         display.show_plan(args.model, pipeline.prepare(args.model, config)[1], quiet=args.quiet)
         return
     if args.save_config:
-        others = (args.model, args.output, config.data, config.from_table, config.save_statistics)
-        guards.check_places(others, [args.save_config])
+        guards.check_files(args.model, args.output, config.data, config, [args.save_config])
     with display.progress(quiet=args.quiet) as progress:
         result = pipeline.quantize_static(args.model, args.output, config=config, progress=progress)
     if args.save_config:

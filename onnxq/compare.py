@@ -47,7 +47,9 @@ def compare_files(
             on_sample=lambda done: progress("comparing", done, samples.total),
         )
         progress("timing")
-        return quality, race(float_path, int8_path, batch, threads=config.threads or 1)
+        return quality, race(
+            float_path, int8_path, batch, providers=config.providers, threads=config.threads or 1
+        )
 
 
 def check_alike(float_model: ir.Model, int8_model: ir.Model) -> None:

@@ -111,8 +111,10 @@ class QuantConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_ranges_have_one_source(self) -> QuantConfig:
-        if self.data is not None and self.from_table is not None:
+        if self.from_table is not None and self.data is not None:
             raise ValueError("calibration data and a table (data, from_table) both give the ranges: use one")
+        if self.from_table is not None and self.save_statistics is not None:
+            raise ValueError("with a table (from_table) nothing is calibrated: no statistics to save")
         return self
 
     @property
@@ -132,7 +134,8 @@ class QuantConfig(BaseModel):
             cls(**options)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
-        return cls(**{**options, **overrides})
+        beaten = {loser for name in overrides for loser in _RIVALS.get(name, ())} - overrides.keys()
+        return cls(**{**{n: v for n, v in options.items() if n not in beaten}, **overrides})
 
     def save(self, path: Path) -> None:
         """Write all options as YAML, for `load`.
@@ -147,6 +150,14 @@ class QuantConfig(BaseModel):
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"cannot write the options to {path}: {error.strerror}") from error
+
+
+_RIVALS = {
+    "data": ("from_table",),
+    "save_statistics": ("from_table",),
+    "from_table": ("data", "save_statistics"),
+}
+"""Option -> those in a file that it takes the place of when it is given beside the file."""
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class OutputQuality:
 
     Attributes:
         sqnr: 10 log10(signal power / power of the difference), in dB, over all samples and all values
-            that are finite in the float model; NaN if there are none.
+            that are finite in the float model; NaN if there are none, minus infinity if the quantized
+            model gave NaN or infinity for one of them.
         agreement: the share (0 … 1) of equal decisions: the largest class, or equal values of an
             integer output; None where nothing is decided (one value, or no classes).
         finite: whether the quantized model gave finite numbers wherever the float one did.
@@ -92,9 +93,14 @@ class _Tally:
         self.signal += float(np.square(expected).sum())
         self.noise += float(np.square(expected - given).sum())
 
+    def _sqnr(self) -> float:
+        if not self.finite:
+            return -math.inf
+        return decibels(self.signal, self.noise) if self.reals else math.nan
+
     def quality(self) -> OutputQuality:
         return OutputQuality(
-            sqnr=decibels(self.signal, self.noise) if self.reals else math.nan,
+            sqnr=self._sqnr(),
             agreement=self.agreed / self.decisions if self.decisions else None,
             finite=self.finite,
         )
@@ -144,4 +150,4 @@ def compare(
 
 
 def _run(session: ort.InferenceSession, sample: Sample) -> list[Any]:
-    return run_batch(session, [output.name for output in session.get_outputs()], sample.name, sample.feeds)
+    return run_batch(session, [output.name for output in session.get_outputs()], sample)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,21 +16,45 @@ from calibrators.session import open_session
 from onnxq.config import QuantConfig
 from onnxq.errors import CalibrationError, ModelError, OnnxqError
 from onnxq.graph import all_nodes
-from onnxq.model import check_place, check_valid
+from onnxq.model import check_place, check_valid, files_of
 from onnxq.planner import matches
 
 logger = logging.getLogger(__name__)
 
-QUANTIZED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+QUANTIZED = re.compile(
+    r"(Dynamic)?QuantizeLinear|DequantizeLinear|QLinear.*|QGemm|.*Integer(ToFloat)?|.*NBits"
 )
-"""Operators that no float model has."""
+"""Operators, of any domain, that no float model has."""
+
+
+def check_files(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    data: object,
+    config: QuantConfig,
+    others: Sequence[str | os.PathLike[str]] = (),
+) -> None:
+    """Nothing that is read may be written, not even the model's external data.
+
+    Args:
+        model: path of the float model.
+        output: path of the model to be written.
+        data: calibration data, if that is a path.
+        config: names further files.
+        others: more files to be written.
+
+    Raises:
+        ModelError: a file cannot be written, or would overwrite another one.
+    """
+    written = [Path(p) for p in (output, f"{output}.data", config.save_statistics, *others) if p]
+    needed = files_of(model) if any(path.exists() for path in written) else (model,)
+    check_places((*needed, data, config.from_table), written)
 
 
 def check_places(read: Iterable[object], written: Sequence[str | os.PathLike[str]]) -> None:
     """Fail before the work, not after it: files to be written can be, and are none of those that are read.
 
-    What in ``read`` is no path is passed over.
+    What in ``read`` is no path is passed over; of a directory, everything in it is read.
 
     Raises:
         ModelError: a file cannot be written, or would overwrite another one.
@@ -43,11 +68,13 @@ def check_places(read: Iterable[object], written: Sequence[str | os.PathLike[str
         taken.append(goal)
 
 
-def _same(one: Path, other: Path) -> bool:
-    """The same file, whatever it is called; also if it is not there yet."""
-    if one.exists() and other.exists():
-        return one.samefile(other)
-    return one.resolve() == other.resolve()
+def _same(one: Path, goal: Path) -> bool:
+    """The same file, whatever it is called; also if it is not there yet. Or a file of a directory."""
+    if one.is_dir():
+        return goal.exists() and goal.resolve().is_relative_to(one.resolve())
+    if one.exists() and goal.exists():
+        return one.samefile(goal)
+    return one.resolve() == goal.resolve()
 
 
 def check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
@@ -56,8 +83,9 @@ def check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
     Raises:
         ModelError: it is.
     """
-    for node in all_nodes(model):
-        if node.op_type in QUANTIZED:
+    roots: tuple[ir.Graph | ir.Function, ...] = (model.graph, *model.functions.values())
+    for node in (node for root in roots for node in ir.traversal.RecursiveGraphIterator(root)):
+        if QUANTIZED.fullmatch(node.op_type):
             raise ModelError(
                 f"{path}: already quantized (node {node.name!r} is a {node.op_type}); give the float model."
             )

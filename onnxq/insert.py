@@ -39,8 +39,8 @@ class _Inserter:
         self._values = ir.convenience.create_value_mapping(model.graph)
         self._nodes = {node.name: node for node in model.graph.all_nodes()}
         self._names = set(self._values) | {name for name in self._nodes if name}
-        self._integers: dict[tuple[str, str], ir.Value] = {}
-        self._scales: dict[str, tuple[ir.Value, ...]] = {}
+        self._integers: dict[tuple[str, ...], ir.Value] = {}
+        self._scales: dict[tuple[str | int, ...], tuple[ir.Value, ...]] = {}
 
     def quantize_edge(self, point: QuantPoint) -> None:
         """Let ``point``'s consumer read integers, through a DequantizeLinear of its own."""
@@ -64,12 +64,12 @@ class _Inserter:
         weight = self._plan.params[point.weight_group].scale
         scale = np.asarray(self._plan.params[point.input_group].scale * weight, dtype=np.float32)
         values = np.broadcast_to(bias.reshape(-1), scale.shape) if scale.ndim else bias.reshape(-1)
-        key = (point.tensor, f"{point.input_group} x {point.weight_group}")
+        key = (point.tensor, point.input_group, point.weight_group)
         if key not in self._integers:
             self._integers[key] = self._constant(f"{point.tensor}_quantized", quantize_bias(values, scale))
-            self._scales[key[1]] = (self._constant(f"{point.tensor}_scale", scale),)
+            self._scales[key] = (self._constant(f"{point.tensor}_scale", scale),)
         axis = 0 if scale.ndim else None
-        self._read(point, self._integers[key], self._scales[key[1]], axis)
+        self._read(point, self._integers[key], self._scales[key], axis)
 
     def finish(self) -> ir.Model:
         """The changed copy, without the constants that nobody reads any more."""
@@ -133,17 +133,18 @@ class _Inserter:
         self._graph.outputs[point.input_index] = value
 
     def _params(self, group: Group) -> tuple[ir.Value, ...]:
-        if group.name not in self._scales:
+        key = (group.name,)
+        if key not in self._scales:
             params: QuantParams = self._plan.params[group.name]
-            self._scales[group.name] = (
+            self._scales[key] = (
                 self._constant(f"{group.name}_scale", params.scale),
                 self._constant(f"{group.name}_zero_point", params.zero_point),
             )
-        return self._scales[group.name]
+        return self._scales[key]
 
     def _repeated(self, group: Group, size: int) -> tuple[ir.Value, ...]:
         """The parameters of a tensor, repeated for each of ``size`` channels."""
-        key = f"{group.name} x {size}"
+        key = (group.name, size)
         if key not in self._scales:
             params = self._plan.params[group.name]
             self._scales[key] = (

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -160,23 +161,30 @@ def write(
     Raises:
         ModelError: the place cannot be written, the disk is full, or the model is not valid ONNX.
     """
-    target = Path(path).absolute()
+    target = Path(path).resolve()  # a link is written through
     check_place(target)
-    try:
+    with _place_errors(target):
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as e:
-        raise _write_error(target, e) from e
     try:
         draft = folder / target.name
-        _save(model, draft)
-        check_valid(draft, f"{target}: not written, because the model is not valid ONNX")
+        with _place_errors(target):
+            _save(model, draft)
+            check_valid(draft, f"{target}: not written, because the model is not valid ONNX")
         if validate is not None:
             validate(draft)
-        _publish(folder, target)
-    except OSError as e:
-        raise _write_error(target, e) from e
+        with _place_errors(target):
+            _publish(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _place_errors(target: Path) -> Iterator[None]:
+    """What the system refuses, as an error that says what to do."""
+    try:
+        yield
+    except OSError as e:
+        raise _write_error(target, e) from e
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
@@ -256,6 +264,8 @@ def _save(model: ir.Model, draft: Path) -> None:
 def _publish(folder: Path, target: Path) -> None:
     """Move the finished files into place, the model last; put the old data back if that fails."""
     draft, data = folder / target.name, folder / f"{target.name}.data"
+    if target.exists():
+        shutil.copymode(target, draft)
     _sync(draft)
     if not data.exists():
         draft.replace(target)

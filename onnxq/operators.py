@@ -105,20 +105,12 @@ def _hard_sigmoid(node: ir.Node) -> Range:
     return (-beta / alpha, (1 - beta) / alpha) if alpha > 0 else (-math.inf, math.inf)
 
 
-SIGMOID_SATURATES = math.log(2 * 255 - 1)
-"""Beyond it sigmoid(x) lies within half a step of an 8-bit [0, 1] grid from its limit."""
-
-
 def useful_range(node: ir.Node) -> Range:
     """The inputs of ``node`` that it can tell apart; beyond them its output does not change."""
     if limits := clip_range(node):
         return limits
     if node.op_type == "HardSigmoid":
         return _hard_sigmoid(node)
-    return _USEFUL.get(node.op_type, (-math.inf, math.inf))
-
-
-_USEFUL: Mapping[str, Range] = {
-    "HardSwish": (-3.0, math.inf),
-    "Sigmoid": (-SIGMOID_SATURATES, SIGMOID_SATURATES),
-}
+    if node.op_type == "HardSwish":
+        return -3.0, math.inf
+    return -math.inf, math.inf

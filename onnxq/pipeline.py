@@ -6,7 +6,6 @@ import os
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -15,11 +14,12 @@ from calibrators.methods import CALIBRATORS, Calibrator
 from calibrators.percentile import percentile
 from calibrators.statistics import Statistics
 from onnxq.config import QuantConfig
-from onnxq.errors import ModelError
+from onnxq.errors import ConfigError, ModelError
 from onnxq.evaluate import Quality
-from onnxq.guards import blamed, check_is_float, check_patterns, check_places, our_errors
+from onnxq.guards import blamed, check_files, check_is_float, check_patterns, our_errors
 from onnxq.insert import insert_qdq
-from onnxq.model import files_of, load, size_on_disk, write
+from onnxq.lowering import lower
+from onnxq.model import load, size_on_disk, write
 from onnxq.passes import simplify
 from onnxq.plan import QuantPlan
 from onnxq.planner import make_plan
@@ -76,7 +76,9 @@ def quantize_static(
     started = time.perf_counter()
     config = config or QuantConfig()
     data = config.data if data is None else data
-    _check_files(model, output, data, config)
+    if data is not None and config.from_table is not None:
+        raise ConfigError("calibration data and a table (data, from_table) both give the ranges: use one")
+    check_files(model, output, data, config)
     with our_errors():
         progress("reading the model")
         simple, plan = prepare(model, config)
@@ -85,7 +87,8 @@ def quantize_static(
         progress("choosing ranges")
         plan = solve(simple, plan, statistics, _calibrator(config))
         progress("writing and checking the model")
-        trial = Trial(model, plan, list(in_batches(samples.to_judge, simple, config)), config.threads)
+        judge = list(in_batches(samples.to_judge, simple, config))
+        trial = Trial(model, plan, judge, config.providers, config.threads)
         write(insert_qdq(simple, plan), output, validate=trial.run)
     return QuantResult(
         plan=plan,
@@ -113,6 +116,8 @@ def prepare(model: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Mode
         simple = simplify(original)
         check_patterns(simple, config)
         plan = make_plan(simple, target, config)
+        if lower(simple, plan, target):
+            plan = make_plan(simple, target, config)
     if not plan.points:
         reasons = "; ".join(list(dict.fromkeys(node.reason for node in plan.floats.values()))[:3])
         raise ModelError(
@@ -123,15 +128,6 @@ def prepare(model: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Mode
     return simple, plan
 
 
-def _check_files(
-    model: str | os.PathLike[str], output: str | os.PathLike[str], data: Data | None, config: QuantConfig
-) -> None:
-    """Nothing that is read may be written, not even the model's external data."""
-    written = [Path(p) for p in (output, f"{output}.data", config.save_statistics) if p]
-    needed = files_of(model) if any(path.exists() for path in written) else (model,)
-    check_places((*needed, data, config.from_table), written)
-
-
 def _statistics(
     model: ir.Model, plan: QuantPlan, samples: Samples, config: QuantConfig, progress: Progress
 ) -> Statistics:
@@ -140,7 +136,7 @@ def _statistics(
     statistics = collect(
         model,
         plan.observed,
-        ((batch.name, batch.feeds) for batch in in_batches(samples, model, config)),
+        in_batches(samples, model, config),
         providers=config.providers,
         threads=config.threads,
         on_batch=lambda done: progress("calibrating", done + samples.held, samples.total),

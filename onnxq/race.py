@@ -27,10 +27,17 @@ class Speed:
 
 
 def race(
-    float_model: Model, int8_model: Model, sample: Sample, *, threads: int = 1, seconds: float = 2.0
+    float_model: Model,
+    int8_model: Model,
+    sample: Sample,
+    *,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    threads: int = 1,
+    seconds: float = 2.0,
 ) -> Speed:
     """Time both models in turns on one sample, so that what else the machine does hits both alike."""
-    sessions = [open_session(model, threads=threads) for model in (float_model, int8_model)]
+    models = (float_model, int8_model)
+    sessions = [open_session(model, providers=providers, threads=threads) for model in models]
     times: list[tuple[float, float]] = []
     _pair(sessions, sample)
     _pair(sessions, sample)

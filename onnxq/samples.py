@@ -58,6 +58,8 @@ class Samples:
     @property
     def judged_on(self) -> str:
         """What kind of samples `to_judge` holds, in words."""
+        if not self.to_judge:
+            return "nothing"
         if self.synthetic:
             return "synthetic inputs"
         return "held-out samples" if self.independent else "the calibration samples themselves"

@@ -26,7 +26,7 @@ class Trial:
         float_model: the original.
         plan: what was to become of it.
         samples: to judge by.
-        threads: as for calibration.
+        providers, threads: as for calibration.
         quality: against the original; None without samples.
         unfused: planned nodes that the runtime runs in float after all.
     """
@@ -34,6 +34,7 @@ class Trial:
     float_model: str | os.PathLike[str]
     plan: QuantPlan
     samples: Sequence[Sample]
+    providers: Sequence[str]
     threads: int
     quality: Quality | None = None
     unfused: tuple[str, ...] = ()
@@ -44,7 +45,9 @@ class Trial:
         Raises:
             CalibrationError: a model does not load, or does not take a sample.
         """
-        quality = compare(self.float_model, draft, self.samples, threads=self.threads)
+        quality = compare(
+            self.float_model, draft, self.samples, providers=self.providers, threads=self.threads
+        )
         self.quality = quality if self.samples else None
         if verifier := VERIFIERS.get(self.plan.target):
             self.unfused = verifier(draft, self.plan.nodes)

@@ -387,6 +387,32 @@ def test_the_external_data_of_the_model_is_not_overwritten(refused, folder, outp
     assert (folder / "weights.data").read_bytes() == before
 
 
+def test_the_options_do_not_overwrite_the_weights(refused, folder):
+    ir.save(parse(TEXT), folder / "big.onnx", external_data="weights.data", size_threshold_bytes=0)
+    assert "would overwrite" in refused("big.onnx", "o.onnx", "--save-config", "weights.data")
+
+
+def test_a_file_of_the_data_directory_is_not_overwritten(refused, folder):
+    (folder / "samples").mkdir()
+    save_data(folder / "samples" / "0.npz")
+    options = ("--data", "samples", "--save-statistics", "samples/0.npz")
+    assert "would overwrite samples, which is needed" in refused("m.onnx", "o.onnx", *options)
+
+
+def test_a_table_leaves_nothing_to_save(refused):
+    options = ("--from-table", "t.npz", "--save-statistics", "s.npz")
+    assert "no statistics to save" in refused("m.onnx", "o.onnx", *options, code=2)
+
+
+def test_a_quantized_function_body(refused, folder):
+    body = """<domain: "local", opset_import: ["" : 13]> f (x) => (y) {
+        s = Constant <value_float = 0.1> () q = QuantizeLinear (x, s) y = DequantizeLinear (q, s)
+    }"""
+    text = "g (float[N] x) => (float[N] y) { y = local.f (x) }"
+    ir.save(parse(text, functions=body), folder / "f.onnx")
+    assert "already quantized" in refused("f.onnx", "o.onnx")
+
+
 @pytest.mark.parametrize("option", ["--save-config", "--save-statistics"])
 def test_what_cannot_be_saved_is_found_before_the_work(refused, monkeypatch, option):
     monkeypatch.setattr("onnxq.pipeline.prepare", None)

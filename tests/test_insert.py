@@ -10,6 +10,7 @@ from test_planner import CLASSIFIER, model_of
 
 from calibrators.collect import collect
 from calibrators.methods import CALIBRATORS
+from calibrators.samples import Sample
 from calibrators.session import open_session
 from onnxq.config import QuantConfig
 from onnxq.insert import insert_qdq
@@ -23,7 +24,7 @@ def quantized(body, feeds, target="onnxruntime", options=None, **graph):
     """The Q/DQ model for a graph's text with min-max ranges of ``feeds``, and its plan."""
     model = model_of(body, **graph)
     plan = make_plan(model, get_target(target), QuantConfig(**(options or {})))
-    plan = solve(model, plan, collect(model, plan.observed, [("sample", feeds)]), CALIBRATORS["minmax"])
+    plan = solve(model, plan, collect(model, plan.observed, [Sample("sample", feeds)]), CALIBRATORS["minmax"])
     return model, insert_qdq(model, plan), plan
 
 
@@ -66,7 +67,7 @@ def test_the_callers_model_is_untouched():
     model = model_of(CLASSIFIER)
     before = ir.to_proto(model).SerializeToString()
     plan = make_plan(model, get_target("onnxruntime"), QuantConfig())
-    plan = solve(model, plan, collect(model, plan.observed, [("s", image())]), CALIBRATORS["minmax"])
+    plan = solve(model, plan, collect(model, plan.observed, [Sample("s", image())]), CALIBRATORS["minmax"])
     insert_qdq(model, plan)
     assert ir.to_proto(model).SerializeToString() == before
 

@@ -328,3 +328,23 @@ def test_the_same_model_gives_the_same_bytes(tmp_path, model):
     for name in ("a.onnx", "b.onnx"):
         write(model, tmp_path / name)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_a_link_is_written_through_and_keeps_its_mode(tmp_path):
+    old, link = tmp_path / "old.onnx", tmp_path / "link.onnx"
+    old.write_bytes(b"old")
+    old.chmod(0o640)
+    link.symlink_to(old)
+    write(parse("g (float[N] x) => (float[N] y) { y = Relu (x) }"), link)
+    assert link.is_symlink()
+    assert old.stat().st_mode & 0o777 == 0o640
+    assert load(old).graph.outputs[0].name == "y"
+
+
+def test_what_fails_in_the_hook_is_not_blamed_on_the_place(tmp_path):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/elsewhere")
+
+    with pytest.raises(OSError, match="elsewhere"):
+        write(parse("g (float[N] x) => (float[N] y) { y = Relu (x) }"), tmp_path / "o.onnx", validate=full)
+    assert not list(tmp_path.iterdir())

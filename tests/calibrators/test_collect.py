@@ -10,8 +10,10 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from calibrators.collect import collect, run_batch
+from calibrators import collect as collecting
+from calibrators.collect import run_batch
 from calibrators.errors import CalibrationError
+from calibrators.samples import Sample
 from calibrators.session import open_session
 from calibrators.statistics import Statistics, TensorStatistics
 
@@ -33,6 +35,16 @@ def model() -> ir.Model:
     return ir.from_proto(onnx.parser.parse_model(TEXT))
 
 
+def collect(model, tensors, batches, **options) -> Statistics:
+    """Of batches given as (name, feeds), whose first array counts the samples."""
+    return collecting.collect(model, tensors, map(as_sample, batches), **options)
+
+
+def as_sample(batch) -> Sample:
+    name, arrays = batch
+    return Sample(name, arrays, next((a.shape[0] for a in arrays.values() if a.ndim), 1))
+
+
 def make(text: str) -> ir.Model:
     return ir.from_proto(onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]>\n' + text))
 
@@ -52,7 +64,7 @@ def test_every_tensor_over_every_batch(model):
     for name, tensor in found.items():
         expected = TensorStatistics()
         for sample, batch in data:
-            expected.update(run_batch(session, [name], sample, batch)[0], len(batch["ids"]))
+            expected.update(run_batch(session, [name], Sample(sample, batch))[0], len(batch["ids"]))
         assert (tensor.low, tensor.high) == (expected.low, expected.high)
         assert tensor.count == expected.count
         assert tensor.samples == 7

@@ -448,3 +448,18 @@ def test_a_good_run_logs_nothing(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         read(tmp_path / "a.npz")
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_buffer_that_is_filled_again_and_again(batch_size):
+    buffer = np.zeros((1, 3), np.float32)
+    inputs = (InputSpec("x", np.dtype(np.float32), ("N", 3)),)
+
+    def source():
+        for number in range(8):
+            buffer[:] = number
+            yield {"x": buffer}
+
+    samples = list(batches(open_data(source(), inputs), inputs, batch_size))
+    seen = np.concatenate([sample.feeds["x"][:, 0] for sample in samples])
+    assert seen.tolist() == list(range(8))

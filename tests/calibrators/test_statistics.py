@@ -374,3 +374,26 @@ def test_another_version_is_named(tmp_path):
     _rewritten(path, {"version": 99})
     with pytest.raises(CalibrationError, match="version 99, expected 1"):
         Statistics.load(path)
+
+
+@given(
+    values=hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-100, 100, width=32)),
+    low=st.sampled_from([-np.inf, -50.0, -3.0, -0.125, 0.0]),
+    high=st.sampled_from([np.inf, 50.0, 6.0, 0.125, 0.0]),
+)
+def test_clipped_statistics_are_those_of_clipped_values(values, low, high):
+    raw, expected = TensorStatistics(), TensorStatistics()
+    raw.update(values)
+    expected.update(np.clip(values, low, high))
+    clipped = raw.clipped(low, high)
+    assert (clipped.low, clipped.high) == (expected.low, expected.high)
+    counts = clipped.histogram.counts
+    assert counts.sum() == clipped.count == values.size
+    edges = (np.arange(2 * SIDE + 1) - SIDE) * clipped.histogram.width
+    used = np.flatnonzero(counts)
+    assert edges[used[0]] <= clipped.low <= edges[used[0] + 1]
+    assert edges[used[-1]] <= clipped.high <= edges[used[-1] + 1]
+    finer = expected.histogram
+    finer.widen(clipped.histogram.exponent)
+    inner = slice(used[0] + 1, used[-1])
+    np.testing.assert_array_equal(counts[inner], finer.counts[inner])
