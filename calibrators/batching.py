@@ -33,7 +33,7 @@ def batches(samples: Iterable[Sample], inputs: Sequence[InputSpec], batch_size: 
     fixed = fixed_batch(inputs)
     if fixed is None:
         return (_join(group, names) for group in _groups(samples, names, batch_size))
-    if fixed != batch_size:
+    if batch_size not in (1, fixed):
         log.info("the model fixes the batch size to %d: %d is not used", fixed, batch_size)
     pieces = (piece for sample in samples for piece in _singles(sample, names))
     return _exact(_groups(pieces, names, fixed), names, fixed)
@@ -101,7 +101,9 @@ def _exact(groups: Iterable[Group], names: frozenset[str], size: int) -> Iterato
         last = group
     if made and last and last[0].joinable and _count(last) < size:
         log.warning(
-            "the last %d samples make no batch of %d, which the model fixes: left out", _count(last), size
+            "the model fixes the batch size to %d: %d samples that fill no batch are left out",
+            size,
+            _count(last),
         )
     elif last:
         yield _filled(last, names, size)

@@ -18,7 +18,6 @@ from onnxq.errors import ConfigError, ModelError
 from onnxq.evaluate import Quality
 from onnxq.guards import blamed, check_files, check_is_float, check_patterns, our_errors
 from onnxq.insert import insert_qdq
-from onnxq.lowering import lower
 from onnxq.model import load, size_on_disk, write
 from onnxq.passes import simplify
 from onnxq.plan import QuantPlan
@@ -116,8 +115,6 @@ def prepare(model: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Mode
         simple = simplify(original)
         check_patterns(simple, config)
         plan = make_plan(simple, target, config)
-        if lower(simple, plan, target):
-            plan = make_plan(simple, target, config)
     if not plan.points:
         reasons = "; ".join(list(dict.fromkeys(node.reason for node in plan.floats.values()))[:3])
         raise ModelError(

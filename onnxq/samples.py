@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from calibrators.batching import batches
 from calibrators.data import open_data
-from calibrators.samples import Sample, input_specs
+from calibrators.samples import Sample, fixed_batch, input_specs
 from calibrators.synthetic import synthetic_samples
 from onnxq.config import QuantConfig
 
@@ -32,21 +32,24 @@ class Samples:
         source: all samples, read as they come.
         total: how many there are, None if unknown.
         synthetic: made up, so that nothing measured on them tells of accuracy.
+        block: neighbours that stay together: as many as the batch that the model fixes.
     """
 
     source: Iterable[Sample]
     total: int | None
     synthetic: bool = False
+    block: int = 1
     _held: list[Sample] = field(default_factory=list)
     _first: list[Sample] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Sample]:
         """The samples to calibrate on. A held-out one is never among them."""
         for index, sample in enumerate(self.source):
-            if index % HOLD_EVERY == HOLD_EVERY - 1 and self._has_room(sample):
+            turn = index // self.block
+            if turn % HOLD_EVERY == HOLD_EVERY - 1 and self._has_room(sample):
                 self._held.append(sample)
                 continue
-            if index < HOLD_EVERY:
+            if turn < HOLD_EVERY:
                 self._first.append(sample)
             yield sample
 
@@ -94,7 +97,7 @@ def open_samples(model: ir.Model, data: Data | None, config: QuantConfig) -> Sam
         return Samples((), 0)
     if data is not None:
         source = open_data(data, inputs, preprocess=config.preprocess, limit=config.samples)
-        return Samples(source, source.total)
+        return Samples(source, source.total, block=fixed_batch(inputs) or 1)
     count = config.samples or SYNTHETIC_SAMPLES
     return Samples(synthetic_samples(model, inputs, count, config.seed), count, synthetic=True)
 

@@ -53,6 +53,11 @@ class Trial:
             self.unfused = verifier(draft, self.plan.nodes)
 
 
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def doubts(samples: Samples, trial: Trial) -> Iterator[str]:
     """Why the result should not be trusted."""
     if samples.synthetic:
@@ -63,7 +68,7 @@ def doubts(samples: Samples, trial: Trial) -> Iterator[str]:
     if trial.unfused:
         yield (
             f"{len(trial.unfused)} nodes that should run in integers run in float on this ONNX Runtime: "
-            f"{', '.join(trial.unfused[:5])}. The model is right, but slower than it could be."
+            f"{_some(trial.unfused)}. The model is right, but slower than it could be."
         )
     for name, output in (trial.quality.outputs if trial.quality else {}).items():
         if not output.finite:

@@ -20,7 +20,6 @@ from calibrators.session import open_session
 from onnxq.config import QuantConfig
 from onnxq.graph import all_nodes
 from onnxq.insert import insert_qdq
-from onnxq.lowering import lower
 from onnxq.numerics import sqnr
 from onnxq.operators import WEIGHTED
 from onnxq.passes import simplify
@@ -81,20 +80,14 @@ def quantize_for(
     simple = simplify(model)
     feeds = feeds_for(simple) if feeds is None else feeds
     configs = [QuantConfig(target=target, **{"method": "minmax", **options}) for target in targets]
-    planned = [_plan(simple.clone(), config) for config in configs]
-    observed = [name for _, plan in planned for name in plan.observed]
+    plans = [make_plan(simple, get_target(config.target), config) for config in configs]
+    observed = [name for plan in plans for name in plan.observed]
     statistics = collect(simple, observed, [Sample("sample", feeds)], threads=1)
     flows = []
-    for (lowered, plan), config in zip(planned, configs, strict=True):
-        plan = solve(lowered, plan, statistics, CALIBRATORS[config.method])
-        flows.append(Flow(model, lowered, plan, insert_qdq(lowered, plan), feeds))
+    for plan, config in zip(plans, configs, strict=True):
+        plan = solve(simple, plan, statistics, CALIBRATORS[config.method])
+        flows.append(Flow(model, simple, plan, insert_qdq(simple, plan), feeds))
     return flows
-
-
-def _plan(simple: ir.Model, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
-    target = get_target(config.target)
-    plan = make_plan(simple, target, config)
-    return simple, make_plan(simple, target, config) if lower(simple, plan, target) else plan
 
 
 def check(flow: Flow, at_least: float = 20.0, exact: float = EXACT) -> None:

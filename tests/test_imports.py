@@ -36,7 +36,7 @@ FLOORS = (
         "onnxq.verify",
         "onnxq.report",
     },
-    {"onnxq.planner", "onnxq.ranges", "onnxq.samples", "onnxq.insert", "onnxq.lowering", "onnxq.dynamic"},
+    {"onnxq.planner", "onnxq.ranges", "onnxq.samples", "onnxq.insert", "onnxq.dynamic"},
     {"onnxq.pipeline", "onnxq.compare", "onnxq.evaluate", "onnxq.guards", "onnxq.race", "onnxq.trial"},
     {"onnxq.quantize", "onnxq.cli", "onnxq.arguments", "onnxq.endings", "onnxq.display", "onnxq.torch"},
     {"onnxq"},

@@ -50,7 +50,9 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
     links, useless = join(anchors, [n for n in able if scene.role(n) is Role.LINK], scene)
     residuals = [n for n in able if scene.role(n) is Role.RESIDUAL and skip_inputs(n, scene)]
     alone = [n for n in able if scene.role(n) is Role.RESIDUAL and n not in residuals]
-    floats |= useless | {node.name or "": "no convolution before it to fuse with" for node in alone}
+    floats |= useless | {
+        node.name or "": "it does not add to a convolution, the only sum that fuses" for node in alone
+    }
     planned = sorted({*anchors, *links, *residuals}, key=position.__getitem__)
     edges = find_edges(planned, scene)
     groups = find_groups(edges, planned, scene)

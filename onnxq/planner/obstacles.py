@@ -7,7 +7,7 @@ import math
 import onnx_ir as ir
 
 from onnxq.graph import constant_value, input_at, is_op
-from onnxq.operators import WEIGHTED, data_inputs, group_channels, is_depthwise
+from onnxq.operators import WEIGHTED, clip_range, data_inputs, group_channels, is_depthwise
 from onnxq.planner.scene import Scene, deselected, fused_output
 from onnxq.targets.target import BiasStyle, OpRule, Output
 
@@ -25,6 +25,8 @@ def obstacle(node: ir.Node, scene: Scene) -> str | None:
     rule = scene.rule(node)
     if rule is None and is_op(node, *scene.target.transparent):
         return f"target {scene.target.name} moves Q/DQ across it: it runs in the type of its neighbours"
+    if rule is None and clip_range(node) is not None:
+        return "there is no quantized node before it that it could fuse with"
     if rule is None:
         return f"target {scene.target.name} has no integer kernel for {node.op_identifier()[1]}"
     checks = (_not_selected, _wrong_attribute, _not_float32, _bad_weight, _bad_bias, _narrow, _float_output)

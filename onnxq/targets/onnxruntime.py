@@ -53,6 +53,5 @@ ONNXRUNTIME = Target(
     },
     activation_types=frozenset({ir.DataType.UINT8, ir.DataType.INT8}),
     weight_types=frozenset({ir.DataType.INT8, ir.DataType.UINT8}),
-    slow=frozenset({"AveragePool"}),
     guarded=frozenset({"Conv", "ConvTranspose", "Gemm"}),
 )

@@ -91,7 +91,6 @@ class Target:
         weight: number format of weights; the axis follows from the operator.
         bias: how biases are stored.
         rules: operator type -> rule; every other operator stays float.
-        slow: operators whose integer kernel is slower than another form of the same (`onnxq.lowering`).
         transparent: operators that the runtime moves Q and DQ across by itself: they get none, and run
             in the type of their neighbours.
         activation_types, weight_types: what ``--activation`` and ``--weight`` may ask for.
@@ -108,5 +107,4 @@ class Target:
     activation_types: frozenset[ir.DataType]
     weight_types: frozenset[ir.DataType]
     guarded: frozenset[str] = frozenset()
-    slow: frozenset[str] = frozenset()
     transparent: frozenset[str] = frozenset()
