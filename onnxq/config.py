@@ -93,7 +93,7 @@ class QuantConfig(BaseModel):
     exclude: _Names = _option("plan", (), "keep matching nodes float: a name glob, or op:Softmax", "PATTERN")
     include: _Names = _option("plan", (), "quantize only matching nodes", "PATTERN")
     quantize_outputs: bool = _option(
-        "plan", False, "quantize graph outputs too; they stay exact float otherwise"
+        "plan", False, "quantize the tensors that leave the graph too, and what makes them"
     )
     provider: _Names = _option("running", (), "ONNX Runtime execution provider; default: the CPU", "NAME")
     threads: int = _option("running", 0, "threads; default: all", "N", ge=0)

@@ -26,7 +26,7 @@ from onnxq.progress import Progress, silent
 from onnxq.ranges import check_weights, solve
 from onnxq.samples import Data, Samples, in_batches, open_samples
 from onnxq.targets import get_target
-from onnxq.trial import Trial, doubts
+from onnxq.trial import Trial, doubts, float_weights
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def quantize_static(
         statistics=statistics,
         quality=trial.quality,
         judged_on=samples.judged_on,
-        warnings=tuple(doubts(samples, trial)),
+        warnings=tuple(doubts(samples, trial, float_weights(simple, plan))),
         float_bytes=size_on_disk(model),
         int8_bytes=size_on_disk(output),
         seconds=time.perf_counter() - started,

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from calibrators.samples import Sample
 from onnxq.evaluate import Quality, compare
 from onnxq.plan import QuantPlan
@@ -16,6 +18,10 @@ from onnxq.verify import VERIFIERS
 
 POOR_SQNR = 10.0
 """dB: below it the error holds more than a tenth of the power of the output itself."""
+
+
+MOSTLY_FLOAT = 0.9
+"""Of the bytes of all weights: where more stay float, a user would not call the model quantized."""
 
 
 @dataclass
@@ -58,8 +64,20 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def doubts(samples: Samples, trial: Trial) -> Iterator[str]:
-    """Why the result should not be trusted."""
+def float_weights(model: ir.Model, plan: QuantPlan) -> float:
+    """The share, in bytes, of the real constants of the main graph that ``plan`` leaves float."""
+    sizes = {
+        name: value.const_value.nbytes
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.dtype.is_floating_point()
+    }
+    quantized = {tensor for group in plan.groups.values() if group.constant for tensor in group.tensors}
+    left = sum(size for name, size in sizes.items() if name not in quantized)
+    return left / max(sum(sizes.values()), 1)
+
+
+def doubts(samples: Samples, trial: Trial, float_weights: float) -> Iterator[str]:
+    """Why the result should not be trusted, or is not worth much."""
     if samples.synthetic:
         yield (
             "NO CALIBRATION DATA: ranges come from synthetic inputs and the accuracy is UNKNOWN. "
@@ -69,6 +87,11 @@ def doubts(samples: Samples, trial: Trial) -> Iterator[str]:
         yield (
             f"{len(trial.unfused)} nodes that should run in integers run in float on this ONNX Runtime: "
             f"{_some(trial.unfused)}. The model is right, but slower than it could be."
+        )
+    if float_weights > MOSTLY_FLOAT:
+        yield (
+            f"{float_weights:.0%} of the weights stay float: expect little gain in size or speed. "
+            "'onnxq inspect' tells why, node by node."
         )
     for name, output in (trial.quality.outputs if trial.quality else {}).items():
         if not output.finite:

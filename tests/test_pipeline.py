@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from flow import check, quantize_for
-from graphs import op_counts
+from graphs import op_counts, parse
 
 import zoo
 from calibrators.samples import input_specs
@@ -106,3 +106,16 @@ def test_light_as_it_is_in_the_file():
     assert (model.ir_version, model.opset_imports[""]) == (3, 9)
     for flow in quantize_for(TARGETS, model):
         check(flow)
+
+
+@pytest.mark.parametrize(("target", "warned"), [("onnxruntime", True), ("tensorrt", False)])
+def test_a_model_that_mostly_stays_float_is_no_quiet_success(tmp_path, target, warned):
+    text = """g (float[N, 4, 8, 8] x) => (float[N, 64, 8, 8] y, float[N, 2] z)
+    <float[64, 4, 3, 3] w, float[64, 2] v> {
+        y = Conv <pads = [1, 1, 1, 1]> (x, w) p = GlobalAveragePool (y) f = Flatten (p) z = MatMul (f, v)
+    }"""
+    ir.save(parse(text), tmp_path / "m.onnx")
+    data = [{"x": np.random.default_rng(i).normal(size=(1, 4, 8, 8)).astype(np.float32)} for i in range(6)]
+    config = QuantConfig(target=target)
+    result = quantize_static(tmp_path / "m.onnx", tmp_path / "o.onnx", data, config)
+    assert any("of the weights stay float" in warning for warning in result.warnings) is warned

@@ -70,3 +70,9 @@ def test_batches_count_their_samples():
     samples = Samples(source(5, each=3), 15)
     assert len(names(samples)) == 4
     assert samples.held == 3
+
+
+def test_the_batches_that_a_model_fixes_stay_together():
+    samples = Samples(source(48), 48, block=4)
+    assert len(names(samples)) == 40
+    assert names(samples.to_judge) == ["16", "17", "18", "19", "36", "37", "38", "39"]
