@@ -32,7 +32,7 @@ def write(path: Path, header: Mapping[str, object], arrays: Mapping[str, NDArray
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **columns)
+            np.savez_compressed(file, **columns)
         temporary.replace(path)
     except OSError as error:
         raise CalibrationError(
