@@ -28,7 +28,7 @@ def write(path: Path, header: Mapping[str, object], arrays: Mapping[str, NDArray
         CalibrationError: the file cannot be written.
     """
     text = json.dumps({"format": FORMAT, "version": VERSION, **header})
-    columns = {HEADER: np.frombuffer(text.encode(), np.uint8), **arrays}
+    columns: dict[str, Any] = {HEADER: np.frombuffer(text.encode(), np.uint8), **arrays}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
