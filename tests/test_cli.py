@@ -444,13 +444,20 @@ def kept(folder):
     return files(folder)
 
 
+def listen():
+    """Take interrupts, although we may run in the background of a shell, where they are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_while_calibrating(folder, number):
     save_data(folder / "d.npz", count=20_000)
     before = kept(folder)
     command = [sys.executable, "-m", "onnxq.quantize", "m.onnx", "o.onnx", "--data", "d.npz", "--verbose"]
     command += ["--threads", "2", "--save-statistics", "s.npz", "--save-config", "c.yaml"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment(), preexec_fn=listen
+    )
     assert "calibrating\n" in iter(process.stderr.readline, "")
     process.send_signal(number)
     assert process.stderr.read() == "error: interrupted\n"
@@ -482,8 +489,9 @@ sys.exit(main())
 def test_interrupted_while_importing(folder, swallowed):
     before = kept(folder)
     script = AT_IMPORT.format(swallowed=swallowed)
+    command = [sys.executable, "-c", script]
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=False
+        command, capture_output=True, text=True, env=environment(), check=False, preexec_fn=listen
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: interrupted\n")
     assert files(folder) == before
