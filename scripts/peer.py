@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,20 +56,25 @@ def feeds(folder: Path, input_name: str) -> Iterator[dict[str, Any]]:
             yield {input_name: evaldata.picture(path)}
 
 
+def _absolute(text: str) -> Path:
+    return Path(text).absolute()
+
+
 def main() -> None:
     """Quantize as the arguments say."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("model", type=_absolute)
+    parser.add_argument("output", type=_absolute)
+    parser.add_argument("data", type=_absolute)
     parser.add_argument("--method", choices=METHODS, default="minmax")
     parser.add_argument("--ops", nargs="*", help="quantize these operator types only")
     parser.add_argument("--skip-symbolic-shapes", action="store_true", help="where its inference gives up")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # it leaves files where it is run
         clean = Path(folder) / "clean.onnx"
         quant_pre_process(given.model, clean, skip_symbolic_shape=given.skip_symbolic_shapes)
         session = ort.InferenceSession(clean, providers=["CPUExecutionProvider"])
