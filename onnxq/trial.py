@@ -85,7 +85,7 @@ def doubts(samples: Samples, trial: Trial, float_weights: float) -> Iterator[str
         )
     if trial.unfused:
         yield (
-            f"{len(trial.unfused)} nodes that should run in integers run in float on this ONNX Runtime: "
+            f"planned for integers but run in float on this ONNX Runtime ({len(trial.unfused)} nodes): "
             f"{_some(trial.unfused)}. The model is right, but slower than it could be."
         )
     if float_weights > MOSTLY_FLOAT:

@@ -47,7 +47,13 @@ def unfused(path: str | os.PathLike[str], planned: Mapping[str, str]) -> tuple[s
         CalibrationError: ONNX Runtime refuses the model.
     """
     found = kernels(path)
-    return tuple(name for name, op_type in planned.items() if not _is_integer(op_type, found.get(name)))
+    return tuple(name for name, op_type in planned.items() if not _is_integer(op_type, _kernel(name, found)))
+
+
+def _kernel(name: str, found: Mapping[str, str]) -> str | None:
+    """What became of a node. Fused with its bias it is called by its own name, a slash and the fusion's."""
+    renamed = (op_type for other, op_type in found.items() if other.startswith(f"{name}/"))
+    return found.get(name) or next(renamed, None)
 
 
 def _is_integer(op_type: str, kernel: str | None) -> bool:

@@ -26,6 +26,18 @@ def test_an_integer_kernel_is_found(tmp_path):
     assert unfused(path, {"y": "MatMul"}) == ()
 
 
+def test_an_integer_kernel_that_took_in_its_bias_is_found(tmp_path):
+    text = """g (float[1, 4, 8] x) => (float[1, 4, 4] y)
+    <float s, uint8 z, int8[8, 4] w, float t, int8 o, int32[4] b, float u> {
+        q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) v = DequantizeLinear (w, t, o)
+        m = MatMul (d, v) c = DequantizeLinear (b, u) y = Add (m, c)
+    }"""
+    path = saved(tmp_path / "m.onnx", text, s=0.1, z=128, w=1, t=0.1, o=0, b=3, u=0.01)
+    assert "m" not in kernels(path)
+    assert "QGemm" in kernels(path).values()
+    assert unfused(path, {"m": "MatMul"}) == ()
+
+
 @pytest.mark.parametrize(
     "body",
     [
