@@ -45,8 +45,9 @@ def params_from_range(
     """Scale and zero point for the range ``[low, high]``, shape ``()`` or ``[C]``.
 
     The range is widened to hold zero, so that padding and ReLU are exact, and cut to ``bounds``
-    (low <= 0 <= high), which the *rounded* grid does not exceed either: ONNX Runtime drops a
-    Relu/Clip before QuantizeLinear only if the grid lies within what the Relu/Clip lets through.
+    (low <= 0 <= high), which the *rounded* grid does not exceed either, unless it is symmetric:
+    ONNX Runtime drops a Relu/Clip before QuantizeLinear only if the grid lies within what the
+    Relu/Clip lets through.
     An empty range (a tensor that is always zero) gets scale 1.
 
     Raises:

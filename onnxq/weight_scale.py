@@ -20,7 +20,7 @@ SAMPLE = 512
 beat the scale it started from on all of them."""
 
 BLOCK = 2**20
-"""Weights looked at together, which bounds the memory."""
+"""Weights looked at together, to bound the memory. A channel is never cut."""
 
 
 def refine_scale(weight: NDArray[np.generic], params: QuantParams, spec: QuantSpec) -> QuantParams:

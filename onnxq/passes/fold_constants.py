@@ -56,7 +56,7 @@ class FoldConstantsPass(ir.passes.InPlacePass):
                 should_fold=may_be_stored,
             )
         except RuntimeError as e:
-            logger.debug("constant folding stopped early: %s: %s", e, e.__cause__)
+            logger.info("constant folding stopped early: %s: %s", e, e.__cause__)
             return ir.passes.PassResult(model, modified=False)
         return ir.passes.PassResult(model, modified=result.modified)
 

@@ -32,7 +32,7 @@ class InferForeignTypesPass(ir.passes.InPlacePass):
         try:
             session = open_session(model, outputs=[name for name in untyped if name], optimize=False)
         except CalibrationError as error:
-            logger.debug("no types of foreign operators: %s", error)
+            logger.info("no types of foreign operators: %s", error)
             return ir.passes.PassResult(model, modified=False)
         found = {o.name: o for o in session.get_outputs() if o.name in untyped}
         changed = [_take(untyped[name], output.type, output.shape) for name, output in found.items()]
