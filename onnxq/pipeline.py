@@ -23,7 +23,7 @@ from onnxq.passes import simplify
 from onnxq.plan import QuantPlan
 from onnxq.planner import make_plan
 from onnxq.progress import Progress, silent
-from onnxq.ranges import check_weights, solve
+from onnxq.ranges import check_weights, from_statistics, solve
 from onnxq.samples import Data, Samples, in_batches, open_samples
 from onnxq.targets import get_target
 from onnxq.trial import Trial, doubts, float_weights
@@ -84,7 +84,7 @@ def quantize_static(
         samples = open_samples(simple, data, config)
         statistics = _statistics(simple, plan, samples, config, progress)
         progress("choosing ranges")
-        plan = solve(simple, plan, statistics, _calibrator(config))
+        plan = solve(simple, plan, from_statistics(statistics, _calibrator(config)))
         progress("writing and checking the model")
         judge = list(in_batches(samples.to_judge, simple, config))
         trial = Trial(model, plan, judge, config.providers, config.threads)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import reduce
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -25,21 +26,33 @@ _LARGEST_BIAS = 2.0**30
 """The other half of an int32 sum is left to the products."""
 
 
-def solve(
-    model: ir.Model, plan: QuantPlan, statistics: Mapping[str, TensorStatistics], calibrator: Calibrator
-) -> QuantPlan:
-    """``plan`` with parameters: activations from ``statistics`` by ``calibrator``, weights from ``model``.
+Source: TypeAlias = Callable[[Group], QuantParams]
+"""Where the parameters of activations come from."""
+
+
+def solve(model: ir.Model, plan: QuantPlan, source: Source) -> QuantPlan:
+    """``plan`` with parameters: activations from ``source``, weights from ``model``.
 
     Raises:
-        CalibrationError: ``statistics`` lack a tensor of the plan, or never saw a finite number in it.
+        CalibrationError: ``source`` knows nothing of a tensor of the plan.
     """
     params = {
         group.name: _weight_params(model, group)
         if group.constant
-        else _activation_params(group, statistics, calibrator)
+        else source(group)
+        if group.fixed is None
+        else params_from_range(*group.fixed, group.spec)
         for group in plan.groups.values()
     }
     return plan.with_params(_fit_biases(model, plan, params))
+
+
+def from_statistics(statistics: Mapping[str, TensorStatistics], calibrator: Calibrator) -> Source:
+    """Parameters by ``calibrator``, of the joined statistics of all tensors that a group observes.
+
+    It raises CalibrationError if ``statistics`` lack a tensor, or never saw a finite number in it.
+    """
+    return partial(_from_statistics, statistics, calibrator)
 
 
 def check_weights(model: ir.Model, plan: QuantPlan) -> None:
@@ -57,11 +70,9 @@ def check_weights(model: ir.Model, plan: QuantPlan) -> None:
             )
 
 
-def _activation_params(
-    group: Group, statistics: Mapping[str, TensorStatistics], calibrator: Calibrator
+def _from_statistics(
+    statistics: Mapping[str, TensorStatistics], calibrator: Calibrator, group: Group
 ) -> QuantParams:
-    if group.fixed is not None:
-        return params_from_range(*group.fixed, group.spec)
     missing = [name for name in group.observe if name not in statistics]
     if missing:
         raise CalibrationError(

@@ -25,7 +25,7 @@ from onnxq.operators import WEIGHTED
 from onnxq.passes import simplify
 from onnxq.plan import QuantPlan
 from onnxq.planner import make_plan
-from onnxq.ranges import solve
+from onnxq.ranges import from_statistics, solve
 from onnxq.targets import get_target
 
 INTEGER_KERNELS = {
@@ -85,7 +85,7 @@ def quantize_for(
     statistics = collect(simple, observed, [Sample("sample", feeds)], threads=1)
     flows = []
     for plan, config in zip(plans, configs, strict=True):
-        plan = solve(simple, plan, statistics, CALIBRATORS[config.method])
+        plan = solve(simple, plan, from_statistics(statistics, CALIBRATORS[config.method]))
         flows.append(Flow(model, simple, plan, insert_qdq(simple, plan), feeds))
     return flows
 

@@ -16,7 +16,7 @@ from onnxq.config import QuantConfig
 from onnxq.insert import insert_qdq
 from onnxq.numerics import sqnr
 from onnxq.planner import make_plan
-from onnxq.ranges import solve
+from onnxq.ranges import from_statistics, solve
 from onnxq.targets import get_target
 
 
@@ -24,7 +24,8 @@ def quantized(body, feeds, target="onnxruntime", options=None, **graph):
     """The Q/DQ model for a graph's text with min-max ranges of ``feeds``, and its plan."""
     model = model_of(body, **graph)
     plan = make_plan(model, get_target(target), QuantConfig(**(options or {})))
-    plan = solve(model, plan, collect(model, plan.observed, [Sample("sample", feeds)]), CALIBRATORS["minmax"])
+    statistics = collect(model, plan.observed, [Sample("sample", feeds)])
+    plan = solve(model, plan, from_statistics(statistics, CALIBRATORS["minmax"]))
     return model, insert_qdq(model, plan), plan
 
 
@@ -67,7 +68,8 @@ def test_the_callers_model_is_untouched():
     model = model_of(CLASSIFIER)
     before = ir.to_proto(model).SerializeToString()
     plan = make_plan(model, get_target("onnxruntime"), QuantConfig())
-    plan = solve(model, plan, collect(model, plan.observed, [Sample("s", image())]), CALIBRATORS["minmax"])
+    statistics = collect(model, plan.observed, [Sample("s", image())])
+    plan = solve(model, plan, from_statistics(statistics, CALIBRATORS["minmax"]))
     insert_qdq(model, plan)
     assert ir.to_proto(model).SerializeToString() == before
 
