@@ -6,19 +6,23 @@ size 1. An array with one axis more holds one whole input a row. One axis less: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
-from itertools import repeat
+from functools import cache, partial
 from pathlib import Path
+from typing import TypeAlias
 
 from calibrators.errors import CalibrationError
 from calibrators.fit import check_type, fit_sample, fits_shape, misfit
-from calibrators.npfile import Header, read_headers, read_whole, stream_rows
+from calibrators.npfile import Header, Rows, check_sums, read_headers, read_whole
 from calibrators.samples import Array, InputSpec, Sample, batched, describe
 
 SUFFIXES = frozenset({".npz", ".npy"})
+
+Row: TypeAlias = Callable[[int], Array]
+"""Reads what one input gets of sample ``i``."""
 
 
 class Axis(Enum):
@@ -53,35 +57,43 @@ class ArrayFile:
         used = {key for key, _ in self.keys.values()}
         return [key for key in self.headers if key not in used]
 
-    def samples(self) -> Iterator[Sample]:
-        """Its samples one by one.
+    def loads(self) -> Iterator[Callable[[], Sample]]:
+        """Its samples one by one: what loads each, or raises CalibrationError if it is damaged or unfit.
 
-        Raises:
-            CalibrationError: the file is damaged, or a sample does not fit the inputs.
+        Only the newest can be loaded.
         """
         with ExitStack() as stack:
-            rows = {n: self._rows(stack, key, axis) for n, (key, axis) in self.keys.items()}
-            for i in range(self.count):
-                feeds = {name: next(row) for name, row in rows.items()}
-                name = str(self.path) if self.count == 1 else f"{self.path}[{i}]"
-                yield fit_sample(Sample(name, feeds, 1, self.joinable), self.inputs)
+            opened = cache(partial(self._open, stack))
+            yield from (partial(self._sample, opened, i) for i in range(self.count))
 
-    def _rows(self, stack: ExitStack, key: str, axis: Axis) -> Iterator[Array]:
+    def _open(self, stack: ExitStack) -> dict[str, Row]:
+        return {name: self._row(stack, key, axis) for name, (key, axis) in self.keys.items()}
+
+    def _sample(self, opened: Callable[[], dict[str, Row]], index: int) -> Sample:
+        feeds = {name: row(index) for name, row in opened().items()}
+        name = str(self.path) if self.count == 1 else f"{self.path}[{index}]"
+        return fit_sample(Sample(name, feeds, 1, self.joinable), self.inputs)
+
+    def _row(self, stack: ExitStack, key: str, axis: Axis) -> Row:
         header = self.headers[key]
         if axis in (Axis.MISSING, Axis.OWN):
             whole = read_whole(self.path, key)
-            return repeat(whole[None] if axis is Axis.MISSING else whole)
+            shared = whole[None] if axis is Axis.MISSING else whole
+            return lambda _: shared
         rows = (
-            iter(read_whole(self.path, key)) if header.fortran else stream_rows(stack, self.path, key, header)
+            read_whole(self.path, key).__getitem__ if header.fortran else Rows(stack, self.path, key, header)
         )
-        return (row[None] for row in rows) if axis is Axis.BATCH else rows
+        return (lambda index: rows(index)[None]) if axis is Axis.BATCH else rows
 
 
-def inspect_file(path: Path, inputs: Sequence[InputSpec], in_directory: bool = False) -> ArrayFile:
+def inspect_file(
+    path: Path, inputs: Sequence[InputSpec], *, in_directory: bool = False, thorough: bool = False
+) -> ArrayFile:
     """Read the headers of a file and match its arrays with the inputs.
 
     In a directory a file may also be one sample whose axis 0 does not count samples: a graph, a
-    lone sequence. It is taken whole, then, and never joined with another.
+    lone sequence. It is taken whole, then, and never joined with another. ``thorough`` verifies checksums
+    too: without, a wrong one shows only after the last sample.
 
     Raises:
         CalibrationError: the file is damaged, or its arrays do not fit the inputs.
@@ -99,6 +111,8 @@ def inspect_file(path: Path, inputs: Sequence[InputSpec], in_directory: bool = F
     count = _count(path, shapes, axes)
     result = ArrayFile(path, tuple(inputs), headers, matched, count, joinable)
     _check_shapes(result, shapes)
+    if thorough:
+        check_sums(path)
     return result
 
 

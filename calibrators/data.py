@@ -14,6 +14,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from calibrators.samples import (
     describe,
     input_specs,
 )
+from calibrators.usable import OnBad, usable
 
 __all__ = ["DataSource", "InputSpec", "Sample", "batches", "input_specs", "open_data"]
 
@@ -40,12 +43,23 @@ log = logging.getLogger(__name__)
 Inputs = Sequence[InputSpec]
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is asked of the data: the arguments of `open_data`."""
+
+    inputs: Inputs
+    preprocess: str | None
+    limit: int | None
+    on_bad: OnBad | None
+
+
 def open_data(
     source: str | os.PathLike[str] | Iterable[Any],
     inputs: Inputs,
     *,
     preprocess: str | None = None,
     limit: int | None = None,
+    on_bad: OnBad | None = None,
 ) -> DataSource:
     """The samples of ``source``, checked and cast to the inputs' types, in a lazy stream.
 
@@ -58,17 +72,20 @@ def open_data(
         preprocess: for pictures, see `calibrators.preprocess.parse_preprocess`; None: the default.
         limit: use at most so many samples: the first ones; of pictures, which often lie sorted by
             class, some spread evenly over all.
+        on_bad: told of every sample, or file in a directory, that is damaged, does not fit the inputs
+            or holds NaN or Inf, each time it comes by; it is skipped then. None: it is an error.
 
     Raises:
         CalibrationError: there is no such path, nothing usable in it, or it does not fit the
-            inputs; while iterating: a file is damaged, a value is NaN or Inf, there are no samples.
+            inputs; while iterating: a bad sample, or there are no samples.
     """
     if limit is not None and limit < 1:
         raise CalibrationError(f"at most {limit} samples: expected a limit of at least 1")
+    wanted = _Wanted(inputs, preprocess, limit, on_bad)
     if isinstance(source, str | os.PathLike):
-        opened = _open_path(Path(source), inputs, preprocess, limit)
+        opened = _open_path(Path(source), wanted)
     else:
-        opened = _open_iterable(source, inputs, preprocess)
+        opened = _open_iterable(source, wanted)
     total = opened.total if limit is None or opened.total is None else min(limit, opened.total)
     return DataSource(lambda: _limited(opened, batched(inputs), limit), total)
 
@@ -86,20 +103,20 @@ def _limited(samples: Iterable[Sample], names: frozenset[str], limit: int | None
         raise CalibrationError("the data holds no samples (an iterator can be read only once: pass a list)")
 
 
-def _open_path(path: Path, inputs: Inputs, preprocess: str | None, limit: int | None) -> DataSource:
+def _open_path(path: Path, wanted: _Wanted) -> DataSource:
     if path.is_dir():
-        return _open_directory(path, inputs, preprocess, limit)
+        return _open_directory(path, wanted)
     if not path.exists():
         raise CalibrationError(f"{path}: no such file or directory: give the path of the calibration data")
     suffix = path.suffix.lower()
     if suffix in images.SUFFIXES:
-        return _open_images([path], inputs, preprocess, None)
+        return _open_images([path], wanted)
     if suffix in arrays.SUFFIXES:
-        return _open_arrays([arrays.inspect_file(path, inputs)], preprocess)
+        return _open_arrays([_inspect(path, wanted)], wanted)
     raise CalibrationError(f"{path}: '{suffix}' files are not read: expected {_expected()}")
 
 
-def _open_directory(path: Path, inputs: Inputs, preprocess: str | None, limit: int | None) -> DataSource:
+def _open_directory(path: Path, wanted: _Wanted) -> DataSource:
     files = _files(path)
     pictures = [f for f in files if f.suffix.lower() in images.SUFFIXES]
     stored = [f for f in files if f.suffix.lower() in arrays.SUFFIXES]
@@ -112,9 +129,14 @@ def _open_directory(path: Path, inputs: Inputs, preprocess: str | None, limit: i
         raise CalibrationError(f"{path}: {holds}: expected {_expected()}")
     log.debug("%s: %d of %d files are read", path, len(pictures) + len(stored), len(files))
     if pictures:
-        return _open_images(pictures, inputs, preprocess, limit)
-    inspected = (arrays.inspect_file(f, inputs, in_directory=True) for f in stored)
-    return _open_arrays(_until(limit, inspected), preprocess)
+        return _open_images(pictures, wanted)
+    inspected = usable((partial(_inspect, f, wanted, in_directory=True) for f in stored), wanted.on_bad)
+    return _open_arrays(_until(wanted.limit, inspected), wanted)
+
+
+def _inspect(path: Path, wanted: _Wanted, in_directory: bool = False) -> arrays.ArrayFile:
+    skips = wanted.on_bad is not None
+    return arrays.inspect_file(path, wanted.inputs, in_directory=in_directory, thorough=skips)
 
 
 def _until(limit: int | None, files: Iterable[arrays.ArrayFile]) -> list[arrays.ArrayFile]:
@@ -142,12 +164,15 @@ def _expected() -> str:
     return f"arrays ({' '.join(sorted(arrays.SUFFIXES))}) or pictures ({' '.join(sorted(images.SUFFIXES))})"
 
 
-def _open_arrays(files: Sequence[arrays.ArrayFile], preprocess: str | None) -> DataSource:
-    _is_not_used(preprocess)
+def _open_arrays(files: Sequence[arrays.ArrayFile], wanted: _Wanted) -> DataSource:
+    _is_not_used(wanted.preprocess)
     if ignored := {name: file.path for file in reversed(files) for name in file.ignored}:
         for name, path in ignored.items():
             log.warning("%s: array '%s' is no input of the model: ignored", path, name)
-    return DataSource(lambda: (s for file in files for s in file.samples()), sum(f.count for f in files))
+    return DataSource(
+        lambda: usable((load for file in files for load in file.loads()), wanted.on_bad),
+        sum(f.count for f in files),
+    )
 
 
 def _is_not_used(preprocess: str | None) -> None:
@@ -155,33 +180,36 @@ def _is_not_used(preprocess: str | None) -> None:
         log.warning("preprocess '%s' is not used: it is for pictures, and the data are arrays", preprocess)
 
 
-def _open_images(
-    paths: Sequence[Path], inputs: Inputs, preprocess: str | None, limit: int | None
-) -> DataSource:
-    spec = images.image_input(inputs)
-    settings = images.parse_preprocess(preprocess or images.DEFAULT)
+def _open_images(paths: Sequence[Path], wanted: _Wanted) -> DataSource:
+    spec = images.image_input(wanted.inputs)
+    settings = images.parse_preprocess(wanted.preprocess or images.DEFAULT)
     images.frame_for(settings, spec)
+    limit = wanted.limit
     if limit is not None and limit < len(paths):
         paths = [paths[i * len(paths) // limit] for i in range(limit)]
+    loads = [partial(_image, path, settings, spec) for path in paths]
+    return DataSource(lambda: usable(loads, wanted.on_bad), len(paths))
+
+
+def _image(path: Path, settings: images.Preprocess, spec: InputSpec) -> Sample:
     joinable = spec.shape is None or len(spec.shape) == 4
-
-    def read() -> Iterator[Sample]:
-        for path in paths:
-            yield Sample(str(path), {spec.name: images.load_image(path, settings, spec)}, 1, joinable)
-
-    return DataSource(read, len(paths))
+    return Sample(str(path), {spec.name: images.load_image(path, settings, spec)}, 1, joinable)
 
 
-def _open_iterable(source: Iterable[Any], inputs: Inputs, preprocess: str | None) -> DataSource:
+def _open_iterable(source: Iterable[Any], wanted: _Wanted) -> DataSource:
+    inputs = wanted.inputs
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise CalibrationError(
             f"data of type {type(source).__name__}: expected a path, or an iterable such as a list of "
             f"{{input name: array}}; the model takes {describe(inputs)}"
         )
-    _is_not_used(preprocess)
-    return DataSource(
-        lambda: (_from_item(item, inputs, f"item {i} of the data") for i, item in enumerate(source))
-    )
+    _is_not_used(wanted.preprocess)
+
+    def loads() -> Iterator[partial[Sample]]:
+        for i, item in enumerate(source):
+            yield partial(_from_item, item, inputs, f"item {i} of the data")
+
+    return DataSource(lambda: usable(loads(), wanted.on_bad))
 
 
 def _from_item(item: Any, inputs: Inputs, where: str) -> Sample:

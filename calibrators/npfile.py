@@ -96,6 +96,18 @@ def _read_header(file: IO[bytes], where: str) -> Header:
     return Header(shape, dtype, fortran)
 
 
+def check_sums(path: Path) -> None:
+    """Read an archive once, as far as that tells whether it is sound: values are stored with a checksum.
+
+    Raises as `read_headers` does. A ``.npy`` file has no checksum, and is not read.
+    """
+    if path.suffix.lower() == ".npy":
+        return
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        if (bad := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"the checksum of {bad} is wrong")
+
+
 def read_whole(path: Path, key: str) -> Array:
     """One array, all of it; raises as `read_headers` does."""
     with _reading(path), ExitStack() as stack:
@@ -103,19 +115,28 @@ def read_whole(path: Path, key: str) -> Array:
         return array
 
 
-def stream_rows(stack: ExitStack, path: Path, key: str, header: Header) -> Iterator[Array]:
-    """The rows ``[i]`` of a stored array in C order, never more than one in memory.
+class Rows:
+    """The rows ``[i]`` of a stored array in C order, read one at a time; cheapest in their order.
 
-    The file stays open until ``stack`` closes. Raises as `read_headers` does.
+    The file stays open until ``stack`` closes. Raises as `read_headers` does; a row that cannot be read
+    does not keep others from being read.
     """
-    shape = header.shape[1:]
-    size = math.prod(shape) * header.dtype.itemsize
-    with _reading(path):
-        file = _open(stack, path, key)
-        _read_header(file, str(path))
-    for i in range(header.shape[0]):
+
+    def __init__(self, stack: ExitStack, path: Path, key: str, header: Header) -> None:
+        self._path, self._header = path, header
+        self._size = math.prod(header.shape[1:]) * header.dtype.itemsize
         with _reading(path):
-            data = file.read(size)
-            if len(data) < size:
-                raise EOFError(f"it ends in row {i} of {header.shape[0]}")
-        yield np.frombuffer(data, header.dtype).reshape(shape)
+            self._file = _open(stack, path, key)
+            _read_header(self._file, str(path))
+            self._start = self._file.tell()
+
+    def __call__(self, index: int) -> Array:
+        """Row ``index``."""
+        place = self._start + index * self._size
+        with _reading(self._path):
+            if self._file.tell() != place:
+                self._file.seek(place)
+            data = self._file.read(self._size)
+            if len(data) < self._size:
+                raise EOFError(f"it ends in row {index} of {self._header.shape[0]}")
+        return np.frombuffer(data, self._header.dtype).reshape(self._header.shape[1:])

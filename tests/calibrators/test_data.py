@@ -138,6 +138,15 @@ def test_memory_does_not_grow_with_the_file(tmp_path, save):
     assert peak < 4e6, "the array has 40 MB"
 
 
+def test_memory_does_not_grow_with_a_lone_array(tmp_path):
+    np.save(tmp_path / "big.npy", np.zeros((400, 25_000), np.float32))
+    tracemalloc.start()
+    assert sum(1 for _ in open_data(tmp_path / "big.npy", (spec("x", "N", 25_000),))) == 400
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6, "the array has 40 MB"
+
+
 # Directories of arrays
 
 
@@ -372,6 +381,134 @@ def test_a_pickle_is_not_loaded(tmp_path):
 @pytest.mark.parametrize("limit", [0, -3])
 def test_a_limit_below_one(limit):
     assert "at least 1" in fails([rows(1)], limit=limit)
+
+
+# Bad samples that are skipped
+
+
+@pytest.fixture
+def skipped():
+    """What was skipped: the messages, and the number of samples."""
+
+    class Skipped(list):
+        def __call__(self, error, samples):
+            self.append(str(error))
+            assert samples == 1
+
+    return Skipped()
+
+
+def values(samples):
+    return [s.feeds["x"][0, 0].item() for s in samples]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_bad_rows_are_skipped(tmp_path, skipped, save):
+    data = rows(5)
+    data[1, 2], data[4, 0] = np.nan, np.inf
+    save(tmp_path / "a.npz", x=data)
+    source = open_data(tmp_path / "a.npz", X, on_bad=skipped)
+    assert source.total == 5
+    assert values(source) == [0, 6, 9]
+    assert [text.split(":")[0] for text in skipped] == [f"{tmp_path}/a.npz[{i}]" for i in (1, 4)]
+
+
+def test_several_inputs_stay_together_after_a_bad_row(tmp_path, skipped):
+    inputs = (spec("x", "N", 3), spec("y", "N", 2))
+    data = rows(6)
+    data[2, 0] = np.nan
+    np.savez_compressed(tmp_path / "a.npz", x=data, y=rows(6, 2))
+    found = read(tmp_path / "a.npz", inputs, on_bad=skipped)
+    assert [(s.feeds["x"][0, 0], s.feeds["y"][0, 0]) for s in found] == [
+        (3 * i, 2 * i) for i in (0, 1, 3, 4, 5)
+    ]
+
+
+def test_rows_that_a_truncated_file_lacks_are_skipped(tmp_path, skipped):
+    np.save(tmp_path / "a.npy", rows(10))
+    whole = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(whole[:-20])
+    assert len(read(tmp_path / "a.npy", on_bad=skipped)) == 8
+    assert "a.npy: cannot be read, or is damaged (it ends in row 8 of 10)" in skipped[0]
+    assert len(skipped) == 2
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_archive_with_a_wrong_checksum_is_not_used_at_all(tmp_path, skipped, save):
+    (tmp_path / "d").mkdir()
+    noise = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
+    for name in ("a", "b"):
+        save(tmp_path / "d" / f"{name}.npz", x=noise)
+    torn = bytearray((tmp_path / "d" / "a.npz").read_bytes())
+    torn[400] ^= 1
+    (tmp_path / "d" / "a.npz").write_bytes(torn)
+    found = read(tmp_path / "d", on_bad=skipped)
+    assert {s.name.split("[")[0] for s in found} == {f"{tmp_path}/d/b.npz"}
+    assert len(skipped) == 1
+    assert "a.npz: cannot be read, or is damaged" in skipped[0]
+
+
+def test_bad_files_of_a_directory_are_skipped(tmp_path, skipped):
+    for i in range(4):
+        np.save(tmp_path / f"{i}.npy", np.full((1, 3), i, np.float32))
+    (tmp_path / "0.npy").write_bytes(b"nothing")
+    np.save(tmp_path / "2.npy", np.ones((1, 7), np.float32))
+    assert values(read(tmp_path, on_bad=skipped)) == [1, 3]
+    assert [text.split(":")[0] for text in skipped] == [f"{tmp_path}/{i}.npy" for i in (0, 2)]
+
+
+def test_a_file_that_vanishes_is_skipped(tmp_path, skipped):
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", np.full((1, 3), i, np.float32))
+    source = open_data(tmp_path, X, on_bad=skipped)
+    (tmp_path / "1.npy").unlink()
+    assert values(source) == [0, 2]
+    assert "1.npy: cannot be read" in skipped[0]
+
+
+def test_bad_pictures_are_skipped(tmp_path, skipped):
+    inputs = (spec("x", "N", 3, 4, 4),)
+    for i in range(3):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:45])
+    found = read(tmp_path, inputs, preprocess="raw", on_bad=skipped)
+    assert [s.feeds["x"][0, 0, 0, 0] for s in found] == [0, 2]
+    assert "1.png: cannot be read as a picture" in skipped[0]
+
+
+def test_bad_items_of_an_iterable_are_skipped(skipped):
+    items = [rows(1), None, np.ones((1, 9)), np.full((1, 3), np.nan), {"z": rows(1)}, rows(2)]
+    assert [s.count for s in read(iter(items), on_bad=skipped)] == [1, 2]
+    assert [text.split(":")[0].split(" of")[0] for text in skipped] == [f"item {i}" for i in (1, 2, 3, 4)]
+
+
+def test_an_iterable_that_raises_is_no_bad_sample(skipped):
+    def source():
+        yield rows(1)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        read(source(), on_bad=skipped)
+    assert skipped == []
+
+
+def test_a_limit_counts_only_what_is_used(skipped):
+    items = [np.full((1, 3), value, np.float32) for value in (np.nan, 1, np.nan, 2, 3)]
+    assert values(read(items, limit=2, on_bad=skipped)) == [1, 2]
+
+
+def test_if_every_sample_is_bad_that_is_an_error(tmp_path, skipped):
+    np.save(tmp_path / "a.npy", np.full((3, 3), np.nan, np.float32))
+    message = fails(tmp_path / "a.npy", on_bad=skipped)
+    assert "not one sample can be used. The first one: " in message
+    assert "a.npy[0]: input 'x' holds NaN" in message
+    (tmp_path / "a.npy").write_bytes(b"")
+    assert "a.npy: cannot be read" in fails(tmp_path, on_bad=skipped)
+
+
+def test_without_skipping_an_error_says_that_it_is_possible(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((3, 3), np.nan, np.float32))
+    assert fails(tmp_path / "a.npy").endswith("(or skip bad samples: --skip-bad-samples)")
 
 
 # Types
