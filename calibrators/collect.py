@@ -1,12 +1,22 @@
-"""One pass over the data: run the model, and fold what its tensors hold into statistics."""
+"""One pass over the data: run the model, and fold what its tensors hold into statistics.
+
+Several batches are under way at a time, each on one thread from its run to the last count: that keeps all
+processors busy, with values that are still in their caches. Each thread folds into statistics that are its
+own at that time; in the end they are merged, which is exact, so that the result depends neither on the number
+of threads nor on who came first.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import reduce
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,11 +24,23 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from calibrators.errors import CalibrationError
+from calibrators.fingerprint import fingerprint
 from calibrators.samples import Sample
-from calibrators.session import RUNTIME_ERRORS, brief, open_session
-from calibrators.statistics import Statistics, TensorStatistics
+from calibrators.session import RUNTIME_ERRORS, brief, load_model, open_session
+from calibrators.statistics import Statistics
+from calibrators.tensor_statistics import TensorStatistics
+from calibrators.usable import OnBad, refuse
 
 logger = logging.getLogger(__name__)
+
+SELECTION = 16384
+"""Elements of a sample's tensor that are counted into its histogram, unless all are to be."""
+
+MOST_BYTES = 2**30
+"""What the observed tensors of all batches under way may take together."""
+
+WAITING = 2
+"""Batches that may wait for a thread, so that none has to wait for the source."""
 
 
 def collect(
@@ -26,49 +48,246 @@ def collect(
     tensors: Sequence[str],
     batches: Iterable[Sample],
     *,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
-    threads: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> Statistics:
-    """The statistics of ``tensors`` over ``batches``.
-
-    Each batch is run once and forgotten, so memory does not depend on how many there are: one batch is
-    counted while the next one runs. Batches may differ in shape. NaN and infinite elements are left
-    out and counted; a warning names the tensor and the sample.
+    """The statistics of ``tensors`` over all ``batches``.
 
     Args:
         model: a model, or the path of one; it is not changed.
-        tensors: tensors of the main graph: intermediate ones, inputs or outputs.
+        tensors: as for `Collector`.
         batches: what the model takes in one run each, with the number of samples in it.
-        providers: execution providers, the preferred one first.
-        threads: for running and for counting; 0 leaves it to ONNX Runtime and takes every processor.
-        on_batch: called after each batch with the number of samples so far.
+        on_batch: called with each batch, with the number of samples so far.
+        options: more keywords of `Collector`.
 
     Raises:
         CalibrationError: no batches, a tensor that the model does not have, or a batch that the
             model refuses (the message names the sample).
     """
-    names = list(dict.fromkeys(tensors))
-    session = open_session(model, outputs=names, providers=providers, threads=threads, spin=False)
-    found = {name: TensorStatistics() for name in names}
-    workers = threads or _processors()
-    shares = [names[start::workers] for start in range(workers)]
     total = 0
-    with ThreadPoolExecutor(workers) as pool:
-        counting: list[Future[None]] = []
+    with Collector(model, tensors, **options) as collector:
         for batch in batches:
-            arrays = dict(zip(names, run_batch(session, names, batch), strict=True))
-            _finish(counting)
-            result = _Result(batch.name, batch.count, arrays)
-            counting = [pool.submit(_fold, found, share, result) for share in shares]
+            collector.observe(batch)
             total += batch.count
             if on_batch is not None:
                 on_batch(total)
-        _finish(counting)
-    if not total:
-        raise CalibrationError("there is no calibration data: not one sample was given")
-    _report(found)
-    return Statistics(found, total)
+        return collector.finish()
+
+
+class Collector:
+    """Takes batches one by one, as a loop of one's own has them; a context manager.
+
+    Each batch is run once and forgotten, so memory does not depend on how many there are. Batches may
+    differ in shape. NaN and infinite elements are left out and counted; a warning names the tensor
+    and the sample. An interrupt may come at any time: `finish` can still be called.
+
+    Attributes:
+        fingerprint: of the model; the statistics carry it.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model | str | os.PathLike[str],
+        tensors: Sequence[str],
+        *,
+        channels: Mapping[str, int] | None = None,
+        every_element: bool = False,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int = 0,
+        resume: Statistics | None = None,
+        on_bad: OnBad | None = None,
+    ) -> None:
+        """Prepare to run ``model``.
+
+        Args:
+            model: a model, or the path of one; it is not changed.
+            tensors: tensors of the main graph: intermediate ones, inputs or outputs.
+            channels: of some of them, the axis along which the means of the channels are kept too.
+            every_element: count every element into the histograms. Otherwise, of large tensors, a
+                regular selection; extremes are those of all elements either way.
+            providers: execution providers, the preferred one first.
+            threads: for running and counting; 0 takes every processor.
+            resume: statistics of the same tensors to go on from.
+            on_bad: told of batches that the model refuses, which are then passed over.
+
+        Raises:
+            CalibrationError: a tensor that the model does not have, or a model that does not load.
+        """
+        self._model = model if isinstance(model, ir.Model) else load_model(model)
+        self.fingerprint = fingerprint(self._model)
+        self._names = list(dict.fromkeys(tensors))
+        self._channels = dict(channels or {})
+        self._selection = None if every_element else SELECTION
+        self._providers = providers
+        self._threads = threads or _processors()
+        self._resume = resume
+        self._on_bad = on_bad
+        self._session = self._open(1)
+        self._pool: ThreadPoolExecutor | None = None
+        self._under_way: deque[Future[CalibrationError | None]] = deque()
+        self._first = self._number = resume.span[1] if resume else 0
+        self._gathered = _Gathered()
+
+    def __enter__(self) -> Collector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def observe(self, batch: Sample) -> None:
+        """Take in one batch; returns as soon as the next one may come.
+
+        Raises:
+            CalibrationError: the model refuses this batch or one shortly before it, and nobody
+                passes over such.
+        """
+        if self._pool is None:
+            self._start(batch)
+            return
+        self._submit(self._pool, batch)
+        self._wait(self._room + WAITING)
+
+    def finish(self) -> Statistics:
+        """Wait for what is under way, and give the statistics.
+
+        All tensors then hold the same samples, also after an interrupt.
+
+        Raises:
+            CalibrationError: as `observe`, or there was not one sample.
+        """
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._wait(0)
+        result = self._gathered.statistics(self._names, self._first, self.fingerprint)
+        if self._resume is not None:
+            result = self._resume.merge(result)
+        if not result.samples:
+            raise CalibrationError("there is no calibration data: not one sample was given")
+        _report(result)
+        return result
+
+    def _start(self, batch: Sample) -> None:
+        """Run the first batch alone: it shows how many may run side by side."""
+        self._pool = ThreadPoolExecutor(1)
+        self._submit(self._pool, batch)
+        self._wait(0)
+        self._room = min(max(MOST_BYTES // max(self._gathered.largest, 1), 1), self._threads)
+        if self._room < self._threads:
+            self._session = self._open(self._threads // self._room)
+        if self._room > 1:
+            self._pool.shutdown()
+            self._pool = ThreadPoolExecutor(self._room)
+
+    def _open(self, threads: int) -> ort.InferenceSession:
+        return open_session(
+            self._model, outputs=self._names, providers=self._providers, threads=threads, spin=False
+        )
+
+    def _submit(self, pool: ThreadPoolExecutor, batch: Sample) -> None:
+        # A copy: whoever gives the batches may fill the same arrays again while this one waits.
+        batch = replace(batch, feeds={name: np.array(array) for name, array in batch.feeds.items()})
+        self._under_way.append(pool.submit(self._take_in, batch, self._number))
+        self._number += batch.count
+
+    def _wait(self, left: int) -> None:
+        """Until at most ``left`` batches are under way."""
+        while len(self._under_way) > left:
+            refused = self._under_way[0].result()
+            self._under_way.popleft()
+            if refused is None:
+                continue
+            if self._on_bad is None:
+                refuse(refused)
+            self._on_bad(refused, 1)
+
+    def _take_in(self, batch: Sample, number: int) -> CalibrationError | None:
+        """Run one batch and fold it; the error if the model refuses it."""
+        end = number + batch.count
+        try:
+            arrays = run_batch(self._session, self._names, batch)
+        except CalibrationError as error:
+            self._gathered.count(0, end)
+            return error
+        found = self._gathered.borrow()
+        self._gathered.count(batch.count, end, sum(getattr(array, "nbytes", 0) for array in arrays))
+        for name in reversed(self._names):
+            self._fold(found.setdefault(name, TensorStatistics()), name, arrays.pop(), batch, number)
+        self._gathered.give_back(found)
+        return None
+
+    def _fold(
+        self, tensor: TensorStatistics, name: str, array: NDArray[np.generic], batch: Sample, number: int
+    ) -> None:
+        if not isinstance(array, np.ndarray):
+            raise CalibrationError(
+                f"{name} cannot be observed: it is not a tensor but a {type(array).__name__}"
+            )
+        known = tensor.nonfinite
+        try:
+            tensor.update(
+                array,
+                batch.count,
+                number=number,
+                name=batch.name,
+                selection=self._selection,
+                channel_axis=self._channels.get(name),
+            )
+        except (TypeError, ValueError) as error:
+            raise CalibrationError(f"{name} cannot be observed: {error}") from error
+        if tensor.nonfinite > known and self._gathered.is_first(name):
+            logger.warning(
+                "%s: %d of %d values of tensor %s are NaN or infinite; such values are left out of its range",
+                batch.name,
+                tensor.nonfinite - known,
+                array.size,
+                name,
+            )
+
+
+class _Gathered:
+    """What the threads have gathered: several sets of statistics, each lent to one thread at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[dict[str, TensorStatistics]] = []
+        self._warned: set[str] = set()
+        self.samples = 0
+        self.end = 0
+        self.largest = 0
+
+    def borrow(self) -> dict[str, TensorStatistics]:
+        """Statistics by tensor that nobody else folds into."""
+        with self._lock:
+            return self._idle.pop() if self._idle else {}
+
+    def give_back(self, found: dict[str, TensorStatistics]) -> None:
+        """A whole batch was folded."""
+        with self._lock:
+            self._idle.append(found)
+
+    def count(self, samples: int, end: int, size: int = 0) -> None:
+        """``samples`` of a batch numbered up to ``end`` were taken in, whose tensors took ``size`` bytes."""
+        with self._lock:
+            self.samples += samples
+            self.end = max(self.end, end)
+            self.largest = max(self.largest, size)
+
+    def is_first(self, name: str) -> bool:
+        """Whether this is the first time that something is to be said of a tensor."""
+        with self._lock:
+            first = name not in self._warned
+            self._warned.add(name)
+            return first
+
+    def statistics(self, names: Sequence[str], first: int, fingerprint: str) -> Statistics:
+        """All of it, merged; ``first`` is the number of the first sample."""
+        tensors = {
+            name: reduce(TensorStatistics.merge, (part[name] for part in self._idle), TensorStatistics())
+            for name in names
+        }
+        span = (first, max(first, self.end))
+        return Statistics(tensors, self.samples, span=span, fingerprint=fingerprint)
 
 
 def run_batch(
@@ -81,46 +300,7 @@ def run_batch(
         raise CalibrationError(f"the model cannot run {batch.name}: {brief(error)}") from error
 
 
-@dataclass(frozen=True)
-class _Result:
-    """What the model made of one batch."""
-
-    sample: str
-    samples: int
-    arrays: Mapping[str, NDArray[np.generic]]
-
-
-def _finish(counting: Iterable[Future[None]]) -> None:
-    """Wait, and raise what went wrong."""
-    for future in counting:
-        future.result()
-
-
-def _fold(found: Mapping[str, TensorStatistics], names: Iterable[str], result: _Result) -> None:
-    for name in names:
-        _fold_tensor(found[name], name, result)
-
-
-def _fold_tensor(tensor: TensorStatistics, name: str, result: _Result) -> None:
-    array = result.arrays[name]
-    if not isinstance(array, np.ndarray):
-        raise CalibrationError(f"{name} cannot be observed: it is not a tensor but a {type(array).__name__}")
-    known = tensor.nonfinite
-    try:
-        tensor.update(array, result.samples)
-    except TypeError as error:
-        raise CalibrationError(f"{name} cannot be observed: {error}") from error
-    if tensor.nonfinite and not known:
-        logger.warning(
-            "%s: %d of %d values of tensor %s are NaN or infinite; such values are left out of its range",
-            result.sample,
-            tensor.nonfinite,
-            array.size,
-            name,
-        )
-
-
-def _report(found: Mapping[str, TensorStatistics]) -> None:
+def _report(found: Statistics) -> None:
     """Say once more, at the end, which tensors were not sound."""
     for name, tensor in found.items():
         if not tensor.count:

@@ -23,6 +23,9 @@ SIDE_BITS = SIDE.bit_length() - 1
 ZERO_EXPONENT = -149
 """The exponent of a histogram that holds nothing but zeros: below that of the smallest float32."""
 
+EXPONENTS = range(ZERO_EXPONENT, 129)
+"""The exponents that float32 values can give."""
+
 
 class Histogram:
     """Counts of float32 values.
@@ -41,12 +44,12 @@ class Histogram:
         """The width of a bin."""
         return math.ldexp(1.0, self.exponent - SIDE_BITS)
 
-    def add(self, values: NDArray[np.float32], low: float, high: float) -> None:
-        """Count ``values``, all finite; ``low`` and ``high`` are their exact extremes."""
+    def add(self, values: NDArray[np.float32], low: float, high: float, weight: int = 1) -> None:
+        """Count ``values``, all finite and within ``low`` and ``high``, ``weight`` times each."""
         self.widen(exponent_of(max(-low, high)))
         limit = math.ldexp(1.0, self.exponent)
         if low >= 0:
-            self.counts[SIDE:] += histogram1d(values, SIDE, (0.0, limit)).astype(np.int64)
+            self.counts[SIDE:] += weight * histogram1d(values, SIDE, (0.0, limit)).astype(np.int64)
             return
         counts = histogram1d(values, 2 * SIDE, (-limit, limit)).astype(np.int64)
         # `x + limit` rounds a negative x below the resolution of a double up to `limit`, and so into
@@ -54,7 +57,7 @@ class Histogram:
         strays = np.count_nonzero(values < 0) - counts[:SIDE].sum()
         counts[SIDE - 1] += strays
         counts[SIDE] -= strays
-        self.counts += counts
+        self.counts += weight * counts
 
     def widen(self, exponent: int) -> None:
         """Grow the bins until ``2**exponent`` bounds the magnitudes; never shrink them."""

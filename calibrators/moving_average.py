@@ -1,20 +1,28 @@
-"""The moving average of the batches' ranges."""
+"""The moving average of the samples' ranges."""
 
 from __future__ import annotations
+
+import numpy as np
 
 from calibrators.grid import Grid
 from calibrators.statistics import TensorStatistics
 
+MOMENTUM = 0.9
+"""The weight of the past: ``m <- 0.9 m + 0.1 x``."""
+
 
 def moving_average(statistics: TensorStatistics, grid: Grid) -> tuple[float, float]:
-    """``m <- 0.9 m + 0.1 x`` over the least and the greatest value of each batch.
+    """``m <- 0.9 m + 0.1 x`` over the least and the greatest value of each sample, beginning with the first.
 
-    Single outlying batches fade. The result depends on the order of the batches; statistics that
-    were merged count as one stream, the merged-in batches last.
+    Single outlying samples fade. The samples count in the order in which they stand in the data, in
+    whatever order they were seen; of very many, neighbours are taken together (see `calibrators.trail`).
 
     Raises:
         CalibrationError: no finite value was seen.
     """
     statistics.require_data()
-    low, high = statistics.moving.value
+    lows, highs = statistics.trail.seen()
+    weights = (1 - MOMENTUM) * MOMENTUM ** np.arange(len(lows), dtype=np.float64)[::-1]
+    weights[0] /= 1 - MOMENTUM
+    low, high = float(weights @ lows), float(weights @ highs)
     return max(low, statistics.low), min(high, statistics.high)

@@ -66,7 +66,7 @@ def open_session(
     if not isinstance(model, ir.Model):
         if not outputs:
             return _create(os.fspath(model), options, providers)
-        model = _load(model)
+        model = load_model(model)
     model = _with_outputs(model, outputs) if outputs else model
     if not _needs_file(model):
         return _create(ir.to_proto(model).SerializeToString(), options, providers)
@@ -129,7 +129,12 @@ def _create(
     return session
 
 
-def _load(path: str | os.PathLike[str]) -> ir.Model:
+def load_model(path: str | os.PathLike[str]) -> ir.Model:
+    """The model of a file.
+
+    Raises:
+        CalibrationError: it cannot be read.
+    """
     try:
         return ir.load(path)
     except (OSError, ValueError, TypeError, DecodeError) as error:

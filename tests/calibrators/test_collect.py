@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tracemalloc
+from contextlib import suppress
 
 import numpy as np
 import onnx.parser
@@ -11,11 +12,13 @@ import onnx_ir as ir
 import pytest
 
 from calibrators import collect as collecting
-from calibrators.collect import run_batch
+from calibrators.collect import Collector, run_batch
 from calibrators.errors import CalibrationError
+from calibrators.fingerprint import fingerprint
 from calibrators.samples import Sample
 from calibrators.session import open_session
-from calibrators.statistics import Statistics, TensorStatistics
+from calibrators.statistics import Statistics
+from calibrators.tensor_statistics import Extreme, TensorStatistics
 
 TEXT = """
 <ir_version: 8, opset_import: ["": 17]>
@@ -64,27 +67,117 @@ def test_every_tensor_over_every_batch(model):
     for name, tensor in found.items():
         expected = TensorStatistics()
         for sample, batch in data:
-            expected.update(run_batch(session, [name], Sample(sample, batch))[0], len(batch["ids"]))
+            array = run_batch(session, [name], Sample(sample, batch))[0]
+            expected.update(array, len(batch["ids"]), name=sample)
         assert (tensor.low, tensor.high) == (expected.low, expected.high)
         assert tensor.count == expected.count
         assert tensor.samples == 7
-        assert tensor.moving == expected.moving
+        assert tensor.trail == expected.trail
+        assert (tensor.lowest, tensor.highest) == (expected.lowest, expected.highest)
         np.testing.assert_array_equal(tensor.histogram.counts, expected.histogram.counts)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads_and_batching_change_nothing(model, threads, tmp_path):
-    whole = [("all", feeds(6, 3, 0))]
-    single = [(f"s{i}", {name: array[i : i + 1] for name, array in whole[0][1].items()}) for i in range(6)]
-    names = ["h", "y", "z"]
-    one = collect(model, names, whole, threads=1)
-    six = collect(model, names, single, threads=threads)
-    for name in names:
-        assert (one[name].low, one[name].high) == (six[name].low, six[name].high)
-        np.testing.assert_array_equal(one[name].histogram.counts, six[name].histogram.counts)
-    collect(model, names, single, threads=threads).save(tmp_path / "again")
-    six.save(tmp_path / "six")
-    assert (tmp_path / "six").read_bytes() == (tmp_path / "again").read_bytes()
+@pytest.mark.parametrize("every_element", [True, False])
+def test_threads_and_batching_change_nothing(model, threads, every_element, tmp_path):
+    options = {"channels": {"y": 1}, "every_element": every_element}
+    whole = feeds(12, 30_000, 0)
+    parts = {
+        size: [
+            ("s", {name: array[i : i + size] for name, array in whole.items()}) for i in range(0, 12, size)
+        ]
+        for size in (12, 1, 5)
+    }
+    collect(model, ["h", "y", "z"], parts[12], threads=1, **options).save(tmp_path / "whole")
+    for size in (1, 5):
+        collect(model, ["h", "y", "z"], parts[size], threads=threads, **options).save(tmp_path / "parts")
+        assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_channel_means(model):
+    batch = feeds(4, 6, 0)
+    found = collect(model, ["h", "x"], [("s", batch)], channels={"x": 1})
+    assert found["h"].channels is None
+    assert found["x"].channels is not None
+    np.testing.assert_allclose(found["x"].channels.value, batch["x"].mean(axis=0), rtol=1e-6)
+
+
+def test_channels_along_an_axis_that_is_not_there(model):
+    with pytest.raises(CalibrationError, match="x cannot be observed: no axis 2"):
+        collect(model, ["x"], [("s", feeds(1, 2, 0))], channels={"x": 2})
+
+
+def test_samples_that_set_the_range_are_named(model):
+    batches = [("quiet", feeds(1, 5, 0)), ("loud", feeds(1, 5, 1)), ("calm", feeds(1, 5, 2))]
+    batches[1][1]["x"][0, 3] = 99
+    found = collect(model, ["x"], batches)["x"]
+    assert found.highest == Extreme(99, 1, "loud")
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(model, tmp_path):
+    data = [as_sample((f"s{i}", feeds(2, 50, i))) for i in range(9)]
+    whole = collecting.collect(model, ["h", "y"], data)
+
+    def interrupted():
+        yield from data[:4]
+        raise KeyboardInterrupt
+
+    with Collector(model, ["h", "y"], threads=2) as collector:
+        with suppress(KeyboardInterrupt):
+            for sample in interrupted():
+                collector.observe(sample)
+        collector.finish().save(tmp_path / "part", complete=False)
+    part = Statistics.load(tmp_path / "part")
+    assert (part.samples, part.span, part.complete) == (8, (0, 8), False)
+    with Collector(model, ["h", "y"], resume=part) as collector:
+        for sample in data[4:]:
+            collector.observe(sample)
+        collector.finish().save(tmp_path / "resumed", complete=True)
+    whole.save(tmp_path / "whole")
+    assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_nothing_is_left_to_go_on_with(model):
+    part = collect(model, ["h"], [("s", feeds(1, 2, 0))])
+    with Collector(model, ["h"], resume=part) as collector:
+        assert collector.finish().samples == 1
+
+
+def test_refused_batches_can_be_passed_over(model):
+    bad = {"x": np.ones((2, 3), np.float32), "ids": np.array([9, 9])}
+    batches = [("good", feeds(1, 3, 0)), ("bad", bad), ("fine", feeds(2, 3, 1)), ("worse", bad)]
+    refused: list[str] = []
+    found = collect(model, ["h"], batches, on_bad=lambda error, _: refused.append(str(error)))
+    assert [text.split(":")[0] for text in refused] == [
+        "the model cannot run bad",
+        "the model cannot run worse",
+    ]
+    assert (found.samples, found.span, found["h"].samples) == (3, (0, 7), 3)
+
+
+def test_large_tensors_are_not_many_at_a_time(model, monkeypatch):
+    monkeypatch.setattr(collecting, "MOST_BYTES", 1000)
+    opened: list[int] = []
+    monkeypatch.setattr(
+        collecting, "open_session", lambda *a, **k: opened.append(k["threads"]) or open_session(*a, **k)
+    )
+    data = [(f"s{i}", feeds(1, 100, i)) for i in range(5)]
+    one = collect(model, ["h"], data, threads=4)
+    assert opened == [1, 2]  # 400 bytes a batch: two at a time, two threads each
+    np.testing.assert_array_equal(
+        one["h"].histogram.counts, collect(model, ["h"], data, threads=1)["h"].histogram.counts
+    )
+
+
+def test_the_fingerprint_is_that_of_nodes_and_weights(model):
+    assert collect(model, ["h"], [("s", feeds(1, 2, 0))]).fingerprint == fingerprint(model)
+    assert fingerprint(ir.from_proto(onnx.parser.parse_model(TEXT))) == fingerprint(model)
+    for changed in (
+        TEXT.replace("3, 4}", "3, 5}"),
+        TEXT.replace("Exp", "Abs"),
+        TEXT.replace("axis = 0", "axis = -2"),
+    ):
+        assert fingerprint(ir.from_proto(onnx.parser.parse_model(changed))) != fingerprint(model)
 
 
 def test_a_path_and_repeated_names(model, tmp_path):

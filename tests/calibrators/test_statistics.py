@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from calibrators import archive
+from calibrators.channels import ChannelMeans
 from calibrators.errors import CalibrationError
+from calibrators.exact_sum import ExactSum
 from calibrators.histogram import SIDE, Histogram, exponent_of
-from calibrators.moving_range import MovingRange
-from calibrators.statistics import Statistics, TensorStatistics
+from calibrators.statistics import Statistics
+from calibrators.tensor_statistics import Extreme, TensorStatistics
+from calibrators.trail import LENGTH, Trail
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 TINY = float(np.finfo(np.float32).smallest_subnormal)
@@ -155,7 +158,7 @@ def test_text_is_refused():
 def test_empty_arrays_count_as_samples_only():
     tensor = of(np.empty((0, 4), np.float32))
     assert (tensor.samples, tensor.count, tensor.low, tensor.high) == (1, 0, math.inf, -math.inf)
-    assert tensor.moving.batches == 0
+    assert not tensor.trail.seen()[0].size
 
 
 def test_nan_and_infinity_are_left_out_and_counted():
@@ -173,7 +176,7 @@ def test_doubles_beyond_float32_count_as_infinite():
 
 def test_nothing_finite():
     tensor = of(np.array([np.nan, np.inf], np.float32))
-    assert (tensor.count, tensor.nonfinite, tensor.moving.batches) == (0, 2, 0)
+    assert (tensor.count, tensor.nonfinite, tensor.trail.seen()[0].size) == (0, 2, 0)
     with pytest.raises(CalibrationError, match="no finite value"):
         tensor.require_data()
 
@@ -189,40 +192,214 @@ def test_update_needs_no_copy_of_the_array():
     assert peak < values.nbytes / 2
 
 
-# The moving average
+# Samples in batches
 
 
-def moving(pairs) -> MovingRange:
-    return functools.reduce(MovingRange.followed_by, (MovingRange(p, p, 1) for p in pairs), MovingRange())
+def exact_in_full(tensor: TensorStatistics) -> tuple[object, ...]:
+    """Everything, bit by bit."""
+    channels = tensor.channels
+    return (
+        *exact(tensor),
+        tensor.lowest,
+        tensor.highest,
+        tensor.samples,
+        tensor.trail,
+        channels and (channels.axis, channels.sums.windows.tobytes(), channels.counts.tobytes()),
+    )
 
 
-RANGES = st.lists(st.tuples(st.floats(-1e3, 0), st.floats(0, 1e3)), max_size=30)
+def of_batches(samples: np.ndarray, batches: list[np.ndarray], **options) -> list[TensorStatistics]:
+    """The statistics of each batch of neighbouring samples, given by their numbers."""
+    found = []
+    for numbers in batches:
+        tensor = TensorStatistics()
+        tensor.update(samples[numbers], len(numbers), number=int(numbers[0]), **options)
+        found.append(tensor)
+    return found
 
 
-@given(RANGES.filter(len))
-def test_the_moving_average_follows_its_formula(pairs):
-    low, high = pairs[0]
-    for x_low, x_high in pairs[1:]:
-        low, high = 0.9 * low + 0.1 * x_low, 0.9 * high + 0.1 * x_high
-    assert moving(pairs).value == pytest.approx((low, high), abs=1e-9)
+@st.composite
+def samples_of_one_shape(draw):
+    shape = draw(hnp.array_shapes(min_dims=2, max_dims=4, max_side=7))
+    seed, kind = draw(st.integers(0, 999)), draw(st.sampled_from(["normal", "wild", "ties", "bad"]))
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(shape).astype(np.float32)
+    if kind == "wild":
+        values *= (10.0 ** rng.integers(-37, 38, shape)).astype(np.float32)
+    if kind == "ties":
+        values = np.sign(values)
+    if kind == "bad":
+        values[rng.random(shape) < 0.2] = rng.choice(np.array([np.nan, np.inf, -np.inf], np.float32))
+    return values
 
 
-@given(RANGES, RANGES)
-def test_merged_moving_averages_are_those_of_one_stream(one, two):
-    merged, whole = moving(one).followed_by(moving(two)), moving(one + two)
-    assert merged.batches == whole.batches
-    assert merged.first == whole.first
-    assert merged.value == pytest.approx(whole.value, abs=1e-9)
+@given(
+    samples_of_one_shape(),
+    st.lists(st.integers(1, 6), max_size=4),
+    st.sampled_from([None, 3, 20]),
+    st.data(),
+)
+def test_any_batches_in_any_order_give_the_same_bits(samples, cuts, selection, data):
+    """Histogram, extremes and where they came from, trail, channel means: not a bit may differ."""
+    axis = data.draw(st.sampled_from([None, *range(1, samples.ndim), -1]))
+    options = {"selection": selection, "channel_axis": axis}
+    numbers = np.arange(len(samples))
+    whole = exact_in_full(of_batches(samples, [numbers], **options)[0])
+    batches = [part for part in np.split(numbers, sorted(c for c in cuts if c < len(samples))) if part.size]
+    for order in (
+        batches,
+        batches[::-1],
+        data.draw(st.permutations(batches)),
+        [numbers[i : i + 1] for i in numbers],
+    ):
+        parts = of_batches(samples, order, **options)
+        assert exact_in_full(functools.reduce(TensorStatistics.merge, parts)) == whole
+        one = TensorStatistics()
+        for batch in order:
+            one.update(samples[batch], len(batch), number=int(batch[0]), **options)
+        assert exact_in_full(one) == whole
 
 
-def test_tensors_that_share_a_range_do_not_fade_into_each_other():
-    wide, narrow = of(*[np.array([-10.0, 10.0], np.float32)] * 100), of(*[np.ones(3, np.float32)] * 100)
+def test_a_batch_of_float16_is_split_alike():
+    samples = np.random.default_rng(0).standard_normal((8, 16, 9, 9)).astype(np.float16)
+    whole = of_batches(samples, [np.arange(8)], channel_axis=1)[0]
+    parts = of_batches(samples, [np.array([i]) for i in range(8)], channel_axis=1)
+    assert exact_in_full(functools.reduce(TensorStatistics.merge, parts)) == exact_in_full(whole)
+
+
+def test_large_channels_last_tensors_are_split_alike():
+    samples = np.random.default_rng(0).standard_normal((4, 130, 70, 24)).astype(np.float32)
+    for axis in (1, 2, 3):
+        whole = of_batches(samples, [np.arange(4)], channel_axis=axis)[0]
+        parts = of_batches(samples, [np.array([i]) for i in range(4)], channel_axis=axis)
+        assert exact_in_full(functools.reduce(TensorStatistics.merge, parts)) == exact_in_full(whole)
+
+
+@given(samples_of_one_shape(), st.data())
+def test_channel_means(samples, data):
+    axis = data.draw(st.integers(1, samples.ndim - 1))
+    tensor = of_batches(samples, [np.arange(len(samples))], channel_axis=axis)[0]
+    others = tuple(i for i in range(samples.ndim) if i != axis)
+    finite = np.isfinite(samples)
+    count = finite.sum(axis=others)
+    expected = np.where(finite, samples, 0).sum(axis=others, dtype=np.float64) / np.maximum(count, 1)
+    scale = np.abs(np.where(finite, samples, 0)).max(axis=others)
+    assert tensor.channels is not None
+    np.testing.assert_array_less(np.abs(tensor.channels.value - expected), 1e-5 * scale + 1e-30)
+
+
+@pytest.mark.parametrize("axis", [0, 2, -2, 7])
+def test_an_axis_that_counts_no_channels(axis):
+    with pytest.raises(ValueError, match=r"no axis .* in shape \[3, 4\]"):
+        ChannelMeans.of(np.ones((3, 4), np.float32), axis)
+
+
+def test_channels_that_change_are_refused():
+    tensor = TensorStatistics()
+    tensor.update(np.ones((2, 3)), 2, channel_axis=1)
+    with pytest.raises(ValueError, match="3 channels in one batch, 4 in another"):
+        tensor.update(np.ones((2, 4)), 2, channel_axis=1)
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 30), elements=FLOATS), st.randoms(use_true_random=False))
+def test_exact_sums_are_those_of_fsum(values, rng: random.Random):
+    order = list(range(len(values)))
+    rng.shuffle(order)
+    one, two = ExactSum.zeros(1), ExactSum.zeros(1)
+    one.add(values[:, None])
+    for i in order:
+        two.add(values[i : i + 1, None])
+    np.testing.assert_array_equal(one.windows, two.windows)
+    expected = math.fsum(map(float, values))
+    assert one.value[0] == pytest.approx(expected, rel=1e-12, abs=1e-12 * float(np.abs(values).max()))
+
+
+# A selection of the elements
+
+
+def test_a_selection_stands_for_all_elements():
+    rng = np.random.default_rng(0)
+    values = np.maximum(rng.standard_normal((5, 64, 40, 40)), -0.5).astype(np.float32)
+    values[3, 1, 2, 3] = 9.5
+    full, picked = TensorStatistics(), TensorStatistics()
+    full.update(values, 5)
+    picked.update(values, 5, selection=16384)
+    assert (picked.low, picked.high, picked.highest.number) == (-0.5, 9.5, 3)
+    assert picked.trail == full.trail
+    assert picked.count == pytest.approx(full.count, rel=1e-3)
+    ours, theirs = (np.cumsum(t.histogram.counts) / t.count for t in (picked, full))
+    assert np.abs(ours - theirs).max() < 0.005
+    assert np.flatnonzero(picked.histogram.counts)[-1] == np.flatnonzero(full.histogram.counts)[-1]
+
+
+@pytest.mark.parametrize("shape", [(64, 32, 32), (1000, 96), (32, 112, 112), (7, 7, 1280), (20001,)])
+def test_a_selection_takes_from_every_channel_row_and_column(shape):
+    for axis in range(len(shape)):
+        values = np.broadcast_to(
+            np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape
+        )
+        tensor = TensorStatistics()
+        tensor.update(np.ascontiguousarray(values, np.float32)[None], 1, selection=16384)
+        if math.prod(shape) > 16384:
+            used = np.unique(np.floor(np.flatnonzero(tensor.histogram.counts) - SIDE))
+            assert len(used) >= min(shape[axis], SIDE // 2)
+
+
+def test_small_tensors_are_counted_in_full():
+    values = np.random.default_rng(0).standard_normal((3, 1000))
+    one, two = TensorStatistics(), TensorStatistics()
+    one.update(values, 3)
+    two.update(values, 3, selection=1000)
+    assert exact_in_full(one) == exact_in_full(two)
+
+
+# The trail
+
+
+def trail(*pairs: tuple[float, float], first: int = 0) -> Trail:
+    lows, highs = (np.array(ends, np.float32) for ends in zip(*pairs, strict=True))
+    return Trail.of(lows, highs, first)
+
+
+def test_the_trail_keeps_the_extremes_of_each_sample():
+    tensor = TensorStatistics()
+    tensor.update(np.array([[1, 2], [-3, 5], [np.nan, np.inf]]), 3)
+    tensor.update(np.array([[0.5, 0.25]]), 1)
+    lows, highs = tensor.trail.seen()
+    assert lows.tolist() == [1, -3, 0.25]
+    assert highs.tolist() == [2, 5, 0.5]
+    assert tensor.mean_range == pytest.approx((-1.75 / 3, 7.5 / 3))
+    assert (tensor.lowest, tensor.highest) == (Extreme(-3, 1), Extreme(5, 1))
+
+
+def test_a_long_trail_takes_neighbours_together():
+    rng = np.random.default_rng(0)
+    highs = rng.random(5 * LENGTH // 2).astype(np.float32)
+    whole = Trail.of(-highs, highs, 0)
+    assert whole.block == 4
+    np.testing.assert_array_equal(whole.highs, highs.reshape(-1, 4).max(axis=1))
+    parts = [Trail.of(-highs[i : i + 999], highs[i : i + 999], i) for i in range(0, len(highs), 999)]
+    for order in (parts, parts[::-1]):
+        assert functools.reduce(Trail.over, order) == whole
+
+
+def test_samples_numbered_anew_come_later():
+    one, two = trail((0, 1), (0, 2)), trail((-5, 0))
+    both = one.over(two.later(2))
+    assert both == trail((0, 1), (0, 2), (-5, 0))
+    long = Trail.of(np.zeros(LENGTH + 1, np.float32), np.ones(LENGTH + 1, np.float32), 0)
+    moved = long.later(LENGTH)
+    assert moved.block == 4
+    assert moved.highs[: LENGTH // 4].max() == -np.inf
+
+
+def test_tensors_that_share_a_range_are_joined_sample_by_sample():
+    wide, narrow = of(*[np.array([-10.0, 10.0])] * 100), of(*[np.ones(3)] * 100)
     for joined in (wide.join(narrow), narrow.join(wide)):
-        assert joined.moving.value == pytest.approx((-10, 10))
+        assert joined.mean_range == (-10, 10)
         assert joined.samples == 100
     assert wide.merge(narrow).samples == 200
-    assert TensorStatistics().join(narrow).moving == narrow.moving
-    assert narrow.join(TensorStatistics()).moving == narrow.moving
+    assert TensorStatistics().join(narrow).trail == narrow.trail
 
 
 # Many tensors, and the file
@@ -230,25 +407,24 @@ def test_tensors_that_share_a_range_do_not_fade_into_each_other():
 
 def some() -> Statistics:
     rng = np.random.default_rng(0)
+    means = TensorStatistics()
+    means.update(rng.standard_normal((2, 5, 3)), 2, name="picture.jpg", channel_axis=1)
     tensors = {
         "a/b:0": of(rng.standard_normal((2, 3)), rng.standard_normal(50)),
         "ü": of(np.zeros(4)),
         "empty": of(np.empty(0)),
         "bad": of(np.array([np.nan, 1.0])),
+        "means": means,
     }
-    return Statistics(tensors, samples=2)
+    return Statistics(tensors, samples=2, span=(3, 5), complete=False, fingerprint="abc")
 
 
 def same(one: Statistics, two: Statistics) -> bool:
     return (
         list(one) == list(two)
-        and one.samples == two.samples
-        and all(
-            exact(one[n]) == exact(two[n])
-            and one[n].moving == two[n].moving
-            and one[n].samples == two[n].samples
-            for n in one
-        )
+        and (one.samples, one.span, one.complete, one.fingerprint)
+        == (two.samples, two.span, two.complete, two.fingerprint)
+        and all(exact_in_full(one[n]) == exact_in_full(two[n]) for n in one)
     )
 
 
@@ -258,6 +434,7 @@ def test_save_and_load(tmp_path):
     loaded = Statistics.load(tmp_path / "s.npz")
     assert same(loaded, statistics)
     assert loaded.unseen == ("empty",)
+    assert not loaded.complete
     assert same(loaded.merge(loaded), statistics.merge(statistics))
     loaded["ü"].update(np.ones(3))
     assert loaded["ü"].count == 7
@@ -277,6 +454,44 @@ def test_no_tensors_at_all(tmp_path):
 def test_merging_different_tensors_is_refused():
     with pytest.raises(CalibrationError, match="only one of the two has ü"):
         Statistics({"ü": of(np.ones(1))}, 1).merge(Statistics({}, 1))
+
+
+def numbered(*numbers: int, **options) -> Statistics:
+    """Of samples with these numbers; the value of each is its number."""
+    tensor = TensorStatistics()
+    for number in numbers:
+        tensor.update(np.full((1, 3), number), 1, number=number)
+    return Statistics({"x": tensor}, len(numbers), span=(numbers[0], numbers[-1] + 1), **options)
+
+
+def test_parts_of_one_stream_merge_in_any_order():
+    whole, parts = numbered(*range(6)), [numbered(0, 1), numbered(2, 3), numbered(4, 5)]
+    for order in (parts, parts[::-1], [parts[1], parts[2], parts[0]]):
+        assert same(functools.reduce(Statistics.merge, order), whole)
+    assert not numbered(0).merge(numbered(1, complete=False)).complete
+
+
+def test_streams_that_were_numbered_alike_follow_each_other():
+    both = numbered(0, 1, 2).merge(numbered(0, 1))
+    assert (both.samples, both.span) == (5, (0, 5))
+    assert both["x"].trail.seen()[0].tolist() == [0, 1, 2, 0, 1]
+    assert both["x"].highest.number == 2
+    assert numbered(0).merge(numbered(0, 7))["x"].highest == Extreme(7, 8)
+
+
+def test_merging_different_models_is_refused():
+    with pytest.raises(CalibrationError, match="different models"):
+        numbered(0, fingerprint="a").merge(numbered(1, fingerprint="b"))
+
+
+def test_merging_different_channels_is_refused():
+    def channels(n: int) -> Statistics:
+        tensor = TensorStatistics()
+        tensor.update(np.ones((1, n)), 1, channel_axis=1)
+        return Statistics({"x": tensor}, 1)
+
+    with pytest.raises(CalibrationError, match="3 channels in one batch, 4 in another"):
+        channels(3).merge(channels(4))
 
 
 def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
@@ -345,8 +560,12 @@ def test_other_and_damaged_files_are_named(tmp_path, damage):
 
 def _rewritten(path: Path, header: dict | None = None, **columns) -> None:
     some().save(path)
-    old_header, old_columns = archive.read(path)
-    archive.write(path, {**old_header, **(header or {})}, {**old_columns, **columns})
+    with np.load(path) as file:
+        arrays = dict(file)
+    old_header = json.loads(arrays.pop(archive.HEADER).tobytes())
+    text = json.dumps({**old_header, **(header or {})})
+    with path.open("wb") as file:
+        np.savez(file, **{archive.HEADER: np.frombuffer(text.encode(), np.uint8), **arrays, **columns})
 
 
 @pytest.mark.parametrize(
@@ -356,10 +575,16 @@ def _rewritten(path: Path, header: dict | None = None, **columns) -> None:
         ({"tensors": 3}, {}),
         ({"samples": None}, {}),
         ({}, {"low": np.ones(3)}),
-        ({}, {"low": np.array(["x"] * 4)}),
-        ({}, {"low": np.full(4, np.nan)}),
-        ({}, {"counts": np.ones((4, 2 * SIDE), np.int64)}),
-        ({}, {"counts": np.ones((4, 5), np.int64)}),
+        ({}, {"low": np.array(["x"] * 5)}),
+        ({}, {"low": np.full(5, np.nan)}),
+        ({}, {"counts": np.ones((5, 2 * SIDE), np.int64)}),
+        ({}, {"counts": np.ones((5, 5), np.int64)}),
+        ({}, {"exponent": np.full(5, 500)}),
+        ({}, {"entries": np.full(5, 9)}),
+        ({}, {"entries": np.full(5, -1)}),
+        ({}, {"block": np.zeros(5, np.int64)}),
+        ({}, {"channels": np.full(5, 2)}),
+        ({"span": [1]}, {}),
     ],
 )
 def test_columns_that_do_not_fit_are_damage(tmp_path, header, columns):
@@ -372,7 +597,7 @@ def test_columns_that_do_not_fit_are_damage(tmp_path, header, columns):
 def test_another_version_is_named(tmp_path):
     path = tmp_path / "s.npz"
     _rewritten(path, {"version": 99})
-    with pytest.raises(CalibrationError, match="version 99, expected 1"):
+    with pytest.raises(CalibrationError, match="version 99, expected 2"):
         Statistics.load(path)
 
 

@@ -1,0 +1,240 @@
+"""What is remembered of a tensor: enough for every calibration method, in memory that never grows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrators.channels import ChannelMeans
+from calibrators.errors import CalibrationError
+from calibrators.histogram import Histogram
+from calibrators.trail import EMPTY, Trail
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, order=True)
+class Extreme:
+    """The least or the greatest value, and the first sample that held it.
+
+    Attributes:
+        value: ``inf`` or ``-inf`` while there is none.
+        number: the sample's in the stream of data.
+        name: the sample's, or that of the batch it came in.
+    """
+
+    value: float
+    number: int = -1
+    name: str = ""
+
+
+class TensorStatistics:
+    """Extremes and histogram of one tensor, over everything it was shown.
+
+    They are exact: the same samples, numbered alike, give the same bits, in whatever batches and order
+    they come and however partial statistics are merged. Values are taken as float32.
+
+    Attributes:
+        lowest, highest: the extremes of the finite values.
+        count: elements in the histogram.
+        nonfinite: NaN and infinite elements seen, which count nowhere else.
+        samples: samples seen.
+        histogram: the counts of the finite elements. Where only a selection was counted, each counts
+            as often as it stands for others, and every sample's extremes are counted too.
+        trail: the extremes of each sample.
+        channels: the mean of each channel, if they were asked for.
+    """
+
+    def __init__(self) -> None:
+        self.lowest = Extreme(math.inf)
+        self.highest = Extreme(-math.inf)
+        self.count = 0
+        self.nonfinite = 0
+        self.samples = 0
+        self.histogram = Histogram()
+        self.trail = EMPTY
+        self.channels: ChannelMeans | None = None
+
+    @property
+    def low(self) -> float:
+        """The least finite value; ``inf`` while there is none."""
+        return self.lowest.value
+
+    @property
+    def high(self) -> float:
+        """The greatest finite value; ``-inf`` while there is none."""
+        return self.highest.value
+
+    @property
+    def amax(self) -> float:
+        """The largest magnitude seen."""
+        return max(-self.low, self.high, 0.0)
+
+    @property
+    def mean_range(self) -> tuple[float, float]:
+        """The means of the samples' lows and of their highs; (0, 0) while there are none."""
+        lows, highs = self.trail.seen()
+        return (float(lows.mean(dtype=float)), float(highs.mean(dtype=float))) if lows.size else (0.0, 0.0)
+
+    def update(
+        self,
+        array: NDArray[np.generic],
+        samples: int = 1,
+        *,
+        number: int | None = None,
+        name: str = "",
+        selection: int | None = None,
+        channel_axis: int | None = None,
+    ) -> None:
+        """Take in one batch of any shape and number type.
+
+        Args:
+            array: the tensor. If its axis 0 has the size ``samples``, it counts them.
+            samples: samples in the batch.
+            number: the number of the first of them in the stream of data; else they follow the last.
+            name: what to call them in messages.
+            selection: count about so many elements of each sample, evenly spread, instead of all.
+            channel_axis: also keep the means of the channels along this axis.
+
+        Raises:
+            TypeError: the array does not hold real numbers.
+            ValueError: it has no such axis, or other channels than before.
+        """
+        number = self.samples if number is None else number
+        self.samples += samples
+        values = _as_float32(array)
+        if not values.size:
+            return
+        if not values.ndim or len(values) != samples:
+            values = values[None]
+        if channel_axis is not None:
+            means = ChannelMeans.of(values, channel_axis)
+            self.channels = means if self.channels is None else self.channels.plus(means)
+        self._fold(values.reshape(len(values), -1), number, name, selection)
+
+    def _fold(self, rows: Floats, number: int, name: str, selection: int | None) -> None:
+        """``rows``: one for each sample, the first of which has the number ``number``."""
+        lows, highs = _extremes(rows)
+        finite = bool(np.isfinite(lows).all() and np.isfinite(highs).all())
+        if not finite:
+            there = np.isfinite(rows)
+            self.nonfinite += rows.size - int(np.count_nonzero(there))
+            lows, highs = _extremes(rows, there)
+        self.trail = self.trail.over(Trail.of(lows, highs, number))
+        lowest = Extreme(float(lows.min()), number + int(lows.argmin()), name)
+        highest = Extreme(float(highs.max()), number + int(highs.argmax()), name)
+        if lowest.value > highest.value:  # not one finite value
+            return
+        self._stretch(lowest, highest)
+        stride = _stride(rows.shape[1], selection)
+        picked = rows[:, ::stride]
+        self._count(picked if finite else picked[np.isfinite(picked)], lowest.value, highest.value, stride)
+        if stride > 1:
+            seen = lows <= highs
+            ends = np.concatenate([lows[seen], highs[seen]])
+            self._count(ends, lowest.value, highest.value, 1)
+
+    def _stretch(self, lowest: Extreme, highest: Extreme) -> None:
+        self.lowest = min(self.lowest, lowest)
+        self.highest = max(self.highest, highest, key=lambda e: (e.value, -e.number))
+
+    def _count(self, values: Floats, low: float, high: float, weight: int) -> None:
+        self.histogram.add(values, low, high, weight)
+        self.count += values.size * weight
+
+    def merge(self, other: TensorStatistics, later: int = 0) -> TensorStatistics:
+        """The statistics of our samples and ``other``'s, of the same tensor.
+
+        Args:
+            other: of other samples.
+            later: the samples that came before all of ``other``'s, if those were numbered anew.
+
+        Raises:
+            ValueError: the two have different channels.
+        """
+        trail = other.trail.later(later) if later else other.trail
+        ends = (replace(end, number=end.number + later) for end in (other.lowest, other.highest))
+        result = self._combined(other, trail, *ends)
+        result.samples = self.samples + other.samples
+        pair = [means for means in (self.channels, other.channels) if means is not None]
+        result.channels = pair[0].plus(pair[1]) if len(pair) == 2 else pair[0] if pair else None
+        return result
+
+    def join(self, other: TensorStatistics) -> TensorStatistics:
+        """The statistics of two tensors of the same samples that are to share one range."""
+        result = self._combined(other, other.trail, other.lowest, other.highest)
+        result.samples = max(self.samples, other.samples)
+        return result
+
+    def clipped(self, low: float, high: float) -> TensorStatistics:
+        """As if every value outside ``[low, high]``, which holds zero, had been set to its nearer end."""
+        if not self.count or (low <= self.low and self.high <= high):
+            return self
+        result = TensorStatistics()
+        result.lowest, result.highest = (
+            replace(end, value=min(max(end.value, low), high)) for end in (self.lowest, self.highest)
+        )
+        result.count, result.nonfinite, result.samples = self.count, self.nonfinite, self.samples
+        result.histogram = self.histogram.clipped(low, high)
+        result.trail = self.trail.clipped(low, high)
+        return result
+
+    def _combined(
+        self, other: TensorStatistics, trail: Trail, lowest: Extreme, highest: Extreme
+    ) -> TensorStatistics:
+        result = TensorStatistics()
+        result.lowest, result.highest = self.lowest, self.highest
+        result._stretch(lowest, highest)
+        result.count = self.count + other.count
+        result.nonfinite = self.nonfinite + other.nonfinite
+        result.histogram = self.histogram.merged(other.histogram)
+        result.trail = self.trail.over(trail)
+        return result
+
+    def require_data(self) -> None:
+        """Check that there is something to make a range of.
+
+        Raises:
+            CalibrationError: no finite value was ever seen.
+        """
+        if not self.count:
+            raise CalibrationError(
+                f"no finite value was seen in {self.samples} samples ({self.nonfinite} were NaN or infinite)"
+            )
+
+
+def _as_float32(array: NDArray[np.generic]) -> Floats:
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"expected real numbers, got an array of {array.dtype}")
+    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is counted as such
+        return array.astype(np.float32, copy=False)
+
+
+def _extremes(rows: Floats, there: NDArray[np.bool_] | bool = True) -> tuple[Floats, Floats]:
+    """Each row's least and greatest value; ``inf`` and ``-inf`` where it has none.
+
+    Adding zero makes -0.0 positive, so that the sign of a zero cannot depend on the order.
+    """
+    zero = np.float32(0)
+    lows, highs = (
+        rows.min(axis=1, where=there, initial=np.inf),
+        rows.max(axis=1, where=there, initial=-np.inf),
+    )
+    return lows + zero, highs + zero
+
+
+def _stride(elements: int, selection: int | None) -> int:
+    """Count every so-manieth of a sample's elements, so that about ``selection`` are counted.
+
+    It has no divisor in common with their number, and so none with an axis: the elements counted come from
+    every channel, row and column alike.
+    """
+    if selection is None or elements <= selection:
+        return 1
+    stride = elements // selection
+    while stride > 1 and math.gcd(stride, elements) > 1:
+        stride += 1
+    return stride

@@ -1,0 +1,106 @@
+"""The extremes of a tensor sample by sample: how its range came about."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+LENGTH = 4096
+"""Entries at most. Beyond as many samples, each entry stands for two neighbours, then for four ..."""
+
+
+@dataclass(frozen=True)
+class Trail:
+    """Extremes of samples by their number in the stream of data; the order in which they came is forgotten.
+
+    Entry ``i`` holds those of the samples ``i * block`` to ``(i + 1) * block - 1``. ``block`` is a power of
+    two that follows from the highest number alone, so any order and split of the samples gives the same.
+
+    Attributes:
+        lows, highs: float32 ``[entries]``; ``inf`` and ``-inf`` where nothing finite was seen.
+        block: samples to an entry.
+    """
+
+    lows: Floats
+    highs: Floats
+    block: int = 1
+
+    @staticmethod
+    def of(lows: Floats, highs: Floats, first: int) -> Trail:
+        """Of neighbouring samples, the first of which has the number ``first``."""
+        block = _block(first + len(lows))
+        entries = np.arange(first, first + len(lows)) // block
+        trail = _empty(first // block + 1 if not len(lows) else int(entries[-1]) + 1, block)
+        np.minimum.at(trail.lows, entries, lows)
+        np.maximum.at(trail.highs, entries, highs)
+        return trail
+
+    def over(self, other: Trail) -> Trail:
+        """Of both, numbered alike: other samples of one stream, or another tensor's of the same samples."""
+        block = max(self.block, other.block)
+        one, two = self._coarser(block), other._coarser(block)
+        longer, shorter = (one, two) if len(one.lows) >= len(two.lows) else (two, one)
+        n = len(shorter.lows)
+        lows, highs = longer.lows.copy(), longer.highs.copy()
+        np.minimum(lows[:n], shorter.lows, out=lows[:n])
+        np.maximum(highs[:n], shorter.highs, out=highs[:n])
+        return Trail(lows, highs, block)
+
+    def later(self, samples: int) -> Trail:
+        """As if at least ``samples`` others had come before; the numbers grow by whole blocks."""
+        ahead = _empty(-(-samples // self.block), self.block)
+        moved = Trail(
+            np.concatenate([ahead.lows, self.lows]), np.concatenate([ahead.highs, self.highs]), self.block
+        )
+        return moved._coarser(_block(len(moved.lows) * self.block))
+
+    def clipped(self, low: float, high: float) -> Trail:
+        """As if every value had been cut to ``[low, high]``."""
+        seen = self.lows <= self.highs
+        lows, highs = (
+            np.where(seen, np.clip(ends, low, high), ends).astype(np.float32)
+            for ends in (self.lows, self.highs)
+        )
+        return Trail(lows, highs, self.block)
+
+    def seen(self) -> tuple[Floats, Floats]:
+        """Lows and highs, in order, of the entries that hold a finite value."""
+        there = self.lows <= self.highs
+        return self.lows[there], self.highs[there]
+
+    def _coarser(self, block: int) -> Trail:
+        """With ``block`` samples to an entry, a multiple of today's."""
+        times = block // self.block
+        if times == 1:
+            return self
+        entries = -(-len(self.lows) // times)
+        padded = _empty(entries * times, block)
+        padded.lows[: len(self.lows)], padded.highs[: len(self.highs)] = self.lows, self.highs
+        shape = (entries, times)
+        return Trail(padded.lows.reshape(shape).min(axis=1), padded.highs.reshape(shape).max(axis=1), block)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Trail) and self._bytes() == other._bytes()
+
+    def __hash__(self) -> int:
+        return hash(self._bytes())
+
+    def _bytes(self) -> tuple[int, bytes, bytes]:
+        return self.block, self.lows.tobytes(), self.highs.tobytes()
+
+
+def _block(samples: int) -> int:
+    """The least power of two with which ``samples`` fit."""
+    return 1 << max(math.ceil(samples / LENGTH) - 1, 0).bit_length()
+
+
+def _empty(entries: int, block: int) -> Trail:
+    return Trail(np.full(entries, np.inf, np.float32), np.full(entries, -np.inf, np.float32), block)
+
+
+EMPTY = _empty(0, 1)
