@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -124,9 +124,10 @@ class Collector:
         self._on_bad = on_bad
         self._session = self._open(1)
         self._pool: ThreadPoolExecutor | None = None
-        self._under_way: deque[Future[CalibrationError | None]] = deque()
+        self._under_way: deque[Future[_Outcome]] = deque()
         self._first = self._number = resume.span[1] if resume else 0
         self._gathered = _Gathered()
+        self._warned: set[str] = set()
 
     def __enter__(self) -> Collector:
         return self
@@ -193,32 +194,49 @@ class Collector:
     def _wait(self, left: int) -> None:
         """Until at most ``left`` batches are under way."""
         while len(self._under_way) > left:
-            refused = self._under_way[0].result()
+            outcome = self._under_way[0].result()
             self._under_way.popleft()
-            if refused is None:
+            self._warn(outcome)
+            if outcome.refused is None:
                 continue
             if self._on_bad is None:
-                refuse(refused)
-            self._on_bad(refused, 1)
+                refuse(outcome.refused)
+            self._on_bad(outcome.refused, outcome.batch.count)
 
-    def _take_in(self, batch: Sample, number: int) -> CalibrationError | None:
-        """Run one batch and fold it; the error if the model refuses it."""
+    def _warn(self, outcome: _Outcome) -> None:
+        """Name each tensor that is not sound once, with the first batch that shows it."""
+        for name, (bad, size) in outcome.nonfinite.items():
+            if name not in self._warned:
+                logger.warning(
+                    "%s: %d of %d values of tensor %s are NaN or infinite; such values are left out of its "
+                    "range",
+                    *(outcome.batch.name, bad, size, name),
+                )
+        self._warned |= outcome.nonfinite.keys()
+
+    def _take_in(self, batch: Sample, number: int) -> _Outcome:
+        """Run one batch and fold it."""
         end = number + batch.count
         try:
             arrays = run_batch(self._session, self._names, batch)
         except CalibrationError as error:
             self._gathered.count(0, end)
-            return error
+            return _Outcome(batch, refused=error)
         found = self._gathered.borrow()
         self._gathered.count(batch.count, end, sum(getattr(array, "nbytes", 0) for array in arrays))
+        nonfinite: dict[str, tuple[int, int]] = {}
         for name in reversed(self._names):
-            self._fold(found.setdefault(name, TensorStatistics()), name, arrays.pop(), batch, number)
+            array = arrays.pop()
+            bad = self._fold(found.setdefault(name, TensorStatistics()), name, array, batch, number)
+            if bad:
+                nonfinite[name] = bad, array.size
         self._gathered.give_back(found)
-        return None
+        return _Outcome(batch, nonfinite)
 
     def _fold(
         self, tensor: TensorStatistics, name: str, array: NDArray[np.generic], batch: Sample, number: int
-    ) -> None:
+    ) -> int:
+        """How many values are not finite."""
         if not isinstance(array, np.ndarray):
             raise CalibrationError(
                 f"{name} cannot be observed: it is not a tensor but a {type(array).__name__}"
@@ -235,14 +253,22 @@ class Collector:
             )
         except (TypeError, ValueError) as error:
             raise CalibrationError(f"{name} cannot be observed: {error}") from error
-        if tensor.nonfinite > known and self._gathered.is_first(name):
-            logger.warning(
-                "%s: %d of %d values of tensor %s are NaN or infinite; such values are left out of its range",
-                batch.name,
-                tensor.nonfinite - known,
-                array.size,
-                name,
-            )
+        return tensor.nonfinite - known
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a batch.
+
+    Attributes:
+        batch: the batch.
+        nonfinite: tensor -> how many of its values are NaN or infinite, of how many, where any are.
+        refused: why the model does not take it.
+    """
+
+    batch: Sample
+    nonfinite: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    refused: CalibrationError | None = None
 
 
 class _Gathered:
@@ -251,7 +277,6 @@ class _Gathered:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: list[dict[str, TensorStatistics]] = []
-        self._warned: set[str] = set()
         self.samples = 0
         self.end = 0
         self.largest = 0
@@ -272,13 +297,6 @@ class _Gathered:
             self.samples += samples
             self.end = max(self.end, end)
             self.largest = max(self.largest, size)
-
-    def is_first(self, name: str) -> bool:
-        """Whether this is the first time that something is to be said of a tensor."""
-        with self._lock:
-            first = name not in self._warned
-            self._warned.add(name)
-            return first
 
     def statistics(self, names: Sequence[str], first: int, fingerprint: str) -> Statistics:
         """All of it, merged; ``first`` is the number of the first sample."""
