@@ -45,6 +45,11 @@ def cut(sample: Sample, names: frozenset[str], start: int, stop: int) -> Sample:
     return replace(sample, feeds=feeds, count=stop - start)
 
 
+def parts(batch: Sample, inputs: Sequence[InputSpec]) -> list[Sample]:
+    """The samples of a batch, one by one; the batch itself if the model takes no others."""
+    return [batch] if fixed_batch(inputs) is not None else list(_singles(batch, batched(inputs)))
+
+
 def _singles(sample: Sample, names: frozenset[str]) -> Iterator[Sample]:
     if not sample.joinable or sample.count == 1:
         return iter([sample])

@@ -22,6 +22,7 @@ class Statistics(Mapping[str, TensorStatistics]):
             including, the last. Samples that were passed over have numbers too.
         complete: the data was read to its end.
         fingerprint: of the model they were collected on, see `calibrators.fingerprint`; "" if unknown.
+        checksum: of the samples; "" if unknown, as after merging.
     """
 
     def __init__(
@@ -32,12 +33,14 @@ class Statistics(Mapping[str, TensorStatistics]):
         span: tuple[int, int] | None = None,
         complete: bool = True,
         fingerprint: str = "",
+        checksum: str = "",
     ) -> None:
         self._tensors = dict(tensors)
         self.samples = samples
         self.span = span or (0, samples)
         self.complete = complete
         self.fingerprint = fingerprint
+        self.checksum = checksum
 
     def __getitem__(self, name: str) -> TensorStatistics:
         return self._tensors[name]
@@ -103,6 +106,7 @@ class Statistics(Mapping[str, TensorStatistics]):
             "span": list(self.span),
             "complete": self.complete if complete is None else complete,
             "fingerprint": self.fingerprint,
+            "checksum": self.checksum,
             "tensors": list(self),
         }
         archive.write(Path(path), header, list(self.values()))
@@ -123,6 +127,7 @@ class Statistics(Mapping[str, TensorStatistics]):
                 span=(first, last),
                 complete=bool(header["complete"]),
                 fingerprint=str(header["fingerprint"]),
+                checksum=str(header["checksum"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise archive.damaged(Path(path), error) from error

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxq.calibration import calibrate
     from onnxq.config import QuantConfig
     from onnxq.errors import CalibrationError, ConfigError, ModelError, OnnxqError, TargetError
     from onnxq.pipeline import QuantResult, quantize_static
@@ -24,6 +25,7 @@ __all__ = [
     "QuantResult",
     "TargetError",
     "__version__",
+    "calibrate",
     "quantize_static",
 ]
 
@@ -35,6 +37,7 @@ _HOMES = {
     "QuantConfig": "config",
     "QuantResult": "pipeline",
     "TargetError": "errors",
+    "calibrate": "calibration",
     "quantize_static": "pipeline",
 }
 """Public name -> the module it lives in."""

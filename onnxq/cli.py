@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq import display, guards, pipeline
+    from onnxq.prepare import prepare
 
     if args.dry_run:
-        display.show_plan(args.model, pipeline.prepare(args.model, config)[1], quiet=args.quiet)
+        display.show_plan(args.model, prepare(args.model, config)[1], quiet=args.quiet)
         return
     if args.save_config:
         guards.check_files(args.model, args.output, config.data, config, [args.save_config])
@@ -38,6 +39,19 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     let_go_of_stdout()
 
 
+def _calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
+    from time import perf_counter
+
+    from onnxq import calibration, display
+
+    started = perf_counter()
+    config = config.model_copy(update={"save_statistics": Path(args.statistics)})
+    with display.progress(quiet=args.quiet) as progress:
+        statistics = calibration.calibrate(args.model, config=config, progress=progress)
+    if not args.quiet:
+        display.show_statistics(args.model, args.statistics, statistics, perf_counter() - started)
+
+
 def _compare(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq import compare, display
 
@@ -47,9 +61,10 @@ def _compare(args: argparse.Namespace, config: QuantConfig) -> None:
 
 
 def _inspect(args: argparse.Namespace, config: QuantConfig) -> None:
-    from onnxq import display, pipeline
+    from onnxq import display
+    from onnxq.prepare import prepare
 
-    plan = pipeline.prepare(args.model, config)[1]
+    plan = prepare(args.model, config)[1]
     if args.json:
         display.print_json(plan)
     else:
@@ -72,6 +87,13 @@ _COMMANDS: Mapping[str, Command] = {
             "and tell all that is known of an error",
         },
         act=_quantize,
+    ),
+    "calibrate": Command(
+        help="statistics of the tensors, from which every method's ranges follow",
+        files={"model": "the float model", "statistics": "the file to write (.npz)"},
+        groups=("data", "plan", "running"),
+        flags={"--quiet": "print warnings and errors only", **_VERBOSE},
+        act=_calibrate,
     ),
     "compare": Command(
         help="accuracy, size and speed of an int8 model against its float original",

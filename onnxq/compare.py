@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from itertools import chain
 
 import onnx_ir as ir
 
@@ -37,14 +38,16 @@ def compare_files(
         samples = open_samples(model, config.data, config)
         if samples.synthetic:
             logger.warning("compared on synthetic inputs, which say little: give real samples as data")
-        batch = next(in_batches(samples.source, model, config))
+        batches = in_batches(samples.source, model, config)
+        batch = next(batches)
         quality = compare(
             float_path,
             int8_path,
-            in_batches(samples.source, model, config),
+            chain((batch,), batches),
             providers=config.providers,
             threads=config.threads,
-            on_sample=lambda done: progress("comparing", done, samples.total),
+            on_sample=lambda done: progress("comparing", done + samples.skipped, samples.total),
+            on_bad=samples.refused,
         )
         progress("timing")
         return quality, race(

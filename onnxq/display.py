@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from calibrators.statistics import Statistics
 from onnxq.evaluate import Quality
 from onnxq.model import size_on_disk
 from onnxq.pipeline import QuantResult
@@ -34,6 +36,9 @@ OURS = ("onnxq", "calibrators")
 
 FLOAT_ROWS = 10
 """Reasons in the closing table; ``--verbose`` lists all nodes."""
+
+PACE_SECONDS = 600
+"""The pace is that of the last ten minutes: a run of a large model may take one."""
 
 _UNFOLDED = 10_000
 
@@ -97,7 +102,12 @@ class _Pace(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         count = f"{task.completed:.0f}/{task.total or '?'}" if task.completed else ""
-        return Text(f"{count} {task.speed:.1f}/s" if task.speed else count)
+        return Text(f"{count} {_rate(task.speed)}" if task.speed else count)
+
+
+def _rate(speed: float) -> str:
+    """Samples a second, or a minute if they are slow."""
+    return f"{speed:.1f}/s" if speed >= 1 else f"{60 * speed:.1f}/min"
 
 
 @contextmanager
@@ -109,7 +119,13 @@ def progress(quiet: bool) -> Iterator[Progress]:
         _Pace(),
         TimeRemainingColumn(compact=True),
     )
-    with Bar(*columns, console=_ERR, transient=True, disable=quiet or not _ERR.is_terminal) as bar:
+    with Bar(
+        *columns,
+        console=_ERR,
+        transient=True,
+        disable=quiet or not _ERR.is_terminal,
+        speed_estimate_period=PACE_SECONDS,
+    ) as bar:
         yield _Stages(bar)
 
 
@@ -125,7 +141,7 @@ class _Stages:
             logger.info("%s", stage)
             for task in self.bar.task_ids:
                 self.bar.remove_task(task)
-            self.bar.add_task(stage, total=total)
+            self.bar.add_task(stage, total=total, completed=done)  # where it begins is no work done
             self.stage = stage
         self.bar.update(self.bar.task_ids[0], completed=done)
 
@@ -142,6 +158,17 @@ def show_result(output: str, result: QuantResult, *, quiet: bool, every_node: bo
         _OUT.print(table)
     for warning in result.warnings:
         _warn(warning)
+
+
+def show_statistics(model: str, file: str, statistics: Statistics, seconds: float) -> None:
+    """What was collected, and what it is good for."""
+    table = _table(file)
+    table.add_row(
+        "collected", f"{_counted(statistics.samples, 'sample')}, {_counted(len(statistics), 'tensor')}"
+    )
+    table.add_row("time", f"{seconds:.1f} s")
+    table.add_row("next", f"onnxq quantize {quote(model)} OUTPUT --from-table {quote(file)}")
+    _OUT.print(table)
 
 
 def show_comparison(float_path: str, int8_path: str, quality: Quality, speed: Speed, threads: int) -> None:
@@ -219,6 +246,8 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     else:
         yield from (("accuracy", text) for text in _quality_rows(result.quality))
         yield "measured on", f"{result.judged_on}: {result.quality.samples}"
+    if result.skipped:
+        yield "skipped", _counted(result.skipped, "bad sample")
     yield "time", f"{result.seconds:.1f} s"
 
 

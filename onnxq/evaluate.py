@@ -14,8 +14,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from calibrators.collect import run_batch
+from calibrators.errors import CalibrationError
 from calibrators.samples import Sample
 from calibrators.session import open_session
+from calibrators.usable import OnBad, refuse
 from onnxq.numerics import decibels
 
 Array = NDArray[np.generic]
@@ -127,10 +129,12 @@ def compare(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
     on_sample: Callable[[int], None] | None = None,
+    on_bad: OnBad | None = None,
 ) -> Quality:
     """Run both models on the same samples. Outputs are matched by position, named as in ``float_model``.
 
-    ``on_sample`` is told how many samples are done.
+    ``on_sample`` is told how many samples are done, ``on_bad`` of those that ``float_model`` does not take:
+    they are skipped.
 
     Raises:
         CalibrationError: a model does not load, or does not take a sample.
@@ -140,7 +144,14 @@ def compare(
     tallies = {output.name: _Tally() for output in reference.get_outputs()}
     seen = 0
     for sample in samples:
-        expected, given = _run(reference, sample), _run(actual, sample)
+        try:
+            expected = _run(reference, sample)
+        except CalibrationError as error:
+            if on_bad is None:
+                refuse(error)
+            on_bad(error, sample.count)
+            continue
+        given = _run(actual, sample)
         for tally, one, other in zip(tallies.values(), expected, given, strict=True):
             tally.add(one, other)
         seen += sample.count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,9 +12,12 @@ import onnx_ir as ir
 
 from calibrators.batching import batches
 from calibrators.data import open_data
+from calibrators.errors import CalibrationError
 from calibrators.samples import Sample, fixed_batch, input_specs
 from calibrators.synthetic import synthetic_samples
 from onnxq.config import QuantConfig
+
+logger = logging.getLogger(__name__)
 
 Data = str | os.PathLike[str] | Iterable[Any]
 """A path, or any iterable of ``{input name: array}``; see `calibrators.data`."""
@@ -22,6 +26,33 @@ SYNTHETIC_SAMPLES = 8
 HOLD_EVERY = 5
 HELD_SAMPLES = 64
 HELD_BYTES = 256 * 2**20
+
+NAMED = 100
+"""Bad samples that are named; of more than that, the number tells enough."""
+
+
+MANY_BAD = 0.05
+"""The share of bad samples that is no accident any more."""
+
+
+@dataclass
+class Skipped:
+    """Told of bad samples, it names and counts them; each once, however often it comes by."""
+
+    count: int = 0
+    _named: set[str] = field(default_factory=set)
+
+    def __call__(self, error: CalibrationError, samples: int = 1) -> None:
+        """``samples`` are skipped because of ``error``."""
+        text = str(error)
+        if text in self._named:
+            return
+        self._named.add(text)
+        self.count += samples
+        if len(self._named) <= NAMED:
+            logger.warning("skipped: %s", text)
+        elif len(self._named) == NAMED + 1:
+            logger.warning("more than %d bad samples: further ones are skipped without a word", NAMED)
 
 
 @dataclass
@@ -33,20 +64,29 @@ class Samples:
         total: how many there are, None if unknown.
         synthetic: made up, so that nothing measured on them tells of accuracy.
         block: neighbours that stay together: as many as the batch that the model fixes.
+        unreadable: told of bad samples that ``source`` leaves out; None: they are errors.
+        refused: told of those that the model does not take; None: they are errors.
+        holds: whether any are held out.
+        given: samples that came out of ``source`` so far.
     """
 
     source: Iterable[Sample]
     total: int | None
     synthetic: bool = False
     block: int = 1
+    unreadable: Skipped | None = None
+    refused: Skipped | None = None
+    holds: bool = True
+    given: int = 0
     _held: list[Sample] = field(default_factory=list)
     _first: list[Sample] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Sample]:
         """The samples to calibrate on. A held-out one is never among them."""
         for index, sample in enumerate(self.source):
+            self.given += sample.count
             turn = index // self.block
-            if turn % HOLD_EVERY == HOLD_EVERY - 1 and self._has_room(sample):
+            if self.holds and turn % HOLD_EVERY == HOLD_EVERY - 1 and self._has_room(sample):
                 self._held.append(sample)
                 continue
             if turn < HOLD_EVERY:
@@ -68,6 +108,31 @@ class Samples:
         return "held-out samples" if self.independent else "the calibration samples themselves"
 
     @property
+    def skipped(self) -> int:
+        """How many bad samples there were so far."""
+        return sum(kind.count for kind in (self.unreadable, self.refused) if kind)
+
+    @property
+    def off_side(self) -> int:
+        """How many samples so far were held out, or were so bad that they could not even be read."""
+        return self.held + (self.unreadable.count if self.unreadable else 0)
+
+    @property
+    def passed(self) -> int:
+        """How many samples came by so far, good and bad."""
+        return self.given + (self.unreadable.count if self.unreadable else 0)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why these samples should not be trusted, if so."""
+        if self.skipped <= MANY_BAD * self.passed:
+            return ()
+        return (
+            f"{self.skipped} of {self.passed} SAMPLES WERE BAD and skipped: those that are left may not be "
+            "what the model meets in use. Warnings above tell what is wrong with them.",
+        )
+
+    @property
     def held(self) -> int:
         """How many samples have been held out so far."""
         return sum(sample.count for sample in self._held)
@@ -79,7 +144,7 @@ class Samples:
 
     def _has_room(self, sample: Sample) -> bool:
         held = sum(_bytes(other) for other in self._held)
-        return len(self._held) < HELD_SAMPLES and held + _bytes(sample) <= HELD_BYTES
+        return self.held < HELD_SAMPLES and held + _bytes(sample) <= HELD_BYTES
 
 
 def _bytes(sample: Sample) -> int:
@@ -96,8 +161,10 @@ def open_samples(model: ir.Model, data: Data | None, config: QuantConfig) -> Sam
     if config.from_table is not None:
         return Samples((), 0)
     if data is not None:
-        source = open_data(data, inputs, preprocess=config.preprocess, limit=config.samples)
-        return Samples(source, source.total, block=fixed_batch(inputs) or 1)
+        bad = (Skipped(), Skipped()) if config.skip_bad_samples else (None, None)
+        source = open_data(data, inputs, preprocess=config.preprocess, limit=config.samples, on_bad=bad[0])
+        block = fixed_batch(inputs) or 1
+        return Samples(source, source.total, block=block, unreadable=bad[0], refused=bad[1])
     count = config.samples or SYNTHETIC_SAMPLES
     return Samples(synthetic_samples(model, inputs, count, config.seed), count, synthetic=True)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from calibrators.samples import Sample
+from calibrators.usable import OnBad
 from onnxq.evaluate import Quality, compare
 from onnxq.plan import QuantPlan
 from onnxq.samples import Samples
@@ -33,6 +34,7 @@ class Trial:
         plan: what was to become of it.
         samples: to judge by.
         providers, threads: as for calibration.
+        on_bad: told of samples that the original does not take; None: that is an error.
         quality: against the original; None without samples.
         unfused: planned nodes that the runtime runs in float after all.
     """
@@ -42,6 +44,7 @@ class Trial:
     samples: Sequence[Sample]
     providers: Sequence[str]
     threads: int
+    on_bad: OnBad | None = None
     quality: Quality | None = None
     unfused: tuple[str, ...] = ()
 
@@ -52,9 +55,14 @@ class Trial:
             CalibrationError: a model does not load, or does not take a sample.
         """
         quality = compare(
-            self.float_model, draft, self.samples, providers=self.providers, threads=self.threads
+            self.float_model,
+            draft,
+            self.samples,
+            providers=self.providers,
+            threads=self.threads,
+            on_bad=self.on_bad,
         )
-        self.quality = quality if self.samples else None
+        self.quality = quality if quality.samples else None
         if verifier := VERIFIERS.get(self.plan.target):
             self.unfused = verifier(draft, self.plan.nodes)
 
@@ -83,6 +91,7 @@ def doubts(samples: Samples, trial: Trial, float_weights: float) -> Iterator[str
             "NO CALIBRATION DATA: ranges come from synthetic inputs and the accuracy is UNKNOWN. "
             "Give real samples with --data."
         )
+    yield from samples.doubts
     if trial.unfused:
         yield (
             f"planned for integers but run in float on this ONNX Runtime ({len(trial.unfused)} nodes): "

@@ -151,7 +151,7 @@ def test_an_invalid_model_that_breaks_something(refused, monkeypatch):
     def fail(*_args):
         raise ValueError("unforeseen")
 
-    monkeypatch.setattr("onnxq.pipeline.simplify", fail)
+    monkeypatch.setattr("onnxq.prepare.simplify", fail)
     proto = onnx.load("m.onnx")
     del proto.graph.node[0].input[:]
     onnx.save(proto, "bad.onnx")

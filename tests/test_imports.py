@@ -37,7 +37,16 @@ FLOORS = (
         "onnxq.report",
     },
     {"onnxq.planner", "onnxq.ranges", "onnxq.samples", "onnxq.insert", "onnxq.dynamic"},
-    {"onnxq.pipeline", "onnxq.compare", "onnxq.evaluate", "onnxq.guards", "onnxq.race", "onnxq.trial"},
+    {
+        "onnxq.calibration",
+        "onnxq.compare",
+        "onnxq.evaluate",
+        "onnxq.guards",
+        "onnxq.pipeline",
+        "onnxq.prepare",
+        "onnxq.race",
+        "onnxq.trial",
+    },
     {"onnxq.quantize", "onnxq.cli", "onnxq.arguments", "onnxq.endings", "onnxq.display", "onnxq.torch"},
     {"onnxq"},
 )

@@ -1,0 +1,233 @@
+"""Samples -> statistics, also through interrupts: what was counted is kept, and gone on from later."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import NoReturn
+
+import onnx_ir as ir
+
+import calibrators.errors
+from calibrators.batching import cut
+from calibrators.collect import Collector
+from calibrators.fingerprint import fingerprint
+from calibrators.samples import Array, Sample, batched, input_specs
+from calibrators.statistics import Statistics
+from onnxq.config import QuantConfig
+from onnxq.errors import CalibrationError, ConfigError
+from onnxq.guards import check_places, our_errors
+from onnxq.model import files_of
+from onnxq.prepare import prepare_for_all
+from onnxq.progress import Progress, silent
+from onnxq.samples import Data, Samples, in_batches, open_samples
+
+logger = logging.getLogger(__name__)
+
+
+def calibrate(
+    model: str | os.PathLike[str],
+    data: Data | None = None,
+    config: QuantConfig | None = None,
+    progress: Progress = silent,
+) -> Statistics:
+    """Statistics from which `quantize_static` gets every method's ranges for every target (``from_table``).
+
+    Nothing is held out. With ``config.save_statistics`` they are kept in that file, and after an interrupt
+    the same call goes on from there. If ``config.target`` was given, they are for that target only.
+
+    Args:
+        model: path of a float ONNX model.
+        data: as ``config.data``, or any iterable of ``{input name: array}`` batches.
+        config: the options; defaults if None.
+        progress: told how far the work is.
+
+    Raises:
+        OnnxqError: with one clear message.
+    """
+    config = config or QuantConfig()
+    data = config.data if data is None else data
+    if data is None or config.from_table is not None:
+        raise ConfigError("calibration needs real samples: give them as data (--data), and no table")
+    if config.save_statistics is not None:
+        read = files_of(model) if config.save_statistics.exists() else (model,)
+        check_places((*read, data), [config.save_statistics])
+    with our_errors():
+        progress("reading the model")
+        simple, tensors = prepare_for_all(model, config)
+        samples = replace(open_samples(simple, data, config), holds=False)
+        statistics = gather(simple, tensors, samples, config, progress)
+    for doubt in samples.doubts:
+        logger.warning("%s", doubt)
+    return statistics
+
+
+def gather(
+    model: ir.Model, tensors: Sequence[str], samples: Samples, config: QuantConfig, progress: Progress
+) -> Statistics:
+    """The statistics of ``tensors`` over ``samples``, kept in ``config.save_statistics`` if that is given.
+
+    An interrupt leaves what was counted in that file; with such a file, and the same model and data, the
+    work goes on where it ended, to the very statistics that it would have given in one piece.
+
+    Raises:
+        CalibrationError: the samples cannot be used, or the file holds what was begun with others.
+    """
+    known = _unfinished(config.save_statistics, model, tensors)
+    reading = _Reading(in_batches(samples, model, config), batched(input_specs(model)))
+    with Collector(
+        model,
+        tensors,
+        providers=config.providers,
+        threads=config.threads,
+        resume=known,
+        on_bad=samples.refused,
+    ) as collector:
+        if known is not None:
+            _pass_over(known, reading, samples, config, progress)
+        try:
+            for batch in reading:
+                collector.observe(batch)
+                progress("calibrating", reading.place.samples + samples.off_side, samples.total)
+            statistics = _finished(collector, reading, complete=True)
+            if config.save_statistics is not None:
+                statistics.save(config.save_statistics)
+        except KeyboardInterrupt:
+            _keep(collector, reading, config.save_statistics)
+            raise
+    return statistics
+
+
+def distrust(statistics: Statistics, model: ir.Model) -> Iterator[str]:
+    """Why ranges from these statistics should not be trusted for ``model``, if so."""
+    if not statistics.complete:
+        yield (
+            f"INCOMPLETE STATISTICS: calibration was interrupted after {statistics.samples} samples. "
+            "The same command goes on from there."
+        )
+    if statistics.fingerprint and statistics.fingerprint != fingerprint(model):
+        yield (
+            "STATISTICS OF ANOTHER MODEL: its nodes or weights differ from this one's, so the ranges may be "
+            "wrong and the accuracy is UNKNOWN. Calibrate this model."
+        )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """How far the data was read: the number of samples, and a checksum of what each input got."""
+
+    samples: int = 0
+    sums: Mapping[str, int] = field(default_factory=dict)
+
+    def after(self, batch: Sample, batched_inputs: frozenset[str]) -> _Place:
+        """The place when ``batch`` is read too; the same however the samples are batched."""
+        names = batch.feeds.keys() & batched_inputs if batch.joinable else batch.feeds.keys()
+        sums = {name: _sum(batch.feeds[name], self.sums.get(name, 0)) for name in names}
+        return _Place(self.samples + batch.count, {**self.sums, **sums})
+
+    @property
+    def checksum(self) -> str:
+        return " ".join(f"{name}:{value:08x}" for name, value in sorted(self.sums.items()))
+
+
+def _sum(array: Array, before: int) -> int:
+    """CRC-32 going on from ``before``."""
+    text = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+    return zlib.crc32(text, before)
+
+
+class _Reading:
+    """Iterates batches, and knows the place: that of the batch it gave last, and the one before."""
+
+    def __init__(self, batches: Iterator[Sample], batched_inputs: frozenset[str]) -> None:
+        self._batches = batches
+        self._batched = batched_inputs
+        self.before = self.place = _Place()
+
+    def __iter__(self) -> _Reading:
+        return self
+
+    def __next__(self) -> Sample:
+        batch = next(self._batches)
+        self.before, self.place = self.place, self.place.after(batch, self._batched)
+        return batch
+
+    def give_back(self, batch: Sample, count: int) -> bool:
+        """Only ``count`` samples of ``batch``, the last one, were read; False if it is in one piece."""
+        if batch.joinable:
+            rest = cut(batch, self._batched, count, batch.count)
+            self.place = self.before.after(cut(batch, self._batched, 0, count), self._batched)
+            self._batches = chain([rest], self._batches)
+        return batch.joinable
+
+
+def _unfinished(file: Path | None, model: ir.Model, tensors: Sequence[str]) -> Statistics | None:
+    """What an interrupted run left in ``file``."""
+    if file is None or not file.exists():
+        return None
+    try:
+        known = Statistics.load(file)
+    except calibrators.errors.CalibrationError as error:
+        logger.info("%s is overwritten: %s", file, error)
+        return None
+    if known.complete:
+        return None
+    if known.fingerprint != fingerprint(model) or known.keys() != set(tensors):
+        _refuse_to_go_on(file, known, "for another model or with other options")
+    return known
+
+
+def _refuse_to_go_on(file: Path | None, known: Statistics, how: str) -> NoReturn:
+    raise CalibrationError(
+        f"{file} holds {known.samples} samples of a calibration that was interrupted, {how}: "
+        "repeat the command as it was to go on, or delete the file to begin anew"
+    )
+
+
+def _pass_over(
+    known: Statistics, reading: _Reading, samples: Samples, config: QuantConfig, progress: Progress
+) -> None:
+    """Read what is in ``known`` already; samples are held out, and bad ones skipped, as they were then.
+
+    Raises:
+        CalibrationError: these are not the samples that ``known`` was made of.
+    """
+    file, goal = config.save_statistics, known.span[1]
+    logger.warning("%s: going on after %d samples of an interrupted calibration", file, known.samples)
+    if refused := goal - known.samples:
+        if samples.refused is None:
+            _refuse_to_go_on(file, known, "where bad samples were skipped (--skip-bad-samples)")
+        samples.refused.count += refused
+    while reading.place.samples < goal:
+        batch = next(reading, None)
+        extra = reading.place.samples - goal
+        if batch is None or (extra > 0 and not reading.give_back(batch, batch.count - extra)):
+            _refuse_to_go_on(file, known, "on other data")
+        progress("passing over samples that are counted already", reading.place.samples, goal)
+    if known.checksum and known.checksum != reading.place.checksum:
+        _refuse_to_go_on(file, known, "on other data, or on the same in another order")
+    progress("calibrating", goal + samples.off_side, samples.total)
+
+
+def _finished(collector: Collector, reading: _Reading, *, complete: bool) -> Statistics:
+    statistics = collector.finish()
+    place = next(p for p in (reading.place, reading.before) if p.samples == statistics.span[1])
+    statistics.complete, statistics.checksum = complete, place.checksum
+    return statistics
+
+
+def _keep(collector: Collector, reading: _Reading, file: Path | None) -> None:
+    """Save what was counted before an interrupt; of the first batch nobody knows whether it was."""
+    if file is None or not reading.before.samples:
+        return
+    statistics = _finished(collector, reading, complete=False)
+    statistics.save(file)
+    logger.warning(
+        "interrupted: %d samples are kept in %s, and the same command goes on from there",
+        *(statistics.samples, file),
+    )

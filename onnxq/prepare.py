@@ -1,0 +1,79 @@
+"""What stands before every calibration: the cleaned model, and what of it is to be quantized."""
+
+from __future__ import annotations
+
+import os
+
+import onnx_ir as ir
+
+from onnxq.config import QuantConfig
+from onnxq.errors import ModelError, TargetError
+from onnxq.guards import blamed, check_is_float, check_patterns
+from onnxq.model import load
+from onnxq.passes import simplify
+from onnxq.plan import QuantPlan
+from onnxq.planner import make_plan
+from onnxq.ranges import check_weights
+from onnxq.targets import TARGETS, get_target
+
+Path = str | os.PathLike[str]
+
+
+def prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
+    """The cleaned model and the plan for it, still without parameters.
+
+    Raises:
+        ModelError: the model cannot be read, is quantized already, or has nothing to quantize.
+        TargetError: the target is unknown or does not take the asked types.
+    """
+    target = get_target(config.target)
+    simple = _clean(model, config)
+    with blamed(model):
+        plan = make_plan(simple, target, config)
+    if not plan.points:
+        raise _nothing(model, [plan])
+    check_weights(simple, plan)
+    return simple, plan
+
+
+def prepare_for_all(model: Path, config: QuantConfig) -> tuple[ir.Model, tuple[str, ...]]:
+    """The cleaned model, and the tensors whose statistics any target needs; or ``config.target``, if given.
+
+    Raises:
+        ModelError: as `prepare`, if that goes for every target.
+        TargetError: as `prepare`, if that goes for every target.
+    """
+    given = "target" in config.model_fields_set
+    targets = [get_target(config.target)] if given else list(TARGETS.values())
+    simple = _clean(model, config)
+    plans: list[QuantPlan] = []
+    refusal: TargetError | None = None
+    for target in targets:
+        try:
+            with blamed(model):
+                plans.append(make_plan(simple, target, config))
+        except TargetError as error:  # it does not take the types; another may
+            refusal = error
+    if refusal is not None and not plans:
+        raise refusal
+    if not any(plan.points for plan in plans):
+        raise _nothing(model, plans)
+    return simple, tuple(dict.fromkeys(tensor for plan in plans for tensor in plan.observed))
+
+
+def _clean(model: Path, config: QuantConfig) -> ir.Model:
+    original = load(model)
+    check_is_float(original, model)
+    with blamed(model):
+        simple = simplify(original)
+        check_patterns(simple, config)
+    return simple
+
+
+def _nothing(model: Path, plans: list[QuantPlan]) -> ModelError:
+    reasons = list(dict.fromkeys(node.reason for plan in plans for node in plan.floats.values()))
+    targets = ", ".join(plan.target for plan in plans)
+    return ModelError(
+        f"{model}: nothing to quantize for target {targets}: "
+        f"{'; '.join(reasons[:3]) or 'no node computes real numbers'}."
+    )
