@@ -16,6 +16,10 @@ from calibrators.trail import EMPTY, Trail
 Floats = NDArray[np.float32]
 
 
+STEPS = 256
+"""Batches whose extremes wait to be added to the trail."""
+
+
 @dataclass(frozen=True, order=True)
 class Extreme:
     """The least or the greatest value, and the first sample that held it.
@@ -44,7 +48,6 @@ class TensorStatistics:
         samples: samples seen.
         histogram: the counts of the finite elements. Where only a selection was counted, each counts
             as often as it stands for others, and every sample's extremes are counted too.
-        trail: the extremes of each sample.
         channels: the mean of each channel, if they were asked for.
     """
 
@@ -55,8 +58,23 @@ class TensorStatistics:
         self.nonfinite = 0
         self.samples = 0
         self.histogram = Histogram()
-        self.trail = EMPTY
         self.channels: ChannelMeans | None = None
+        self._trail = EMPTY
+        self._steps: list[tuple[int, Floats, Floats]] = []
+
+    @property
+    def trail(self) -> Trail:
+        """The extremes of each sample."""
+        if self._steps:
+            numbers = [np.arange(first, first + len(lows)) for first, lows, _ in self._steps]
+            _, lows, highs = zip(*self._steps, strict=True)
+            steps = Trail.of(*(np.concatenate(part) for part in (numbers, lows, highs)))
+            self._trail, self._steps = self._trail.over(steps), []
+        return self._trail
+
+    @trail.setter
+    def trail(self, trail: Trail) -> None:
+        self._trail, self._steps = trail, []
 
     @property
     def low(self) -> float:
@@ -123,7 +141,7 @@ class TensorStatistics:
             there = np.isfinite(rows)
             self.nonfinite += rows.size - int(np.count_nonzero(there))
             lows, highs = _extremes(rows, there)
-        self.trail = self.trail.over(Trail.of(lows, highs, number))
+        self._remember(number, lows, highs)
         lowest = Extreme(float(lows.min()), number + int(lows.argmin()), name)
         highest = Extreme(float(highs.max()), number + int(highs.argmax()), name)
         if lowest.value > highest.value:  # not one finite value
@@ -135,7 +153,14 @@ class TensorStatistics:
         if stride > 1:
             seen = lows <= highs
             ends = np.concatenate([lows[seen], highs[seen]])
-            self._count(ends, lowest.value, highest.value, 1)
+            self.histogram.add_few(ends)
+            self.count += ends.size
+
+    def _remember(self, number: int, lows: Floats, highs: Floats) -> None:
+        """Steps of the trail are added many at a time: one by one takes as long as to count."""
+        self._steps.append((number, lows, highs))
+        if len(self._steps) == STEPS:
+            self.trail = self.trail.over(EMPTY)
 
     def _stretch(self, lowest: Extreme, highest: Extreme) -> None:
         self.lowest = min(self.lowest, lowest)

@@ -31,11 +31,13 @@ class Trail:
     block: int = 1
 
     @staticmethod
-    def of(lows: Floats, highs: Floats, first: int) -> Trail:
-        """Of neighbouring samples, the first of which has the number ``first``."""
-        block = _block(first + len(lows))
-        entries = np.arange(first, first + len(lows)) // block
-        trail = _empty(first // block + 1 if not len(lows) else int(entries[-1]) + 1, block)
+    def of(numbers: NDArray[np.int64], lows: Floats, highs: Floats) -> Trail:
+        """Of the samples with these ``numbers``; all three ``[samples]``."""
+        if not len(numbers):
+            return EMPTY
+        block = _block(int(numbers.max()) + 1)
+        entries = numbers // block
+        trail = _empty(int(entries.max()) + 1, block)
         np.minimum.at(trail.lows, entries, lows)
         np.maximum.at(trail.highs, entries, highs)
         return trail
