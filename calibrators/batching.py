@@ -42,12 +42,16 @@ def batches(samples: Iterable[Sample], inputs: Sequence[InputSpec], batch_size: 
 def cut(sample: Sample, names: frozenset[str], start: int, stop: int) -> Sample:
     """Samples ``start`` to ``stop`` of a batch whose inputs ``names`` have a batch axis."""
     feeds = {name: a[start:stop] if name in names else a for name, a in sample.feeds.items()}
-    return replace(sample, feeds=feeds, count=stop - start)
+    return replace(sample, feeds=feeds, count=stop - start, members=sample.members[start:stop])
 
 
 def parts(batch: Sample, inputs: Sequence[InputSpec]) -> list[Sample]:
-    """The samples of a batch, one by one; the batch itself if the model takes no others."""
-    return [batch] if fixed_batch(inputs) is not None else list(_singles(batch, batched(inputs)))
+    """The samples of a batch one by one; the batch itself if it cannot be cut, or if its size is fixed."""
+    names = batched(inputs) & batch.feeds.keys()
+    able = batch.joinable and all(len(batch.feeds[name]) == batch.count for name in names)
+    if not able or fixed_batch(inputs) is not None:
+        return [batch]
+    return [replace(one, name=batch.name_of(i)) for i, one in enumerate(_singles(batch, names))]
 
 
 def _singles(sample: Sample, names: frozenset[str]) -> Iterator[Sample]:
@@ -92,7 +96,8 @@ def _join(group: Group, names: frozenset[str]) -> Sample:
         for name, value in group[0].feeds.items()
     }
     ends = dict.fromkeys((group[0].name, group[-1].name))
-    return Sample(" to ".join(ends), feeds, _count(group))
+    members = tuple(sample.name_of(i) for sample in group for i in range(sample.count))
+    return Sample(" to ".join(ends), feeds, _count(group), members=members)
 
 
 def _exact(groups: Iterable[Group], names: frozenset[str], size: int) -> Iterator[Sample]:

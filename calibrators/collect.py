@@ -23,9 +23,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from calibrators.batching import parts
 from calibrators.errors import CalibrationError
 from calibrators.fingerprint import fingerprint
-from calibrators.samples import Sample
+from calibrators.samples import Sample, input_specs
 from calibrators.session import RUNTIME_ERRORS, brief, load_model, open_session
 from calibrators.statistics import Statistics
 from calibrators.tensor_statistics import TensorStatistics
@@ -108,13 +109,14 @@ class Collector:
             providers: execution providers, the preferred one first.
             threads: for running and counting; 0 takes every processor.
             resume: statistics of the same tensors to go on from.
-            on_bad: told of batches that the model refuses, which are then passed over.
+            on_bad: told of samples that the model refuses, which are then passed over.
 
         Raises:
             CalibrationError: a tensor that the model does not have, or a model that does not load.
         """
         self._model = model if isinstance(model, ir.Model) else load_model(model)
         self.fingerprint = fingerprint(self._model)
+        self._inputs = input_specs(self._model)
         self._names = list(dict.fromkeys(tensors))
         self._channels = dict(channels or {})
         self._selection = None if every_element else SELECTION
@@ -124,7 +126,7 @@ class Collector:
         self._on_bad = on_bad
         self._session = self._open(1)
         self._pool: ThreadPoolExecutor | None = None
-        self._under_way: deque[Future[_Outcome]] = deque()
+        self._under_way: deque[Future[list[_Outcome]]] = deque()
         self._first = self._number = resume.span[1] if resume else 0
         self._gathered = _Gathered()
         self._warned: set[str] = set()
@@ -194,14 +196,18 @@ class Collector:
     def _wait(self, left: int) -> None:
         """Until at most ``left`` batches are under way."""
         while len(self._under_way) > left:
-            outcome = self._under_way[0].result()
+            outcomes = self._under_way[0].result()
             self._under_way.popleft()
-            self._warn(outcome)
-            if outcome.refused is None:
-                continue
-            if self._on_bad is None:
-                refuse(outcome.refused)
-            self._on_bad(outcome.refused, outcome.batch.count)
+            for outcome in outcomes:
+                self._tell(outcome)
+
+    def _tell(self, outcome: _Outcome) -> None:
+        self._warn(outcome)
+        if outcome.refused is None:
+            return
+        if self._on_bad is None:
+            refuse(outcome.refused)
+        self._on_bad(outcome.refused, outcome.batch.count)
 
     def _warn(self, outcome: _Outcome) -> None:
         """Name each tensor that is not sound once, with the first batch that shows it."""
@@ -214,14 +220,17 @@ class Collector:
                 )
         self._warned |= outcome.nonfinite.keys()
 
-    def _take_in(self, batch: Sample, number: int) -> _Outcome:
-        """Run one batch and fold it."""
+    def _take_in(self, batch: Sample, number: int) -> list[_Outcome]:
+        """Run one batch and fold it. If the model refuses it, its samples are tried one by one."""
         end = number + batch.count
         try:
             arrays = run_batch(self._session, self._names, batch)
         except CalibrationError as error:
+            tries = parts(batch, self._inputs)
+            if len(tries) > 1:
+                return [one for i, part in enumerate(tries) for one in self._take_in(part, number + i)]
             self._gathered.count(0, end)
-            return _Outcome(batch, refused=error)
+            return [_Outcome(batch, refused=error)]
         found = self._gathered.borrow()
         self._gathered.count(batch.count, end, sum(getattr(array, "nbytes", 0) for array in arrays))
         nonfinite: dict[str, tuple[int, int]] = {}
@@ -231,7 +240,7 @@ class Collector:
             if bad:
                 nonfinite[name] = bad, array.size
         self._gathered.give_back(found)
-        return _Outcome(batch, nonfinite)
+        return [_Outcome(batch, nonfinite)]
 
     def _fold(
         self, tensor: TensorStatistics, name: str, array: NDArray[np.generic], batch: Sample, number: int

@@ -40,12 +40,20 @@ class Sample:
         feeds: input name -> array, shaped as the model takes it.
         count: samples in it.
         joinable: axis 0 counts samples, so that samples may be joined to batches and batches cut.
+        members: of a batch that was joined, the names of its samples.
     """
 
     name: str
     feeds: Mapping[str, Array]
     count: int = 1
     joinable: bool = True
+    members: tuple[str, ...] = ()
+
+    def name_of(self, index: int) -> str:
+        """What to call one sample of a batch."""
+        if self.members:
+            return self.members[index]
+        return self.name if self.count == 1 else f"{self.name}, sample {index}"
 
 
 @dataclass(frozen=True)

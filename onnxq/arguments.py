@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _HEADINGS: Mapping[str, str] = {
     "data": "data",
     "ranges": "ranges",
+    "tables": "tables and statistics",
     "plan": "what is quantized, and for what",
     "running": "running",
 }
@@ -31,7 +32,8 @@ class Command:
         help: one line.
         files: its positional arguments, name -> help.
         groups: the groups of `QuantConfig`'s options that make sense for it.
-        flags: its own switches, flag -> help; those that take a value name it after a blank.
+        flags: its own switches, flag -> help; those that take a value name it after a blank. One that is
+            also an option of `QuantConfig` takes its place.
         act: does it.
     """
 
@@ -96,7 +98,9 @@ def _options(command: Command, *, group: str | None = None) -> list[str]:
 
     wanted = command.groups if group is None else (group,)
     fields: Mapping[str, Any] = QuantConfig.model_fields
-    return [name for name, field in fields.items() if field.json_schema_extra["group"] in wanted]
+    here = [name for name, field in fields.items() if field.json_schema_extra["group"] in wanted]
+    own = {flag.split()[0] for flag in command.flags}
+    return [name for name in here if _flag(name) not in own]
 
 
 def _parser(command: Command, prog: str) -> Parser:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrators.batching import batches
+from calibrators.batching import batches, cut, parts
 from calibrators.errors import CalibrationError
 from calibrators.samples import InputSpec, Sample
 
@@ -99,3 +99,20 @@ def test_fixed_batches_are_exact_and_in_order(counts):
 def test_a_batch_size_below_one_is_refused():
     with pytest.raises(CalibrationError, match="batch size 0"):
         batches([], FREE, 0)
+
+
+def test_a_batch_knows_the_samples_that_it_was_joined_from():
+    joined = next(batches(samples(1, 2, 1), FREE, 4))
+    assert joined.members == ("s0", "s1, sample 0", "s1, sample 1", "s3")
+    assert [part.name for part in parts(joined, FREE)] == list(joined.members)
+    assert [column(part) for part in parts(joined, FREE)] == [[0], [1], [2], [3]]
+    assert cut(joined, frozenset("x"), 1, 3).members == ("s1, sample 0", "s1, sample 1")
+
+
+def test_what_cannot_be_cut_is_its_only_part():
+    alone = Sample("s", {"x": np.zeros((3, 2), np.float32)}, joinable=False)
+    assert parts(alone, FREE) == [alone]
+    fixed = Sample("s", {"x": np.zeros((4, 2), np.float32)}, 4)
+    assert parts(fixed, FOUR) == [fixed]
+    torn = Sample("s", {"x": np.zeros((3, 2), np.float32)}, 2)
+    assert parts(torn, FREE) == [torn]

@@ -145,14 +145,16 @@ def test_nothing_is_left_to_go_on_with(model):
 
 def test_refused_batches_can_be_passed_over(model):
     bad = {"x": np.ones((2, 3), np.float32), "ids": np.array([9, 9])}
-    batches = [("good", feeds(1, 3, 0)), ("bad", bad), ("fine", feeds(2, 3, 1)), ("worse", bad)]
+    half = {"x": np.ones((2, 3), np.float32), "ids": np.array([9, 1])}
+    batches = [("good", feeds(1, 3, 0)), ("bad", bad), ("fine", feeds(2, 3, 1)), ("half", half)]
     refused: list[str] = []
-    found = collect(model, ["h"], batches, on_bad=lambda error, _: refused.append(str(error)))
+    found = collect(model, ["h"], batches, on_bad=lambda error, n: refused.append(f"{n} {error}"))
     assert [text.split(":")[0] for text in refused] == [
-        "the model cannot run bad",
-        "the model cannot run worse",
+        "1 the model cannot run bad, sample 0",
+        "1 the model cannot run bad, sample 1",
+        "1 the model cannot run half, sample 0",
     ]
-    assert (found.samples, found.span, found["h"].samples) == (3, (0, 7), 3)
+    assert (found.samples, found.span, found["h"].samples) == (4, (0, 7), 4)
 
 
 def test_large_tensors_are_not_many_at_a_time(model, monkeypatch):
