@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrators.session import open_session
+from cases import Case, Feeds
 from measure import Run, measured
 from onnxq.verify import onnxruntime
 
 Floats = NDArray[np.float32]
-Feeds = Mapping[str, NDArray[Any]]
 
 FLOAT_KERNELS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 INTEGER_KERNELS = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"}
@@ -52,6 +54,11 @@ def at_most(name: str, ours: float, limit: float, peer: float | None = None, for
     return Figure(name, ours, lambda value: value <= limit, "≤ " + form.format(limit), peer, form)
 
 
+def exactly(name: str, ours: int, wanted: int) -> Figure:
+    """A count that must be right."""
+    return Figure(name, ours, lambda value: value == wanted, str(wanted), form="{:.0f}")
+
+
 def report(title: str, figures: Sequence[Figure]) -> bool:
     """Print the figures; say whether all goals are met."""
     table = Table(title=title, title_justify="left")
@@ -67,15 +74,57 @@ def report(title: str, figures: Sequence[Figure]) -> bool:
     return all(figure.met for figure in figures)
 
 
-def quantize(model: Path, output: Path, *options: str) -> Run:
+@dataclass(frozen=True)
+class Place:
+    """Where the evaluation data is, and where to work."""
+
+    shared: Path
+    work: Path
+
+
+Sections = Mapping[str, Callable[[Place], list[Figure]]]
+"""The parts of a benchmark by name. The first line of each one's docstring is its title."""
+
+
+def run(description: str | None, sections: Sections) -> int:
+    """A benchmark's command line: run the sections asked for; 1 if a goal was missed."""
+    given = _arguments(description, sections)
+    met = True
+    with tempfile.TemporaryDirectory() as folder:
+        for name in given.sections or sections:
+            work = Path(given.keep or folder) / name
+            work.mkdir(parents=True)
+            figures = sections[name](Place(given.data, work))
+            met &= report(f"{name}: {(sections[name].__doc__ or '').splitlines()[0]}", figures)
+    return 0 if met else 1
+
+
+def _arguments(description: str | None, sections: Sections) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of: {', '.join(sections)} (all)")
+    default = os.environ.get("ONNXQ_SHARED") or Path(__file__).resolve().parents[2] / "shared" / "data"
+    parser.add_argument("--data", type=Path, default=Path(default), help="the evaluation data (%(default)s)")
+    parser.add_argument("--keep", type=Path, help="keep what is made in this folder")
+    given = parser.parse_args()
+    unknown = [name for name in given.sections if name not in sections]
+    if unknown:
+        parser.error(f"no section {unknown[0]!r}; there are {', '.join(sections)}")
+    if not given.data.is_dir():
+        parser.error(f"no evaluation data in {given.data}: name its folder with --data")
+    return given
+
+
+def quantize(case: Case, output: Path, *options: str) -> Run:
     """Our command line, in a process of its own."""
-    return measured([sys.executable, "-m", "onnxq.quantize", str(model), str(output), *options])
+    command = [sys.executable, "-m", "onnxq.quantize", str(case.model), str(output)]
+    return measured([*command, "--data", str(case.data), *case.options, *options])
 
 
-def quantize_peer(model: Path, output: Path, data: Path, *options: str) -> Run:
+def quantize_peer(case: Case, output: Path, *options: str) -> Run:
     """The peer, in a process of its own."""
     script = Path(__file__).with_name("peer.py")
-    return measured([sys.executable, str(script), str(model), str(output), str(data), *options])
+    command = [sys.executable, str(script), str(case.model), str(output), str(case.data)]
+    return measured([*command, *case.peer_options, *options])
 
 
 def outputs(model: Path, samples: Iterable[Feeds], threads: int = 2) -> Floats:

@@ -5,57 +5,38 @@ Prints a table for every section named (all of them if none is) and exits 1 when
 
 from __future__ import annotations
 
-import argparse
 import collections
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import bench
+import cases
 import evaldata
 import zoo
-from bench import Feeds, Figure, Floats, at_least, at_most
+from bench import Figure, Floats, Place, Sections, at_least, at_most, exactly
 from calibrators.samples import Sample
+from cases import Case
 from measure import measured
 from onnxq.model import load, write
 from onnxq.numerics import sqnr
 from onnxq.passes import simplify
 from onnxq.race import race
 
-SENTENCES = 200
-"""How many the sentence encoder is calibrated on, spread over the set so that all lengths are among them."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the data is, where to work, and how the peer is to calibrate."""
-
-    shared: Path
-    work: Path
-    peer_method: str
-
 
 def lite0(place: Place) -> list[Figure]:
     """EfficientNet-Lite0, 100 pictures to calibrate, 400 to judge: the default command against min-max."""
-    model, ours, peer = zoo.lite0(), place.work / "lite0.onnx", place.work / "lite0-peer.onnx"
-    pictures = place.shared / "imagenet-sample" / "calibration"
-    run = bench.quantize(model, ours, "--data", str(pictures), "--preprocess", evaldata.IMAGENET_PREPROCESS)
-    peer_run = bench.quantize_peer(model, peer, pictures, "--method", place.peer_method)
+    case, ours, peer = _both(place, "lite0")
     images = list(evaldata.imagenet(place.shared, "evaluation"))
     labels = np.array([label for _, label in images], np.int64)
-    reference, int8, int8_peer = (
-        bench.outputs(path, ({"input": image} for image, _ in images)) for path in (model, ours, peer)
-    )
-    speeds = [
-        race(model, path, Sample("", {"input": images[0][0]}), seconds=5).ratio for path in (ours, peer)
-    ]
-    sizes = [path.stat().st_size / model.stat().st_size for path in (ours, peer)]
+    run, peer_run = bench.quantize(case, ours), bench.quantize_peer(case, peer)
+    reference, int8, int8_peer = (bench.outputs(p, case.evaluation()) for p in (case.model, ours, peer))
+    sample = Sample("", {"input": images[0][0]})
+    speeds = [race(case.model, path, sample, seconds=5).ratio for path in (ours, peer)]
+    sizes = [path.stat().st_size / case.model.stat().st_size for path in (ours, peer)]
     return [
         at_least("SQNR of the logits, dB", sqnr(reference, int8), 19.5, sqnr(reference, int8_peer)),
         at_least(
@@ -71,6 +52,12 @@ def lite0(place: Place) -> list[Figure]:
         at_most("peak memory, MB", run.megabytes, 700, peer_run.megabytes, "{:.0f}"),
         kernel_figure(ours, peer),
     ]
+
+
+def _both(place: Place, name: str) -> tuple[Case, Path, Path]:
+    """The case of that name, and where the two int8 models are to lie."""
+    case = cases.CASES[name](place.shared, place.work)
+    return case, place.work / f"{name}.onnx", place.work / f"{name}-peer.onnx"
 
 
 def exports(place: Place) -> list[Figure]:
@@ -99,19 +86,11 @@ def exports(place: Place) -> list[Figure]:
 
 def resnet20(place: Place) -> list[Figure]:
     """ResNet-20 on CIFAR-10: 200 training pictures to calibrate, the 2,000 of the test set to judge."""
-    model, ours, peer = (
-        zoo.resnet20(place.shared),
-        place.work / "resnet.onnx",
-        place.work / "resnet-peer.onnx",
-    )
-    training, _ = evaldata.cifar(place.shared, "train-10k")
-    images, labels = evaldata.cifar(place.shared, "test-2k")
-    np.save(place.work / "cifar.npy", training[:200])
-    folder = batches(place.work / "cifar", ({"input": image[None]} for image in training[:200]))
-    bench.quantize(model, ours, "--data", str(place.work / "cifar.npy"))
-    bench.quantize_peer(model, peer, folder, "--method", place.peer_method)
-    parts = [{"input": images[start : start + 100]} for start in range(0, len(images), 100)]
-    reference, int8, int8_peer = (bench.outputs(path, parts) for path in (model, ours, peer))
+    case, ours, peer = _both(place, "resnet20")
+    bench.quantize(case, ours)
+    bench.quantize_peer(case, peer)
+    _, labels = evaldata.cifar(place.shared, "test-2k")
+    reference, int8, int8_peer = (bench.outputs(p, case.evaluation()) for p in (case.model, ours, peer))
     lost, lost_peer = (
         bench.accuracy(reference, labels) - bench.accuracy(x, labels) for x in (int8, int8_peer)
     )
@@ -125,23 +104,15 @@ def resnet20(place: Place) -> list[Figure]:
 
 def minilm(place: Place) -> list[Figure]:
     """The sentence encoder on STS-B: 200 training sentences to calibrate, the test set to judge."""
-    model, ours, peer = zoo.minilm(), place.work / "minilm.onnx", place.work / "minilm-peer.onnx"
-    first, second, _ = evaldata.stsb(place.shared, "train")
-    step = len(first) // (SENTENCES // 2)
-    sentences = [*first[::step][: SENTENCES // 2], *second[::step][: SENTENCES // 2]]
-    folder = batches(place.work / "sentences", evaldata.tokenized(sentences))
-    run = bench.quantize(model, ours, "--data", str(folder))
-    peer_run = bench.quantize_peer(
-        model, peer, folder, "--method", place.peer_method, "--skip-symbolic-shapes"
-    )
-    first, second, scores = evaldata.stsb(place.shared, "test")
-    feeds = list(evaldata.tokenized([*first, *second], batch_size=8))
-    embeddings = [bench.outputs(path, feeds) for path in (model, ours, peer)]
+    case, ours, peer = _both(place, "minilm")
+    run, peer_run = bench.quantize(case, ours), bench.quantize_peer(case, peer)
+    first, _, scores = evaldata.stsb(place.shared, "test")
+    embeddings = [bench.outputs(path, case.evaluation()) for path in (case.model, ours, peer)]
     reference, int8, int8_peer = embeddings
     ranks = [evaldata.spearman(x[: len(first)], x[len(first) :], scores) for x in embeddings]
-    sizes = [path.stat().st_size / model.stat().st_size for path in (ours, peer)]
+    sizes = [path.stat().st_size / case.model.stat().st_size for path in (ours, peer)]
     sample = Sample("", next(evaldata.tokenized(first[:1])))
-    speeds = [race(model, path, sample, seconds=5).ratio for path in (ours, peer)]
+    speeds = [race(case.model, path, sample, seconds=5).ratio for path in (ours, peer)]
     return [
         Figure("Spearman of the float model", ranks[0]),
         at_least("Spearman", ranks[1], 81.5, ranks[2]),
@@ -167,20 +138,6 @@ def help_text(_: Place) -> list[Figure]:
     ]
 
 
-SECTIONS: dict[str, Callable[[Place], list[Figure]]] = {
-    "help": help_text,
-    "exports": exports,
-    "lite0": lite0,
-    "resnet20": resnet20,
-    "minilm": minilm,
-}
-
-
-def exactly(name: str, ours: int, wanted: int) -> Figure:
-    """A count that must be right."""
-    return Figure(name, ours, lambda value: value == wanted, str(wanted), form="{:.0f}")
-
-
 def accuracies(labels: Any, reference: Floats, ours: Floats, peer: Floats) -> Iterator[Figure]:
     """Top-1 of the float model, ours and the peer."""
     yield Figure("top-1 accuracy of the float model, %", bench.accuracy(reference, labels))
@@ -195,45 +152,13 @@ def kernel_figure(ours: Path, peer: Path) -> Figure:
     return Figure(name, planned - integer, lambda lost: lost == 0, "0", peer_planned - peer_integer, "{:.0f}")
 
 
-def batches(folder: Path, feeds: Iterator[Feeds]) -> Path:
-    """A folder with one ``.npz`` a batch."""
-    folder.mkdir()
-    for index, arrays in enumerate(feeds):
-        named: dict[str, Any] = dict(arrays)
-        np.savez(folder / f"{index:04}.npz", **named)
-    return folder
-
-
-def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of: {', '.join(SECTIONS)} (all)")
-    default = os.environ.get("ONNXQ_SHARED") or Path(__file__).resolve().parents[2] / "shared" / "data"
-    parser.add_argument("--data", type=Path, default=Path(default), help="the evaluation data (%(default)s)")
-    parser.add_argument("--keep", type=Path, help="keep the quantized models in this folder")
-    parser.add_argument("--peer-method", choices=("minmax", "entropy", "percentile"), default="minmax")
-    parsed = parser.parse_args(given)
-    unknown = [name for name in parsed.sections if name not in SECTIONS]
-    if unknown:
-        parser.error(f"no section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
-    if not parsed.data.is_dir():
-        parser.error(f"no evaluation data in {parsed.data}: name its folder with --data")
-    return parsed
-
-
-def main() -> int:
-    """Run the sections asked for."""
-    given = arguments()
-    met = True
-    with tempfile.TemporaryDirectory() as folder:
-        for name in given.sections or SECTIONS:
-            work = Path(given.keep or folder) / name
-            work.mkdir(parents=True)
-            section = SECTIONS[name]
-            figures = section(Place(given.data, work, given.peer_method))
-            met &= bench.report(f"{name}: {(section.__doc__ or '').splitlines()[0]}", figures)
-    return 0 if met else 1
-
+SECTIONS: Sections = {
+    "help": help_text,
+    "exports": exports,
+    "lite0": lite0,
+    "resnet20": resnet20,
+    "minilm": minilm,
+}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bench.run(__doc__, SECTIONS))
