@@ -52,6 +52,12 @@ def _calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
         display.show_statistics(args.model, args.statistics, statistics, perf_counter() - started)
 
 
+def _table(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq import conversion
+
+    conversion.convert(Path(args.source), Path(args.output), args.format, config)
+
+
 def _compare(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq import compare, display
 
@@ -77,7 +83,7 @@ _COMMANDS: Mapping[str, Command] = {
     "quantize": Command(
         help="turn a float ONNX model into an int8 one",
         files={"model": "the float model", "output": "the int8 model to write"},
-        groups=("data", "ranges", "plan", "running"),
+        groups=("data", "ranges", "tables", "plan", "running"),
         flags={
             "--config FILE.yaml": "read options from a file; those given here win",
             "--save-config FILE.yaml": "write the options used",
@@ -94,6 +100,17 @@ _COMMANDS: Mapping[str, Command] = {
         groups=("data", "plan", "running"),
         flags={"--quiet": "print warnings and errors only", **_VERBOSE},
         act=_calibrate,
+    ),
+    "table": Command(
+        help="a calibration table as another program reads it",
+        files={"source": "saved statistics, or a table", "output": "the table to write"},
+        groups=("ranges",),
+        flags={
+            "--format NAME": "tensorrt, ort, ncnn, snpe, qnn, mqbench, mqbench-snpe, mqbench-vitis, "
+            "mqbench-ppl, ppq, json; default: as the name of OUTPUT tells",
+            **_VERBOSE,
+        },
+        act=_table,
     ),
     "compare": Command(
         help="accuracy, size and speed of an int8 model against its float original",

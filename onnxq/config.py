@@ -23,6 +23,19 @@ from onnxq.errors import ConfigError
 
 Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
 IntegerType = Literal["uint8", "int8"]
+TableFormat = Literal[
+    "tensorrt",
+    "ort",
+    "ncnn",
+    "snpe",
+    "qnn",
+    "mqbench",
+    "mqbench-snpe",
+    "mqbench-vitis",
+    "mqbench-ppl",
+    "ppq",
+    "json",
+]
 
 
 def _named(path: Any) -> Any:
@@ -34,11 +47,13 @@ def _named(path: Any) -> Any:
 
 def _several(names: Any) -> Any:
     """One name alone is a list of one, not of letters."""
-    return (names,) if isinstance(names, str) else names
+    return (names,) if isinstance(names, str | Path) else names
 
 
 _Path = Annotated[Path, BeforeValidator(_named)]
+_Paths = Annotated[tuple[_Path, ...], BeforeValidator(_several)]
 _Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
+_Formats = Annotated[tuple[TableFormat, ...], BeforeValidator(_several)]
 
 
 def _option(group: str, default: Any, text: str, metavar: str | None = None, **limits: Any) -> Any:
@@ -84,9 +99,17 @@ class QuantConfig(BaseModel):
     method: Method = _option("ranges", "mse", "how ranges are chosen")
     percentile: float = _option("ranges", 99.99, "for --method percentile", "P", gt=50, le=100)
     from_table: _Path | None = _option(
-        "ranges", None, "take ranges from saved statistics; needs no data", "FILE"
+        "tables", None, "take ranges from a table or saved statistics; needs no data", "FILE"
     )
-    save_statistics: _Path | None = _option("ranges", None, "keep the calibration statistics (.npz)", "FILE")
+    table: _Paths = _option("tables", (), "also write a calibration table", "FILE")
+    table_format: _Formats = _option(
+        "tables",
+        (),
+        "the format of each table, where file names do not tell: tensorrt, ort, ncnn, snpe, qnn, mqbench, "
+        "mqbench-snpe, mqbench-vitis, mqbench-ppl, ppq, json",
+        "NAME",
+    )
+    save_statistics: _Path | None = _option("tables", None, "keep the calibration statistics (.npz)", "FILE")
     target: str = _option("plan", "onnxruntime", "deployment target: onnxruntime, tensorrt", "NAME")
     activation: IntegerType | None = _option("plan", None, "activation type; default: the target's")
     weight: IntegerType | None = _option("plan", None, "weight type; default: the target's")
@@ -117,6 +140,20 @@ class QuantConfig(BaseModel):
         if self.from_table is not None and self.save_statistics is not None:
             raise ValueError("with a table (from_table) nothing is calibrated: no statistics to save")
         return self
+
+    @model_validator(mode="after")
+    def _check_table_formats(self) -> QuantConfig:
+        if len(self.table_format) not in (0, len(self.table)):
+            raise ValueError(
+                f"{len(self.table_format)} formats for {len(self.table)} tables (table_format, table): "
+                "give one for each, or none where file names tell"
+            )
+        return self
+
+    @property
+    def tables(self) -> tuple[tuple[Path, str | None], ...]:
+        """The tables to write, each with its format; None where the name of the file tells."""
+        return tuple(zip(self.table, self.table_format or (None,) * len(self.table), strict=True))
 
     @property
     def providers(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from onnxq.errors import CalibrationError, ModelError, OnnxqError
 from onnxq.graph import all_nodes
 from onnxq.model import check_place, check_valid, files_of
 from onnxq.planner import matches
+from onnxq.tables import format_for
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def check_files(
     config: QuantConfig,
     others: Sequence[str | os.PathLike[str]] = (),
 ) -> None:
-    """Nothing that is read may be written, not even the model's external data.
+    """Nothing that is read may be written, not even the model's external data; tables are of known formats.
 
     Args:
         model: path of the float model.
@@ -45,8 +46,10 @@ def check_files(
 
     Raises:
         ModelError: a file cannot be written, or would overwrite another one.
+        ConfigError: nothing tells the format of a table.
     """
-    written = [Path(p) for p in (output, f"{output}.data", config.save_statistics, *others) if p]
+    tables = [file for path, name in config.tables for file in format_for(path, name).files(path)]
+    written = [Path(p) for p in (output, f"{output}.data", config.save_statistics, *tables, *others) if p]
     needed = files_of(model) if any(path.exists() for path in written) else (model,)
     check_places((*needed, data, config.from_table), written)
 

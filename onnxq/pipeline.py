@@ -5,25 +5,25 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from functools import partial
 
 import onnx_ir as ir
 
-from calibrators.methods import CALIBRATORS, Calibrator
-from calibrators.percentile import percentile
 from calibrators.statistics import Statistics
+from onnxq import tables
 from onnxq.calibration import distrust, gather
 from onnxq.config import QuantConfig
 from onnxq.errors import ConfigError
 from onnxq.evaluate import Quality
 from onnxq.guards import check_files, our_errors
 from onnxq.insert import insert_qdq
-from onnxq.model import size_on_disk, write
+from onnxq.model import load, size_on_disk, write
 from onnxq.plan import QuantPlan
 from onnxq.prepare import prepare
 from onnxq.progress import Progress, silent
-from onnxq.ranges import from_statistics, solve
+from onnxq.ranges import Source, calibrator, from_statistics, from_table, solve
 from onnxq.samples import Data, Samples, in_batches, open_samples
+from onnxq.tables.sources import check_plan, of_plan
+from onnxq.tables.table import Table
 from onnxq.trial import Trial, doubts, float_weights
 
 
@@ -33,7 +33,8 @@ class QuantResult:
 
     Attributes:
         plan: every quantized edge with its parameters, every float node with its reason.
-        statistics: what calibration saw; any method's ranges follow from it.
+        statistics: what calibration saw; any method's ranges follow from it. None if a table gave the ranges.
+        table: the ranges of the plan, as `onnxq.tables` writes them.
         quality: against the float model; None if there was no sample to judge by.
         judged_on: what kind of samples ``quality`` was measured on.
         skipped: bad samples that were left out.
@@ -43,7 +44,8 @@ class QuantResult:
     """
 
     plan: QuantPlan
-    statistics: Statistics
+    statistics: Statistics | None
+    table: Table
     quality: Quality | None
     judged_on: str
     skipped: int
@@ -81,17 +83,21 @@ def quantize_static(
     with our_errors():
         progress("reading the model")
         simple, plan = prepare(model, config)
+        check_plan(plan, config.tables)
         samples = open_samples(simple, data, config)
-        statistics, warnings = _statistics(simple, plan, samples, config, progress)
+        source, statistics, warnings = _source(simple, plan, samples, config, progress)
         progress("choosing ranges")
-        plan = solve(simple, plan, from_statistics(statistics, _calibrator(config)))
+        plan = solve(simple, plan, source)
+        table = of_plan(plan, simple, load(model))
         progress("writing and checking the model")
         judge = list(in_batches(samples.to_judge, simple, config))
         trial = Trial(model, plan, judge, config.providers, config.threads, samples.refused)
-        write(insert_qdq(simple, plan), output, validate=trial.run)
+        with tables.staged(tables.encode_all(table, config.tables)):
+            write(insert_qdq(simple, plan), output, validate=trial.run)
     return QuantResult(
         plan=plan,
         statistics=statistics,
+        table=table,
         quality=trial.quality,
         judged_on=samples.judged_on,
         skipped=samples.skipped,
@@ -102,6 +108,16 @@ def quantize_static(
     )
 
 
+def _source(
+    model: ir.Model, plan: QuantPlan, samples: Samples, config: QuantConfig, progress: Progress
+) -> tuple[Source, Statistics | None, tuple[str, ...]]:
+    """Where the ranges come from, the statistics if they do, and why not to trust them, if so."""
+    if config.from_table is not None and not tables.is_statistics(config.from_table):
+        return from_table(tables.read(config.from_table), plan), None, ()
+    statistics, warnings = _statistics(model, plan, samples, config, progress)
+    return from_statistics(statistics, calibrator(config)), statistics, warnings
+
+
 def _statistics(
     model: ir.Model, plan: QuantPlan, samples: Samples, config: QuantConfig, progress: Progress
 ) -> tuple[Statistics, tuple[str, ...]]:
@@ -110,9 +126,3 @@ def _statistics(
         return gather(model, plan.observed, samples, config, progress), ()
     statistics = Statistics.load(config.from_table)
     return statistics, tuple(distrust(statistics, model))
-
-
-def _calibrator(config: QuantConfig) -> Calibrator:
-    if config.method == "percentile":
-        return partial(percentile, percentile=config.percentile)
-    return CALIBRATORS[config.method]

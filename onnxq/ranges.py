@@ -11,12 +11,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 import calibrators.errors
-from calibrators.methods import Calibrator
+from calibrators.methods import CALIBRATORS, Calibrator
+from calibrators.percentile import percentile
 from calibrators.statistics import TensorStatistics
+from onnxq.config import QuantConfig
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph import constant_value
 from onnxq.numerics import SMALLEST_SCALE, grid_of, params_from_range, weight_range
 from onnxq.plan import Group, QuantParams, QuantPlan
+from onnxq.tables.table import Encoding, Table
 from onnxq.weight_scale import refine_scale
 
 _BIAS_BITS = 24
@@ -55,6 +58,29 @@ def from_statistics(statistics: Mapping[str, TensorStatistics], calibrator: Cali
     return partial(_from_statistics, statistics, calibrator)
 
 
+def calibrator(config: QuantConfig) -> Calibrator:
+    """The method that chooses ranges."""
+    if config.method == "percentile":
+        return partial(percentile, percentile=config.percentile)
+    return CALIBRATORS[config.method]
+
+
+def from_table(table: Table, plan: QuantPlan) -> Source:
+    """Parameters from a table that names a tensor of each group; exact where it has that number format.
+
+    Raises:
+        CalibrationError: the table says nothing of a group.
+    """
+    needed = [g for g in plan.groups.values() if not g.constant and g.fixed is None]
+    missing = [group for group in needed if not _encodings(table, group)]
+    if missing:
+        raise CalibrationError(
+            f"the table lacks tensor {missing[0].name!r}, and {len(missing)} of {len(needed)} in all: it was "
+            "made for another model or other options, or it names tensors otherwise"
+        )
+    return partial(_from_table, table)
+
+
 def check_weights(model: ir.Model, plan: QuantPlan) -> None:
     """Find out before the work whether all weights and biases of the plan can be quantized.
 
@@ -85,6 +111,35 @@ def _from_statistics(
     except calibrators.errors.CalibrationError as error:
         raise CalibrationError(f"tensor {group.name!r}: {error}") from error
     return params_from_range(low, high, group.spec, group.bounds)
+
+
+def _encodings(table: Table, group: Group) -> list[Encoding]:
+    """Those of the observed tensors, or else of any that share their parameters."""
+    names = dict.fromkeys((*group.observe, *group.tensors))
+    known = {name: table.activations[name].whole() for name in names if name in table.activations}
+    return [known[name] for name in group.observe if name in known] or list(known.values())
+
+
+def _from_table(table: Table, group: Group) -> QuantParams:
+    encodings = _encodings(table, group)
+    decided = [_decided(encoding, group) for encoding in encodings]
+    first = decided[0]
+    if first is not None and all(each is not None and _equal(each, first) for each in decided):
+        return first
+    low, high = min(float(e.low) for e in encodings), max(float(e.high) for e in encodings)
+    return params_from_range(low, high, group.spec, group.bounds)
+
+
+def _decided(encoding: Encoding, group: Group) -> QuantParams | None:
+    """The parameters that the table has, if the group can take them as they are."""
+    low, high = group.bounds
+    if group.spec.symmetric or (low <= encoding.low and encoding.high <= high):
+        return encoding.exact(group.spec)
+    return None
+
+
+def _equal(one: QuantParams, other: QuantParams) -> bool:
+    return bool(one.scale == other.scale and one.zero_point == other.zero_point)
 
 
 def _weight_params(model: ir.Model, group: Group) -> QuantParams:

@@ -26,7 +26,7 @@ def test_the_help_names_all_targets_and_presets():
 def test_every_option_has_a_help_text_and_stands_in_a_group():
     for name, field in QuantConfig.model_fields.items():
         assert field.description, name
-        assert field.json_schema_extra["group"] in {"data", "ranges", "plan", "running"}, name
+        assert field.json_schema_extra["group"] in {"data", "ranges", "tables", "plan", "running"}, name
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,11 @@ FULL = QuantConfig(
     preprocess="resize=256,crop=224",
     samples=7,
     batch_size=2,
+    skip_bad_samples=True,
     method="percentile",
     percentile=99.5,
+    table=("t.cache", "t.json"),
+    table_format=("tensorrt", "ppq"),
     save_statistics=Path("s.npz"),
     target="tensorrt",
     activation="int8",

@@ -40,6 +40,7 @@ FLOORS = (
     {
         "onnxq.calibration",
         "onnxq.compare",
+        "onnxq.conversion",
         "onnxq.evaluate",
         "onnxq.guards",
         "onnxq.pipeline",

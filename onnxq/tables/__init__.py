@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -86,6 +86,12 @@ def encode(table: Table, path: Path, known: Format) -> Mapping[Path, bytes]:
         return known.encode(table, path)
     except (CalibrationError, UnicodeEncodeError) as error:
         raise CalibrationError(f"{path}: {error}") from error
+
+
+def encode_all(table: Table, goals: Iterable[tuple[Path, str | None]]) -> dict[Path, bytes]:
+    """The content of all files of several (path, format or None); errors as of `encode` and `format_for`."""
+    contents = [encode(table, path, format_for(path, name)) for path, name in goals]
+    return {path: data for files in contents for path, data in files.items()}
 
 
 def write(files: Mapping[Path, bytes]) -> None:

@@ -101,7 +101,8 @@ class Encoding:
             raise ValueError("a scale and a zero point belong together, for each channel or for all")
         high = (qmax - zero) * scale
         low = -high if spec.symmetric else (qmin - zero) * scale
-        return Encoding(np.maximum(low, -LARGEST), np.minimum(high, LARGEST), spec, params)
+        ends = np.asarray(np.maximum(low, -LARGEST)), np.asarray(np.minimum(high, LARGEST))
+        return Encoding(*ends, spec, params)
 
     @staticmethod
     def of_scale(scale: float) -> Encoding:
