@@ -4,6 +4,7 @@ import logging
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,43 @@ def test_a_process_that_is_interrupted_goes_on(command, batch_size, number, caps
     assert capsys.readouterr().err == said
     assert STATISTICS.read_bytes() == Path("whole.npz").read_bytes()
     assert not written or Path("o.onnx").read_bytes() == written
+
+
+# --- sources larger than memory --------------------------------------------------------------------
+
+
+WIDE = "g (float[N,200000] x) => (float[N,2] y) <float[200000,2] w> { y = MatMul(x, w) }"
+BYTES = 800_000
+"""Of one sample."""
+
+
+def generator(number):
+    rng = np.random.default_rng(0)
+    return ({"x": rng.standard_normal((1, 200_000), np.float32)} for _ in range(number))
+
+
+def stored(number):
+    """Written row by row, so that making the file does not take what reading it must not."""
+    path = Path("big.npy")
+    file = np.lib.format.open_memmap(path, "w+", np.float32, (number, 200_000))
+    for row, item in zip(file, generator(number), strict=True):
+        row[:] = item["x"]
+    file.flush()
+    return path
+
+
+@pytest.mark.parametrize("source", [generator, stored])
+def test_memory_does_not_grow_with_the_data(folder, source, monkeypatch):
+    save_model(folder / "m.onnx", WIDE, w=np.random.default_rng(1).standard_normal((200_000, 2), np.float32))
+    monkeypatch.setattr("onnxq.samples.HELD_BYTES", 4 * BYTES)
+    peaks = []
+    for number in (40, 120):
+        data = source(number)
+        tracemalloc.start()
+        quantize_static("m.onnx", "o.onnx", data, QuantConfig(threads=2, batch_size=2))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 5 * BYTES, "80 samples more"
 
 
 # --- what does not fit together -------------------------------------------------------------------

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from calibrators.errors import CalibrationError
 from calibrators.samples import Sample
 from onnxq import samples as module
-from onnxq.samples import HELD_SAMPLES, HOLD_EVERY, Samples
+from onnxq.samples import HELD_SAMPLES, HOLD_EVERY, NAMED, Samples, Skipped
 
 
 def source(count, size=4, each=1):
@@ -70,6 +71,46 @@ def test_batches_count_their_samples():
     samples = Samples(source(5, each=3), 15)
     assert len(names(samples)) == 4
     assert samples.held == 3
+
+
+def test_the_limit_counts_samples_not_batches():
+    samples = Samples(source(100, each=20), 2000)
+    list(samples)
+    assert samples.held == 80, "four batches: the fourth goes beyond 64"
+    assert samples.given == 2000
+
+
+def test_none_is_held_out_if_none_is_wanted():
+    samples = Samples(source(12), 12, holds=False)
+    assert len(names(samples)) == 12
+    assert not samples.independent
+
+
+def test_bad_samples_are_counted_once_and_named(caplog):
+    skipped = Skipped()
+    for _ in range(2):
+        skipped(CalibrationError("a: torn"))
+        skipped(CalibrationError("b: too large"), 3)
+    assert skipped.count == 4
+    assert caplog.messages == ["skipped: a: torn", "skipped: b: too large"]
+
+
+def test_of_very_many_bad_samples_only_some_are_named(caplog):
+    skipped = Skipped()
+    for i in range(NAMED + 50):
+        skipped(CalibrationError(f"{i}: torn"))
+    assert skipped.count == NAMED + 50
+    assert len(caplog.messages) == NAMED + 1
+    assert "without a word" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(("bad", "loud"), [(0, False), (5, False), (6, True)])
+def test_many_bad_samples_are_a_reason_to_doubt(bad, loud):
+    samples = Samples(source(100 - bad), 100, unreadable=Skipped(bad), refused=Skipped())
+    list(samples)
+    assert (samples.skipped, samples.passed) == (bad, 100)
+    assert bool(samples.doubts) is loud
+    assert all(f"{bad} of 100 SAMPLES WERE BAD" in text for text in samples.doubts)
 
 
 def test_the_batches_that_a_model_fixes_stay_together():

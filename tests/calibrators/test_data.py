@@ -287,6 +287,40 @@ def test_torch_tensors_and_loaders():
     assert "BFloat16" in fails([x.to(torch.bfloat16)])
 
 
+class Sentences:
+    """A PyTorch data set of (inputs by name, label), of several lengths."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        length = 4 + index // 2
+        inputs = {"ids": np.full(length, index, np.int32), "mask": np.ones(length, np.int64)}
+        return inputs, index
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_torch_loaders_of_several_inputs_and_shapes(workers):
+    utils = pytest.importorskip("torch.utils.data")
+    loader = utils.DataLoader(Sentences(), batch_size=2, num_workers=workers)
+    found = read(loader, TWO)
+    assert [s.count for s in found] == [2, 2, 2]
+    assert [s.feeds["ids"].shape for s in found] == [(2, 4), (2, 5), (2, 6)]
+    assert {n: a.dtype.name for n, a in found[0].feeds.items()} == {"ids": "int64", "mask": "bool"}
+    assert [s.feeds["ids"][:, 0].tolist() for s in found] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_memory_does_not_grow_with_a_generator():
+    tracemalloc.start()
+    source = (np.zeros((1, 100_000), np.float32) for _ in range(200))
+    assert (
+        sum(1 for _ in batches(open_data(source, (spec("x", "N", None),)), (spec("x", "N", None),), 4)) == 50
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6, "the arrays have 80 MB, a batch of four 1.6"
+
+
 # What is refused
 
 
