@@ -45,7 +45,8 @@ def _calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq import calibration, display
 
     started = perf_counter()
-    config = config.model_copy(update={"save_statistics": Path(args.statistics)})
+    target = {"target": args.target} if args.target else {}
+    config = config.model_copy(update={"save_statistics": Path(args.statistics), **target})
     with display.progress(quiet=args.quiet) as progress:
         statistics = calibration.calibrate(args.model, config=config, progress=progress)
     if not args.quiet:
@@ -98,7 +99,11 @@ _COMMANDS: Mapping[str, Command] = {
         help="statistics of the tensors, from which every method's ranges follow",
         files={"model": "the float model", "statistics": "the file to write (.npz)"},
         groups=("data", "plan", "running"),
-        flags={"--quiet": "print warnings and errors only", **_VERBOSE},
+        flags={
+            "--target NAME": "for this deployment target only; default: for all of them",
+            "--quiet": "print warnings and errors only",
+            **_VERBOSE,
+        },
         act=_calibrate,
     ),
     "table": Command(

@@ -404,6 +404,34 @@ def test_progress_shows_pace_and_begins_anew_with_each_stage(terminal, capsys):
     assert "reading" in capsys.readouterr().err
 
 
+def columns_after(seconds, steps, total):
+    """What the bar shows beside itself when ``steps`` came one after another, each after so many seconds."""
+    now = [0.0]
+    with display.progress(quiet=False) as told:
+        told.bar.get_time = lambda: now[0]
+        for done in steps:
+            told("calibrating", done, total)
+            told.bar.tasks[0]._get_time = told.bar.get_time
+            now[0] += seconds
+        return [column.render(told.bar.tasks[0]).plain for column in told.bar.columns[2:]]
+
+
+def test_progress_shows_the_rate_and_the_time_left(terminal):
+    assert columns_after(0.5, [0, 2, 4, 6], 26) == ["6/26 4.0/s", "00:05"]
+
+
+def test_progress_without_a_total_shows_the_rate_alone(terminal):
+    assert columns_after(0.5, [0, 2, 4, 6], None) == ["6/? 4.0/s", ""]
+
+
+def test_what_was_done_before_is_no_speed(terminal):
+    assert columns_after(1, [1000, 1002, 1004, 1006], 1026) == ["1006/1026 2.0/s", "00:10"]
+
+
+def test_a_slow_model_has_a_rate_too(terminal):
+    assert columns_after(120, [0, 1, 2, 3], 10) == ["3/10 0.5/min", "14:00"]
+
+
 # --- who does not listen --------------------------------------------------------------------------
 
 
