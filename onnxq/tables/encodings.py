@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -165,11 +164,11 @@ def _encoding(bits: int, symmetric: bool, scale: object, offset: object) -> Enco
 
     Symmetric files count from the middle or, with a narrow range, from one below it.
     """
-    level, middle = -numbers(offset), 2 ** (bits - 1)
+    level, middle = -numbers(offset), 2 ** (integer_type(bits, signed=True).bitwidth - 1)
     signed = symmetric and bool(np.isin(level, (middle, middle - 1)).all())
-    spec = QuantSpec(integer_type(bits, signed), symmetric=signed)
-    narrow = replace(spec, narrow_range=signed and bool((level < middle).any()))
-    return on_grid(narrow, scales(scale), np.zeros_like(level) if signed else level, symmetric=signed)
+    narrow = signed and bool((level < middle).any())
+    spec = QuantSpec(integer_type(bits, signed), symmetric=signed, narrow_range=narrow)
+    return on_grid(spec, scales(scale), np.zeros_like(level) if signed else level, symmetric=signed)
 
 
 def _from_ends(lowest_reals: object, highest_reals: object, bits: int) -> Encoding:

@@ -90,6 +90,8 @@ def _decoded(tree: Mapping[str, Any]) -> Encoding:
         narrow_range=bool(tree.get("narrow_range")),
         reduce_bits=int(tree.get("reduce_bits", 0)),
     )
+    if not 0 <= spec.reduce_bits < spec.dtype.bitwidth - 1 or not isinstance(spec.axis, int | None):
+        raise ValueError(f"{spec.reduce_bits} unused bits, axis {spec.axis!r}: expected few, and a number")
     return on_grid(spec, scales(tree["scale"]), numbers(tree["zero_point"]), symmetric=spec.symmetric)
 
 

@@ -245,6 +245,16 @@ def test_damaged_files_are_one_clear_error(tmp_path, name):
             b'{"tensorrt": {"blob_range": {"x": "6.4"}}}',
             "damaged mqbench table: expected a number, got '6.4'",
         ),
+        (
+            b'{"version": "0.6.1", "activation_encodings": {"x": [{"bitwidth": 999999999999, "scale": 1, "offset": 0}]}, '
+            b'"param_encodings": {}}',
+            "integers of 999999999999 bits",
+        ),
+        (
+            b'{"format": "onnxq calibration table", "version": 1, "weights": {}, "layers": {}, "activations": '
+            b'{"x": {"type": "int8", "symmetric": true, "reduce_bits": -999999999, "scale": 1, "zero_point": 0}}}',
+            "-999999999 unused bits",
+        ),
         (b'{"tensorrt": 3}', "damaged mqbench table: expected an object, got int"),
         (b'{"format": "onnxq calibration table", "version": 2}', "it is of version 2, expected 1"),
     ],
@@ -256,6 +266,13 @@ def test_what_is_no_table(tmp_path, data, word):
         tables.read(path)
     assert word in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_every_format_is_documented():
+    text = (Path(__file__).parents[2] / "docs" / "tables.md").read_text("utf-8")
+    assert all(f"| `{name}` |" in text for name in tables.FORMATS)
+    endings = [suffix for known in tables.FORMATS.values() for suffix in known.suffixes]
+    assert all(f"`{ending}`" in text for ending in endings)
 
 
 def test_missing_files_and_folders(tmp_path):
