@@ -145,7 +145,7 @@ class Collector:
             CalibrationError: the model refuses this batch or one shortly before it, and nobody
                 passes over such.
         """
-        if self._pool is None:
+        if self._pool is None or not self._gathered.largest:
             self._start(batch)
             return
         self._submit(self._pool, batch)
@@ -166,16 +166,18 @@ class Collector:
         if self._resume is not None:
             result = self._resume.merge(result)
         if not result.samples:
-            raise CalibrationError("there is no calibration data: not one sample was given")
+            raise _nothing(refused=result.span[1] - result.span[0])
         _report(result)
         return result
 
     def _start(self, batch: Sample) -> None:
-        """Run the first batch alone: it shows how many may run side by side."""
-        self._pool = ThreadPoolExecutor(1)
+        """Run the first batch that the model takes alone: it shows how many may run side by side."""
+        self._pool = self._pool or ThreadPoolExecutor(1)
         self._submit(self._pool, batch)
         self._wait(0)
-        self._room = min(max(MOST_BYTES // max(self._gathered.largest, 1), 1), self._threads)
+        if not self._gathered.largest:
+            return
+        self._room = min(max(MOST_BYTES // self._gathered.largest, 1), self._threads)
         if self._room < self._threads:
             self._session = self._open(self._threads // self._room)
         if self._room > 1:
@@ -325,6 +327,13 @@ def run_batch(
         return list(session.run(list(outputs), dict(batch.feeds))) if outputs else []
     except RUNTIME_ERRORS as error:
         raise CalibrationError(f"the model cannot run {batch.name}: {brief(error)}") from error
+
+
+def _nothing(refused: int) -> CalibrationError:
+    """Why there are no statistics."""
+    if refused:
+        return CalibrationError(f"the model refuses every sample that it was given ({refused})")
+    return CalibrationError("there is no calibration data: not one sample was given")
 
 
 def _report(found: Statistics) -> None:

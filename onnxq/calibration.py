@@ -86,7 +86,7 @@ def gather(
         providers=config.providers,
         threads=config.threads,
         resume=known,
-        on_bad=samples.refused,
+        on_bad=samples.on_refused,
     ) as collector:
         if known is not None:
             _pass_over(known, reading, samples, config, progress)

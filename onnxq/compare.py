@@ -47,7 +47,7 @@ def compare_files(
             providers=config.providers,
             threads=config.threads,
             on_sample=lambda done: progress("comparing", done + samples.skipped, samples.total),
-            on_bad=samples.refused,
+            on_bad=samples.on_refused,
         )
         progress("timing")
         return quality, race(

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import onnx_ir as ir
 
@@ -15,6 +15,7 @@ from calibrators.data import open_data
 from calibrators.errors import CalibrationError
 from calibrators.samples import Sample, fixed_batch, input_specs
 from calibrators.synthetic import synthetic_samples
+from calibrators.usable import OnBad
 from onnxq.config import QuantConfig
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,11 @@ class Samples:
         return "held-out samples" if self.independent else "the calibration samples themselves"
 
     @property
+    def on_refused(self) -> OnBad | None:
+        """To be told of samples that the model does not take: those that were made up fit or do not."""
+        return _ask_for_data if self.synthetic else self.refused
+
+    @property
     def skipped(self) -> int:
         """How many bad samples there were so far."""
         return sum(kind.count for kind in (self.unreadable, self.refused) if kind)
@@ -145,6 +151,12 @@ class Samples:
     def _has_room(self, sample: Sample) -> bool:
         held = sum(_bytes(other) for other in self._held)
         return self.held < HELD_SAMPLES and held + _bytes(sample) <= HELD_BYTES
+
+
+def _ask_for_data(error: CalibrationError, _: int) -> NoReturn:
+    raise CalibrationError(
+        f"{error}: made-up inputs do not suit it, give calibration data (--data)"
+    ) from error
 
 
 def _bytes(sample: Sample) -> int:

@@ -418,9 +418,20 @@ def test_held_out_samples_that_the_model_refuses(lookup):
 
 def test_all_samples_are_refused(lookup):
     np.savez("d.npz", x=ids(8, bad=range(8)))
-    with pytest.raises(onnxq.CalibrationError, match="not one sample"):
+    with pytest.raises(
+        onnxq.CalibrationError, match=r"the model refuses every sample that it was given \(7\)"
+    ):
         quantized("d.npz", skip_bad_samples=True)
     assert not STATISTICS.exists()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_made_up_inputs_that_the_model_refuses(folder, skip):
+    text = "g (int64[1,4] x, float[1,4] s) => (float[1,4,3] y) <float[8,6] t, float[6,3] w> {"
+    text += "c = Constant <value = int64[1] {30}> ()  z = Add(x, c)  e = Gather(t, z)  y = MatMul(e, w) }"
+    save_model(folder / "m.onnx", text)
+    with pytest.raises(onnxq.CalibrationError, match=r"made-up inputs do not suit it, give .* \(--data\)$"):
+        quantized(None, skip_bad_samples=skip)
 
 
 def test_few_bad_samples_are_no_reason_to_doubt(lookup):

@@ -157,6 +157,24 @@ def test_refused_batches_can_be_passed_over(model):
     assert (found.samples, found.span, found["h"].samples) == (4, (0, 7), 4)
 
 
+def test_if_the_model_refuses_everything_that_is_said(model):
+    bad = {"x": np.ones((2, 3), np.float32), "ids": np.array([9, 9])}
+    with pytest.raises(CalibrationError, match=r"refuses every sample that it was given \(4\)"):
+        collect(model, ["h"], [("a", bad), ("b", bad)], on_bad=lambda *_: None)
+
+
+def test_the_first_batch_that_is_taken_shows_how_many_may_run(model, monkeypatch):
+    monkeypatch.setattr(collecting, "MOST_BYTES", 1000)
+    opened: list[int] = []
+    monkeypatch.setattr(
+        collecting, "open_session", lambda *a, **k: opened.append(k["threads"]) or open_session(*a, **k)
+    )
+    bad = {"x": np.ones((1, 3), np.float32), "ids": np.array([9])}
+    data = [("bad", bad), ("worse", bad), *((f"s{i}", feeds(1, 100, i)) for i in range(5))]
+    assert collect(model, ["h"], data, threads=4, on_bad=lambda *_: None).samples == 5
+    assert opened == [1, 2]
+
+
 def test_large_tensors_are_not_many_at_a_time(model, monkeypatch):
     monkeypatch.setattr(collecting, "MOST_BYTES", 1000)
     opened: list[int] = []
