@@ -30,7 +30,7 @@ TIE = 1e-9
 """Divergences closer than this are equal; the candidate that clips less is taken."""
 
 
-def entropy(statistics: TensorStatistics, grid: Grid) -> tuple[float, float]:
+def entropy(statistics: TensorStatistics, grid: Grid, averaged: int = 1) -> tuple[float, float]:
     """The range ``[max(low, -T), min(high, T)]`` whose threshold ``T`` diverges least.
 
     ``T`` is the right edge of a bin. A grid with more levels than the histogram has bins loses

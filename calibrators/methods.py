@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Protocol
 
+from calibrators.auto import auto
 from calibrators.entropy import entropy
 from calibrators.grid import Grid
 from calibrators.minmax import minmax
@@ -13,8 +15,16 @@ from calibrators.mse import mse
 from calibrators.percentile import percentile
 from calibrators.statistics import TensorStatistics
 
-Calibrator = Callable[[TensorStatistics, Grid], tuple[float, float]]
-"""``(statistics, grid) -> (low, high)``, within the extremes of what was seen; zero need not be inside."""
+
+class Calibrator(Protocol):
+    """``(statistics, grid) -> (low, high)``, within the extremes of what was seen; zero need not be inside.
+
+    ``averaged`` says over how many elements of the tensor the network behind it averages.
+    """
+
+    def __call__(self, statistics: TensorStatistics, grid: Grid, averaged: int = 1, /) -> tuple[float, float]:
+        """The range for a tensor."""
+
 
 CALIBRATORS: Mapping[str, Calibrator] = MappingProxyType(
     {
@@ -23,5 +33,6 @@ CALIBRATORS: Mapping[str, Calibrator] = MappingProxyType(
         "percentile": percentile,
         "entropy": entropy,
         "mse": mse,
+        "auto": auto,
     }
 )

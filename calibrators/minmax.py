@@ -6,7 +6,7 @@ from calibrators.grid import Grid
 from calibrators.statistics import TensorStatistics
 
 
-def minmax(statistics: TensorStatistics, grid: Grid) -> tuple[float, float]:
+def minmax(statistics: TensorStatistics, grid: Grid, averaged: int = 1) -> tuple[float, float]:
     """The least and the greatest value seen: nothing is clipped.
 
     Raises:

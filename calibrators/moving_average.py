@@ -11,7 +11,7 @@ MOMENTUM = 0.9
 """The weight of the past: ``m <- 0.9 m + 0.1 x``."""
 
 
-def moving_average(statistics: TensorStatistics, grid: Grid) -> tuple[float, float]:
+def moving_average(statistics: TensorStatistics, grid: Grid, averaged: int = 1) -> tuple[float, float]:
     """``m <- 0.9 m + 0.1 x`` over the least and the greatest value of each sample, beginning with the first.
 
     Single outlying samples fade. The samples count in the order in which they stand in the data, in

@@ -38,10 +38,19 @@ POINT = 2.0**-10
 """The least part of a bin that its values are spread over, where the range ends within the bin."""
 
 
-def mse(statistics: TensorStatistics, grid: Grid) -> tuple[float, float]:
+def mse(statistics: TensorStatistics, grid: Grid, averaged: int = 1) -> tuple[float, float]:
     """The range with the least mean squared error; never worse than the whole range.
 
     Asymmetric grids are searched over both ends at once. An end that zero lies beyond is not cut.
+
+    Raises:
+        CalibrationError: no finite value was seen.
+    """
+    return least_error(statistics, grid)
+
+
+def least_error(statistics: TensorStatistics, grid: Grid, clipping: float = 1.0) -> tuple[float, float]:
+    """The range with the least squared error, in which that of clipped values counts ``clipping`` times.
 
     Raises:
         CalibrationError: no finite value was seen.
@@ -56,25 +65,38 @@ def mse(statistics: TensorStatistics, grid: Grid) -> tuple[float, float]:
     for moves in _rounds():
         cuts = np.maximum(best + _pairs(moves, free), 0)
         lows, highs = _cut(low, high, cuts, grid.symmetric)
-        best = cuts[np.argmin(squared_errors(density, grid, lows, highs))]
+        best = cuts[np.argmin(squared_errors(density, grid, lows, highs, clipping))]
     lows, highs = _cut(low, high, best[None], grid.symmetric)
     return float(lows[0]), float(highs[0])
 
 
-def squared_errors(density: Density, grid: Grid, lows: Floats, highs: Floats) -> Floats:
-    """The summed squared error of each range ``[lows[i], highs[i]]``, widened to hold zero; ``[K]``."""
+def squared_errors(
+    density: Density, grid: Grid, lows: Floats, highs: Floats, clipping: float = 1.0
+) -> Floats:
+    """The summed squared error of each range ``[lows[i], highs[i]]``, widened to hold zero; ``[K]``.
+
+    The squared distance of values beyond the grid's ends counts ``clipping`` times.
+    """
     scale, zero_point = _parameters(grid, np.minimum(lows, 0.0), np.maximum(highs, 0.0))
     errors = np.empty(scale.shape)
     for start in range(0, scale.size, CHUNK):
         part = slice(start, start + CHUNK)
         steps = density.edges / scale[part, None]
         below, above = (level - zero_point[part, None] for level in (grid.qmin, grid.qmax))
-        level = np.clip(np.rint(steps), below, above)
-        steps -= level
-        level /= 12
-        level += steps * steps * steps / 3
-        errors[part] = scale[part] ** 3 * (level @ density.falls)
+        errors[part] = scale[part] ** 3 * (_integral(steps, below, above, clipping) @ density.falls)
     return errors
+
+
+def _integral(steps: Floats, below: Floats, above: Floats, clipping: float) -> Floats:
+    """Of the squared error in units of the scale, from zero to ``steps``; the grid ends at the other two."""
+    level = np.clip(np.rint(steps), below, above)
+    beyond = steps - np.clip(steps, below, above)
+    steps -= level
+    level /= 12
+    level += steps * steps * steps / 3
+    if clipping != 1:
+        level += (clipping - 1) / 3 * beyond * beyond * beyond
+    return level
 
 
 def _parameters(grid: Grid, lows: Floats, highs: Floats) -> tuple[Floats, Floats]:
@@ -123,8 +145,8 @@ class Density:
         used = np.flatnonzero(counts)
         first, last = int(used[0]), int(used[-1]) + 1
         edges = np.arange(first - SIDE, last - SIDE + 1, dtype=np.float64) * width
-        edges[0] = min(statistics.low, edges[1] - POINT * width)
-        edges[-1] = max(statistics.high, edges[-2] + POINT * width)
+        edges[0] = np.clip(statistics.low, edges[0], edges[1] - POINT * width)
+        edges[-1] = np.clip(statistics.high, edges[-2] + POINT * width, edges[-1])
         density = np.concatenate([[0.0], counts[first:last] / np.diff(edges), [0.0]])
         falls = -np.diff(density)
         kept = np.flatnonzero(falls)

@@ -14,7 +14,7 @@ DEFAULT = 99.99
 
 
 def percentile(
-    statistics: TensorStatistics, grid: Grid, *, percentile: float = DEFAULT
+    statistics: TensorStatistics, grid: Grid, averaged: int = 1, *, percentile: float = DEFAULT
 ) -> tuple[float, float]:
     """The narrowest range of whole bins that leaves out at most ``100 - percentile`` per cent.
 

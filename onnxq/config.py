@@ -21,7 +21,7 @@ from calibrators.errors import CalibrationError
 from calibrators.preprocess import parse_preprocess
 from onnxq.errors import ConfigError
 
-Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
+Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
 IntegerType = Literal["uint8", "int8"]
 TableFormat = Literal[
     "tensorrt",
@@ -96,7 +96,7 @@ class QuantConfig(BaseModel):
     samples: int | None = _option("data", None, "use at most N samples; default: all", "N", ge=1)
     batch_size: int = _option("data", 1, "samples per run", "N", ge=1)
     skip_bad_samples: bool = _option("data", False, "name, skip and count samples that cannot be used")
-    method: Method = _option("ranges", "mse", "how ranges are chosen")
+    method: Method = _option("ranges", "auto", "how ranges are chosen")
     percentile: float = _option("ranges", 99.99, "for --method percentile", "P", gt=50, le=100)
     from_table: _Path | None = _option(
         "tables", None, "take ranges from a table or saved statistics; needs no data", "FILE"

@@ -57,6 +57,15 @@ def rank(value: ir.Value | None) -> int | None:
     return None if value is None or value.shape is None else len(value.shape)
 
 
+def is_broadcast(small: ir.Value, large: ir.Value) -> bool:
+    """Whether ``small`` is repeated along some axis to fit ``large``, so that it has far fewer elements."""
+    if small.shape is None or large.shape is None or len(small.shape) > len(large.shape):
+        return False
+    if len(small.shape) < len(large.shape):
+        return True
+    return any(a == 1 and b != 1 for a, b in zip(small.shape, large.shape, strict=True))
+
+
 def supplant(old: ir.Value, new: ir.Value) -> None:
     """Let ``new`` take the place of ``old``: its uses, its seat among the graph outputs, its name and type.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.graph import constant_value
+from onnxq.graph import constant_value, input_at, ints_attribute
 
 Range = tuple[float, float]
 Shape = tuple[int, ...]
@@ -73,6 +73,59 @@ _ONE_OPERAND = (
 
 DATA_INPUTS: Mapping[str, tuple[int, ...]] = dict.fromkeys(_ONE_OPERAND, (0,))
 """Inputs that carry values; the others hold indices, shapes or limits. Not listed: all inputs."""
+
+
+def _shape(value: ir.Value | None) -> Sequence[int | ir.SymbolicDim]:
+    return () if value is None or value.shape is None else tuple(value.shape)
+
+
+def _product(sizes: Sequence[int | ir.SymbolicDim]) -> int | None:
+    """None if a size is unknown, or there is none."""
+    known = [size for size in sizes if isinstance(size, int)]
+    return math.prod(known) if sizes and len(known) == len(sizes) else None
+
+
+def _kernel(node: ir.Node) -> int | None:
+    return _product(_shape(node.inputs[WEIGHTED[node.op_type].weight])[2:])
+
+
+def _upsampling_kernel(node: ir.Node) -> int | None:
+    """Each element of the output adds up so many of the kernel's: the others meet inserted zeros."""
+    kernel = _kernel(node)
+    strides = ints_attribute(node, "strides", ())
+    return None if kernel is None else max(1, kernel // math.prod(strides))
+
+
+def _reduced(node: ir.Node) -> int | None:
+    shape = _shape(node.inputs[0])
+    axes = constant_value(input_at(node, 1))
+    chosen = ints_attribute(node, "axes", ()) if axes is None else tuple(axes.reshape(-1).tolist())
+    if not shape or (len(node.inputs) > 1 and axes is None):
+        return None
+    return _product([shape[axis] for axis in chosen] if chosen else shape)
+
+
+_ONE_TO_ONE = (
+    *("Add", "Sub", "Mul", "Div", "Concat", "Split", "Slice", "Pad", "MaxPool", "Resize", "Identity"),
+    *("Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Gelu"),
+    *("BatchNormalization", "DepthToSpace", "SpaceToDepth"),
+)
+
+AVERAGED: Mapping[str, Callable[[ir.Node], int | None]] = {
+    **dict.fromkeys(_ONE_TO_ONE, lambda node: 1),
+    "Conv": _kernel,
+    "ConvTranspose": _upsampling_kernel,
+    "AveragePool": lambda node: math.prod(ints_attribute(node, "kernel_shape", ())),
+    "GlobalAveragePool": lambda node: _product(_shape(node.inputs[0])[2:]),
+    "ReduceMean": _reduced,
+}
+"""How many elements of one feature an element of the output adds up, None if unknown.
+
+Operators that do not keep features and places apart (MatMul, normalization ...) are not listed.
+"""
+
+BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "PRelu"})
+"""Operators that repeat a smaller operand."""
 
 
 def data_inputs(node: ir.Node) -> tuple[int, ...]:

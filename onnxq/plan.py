@@ -101,6 +101,8 @@ class Group:
         bounds: the range cannot usefully exceed these (low, high).
         fixed: the range must be exactly this, whatever was observed.
         constant: an initializer (weights, or a constant operand).
+        averaged: over how many of its elements the network behind it averages; rounding errors cancel
+            there, clipping errors do not.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Group:
     bounds: tuple[float, float] = (-np.inf, np.inf)
     fixed: tuple[float, float] | None = None
     constant: bool = False
+    averaged: int = 1
 
 
 @dataclass(frozen=True)

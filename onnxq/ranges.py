@@ -107,7 +107,7 @@ def _from_statistics(
         )
     joined = reduce(TensorStatistics.join, (statistics[name] for name in group.observe))
     try:
-        low, high = calibrator(joined.clipped(*group.bounds), grid_of(group.spec))
+        low, high = calibrator(joined.clipped(*group.bounds), grid_of(group.spec), group.averaged)
     except calibrators.errors.CalibrationError as error:
         raise CalibrationError(f"tensor {group.name!r}: {error}") from error
     return params_from_range(low, high, group.spec, group.bounds)

@@ -163,7 +163,7 @@ def test_saved_options_give_the_same_bytes(folder):
     assert first != quantized("c.onnx", "--config", "c.yaml", "--method", "minmax")  # what is given wins
 
 
-@pytest.mark.parametrize("method", ["minmax", "moving-average", "percentile", "entropy", "mse"])
+@pytest.mark.parametrize("method", ["minmax", "moving-average", "percentile", "entropy", "mse", "auto"])
 def test_saved_statistics_give_the_same_bytes_with_every_method(folder, method):
     quantized("a.onnx", "--data", "d.npz", "--method", "minmax", "--save-statistics", "s.npz")
     direct = quantized("b.onnx", "--data", "d.npz", "--method", method)
@@ -241,7 +241,7 @@ def test_help_lists_every_option_with_choices_and_defaults(capsys):
     for name in QuantConfig.model_fields:
         assert f"--{name.replace('_', '-')} " in out
     assert (
-        "--method {minmax,moving-average,percentile,entropy,mse} how ranges are chosen; default: mse" in out
+        "--method {minmax,moving-average,percentile,entropy,mse,auto} how ranges are chosen; default: auto" in out
     )
     assert "default: 99.99" in out
 

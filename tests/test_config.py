@@ -34,7 +34,7 @@ def test_every_option_has_a_help_text_and_stands_in_a_group():
     [
         (
             {"method": "best"},
-            "method: expected 'minmax', 'moving-average', 'percentile', 'entropy' or 'mse', got 'best'",
+            "method: expected 'minmax', 'moving-average', 'percentile', 'entropy', 'mse' or 'auto', got 'best'",
         ),
         ({"samples": 0}, "samples: expected at least 1, got 0"),
         ({"samples": "many"}, "samples: expected a whole number, got 'many'"),

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxq.graph import constant_value, input_at
 from onnxq.operators import INPUT_CHANNELS, WEIGHTED, Range, clip_range, useful_range
 from onnxq.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantPoint, QuantSpec
+from onnxq.planner.averaging import averaged_elements
 from onnxq.planner.scene import (
     Scene,
     bias_add,
@@ -90,10 +91,12 @@ def find_groups(edges: Sequence[Edge], planned: Sequence[ir.Node], scene: Scene)
     members: dict[Key, list[Key]] = {}
     for key in values:
         members.setdefault(_root(key, ties), []).append(key)
+    averaged = averaged_elements(scene.graph)
     taken: set[str] = set()
     groups: dict[Key, Group] = {}
     for root, keys in members.items():
         group = _group(root, [values[key] for key in keys], values.get(root), taken, scene)
+        group = replace(group, averaged=max(averaged.get(values[key], 1) for key in keys))
         taken.add(group.name)
         groups |= dict.fromkeys(keys, group)
     return groups

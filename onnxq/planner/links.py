@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.graph import is_op
+from onnxq.graph import is_broadcast, is_op
 from onnxq.planner.scene import Scene, integer_inputs, integer_outputs
 from onnxq.targets.target import FloatInputs
 
@@ -75,7 +75,7 @@ def _quantized_here(value: ir.Value, integers: Sequence[ir.Value], node: ir.Node
     if _source(value).is_graph_output():
         return False  # the kernel that gives it may have no integers to give
     if floats is FloatInputs.BROADCAST:
-        return any(_is_broadcast(value, other) for other in integers)
+        return any(is_broadcast(value, other) for other in integers)
     return floats is FloatInputs.ANY and bool(integers)
 
 
@@ -85,12 +85,3 @@ def _source(value: ir.Value) -> ir.Value:
     if producer is None or not is_op(producer, "Relu", "Clip") or producer.inputs[0] is None:
         return value
     return _source(producer.inputs[0])
-
-
-def _is_broadcast(small: ir.Value, large: ir.Value) -> bool:
-    """Whether ``small`` is repeated along some axis to fit ``large``, so that it has far fewer elements."""
-    if small.shape is None or large.shape is None or len(small.shape) > len(large.shape):
-        return False
-    if len(small.shape) < len(large.shape):
-        return True
-    return any(a == 1 and b != 1 for a, b in zip(small.shape, large.shape, strict=True))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from calibrators.auto import LEAST, MOST, auto
 from calibrators.entropy import candidates, divergences, entropy, magnitude_levels
 from calibrators.errors import CalibrationError
 from calibrators.grid import Grid
@@ -371,3 +372,63 @@ def test_mse_finds_a_far_clip():
     low, high = mse(of(values), UINT4)
     assert high < 10
     assert loss(values, low, high, UINT4) < 0.1 * loss(values, values.min(), values.max(), UINT4)
+
+
+# auto
+
+
+def weighed_loss(values: np.ndarray, low: float, high: float, grid: Grid, weight: float) -> float:
+    """Rounding and ``weight`` times clipping, value by value."""
+    scale, zero = params(low, high, grid)
+    real = values.astype(np.float64)
+    ends = (np.array([grid.qmin, grid.qmax]) - zero) * scale
+    return loss(values, low, high, grid) + (weight - 1) * float(np.square(real - real.clip(*ends)).mean())
+
+
+@pytest.mark.parametrize("averaged", [1, 9, 1000])
+@pytest.mark.parametrize("grid", [UINT8, INT8])
+@pytest.mark.parametrize("shape", ["normal", "relu", "silu", "long tail", "negative"])
+def test_auto_weighs_clipping_by_what_is_averaged(shape, grid, averaged):
+    values = SHAPES[shape][:20_000]
+    weight = min(max(averaged, LEAST), MOST)
+    chosen = weighed_loss(values, *auto(of(values), grid, averaged), grid, weight)
+    low, high = float(values.min()), float(values.max())
+    for share in np.linspace(1, 0, 30, endpoint=False):
+        assert chosen <= 1.03 * weighed_loss(values, low * share, high * share, grid, weight)
+        assert chosen <= 1.03 * weighed_loss(values, low, high * share, grid, weight)
+
+
+@pytest.mark.parametrize("grid", [UINT8, INT8])
+def test_the_more_is_averaged_the_less_is_clipped(grid):
+    tensor = of(SHAPES["long tail"])
+    widths = [high - low for low, high in (auto(tensor, grid, n) for n in (1, 4, 16, 32))]
+    assert widths == sorted(widths)
+    assert widths[0] < 0.95 * widths[-1]
+    low, high = mse(tensor, grid)
+    assert high - low < widths[0]
+
+
+def test_what_is_averaged_concerns_auto_alone():
+    tensor = of(SHAPES["long tail"])
+    for name, method in CALIBRATORS.items():
+        assert (method(tensor, UINT8, 1) == method(tensor, UINT8, 100)) == (name != "auto")
+
+
+@pytest.mark.parametrize("weight", [1.0, 7.0])
+def test_a_weight_counts_what_is_clipped_that_many_times(weight):
+    tensor = of(SHAPES["silu"])
+    low, high = tensor.low * 0.5, tensor.high * 0.3
+    ends = np.array([low]), np.array([high])
+    error = squared_errors(Density.of(tensor), UINT8, *ends, weight)[0] / tensor.count
+    assert error == pytest.approx(weighed_loss(SHAPES["silu"], low, high, UINT8, weight), rel=0.01)
+
+
+def test_extremes_beyond_the_filled_bins_do_no_harm():
+    """Where only a selection of elements was counted, the outermost ones may be missing."""
+    tensor, full = of(np.append(NORMAL, np.float32(6.5))), of(NORMAL)
+    tensor.histogram.counts[tensor.histogram.counts.size // 2 + 3000 :] = 0
+    assert tensor.high == 6.5
+    for name, method in CALIBRATORS.items():
+        low, high = method(tensor, UINT8)
+        assert tensor.low <= low < high <= tensor.high, name
+    assert mse(tensor, UINT8) == pytest.approx(mse(full, UINT8), rel=0.1)

@@ -1,0 +1,46 @@
+"""Over how many elements of a tensor the network behind it averages: what rounding errors cancel by.
+
+An element of one feature meets its neighbours in the windows of convolutions and pools, one after the
+other: their sizes multiply. The walk ends where features are mixed otherwise (MatMul, normalization),
+and where an element is repeated: its error is then the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import onnx_ir as ir
+
+from onnxq.graph import is_broadcast, is_op
+from onnxq.operators import AVERAGED, BROADCASTING, data_inputs
+
+MANY = 1024
+"""Not counted further."""
+
+
+def averaged_elements(graph: ir.Graph) -> Mapping[ir.Value, int]:
+    """Over how many elements of each tensor the network averages, at most `MANY`; not listed: over one.
+
+    Only the main graph is looked at. An unknown size counts as `MANY`.
+    """
+    found: dict[ir.Value, int] = {}
+    for node in reversed(list(graph)):
+        for value, elements in _averaged(node, found):
+            found[value] = min(max(elements, found.get(value, 1)), MANY)
+    return found
+
+
+def _averaged(node: ir.Node, found: Mapping[ir.Value, int]) -> Iterator[tuple[ir.Value, int]]:
+    """The data inputs of ``node``, and over how many of their elements it and all behind it average."""
+    if node.op_type not in AVERAGED or not is_op(node, node.op_type):
+        return
+    window = AVERAGED[node.op_type](node)
+    behind = max(found.get(output, 1) for output in node.outputs)
+    for index in data_inputs(node):
+        value = node.inputs[index]
+        if value is not None and not value.is_initializer() and not _is_repeated(value, node):
+            yield value, (MANY if window is None else window) * behind
+
+
+def _is_repeated(value: ir.Value, node: ir.Node) -> bool:
+    return node.op_type in BROADCASTING and is_broadcast(value, node.outputs[0])
