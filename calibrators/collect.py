@@ -312,7 +312,7 @@ class _Gathered:
     def statistics(self, names: Sequence[str], first: int, fingerprint: str) -> Statistics:
         """All of it, merged; ``first`` is the number of the first sample."""
         tensors = {
-            name: reduce(TensorStatistics.merge, (part[name] for part in self._idle), TensorStatistics())
+            name: reduce(TensorStatistics.merge, [part[name] for part in self._idle] or [TensorStatistics()])
             for name in names
         }
         span = (first, max(first, self.end))

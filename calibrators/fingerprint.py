@@ -21,18 +21,32 @@ def fingerprint(model: ir.Model) -> str:
     digest = hashlib.sha256()
     for graph in model.graphs():
         for node in graph:
-            digest.update(ir.to_proto(node).SerializeToString(deterministic=True))
+            inputs, outputs = (
+                [value and value.name for value in side] for side in (node.inputs, node.outputs)
+            )
+            digest.update(f"{node.domain}:{node.op_type} {inputs} {outputs}".encode())
+            for attribute in node.attributes.values():
+                _add_attribute(digest, attribute)
         for name, value in graph.initializers.items():
             digest.update(name.encode())
             if value.const_value is not None:
-                _add(digest, value.const_value)
+                _add_tensor(digest, value.const_value)
     return digest.hexdigest()
 
 
-def _add(digest: _Digest, tensor: ir.TensorProtocol) -> None:
+def _add_attribute(digest: _Digest, attribute: ir.Attr) -> None:
+    """Name and value; graphs inside are among the model's graphs anyway."""
+    digest.update(f" {attribute.name}".encode())
+    if attribute.type is ir.AttributeType.TENSOR:
+        _add_tensor(digest, attribute.as_tensor())
+    elif attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        digest.update(repr(attribute.value).encode())
+
+
+def _add_tensor(digest: _Digest, tensor: ir.TensorProtocol) -> None:
     """Type, shape and values, without a copy where the values lie in one piece."""
-    digest.update(f"{tensor.dtype} {tensor.shape}".encode())
     array = tensor.numpy()
+    digest.update(f"{tensor.dtype} {array.shape}".encode())
     if array.dtype.hasobject:  # text
         digest.update(repr(array.tolist()).encode())
     else:
