@@ -108,7 +108,7 @@ def distrust(statistics: Statistics, model: ir.Model) -> Iterator[str]:
     if not statistics.complete:
         yield (
             f"INCOMPLETE STATISTICS: calibration was interrupted after {statistics.samples} samples. "
-            "The same command goes on from there."
+            "The command that made them goes on from there."
         )
     if statistics.fingerprint and statistics.fingerprint != fingerprint(model):
         yield (
@@ -173,7 +173,7 @@ def _unfinished(file: Path | None, model: ir.Model, tensors: Sequence[str]) -> S
     try:
         known = Statistics.load(file)
     except calibrators.errors.CalibrationError as error:
-        logger.info("%s is overwritten: %s", file, error)
+        logger.warning("%s is going to be overwritten: %s", file, error)
         return None
     if known.complete:
         return None

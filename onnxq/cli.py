@@ -45,7 +45,7 @@ def _calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq import calibration, display
 
     started = perf_counter()
-    target = {"target": args.target} if args.target else {}
+    target = {} if args.target is None else {"target": args.target}
     config = config.model_copy(update={"save_statistics": Path(args.statistics), **target})
     with display.progress(quiet=args.quiet) as progress:
         statistics = calibration.calibrate(args.model, config=config, progress=progress)
