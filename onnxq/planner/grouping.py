@@ -21,6 +21,7 @@ from onnxq.planner.scene import (
     sole_reader,
     torn_outputs,
 )
+from onnxq.planner.sharing import Bridge, bridges
 from onnxq.targets.target import BiasStyle
 
 UNLIMITED: Range = (-math.inf, math.inf)
@@ -87,19 +88,42 @@ def _constant(node: ir.Node, index: int) -> bool:
 def find_groups(edges: Sequence[Edge], planned: Sequence[ir.Node], scene: Scene) -> dict[Key, Group]:
     """Each tensor's group. Operators that only pass values on tie their tensors together."""
     values = {edge.key: edge.value for edge in edges}
-    ties = _ties(planned, scene)
+    sources = _ties(planned, scene)
+    activations = (value for (_, spec), value in values.items() if spec == scene.activation)
+    found = list(bridges(list(activations), scene))
+    ties = _bridged(sources, found, scene)
+    parts = {bridge.part for bridge in found}
+    averaged = averaged_elements(scene.graph)
     members: dict[Key, list[Key]] = {}
     for key in values:
         members.setdefault(_root(key, ties), []).append(key)
-    averaged = averaged_elements(scene.graph)
     taken: set[str] = set()
     groups: dict[Key, Group] = {}
     for root, keys in members.items():
-        group = _group(root, [values[key] for key in keys], values.get(root), taken, scene)
-        group = replace(group, averaged=max(averaged.get(values[key], 1) for key in keys))
+        observe = dict.fromkeys(_root(key, sources) for key in keys if values[key] not in parts)
+        group = _group(root, [values[key] for key in keys], {k: values.get(k) for k in observe}, scene)
+        name = root[0] if root[0] not in taken else _unique(root)
+        group = replace(group, name=name, averaged=max(averaged.get(values[key], 1) for key in keys))
         taken.add(group.name)
         groups |= dict.fromkeys(keys, group)
     return groups
+
+
+def _unique(key: Key) -> str:
+    name, spec = key
+    return f"{name}/{spec.dtype.name.lower()}/{spec.axis}"
+
+
+def _bridged(ties: Mapping[Key, Key], found: Iterable[Bridge], scene: Scene) -> dict[Key, Key]:
+    """``ties``, and those of the bridges; the tensor that holds most is the root."""
+    result = dict(ties)
+    for bridge in found:
+        pair = (bridge.above, bridge.below)
+        above, below = (_root((value.name or "", scene.activation), result) for value in pair)
+        child, parent = (above, below) if bridge.whole is bridge.below else (below, above)
+        if child != parent:
+            result[child] = parent
+    return result
 
 
 def _ties(planned: Iterable[ir.Node], scene: Scene) -> dict[Key, Key]:
@@ -172,17 +196,20 @@ def _fixed_range(value: ir.Value, scene: Scene) -> Range | None:
     return rule.output_range if rule is not None else None
 
 
-def _group(root: Key, values: list[ir.Value], first: ir.Value | None, taken: Set[str], scene: Scene) -> Group:
-    name, spec = root
-    constant = first is not None and first.is_initializer()
-    fixed = _fixed_range(first, scene) if first is not None else None
-    unique = name if name not in taken else f"{name}/{spec.dtype.name.lower()}/{spec.axis}"
+def _group(
+    root: Key, values: Sequence[ir.Value], observe: Mapping[Key, ir.Value | None], scene: Scene
+) -> Group:
+    """A group of ``values``, whose range follows from those to ``observe``; None: not quantized itself."""
+    firsts = [value for value in observe.values() if value is not None]
+    constant = any(value.is_initializer() for value in firsts)
+    fixed = next((_fixed_range(value, scene) for value in firsts), None)
+    bounds = [_bounds(value) if value is not None else UNLIMITED for value in observe.values()]
     return Group(
-        name=unique,
-        spec=spec,
+        name=root[0],
+        spec=root[1],
         tensors=tuple(value.name or "" for value in values),
-        observe=() if constant or fixed is not None else (name,),
-        bounds=UNLIMITED if constant or first is None else _bounds(first),
+        observe=() if constant or fixed is not None else tuple(name for name, _ in observe),
+        bounds=UNLIMITED if constant else (min(low for low, _ in bounds), max(high for _, high in bounds)),
         fixed=fixed,
         constant=constant,
     )

@@ -92,7 +92,8 @@ class Target:
         bias: how biases are stored.
         rules: operator type -> rule; every other operator stays float.
         transparent: operators that the runtime moves Q and DQ across by itself: they get none, and run
-            in the type of their neighbours.
+            in the type of their neighbours. Quantized tensors with nothing else between them share
+            parameters.
         activation_types, weight_types: what ``--activation`` and ``--weight`` may ask for.
         guarded: operators whose float weights the runtime quantizes by itself, per tensor, where they
             stand between a per-tensor DQ and a Q. A DQ in front of them repeats its scale for each
