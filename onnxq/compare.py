@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from calibrators.samples import Sample
 from onnxq.config import QuantConfig
-from onnxq.errors import ModelError
+from onnxq.errors import CalibrationError, ModelError
 from onnxq.evaluate import Quality, compare
 from onnxq.guards import our_errors
 from onnxq.model import load
@@ -38,21 +39,45 @@ def compare_files(
         samples = open_samples(model, config.data, config)
         if samples.synthetic:
             logger.warning("compared on synthetic inputs, which say little: give real samples as data")
-        batches = in_batches(samples.source, model, config)
-        batch = next(batches)
+        batches = _Batches(in_batches(samples.source, model, config))
+
+        def on_sample(done: int) -> None:
+            batches.keep_first()
+            progress("comparing", done + samples.skipped, samples.total)
+
         quality = compare(
             float_path,
             int8_path,
-            chain((batch,), batches),
+            batches,
             providers=config.providers,
             threads=config.threads,
-            on_sample=lambda done: progress("comparing", done + samples.skipped, samples.total),
+            on_sample=on_sample,
             on_bad=samples.on_refused,
         )
+        if batches.first is None:
+            raise CalibrationError(f"{float_path}: the model refuses every sample that it was given")
         progress("timing")
         return quality, race(
-            float_path, int8_path, batch, providers=config.providers, threads=config.threads or 1
+            float_path, int8_path, batches.first, providers=config.providers, threads=config.threads or 1
         )
+
+
+@dataclass
+class _Batches:
+    """Passes batches on, and keeps the first one that was of use: times are taken with it."""
+
+    source: Iterable[Sample]
+    newest: Sample | None = None
+    first: Sample | None = None
+
+    def __iter__(self) -> Iterator[Sample]:
+        for batch in self.source:
+            self.newest = batch
+            yield batch
+
+    def keep_first(self) -> None:
+        """The newest batch was of use."""
+        self.first = self.first or self.newest
 
 
 def check_alike(float_model: ir.Model, int8_model: ir.Model) -> None:

@@ -231,6 +231,54 @@ def test_a_process_that_is_interrupted_goes_on(command, batch_size, number, caps
     assert not written or Path("o.onnx").read_bytes() == written
 
 
+# --- data from Python -----------------------------------------------------------------------------
+
+TWO = """g (int64[N,L] ids, float[N,L,8] noise) => (float[N,L,4] y) <float[20,8] t, float[8,4] w>
+{ e = Gather(t, ids)  h = Add(e, noise)  y = MatMul(h, w) }"""
+
+
+class Sentences:
+    """A PyTorch data set of (inputs by name, label), of several lengths."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        rng, length = np.random.default_rng(index), 3 + index // 8
+        noise = rng.standard_normal((length, 8), np.float32)
+        return {"noise": noise, "ids": rng.integers(0, 20, length), "length": length}, index
+
+
+@pytest.fixture
+def loader(folder):
+    """Batches of four sentences with labels, for a model of two inputs."""
+    utils = pytest.importorskip("torch.utils.data")
+    save_model(folder / "m.onnx", TWO)
+    return utils.DataLoader(Sentences(), batch_size=4)
+
+
+def test_a_loader_of_several_inputs_and_shapes(loader):
+    whole = in_one_piece(loader)
+    with pytest.raises(KeyboardInterrupt):
+        quantized(interrupted_after(4, list(loader)))
+    result = quantized(loader)
+    assert outcome() == whole
+    assert (result.statistics.samples, result.quality.samples) == (20, 4)
+
+
+def test_a_folder_of_batches_of_several_inputs_and_shapes(folder, loader):
+    (folder / "d").mkdir()
+    for i, (batch, _) in enumerate(loader):
+        np.savez(folder / "d" / f"{i}.npz", ids=batch["ids"], noise=batch["noise"])
+    result = quantized("d", batch_size=3)
+    assert (result.statistics.samples, result.quality.samples) == (20, 4)
+    ours = calibrate("m.onnx", "d", QuantConfig(batch_size=3))
+    theirs = calibrate("m.onnx", loader)
+    assert {n: (t.low, t.high, t.count) for n, t in ours.items()} == {
+        n: (t.low, t.high, t.count) for n, t in theirs.items()
+    }
+
+
 # --- sources larger than memory --------------------------------------------------------------------
 
 
@@ -473,11 +521,14 @@ def test_skipped_samples_stand_in_the_closing_table(capsys):
 def test_comparing_skips_too(lookup, capsys):
     np.savez("d.npz", x=good(ids(20)))
     assert cli.main(["quantize", "m.onnx", "o.onnx", "--data", "d.npz", "--quiet"]) == 0
-    np.savez("d.npz", x=ids(20, bad=[3, 4]))
+    np.savez("d.npz", x=ids(20, bad=[0, 4]))
     assert cli.main(["compare", "m.onnx", "o.onnx", "--data", "d.npz"]) == 1
-    assert "cannot run d.npz[3]" in capsys.readouterr().err
+    assert "cannot run d.npz[0]" in capsys.readouterr().err
     assert cli.main(["compare", "m.onnx", "o.onnx", "--data", "d.npz", "--skip-bad-samples"]) == 0
     assert "18 samples" in capsys.readouterr().out
+    np.savez("d.npz", x=ids(2, bad=[0, 1]))
+    assert cli.main(["compare", "m.onnx", "o.onnx", "--data", "d.npz", "--skip-bad-samples"]) == 1
+    assert "m.onnx: the model refuses every sample" in capsys.readouterr().err
 
 
 # --- onnxq.calibrate ------------------------------------------------------------------------------
