@@ -1,0 +1,241 @@
+"""What calibration costs and what its methods give, beside `onnxruntime.quantization`, in one run.
+
+Prints a table for every section named (all of them if none is) and exits 1 when a goal is missed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import bench
+import cases
+import evaldata
+from bench import Figure, Place, Sections, at_least, at_most
+from calibrators.methods import CALIBRATORS
+from calibrators.statistics import Statistics
+from cases import Case
+from measure import measured
+from onnxq.config import QuantConfig
+from onnxq.numerics import sqnr
+from onnxq.pipeline import quantize_static
+from onnxq.prepare import prepare
+from onnxq.ranges import calibrator, from_statistics
+
+PEER_METHODS = ("minmax", "entropy", "percentile")
+SCALES = (1, 2, 4, 8)
+"""By which the cost is looked at: so many times the tensors, the samples, the elements."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one calibration took.
+
+    Attributes:
+        float_seconds, seconds: of the plain float pass, and of the calibration.
+        megabytes: the most that the whole process held.
+        elements: observed in one batch.
+    """
+
+    float_seconds: float
+    seconds: float
+    megabytes: float
+    elements: int
+
+    @property
+    def ratio(self) -> float:
+        """The calibration's time in float passes."""
+        return self.seconds / self.float_seconds
+
+
+def calibrated(tool: str, model: Path, data: Path, *options: str) -> Cost:
+    """One calibration, in a process of its own."""
+    script = Path(__file__).with_name("calibrate_once.py")
+    run = measured([sys.executable, str(script), tool, str(model), str(data), *options])
+    result = json.loads(run.output.splitlines()[-1])
+    return Cost(result["float"], result["calibration"], run.megabytes, result["elements"])
+
+
+def cost(place: Place) -> list[Figure]:
+    """EfficientNet-Lite0, 100 pictures one by one, two threads: time in plain float passes, memory."""
+    case, data = cases.lite0(place.shared, place.work), _pictures(place, 1)
+    ours, every = (calibrated(tool, case.model, data, "--repeat", "5") for tool in ("onnxq", "onnxq-every"))
+    minmax, entropy, percentile = (calibrated(method, case.model, data) for method in PEER_METHODS)
+    few = calibrated("onnxq", case.model, data, "--batches", "10")
+    entropy_few = calibrated("entropy", case.model, data, "--batches", "10")
+    return [
+        Figure("plain float pass, s", ours.float_seconds, peer=minmax.float_seconds),
+        at_most("counting every element; peer: entropy", every.ratio, 3.5, entropy.ratio, "{:.2f} ×"),
+        at_most("counting a selection; peer: percentile", ours.ratio, 2.5, percentile.ratio, "{:.2f} ×"),
+        Figure("peer: min-max, which keeps no histograms", ours.ratio, peer=minmax.ratio, form="{:.2f} ×"),
+        Figure("peak memory, MB; peer: entropy", ours.megabytes, peer=entropy.megabytes, form="{:.0f}"),
+        at_most(
+            "peak memory, 100 pictures against 10; peer: entropy",
+            ours.megabytes / few.megabytes,
+            1.05,
+            entropy.megabytes / entropy_few.megabytes,
+            "{:.3f}",
+        ),
+    ]
+
+
+def shapes(place: Place) -> list[Figure]:
+    """The same with batches of 8 pictures, and for the sentence encoder with sentences of all lengths."""
+    lite0, minilm = (make(place.shared, place.work) for make in (cases.lite0, cases.minilm))
+    figures = []
+    for name, case, data in (
+        ("EfficientNet-Lite0, batches of 8", lite0, _pictures(place, 8)),
+        ("MiniLM, ragged", minilm, minilm.data),
+    ):
+        every = calibrated("onnxq-every", case.model, data, "--repeat", "3")
+        ours = calibrated("onnxq", case.model, data, "--repeat", "3")
+        quarter = str(len(list(data.iterdir())) // 4)
+        few = calibrated("onnxq", case.model, data, "--batches", quarter)
+        growing = ours.megabytes / few.megabytes
+        peer = _peer_ratio(case.model, data)
+        figures += [
+            at_most(f"{name}: every element; peer: entropy", every.ratio, 3.5, peer, "{:.2f} ×"),
+            at_most(f"{name}: a selection", ours.ratio, 2.5, form="{:.2f} ×"),
+            at_most(
+                f"{name}: memory, all against a quarter", ours.megabytes / few.megabytes, 1.05, form="{:.3f}"
+            ),
+        ]
+    return figures
+
+
+def growth(place: Place) -> list[Figure]:
+    """How the cost of counting every element grows with tensors, samples, elements; drawn in growth.png."""
+    model, single = cases.lite0(place.shared, place.work).model, _pictures(place, 1)
+
+    def seconds(data: Path, *options: str) -> float:
+        return calibrated("onnxq-every", model, data, "--repeat", "3", *options).seconds
+
+    series = {
+        "tensors": {7 * n: seconds(single, "--tensors", str(7 * n)) for n in SCALES},
+        "samples": {12 * n: seconds(single, "--batches", str(12 * n)) for n in SCALES},
+        "samples a batch": {n: seconds(_pictures(place, n), "--batches", "10") for n in SCALES},
+    }
+    for name, points in series.items():
+        print(f"{name}: " + ", ".join(f"{x} -> {y:.2f} s" for x, y in points.items()))
+    _plot(series, place.work / "growth.png")
+    return [
+        at_least(f"{name}: share that a straight line explains", _straightness(points), 0.95, form="{:.3f}")
+        for name, points in series.items()
+    ]
+
+
+def methods(place: Place) -> list[Figure]:
+    """SQNR in dB by method: each model calibrated once, every method's ranges from those statistics."""
+    figures: list[Figure] = []
+    for name, make in cases.CASES.items():
+        case = make(place.shared, place.work)
+        statistics = place.work / f"{name}.npz"
+        bench.quantize(case, place.work / f"{name}.onnx", "--save-statistics", str(statistics))
+        judge = Judge(case)
+        ours = {method: judge.sqnr(_by_method(case, statistics, method, place)) for method in CALIBRATORS}
+        peers = {method: judge.sqnr(model) for method, model in _peer_models(case, place)}
+        figures += [Figure(f"{name}: {method}", db, peer=peers.get(method)) for method, db in ours.items()]
+        default = str(QuantConfig().method)
+        behind = max(ours.values()) - ours[default]
+        figures.append(at_most(f"{name}: the default, {default}, behind the best, dB", behind, 0.2))
+        figures.append(at_most(f"{name}: all methods' ranges, s", _solving(case.model, statistics), 1.0))
+    return figures
+
+
+class Judge:
+    """Measures models against the float model of a case, by the first output."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._reference = bench.outputs(case.model, case.evaluation())
+
+    def sqnr(self, model: Path) -> float:
+        """Of ``model``, in dB."""
+        return sqnr(self._reference, bench.outputs(model, self._case.evaluation()))
+
+
+def _by_method(case: Case, statistics: Path, method: str, place: Place) -> Path:
+    """The model with ranges by ``method``; nothing is calibrated again."""
+    output = place.work / "method.onnx"
+    quantize_static(case.model, output, config=QuantConfig(method=method, from_table=statistics))
+    return output
+
+
+SECTIONS: Sections = {"cost": cost, "shapes": shapes, "growth": growth, "methods": methods}
+
+
+def _pictures(place: Place, batch: int) -> Path:
+    """The calibration pictures as batches of ``batch``, and a file more if they do not come out even."""
+    folder = place.work / f"pictures-{batch}"
+    if not folder.exists():
+        images = [image for image, _ in evaldata.imagenet(place.shared, "calibration")]
+        cases.batches(
+            folder,
+            ({"input": np.concatenate(images[i : i + batch])} for i in range(0, len(images), batch)),
+        )
+    return folder
+
+
+def _peer_ratio(model: Path, data: Path) -> float | None:
+    """The peer's time with entropy, in float passes; None if it crashes."""
+    try:
+        return calibrated("entropy", model, data).ratio
+    except RuntimeError as error:
+        print(f"onnxruntime.quantization, entropy, {model.name}: {str(error).splitlines()[-1]}")
+        return None
+
+
+def _straightness(points: Mapping[int, float]) -> float:
+    """R²: the share of the variance that the regression line explains."""
+    return float(np.corrcoef(list(points), list(points.values()))[0, 1] ** 2)
+
+
+def _plot(series: Mapping[str, Mapping[int, float]], path: Path) -> None:
+    """One panel a series, with its regression line."""
+    from matplotlib.figure import Figure as Drawing
+
+    drawing = Drawing(figsize=(10, 3), layout="constrained")
+    panels = drawing.subplots(1, len(series))
+    for axes, (name, points) in zip(panels, series.items(), strict=True):
+        x = np.array(list(points))
+        slope, start = np.polyfit(x, list(points.values()), 1)
+        axes.plot(x, start + slope * x, color="0.7")
+        axes.plot(x, list(points.values()), "o")
+        axes.set(xlabel=name, ylabel="calibration, s", ylim=(0, None), xlim=(0, None))
+    drawing.savefig(path, dpi=120)
+    print(f"drawn: {path}")
+
+
+def _solving(model: Path, statistics: Path) -> float:
+    """Seconds for the ranges of all tensors by all methods."""
+    _, plan = prepare(model, QuantConfig())
+    loaded = Statistics.load(statistics)
+    start = time.perf_counter()
+    for method in CALIBRATORS:
+        source = from_statistics(loaded, calibrator(QuantConfig(method=method)))
+        for group in plan.groups.values():
+            if group.observe:
+                source(group)
+    return time.perf_counter() - start
+
+
+def _peer_models(case: Case, place: Place) -> Iterator[tuple[str, Path]]:
+    """The peer's models by method, without those of methods that crash."""
+    for method in PEER_METHODS:
+        model = place.work / f"peer-{method}.onnx"
+        try:
+            bench.quantize_peer(case, model, "--method", method)
+        except RuntimeError as error:
+            print(f"onnxruntime.quantization, {method}, {case.model.name}: {str(error).splitlines()[-1]}")
+        else:
+            yield method, model
+
+
+if __name__ == "__main__":
+    sys.exit(bench.run(__doc__, SECTIONS))

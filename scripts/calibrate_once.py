@@ -1,0 +1,135 @@
+"""Calibrate one model and say what it took: ``python scripts/calibrate_once.py TOOL MODEL DATA``.
+
+TOOL is ``onnxq`` (a selection of large tensors), ``onnxq-every`` (every element), or a method of the peer:
+``minmax``, ``entropy``, ``percentile``. DATA is a folder of ``.npz`` batches, read anew in every pass.
+Prints a line of JSON: seconds of the plain float pass and of the calibration, medians of ``--repeat`` turns
+taken one after the other, and the elements observed in a batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrators.collect import collect
+from calibrators.samples import Sample
+from calibrators.session import open_session
+from onnxq.config import QuantConfig
+from onnxq.prepare import prepare
+
+Feeds = Mapping[str, NDArray[Any]]
+OURS = {"onnxq": False, "onnxq-every": True}
+"""Tool -> whether every element is counted."""
+
+
+def feeds(files: Sequence[Path]) -> Iterator[Feeds]:
+    """The batches, one after the other."""
+    for file in files:
+        with np.load(file) as arrays:
+            yield dict(arrays)
+
+
+def float_pass(model: Path, files: Sequence[Path], threads: int) -> Callable[[], None]:
+    """Runs the float model over all batches, as users run it."""
+    session = open_session(model, threads=threads)
+
+    def run() -> None:
+        for batch in feeds(files):
+            session.run(None, dict(batch))
+
+    return run
+
+
+def our_pass(
+    model: Path, files: Sequence[Path], threads: int, every_element: bool, tensors: int | None
+) -> Callable[[], None]:
+    """Collects the statistics of what the plan observes (of the first ``tensors`` of it)."""
+    simple, plan = prepare(model, QuantConfig())
+    observed = plan.observed[:tensors]
+
+    def run() -> None:
+        samples = (Sample("", batch, len(next(iter(batch.values())))) for batch in feeds(files))
+        collect(simple, observed, samples, threads=threads, every_element=every_element)
+
+    return run
+
+
+def peer_pass(model: Path, files: Sequence[Path], method: str, work: Path) -> Callable[[], None]:
+    """The peer's calibrator, from its augmented model to its ranges."""
+    from onnxruntime.quantization import CalibrationDataReader
+    from onnxruntime.quantization.calibrate import create_calibrator
+    from peer import METHODS
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # the library has no types
+        def __init__(self) -> None:
+            self.batches = feeds(files)
+
+        def get_next(self) -> Feeds | None:
+            return next(self.batches, None)
+
+    def run() -> None:
+        calibrator = create_calibrator(
+            str(model), None, str(work / "augmented.onnx"), calibrate_method=METHODS[method]
+        )
+        calibrator.collect_data(Reader())
+        calibrator.compute_data()
+
+    return run
+
+
+def elements(model: Path, batch: Feeds) -> int:
+    """How many elements a batch has in all tensors that our plan observes."""
+    simple, plan = prepare(model, QuantConfig())
+    observed = list(plan.observed)
+    session = open_session(simple, outputs=observed)
+    return int(sum(array.size for array in session.run(observed, dict(batch))))
+
+
+def seconds(action: Callable[[], None]) -> float:
+    """How long it takes, by the clock on the wall."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure as the arguments say."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tool", choices=(*OURS, "minmax", "entropy", "percentile"))
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--batches", type=int, help="use so many of DATA")
+    parser.add_argument("--tensors", type=int, help="observe only so many")
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    logging.disable(logging.WARNING)
+    files = sorted(given.data.glob("*.npz"))[: given.batches]
+    plain = float_pass(given.model, files, given.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        if given.tool in OURS:
+            ours = OURS[given.tool]
+            action = our_pass(given.model, files, given.threads, ours, given.tensors)
+        else:
+            os.chdir(folder)  # the peer leaves files where it is run
+            action = peer_pass(given.model, files, given.tool, Path(folder))
+        plain()
+        turns = [(seconds(plain), seconds(action)) for _ in range(given.repeat)]
+    floats, actions = zip(*turns, strict=True)
+    result = {"float": statistics.median(floats), "calibration": statistics.median(actions)}
+    print(json.dumps({**result, "elements": elements(given.model, next(feeds(files)))}))
+
+
+if __name__ == "__main__":
+    main()
