@@ -29,8 +29,9 @@ class Stability:
     Attributes:
         growth: the share (0 … 1) of the range that came with the last quarter of the samples; None if
             there were too few to tell.
-        low, high: what set the ends; None where zero is the end.
-        setter: the end whose sample, if it were missing, would shrink the range most; None if unknown.
+        low, high: what set the ends; None where zero is the end, or several samples reached it.
+        setter: the end whose sample, if it were missing, would shrink the range most; None if there is
+            none, or it is unknown.
         alone: the share (0 … 1) by which it would shrink; None if unknown, as when there were too few
             samples, or so many that the extremes of each are not kept.
     """
@@ -49,15 +50,20 @@ def stability(statistics: TensorStatistics) -> Stability:
     makes no difference, so it neither grows the range nor sets it.
     """
     trail = statistics.trail
-    low = statistics.lowest if statistics.low < 0 else None
-    high = statistics.highest if statistics.high > 0 else None
+    low = _sole(statistics.lowest, trail.lows, trail.lows.min(initial=0))
+    high = _sole(statistics.highest, trail.highs, trail.highs.max(initial=0))
     if len(trail.seen()[0]) < FEWEST:
         return Stability(None, low, high)
-    ends = [end for end in (low, high) if end is not None]
-    if trail.block > 1 or not ends:
+    if trail.block > 1:
         return Stability(_growth(trail), low, high)
-    alone, setter = max(((_shrinkage(trail, end), end) for end in ends), key=lambda pair: pair[0])
+    ends = [(_shrinkage(trail, end), end) for end in (low, high) if end is not None]
+    alone, setter = max(ends, key=lambda pair: pair[0], default=(0.0, None))
     return Stability(_growth(trail), low, high, setter, alone)
+
+
+def _sole(end: Extreme, ends: NDArray[np.float32], outermost: np.float32) -> Extreme | None:
+    """``end`` if that of one entry alone is the ``outermost``, and that is not zero."""
+    return end if outermost and np.count_nonzero(ends == outermost) == 1 else None
 
 
 def _growth(trail: Trail) -> float:
@@ -104,7 +110,7 @@ class Verdict:
 
     def _settled(self) -> str:
         if not self.grown:
-            return f"settled: none grew by more than {GREW:.0%} over the last quarter of the samples"
+            return f"settled, none grew by more than {GREW:.0%} over the last quarter of the samples"
         return (
             f"those of {len(self.grown)} of {_tensors(self.judged)} still grew by more than {GREW:.0%} over "
             "the last quarter of the samples: more samples may help"

@@ -50,7 +50,8 @@ def _calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
     with display.progress(quiet=args.quiet) as progress:
         statistics = calibration.calibrate(args.model, config=config, progress=progress)
     if not args.quiet:
-        display.show_statistics(args.model, args.statistics, statistics, perf_counter() - started)
+        seconds = perf_counter() - started
+        display.show_statistics(args.model, args.statistics, statistics, seconds, every_tensor=args.verbose)
 
 
 def _table(args: argparse.Namespace, config: QuantConfig) -> None:

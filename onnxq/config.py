@@ -110,6 +110,7 @@ class QuantConfig(BaseModel):
         "NAME",
     )
     save_statistics: _Path | None = _option("tables", None, "keep the calibration statistics (.npz)", "FILE")
+    report: _Path | None = _option("tables", None, "also write a report, one HTML file", "FILE.html")
     target: str = _option("plan", "onnxruntime", "deployment target: onnxruntime, tensorrt", "NAME")
     activation: IntegerType | None = _option("plan", None, "activation type; default: the target's")
     weight: IntegerType | None = _option("plan", None, "weight type; default: the target's")

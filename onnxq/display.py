@@ -8,7 +8,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from shlex import quote
 from typing import Any
@@ -21,6 +21,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from calibrators.stability import Stability, stability, verdict
 from calibrators.statistics import Statistics
 from onnxq.evaluate import Quality
 from onnxq.model import size_on_disk
@@ -28,6 +29,7 @@ from onnxq.pipeline import QuantResult
 from onnxq.plan import QuantPlan
 from onnxq.progress import Progress
 from onnxq.race import Speed
+from onnxq.report import judged
 
 logger = logging.getLogger(__name__)
 
@@ -160,12 +162,16 @@ def show_result(output: str, result: QuantResult, *, quiet: bool, every_node: bo
         _warn(warning)
 
 
-def show_statistics(model: str, file: str, statistics: Statistics, seconds: float) -> None:
+def show_statistics(
+    model: str, file: str, statistics: Statistics, seconds: float, *, every_tensor: bool
+) -> None:
     """What was collected, and what it is good for."""
     table = _table(file)
     table.add_row(
         "collected", f"{_counted(statistics.samples, 'sample')}, {_counted(len(statistics), 'tensor')}"
     )
+    for row in _stability_rows({name: stability(t) for name, t in statistics.items()}, every_tensor):
+        table.add_row(*row)
     table.add_row("time", f"{seconds:.1f} s")
     table.add_row("next", f"onnxq quantize {quote(model)} OUTPUT --from-table {quote(file)}")
     _OUT.print(table)
@@ -248,7 +254,18 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
         yield "measured on", f"{result.judged_on}: {result.quality.samples}"
     if result.skipped:
         yield "skipped", _counted(result.skipped, "bad sample")
+    if result.statistics is not None and not result.request.synthetic:
+        yield from _stability_rows(judged(result.plan, result.statistics), every_node)
     yield "time", f"{result.seconds:.1f} s"
+
+
+def _stability_rows(tensors: Mapping[str, Stability], every_tensor: bool) -> Iterator[tuple[str, str]]:
+    """Whether the data was enough, and the tensors and samples that say so."""
+    told = verdict(tensors)
+    yield from (("ranges", sentence) for sentence in told.sentences)
+    if every_tensor:
+        yield from (("still grew", f"{name}: {tensors[name].growth:.1%}") for name in told.grown)
+        yield from (("outlier", f"{sample}: {', '.join(names)}") for sample, names in told.outliers.items())
 
 
 def _shares(plan: QuantPlan) -> Iterator[str]:

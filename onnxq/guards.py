@@ -49,7 +49,8 @@ def check_files(
         ConfigError: nothing tells the format of a table.
     """
     tables = [file for path, name in config.tables for file in format_for(path, name).files(path)]
-    written = [Path(p) for p in (output, f"{output}.data", config.save_statistics, *tables, *others) if p]
+    asked = (output, f"{output}.data", config.save_statistics, config.report, *tables, *others)
+    written = [Path(path) for path in asked if path]
     needed = files_of(model) if any(path.exists() for path in written) else (model,)
     check_places((*needed, data, config.from_table), written)
 

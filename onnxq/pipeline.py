@@ -21,6 +21,7 @@ from onnxq.plan import QuantPlan
 from onnxq.prepare import prepare
 from onnxq.progress import Progress, silent
 from onnxq.ranges import Source, calibrator, from_statistics, from_table, solve
+from onnxq.report import Accuracy, Report, Request, versions, write_report
 from onnxq.samples import Data, Samples, in_batches, open_samples
 from onnxq.tables.sources import check_plan, of_plan
 from onnxq.tables.table import Table
@@ -32,6 +33,7 @@ class QuantResult:
     """What came out.
 
     Attributes:
+        request: what was asked for.
         plan: every quantized edge with its parameters, every float node with its reason.
         statistics: what calibration saw; any method's ranges follow from it. None if a table gave the ranges.
         table: the ranges of the plan, as `onnxq.tables` writes them.
@@ -43,6 +45,7 @@ class QuantResult:
         seconds: how long it took.
     """
 
+    request: Request
     plan: QuantPlan
     statistics: Statistics | None
     table: Table
@@ -53,6 +56,25 @@ class QuantResult:
     float_bytes: int
     int8_bytes: int
     seconds: float
+
+    @property
+    def report(self) -> Report:
+        """All that there is to tell, for `onnxq.report`."""
+        outputs = self.quality.outputs if self.quality else {}
+        return Report(
+            request=self.request,
+            plan=self.plan,
+            statistics=self.statistics,
+            accuracy={name: Accuracy(o.sqnr, o.agreement) for name, o in outputs.items()},
+            judged_on=self.judged_on,
+            judged=self.quality.samples if self.quality else 0,
+            skipped=self.skipped,
+            warnings=self.warnings,
+            float_bytes=self.float_bytes,
+            int8_bytes=self.int8_bytes,
+            seconds=self.seconds,
+            versions=versions(),
+        )
 
 
 def quantize_static(
@@ -94,7 +116,8 @@ def quantize_static(
         trial = Trial(model, plan, judge, config.providers, config.threads, samples.on_refused)
         with tables.staged(tables.encode_all(table, config.tables)):
             write(insert_qdq(simple, plan), output, validate=trial.run)
-    return QuantResult(
+    result = QuantResult(
+        request=Request(os.fspath(model), os.fspath(output), _origin(data), config),
         plan=plan,
         statistics=statistics,
         table=table,
@@ -106,6 +129,16 @@ def quantize_static(
         int8_bytes=size_on_disk(output),
         seconds=time.perf_counter() - started,
     )
+    if config.report is not None:
+        write_report(result.report, config.report)
+    return result
+
+
+def _origin(data: Data | None) -> str:
+    """Where samples came from, in words."""
+    if isinstance(data, str | os.PathLike):
+        return os.fspath(data)
+    return "" if data is None else f"samples from Python ({type(data).__name__})"
 
 
 def _source(

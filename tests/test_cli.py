@@ -97,6 +97,28 @@ def test_a_poor_result_is_told(folder, capsys):
     assert "warning: output 'y' is far from the float model's: SQNR" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("files", [("quantize", "m.onnx", "o.onnx"), ("calibrate", "m.onnx", "s.npz")])
+def test_a_sample_that_alone_widens_the_ranges_is_told(folder, capsys, files):
+    samples = np.clip(np.random.default_rng(0).standard_normal((20, 3, 8, 8)), -2, 2).astype(np.float32)
+    samples[16] *= 5  # not one that is held out
+    save_data(folder / "d.npz", x=samples)
+    options = ("--data", "d.npz", *(("--method", "minmax") if "quantize" in files else ()))
+    assert run(*files, *options) == 0
+    brief = capsys.readouterr().out
+    assert "still grew by more than 10% over the last quarter of the samples" in brief
+    assert "without sample d.npz[16]" in brief
+    assert "x: 80.0%" not in brief
+    assert run(*files, *options, "--verbose") == 0
+    full = capsys.readouterr().out
+    assert "x: 80.0%" in full
+    assert "d.npz[16]: x, " in full
+
+
+def test_of_made_up_samples_nobody_asks_whether_they_are_enough(folder, capsys):
+    assert run("quantize", "m.onnx", "o.onnx") == 0
+    assert "ranges" not in capsys.readouterr().out.replace("ranges come from", "")
+
+
 def test_a_pattern_that_matches_nothing_is_told(folder, capsys):
     assert run("quantize", "m.onnx", "o.onnx", "--data", "d.npz", "--quiet", "--exclude", "op:Cnov") == 0
     assert "warning: pattern 'op:Cnov' matches no node" in capsys.readouterr().err

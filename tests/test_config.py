@@ -99,6 +99,7 @@ FULL = QuantConfig(
     table=("t.cache", "t.json"),
     table_format=("tensorrt", "ppq"),
     save_statistics=Path("s.npz"),
+    report=Path("r.html"),
     target="tensorrt",
     activation="int8",
     weight="int8",

@@ -1,0 +1,50 @@
+"""`--report`: one HTML file that tells what was asked, what came out, and on what grounds."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from importlib import import_module, metadata
+from pathlib import Path
+
+from onnxq.errors import ModelError
+from onnxq.report.activations import judged
+from onnxq.report.page import page
+from onnxq.report.report import Accuracy, Report, Request
+
+__all__ = ["Accuracy", "Report", "Request", "judged", "versions", "write_report"]
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the page, whole or not at all.
+
+    Raises:
+        ModelError: it cannot be written; the model that it is about is there by then.
+    """
+    text = page(report).encode("utf-8", "xmlcharrefreplace")  # paths may hold what is no text
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        draft.write_bytes(text)
+        draft.replace(path)
+    except OSError as error:
+        raise ModelError(
+            f"{path}: the report cannot be written: {error.strerror or error}. "
+            f"The model itself was written to {report.request.output}."
+        ) from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Of the programs that take part."""
+    ours = "not installed"
+    with suppress(metadata.PackageNotFoundError):
+        ours = metadata.version("onnxq")
+    libraries = {name: import_module(module).__version__ for name, module in _LIBRARIES.items()}
+    system = f"{platform.system()} {platform.release()} ({platform.machine()})"
+    return {"onnxq": ours, **libraries, "Python": platform.python_version(), "system": system}
+
+
+_LIBRARIES = {"ONNX Runtime": "onnxruntime", "onnx": "onnx", "onnx-ir": "onnx_ir", "NumPy": "numpy"}

@@ -1,0 +1,79 @@
+"""All that a report tells; `onnxq.report.page` makes a page of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from calibrators.stability import Verdict, verdict
+from calibrators.statistics import Statistics
+from onnxq.config import QuantConfig
+from onnxq.plan import QuantPlan
+from onnxq.report.activations import judged
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for.
+
+    Attributes:
+        model, output: paths of the float and of the int8 model.
+        data: where the samples came from, in words; empty if there were none.
+        config: the options.
+    """
+
+    model: str
+    output: str
+    data: str
+    config: QuantConfig
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether inputs had to be made up."""
+        return not self.data and self.config.from_table is None
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of one output, as `onnxq.evaluate.OutputQuality` has it: dB (or NaN), and 0 … 1 (or None)."""
+
+    sqnr: float
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """One quantization.
+
+    Attributes:
+        request: what was asked for.
+        plan: what was decided, with parameters.
+        statistics: None if a table gave the ranges.
+        accuracy: by output; empty if it was not measured.
+        judged_on, judged: the kind of samples that was measured on, and how many.
+        skipped: bad samples.
+        warnings: why the result should not be trusted, if so.
+        float_bytes, int8_bytes: of the two models.
+        seconds: how long it took.
+        versions: of programs that took part, by name.
+    """
+
+    request: Request
+    plan: QuantPlan
+    statistics: Statistics | None
+    accuracy: Mapping[str, Accuracy]
+    judged_on: str
+    judged: int
+    skipped: int
+    warnings: Sequence[str]
+    float_bytes: int
+    int8_bytes: int
+    seconds: float
+    versions: Mapping[str, str]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether the data was enough; None if there was none, or none that is real."""
+        if self.statistics is None or self.request.synthetic:
+            return None
+        return verdict(judged(self.plan, self.statistics))
