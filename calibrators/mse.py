@@ -8,7 +8,6 @@ its bin edges of that integral times the fall in density at the edge.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,20 +15,10 @@ from numpy.typing import NDArray
 
 from calibrators.grid import Grid
 from calibrators.histogram import SIDE
+from calibrators.search import best_shares
 from calibrators.statistics import TensorStatistics
 
 Floats = NDArray[np.float64]
-
-RATIO = 0.75
-"""Neighbouring candidates of the first round: each cuts a side to this share of the one before."""
-
-CUTS = 20
-"""Candidates a side in the first round: down to 0.4 % of the range."""
-
-ZOOM = 4
-"""Each further round looks this much closer around the best candidate so far."""
-
-ROUNDS = 3
 
 CHUNK = 16
 """Candidates at a time, so that the work stays in the processor's cache."""
@@ -60,12 +49,11 @@ def least_error(statistics: TensorStatistics, grid: Grid, clipping: float = 1.0)
     if not statistics.amax:
         return low, high
     density = Density.of(statistics)
-    free = (grid.symmetric or low < 0, not grid.symmetric and high > 0)
-    best = np.zeros(2)
-    for moves in _rounds():
-        cuts = np.maximum(best + _pairs(moves, free), 0)
-        lows, highs = _cut(low, high, cuts, grid.symmetric)
-        best = cuts[np.argmin(squared_errors(density, grid, lows, highs, clipping))]
+
+    def loss(shares: Floats) -> Floats:
+        return squared_errors(density, grid, *_cut(low, high, shares, grid.symmetric), clipping)
+
+    best = best_shares(loss, (grid.symmetric or low < 0, not grid.symmetric and high > 0))
     lows, highs = _cut(low, high, best[None], grid.symmetric)
     return float(lows[0]), float(highs[0])
 
@@ -108,26 +96,13 @@ def _parameters(grid: Grid, lows: Floats, highs: Floats) -> tuple[Floats, Floats
     return scale, np.clip(np.rint(grid.qmin - lows / scale), grid.qmin, grid.qmax)
 
 
-def _rounds() -> Iterator[Floats]:
-    """For each round the moves of one side from the best so far, counted in cuts."""
-    yield np.arange(CUTS, dtype=np.float64)
-    for number in range(1, ROUNDS):
-        yield np.arange(-ZOOM, ZOOM + 1) / ZOOM**number
-
-
-def _pairs(moves: Floats, free: tuple[bool, bool]) -> Floats:
-    """Every move of the low side with every move of the high side, ``[K, 2]``; others stay put."""
-    sides = (moves if moving else np.zeros(1) for moving in free)
-    return np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 2)
-
-
-def _cut(low: float, high: float, cuts: Floats, symmetric: bool) -> tuple[Floats, Floats]:
-    """The ends of ``[low, high]`` after ``cuts``, ``[K, 2]``; one limit for both if ``symmetric``."""
+def _cut(low: float, high: float, shares: Floats, symmetric: bool) -> tuple[Floats, Floats]:
+    """The ends of ``[low, high]`` cut to ``shares``, ``[K, 2]``; one limit for both if ``symmetric``."""
     if symmetric:
-        limit = max(-low, high) * RATIO ** cuts[:, 0]
+        limit = max(-low, high) * shares[:, 0]
         return np.maximum(low, -limit), np.minimum(high, limit)
-    shrunk_low = low * RATIO ** cuts[:, 0] if low < 0 else np.full(len(cuts), low)
-    shrunk_high = high * RATIO ** cuts[:, 1] if high > 0 else np.full(len(cuts), high)
+    shrunk_low = low * shares[:, 0] if low < 0 else np.full(len(shares), low)
+    shrunk_high = high * shares[:, 1] if high > 0 else np.full(len(shares), high)
     return shrunk_low, shrunk_high
 
 

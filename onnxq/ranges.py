@@ -96,9 +96,27 @@ def check_weights(model: ir.Model, plan: QuantPlan) -> None:
             )
 
 
+def ranges(
+    plan: QuantPlan, statistics: Mapping[str, TensorStatistics], calibrator: Calibrator
+) -> dict[str, tuple[float, float]]:
+    """(low, high) of every group whose range ``calibrator`` chooses, by name, as `solve` takes them.
+
+    Raises:
+        CalibrationError: ``statistics`` lack a tensor, or never saw a finite number in it.
+    """
+    groups = (group for group in plan.groups.values() if group.observe)
+    return {group.name: _range(statistics, calibrator, group) for group in groups}
+
+
 def _from_statistics(
     statistics: Mapping[str, TensorStatistics], calibrator: Calibrator, group: Group
 ) -> QuantParams:
+    return params_from_range(*_range(statistics, calibrator, group), group.spec, group.bounds)
+
+
+def _range(
+    statistics: Mapping[str, TensorStatistics], calibrator: Calibrator, group: Group
+) -> tuple[float, float]:
     missing = [name for name in group.observe if name not in statistics]
     if missing:
         raise CalibrationError(
@@ -107,10 +125,9 @@ def _from_statistics(
         )
     joined = reduce(TensorStatistics.join, (statistics[name] for name in group.observe))
     try:
-        low, high = calibrator(joined.clipped(*group.bounds), grid_of(group.spec), group.averaged)
+        return calibrator(joined.clipped(*group.bounds), grid_of(group.spec), group.averaged)
     except calibrators.errors.CalibrationError as error:
         raise CalibrationError(f"tensor {group.name!r}: {error}") from error
-    return params_from_range(low, high, group.spec, group.bounds)
 
 
 def _encodings(table: Table, group: Group) -> list[Encoding]:

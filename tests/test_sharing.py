@@ -10,7 +10,7 @@ from calibrators.statistics import TensorStatistics
 from onnxq.config import QuantConfig
 from onnxq.passes import simplify
 from onnxq.planner import make_plan
-from onnxq.ranges import from_statistics, solve
+from onnxq.ranges import from_statistics, ranges, solve
 from onnxq.targets import get_target
 
 WEIGHTS = "float[4,4,3,3] w, float[4,4,3,3] v, float[4,8,3,3] u"
@@ -93,6 +93,8 @@ def test_the_range_is_solved_from_all_the_values(method):
         }
         solved = solve(model, plan, from_statistics(known, CALIBRATORS[method]))
         scales.append(float(solved.params[name].scale))
+        low, high = ranges(plan, known, CALIBRATORS[method])[name]
+        assert max(-low, high) / 127 == pytest.approx(scales[-1])
     assert scales[0] == pytest.approx(scales[1])
     assert scales[0] > np.abs(small).max() / 127
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from calibrators.auto import LEAST, MOST, auto
-from calibrators.entropy import candidates, divergences, entropy, magnitude_levels
+from calibrators.entropy import candidates, divergences, entropy
 from calibrators.errors import CalibrationError
 from calibrators.grid import Grid
 from calibrators.methods import CALIBRATORS
@@ -239,13 +239,22 @@ def test_divergences_are_those_of_the_direct_way(counts, levels):
     np.testing.assert_allclose(divergences(histogram, levels, clips), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", ["normal", "relu", "long tail", "outlier"])
-@pytest.mark.parametrize("grid", [UINT8, INT8])
+@pytest.mark.parametrize(
+    ("shape", "grid"),
+    [
+        ("normal", INT8),
+        ("relu", INT8),
+        ("long tail", INT8),
+        ("outlier", INT8),
+        ("relu", UINT8),
+        ("negative", UINT8),
+    ],
+)
 def test_entropy_takes_the_candidate_that_diverges_least(shape, grid):
     tensor = of(SHAPES[shape])
     counts = np.trim_zeros(tensor.histogram.magnitudes(), "b").astype(np.float64)
     counts[0] = counts[1]
-    levels = magnitude_levels(grid, tensor.low, tensor.high)
+    levels = 128 if grid.symmetric else 256
     low, high = entropy(tensor, grid)
     chosen = direct_divergence(counts, levels, round(max(-low, high) / tensor.histogram.width + 0.499))
     for clip in range(levels, counts.size, 97):
@@ -262,22 +271,41 @@ def test_entropy_looks_at_many_candidates_from_all_bins_down():
         assert min(bins, 1024) - 128 <= clips.size <= 2048
 
 
-@pytest.mark.parametrize(
-    ("grid", "low", "high", "levels"),
-    [
-        (INT8, -1, 1, 128),
-        (NARROW, 0, 1, 128),
-        (UINT8_SYMMETRIC, -1, 1, 128),
-        (UINT8, 0, 1, 256),
-        (UINT8, 1, 2, 256),
-        (UINT8, -2, -1, 256),
-        (UINT8, -1, 1, 128),
-        (UINT8, -1, 3, 192),
-        (INT4, -1, 1, 8),
-    ],
+@given(
+    counts=st.lists(st.integers(0, 3) | st.integers(0, 10**6), min_size=20, max_size=60),
+    start=st.integers(0, 5),
+    clipped=st.integers(0, 5),
+    levels=st.sampled_from([4, 7, 8]),
 )
-def test_levels_of_the_magnitudes(grid, low, high, levels):
-    assert magnitude_levels(grid, low, high) == levels
+@settings(deadline=None)
+def test_divergences_of_both_ends_are_those_of_the_direct_way(counts, start, clipped, levels):
+    histogram = np.array(counts, np.float64)
+    stop = histogram.size - clipped
+    kept = histogram[start:stop]
+    reference, quantized = kept.copy(), np.zeros(kept.size)
+    reference[0] += histogram[:start].sum()
+    reference[-1] += histogram[stop:].sum()
+    for bucket in range(levels):
+        part = slice(bucket * kept.size // levels, (bucket + 1) * kept.size // levels)
+        filled = kept[part] > 0
+        quantized[part][filled] = kept[part].sum() / max(filled.sum(), 1)
+    found = divergences(histogram, levels, np.array([stop]), np.array([start]))[0]
+    if not kept.sum() or ((reference > 0) & (quantized == 0)).any():
+        assert found == math.inf
+        return
+    p, q = reference / reference.sum(), quantized / quantized.sum()
+    assert found == pytest.approx((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum(), rel=1e-9, abs=1e-12)
+
+
+def test_entropy_looks_at_both_ends_of_a_skewed_tensor():
+    """A long tail on one side is cut without the other side losing anything."""
+    values = np.where(NORMAL > 0, NORMAL**4, np.maximum(NORMAL, -1))
+    low, high = entropy(of(values), UINT8)
+    assert low == pytest.approx(-1, rel=0.1)
+    assert high < 0.5 * values.max()
+    low, high = entropy(of(-values), UINT8)
+    assert low > -0.7 * values.max()
+    assert high == pytest.approx(1, rel=0.1)
 
 
 def test_entropy_clips_a_long_tail_but_not_a_box():
