@@ -59,10 +59,11 @@ class Histogram:
         counts[SIDE] -= strays
         self.counts += weight * counts
 
-    def add_few(self, values: NDArray[np.float32]) -> None:
-        """Count a handful of ``values``, within what `add` was given."""
+    def add_few(self, values: NDArray[np.float32]) -> int:
+        """Count a handful of ``values``, within what `add` was given; how many there are."""
         bins = np.floor(values.astype(np.float64) / self.width).astype(np.int64)
         np.add.at(self.counts, SIDE + bins, 1)
+        return values.size
 
     def widen(self, exponent: int) -> None:
         """Grow the bins until ``2**exponent`` bounds the magnitudes; never shrink them."""

@@ -67,8 +67,10 @@ class TensorStatistics:
         """The extremes of each sample."""
         if self._steps:
             numbers = [np.arange(first, first + len(lows)) for first, lows, _ in self._steps]
-            _, lows, highs = zip(*self._steps, strict=True)
-            steps = Trail.of(*(np.concatenate(part) for part in (numbers, lows, highs)))
+            _, *ends = zip(*self._steps, strict=True)
+            # Adding zero makes -0.0 positive, so that the sign of a zero cannot depend on the order.
+            lows, highs = (np.concatenate(part) + np.float32(0) for part in ends)
+            steps = Trail.of(np.concatenate(numbers), lows, highs)
             self._trail, self._steps = self._trail.over(steps), []
         return self._trail
 
@@ -135,40 +137,36 @@ class TensorStatistics:
 
     def _fold(self, rows: Floats, number: int, name: str, selection: int | None) -> None:
         """``rows``: one for each sample, the first of which has the number ``number``."""
-        lows, highs = _extremes(rows)
-        finite = bool(np.isfinite(lows).all() and np.isfinite(highs).all())
+        lows, highs = rows.min(axis=1), rows.max(axis=1)
+        low, high = float(lows.min()), float(highs.max())
+        finite = math.isfinite(low) and math.isfinite(high)
         if not finite:
             there = np.isfinite(rows)
             self.nonfinite += rows.size - int(np.count_nonzero(there))
-            lows, highs = _extremes(rows, there)
+            lows = rows.min(axis=1, where=there, initial=np.inf)
+            highs = rows.max(axis=1, where=there, initial=-np.inf)
+            low, high = float(lows.min()), float(highs.max())
         self._remember(number, lows, highs)
-        lowest = Extreme(float(lows.min()), number + int(lows.argmin()), name)
-        highest = Extreme(float(highs.max()), number + int(highs.argmax()), name)
-        if lowest.value > highest.value:  # not one finite value
+        if low > high:  # not one finite value
             return
-        self._stretch(lowest, highest)
+        if low <= self.low:
+            self.lowest = min(self.lowest, Extreme(low + 0.0, number + int(lows.argmin()), name))
+        if high >= self.high:
+            self.highest = _higher(self.highest, Extreme(high + 0.0, number + int(highs.argmax()), name))
         stride = _stride(rows.shape[1], selection)
-        picked = rows[:, ::stride]
-        self._count(picked if finite else picked[np.isfinite(picked)], lowest.value, highest.value, stride)
+        picked = rows[:, ::stride] if stride > 1 else rows
+        values = picked if finite else picked[np.isfinite(picked)]
+        self.histogram.add(values, low, high, stride)
+        self.count += values.size * stride
         if stride > 1:
             seen = lows <= highs
-            ends = np.concatenate([lows[seen], highs[seen]])
-            self.histogram.add_few(ends)
-            self.count += ends.size
+            self.count += self.histogram.add_few(np.concatenate([lows[seen], highs[seen]]))
 
     def _remember(self, number: int, lows: Floats, highs: Floats) -> None:
         """Steps of the trail are added many at a time: one by one takes as long as to count."""
         self._steps.append((number, lows, highs))
         if len(self._steps) == STEPS:
             self.trail = self.trail.over(EMPTY)
-
-    def _stretch(self, lowest: Extreme, highest: Extreme) -> None:
-        self.lowest = min(self.lowest, lowest)
-        self.highest = max(self.highest, highest, key=lambda e: (e.value, -e.number))
-
-    def _count(self, values: Floats, low: float, high: float, weight: int) -> None:
-        self.histogram.add(values, low, high, weight)
-        self.count += values.size * weight
 
     def merge(self, other: TensorStatistics, later: int = 0) -> TensorStatistics:
         """The statistics of our samples and ``other``'s, of the same tensor.
@@ -211,8 +209,7 @@ class TensorStatistics:
         self, other: TensorStatistics, trail: Trail, lowest: Extreme, highest: Extreme
     ) -> TensorStatistics:
         result = TensorStatistics()
-        result.lowest, result.highest = self.lowest, self.highest
-        result._stretch(lowest, highest)
+        result.lowest, result.highest = min(self.lowest, lowest), _higher(self.highest, highest)
         result.count = self.count + other.count
         result.nonfinite = self.nonfinite + other.nonfinite
         result.histogram = self.histogram.merged(other.histogram)
@@ -231,24 +228,18 @@ class TensorStatistics:
             )
 
 
+def _higher(one: Extreme, two: Extreme) -> Extreme:
+    """The greater value; of equal ones that of the earlier sample."""
+    return max(one, two, key=lambda end: (end.value, -end.number))
+
+
 def _as_float32(array: NDArray[np.generic]) -> Floats:
+    if array.dtype == np.float32:
+        return array  # type: ignore[return-value]
     if array.dtype.kind not in "fiub":
         raise TypeError(f"expected real numbers, got an array of {array.dtype}")
     with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is counted as such
-        return array.astype(np.float32, copy=False)
-
-
-def _extremes(rows: Floats, there: NDArray[np.bool_] | bool = True) -> tuple[Floats, Floats]:
-    """Each row's least and greatest value; ``inf`` and ``-inf`` where it has none.
-
-    Adding zero makes -0.0 positive, so that the sign of a zero cannot depend on the order.
-    """
-    zero = np.float32(0)
-    lows, highs = (
-        rows.min(axis=1, where=there, initial=np.inf),
-        rows.max(axis=1, where=there, initial=-np.inf),
-    )
-    return lows + zero, highs + zero
+        return array.astype(np.float32)
 
 
 def _stride(elements: int, selection: int | None) -> int:
