@@ -44,7 +44,3 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
   if (table.tBodies[0].rows.length > FILTERED) addFilter(table);
 }
-
-addEventListener("beforeprint", () => {
-  for (const fold of document.querySelectorAll("details")) fold.open = true;
-});

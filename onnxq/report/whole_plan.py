@@ -30,7 +30,7 @@ def whole_plan(report: Report) -> Markup:
 
 def _folded(kind: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Markup:
     cells = ([Cell(text) for text in row] for row in rows)
-    listing = table(columns, cells, f"{kind} nodes")
+    listing = table(columns, cells, f"nodes in {kind}")
     return folded(f"{len(rows)} nodes in {kind}", listing, is_open=len(rows) <= LONG)
 
 
