@@ -77,13 +77,14 @@ def squared_errors(
 
 def _integral(steps: Floats, below: Floats, above: Floats, clipping: float) -> Floats:
     """Of the squared error in units of the scale, from zero to ``steps``; the grid ends at the other two."""
-    level = np.clip(np.rint(steps), below, above)
-    beyond = steps - np.clip(steps, below, above)
+    inside = np.clip(steps, below, above)
+    level = np.rint(inside)
+    beyond = steps - inside
     steps -= level
     level /= 12
     level += steps * steps * steps / 3
     if clipping != 1:
-        level += (clipping - 1) / 3 * beyond * beyond * beyond
+        level += (clipping - 1) / 3 * (beyond * beyond * beyond)
     return level
 
 
