@@ -83,6 +83,7 @@ def gather(
     with Collector(
         model,
         tensors,
+        every_element=config.every_element,
         providers=config.providers,
         threads=config.threads,
         resume=known,

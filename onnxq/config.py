@@ -96,6 +96,9 @@ class QuantConfig(BaseModel):
     samples: int | None = _option("data", None, "use at most N samples; default: all", "N", ge=1)
     batch_size: int = _option("data", 1, "samples per run", "N", ge=1)
     skip_bad_samples: bool = _option("data", False, "name, skip and count samples that cannot be used")
+    every_element: bool = _option(
+        "data", False, "count every element of large tensors too, not a regular selection; takes longer"
+    )
     method: Method = _option("ranges", "auto", "how ranges are chosen")
     percentile: float = _option("ranges", 99.99, "for --method percentile", "P", gt=50, le=100)
     from_table: _Path | None = _option(

@@ -611,3 +611,17 @@ def test_progress_of_what_goes_on_begins_where_it_ended():
     assert steps[0][0] >= kept
     assert steps[-1] == (COUNT, COUNT)
     assert [done for done, _ in steps] == sorted({done for done, _ in steps})
+
+
+def test_every_element_is_counted_if_asked(monkeypatch):
+    monkeypatch.setattr("calibrators.collect.SELECTION", 4)
+    quantized("d.npz")
+    selected = Statistics.load(STATISTICS)
+    quantized("d.npz", every_element=True)
+    every = Statistics.load(STATISTICS)
+    assert {name: (t.low, t.high) for name, t in selected.items()} == {
+        name: (t.low, t.high) for name, t in every.items()
+    }
+    assert any(
+        not np.array_equal(selected[name].histogram.counts, every[name].histogram.counts) for name in every
+    )

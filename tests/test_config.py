@@ -94,6 +94,7 @@ FULL = QuantConfig(
     samples=7,
     batch_size=2,
     skip_bad_samples=True,
+    every_element=True,
     method="percentile",
     percentile=99.5,
     table=("t.cache", "t.json"),
