@@ -12,6 +12,11 @@ PLAIN = "float[8, 8, 1, 1] w, float[8] b, float[8, 8, 1, 1] v"
 SAME = "<pads = [1, 1, 1, 1]>"
 
 
+def _tame(*shape: int) -> np.ndarray:
+    """Weights that keep the size of the values, as in trained networks: what is concatenated is alike."""
+    return np.random.default_rng(0).normal(0, 1 / np.sqrt(np.prod(shape[1:])), shape)
+
+
 def net(nodes, weights="", inputs=X, outputs="float[A, B, C, D] y", opset=17, **given):
     declared = f"{PLAIN}, {weights}" if weights else PLAIN
     return parse(f"g ({inputs}) => ({outputs}) <{declared}> {{ {nodes} }}", opset=opset, **given)
@@ -125,6 +130,8 @@ BLOCKS = {
             f"""{STEM} p = Conv {SAME} (r, k) j = Concat <axis = 1> (r, p) q = Conv {SAME} (j, k2)
             l = Concat <axis = 1> (j, q) z = Conv (l, o) y = Neg (z)""",
             "float[8, 8, 3, 3] k, float[8, 16, 3, 3] k2, float[4, 24, 1, 1] o",
+            k=_tame(8, 8, 3, 3),
+            k2=_tame(8, 16, 3, 3),
         ),
         set(),
     ),

@@ -89,24 +89,28 @@ def find_groups(edges: Sequence[Edge], planned: Sequence[ir.Node], scene: Scene)
     """Each tensor's group. Operators that only pass values on tie their tensors together."""
     values = {edge.key: edge.value for edge in edges}
     sources = _ties(planned, scene)
-    activations = (value for (_, spec), value in values.items() if spec == scene.activation)
-    found = list(bridges(list(activations), scene))
-    ties = _bridged(sources, found, scene)
-    parts = {bridge.part for bridge in found}
+    activations = [value for (_, spec), value in values.items() if spec == scene.activation]
+    found = list(bridges(activations, scene))
+    ties, parts = _bridged(sources, found, scene), {bridge.part for bridge in found}
     averaged = averaged_elements(scene.graph)
-    members: dict[Key, list[Key]] = {}
-    for key in values:
-        members.setdefault(_root(key, ties), []).append(key)
     taken: set[str] = set()
     groups: dict[Key, Group] = {}
-    for root, keys in members.items():
+    for root, keys in _members(values, ties).items():
         observe = dict.fromkeys(_root(key, sources) for key in keys if values[key] not in parts)
         group = _group(root, [values[key] for key in keys], {k: values.get(k) for k in observe}, scene)
         name = root[0] if root[0] not in taken else _unique(root)
         group = replace(group, name=name, averaged=max(averaged.get(values[key], 1) for key in keys))
-        taken.add(group.name)
+        taken.add(name)
         groups |= dict.fromkeys(keys, group)
     return groups
+
+
+def _members(keys: Iterable[Key], ties: Mapping[Key, Key]) -> dict[Key, list[Key]]:
+    """The root of each group, and all that share its parameters."""
+    members: dict[Key, list[Key]] = {}
+    for key in keys:
+        members.setdefault(_root(key, ties), []).append(key)
+    return members
 
 
 def _unique(key: Key) -> str:
