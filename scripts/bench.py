@@ -99,11 +99,15 @@ def run(description: str | None, sections: Sections) -> int:
     return 0 if met else 1
 
 
+def evaluation_data() -> Path:
+    """Where evaluation data is when nobody says where: ``ONNXQ_SHARED``, or beside the checkout."""
+    return Path(os.environ.get("ONNXQ_SHARED") or Path(__file__).resolve().parents[2] / "shared" / "data")
+
+
 def _arguments(description: str | None, sections: Sections) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of: {', '.join(sections)} (all)")
-    default = os.environ.get("ONNXQ_SHARED") or Path(__file__).resolve().parents[2] / "shared" / "data"
-    parser.add_argument("--data", type=Path, default=Path(default), help="the evaluation data (%(default)s)")
+    parser.add_argument("--data", type=Path, default=evaluation_data(), help="the evaluation data (%(default)s)")
     parser.add_argument("--keep", type=Path, help="keep what is made in this folder")
     given = parser.parse_args()
     unknown = [name for name in given.sections if name not in sections]
