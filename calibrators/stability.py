@@ -43,15 +43,14 @@ class Stability:
     alone: float | None = None
 
 
-def stability(statistics: TensorStatistics) -> Stability:
+def stability(statistics: TensorStatistics, *, symmetric: bool = False) -> Stability:
     """How the extremes of ``statistics`` came about.
 
     Where a range is narrower than the extremes, give ``statistics.clipped(*range)``: what lies outside
-    makes no difference, so it neither grows the range nor sets it.
+    makes no difference, so it neither grows the range nor sets it. Of a ``symmetric`` range only the
+    end farther from zero counts, since the other one follows from it.
     """
-    trail = statistics.trail
-    low = _sole(statistics.lowest, trail.lows, trail.lows.min(initial=0))
-    high = _sole(statistics.highest, trail.highs, trail.highs.max(initial=0))
+    trail, low, high = (_magnitudes if symmetric else _ends)(statistics)
     if len(trail.seen()[0]) < FEWEST:
         return Stability(None, low, high)
     if trail.block > 1:
@@ -59,6 +58,24 @@ def stability(statistics: TensorStatistics) -> Stability:
     ends = [(_shrinkage(trail, end), end) for end in (low, high) if end is not None]
     alone, setter = max(ends, key=lambda pair: pair[0], default=(0.0, None))
     return Stability(_growth(trail), low, high, setter, alone)
+
+
+def _ends(statistics: TensorStatistics) -> tuple[Trail, Extreme | None, Extreme | None]:
+    """The extremes of each sample, and who alone set the low and the high end."""
+    trail = statistics.trail
+    low = _sole(statistics.lowest, trail.lows, trail.lows.min(initial=0))
+    return trail, low, _sole(statistics.highest, trail.highs, trail.highs.max(initial=0))
+
+
+def _magnitudes(statistics: TensorStatistics) -> tuple[Trail, Extreme | None, Extreme | None]:
+    """As `_ends`, with the greatest magnitude of each sample for its high end, and zero for its low one."""
+    trail = statistics.trail
+    highs = np.maximum(-trail.lows, trail.highs)
+    trail = Trail(np.zeros_like(highs), highs, trail.block)
+    greatest = highs.max(initial=0)
+    if -statistics.low > statistics.high:
+        return trail, _sole(statistics.lowest, highs, greatest), None
+    return trail, None, _sole(statistics.highest, highs, greatest)
 
 
 def _sole(end: Extreme, ends: NDArray[np.float32], outermost: np.float32) -> Extreme | None:

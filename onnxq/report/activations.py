@@ -58,7 +58,8 @@ def _activation(group: Group, params: QuantParams, statistics: Mapping[str, Tens
         return Activation(group, params, low, high)
     seen = reduce(TensorStatistics.join, observed).clipped(*group.bounds)
     clipped = _outside(seen, low - scale / 2, high + scale / 2)
-    return Activation(group, params, low, high, seen, clipped, stability(seen.clipped(low, high)))
+    known = stability(seen.clipped(low, high), symmetric=group.spec.symmetric)
+    return Activation(group, params, low, high, seen, clipped, known)
 
 
 def _outside(seen: TensorStatistics, low: float, high: float) -> float:

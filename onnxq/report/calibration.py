@@ -69,7 +69,11 @@ def _grounds(each: Activation, folder: str) -> list[Cell]:
         if growth is not None and growth > GREW
         else number(growth, "{:.1%}").content
     )
-    return [number(each.clipped, "{:.2%}" if each.clipped else "{:.0%}"), Cell(grew, growth), Cell(_setters(each.stability, folder))]
+    return [
+        number(each.clipped, "{:.2%}" if each.clipped else "{:.0%}"),
+        Cell(grew, growth),
+        Cell(_setters(each.stability, folder)),
+    ]
 
 
 def _names(each: Activation) -> Markup:

@@ -35,6 +35,22 @@ def test_the_last_quarter_counts():
     assert known.alone == pytest.approx(1 - (2 + 2) / (2 + 4))
 
 
+def test_of_a_symmetric_range_only_the_farther_end_counts():
+    samples = [[-1, 8], [0, 2], [-1, 0], [0, 1], [0, 2], [-2, 1], [0, 1], [-7, 4]]
+    assert stability(seen(*samples)).growth == pytest.approx(1 - 10 / 15)
+    known = stability(seen(*samples), symmetric=True)
+    assert (known.growth, known.low, known.setter) == (0, None, Extreme(8, 0, "sample 0"))
+    assert known.alone == pytest.approx(1 / 8)
+    mirrored = stability(seen(*[[-high, -low] for low, high in samples]), symmetric=True)
+    assert mirrored == replace(known, low=Extreme(-8, 0, "sample 0"), high=None, setter=mirrored.low)
+
+
+def test_of_a_symmetric_range_samples_without_finite_values_are_none_either():
+    values = [[1.0], [np.nan], [-2.0], [np.inf], [3.0], [np.nan], [2.0]]
+    assert stability(seen(*values), symmetric=True).growth is None
+    assert stability(seen(*values, [-4.0]), symmetric=True).growth == pytest.approx(1 / 4)
+
+
 def test_the_sample_that_sets_both_ends_is_taken_away_from_both():
     known = stability(seen([-1, 1], [-9, 9], [-1, 1], [-1, 1], [-1, 1]))
     assert known.alone == pytest.approx(1 - 2 / 18)

@@ -272,6 +272,16 @@ def test_only_ranges_with_statistics_are_judged():
     assert list(judged(groups, {"y": seen([1.0])})) == ["y"]
 
 
+def test_of_symmetric_formats_the_nearer_end_is_not_judged():
+    statistics = {"x": seen(*[[-1, 100.0]] * 7, [-90, 100.0])}
+    symmetric = replace(activation(), spec=QuantSpec(ir.DataType.INT8, symmetric=True))
+    growths = [
+        judged(plan((group, params(1.0, zero, np.int16))), statistics)["x"].growth
+        for group, zero in ((activation(), 100), (symmetric, 0))
+    ]
+    assert growths == [pytest.approx(89 / 190), 0]
+
+
 # --- the file -------------------------------------------------------------------------------------
 
 
