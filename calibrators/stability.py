@@ -138,7 +138,7 @@ class Verdict:
             return ()
         sample, tensors = next(iter(self.outliers.items()))
         return (
-            f"without sample {sample}, those of {_tensors(len(tensors))} would be narrower by more than "
+            f"without {sample} alone, those of {_tensors(len(tensors))} would be narrower by more than "
             f"{ALONE:.0%}: look at it",
         )
 
@@ -150,7 +150,7 @@ def verdict(tensors: Mapping[str, Stability]) -> Verdict:
     outliers: dict[str, list[str]] = defaultdict(list)
     for name, each in tensors.items():
         if each.setter is not None and each.alone is not None and each.alone > ALONE:
-            outliers[each.setter.name or f"number {each.setter.number + 1}"].append(name)
+            outliers[each.setter.name or f"sample {each.setter.number + 1}"].append(name)
     by_count = sorted(outliers.items(), key=lambda pair: -len(pair[1]))
     return Verdict(len(growths), tuple(grown), {sample: tuple(names) for sample, names in by_count})
 

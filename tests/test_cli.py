@@ -106,7 +106,7 @@ def test_a_sample_that_alone_widens_the_ranges_is_told(folder, capsys, files):
     assert run(*files, *options) == 0
     brief = capsys.readouterr().out
     assert "still grew by more than 10% over the last quarter of the samples" in brief
-    assert "without sample d.npz[16]" in brief
+    assert "without d.npz[16] alone" in brief
     assert "x: 80.0%" not in brief
     assert run(*files, *options, "--verbose") == 0
     full = capsys.readouterr().out

@@ -141,12 +141,12 @@ def test_a_run_that_is_not():
     more, outlier = whole.sentences
     assert "2 of 4 tensors" in more
     assert "more samples" in more
-    assert "sample a.jpg" in outlier
+    assert "without a.jpg alone" in outlier
     assert "2 tensors" in outlier
 
 
 def test_a_sample_without_a_name_goes_by_its_number():
-    assert list(verdict({"x": of(0.0, 0.5, "")}).outliers) == ["number 4"]
+    assert list(verdict({"x": of(0.0, 0.5, "")}).outliers) == ["sample 4"]
 
 
 @pytest.mark.parametrize("tensors", [{}, {"x": Stability(None, None, None)}])
