@@ -34,7 +34,7 @@ from calibrators.usable import OnBad, refuse
 
 logger = logging.getLogger(__name__)
 
-SELECTION = 65536
+SELECTION = 8192
 """Elements of a sample's tensor that are counted into its histogram, unless all are to be."""
 
 MOST_BYTES = 2**30

@@ -20,6 +20,9 @@ SIDE = 4096
 
 SIDE_BITS = SIDE.bit_length() - 1
 
+FEW = 2048
+"""Below so many values it takes less time to look up their bins one by one than to make a new histogram."""
+
 ZERO_EXPONENT = -149
 """The exponent of a histogram that holds nothing but zeros: below that of the smallest float32."""
 
@@ -44,26 +47,25 @@ class Histogram:
         """The width of a bin."""
         return math.ldexp(1.0, self.exponent - SIDE_BITS)
 
-    def add(self, values: NDArray[np.float32], low: float, high: float, weight: int = 1) -> None:
-        """Count ``values``, all finite and within ``low`` and ``high``, ``weight`` times each."""
+    def reach(self, low: float, high: float) -> None:
+        """Widen the bins so that values from ``low`` to ``high`` can be added."""
         self.widen(exponent_of(max(-low, high)))
-        limit = math.ldexp(1.0, self.exponent)
-        if low >= 0:
-            self.counts[SIDE:] += weight * histogram1d(values, SIDE, (0.0, limit)).astype(np.int64)
-            return
-        counts = histogram1d(values, 2 * SIDE, (-limit, limit)).astype(np.int64)
-        # `x + limit` rounds a negative x below the resolution of a double up to `limit`, and so into
-        # the bin right of zero. At no other border can that happen: there a float32 has no such digits.
-        strays = np.count_nonzero(values < 0) - counts[:SIDE].sum()
-        counts[SIDE - 1] += strays
-        counts[SIDE] -= strays
-        self.counts += weight * counts
 
-    def add_few(self, values: NDArray[np.float32]) -> int:
-        """Count a handful of ``values``, within what `add` was given; how many there are."""
-        bins = np.floor(values.astype(np.float64) / self.width).astype(np.int64)
-        np.add.at(self.counts, SIDE + bins, 1)
-        return values.size
+    def add(self, values: NDArray[np.float32], signed: bool = True, weight: int = 1) -> None:
+        """Count ``values``, all finite and within reach, ``weight`` times each.
+
+        None of them is negative unless ``signed``.
+        """
+        limit = math.ldexp(1.0, self.exponent)
+        if values.size < FEW:
+            bins = np.floor(values.astype(np.float64) / self.width).astype(np.int64)
+            np.add.at(self.counts, SIDE + bins, weight)
+        elif signed:
+            self.counts += weight * _exact(
+                values, histogram1d(values, 2 * SIDE, (-limit, limit)).astype(np.int64)
+            )
+        else:
+            self.counts[SIDE:] += weight * histogram1d(values, SIDE, (0.0, limit)).astype(np.int64)
 
     def widen(self, exponent: int) -> None:
         """Grow the bins until ``2**exponent`` bounds the magnitudes; never shrink them."""
@@ -99,6 +101,18 @@ class Histogram:
     def magnitudes(self) -> NDArray[np.int64]:
         """Counts of ``|x|``, shape ``[SIDE]``: both sides added."""
         return self.counts[SIDE:] + self.counts[SIDE - 1 :: -1]
+
+
+def _exact(values: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``counts`` of ``values`` with none on the wrong side of zero.
+
+    ``x + limit`` rounds a negative x below the resolution of a double up to ``limit``, and so into the bin
+    right of zero. At no other border can that happen: there a float32 has no such digits.
+    """
+    strays = np.count_nonzero(values < 0) - counts[:SIDE].sum()
+    counts[SIDE - 1] += strays
+    counts[SIDE] -= strays
+    return counts
 
 
 def exponent_of(magnitude: float) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrators.channels import ChannelMeans
+from calibrators.digest import Digest, digest
 from calibrators.errors import CalibrationError
 from calibrators.histogram import Histogram
 from calibrators.trail import EMPTY, Trail
@@ -47,7 +48,7 @@ class TensorStatistics:
         nonfinite: NaN and infinite elements seen, which count nowhere else.
         samples: samples seen.
         histogram: the counts of the finite elements. Where only a selection was counted, each counts
-            as often as it stands for others, and every sample's extremes are counted too.
+            as often as it stands for others; the tails of each sample are always counted in full.
         channels: the mean of each channel, if they were asked for.
     """
 
@@ -133,34 +134,25 @@ class TensorStatistics:
         if channel_axis is not None:
             means = ChannelMeans.of(values, channel_axis)
             self.channels = means if self.channels is None else self.channels.plus(means)
-        self._fold(values.reshape(len(values), -1), number, name, selection)
+        self._fold(digest(values.reshape(len(values), -1), selection), number, name)
 
-    def _fold(self, rows: Floats, number: int, name: str, selection: int | None) -> None:
-        """``rows``: one for each sample, the first of which has the number ``number``."""
-        lows, highs = rows.min(axis=1), rows.max(axis=1)
-        low, high = float(lows.min()), float(highs.max())
-        finite = math.isfinite(low) and math.isfinite(high)
-        if not finite:
-            there = np.isfinite(rows)
-            self.nonfinite += rows.size - int(np.count_nonzero(there))
-            lows = rows.min(axis=1, where=there, initial=np.inf)
-            highs = rows.max(axis=1, where=there, initial=-np.inf)
-            low, high = float(lows.min()), float(highs.max())
-        self._remember(number, lows, highs)
+    def _fold(self, batch: Digest, number: int, name: str) -> None:
+        """Take in a batch whose first sample has the number ``number``."""
+        self.nonfinite += batch.nonfinite
+        self._remember(number, batch.lows, batch.highs)
+        low, high = float(batch.lows.min()), float(batch.highs.max())
         if low > high:  # not one finite value
             return
+        # Adding zero makes -0.0 positive, so that the sign of a zero cannot depend on the order.
         if low <= self.low:
-            self.lowest = min(self.lowest, Extreme(low + 0.0, number + int(lows.argmin()), name))
+            self.lowest = min(self.lowest, Extreme(low + 0.0, number + int(batch.lows.argmin()), name))
         if high >= self.high:
-            self.highest = _higher(self.highest, Extreme(high + 0.0, number + int(highs.argmax()), name))
-        stride = _stride(rows.shape[1], selection)
-        picked = rows[:, ::stride] if stride > 1 else rows
-        values = picked if finite else picked[np.isfinite(picked)]
-        self.histogram.add(values, low, high, stride)
-        self.count += values.size * stride
-        if stride > 1:
-            seen = lows <= highs
-            self.count += self.histogram.add_few(np.concatenate([lows[seen], highs[seen]]))
+            highest = Extreme(high + 0.0, number + int(batch.highs.argmax()), name)
+            self.highest = _higher(self.highest, highest)
+        self.histogram.reach(low, high)
+        for values, weight in batch.counted:
+            self.histogram.add(values, low < 0, weight)
+            self.count += values.size * weight
 
     def _remember(self, number: int, lows: Floats, highs: Floats) -> None:
         """Steps of the trail are added many at a time: one by one takes as long as to count."""
@@ -240,17 +232,3 @@ def _as_float32(array: NDArray[np.generic]) -> Floats:
         raise TypeError(f"expected real numbers, got an array of {array.dtype}")
     with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is counted as such
         return array.astype(np.float32)
-
-
-def _stride(elements: int, selection: int | None) -> int:
-    """Count every so-manieth of a sample's elements, so that about ``selection`` are counted.
-
-    It has no divisor in common with their number, and so none with an axis: the elements counted come from
-    every channel, row and column alike.
-    """
-    if selection is None or elements <= selection:
-        return 1
-    stride = elements // selection
-    while stride > 1 and math.gcd(stride, elements) > 1:
-        stride += 1
-    return stride

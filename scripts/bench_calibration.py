@@ -102,9 +102,7 @@ def shapes(place: Place) -> list[Figure]:
         figures += [
             at_most(f"{name}: every element; peer: entropy", every.ratio, 3.5, peer, "{:.2f} ×"),
             at_most(f"{name}: a selection", ours.ratio, 2.5, form="{:.2f} ×"),
-            at_most(
-                f"{name}: memory, all against a quarter", ours.megabytes / few.megabytes, 1.05, form="{:.3f}"
-            ),
+            at_most(f"{name}: memory, all against a quarter", growing, 1.05, form="{:.3f}"),
         ]
     return figures
 

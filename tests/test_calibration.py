@@ -614,7 +614,8 @@ def test_progress_of_what_goes_on_begins_where_it_ended():
 
 
 def test_every_element_is_counted_if_asked(monkeypatch):
-    monkeypatch.setattr("calibrators.collect.SELECTION", 4)
+    monkeypatch.setattr("calibrators.collect.SELECTION", 8)
+    monkeypatch.setattr("calibrators.digest.RANKS", 8)
     quantized("d.npz")
     selected = Statistics.load(STATISTICS)
     quantized("d.npz", every_element=True)

@@ -8,6 +8,7 @@ import math
 import random
 import tracemalloc
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from calibrators import archive
+from calibrators import archive, digest
 from calibrators.channels import ChannelMeans
 from calibrators.errors import CalibrationError
 from calibrators.exact_sum import ExactSum
@@ -244,20 +245,31 @@ def test_any_batches_in_any_order_give_the_same_bits(samples, cuts, selection, d
     axis = data.draw(st.sampled_from([None, *range(1, samples.ndim), -1]))
     options = {"selection": selection, "channel_axis": axis}
     numbers = np.arange(len(samples))
-    whole = exact_in_full(of_batches(samples, [numbers], **options)[0])
     batches = [part for part in np.split(numbers, sorted(c for c in cuts if c < len(samples))) if part.size]
-    for order in (
-        batches,
-        batches[::-1],
-        data.draw(st.permutations(batches)),
-        [numbers[i : i + 1] for i in numbers],
-    ):
-        parts = of_batches(samples, order, **options)
-        assert exact_in_full(functools.reduce(TensorStatistics.merge, parts)) == whole
-        one = TensorStatistics()
-        for batch in order:
-            one.update(samples[batch], len(batch), number=int(batch[0]), **options)
-        assert exact_in_full(one) == whole
+    single = [numbers[i : i + 1] for i in numbers]
+    with patch.object(digest, "RANKS", 6):  # so that there is something to select from small samples
+        whole = exact_in_full(of_batches(samples, [numbers], **options)[0])
+        for order in (batches, batches[::-1], data.draw(st.permutations(batches)), single):
+            parts = of_batches(samples, order, **options)
+            assert exact_in_full(functools.reduce(TensorStatistics.merge, parts)) == whole
+            one = TensorStatistics()
+            for batch in order:
+                one.update(samples[batch], len(batch), number=int(batch[0]), **options)
+            assert exact_in_full(one) == whole
+
+
+@given(samples_of_one_shape())
+def test_a_selection_knows_all_extremes_and_bad_values(samples):
+    full, picked = TensorStatistics(), TensorStatistics()
+    full.update(samples, len(samples))
+    with patch.object(digest, "RANKS", 6):
+        picked.update(samples, len(samples), selection=6)
+    assert (picked.lowest, picked.highest) == (full.lowest, full.highest)
+    assert picked.nonfinite == full.nonfinite
+    assert picked.trail == full.trail
+    if full.count:
+        used, all_used = (np.flatnonzero(t.histogram.counts)[[0, -1]] for t in (picked, full))
+        np.testing.assert_array_equal(used, all_used)
 
 
 def test_a_batch_of_float16_is_split_alike():
