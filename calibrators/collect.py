@@ -129,6 +129,9 @@ class Collector:
         self._under_way: deque[Future[list[_Outcome]]] = deque()
         self._first = self._number = resume.span[1] if resume else 0
         self._gathered = _Gathered()
+        # A selection takes many short steps, at which several threads would only wait for the interpreter's
+        # lock: one folds while the others run. Counts of every element do not hold that lock.
+        self._folding = threading.Semaphore(self._threads if every_element else 1)
         self._warned: set[str] = set()
 
     def __enter__(self) -> Collector:
@@ -233,8 +236,13 @@ class Collector:
                 return [one for i, part in enumerate(tries) for one in self._take_in(part, number + i)]
             self._gathered.count(0, end)
             return [_Outcome(batch, refused=error)]
+        with self._folding:
+            return [self._fold_all(arrays, batch, number)]
+
+    def _fold_all(self, arrays: list[NDArray[np.generic]], batch: Sample, number: int) -> _Outcome:
         found = self._gathered.borrow()
-        self._gathered.count(batch.count, end, sum(getattr(array, "nbytes", 0) for array in arrays))
+        size = sum(getattr(array, "nbytes", 0) for array in arrays)
+        self._gathered.count(batch.count, number + batch.count, size)
         nonfinite: dict[str, tuple[int, int]] = {}
         for name in reversed(self._names):
             array = arrays.pop()
@@ -242,7 +250,7 @@ class Collector:
             if bad:
                 nonfinite[name] = bad, array.size
         self._gathered.give_back(found)
-        return [_Outcome(batch, nonfinite)]
+        return _Outcome(batch, nonfinite)
 
     def _fold(
         self, tensor: TensorStatistics, name: str, array: NDArray[np.generic], batch: Sample, number: int
