@@ -189,7 +189,7 @@ class Collector:
 
     def _open(self, threads: int) -> ort.InferenceSession:
         return open_session(
-            self._model, outputs=self._names, providers=self._providers, threads=threads, spin=False
+            self._model, outputs=self._names, providers=self._providers, threads=threads, alone=False
         )
 
     def _submit(self, pool: ThreadPoolExecutor, batch: Sample) -> None:

@@ -39,7 +39,7 @@ def open_session(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
     optimize: bool = True,
-    spin: bool = True,
+    alone: bool = True,
     save_fused: str | os.PathLike[str] | None = None,
 ) -> ort.InferenceSession:
     """A session that runs ``model``; the caller's model is left as it is.
@@ -51,8 +51,9 @@ def open_session(
         providers: execution providers, the preferred one first.
         threads: threads within a node; 0 leaves it to ONNX Runtime.
         optimize: let ONNX Runtime fuse and rewrite nodes.
-        spin: idle threads keep a processor busy for a while, ready for the next node. Turn it off
-            where other work is to be done between runs.
+        alone: nothing else is to be done meanwhile, and runs come one after the other: idle threads
+            keep a processor busy for a while, ready for the next node, and memory is planned for a whole
+            run at once.
         save_fused: write the graph there as it is after fusions (weights in a file beside it); later
             rewrites, of the memory layout, are left out, so that nodes keep their names.
 
@@ -60,7 +61,7 @@ def open_session(
         CalibrationError: an unknown provider or tensor, or a model that ONNX Runtime refuses.
     """
     _check_providers(providers)
-    options = _options(threads, optimize, spin)
+    options = _options(threads, optimize, alone)
     if save_fused is not None:
         _save_fused(options, Path(save_fused))
     if not isinstance(model, ir.Model):
@@ -94,13 +95,14 @@ def _check_providers(providers: Sequence[str]) -> None:
         )
 
 
-def _options(threads: int, optimize: bool, spin: bool) -> ort.SessionOptions:
+def _options(threads: int, optimize: bool, alone: bool) -> ort.SessionOptions:
     level = ort.GraphOptimizationLevel
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(alone)))
+    options.enable_mem_pattern = alone  # else it keeps the plans of all runs that ever were side by side
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     return options
 

@@ -107,7 +107,9 @@ def evaluation_data() -> Path:
 def _arguments(description: str | None, sections: Sections) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of: {', '.join(sections)} (all)")
-    parser.add_argument("--data", type=Path, default=evaluation_data(), help="the evaluation data (%(default)s)")
+    parser.add_argument(
+        "--data", type=Path, default=evaluation_data(), help="the evaluation data (%(default)s)"
+    )
     parser.add_argument("--keep", type=Path, help="keep what is made in this folder")
     given = parser.parse_args()
     unknown = [name for name in given.sections if name not in sections]

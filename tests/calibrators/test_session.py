@@ -138,11 +138,12 @@ def test_a_model_that_the_runtime_refuses(capfd):
 
 
 def test_options_reach_the_session(model):
-    options = open_session(model, threads=1, optimize=False, spin=False).get_session_options()
+    options = open_session(model, threads=1, optimize=False, alone=False).get_session_options()
     assert options.intra_op_num_threads == 1
     assert options.inter_op_num_threads == 1
     assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert not options.enable_mem_pattern
     assert open_session(model).get_session_options().intra_op_num_threads == 0
 
 
