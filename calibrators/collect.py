@@ -125,7 +125,8 @@ class Collector:
         self._resume = resume
         self._on_bad = on_bad
         self._session = self._open(1)
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = ThreadPoolExecutor(self._threads)
+        self._room = 0
         self._under_way: deque[Future[list[_Outcome]]] = deque()
         self._first = self._number = resume.span[1] if resume else 0
         self._gathered = _Gathered()
@@ -138,8 +139,7 @@ class Collector:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
     def observe(self, batch: Sample) -> None:
         """Take in one batch; returns as soon as the next one may come.
@@ -148,11 +148,10 @@ class Collector:
             CalibrationError: the model refuses this batch or one shortly before it, and nobody
                 passes over such.
         """
-        if self._pool is None or not self._gathered.largest:
-            self._start(batch)
-            return
-        self._submit(self._pool, batch)
-        self._wait(self._room + WAITING)
+        self._submit(batch)
+        if not self._room:
+            self._measure()
+        self._wait(self._room + WAITING if self._room == self._threads else self._room)
 
     def finish(self) -> Statistics:
         """Wait for what is under way, and give the statistics.
@@ -162,8 +161,7 @@ class Collector:
         Raises:
             CalibrationError: as `observe`, or there was not one sample.
         """
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
         self._wait(0)
         result = self._gathered.statistics(self._names, self._first, self.fingerprint)
         if self._resume is not None:
@@ -173,29 +171,27 @@ class Collector:
         _report(result)
         return result
 
-    def _start(self, batch: Sample) -> None:
-        """Run the first batch that the model takes alone: it shows how many may run side by side."""
-        self._pool = self._pool or ThreadPoolExecutor(1)
-        self._submit(self._pool, batch)
-        self._wait(0)
+    def _measure(self) -> None:
+        """The first batch that the model takes runs alone: it shows how many may run side by side."""
+        self._gathered.ran.wait()
         if not self._gathered.largest:
             return
         self._room = min(max(MOST_BYTES // self._gathered.largest, 1), self._threads)
         if self._room < self._threads:
             self._session = self._open(self._threads // self._room)
-        if self._room > 1:
-            self._pool.shutdown()
-            self._pool = ThreadPoolExecutor(self._room)
 
     def _open(self, threads: int) -> ort.InferenceSession:
         return open_session(
             self._model, outputs=self._names, providers=self._providers, threads=threads, alone=False
         )
 
-    def _submit(self, pool: ThreadPoolExecutor, batch: Sample) -> None:
+    def _submit(self, batch: Sample) -> None:
         # A copy: whoever gives the batches may fill the same arrays again while this one waits.
         batch = replace(batch, feeds={name: np.array(array) for name, array in batch.feeds.items()})
-        self._under_way.append(pool.submit(self._take_in, batch, self._number))
+        self._gathered.ran.clear()
+        future = self._pool.submit(self._take_in, batch, self._number)
+        future.add_done_callback(lambda _: self._gathered.ran.set())
+        self._under_way.append(future)
         self._number += batch.count
 
     def _wait(self, left: int) -> None:
@@ -291,10 +287,14 @@ class _Outcome:
 
 
 class _Gathered:
-    """What the threads have gathered: several sets of statistics, each lent to one thread at a time."""
+    """What the threads have gathered: several sets of statistics, each lent to one thread at a time.
+
+    ``ran`` is set when a batch has run, or cannot be run.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.ran = threading.Event()
         self._idle: list[dict[str, TensorStatistics]] = []
         self.samples = 0
         self.end = 0
@@ -316,6 +316,7 @@ class _Gathered:
             self.samples += samples
             self.end = max(self.end, end)
             self.largest = max(self.largest, size)
+        self.ran.set()
 
     def statistics(self, names: Sequence[str], first: int, fingerprint: str) -> Statistics:
         """All of it, merged; ``first`` is the number of the first sample."""

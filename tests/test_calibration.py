@@ -182,7 +182,8 @@ def slow(*args, **options):
         for number, sample in enumerate(source):
             if number == 11:
                 print("here", file=sys.stderr, flush=True)
-                time.sleep(100)
+                for _ in range(1000):  # a signal just before a long sleep would be noticed after it
+                    time.sleep(0.1)
             yield sample
     return DataSource(read, source.total)
 samples.open_data = slow
