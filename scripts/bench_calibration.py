@@ -28,6 +28,10 @@ from onnxq.pipeline import quantize_static
 from onnxq.prepare import prepare
 from onnxq.ranges import calibrator, from_statistics
 
+OURS = ("onnxq", "onnxq-every")
+MEMORY = ("onnxq", "entropy")
+"""The tools whose memory is looked at: ours and a peer's that keeps histograms."""
+
 PEER_METHODS = ("minmax", "entropy", "percentile")
 SCALES = (1, 2, 4, 8)
 """By which the cost is looked at: so many times the tensors, the samples, the elements."""
@@ -35,53 +39,50 @@ SCALES = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Cost:
-    """What one calibration took.
+    """What calibrations in one process took.
 
     Attributes:
-        float_seconds, seconds: of the plain float pass, and of the calibration.
+        seconds: by tool, and of the plain float pass.
         megabytes: the most that the whole process held.
-        elements: observed in one batch.
     """
 
-    float_seconds: float
-    seconds: float
+    seconds: Mapping[str, float]
     megabytes: float
-    elements: int
 
-    @property
-    def ratio(self) -> float:
-        """The calibration's time in float passes."""
-        return self.seconds / self.float_seconds
+    def ratio(self, tool: str) -> float:
+        """The time of ``tool`` in float passes."""
+        return self.seconds[tool] / self.seconds["float"]
 
 
-def calibrated(tool: str, model: Path, data: Path, *options: str) -> Cost:
-    """One calibration, in a process of its own."""
+def calibrated(model: Path, data: Path, *arguments: str) -> Cost:
+    """Calibrations, as `calibrate_once` does them, in a process of their own."""
     script = Path(__file__).with_name("calibrate_once.py")
-    run = measured([sys.executable, str(script), tool, str(model), str(data), *options])
-    result = json.loads(run.output.splitlines()[-1])
-    return Cost(result["float"], result["calibration"], run.megabytes, result["elements"])
+    run = measured([sys.executable, str(script), str(model), str(data), *arguments])
+    return Cost(json.loads(run.output.splitlines()[-1]), run.megabytes)
 
 
 def cost(place: Place) -> list[Figure]:
     """EfficientNet-Lite0, 100 pictures one by one, two threads: time in plain float passes, memory."""
-    case, data = cases.lite0(place.shared, place.work), _pictures(place, 1)
-    ours, every = (calibrated(tool, case.model, data, "--repeat", "5") for tool in ("onnxq", "onnxq-every"))
-    minmax, entropy, percentile = (calibrated(method, case.model, data) for method in PEER_METHODS)
-    once, few = (calibrated("onnxq", case.model, data, "--batches", n) for n in ("100", "10"))
-    entropy_few = calibrated("entropy", case.model, data, "--batches", "10")
+    model, data = cases.lite0(place.shared, place.work).model, _pictures(place, 1)
+    ours = calibrated(model, data, *OURS, "--repeat", "7")
+    peer = calibrated(model, data, *PEER_METHODS)
+    held = {
+        tool: [calibrated(model, data, tool, "--batches", n).megabytes for n in ("100", "10")]
+        for tool in MEMORY
+    }
+    growth, peer_growth = (many / few for many, few in held.values())
+    every, selection = ours.ratio("onnxq-every"), ours.ratio("onnxq")
     return [
-        Figure("plain float pass, s", ours.float_seconds, peer=minmax.float_seconds),
-        at_most("counting every element; peer: entropy", every.ratio, 3.5, entropy.ratio, "{:.2f} ×"),
-        at_most("counting a selection; peer: percentile", ours.ratio, 2.5, percentile.ratio, "{:.2f} ×"),
-        Figure("peer: min-max, which keeps no histograms", ours.ratio, peer=minmax.ratio, form="{:.2f} ×"),
-        Figure("peak memory, MB; peer: entropy", once.megabytes, peer=entropy.megabytes, form="{:.0f}"),
+        Figure("plain float pass, s", ours.seconds["float"], peer=peer.seconds["float"]),
+        at_most("counting every element; peer: entropy", every, 3.5, peer.ratio("entropy"), "{:.2f} ×"),
         at_most(
-            "peak memory, 100 pictures against 10; peer: entropy",
-            once.megabytes / few.megabytes,
-            1.05,
-            entropy.megabytes / entropy_few.megabytes,
-            "{:.3f}",
+            "counting a selection; peer: percentile", selection, 2.5, peer.ratio("percentile"), "{:.2f} ×"
         ),
+        Figure(
+            "peer: min-max, which keeps no histograms", selection, peer=peer.ratio("minmax"), form="{:.2f} ×"
+        ),
+        Figure("peak memory, MB; peer: entropy", held["onnxq"][0], peer=held["entropy"][0], form="{:.0f}"),
+        at_most("memory, 100 pictures against 10; peer: entropy", growth, 1.05, peer_growth, "{:.3f}"),
     ]
 
 
@@ -90,21 +91,22 @@ def shapes(place: Place) -> list[Figure]:
     lite0, minilm = (make(place.shared, place.work) for make in (cases.lite0, cases.minilm))
     figures = []
     for name, case, data in (
-        ("EfficientNet-Lite0, batches of 8", lite0, _pictures(place, 8)),
+        ("Lite0, batches of 8", lite0, _pictures(place, 8)),
         ("MiniLM, ragged", minilm, minilm.data),
     ):
-        every = calibrated("onnxq-every", case.model, data, "--repeat", "3")
-        ours = calibrated("onnxq", case.model, data, "--repeat", "3")
+        ours = calibrated(case.model, data, *OURS, "--repeat", "5")
         batches = len(list(data.iterdir()))
         whole, half = (
-            calibrated("onnxq", case.model, data, "--batches", str(n)) for n in (batches, batches // 2)
+            calibrated(case.model, data, "onnxq", "--batches", str(n)).megabytes
+            for n in (batches, batches // 2)
         )
-        growing = whole.megabytes / half.megabytes
         peer = _peer_ratio(case.model, data)
         figures += [
-            at_most(f"{name}: every element; peer: entropy", every.ratio, 3.5, peer, "{:.2f} ×"),
-            at_most(f"{name}: a selection", ours.ratio, 2.5, form="{:.2f} ×"),
-            at_most(f"{name}: memory, all against half", growing, 1.05, form="{:.3f}"),
+            at_most(
+                f"{name}: every element; peer: entropy", ours.ratio("onnxq-every"), 3.5, peer, "{:.2f} ×"
+            ),
+            Figure(f"{name}: a selection", ours.ratio("onnxq"), form="{:.2f} ×"),
+            at_most(f"{name}: memory, all against half", whole / half, 1.05, form="{:.3f}"),
         ]
     return figures
 
@@ -114,7 +116,7 @@ def growth(place: Place) -> list[Figure]:
     model, single = cases.lite0(place.shared, place.work).model, _pictures(place, 1)
 
     def seconds(data: Path, *options: str) -> float:
-        return calibrated("onnxq-every", model, data, "--repeat", "3", *options).seconds
+        return calibrated(model, data, "onnxq-every", "--repeat", "3", *options).seconds["onnxq-every"]
 
     series = {
         "tensors": {7 * n: seconds(single, "--tensors", str(7 * n)) for n in SCALES},
@@ -185,7 +187,7 @@ def _pictures(place: Place, batch: int) -> Path:
 def _peer_ratio(model: Path, data: Path) -> float | None:
     """The peer's time with entropy, in float passes; None if it crashes."""
     try:
-        return calibrated("entropy", model, data).ratio
+        return calibrated(model, data, "entropy").ratio("entropy")
     except RuntimeError as error:
         print(f"onnxruntime.quantization, entropy, {model.name}: {str(error).splitlines()[-1]}")
         return None

@@ -1,9 +1,9 @@
-"""Calibrate one model and say what it took: ``python scripts/calibrate_once.py TOOL MODEL DATA``.
+"""Calibrate one model and say what it took: ``python scripts/calibrate_once.py MODEL DATA TOOL …``.
 
-TOOL is ``onnxq`` (a selection of large tensors), ``onnxq-every`` (every element), or a method of the peer:
+A TOOL is ``onnxq`` (a selection of large tensors), ``onnxq-every`` (every element), or a method of the peer:
 ``minmax``, ``entropy``, ``percentile``. DATA is a folder of ``.npz`` batches, read anew in every pass.
-Prints a line of JSON: seconds of the plain float pass and of the calibration, medians of ``--repeat`` turns
-taken one after the other, and the elements observed in a batch.
+Prints a line of JSON: seconds of the plain float pass (``float``) and of each tool, medians of ``--repeat``
+turns in which they follow each other.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ def float_pass(model: Path, files: Sequence[Path], threads: int) -> Callable[[],
 def our_pass(
     model: Path, files: Sequence[Path], threads: int, every_element: bool, tensors: int | None
 ) -> Callable[[], None]:
-    """Collects the statistics of what the plan observes (of the first ``tensors`` of it)."""
+    """Collects the statistics of what the plan observes, or of ``tensors`` spread evenly over that."""
     simple, plan = prepare(model, QuantConfig())
-    observed = plan.observed[:tensors]
+    count = tensors or len(plan.observed)
+    observed = [plan.observed[i * len(plan.observed) // count] for i in range(count)]
 
     def run() -> None:
         samples = (Sample("", batch, len(next(iter(batch.values())))) for batch in feeds(files))
@@ -88,14 +89,6 @@ def peer_pass(model: Path, files: Sequence[Path], method: str, work: Path) -> Ca
     return run
 
 
-def elements(model: Path, batch: Feeds) -> int:
-    """How many elements a batch has in all tensors that our plan observes."""
-    simple, plan = prepare(model, QuantConfig())
-    observed = list(plan.observed)
-    session = open_session(simple, outputs=observed)
-    return int(sum(array.size for array in session.run(observed, dict(batch))))
-
-
 def seconds(action: Callable[[], None]) -> float:
     """How long it takes, by the clock on the wall."""
     start = time.perf_counter()
@@ -103,32 +96,34 @@ def seconds(action: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+def prepared(tool: str, given: argparse.Namespace, files: Sequence[Path], work: Path) -> Callable[[], None]:
+    """The calibration by ``tool``, ready to be run."""
+    if tool in OURS:
+        return our_pass(given.model, files, given.threads, OURS[tool], given.tensors)
+    return peer_pass(given.model, files, tool, work)
+
+
 def main() -> None:
     """Measure as the arguments say."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("tool", choices=(*OURS, "minmax", "entropy", "percentile"))
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
+    parser.add_argument("tools", nargs="+", choices=(*OURS, "minmax", "entropy", "percentile"))
     parser.add_argument("--batches", type=int, help="use so many of DATA")
     parser.add_argument("--tensors", type=int, help="observe only so many")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     logging.disable(logging.WARNING)
-    files = sorted(given.data.glob("*.npz"))[: given.batches]
-    plain = float_pass(given.model, files, given.threads)
+    given.model = given.model.absolute()
+    files = sorted(given.data.absolute().glob("*.npz"))[: given.batches]
     with tempfile.TemporaryDirectory() as folder:
-        if given.tool in OURS:
-            ours = OURS[given.tool]
-            action = our_pass(given.model, files, given.threads, ours, given.tensors)
-        else:
-            os.chdir(folder)  # the peer leaves files where it is run
-            action = peer_pass(given.model, files, given.tool, Path(folder))
-        plain()
-        turns = [(seconds(plain), seconds(action)) for _ in range(given.repeat)]
-    floats, actions = zip(*turns, strict=True)
-    result = {"float": statistics.median(floats), "calibration": statistics.median(actions)}
-    print(json.dumps({**result, "elements": elements(given.model, next(feeds(files)))}))
+        os.chdir(folder)  # the peer leaves files where it is run
+        actions = {"float": float_pass(given.model, files, given.threads)}
+        actions |= {tool: prepared(tool, given, files, Path(folder)) for tool in given.tools}
+        actions["float"]()
+        turns = [{name: seconds(action) for name, action in actions.items()} for _ in range(given.repeat)]
+    print(json.dumps({name: statistics.median(turn[name] for turn in turns) for name in actions}))
 
 
 if __name__ == "__main__":
