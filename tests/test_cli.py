@@ -263,7 +263,8 @@ def test_help_lists_every_option_with_choices_and_defaults(capsys):
     for name in QuantConfig.model_fields:
         assert f"--{name.replace('_', '-')} " in out
     assert (
-        "--method {minmax,moving-average,percentile,entropy,mse,auto} how ranges are chosen; default: auto" in out
+        "--method {minmax,moving-average,percentile,entropy,mse,auto} how ranges are chosen; default: auto"
+        in out
     )
     assert "default: 99.99" in out
 
