@@ -262,7 +262,7 @@ class Collector:
                 array,
                 batch.count,
                 number=number,
-                name=batch.name,
+                name_of=batch.name_of,
                 selection=self._selection,
                 channel_axis=self._channels.get(name),
             )

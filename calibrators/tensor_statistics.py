@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +30,21 @@ class Extreme:
     Attributes:
         value: ``inf`` or ``-inf`` while there is none.
         number: the sample's in the stream of data.
-        name: the sample's, or that of the batch it came in.
+        name: the sample's.
     """
 
     value: float
     number: int = -1
     name: str = ""
+
+
+def _nameless(_: int) -> str:
+    return ""
+
+
+def _span(name_of: Callable[[int], str], samples: int, _: int) -> str:
+    """All samples of a batch, where nothing tells which of them it was."""
+    return name_of(0) if samples == 1 else f"{name_of(0)} to {name_of(samples - 1)}"
 
 
 class TensorStatistics:
@@ -106,7 +117,7 @@ class TensorStatistics:
         samples: int = 1,
         *,
         number: int | None = None,
-        name: str = "",
+        name_of: Callable[[int], str] = _nameless,
         selection: int | None = None,
         channel_axis: int | None = None,
     ) -> None:
@@ -116,7 +127,7 @@ class TensorStatistics:
             array: the tensor. If its axis 0 has the size ``samples``, it counts them.
             samples: samples in the batch.
             number: the number of the first of them in the stream of data; else they follow the last.
-            name: what to call them in messages.
+            name_of: the name of each of them, counted from 0.
             selection: count about so many elements of each sample, evenly spread, instead of all.
             channel_axis: also keep the means of the channels along this axis.
 
@@ -130,13 +141,13 @@ class TensorStatistics:
         if not values.size:
             return
         if not values.ndim or len(values) != samples:
-            values = values[None]
+            values, name_of = values[None], partial(_span, name_of, samples)
         if channel_axis is not None:
             means = ChannelMeans.of(values, channel_axis)
             self.channels = means if self.channels is None else self.channels.plus(means)
-        self._fold(digest(values.reshape(len(values), -1), selection), number, name)
+        self._fold(digest(values.reshape(len(values), -1), selection), number, name_of)
 
-    def _fold(self, batch: Digest, number: int, name: str) -> None:
+    def _fold(self, batch: Digest, number: int, name_of: Callable[[int], str]) -> None:
         """Take in a batch whose first sample has the number ``number``."""
         self.nonfinite += batch.nonfinite
         self._remember(number, batch.lows, batch.highs)
@@ -145,10 +156,11 @@ class TensorStatistics:
             return
         # Adding zero makes -0.0 positive, so that the sign of a zero cannot depend on the order.
         if low <= self.low:
-            self.lowest = min(self.lowest, Extreme(low + 0.0, number + int(batch.lows.argmin()), name))
+            place = int(batch.lows.argmin())
+            self.lowest = min(self.lowest, Extreme(low + 0.0, number + place, name_of(place)))
         if high >= self.high:
-            highest = Extreme(high + 0.0, number + int(batch.highs.argmax()), name)
-            self.highest = _higher(self.highest, highest)
+            place = int(batch.highs.argmax())
+            self.highest = _higher(self.highest, Extreme(high + 0.0, number + place, name_of(place)))
         self.histogram.reach(low, high)
         for values, weight in batch.counted:
             self.histogram.add(values, low < 0, weight)

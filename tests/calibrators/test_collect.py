@@ -68,7 +68,9 @@ def test_every_tensor_over_every_batch(model):
         expected = TensorStatistics()
         for sample, batch in data:
             array = run_batch(session, [name], Sample(sample, batch))[0]
-            expected.update(array, len(batch["ids"]), name=sample)
+            expected.update(
+                array, len(batch["ids"]), name_of=Sample(sample, batch, len(batch["ids"])).name_of
+            )
         assert (tensor.low, tensor.high) == (expected.low, expected.high)
         assert tensor.count == expected.count
         assert tensor.samples == 7
@@ -82,16 +84,23 @@ def test_every_tensor_over_every_batch(model):
 def test_threads_and_batching_change_nothing(model, threads, every_element, tmp_path):
     options = {"channels": {"y": 1}, "every_element": every_element}
     whole = feeds(12, 30_000, 0)
-    parts = {
-        size: [
-            ("s", {name: array[i : i + size] for name, array in whole.items()}) for i in range(0, 12, size)
-        ]
-        for size in (12, 1, 5)
-    }
-    collect(model, ["h", "y", "z"], parts[12], threads=1, **options).save(tmp_path / "whole")
+
+    def saved(size: int, path, **more) -> bytes:
+        batches = (
+            Sample(
+                "batch",
+                {name: array[i : i + size] for name, array in whole.items()},
+                len(whole["ids"][i : i + size]),
+                members=tuple(f"s{n}" for n in range(i, i + size)),
+            )
+            for i in range(0, 12, size)
+        )
+        collecting.collect(model, ["h", "y", "z"], batches, **options, **more).save(path)
+        return path.read_bytes()
+
+    expected = saved(12, tmp_path / "whole", threads=1)
     for size in (1, 5):
-        collect(model, ["h", "y", "z"], parts[size], threads=threads, **options).save(tmp_path / "parts")
-        assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+        assert saved(size, tmp_path / "parts", threads=threads) == expected
 
 
 def test_channel_means(model):
@@ -112,6 +121,17 @@ def test_samples_that_set_the_range_are_named(model):
     batches[1][1]["x"][0, 3] = 99
     found = collect(model, ["x"], batches)["x"]
     assert found.highest == Extreme(99, 1, "loud")
+
+
+def test_a_sample_of_a_batch_is_named_itself(model):
+    batch = feeds(3, 5, 0)
+    batch["x"][1, 2] = 99
+    joined = Sample("a to c", batch, 3, members=("a", "b", "c"))
+    found = collecting.collect(model, ["x", "h"], [joined])
+    assert found["x"].highest == Extreme(99, 1, "b")
+    tensor = TensorStatistics()  # axis 0 does not count the samples: it may have been any of them
+    tensor.update(np.array([1.0, 5.0]), 3, name_of=joined.name_of)
+    assert tensor.highest == Extreme(5, 0, "a to c")
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(model, tmp_path):

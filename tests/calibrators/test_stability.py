@@ -19,7 +19,9 @@ def seen(*samples, name="sample {}"):
     """Statistics of samples, each a list of values."""
     statistics = TensorStatistics()
     for number, values in enumerate(samples):
-        statistics.update(np.array([values], np.float32), name=name.format(number))
+        statistics.update(
+            np.array([values], np.float32), name_of=lambda _, number=number: name.format(number)
+        )
     return statistics
 
 

@@ -423,7 +423,7 @@ def test_tensors_that_share_a_range_are_joined_sample_by_sample():
 def some() -> Statistics:
     rng = np.random.default_rng(0)
     means = TensorStatistics()
-    means.update(rng.standard_normal((2, 5, 3)), 2, name="picture.jpg", channel_axis=1)
+    means.update(rng.standard_normal((2, 5, 3)), 2, name_of="picture{}.jpg".format, channel_axis=1)
     tensors = {
         "a/b:0": of(rng.standard_normal((2, 3)), rng.standard_normal(50)),
         "ü": of(np.zeros(4)),

@@ -64,7 +64,9 @@ class Reader(HTMLParser):
 def seen(*samples, name="pictures/{}.jpg"):
     statistics = TensorStatistics()
     for number, values in enumerate(samples):
-        statistics.update(np.array([values], np.float32), name=name.format(number))
+        statistics.update(
+            np.array([values], np.float32), name_of=lambda _, number=number: name.format(number)
+        )
     return statistics
 
 
