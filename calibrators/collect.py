@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from calibrators.batching import parts
 from calibrators.errors import CalibrationError
 from calibrators.fingerprint import fingerprint
+from calibrators.gathered import Gathered
 from calibrators.samples import Sample, input_specs
 from calibrators.session import RUNTIME_ERRORS, brief, load_model, open_session
 from calibrators.statistics import Statistics
@@ -129,7 +129,7 @@ class Collector:
         self._room = 0
         self._under_way: deque[Future[list[_Outcome]]] = deque()
         self._first = self._number = resume.span[1] if resume else 0
-        self._gathered = _Gathered()
+        self._gathered = Gathered()
         # A selection takes many short steps, at which several threads would only wait for the interpreter's
         # lock: one folds while the others run. Counts of every element do not hold that lock.
         self._folding = threading.Semaphore(self._threads if every_element else 1)
@@ -284,48 +284,6 @@ class _Outcome:
     batch: Sample
     nonfinite: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     refused: CalibrationError | None = None
-
-
-class _Gathered:
-    """What the threads have gathered: several sets of statistics, each lent to one thread at a time.
-
-    ``ran`` is set when a batch has run, or cannot be run.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.ran = threading.Event()
-        self._idle: list[dict[str, TensorStatistics]] = []
-        self.samples = 0
-        self.end = 0
-        self.largest = 0
-
-    def borrow(self) -> dict[str, TensorStatistics]:
-        """Statistics by tensor that nobody else folds into."""
-        with self._lock:
-            return self._idle.pop() if self._idle else {}
-
-    def give_back(self, found: dict[str, TensorStatistics]) -> None:
-        """A whole batch was folded."""
-        with self._lock:
-            self._idle.append(found)
-
-    def count(self, samples: int, end: int, size: int = 0) -> None:
-        """``samples`` of a batch numbered up to ``end`` were taken in, whose tensors took ``size`` bytes."""
-        with self._lock:
-            self.samples += samples
-            self.end = max(self.end, end)
-            self.largest = max(self.largest, size)
-        self.ran.set()
-
-    def statistics(self, names: Sequence[str], first: int, fingerprint: str) -> Statistics:
-        """All of it, merged; ``first`` is the number of the first sample."""
-        tensors = {
-            name: reduce(TensorStatistics.merge, [part[name] for part in self._idle] or [TensorStatistics()])
-            for name in names
-        }
-        span = (first, max(first, self.end))
-        return Statistics(tensors, self.samples, span=span, fingerprint=fingerprint)
 
 
 def run_batch(
