@@ -41,7 +41,7 @@ def installed() -> str:
 def install() -> None:
     """Install everything at the versions of constraints.txt, with one line of progress a package."""
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    command = [*pip, "install", "-c", "constraints.txt", "-e", ".[torch,demo,test]"]
+    command = [*pip, "install", "-c", "constraints.txt", "-e", ".[torch,demo,docs,test]"]
     log = VENV / "install.log"
     with log.open("w", encoding="utf-8") as lines:
         process = subprocess.Popen(

@@ -3,13 +3,10 @@
 import re
 from types import MappingProxyType
 
-import numpy as np
-import pytest
-
-pytest.importorskip("matplotlib")
-
 import draw_methods as drawing
+import numpy as np
 import onnx_ir as ir
+import pytest
 
 from calibrators.methods import CALIBRATORS
 from calibrators.statistics import TensorStatistics
