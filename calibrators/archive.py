@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrators.channels import ChannelMeans
+from calibrators.drafts import drafts
 from calibrators.errors import CalibrationError
 from calibrators.exact_sum import WINDOWS, ExactSum
 from calibrators.histogram import EXPONENTS, SIDE, Histogram
@@ -80,18 +79,13 @@ def write(path: Path, header: Mapping[str, object], tensors: Sequence[TensorStat
     for name, kind, shape, _, get_rows in _ARRAYS:
         parts = [rows for t in tensors if (rows := get_rows(t)) is not None]
         arrays[name] = np.concatenate([np.empty((0, *shape), kind), *parts])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
+        with drafts([path]) as beside, beside[path].open("wb") as file:
             np.savez_compressed(file, **arrays)
-        temporary.replace(path)
     except OSError as error:
         raise CalibrationError(
             f"statistics cannot be written to {path}: {error.strerror or error}"
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[TensorStatistics]]:

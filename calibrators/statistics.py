@@ -9,6 +9,7 @@ from pathlib import Path
 from calibrators import archive
 from calibrators.errors import CalibrationError
 from calibrators.tensor_statistics import TensorStatistics
+from calibrators.words import some
 
 __all__ = ["Statistics", "TensorStatistics"]
 
@@ -86,9 +87,7 @@ class Statistics(Mapping[str, TensorStatistics]):
         different = sorted(self.keys() ^ other.keys())
         if different:
             raise CalibrationError(
-                "statistics of different tensors cannot be merged; only one of the two has "
-                + ", ".join(different[:5])
-                + (f" and {len(different) - 5} more" if len(different) > 5 else "")
+                f"statistics of different tensors cannot be merged; only one of the two has {some(different)}"
             )
 
     def save(self, path: str | os.PathLike[str], *, complete: bool | None = None) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
 
 import onnx_ir as ir
 
@@ -36,7 +38,7 @@ class QuantResult:
         request: what was asked for.
         plan: every quantized edge with its parameters, every float node with its reason.
         statistics: what calibration saw; any method's ranges follow from it. None if a table gave the ranges.
-        table: the ranges of the plan, as `onnxq.tables` writes them.
+        make_table: gives `table`, for which all weights are read.
         quality: against the float model; None if there was no sample to judge by.
         judged_on: what kind of samples ``quality`` was measured on.
         skipped: bad samples that were left out.
@@ -48,7 +50,7 @@ class QuantResult:
     request: Request
     plan: QuantPlan
     statistics: Statistics | None
-    table: Table
+    make_table: Callable[[], Table] = field(repr=False)
     quality: Quality | None
     judged_on: str
     skipped: int
@@ -56,6 +58,11 @@ class QuantResult:
     float_bytes: int
     int8_bytes: int
     seconds: float
+
+    @property
+    def table(self) -> Table:
+        """The ranges of the plan, as `onnxq.tables` writes them."""
+        return self.make_table()
 
     @property
     def report(self) -> Report:
@@ -110,17 +117,17 @@ def quantize_static(
         source, statistics, warnings = _source(simple, plan, samples, config, progress)
         progress("choosing ranges")
         plan = solve(simple, plan, source)
-        table = of_plan(plan, simple, load(model))
+        table = cache(partial(_table, model, simple, plan))
         progress("writing and checking the model")
         judge = list(in_batches(samples.to_judge, simple, config))
         trial = Trial(model, plan, judge, config.providers, config.threads, samples.on_refused)
-        with tables.staged(tables.encode_all(table, config.tables)):
+        with tables.staged(tables.encode_all(table(), config.tables) if config.tables else {}):
             write(insert_qdq(simple, plan), output, validate=trial.run)
     result = QuantResult(
         request=Request(os.fspath(model), os.fspath(output), _origin(data), config),
         plan=plan,
         statistics=statistics,
-        table=table,
+        make_table=table,
         quality=trial.quality,
         judged_on=samples.judged_on,
         skipped=samples.skipped,
@@ -132,6 +139,10 @@ def quantize_static(
     if config.report is not None:
         write_report(result.report, config.report)
     return result
+
+
+def _table(model: str | os.PathLike[str], simple: ir.Model, plan: QuantPlan) -> Table:
+    return of_plan(plan, simple, load(model))
 
 
 def _origin(data: Data | None) -> str:

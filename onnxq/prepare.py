@@ -16,10 +16,10 @@ from onnxq.planner import make_plan
 from onnxq.ranges import check_weights
 from onnxq.targets import TARGETS, get_target
 
-Path = str | os.PathLike[str]
+ModelPath = str | os.PathLike[str]
 
 
-def prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
+def prepare(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
     """The cleaned model and the plan for it, still without parameters.
 
     Raises:
@@ -36,7 +36,7 @@ def prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
     return simple, plan
 
 
-def prepare_for_all(model: Path, config: QuantConfig) -> tuple[ir.Model, tuple[str, ...]]:
+def prepare_for_all(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, tuple[str, ...]]:
     """The cleaned model, and the tensors whose statistics any target needs; or ``config.target``, if given.
 
     Raises:
@@ -61,7 +61,7 @@ def prepare_for_all(model: Path, config: QuantConfig) -> tuple[ir.Model, tuple[s
     return simple, tuple(dict.fromkeys(tensor for plan in plans for tensor in plan.observed))
 
 
-def _clean(model: Path, config: QuantConfig) -> ir.Model:
+def _clean(model: ModelPath, config: QuantConfig) -> ir.Model:
     original = load(model)
     check_is_float(original, model)
     with blamed(model):
@@ -70,7 +70,7 @@ def _clean(model: Path, config: QuantConfig) -> ir.Model:
     return simple
 
 
-def _nothing(model: Path, plans: list[QuantPlan]) -> ModelError:
+def _nothing(model: ModelPath, plans: list[QuantPlan]) -> ModelError:
     reasons = list(dict.fromkeys(node.reason for plan in plans for node in plan.floats.values()))
     targets = ", ".join(plan.target for plan in plans)
     return ModelError(

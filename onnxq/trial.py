@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from calibrators.samples import Sample
 from calibrators.usable import OnBad
+from calibrators.words import some
 from onnxq.evaluate import Quality, compare
 from onnxq.plan import QuantPlan
 from onnxq.samples import Samples
@@ -67,11 +68,6 @@ class Trial:
             self.unfused = verifier(draft, self.plan.nodes)
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def float_weights(model: ir.Model, plan: QuantPlan) -> float:
     """The share, in bytes, of the real constants of the main graph that ``plan`` leaves float."""
     sizes = {
@@ -95,7 +91,7 @@ def doubts(samples: Samples, trial: Trial, float_weights: float) -> Iterator[str
     if trial.unfused:
         yield (
             f"planned for integers but run in float on this ONNX Runtime ({len(trial.unfused)} nodes): "
-            f"{_some(trial.unfused)}. The model is right, but slower than it could be."
+            f"{some(trial.unfused)}. The model is right, but slower than it could be."
         )
     if float_weights > MOSTLY_FLOAT:
         yield (

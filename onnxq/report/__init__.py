@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from contextlib import suppress
 from importlib import import_module, metadata
 from pathlib import Path
 
+from calibrators.drafts import drafts
 from onnxq.errors import ModelError
 from onnxq.report.activations import judged
 from onnxq.report.page import page
@@ -23,18 +23,14 @@ def write_report(report: Report, path: Path) -> None:
         ModelError: it cannot be written; the model that it is about is there by then.
     """
     text = page(report).encode("utf-8", "xmlcharrefreplace")  # paths may hold what is no text
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        draft.write_bytes(text)
-        draft.replace(path)
+        with drafts([path]) as beside:
+            beside[path].write_bytes(text)
     except OSError as error:
         raise ModelError(
             f"{path}: the report cannot be written: {error.strerror or error}. "
             f"The model itself was written to {report.request.output}."
         ) from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:

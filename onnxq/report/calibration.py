@@ -6,6 +6,7 @@ import os
 
 from calibrators.stability import GREW, Stability
 from calibrators.tensor_statistics import Extreme
+from calibrators.words import some
 from onnxq.plan import QuantSpec
 from onnxq.report.activations import Activation, activations
 from onnxq.report.chart import distribution
@@ -80,14 +81,10 @@ def _names(each: Activation) -> Markup:
     others = [name for name in each.group.tensors if name != each.group.name]
     parts = [element("code", each.group.name)]
     if others:
-        parts.append(element("small", f"shared with {_some(others)}", title=", ".join(others)))
+        parts.append(element("small", f"shared with {some(others, 2)}", title=", ".join(others)))
     if each.seen is not None and each.seen.nonfinite:
         parts.append(element("small", f"{each.seen.nonfinite} values were NaN or infinite", class_="bad"))
     return joined(parts)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _setters(stability: Stability, folder: str) -> Markup:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from calibrators.words import some
 from onnxq.errors import CalibrationError, ConfigError, ModelError
 from onnxq.tables import ncnn
 from onnxq.tables.document import Document
@@ -21,9 +22,6 @@ from onnxq.tables.formats import FORMATS, Format, Part
 from onnxq.tables.table import INT8, Encoding, Table
 
 logger = logging.getLogger(__name__)
-
-_NAMED = 5
-"""Names in a message; the others are counted."""
 
 
 def format_for(path: Path, name: str | None = None) -> Format:
@@ -146,12 +144,6 @@ def check_names(names: Collection[str], path: Path, known: Format) -> None:
                 f"{path}: {'layer' if known.layers else 'tensor'} {name!r} has {clash!r} in its name, which "
                 f"{known.name} tables cannot hold: rename it in the model, or write another format"
             )
-
-
-def some(names: Collection[str]) -> str:
-    """The first names, and how many more there are."""
-    shown = list(names)[:_NAMED]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
 def _say_absent(table: Table, path: Path, known: Format) -> None:

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from calibrators.methods import Calibrator
 from calibrators.statistics import Statistics
+from calibrators.words import some
 from onnxq.graph import all_nodes, constant_value, input_at, ints_attribute
 from onnxq.numerics import grid_of
 from onnxq.operators import WEIGHTED
 from onnxq.plan import QuantPlan, QuantSpec
-from onnxq.tables import check_names, format_for, some
+from onnxq.tables import check_names, format_for
 from onnxq.tables.table import Encoding, Layer, Table
 
 logger = logging.getLogger(__name__)
