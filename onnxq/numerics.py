@@ -12,7 +12,8 @@ int8 7-bit     yes       -64, 63  0              amax / 63
 int32 (bias)   yes       ±2^31    0              input scale x weight scale
 ============== ========= ======== ============== ==========================================
 
-16- and 4-bit types follow the same rows. Rounding is half to even, as QuantizeLinear does it.
+16- and 4-bit types follow the same rows. In blocks (``[…, K, …]`` cut along one axis), scale and zero point
+have the shape ``[…, ceil(K / block_size), …]``. Rounding is half to even, as QuantizeLinear does it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def grid_of(spec: QuantSpec) -> Grid:
 def params_from_range(
     low: ArrayLike, high: ArrayLike, spec: QuantSpec, bounds: tuple[float, float] = UNBOUNDED
 ) -> QuantParams:
-    """Scale and zero point for the range ``[low, high]``, shape ``()`` or ``[C]``.
+    """Scale and zero point for the range ``[low, high]``, of any shape.
 
     The range is widened to hold zero, so that padding and ReLU are exact, and cut to ``bounds``
     (low <= 0 <= high), which the *rounded* grid does not exceed either, unless it is symmetric:
@@ -88,13 +89,17 @@ def _usable(scale: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.asarray(usable, dtype=np.float32)
 
 
-def per_axis(values: NDArray[_Scalar], axis: int | None, rank: int) -> NDArray[_Scalar]:
-    """Reshape per-channel ``[C]`` so that it broadcasts along ``axis`` of a rank-``rank`` tensor."""
-    if axis is None or values.ndim == 0:
+def spread(values: NDArray[_Scalar], spec: QuantSpec, shape: tuple[int, ...]) -> NDArray[_Scalar]:
+    """Scales or zero points so that they broadcast over a tensor of this ``shape``.
+
+    ``()`` stays, ``[C]`` becomes ``[1, C, 1 …]``, and those of blocks are repeated for each element.
+    """
+    if spec.axis is None or values.ndim == 0:
         return values
-    shape = [1] * rank
-    shape[axis] = -1
-    return values.reshape(shape)
+    size = shape[spec.axis]
+    if spec.block_size is not None:
+        return np.repeat(values, spec.block_size, spec.axis).take(np.arange(size), spec.axis)
+    return values.reshape([-1 if axis == spec.axis % len(shape) else 1 for axis in range(len(shape))])
 
 
 def quantize(real: NDArray[np.generic], params: QuantParams, spec: QuantSpec) -> NDArray[np.generic]:
@@ -102,31 +107,37 @@ def quantize(real: NDArray[np.generic], params: QuantParams, spec: QuantSpec) ->
 
     https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html
     """
-    scale = per_axis(params.scale, spec.axis, real.ndim)
-    zero_point = per_axis(params.zero_point, spec.axis, real.ndim)
+    scale = spread(params.scale, spec, real.shape)
+    zero_point = spread(params.zero_point.astype(np.float64), spec, real.shape)
     qmin, qmax = spec.limits
     levels = np.rint(real.astype(np.float32) / scale).astype(np.float64)
-    clipped = np.clip(levels + zero_point.astype(np.float64), qmin, qmax)
+    clipped = np.clip(levels + zero_point, qmin, qmax)
     return np.asarray(clipped, dtype=spec.dtype.numpy())
 
 
-def dequantize(
-    levels: NDArray[np.generic], params: QuantParams, axis: int | None = None
-) -> NDArray[np.float32]:
-    """``(q - zero_point) * scale`` as float32; same shape as ``levels``."""
-    scale = per_axis(params.scale, axis, levels.ndim)
-    zero_point = per_axis(params.zero_point, axis, levels.ndim)
-    shifted = levels.astype(np.float32) - zero_point.astype(np.float32)
+def dequantize(levels: NDArray[np.generic], params: QuantParams, spec: QuantSpec) -> NDArray[np.float32]:
+    """``(q - zero_point) * scale`` as float32; same shape as ``levels``.
+
+    `quantize` gives exactly ``levels`` back.
+    """
+    scale = spread(params.scale, spec, levels.shape)
+    zero_point = spread(params.zero_point.astype(np.float32), spec, levels.shape)
+    shifted = levels.astype(np.float32) - zero_point
     return np.asarray(shifted * scale, dtype=np.float32)
 
 
 def weight_range(
-    weight: NDArray[np.generic], axis: int | None
+    weight: NDArray[np.generic], spec: QuantSpec
 ) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-    """Lowest and highest value, per channel along ``axis`` (shape ``[C]``) or of the whole tensor."""
+    """Lowest and highest value that share a scale: shape ``()``, ``[C]`` or that of the blocks."""
+    axis = spec.axis
     if weight.size == 0:
         zero = np.zeros((), np.float32)
         return zero, zero
+    if axis is not None and spec.block_size is not None:
+        starts = np.arange(0, weight.shape[axis], spec.block_size)
+        low, high = (end.reduceat(weight, starts, axis) for end in (np.minimum, np.maximum))
+        return low, high
     others = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
     return np.asarray(weight.min(axis=others)), np.asarray(weight.max(axis=others))
 

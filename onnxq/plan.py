@@ -17,6 +17,14 @@ from numpy.typing import NDArray
 GRAPH_OUTPUT = ""
 """The ``consumer`` of an edge that leaves the graph."""
 
+OPSET = 13
+"""Where QuantizeLinear and DequantizeLinear got their per-channel ``axis``."""
+
+OPSET_OF_BLOCKS = 21
+"""Where they got 4 and 16 bits, and ``block_size``."""
+
+_FIRST_TYPES = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32})
+
 
 @dataclass(frozen=True)
 class QuantSpec:
@@ -25,10 +33,13 @@ class QuantSpec:
     Attributes:
         dtype: INT8, UINT8, INT16, UINT16, INT4 or UINT4 (INT32 for biases).
         symmetric: the zero point is fixed: 0 for signed types, the middle for unsigned ones.
-        axis: the per-channel axis of the tensor, or None for one scale a tensor.
+        axis: the per-channel axis of the tensor, or None for one scale a tensor. With a block size,
+            the axis that is cut into blocks.
         narrow_range: leave out the lowest integer (-128), so that the grid is symmetric.
         reduce_bits: bits left unused at the top (1 gives 7-bit weights, which cannot saturate
             the 16-bit sums of AVX2 kernels).
+        block_size: so many neighbours along ``axis`` share a scale, and nobody else: every other index
+            has scales of its own. The last block may be shorter. None: not cut into blocks.
     """
 
     dtype: ir.DataType
@@ -36,6 +47,12 @@ class QuantSpec:
     axis: int | None = None
     narrow_range: bool = False
     reduce_bits: int = 0
+    block_size: int | None = None
+
+    @property
+    def opset(self) -> int:
+        """The lowest opset whose QuantizeLinear and DequantizeLinear know the format."""
+        return OPSET if self.dtype in _FIRST_TYPES and self.block_size is None else OPSET_OF_BLOCKS
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -50,6 +67,7 @@ class QuantSpec:
 class QuantParams:
     """``real = (q - zero_point) * scale``; both arrays have shape ``()`` or ``[C]``.
 
+    In blocks, both have the shape of the tensor, with ``ceil(K / block_size)`` for the K of its axis.
     ``scale`` is float32, ``zero_point`` has the integer type of the grid.
     """
 

@@ -161,7 +161,7 @@ def _equal(one: QuantParams, other: QuantParams) -> bool:
 
 def _weight_params(model: ir.Model, group: Group) -> QuantParams:
     values = _constant(model, group.tensors[0])
-    params = params_from_range(*weight_range(values, group.spec.axis), group.spec)
+    params = params_from_range(*weight_range(values, group.spec), group.spec)
     return refine_scale(values, params, group.spec)
 
 
@@ -193,7 +193,7 @@ def _fit_biases(
 
 def _fit_bias(model: ir.Model, weight: Group, params: QuantParams, steps: NDArray[np.float64]) -> QuantParams:
     """``steps``: the largest bias in units of the input scale, shaped as the weight's scale."""
-    low, high = weight_range(_constant(model, weight.tensors[0]), weight.spec.axis)
+    low, high = weight_range(_constant(model, weight.tensors[0]), weight.spec)
     dead = (low == 0) & (high == 0) & (steps > 0)
     smallest = np.where(dead, steps / 2.0**_BIAS_BITS, steps / _LARGEST_BIAS)
     scale = np.where(dead, smallest, np.maximum(params.scale, smallest))

@@ -1,5 +1,7 @@
 """Number formats: the truth table, and what must hold for every range and array."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -28,6 +30,8 @@ SPECS = [
     QuantSpec(ir.DataType.INT8, symmetric=True, reduce_bits=1),
     QuantSpec(ir.DataType.UINT16, symmetric=False),
     QuantSpec(ir.DataType.INT16, symmetric=True),
+    QuantSpec(ir.DataType.INT4, symmetric=True),
+    QuantSpec(ir.DataType.UINT4, symmetric=False),
 ]
 floats = st.floats(-1e6, 1e6, width=32)
 
@@ -40,6 +44,7 @@ floats = st.floats(-1e6, 1e6, width=32)
         (QuantSpec(ir.DataType.INT8, symmetric=False), (-128, 127)),
         (QuantSpec(ir.DataType.INT8, symmetric=True, reduce_bits=1), (-64, 63)),
         (QuantSpec(ir.DataType.INT4, symmetric=True), (-8, 7)),
+        (QuantSpec(ir.DataType.UINT4, symmetric=False), (0, 15)),
         (QuantSpec(ir.DataType.UINT16, symmetric=False), (0, 65535)),
     ],
 )
@@ -71,9 +76,9 @@ def test_zero_is_exact_and_the_range_is_covered(low, high, spec):
     params = params_from_range(low, high, spec)
     assert params.scale > 0
     zero = quantize(np.zeros(1, np.float32), params, spec)
-    assert dequantize(zero, params) == 0
+    assert dequantize(zero, params, spec) == 0
     ends = np.array([low, high], np.float32)
-    back = dequantize(quantize(ends, params, spec), params)
+    back = dequantize(quantize(ends, params, spec), params, spec)
     assert np.abs(back - ends).max() <= 1.01 * float(params.scale) + 1e-5 * np.abs(ends).max()
 
 
@@ -84,7 +89,7 @@ def test_rounding_error_is_at_most_half_a_step_inside_the_range(values, spec):
     low = (qmin - float(params.zero_point)) * float(params.scale)
     high = (qmax - float(params.zero_point)) * float(params.scale)
     inside = (values >= low) & (values <= high)
-    error = np.abs(dequantize(quantize(values, params, spec), params) - values)[inside]
+    error = np.abs(dequantize(quantize(values, params, spec), params, spec) - values)[inside]
     assert (error <= 0.5 * params.scale * (1 + 1e-5) + 1e-6 * np.abs(values[inside])).all()
 
 
@@ -123,16 +128,65 @@ def test_a_range_must_be_finite(bad):
 def test_per_channel_parameters_follow_the_axis():
     weight = np.array([[1.0, -2.0, 0.0], [0.5, 1.0, 0.0]], np.float32)
     spec = QuantSpec(ir.DataType.INT8, symmetric=True, axis=1, narrow_range=True)
-    low, high = weight_range(weight, axis=1)
+    low, high = weight_range(weight, spec)
     params = params_from_range(low, high, spec)
     np.testing.assert_allclose(params.scale, np.array([1 / 127, 2 / 127, 1], np.float32))
     assert quantize(weight, params, spec).tolist() == [[127, -127, 0], [64, 64, 0]]
-    back = dequantize(quantize(weight, params, spec), params, axis=1)
+    back = dequantize(quantize(weight, params, spec), params, spec)
     np.testing.assert_allclose(back, weight, atol=0.5 * 2 / 127)
 
 
 def test_an_empty_weight_has_an_empty_range():
-    assert weight_range(np.zeros((0, 3), np.float32), axis=1) == (0, 0)
+    assert weight_range(np.zeros((0, 3), np.float32), replace(INT8, axis=1)) == (0, 0)
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(0, (3, 4)), (1, (7, 2)), (-1, (7, 2))])
+def test_blocks_have_scales_of_their_own_and_the_last_may_be_short(axis, shape):
+    weight = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    spec = QuantSpec(ir.DataType.INT4, symmetric=True, axis=axis, block_size=3)
+    params = params_from_range(*weight_range(weight, spec), spec)
+    assert params.scale.shape == params.zero_point.shape == shape
+    for (row, column), value in np.ndenumerate(weight):
+        block = (row // 3, column) if axis == 0 else (row, column // 3)
+        start = 3 * block[axis]
+        shared = weight[start : start + 3, column] if axis == 0 else weight[row, start : start + 3]
+        scale = np.float32(np.abs(shared).max() / 7)
+        assert params.scale[block] == scale
+        level = np.rint(value / scale)
+        assert quantize(weight, params, spec)[row, column] == level
+        assert dequantize(quantize(weight, params, spec), params, spec)[row, column] == level * scale
+
+
+GRIDS = st.builds(
+    lambda spec, axis, size: replace(spec, axis=axis, block_size=size if axis is not None else None),
+    st.sampled_from(SPECS),
+    st.sampled_from([None, 0, 1]),
+    st.sampled_from([None, 1, 2, 3, 8]),
+)
+
+
+@given(seed=st.integers(0, 1000), spec=GRIDS)
+def test_what_lies_on_the_grid_is_kept_to_the_level(seed, spec):
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(5, 4)).astype(np.float32) * 10.0 ** rng.integers(-30, 30)
+    params = params_from_range(*weight_range(weight, spec), spec)
+    levels = rng.integers(spec.limits[0], spec.limits[1], (5, 4), endpoint=True).astype(spec.dtype.numpy())
+    real = dequantize(levels, params, spec)
+    np.testing.assert_array_equal(quantize(real, params, spec).astype(int), levels.astype(int))
+
+
+@pytest.mark.parametrize(
+    ("spec", "opset"),
+    [
+        (UINT8, 13),
+        (QuantSpec(ir.DataType.INT32, symmetric=True), 13),
+        (QuantSpec(ir.DataType.INT4, symmetric=True), 21),
+        (QuantSpec(ir.DataType.UINT16, symmetric=False), 21),
+        (replace(INT8, axis=0, block_size=32), 21),
+    ],
+)
+def test_a_format_says_which_opset_it_needs(spec, opset):
+    assert spec.opset == opset
 
 
 def test_rounding_is_half_to_even():

@@ -92,7 +92,7 @@ def test_the_grid_is_the_one_that_is_deployed(grid, share):
     assert grid_of(spec) == grid
     low, high = -4.1 * share[0], 5.3 * share[1]
     deployed = params_from_range(low, high, spec)
-    back = dequantize(quantize(NORMAL, deployed, spec), deployed)
+    back = dequantize(quantize(NORMAL, deployed, spec), deployed, spec)
     scale, zero_point = _parameters(grid, np.array([low]), np.array([high]))
     assert scale[0] == pytest.approx(float(deployed.scale), rel=1e-6)
     assert zero_point[0] == deployed.zero_point
