@@ -30,6 +30,7 @@ from onnxq.passes.remove_identity import RemoveIdentityPass
 from onnxq.passes.reshape_to_flatten import ReshapeToFlattenPass
 from onnxq.passes.sum_to_add import SumToAddPass
 from onnxq.passes.unique_names import UniqueNamesPass
+from onnxq.plan import OPSET
 
 CONSTANTS: tuple[ir.passes.PassBase, ...] = (
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -37,20 +38,23 @@ CONSTANTS: tuple[ir.passes.PassBase, ...] = (
 )
 """To one way to write constants: initializers of the main graph."""
 
-PREPARE: tuple[ir.passes.PassBase, ...] = (
+OLD: tuple[ir.passes.PassBase, ...] = (
     common.InlinePass(),
     common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
     common.ClearMetadataAndDocStringPass(),  # stack traces of the exporter; the model's own metadata stays
     FreeWeightsFromInputsPass(),
     *CONSTANTS,
     UniqueNamesPass(),
-    RaiseOpsetPass(),
+)
+"""To one graph. Once; then its opset is raised."""
+
+NEW: tuple[ir.passes.PassBase, ...] = (
     *CONSTANTS,
     UniqueNamesPass(),
     ForgetStaleShapesPass(),
     InferForeignTypesPass(),
 )
-"""To one graph of one opset. Once."""
+"""What raising the opset may have left to do. Once."""
 
 SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
     InferShapesPass(),
@@ -77,15 +81,19 @@ MOST_ROUNDS = 20
 """Every round takes something away, so this is never reached; it only makes the loop finite."""
 
 
-def simplify(model: ir.Model) -> ir.Model:
+def simplify(model: ir.Model, opset: int = OPSET) -> ir.Model:
     """A cleaned copy of the model that computes the same; the caller's model is not changed.
+
+    Args:
+        model: what to clean.
+        opset: the lowest that will do.
 
     Raises:
         ModelError: the opset cannot be raised, or the model is not consistent.
     """
     copy = model.clone()
     try:
-        ir.passes.Sequential(*PREPARE)(copy)
+        ir.passes.Sequential(*OLD, RaiseOpsetPass(opset), *NEW)(copy)
         ir.passes.PassManager(SIMPLIFY, steps=MOST_ROUNDS, early_stop=True)(copy)
     except (ir.passes.PassError, ir.passes.InvariantError) as e:
         raise _model_error(e) from e

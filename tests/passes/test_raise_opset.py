@@ -4,6 +4,7 @@ from graphs import assert_same_outputs, feeds_for, op_counts, parse
 
 from onnxq.errors import ModelError
 from onnxq.passes import raise_opset, simplify
+from onnxq.plan import OPSET_OF_BLOCKS
 
 CLASSIC = """g (float[N,3,8,8] x) => (float[N,10] y)
 <float[4,3,3,3] w, float[4] s, float[4] t, float[4] u, float[4] var, float[10,36] v, float[10] b> {
@@ -30,6 +31,54 @@ def test_an_old_model_becomes_13_and_computes_the_same(opset):
     assert op_counts(after)["Conv"] == 1
     assert "BatchNormalization" not in op_counts(after)
     assert_same_outputs(before, after)
+
+
+@pytest.mark.parametrize("opset", [7, 10, 13, 18, 20, 21, 22])
+def test_a_format_of_later_opsets_raises_to_them(opset):
+    text = CLASSIC if opset < 11 else "g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"
+    before = parse(text, opset=opset, ir_version=4 if opset < 11 else 8)
+    after = simplify(before, OPSET_OF_BLOCKS)
+    assert after.graph.opset_imports[""] == max(opset, 21)
+    assert after.ir_version >= 10
+    assert_same_outputs(before, after)
+
+
+CHANGED = {
+    "axes became an input": (13, "float[N,1,6] y", "y = ReduceMean <axes=[1]> (x)"),
+    "all axes": (13, "float[1,1,1] y", "y = ReduceL2 (x)"),
+    "number of parts": (17, "float[N,4,3] y", "a, b = Split <axis=2> (x) y = Sub (a, b)"),
+    "axes of padding": (13, "float[N,4,9] y", "p = Constant <value_ints=[0,0,1,0,0,2]> () y = Pad (x, p)"),
+    "axis became an input": (17, "float[N,4,6,2] y", "u = Unsqueeze (x, minus) y = DFT <axis=2> (u)"),
+    "ceil mode": (13, "float[N,4,3] y", "y = AveragePool <kernel_shape=[3], strides=[2], ceil_mode=1> (x)"),
+    "interpolation": (
+        13,
+        "float[N,4,9] y",
+        'r = Constant <value_floats=[1.0, 1.0, 1.5]> () y = Resize <mode="linear"> (x, , r)',
+    ),
+    "dequantization": (13, "float[N,4,6] y", "q = QuantizeLinear (x, s, z) y = DequantizeLinear (q, s, z)"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_operators_that_changed_between_13_and_21_compute_the_same(what):
+    opset, output, body = CHANGED[what]
+    given = "float s = {0.1}, uint8 z = {12}, int64[1] minus = {-1}"
+    before = parse(f"g (float[N,4,6] x) => ({output}) <{given}> {{ {body} }}", opset=opset)
+    after = simplify(before, OPSET_OF_BLOCKS)
+    assert after.graph.opset_imports[""] == 21
+    assert_same_outputs(before, after)
+
+
+def test_group_normalization_with_a_scale_a_group_is_refused_where_21_is_needed():
+    before = parse(
+        "g (float[N,4,6] x) => (float[N,4,6] y) <float[2] s, float[2] t> {"
+        " y = GroupNormalization <num_groups=2> (x, s, t) }",
+        opset=18,
+        check=False,
+    )
+    assert simplify(before).graph.opset_imports[""] == 18
+    with pytest.raises(ModelError, match=r"GroupNormalization of opset 18 .* 21, which int4"):
+        simplify(before, OPSET_OF_BLOCKS)
 
 
 @pytest.mark.parametrize("opset", [13, 15, 17, 21])
