@@ -138,7 +138,7 @@ def weight_range(
         starts = np.arange(0, weight.shape[axis], spec.block_size)
         low, high = (end.reduceat(weight, starts, axis) for end in (np.minimum, np.maximum))
         return low, high
-    others = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
+    others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
     return np.asarray(weight.min(axis=others)), np.asarray(weight.max(axis=others))
 
 

@@ -29,7 +29,7 @@ def picture(model):
 def test_lite0_is_all_integers_whatever_the_exporter(lite0_models, variant):
     model = ir.load(lite0_models[variant])
     for flow in quantize_for(TARGETS, model, picture(model), method="mse"):
-        check(flow, at_least=17, exact=DEEP)  # synthetic noise, 50 layers
+        check(flow, at_least=15, exact=DEEP)  # one picture of noise, 50 layers
         assert (flow.planned("Conv"), flow.planned("Gemm")) == (49, 1)
         assert not {"Conv", "Gemm"} & flow.floats
 
