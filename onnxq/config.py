@@ -22,7 +22,8 @@ from calibrators.preprocess import parse_preprocess
 from onnxq.errors import ConfigError
 
 Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
-IntegerType = Literal["uint8", "int8"]
+ActivationType = Literal["uint8", "int8", "uint16", "int16"]
+WeightType = Literal["uint8", "int8", "uint4", "int4"]
 TableFormat = Literal[
     "tensorrt",
     "ort",
@@ -115,8 +116,11 @@ class QuantConfig(BaseModel):
     save_statistics: _Path | None = _option("tables", None, "keep the calibration statistics (.npz)", "FILE")
     report: _Path | None = _option("tables", None, "also write a report, one HTML file", "FILE.html")
     target: str = _option("plan", "onnxruntime", "deployment target: onnxruntime, tensorrt", "NAME")
-    activation: IntegerType | None = _option("plan", None, "activation type; default: the target's")
-    weight: IntegerType | None = _option("plan", None, "weight type; default: the target's")
+    activation: ActivationType | None = _option("plan", None, "activation type; default: the target's")
+    weight: WeightType | None = _option("plan", None, "weight type; default: the target's")
+    block_size: int | None = _option(
+        "plan", None, "weights of MatMul and Gemm: a scale for N each, float activations", "N", ge=1
+    )
     per_tensor: bool = _option("plan", False, "no per-channel weights")
     exclude: _Names = _option("plan", (), "keep matching nodes float: a name glob, or op:Softmax", "PATTERN")
     include: _Names = _option("plan", (), "quantize only matching nodes", "PATTERN")

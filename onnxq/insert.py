@@ -2,12 +2,13 @@
 
 An activation gets one QuantizeLinear for each of its groups, and one DequantizeLinear for each reader:
 ONNX Runtime fuses a DequantizeLinear only into its single reader. A constant is stored in integers,
-once for each group however many share it, with one DequantizeLinear for each reader.
+once for each group however many share it, with one DequantizeLinear for each reader. Where kernels do not
+take the type that it is stored in, a Cast stands between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
 
 import numpy as np
@@ -50,9 +51,11 @@ class _Inserter:
             make = self._store if group.constant else self._quantize
             self._integers[key] = make(self._values[point.tensor], group)
         if point.spread is None:
-            self._read(point, self._integers[key], self._params(group), point.spec.axis)
+            place = {"axis": point.spec.axis, "block_size": point.spec.block_size}
+            self._read(point, self._integers[key], self._params(group), place)
         else:
-            self._read(point, self._integers[key], self._repeated(group, point.spread[1]), point.spread[0])
+            place = {"axis": point.spread[0]}
+            self._read(point, self._integers[key], self._repeated(group, point.spread[1]), place)
 
     def quantize_bias(self, point: BiasPoint) -> None:
         """Store a bias as int32 with scale = input scale x weight scale, ``()`` or ``[C]``.
@@ -68,8 +71,7 @@ class _Inserter:
         if key not in self._integers:
             self._integers[key] = self._constant(f"{point.tensor}_quantized", quantize_bias(values, scale))
             self._scales[key] = (self._constant(f"{point.tensor}_scale", scale),)
-        axis = 0 if scale.ndim else None
-        self._read(point, self._integers[key], self._scales[key], axis)
+        self._read(point, self._integers[key], self._scales[key], {"axis": 0 if scale.ndim else None})
 
     def finish(self) -> ir.Model:
         """The changed copy, without the constants that nobody reads any more."""
@@ -82,7 +84,16 @@ class _Inserter:
         real = constant_value(value)
         assert real is not None
         integers = quantize(real, self._plan.params[group.name], group.spec)
-        return self._constant(f"{value.name}_quantized", integers)
+        stored = self._constant(f"{value.name}_quantized", integers)
+        return stored if group.unpacked is None else self._cast(stored, group.unpacked)
+
+    def _cast(self, stored: ir.Value, dtype: ir.DataType) -> ir.Value:
+        node = ir.node("Cast", [stored], attributes={"to": dtype}, name=self._unique(f"{stored.name}_Cast"))
+        out = node.outputs[0]
+        out.name = self._unique(f"{stored.name}_unpacked")
+        out.dtype, out.shape = dtype, stored.shape
+        self._graph.insert_before(self._graph[0], node)
+        return out
 
     def _quantize(self, value: ir.Value, group: Group) -> ir.Value:
         producer = value.producer()
@@ -103,12 +114,12 @@ class _Inserter:
         point: QuantPoint | BiasPoint,
         integers: ir.Value,
         params: tuple[ir.Value, ...],
-        axis: int | None,
+        place: Mapping[str, int | None],
     ) -> None:
         node = ir.node(
             "DequantizeLinear",
             [integers, *params],
-            attributes={"axis": axis} if axis is not None else {},
+            attributes={name: number for name, number in place.items() if number is not None},
             name=self._unique(f"{point.tensor}_DequantizeLinear"),
         )
         out = node.outputs[0]
@@ -136,11 +147,17 @@ class _Inserter:
         key = (group.name,)
         if key not in self._scales:
             params: QuantParams = self._plan.params[group.name]
-            self._scales[key] = (
-                self._constant(f"{group.name}_scale", params.scale),
-                self._constant(f"{group.name}_zero_point", params.zero_point),
-            )
+            scale = self._constant(f"{group.name}_scale", params.scale)
+            self._scales[key] = (scale, *self._zero_points(group, params))
         return self._scales[key]
+
+    def _zero_points(self, group: Group, params: QuantParams) -> tuple[ir.Value, ...]:
+        """In the type that DequantizeLinear reads. Those of blocks are many, and left out where all are 0."""
+        dtype = group.unpacked or group.spec.dtype
+        values = params.zero_point.astype(np.int32)
+        if group.spec.block_size is not None and not values.any():
+            return ()
+        return (self._constant(f"{group.name}_zero_point", values.astype(dtype.numpy())),)
 
     def _repeated(self, group: Group, size: int) -> tuple[ir.Value, ...]:
         """The parameters of a tensor, repeated for each of ``size`` channels."""

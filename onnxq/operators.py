@@ -41,6 +41,12 @@ WEIGHTED: Mapping[str, Weighted] = {
     "MatMul": Weighted(lambda node, rank: 1 if rank == 2 else None, bias=None),
 }
 
+SUMMED_AXIS: Mapping[str, Callable[[ir.Node], int]] = {
+    "Gemm": lambda node: node.attributes.get_int("transB", 0),
+    "MatMul": lambda node: 0,
+}
+"""node with a matrix of weights -> the axis of the weight that it sums over, which blocks are cut along."""
+
 INPUT_CHANNELS: Mapping[str, Callable[[ir.Node, Shape], tuple[int, int]]] = {
     "Conv": lambda node, shape: (1, shape[1] * node.attributes.get_int("group", 1)),
     "ConvTranspose": lambda node, shape: (1, shape[0]),

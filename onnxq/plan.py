@@ -119,6 +119,7 @@ class Group:
         bounds: the range cannot usefully exceed these (low, high).
         fixed: the range must be exactly this, whatever was observed.
         constant: an initializer (weights, or a constant operand).
+        unpacked: the type that the stored integers are cast to before they are dequantized; None: not.
         averaged: over how many of its elements the network behind it averages; rounding errors cancel
             there, clipping errors do not.
     """
@@ -130,6 +131,7 @@ class Group:
     bounds: tuple[float, float] = (-np.inf, np.inf)
     fixed: tuple[float, float] | None = None
     constant: bool = False
+    unpacked: ir.DataType | None = None
     averaged: int = 1
 
 

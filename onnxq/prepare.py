@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
@@ -13,8 +14,10 @@ from onnxq.model import load
 from onnxq.passes import simplify
 from onnxq.plan import QuantPlan
 from onnxq.planner import make_plan
+from onnxq.planner.formats import Formats, find_formats
 from onnxq.ranges import check_weights
 from onnxq.targets import TARGETS, get_target
+from onnxq.targets.target import Target
 
 ModelPath = str | os.PathLike[str]
 
@@ -27,7 +30,7 @@ def prepare(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, QuantPlan]
         TargetError: the target is unknown or does not take the asked types.
     """
     target = get_target(config.target)
-    simple = _clean(model, config)
+    simple = _clean(model, config, find_formats(target, config).opset)
     with blamed(model):
         plan = make_plan(simple, target, config)
     if not plan.points:
@@ -45,27 +48,38 @@ def prepare_for_all(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, tu
     """
     given = "target" in config.model_fields_set
     targets = [get_target(config.target)] if given else list(TARGETS.values())
-    simple = _clean(model, config)
-    plans: list[QuantPlan] = []
-    refusal: TargetError | None = None
-    for target in targets:
-        try:
-            with blamed(model):
-                plans.append(make_plan(simple, target, config))
-        except TargetError as error:  # it does not take the types; another may
-            refusal = error
-    if refusal is not None and not plans:
-        raise refusal
+    able = _able(targets, config)
+    simple = _clean(model, config, max(formats.opset for formats in able.values()))
+    with blamed(model):
+        plans = [make_plan(simple, get_target(name), config) for name in able]
     if not any(plan.points for plan in plans):
         raise _nothing(model, plans)
     return simple, tuple(dict.fromkeys(tensor for plan in plans for tensor in plan.observed))
 
 
-def _clean(model: ModelPath, config: QuantConfig) -> ir.Model:
+def _able(targets: Iterable[Target], config: QuantConfig) -> dict[str, Formats]:
+    """The targets, by name, that take the types asked for, and what they take them as.
+
+    Raises:
+        TargetError: none does.
+    """
+    able: dict[str, Formats] = {}
+    refusal: TargetError | None = None
+    for target in targets:
+        try:
+            able[target.name] = find_formats(target, config)
+        except TargetError as error:  # another may
+            refusal = error
+    if refusal is not None and not able:
+        raise refusal
+    return able
+
+
+def _clean(model: ModelPath, config: QuantConfig, opset: int) -> ir.Model:
     original = load(model)
     check_is_float(original, model)
     with blamed(model):
-        simple = simplify(original)
+        simple = simplify(original, opset)
         check_patterns(simple, config)
     return simple
 

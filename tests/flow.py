@@ -25,13 +25,14 @@ from onnxq.operators import WEIGHTED
 from onnxq.passes import simplify
 from onnxq.plan import QuantPlan
 from onnxq.planner import make_plan
+from onnxq.planner.formats import find_formats
 from onnxq.ranges import from_statistics, solve
 from onnxq.targets import get_target
 
 INTEGER_KERNELS = {
     "Conv": {"QLinearConv"},
-    "Gemm": {"QGemm"},
-    "MatMul": {"QLinearMatMul", "MatMulIntegerToFloat", "QGemm"},
+    "Gemm": {"QGemm", "MatMulNBits"},
+    "MatMul": {"QLinearMatMul", "MatMulIntegerToFloat", "QGemm", "MatMulNBits"},
     "Add": {"QLinearAdd"},
     "Mul": {"QLinearMul"},
     "Concat": {"QLinearConcat"},
@@ -77,9 +78,9 @@ def quantize_for(
     targets: Iterable[str], model: ir.Model, feeds: Feeds | None = None, **options
 ) -> list[Flow]:
     """Quantize ``model`` for several targets; it is cleaned and observed once."""
-    simple = simplify(model)
-    feeds = feeds_for(simple) if feeds is None else feeds
     configs = [QuantConfig(target=target, **{"method": "minmax", **options}) for target in targets]
+    simple = simplify(model, max(find_formats(get_target(c.target), c).opset for c in configs))
+    feeds = feeds_for(simple) if feeds is None else feeds
     plans = [make_plan(simple, get_target(config.target), config) for config in configs]
     observed = [name for plan in plans for name in plan.observed]
     statistics = collect(simple, observed, [Sample("sample", feeds)], threads=1)

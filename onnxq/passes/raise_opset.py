@@ -24,7 +24,7 @@ from onnxq.plan import OPSET, OPSET_OF_BLOCKS
 MISTRANSLATED = {"Hardmax": 13, "Scan": 9, "GroupNormalization": 21}
 """Operators that mean something else from this opset on, which the converter does not account for."""
 
-_NEEDED_FOR = {OPSET: "per-channel int8", OPSET_OF_BLOCKS: "int4, int16 and a scale a block"}
+_NEEDED_FOR = {OPSET: "per-channel int8", OPSET_OF_BLOCKS: "int4, int16 or a scale a block"}
 
 RESIZE_IS_NEW = 11
 """Below, Resize and Upsample map coordinates by ``x / scale`` and have no attribute to say so."""
@@ -124,6 +124,7 @@ def _old_rounding(resize: ir.Node, goal: int) -> str:
     if np.any(scales < 1) and np.any(scales > 1):
         raise ModelError(
             f"node {resize.name!r}: a Resize of opset 10 that shrinks one axis and stretches another has no "
-            f"equal in opset {goal}, which {_NEEDED_FOR[goal]} needs. Split it in two, or export the model again."
+            f"equal in opset {goal}, which {_NEEDED_FOR[goal]} needs. Split it in two, or "
+            "export the model again."
         )
     return "ceil" if np.any(scales < 1) else "floor"

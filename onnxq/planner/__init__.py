@@ -3,7 +3,8 @@
 1. *Anchors* (operators with weights) are quantized wherever the target allows it (`obstacles`).
 2. *Links* (Add, Concat, pooling, Reshape ...) join them only where that gains something (`links`).
 3. *Residual* additions, for targets that fuse them into the convolution before them.
-4. Tensors that must or should share parameters form groups (`grouping`).
+4. Weights that are to have a scale a block are planned alone (`blocks`).
+5. Tensors that must or should share parameters form groups (`grouping`).
 
 Every other node stays float, with a reason.
 """
@@ -16,11 +17,12 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.config import QuantConfig
-from onnxq.errors import TargetError
 from onnxq.graph import all_nodes
 from onnxq.operators import WEIGHTED, clip_range
-from onnxq.plan import FloatNode, QuantPlan, QuantSpec
-from onnxq.planner.grouping import find_biases, find_edges, find_groups, find_points
+from onnxq.plan import FloatNode, QuantPlan
+from onnxq.planner.blocks import among_integers, blocked_nodes
+from onnxq.planner.formats import find_formats
+from onnxq.planner.grouping import Edge, find_biases, find_edges, find_groups, find_points
 from onnxq.planner.links import join
 from onnxq.planner.obstacles import computes_reals, obstacle
 from onnxq.planner.scene import Scene, bias_add, integer_inputs, matches, skip_inputs, torn_outputs
@@ -40,21 +42,12 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         TargetError: the target does not take the number formats that ``config`` asks for.
     """
     position = {node: i for i, node in enumerate(model.graph)}
-    scene = Scene(model.graph, target, config, *_specs(target, config), position)
-    floats = {node.name or "": reason for node in model.graph if (reason := obstacle(node, scene))}
-    able = [node for node in model.graph if computes_reals(node) and node.name not in floats]
-    anchors = [node for node in able if scene.role(node) is Role.ANCHOR]
-    torn = _torn(anchors, scene)
-    anchors = [node for node in anchors if node not in torn]
-    floats |= {node.name or "": _TORN for node in torn}
-    links, useless = join(anchors, [n for n in able if scene.role(n) is Role.LINK], scene)
-    residuals = [n for n in able if scene.role(n) is Role.RESIDUAL and skip_inputs(n, scene)]
-    alone = [n for n in able if scene.role(n) is Role.RESIDUAL and n not in residuals]
-    floats |= useless | {
-        node.name or "": "it does not add to a convolution, the only sum that fuses" for node in alone
-    }
-    planned = sorted({*anchors, *links, *residuals}, key=position.__getitem__)
-    edges = find_edges(planned, scene)
+    scene = Scene(model.graph, target, config, find_formats(target, config), position)
+    scene = replace(scene, in_blocks=blocked_nodes(model.graph, scene))
+    planned, edges, floats = _decide(model, scene)
+    while lost := among_integers(scene, {edge.value for edge in edges if edge.spec == scene.activation}):
+        scene = replace(scene, in_blocks=scene.in_blocks - lost)
+        planned, edges, floats = _decide(model, scene)
     groups = find_groups(edges, planned, scene)
     return QuantPlan(
         target=target.name,
@@ -66,18 +59,28 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
     )
 
 
-def _specs(target: Target, config: QuantConfig) -> tuple[QuantSpec, QuantSpec]:
-    specs = []
-    for kind, spec, allowed, asked in (
-        ("activation", target.activation, target.activation_types, config.activation),
-        ("weight", target.weight, target.weight_types, config.weight),
-    ):
-        dtype = ir.DataType[asked.upper()] if asked else spec.dtype
-        if dtype not in allowed:
-            valid = ", ".join(sorted(t.name.lower() for t in allowed))
-            raise TargetError(f"target {target.name} does not take {asked} as {kind} type; valid: {valid}")
-        specs.append(replace(spec, dtype=dtype))
-    return specs[0], specs[1]
+def _decide(model: ir.Model, scene: Scene) -> tuple[list[ir.Node], list[Edge], dict[str, str]]:
+    """The planned nodes in graph order, the quantized edges, and by name why the other nodes stay float."""
+    floats = {node.name or "": reason for node in model.graph if (reason := obstacle(node, scene))}
+    able = [node for node in model.graph if computes_reals(node) and node.name not in floats]
+    anchors = [node for node in able if scene.role(node) is Role.ANCHOR]
+    torn = _torn(anchors, scene)
+    anchors = [node for node in anchors if node not in torn]
+    floats |= {node.name or "": _TORN for node in torn}
+    links, useless = join(anchors, [n for n in able if scene.role(n) is Role.LINK], scene)
+    residuals = [
+        node
+        for node in able
+        if scene.role(node) is Role.RESIDUAL
+        and skip_inputs(node, scene)
+        and any(value is not None and value.producer() in anchors for value in node.inputs)
+    ]
+    alone = [n for n in able if scene.role(n) is Role.RESIDUAL and n not in residuals]
+    floats |= useless | {
+        node.name or "": "it does not add to a convolution, the only sum that fuses" for node in alone
+    }
+    planned = sorted({*anchors, *links, *residuals}, key=scene.position.__getitem__)
+    return planned, find_edges(planned, scene), floats
 
 
 def _torn(anchors: Collection[ir.Node], scene: Scene) -> set[ir.Node]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from onnxq.graph import constant_value, input_at
-from onnxq.operators import INPUT_CHANNELS, WEIGHTED, Range, clip_range, useful_range
+from onnxq.operators import INPUT_CHANNELS, SUMMED_AXIS, WEIGHTED, Range, clip_range, useful_range
 from onnxq.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantPoint, QuantSpec
 from onnxq.planner.averaging import averaged_elements
 from onnxq.planner.scene import (
@@ -70,12 +70,16 @@ def _input_spec(node: ir.Node, index: int, scene: Scene) -> QuantSpec:
     operator = WEIGHTED.get(node.op_type)
     if operator is None or index != operator.weight or not _constant(node, index):
         return scene.activation
+    if node in scene.in_blocks:
+        assert scene.formats.blocked is not None
+        return replace(scene.formats.blocked, axis=SUMMED_AXIS[node.op_type](node))
     weight = node.inputs[index]
     assert weight is not None
     assert weight.shape is not None
+    assert scene.formats.weight is not None
     per_channel = scene.target.rules[node.op_type].per_channel and not scene.config.per_tensor
     axis = operator.channel_axis(node, len(weight.shape)) if per_channel else None
-    return replace(scene.weight, axis=axis)
+    return replace(scene.formats.weight, axis=axis)
 
 
 def _constant(node: ir.Node, index: int) -> bool:
@@ -115,7 +119,8 @@ def _members(keys: Iterable[Key], ties: Mapping[Key, Key]) -> dict[Key, list[Key
 
 def _unique(key: Key) -> str:
     name, spec = key
-    return f"{name}/{spec.dtype.name.lower()}/{spec.axis}"
+    blocks = "" if spec.block_size is None else f"/{spec.block_size}"
+    return f"{name}/{spec.dtype.name.lower()}/{spec.axis}{blocks}"
 
 
 def _bridged(ties: Mapping[Key, Key], found: Iterable[Bridge], scene: Scene) -> dict[Key, Key]:
@@ -216,6 +221,7 @@ def _group(
         bounds=UNLIMITED if constant else (min(low for low, _ in bounds), max(high for _, high in bounds)),
         fixed=fixed,
         constant=constant,
+        unpacked=scene.target.unpacked.get(root[1].dtype) if root[1].block_size is None else None,
     )
 
 
@@ -296,6 +302,8 @@ def find_biases(planned: Iterable[ir.Node], groups: Mapping[Key, Group], scene: 
 def _bias_inputs(node: ir.Node, scene: Scene) -> Iterator[tuple[ir.Node, int]]:
     """Where the bias of ``node`` is read: by itself, or by the Add behind it."""
     operator = WEIGHTED.get(node.op_type)
+    if node in scene.in_blocks:
+        return
     if operator is not None and operator.bias is not None and input_at(node, operator.bias) is not None:
         yield node, operator.bias
     if found := bias_add(node, scene):

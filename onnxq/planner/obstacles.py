@@ -29,7 +29,16 @@ def obstacle(node: ir.Node, scene: Scene) -> str | None:
         return "there is no quantized node before it that it could fuse with"
     if rule is None:
         return f"target {scene.target.name} has no integer kernel for {node.op_identifier()[1]}"
-    checks = (_not_selected, _wrong_attribute, _not_float32, _bad_weight, _bad_bias, _narrow, _float_output)
+    checks = (
+        _not_selected,
+        _wrong_attribute,
+        _not_float32,
+        _bad_weight,
+        _no_format,
+        _bad_bias,
+        _narrow,
+        _float_output,
+    )
     return next((reason for check in checks if (reason := check(node, rule, scene))), None)
 
 
@@ -67,9 +76,19 @@ def _bad_weight(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
     return None
 
 
+def _no_format(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    operator, blocked = WEIGHTED.get(node.op_type), scene.formats.blocked
+    if operator is None or blocked is None or scene.formats.weight is not None or node in scene.in_blocks:
+        return None
+    if not _constant(node, operator.weight):
+        return None
+    kind = blocked.dtype.name.lower()
+    return f"its {kind} weights would have to be in blocks of {blocked.block_size}, which they cannot be"
+
+
 def _bad_bias(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
     operator = WEIGHTED.get(node.op_type)
-    if operator is None or scene.target.bias is BiasStyle.FLOAT:
+    if operator is None or scene.target.bias is BiasStyle.FLOAT or node in scene.in_blocks:
         return None
     bias = input_at(node, operator.bias) if operator.bias is not None else None
     if bias is None:

@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from onnxq.config import QuantConfig
 from onnxq.graph import constant_value, input_at, is_op, rank
-from onnxq.operators import clip_range, data_inputs, is_depthwise
+from onnxq.operators import WEIGHTED, clip_range, data_inputs, is_depthwise
 from onnxq.plan import QuantSpec
+from onnxq.planner.formats import Formats
 from onnxq.targets.target import OpRule, Output, Role, Target
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -26,16 +27,22 @@ class Scene:
     """The main graph, what the target can do with it, and what the user asked for.
 
     Attributes:
-        activation, weight: number formats, without the axis.
+        formats: number formats, without the axis.
         position: nodes of the main graph in order.
+        in_blocks: the nodes whose weights are cut into blocks: nothing else of them is in integers.
     """
 
     graph: ir.Graph
     target: Target
     config: QuantConfig
-    activation: QuantSpec
-    weight: QuantSpec
+    formats: Formats
     position: Mapping[ir.Node, int]
+    in_blocks: frozenset[ir.Node] = frozenset()
+
+    @property
+    def activation(self) -> QuantSpec:
+        """The number format of activations."""
+        return self.formats.activation
 
     def rule(self, node: ir.Node) -> OpRule | None:
         """How the target quantizes such a node, None if it does not."""
@@ -93,7 +100,7 @@ def fused_output(value: ir.Value, rule: OpRule, scene: Scene) -> ir.Value:
 def integer_outputs(node: ir.Node, scene: Scene) -> list[ir.Value]:
     """The tensors that get Q because ``node`` is quantized."""
     rule = scene.target.rules[node.op_type]
-    if rule.output is Output.FREE:
+    if rule.output is Output.FREE or node in scene.in_blocks:
         return []
     values = [value for value in node.outputs if value.name]
     if rule.output is Output.QUANTIZED:
@@ -157,7 +164,7 @@ def torn_outputs(node: ir.Node, read: Collection[ir.Value | None], scene: Scene)
         read: the tensors that are read in integers.
         scene: the scene.
     """
-    if scene.target.rules[node.op_type].output is not Output.ALL_OR_NONE:
+    if scene.target.rules[node.op_type].output is not Output.ALL_OR_NONE or node in scene.in_blocks:
         return []
     return [
         value
@@ -179,6 +186,8 @@ def integer_inputs(node: ir.Node, scene: Scene) -> list[int]:
     """The inputs that ``node`` reads in integers when it is quantized."""
     if scene.target.rules[node.op_type].role is Role.RESIDUAL:
         return skip_inputs(node, scene)
+    if node in scene.in_blocks:
+        return [WEIGHTED[node.op_type].weight]
     return [i for i in data_inputs(node) if input_at(node, i) is not None]
 
 

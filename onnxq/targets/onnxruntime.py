@@ -4,28 +4,48 @@ Only operators with an integer kernel stand here, and only where that kernel is 
 of two activations is not: u8 x u8 takes as long as float. A depthwise convolution in integers takes as
 long as one in float, so it is worth it only between integers. A grouped one with 2, 4, 8 channels a
 group takes 8, 4, 1.5 times as long as in float (3 x 3, one thread): its groups are computed one by one.
+
+No kernel takes 4-bit weights beside quantized activations: DequantizeLinear of int4 leaves the operator in
+float, and a Q/DQ pair to int8 behind it runs anew each time. A Cast to int8 before DequantizeLinear is
+folded when the model is loaded: the file holds 4 bits a weight, and the kernel runs in integers.
+
+MatMul, and Gemm unless transB, with a scale a block become MatMulNBits. It takes float activations, which
+it rounds to 8 bits by itself, block by block; blocks of powers of two, the last of which may be shorter.
+With Q/DQ right before or behind, also across a Relu or a Reshape, the operator runs in float instead.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from onnxq.plan import QuantSpec
-from onnxq.targets.target import BiasStyle, FloatInputs, OpRule, Output, Role, Target
+from onnxq.targets.target import BiasStyle, Blocks, FloatInputs, OpRule, Output, Role, Target
 
 _LINK = OpRule(Role.LINK)
 _BINARY = OpRule(Role.LINK, float_inputs=FloatInputs.BROADCAST)
 _SAME = OpRule(Role.LINK, same_params=True)
 
+_INT8 = QuantSpec(ir.DataType.INT8, symmetric=True, narrow_range=True)
+# With 16 levels one of them is worth more than symmetry.
+_INT4 = QuantSpec(ir.DataType.INT4, symmetric=True)
+_UINT4 = QuantSpec(ir.DataType.UINT4, symmetric=False)
+
 ONNXRUNTIME = Target(
     name="onnxruntime",
     activation=QuantSpec(ir.DataType.UINT8, symmetric=False),
-    weight=QuantSpec(ir.DataType.INT8, symmetric=True, narrow_range=True),
+    weight=_INT8,
     bias=BiasStyle.INT32,
     rules={
         "Conv": OpRule(Role.ANCHOR, depthwise=Role.LINK, group_channels=16),
-        "MatMul": OpRule(Role.ANCHOR, output=Output.ALL_OR_NONE, bias_add=True),
-        "Gemm": OpRule(Role.ANCHOR, output=Output.ALL_OR_NONE, attributes={"alpha": 1.0, "beta": 1.0}),
+        "MatMul": OpRule(Role.ANCHOR, output=Output.ALL_OR_NONE, bias_add=True, blocked={}),
+        "Gemm": OpRule(
+            Role.ANCHOR,
+            output=Output.ALL_OR_NONE,
+            attributes={"alpha": 1.0, "beta": 1.0},
+            blocked={"transA": 0, "transB": 0},
+        ),
         "Add": _BINARY,
         "Mul": _BINARY,
         "Concat": OpRule(Role.LINK, inputs_follow=True, float_inputs=FloatInputs.ANY),
@@ -52,6 +72,22 @@ ONNXRUNTIME = Target(
         "Split": _SAME,
     },
     activation_types=frozenset({ir.DataType.UINT8, ir.DataType.INT8}),
-    weight_types=frozenset({ir.DataType.INT8, ir.DataType.UINT8}),
+    weight_types={
+        ir.DataType.INT8: _INT8,
+        ir.DataType.UINT8: replace(_INT8, dtype=ir.DataType.UINT8),
+        ir.DataType.INT4: _INT4,
+        ir.DataType.UINT4: _UINT4,
+    },
+    blocks=Blocks(
+        types={
+            ir.DataType.INT8: _INT8,
+            ir.DataType.UINT8: QuantSpec(ir.DataType.UINT8, symmetric=False),
+            ir.DataType.INT4: _INT4,
+            ir.DataType.UINT4: _UINT4,
+        },
+        sizes=frozenset({16, 32, 64, 128, 256}),
+        among_floats=True,
+    ),
+    unpacked={ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.UINT8},
     guarded=frozenset({"Conv", "ConvTranspose", "Gemm"}),
 )

@@ -56,6 +56,8 @@ class OpRule:
         output_range: the output's scale is that of exactly this range, whatever calibration saw.
         attributes: values that the node's attributes must have (missing: ONNX's default).
         depthwise: the role of a depthwise convolution, if it is another one.
+        blocked: its weights may have a scale a block where the node's attributes have these values
+            (missing: they have); None: they may not.
         group_channels: input channels that each group of a grouped convolution must have (depthwise
             ones aside): below, the integer kernel is slower than float.
     """
@@ -71,6 +73,7 @@ class OpRule:
     output_range: tuple[float, float] | None = None
     attributes: Mapping[str, int | float | str] = field(default_factory=dict)
     depthwise: Role | None = None
+    blocked: Mapping[str, int | float | str] | None = None
     group_channels: int = 0
 
 
@@ -82,19 +85,42 @@ class BiasStyle(Enum):
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Matrices of weights with a scale a block, beside float activations.
+
+    Attributes:
+        types: their number formats.
+        sizes: how many weights may share a scale.
+        whole: no block may be shorter than the others.
+        among_floats: the kernel is there only where neither Q/DQ stand before nor behind it; elsewhere
+            weights are not cut.
+    """
+
+    types: Mapping[ir.DataType, QuantSpec]
+    sizes: frozenset[int]
+    whole: bool = False
+    among_floats: bool = False
+
+
+@dataclass(frozen=True)
 class Target:
     """A runtime, as data.
 
     Attributes:
         name: what ``--target`` takes.
         activation: number format of activations (always per tensor).
-        weight: number format of weights; the axis follows from the operator.
+        weight: number format of weights if nobody asks for another; the axis follows from the operator.
         bias: how biases are stored.
         rules: operator type -> rule; every other operator stays float.
         transparent: operators that the runtime moves Q and DQ across by itself: they get none, and run
             in the type of their neighbours. Quantized tensors with nothing else between them share
             parameters.
-        activation_types, weight_types: what ``--activation`` and ``--weight`` may ask for.
+        activation_types: what ``--activation`` may ask for.
+        weight_types: what ``--weight`` may ask for, and the number formats that it then gets.
+        blocks: what it may ask for together with ``--block-size``; None: nothing.
+        unpacked: type of stored weights -> the type that kernels take, where they take not that one. A
+            Cast between them and DequantizeLinear makes it, which the runtime folds when it loads: the
+            file is small and the kernel an integer one. Weights in blocks need none.
         guarded: operators whose float weights the runtime quantizes by itself, per tensor, where they
             stand between a per-tensor DQ and a Q. A DQ in front of them repeats its scale for each
             channel, which keeps them float.
@@ -106,6 +132,8 @@ class Target:
     bias: BiasStyle
     rules: Mapping[str, OpRule]
     activation_types: frozenset[ir.DataType]
-    weight_types: frozenset[ir.DataType]
+    weight_types: Mapping[ir.DataType, QuantSpec]
     guarded: frozenset[str] = frozenset()
     transparent: frozenset[str] = frozenset()
+    blocks: Blocks | None = None
+    unpacked: Mapping[ir.DataType, ir.DataType] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from calibrators.session import open_session
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 
-WEIGHTED_KERNELS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"})
+WEIGHTED_KERNELS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulNBits"})
 """What they are called when they run in integers."""
 
 FLOAT_KERNELS = frozenset(
