@@ -220,6 +220,7 @@ def print_json(plan: QuantPlan) -> None:
                 "type": point.spec.dtype.name.lower(),
                 "symmetric": point.spec.symmetric,
                 "axis": point.spec.axis,
+                "block_size": point.spec.block_size,
                 "group": point.group,
             }
             for point in plan.points

@@ -220,6 +220,16 @@ def test_inspect_as_json(folder, capsys):
     assert reasons["MatMul_y"] == "excluded by 'op:MatMul'"
     weight = next(point for point in plan["points"] if point["tensor"] == "w")
     assert (weight["consumer"], weight["input_index"], weight["axis"]) == ("Conv_c", 1, 0)
+    assert weight["block_size"] is None
+
+
+def test_inspect_tells_of_4_bits_and_blocks(folder, capsys):
+    save_model(folder / "m.onnx", "g (float[N,64] x) => (float[N,8] y) <float[64,8] w> { y = MatMul (x, w) }")
+    assert run("inspect", "m.onnx", "--json", "--weight", "int4", "--block-size", "32") == 0
+    (point,) = json.loads(capsys.readouterr().out)["points"]
+    assert (point["type"], point["axis"], point["block_size"]) == ("int4", 0, 32)
+    assert run("inspect", "m.onnx", "--weight", "int4", "--target", "tensorrt") == 2
+    assert "valid: int8; with --block-size 64, 128: int4" in capsys.readouterr().err
 
 
 def test_inspect_takes_no_options_of_other_commands(folder, capsys):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.plan import Group
+from onnxq.plan import Group, QuantSpec
 from onnxq.report.calibration import format_of
 from onnxq.report.chart import spread
 from onnxq.report.markup import Cell, Column, Markup, element, joined, number, table
@@ -22,7 +22,7 @@ def weights(report: Report) -> Markup:
     constants = [group for group in plan.groups.values() if group.constant]
     if not constants:
         return element("p", "No weights were quantized.")
-    scales = {g.name: np.atleast_1d(plan.params[g.name].scale).astype(np.float64) for g in constants}
+    scales = {g.name: plan.params[g.name].scale.reshape(-1).astype(np.float64) for g in constants}
     biases = f" {len(plan.biases)} biases are int32." if plan.biases else ""
     return joined(
         [
@@ -39,7 +39,7 @@ def _rows(constants: list[Group], scales: Scales) -> Iterator[list[Cell]]:
         low, middle, high = float(own.min()), float(np.median(own)), float(own.max())
         yield [
             Cell(element("code", ", ".join(group.tensors))),
-            Cell(format_of(group.spec) + ("" if group.spec.axis is None else f", axis {group.spec.axis}")),
+            Cell(_format(group.spec)),
             number(len(own), "{}"),
             Cell(spread(own, ends, f"scales {low:.4g} to {high:.4g}")),
             *(number(value) for value in (low, middle, high)),
@@ -47,12 +47,17 @@ def _rows(constants: list[Group], scales: Scales) -> Iterator[list[Cell]]:
         ]
 
 
-_LEGEND = "Charts show where the scales of the channels lie, on one logarithmic axis for all rows."
+def _format(spec: QuantSpec) -> str:
+    place = "" if spec.axis is None else f", axis {spec.axis}"
+    return format_of(spec) + place + ("" if spec.block_size is None else f", blocks of {spec.block_size}")
+
+
+_LEGEND = "Charts show where the scales of the channels or blocks lie, on one logarithmic axis for all rows."
 
 _COLUMNS = (
     Column("tensor"),
     Column("format"),
-    Column("scales", "one for each channel along the axis, or one for all", numbers=True),
+    Column("scales", "one for each channel along the axis, for each block, or one for all", numbers=True),
     Column("where they lie", _LEGEND),
     Column("least", numbers=True),
     Column("median", numbers=True),

@@ -14,9 +14,9 @@ from calibrators.methods import Calibrator
 from calibrators.statistics import Statistics
 from calibrators.words import some
 from onnxq.graph import all_nodes, constant_value, input_at, ints_attribute
-from onnxq.numerics import grid_of
+from onnxq.numerics import grid_of, weight_range
 from onnxq.operators import WEIGHTED
-from onnxq.plan import QuantPlan, QuantSpec
+from onnxq.plan import QuantParams, QuantPlan, QuantSpec
 from onnxq.tables import check_names, format_for
 from onnxq.tables.table import Encoding, Layer, Table
 
@@ -58,7 +58,9 @@ def of_plan(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Table:
     """
     activations: dict[str, Encoding] = {}
     weights: dict[str, Encoding] = {}
-    for group in plan.groups.values():
+    if blocked := [group.name for group in plan.groups.values() if group.spec.block_size is not None]:
+        logger.warning("tables hold no weights with a scale a block, which are left out: %s", some(blocked))
+    for group in (group for group in plan.groups.values() if group.spec.block_size is None):
         encoding = Encoding.of_params(group.spec, plan.params[group.name])
         for tensor in group.tensors:
             (weights if group.constant else activations).setdefault(tensor, encoding)
@@ -112,12 +114,28 @@ def _layers(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Iterator[tu
     }
     groups = {(point.consumer, point.input_index): plan.groups[point.group] for point in plan.points}
     for node in all_nodes(model):
-        ends = [groups.get((node.name or "", index)) for index in (0, 1)]
+        data, weight = (groups.get((node.name or "", index)) for index in (0, 1))
         name = names.get(node.name or "")
-        if not name or node.op_type not in _LAYERS or None in ends or not _LAYERS[node.op_type](node):
+        if (
+            not name
+            or node.op_type not in _LAYERS
+            or None in (data, weight)
+            or not _LAYERS[node.op_type](node)
+        ):
             continue
-        data, weight = (Encoding.of_params(g.spec, plan.params[g.name]) for g in ends if g is not None)
-        yield name, _layer(node, data, weight)
+        assert data is not None
+        assert weight is not None
+        read = Encoding.of_params(data.spec, plan.params[data.name])
+        yield name, _layer(node, read, _layer_weight(node, weight.spec, plan.params[weight.name]))
+
+
+def _layer_weight(node: ir.Node, spec: QuantSpec, params: QuantParams) -> Encoding:
+    """Programs that name layers have weights of 8 bits: what others clip, they need not."""
+    if spec.dtype.bitwidth == 8:
+        return Encoding.of_params(spec, params)
+    values = constant_value(input_at(node, 1))
+    assert values is not None
+    return Encoding.of_range(*weight_range(values, spec))
 
 
 def _layer(node: ir.Node, data: Encoding, weight: Encoding) -> Layer:

@@ -7,6 +7,7 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -203,6 +204,14 @@ def test_weights_in_numbers():
     weight = Group("w", WEIGHT, ("w",), (), constant=True)
     text = text_of(report(plan((weight, params([0.5, 0.001, 0.02], [0, 0, 0], np.int8)))))
     assert "w int8 symmetric, axis 0 3 0.001 0.02 0.5 500 ×" in text
+
+
+def test_weights_in_blocks_are_counted_by_block():
+    spec = QuantSpec(ir.DataType.INT4, symmetric=True, axis=0, block_size=32)
+    group = Group("w", spec, ("w",), (), constant=True)
+    scale = np.array([[0.5, 0.001], [0.02, 0.02]], np.float32)
+    text = text_of(report(plan((group, QuantParams(scale, np.zeros((2, 2), ml_dtypes.int4))))))
+    assert "w int4 symmetric, axis 0, blocks of 32 4 0.001 0.02 0.5 500 ×" in text
 
 
 # --- what it is made of ---------------------------------------------------------------------------

@@ -206,6 +206,41 @@ def test_layers_for_ncnn(folder):
     assert [float(f) for f in lines[0].split(" ")[1:-1]] == pytest.approx(31 / (127 * folded), rel=1e-4)
 
 
+@pytest.mark.parametrize("weight", ["int4", "uint4"])
+def test_tables_of_4_bit_weights(folder, weight):
+    names = LOSSLESS["onnxruntime"]
+    result = quantized(weight=weight, table=tuple(folder / f"t_{name}" for name in names), table_format=names)
+    params = result.plan.params["d"]
+    for name in ("snpe", "qnn", "mqbench-ppl", "ppq", "json"):
+        encoding = tables.read(folder / f"t_{name}").weights["d"]
+        assert encoding.params.scale.astype(np.float32).tolist() == params.scale.tolist(), name
+        assert encoding.spec.dtype.bitwidth == 4
+    for name in names:
+        quantized("again.onnx", weight=weight, from_table=folder / f"t_{name}")
+        assert (folder / "again.onnx").read_bytes() == (folder / "o.onnx").read_bytes(), name
+
+
+def test_programs_with_8_bit_weights_need_not_clip_what_4_bits_do(folder):
+    layers = quantized(weight="int4", table="t.table").table.layers
+    weight = quantized("p.onnx").plan.params["d"].scale * 127
+    (factors,) = [x for x in (folder / "t.table").read_text().splitlines() if x.startswith("depthwise_param")]
+    assert [127 / float(f) for f in factors.split(" ")[1:-1]] == pytest.approx(weight, rel=0.2)
+    assert layers["depthwise"].weight.spec is None
+
+
+def test_weights_in_blocks_stand_in_no_table(folder, caplog):
+    save_model(
+        folder / "m.onnx",
+        "g (float[N,64] x) => (float[N,8] y) <float[64,32] a, float[8,32] b> {"
+        " h = MatMul (x, a) i = Sin (h) y = Gemm <transB=1> (i, b) }",
+    )
+    save_data(folder / "d.npz", x=np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32))
+    result = quantized(weight="int4", block_size=32, table="t.json")
+    assert result.plan.points[0].spec.block_size == 32
+    assert "no weights with a scale a block, which are left out: a" in caplog.text
+    assert set(tables.read(folder / "t.json").weights) == {"b"}
+
+
 # --- writing with the model -----------------------------------------------------------------------
 
 
