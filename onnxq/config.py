@@ -119,7 +119,11 @@ class QuantConfig(BaseModel):
     activation: ActivationType | None = _option("plan", None, "activation type; default: the target's")
     weight: WeightType | None = _option("plan", None, "weight type; default: the target's")
     block_size: int | None = _option(
-        "plan", None, "weights of MatMul and Gemm: a scale for N each, float activations", "N", ge=1
+        "plan",
+        None,
+        "a scale for each N weights of MatMul and Gemm, with float activations; Conv: a scale a channel",
+        "N",
+        ge=1,
     )
     per_tensor: bool = _option("plan", False, "no per-channel weights")
     exclude: _Names = _option("plan", (), "keep matching nodes float: a name glob, or op:Softmax", "PATTERN")

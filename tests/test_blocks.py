@@ -46,8 +46,12 @@ def test_blocks_lie_along_the_summed_axis():
     assert blocks(plan_of(body, target="tensorrt", block_size=64)) == {"t": (1, 64)}
 
 
-def test_what_the_kernel_does_not_take_keeps_a_scale_a_channel():
-    plan = plan_of("y = Gemm <transB = 1> (x, t)")
+def test_what_the_kernel_does_not_take_keeps_a_scale_a_channel_and_is_told(caplog):
+    plan_of("y = MatMul (x, m)", constants="float[64,8] m")
+    assert not caplog.text
+    plan = plan_of("[last] y = Gemm <transB = 1> (x, t)")
+    assert "onnxruntime has no kernel for blocks of weights in 1 MatMul and Gemm" in caplog.text
+    assert "last" in caplog.text
     assert blocks(plan) == {}
     spec = next(point.spec for point in plan.points if point.tensor == "t")
     assert (spec.dtype, spec.axis) == (ir.DataType.INT4, 0)

@@ -20,7 +20,7 @@ from onnxq.config import QuantConfig
 from onnxq.graph import all_nodes
 from onnxq.operators import WEIGHTED, clip_range
 from onnxq.plan import FloatNode, QuantPlan
-from onnxq.planner.blocks import among_integers, blocked_nodes
+from onnxq.planner.blocks import among_integers, blocked_nodes, warn_of_whole
 from onnxq.planner.formats import find_formats
 from onnxq.planner.grouping import Edge, find_biases, find_edges, find_groups, find_points
 from onnxq.planner.links import join
@@ -48,6 +48,7 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
     while lost := among_integers(scene, {edge.value for edge in edges if edge.spec == scene.activation}):
         scene = replace(scene, in_blocks=scene.in_blocks - lost)
         planned, edges, floats = _decide(model, scene)
+    warn_of_whole(planned, scene)
     groups = find_groups(edges, planned, scene)
     return QuantPlan(
         target=target.name,

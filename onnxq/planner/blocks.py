@@ -6,13 +6,17 @@ the output in integers, the weights are not cut, and the node is planned like an
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
+from calibrators.words import some
 from onnxq.graph import constant_value, input_at, is_op
 from onnxq.operators import SUMMED_AXIS, WEIGHTED, clip_range
 from onnxq.planner.scene import Scene, bias_add
+
+logger = logging.getLogger(__name__)
 
 
 def blocked_nodes(nodes: Iterable[ir.Node], scene: Scene) -> frozenset[ir.Node]:
@@ -29,6 +33,27 @@ def among_integers(scene: Scene, quantized: Collection[ir.Value]) -> frozenset[i
         for node in scene.in_blocks
         if any(value in quantized for value in (*_above(node, scene), *_below(node, scene)))
     )
+
+
+def warn_of_whole(planned: Iterable[ir.Node], scene: Scene) -> None:
+    """Say which matrices of weights are quantized, but not in blocks as was asked for."""
+    if scene.formats.blocked is None:
+        return
+    whole = [
+        node.name or ""
+        for node in planned
+        if scene.target.rules[node.op_type].blocked is not None
+        and node not in scene.in_blocks
+        and constant_value(input_at(node, WEIGHTED[node.op_type].weight)) is not None
+    ]
+    if whole:
+        logger.warning(
+            "target %s has no kernel for blocks of weights in %d MatMul and Gemm, which keep a scale a "
+            "channel, or one for all: %s",
+            scene.target.name,
+            len(whole),
+            some(whole),
+        )
 
 
 def _can_be_cut(node: ir.Node, scene: Scene) -> bool:
