@@ -5,11 +5,13 @@ import onnx
 import onnx.checker
 import onnx_ir as ir
 import pytest
-from flow import EXACT, check, quantize, run
+from flow import EXACT, check, check_integer_kernels, quantize, run
 from graphs import parse
 
+import zoo
 from onnxq.model import write
 from onnxq.numerics import dequantize, sqnr
+from onnxq.passes import simplify
 from onnxq.verify.onnxruntime import kernels, unfused
 
 NETWORK = """g (float[N,16,8,8] x) => (float[N,10] y)
@@ -128,3 +130,14 @@ def test_tensorrt_has_4_bit_matrices_in_blocks_alone(trans):
     assert list(node.inputs[1].shape) == ([16, 2] if trans else [2, 16])
     assert not any(n.op_type == "Cast" for n in flow.int8.graph)
     assert sqnr(run(flow.model, flow.feeds)[0], run(flow.int8, flow.feeds, optimize=False)[0]) > 14
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "shufflenet"])
+def test_an_old_export_becomes_4_bits(name):
+    """Its opset is raised twice: by cleaning, and for the type."""
+    model = simplify(ir.load(zoo.light(name)))
+    flow = quantize(model, weight="int4")
+    assert flow.int8.graph.opset_imports[""] == 21
+    onnx.checker.check_model(ir.to_proto(flow.int8), full_check=True)
+    check_integer_kernels(flow)
+    assert ir.DataType.INT4 in {group.spec.dtype for group in flow.plan.groups.values() if group.constant}
