@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -57,6 +57,7 @@ class Task:
         wanted: what the float layer makes of the same rows, behind its Relu or Clip, ``[G, n, O]``.
         bias: of the quantized layer, ``[G, 1, O]``.
         limits: of the Relu or Clip; infinite where there is none.
+        biased: the layer has a place for another bias: it is learned too.
     """
 
     exact: Floats
@@ -68,10 +69,11 @@ class Task:
     wanted: Floats
     bias: Floats
     limits: tuple[float, float]
+    biased: bool = False
 
-    def error(self, levels: Floats) -> float:
+    def error(self) -> float:
         """The mean over rows of the squared error of the outputs."""
-        made = self.rows @ (levels * self.scale).transpose(0, 2, 1) + self.bias
+        made = self.rows @ (self.levels * self.scale).transpose(0, 2, 1) + self.bias
         off = made.clip(*self.limits) - self.wanted
         return float(np.square(off, dtype=np.float64).sum() / max(self.rows.shape[1], 1))
 
@@ -90,20 +92,20 @@ def check_torch() -> None:
         ) from error
 
 
-def learned_levels(task: Task, seconds: float, seed: int, threads: int) -> Floats:
-    """Levels of ``task`` with less error on its rows; those it has if there is no error, or no time.
+def learn(task: Task, seconds: float, seed: int, threads: int) -> Task:
+    """``task`` with levels, and a bias, that have less error on its rows; unchanged without error, or time.
 
     The same bits for the same seed and number of threads, as long as ``seconds`` suffice for all iterations;
     if not, fewer are made, how many depends on the machine.
     """
-    start = task.error(task.levels)
-    if start == 0 or seconds <= 0:
-        return task.levels
+    error = task.error()
+    if error == 0 or seconds <= 0:
+        return task
     with _threads(threads):
-        return _learn(_Soft(task, start / task.levels.size, seed), seconds)
+        return _learn(_Soft(task, error, seed), seconds)
 
 
-def _learn(soft: _Soft, seconds: float) -> Floats:
+def _learn(soft: _Soft, seconds: float) -> Task:
     """As many iterations as there is time for, and from the warm-up on a schedule for so many."""
     began = time.perf_counter()
     for step in range(TIMED):
@@ -112,23 +114,26 @@ def _learn(soft: _Soft, seconds: float) -> Floats:
     steps = int(min(ITERATIONS, there_is_time_for))
     for step in range(TIMED, steps):
         soft.step(step / steps)
-    return soft.levels()
+    return soft.task()
 
 
 class _Soft:
-    """A task as tensors, and the V that is learned."""
+    """A task as tensors, and what is learned: V, and a shift of the bias."""
 
-    def __init__(self, task: Task, unit: float, seed: int) -> None:
-        """``unit``: the error that a weight answers for on average."""
+    def __init__(self, task: Task, error: float, seed: int) -> None:
+        """``error``: that of the task, by which everything is measured."""
         import torch
 
-        self._task, self._unit = task, unit
+        self._task = task
+        self._unit = error / task.levels.size  # what a weight answers for on average
+        self._shift_unit = (error / task.bias.size) ** 0.5
         self._generator = torch.Generator().manual_seed(seed)
         self._rows, self._wanted = torch.from_numpy(task.rows), torch.from_numpy(task.wanted)
         self._bias, self._scale = torch.from_numpy(task.bias), torch.from_numpy(task.scale)
         self._below = torch.from_numpy(_below(task))
         self._v = torch.from_numpy(_start(task)).requires_grad_()
-        self._adam = torch.optim.Adam([self._v], lr=LEARNING_RATE)
+        self._shift = torch.zeros_like(self._bias, requires_grad=task.biased)
+        self._adam = torch.optim.Adam([self._v, *[self._shift] * task.biased], lr=LEARNING_RATE)
 
     def step(self, done: float) -> None:
         """One iteration, when this share of them is over."""
@@ -137,12 +142,16 @@ class _Soft:
         if done >= WARM_UP:
             loss = loss + PRESSURE * (1 - (2 * h - 1).abs().pow(_beta(done))).sum()
         self._adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._adam.step()
 
-    def levels(self) -> Floats:
-        """Each weight at the level that it is nearer to."""
-        return (self._below + (_up(self._v.detach()) > 0.5)).numpy()
+    def task(self) -> Task:
+        """With the bias as it was learned, and each weight at the level that it is nearer to."""
+        levels = np.asarray(self._below + (_up(self._v.detach()) > 0.5), np.float32)
+        return replace(self._task, levels=levels, bias=self._moved().detach().numpy())
+
+    def _moved(self) -> Tensor:
+        return self._bias + self._shift * self._shift_unit
 
     def _error(self, h: Tensor) -> Tensor:
         """Of the outputs, the mean over some rows."""
@@ -151,7 +160,7 @@ class _Soft:
         count = self._rows.shape[1]
         chosen = torch.randint(count, (min(ROWS_A_STEP, count),), generator=self._generator)
         weights = ((self._below + h) * self._scale).transpose(1, 2)
-        made = (self._rows[:, chosen] @ weights + self._bias).clamp(*self._task.limits)
+        made = (self._rows[:, chosen] @ weights + self._moved()).clamp(*self._task.limits)
         return (made - self._wanted[:, chosen]).square().sum() / len(chosen)
 
 

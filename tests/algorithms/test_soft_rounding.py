@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from onnxq.algorithms.soft_rounding import Task, check_torch, learned_levels
+from onnxq.algorithms.soft_rounding import Task, check_torch, learn
 from onnxq.errors import ConfigError
 
 pytest.importorskip("torch")
@@ -50,26 +50,35 @@ def task(shape, limits=(-np.inf, np.inf), rows=400, lowest=-8, highest=7, seed=1
 )
 def test_outputs_come_much_closer(shape, limits):
     given = task(shape, limits)
-    levels = learned_levels(given, np.inf, 0, 1)
-    assert given.error(levels) < 0.5 * given.error(given.levels)
-    assert levels.shape == shape
-    assert levels.dtype == np.float32
-    assert abs(levels - given.exact).max() <= 1
+    learned = learn(given, np.inf, 0, 1)
+    assert learned.error() < 0.5 * given.error()
+    assert learned.levels.shape == shape
+    assert learned.levels.dtype == np.float32
+    assert abs(learned.levels - given.exact).max() <= 1
+    np.testing.assert_array_equal(learned.bias, given.bias)
 
 
 def test_it_finds_nearly_the_best_of_all():
     given = task((1, 1, 8))
     below = np.floor(given.exact)
-    least = min(given.error(below + np.reshape(ups, (1, 1, 8))) for ups in product((0, 1), repeat=8))
-    nearest = given.error(given.levels)
-    assert given.error(learned_levels(given, np.inf, 0, 1)) - least < 0.1 * (nearest - least)
+    ups = (np.reshape(up, (1, 1, 8)).astype(np.float32) for up in product((0, 1), repeat=8))
+    least = min(replace(given, levels=below + up).error() for up in ups)
+    assert learn(given, np.inf, 0, 1).error() - least < 0.1 * (given.error() - least)
+
+
+def test_the_bias_is_learned_where_there_is_a_place_for_one():
+    given = task((1, 4, 6))
+    off = replace(given, bias=given.bias + np.array([1.0, -0.5, 0, 2], np.float32), biased=True)
+    learned = learn(off, np.inf, 0, 1)
+    assert learned.error() < 1.1 * learn(given, np.inf, 0, 1).error()
+    np.testing.assert_allclose(learned.bias, given.bias, atol=0.1)
 
 
 def test_levels_stay_on_the_grid():
     given = task((1, 8, 8), lowest=-2, highest=1)
     given = replace(given, exact=given.exact * 2)  # half of them lie beyond
-    levels = learned_levels(replace(given, levels=np.rint(given.exact).clip(-2, 1)), np.inf, 0, 1)
-    assert set(np.unique(levels)) == {-2, -1, 0, 1}
+    learned = learn(replace(given, levels=np.rint(given.exact).clip(-2, 1)), np.inf, 0, 1)
+    assert set(np.unique(learned.levels)) == {-2, -1, 0, 1}
 
 
 def test_levels_far_from_the_weight_are_where_it_begins():
@@ -77,40 +86,41 @@ def test_levels_far_from_the_weight_are_where_it_begins():
     given = task((1, 4, 6))
     moved = given.exact + np.array([2.0, -2.0, 0, 0, 0, 0], np.float32)
     far = replace(given, exact=moved)
-    levels = learned_levels(far, np.inf, 0, 1)
-    assert far.error(levels) <= far.error(far.levels)
-    assert abs(levels - far.levels).max() <= 1
+    learned = learn(far, np.inf, 0, 1)
+    assert learned.error() <= far.error()
+    assert abs(learned.levels - far.levels).max() <= 1
 
 
 def test_the_same_seed_gives_the_same_levels():
-    given = task((2, 6, 12), rows=600)
-    one, same = (learned_levels(given, np.inf, 3, 1) for _ in range(2))
-    np.testing.assert_array_equal(one, same)
+    given = replace(task((2, 6, 12), rows=600), biased=True)
+    one, same = (learn(given, np.inf, 3, 1) for _ in range(2))
+    np.testing.assert_array_equal(one.levels, same.levels)
+    np.testing.assert_array_equal(one.bias, same.bias)
 
 
 def test_without_time_nothing_changes():
     given = task(SHAPES["dense"])
-    assert learned_levels(given, 0, 0, 1) is given.levels
+    assert learn(given, 0, 0, 1) is given
 
 
 def test_with_little_time_levels_are_whole_all_the_same():
     given = task((1, 64, 64))
-    levels = learned_levels(given, 1e-3, 0, 1)
-    np.testing.assert_array_equal(levels, np.rint(levels))
+    learned = learn(given, 1e-3, 0, 1)
+    np.testing.assert_array_equal(learned.levels, np.rint(learned.levels))
 
 
 def test_what_is_exact_stays():
     given = task(SHAPES["dense"])
     exact = replace(given, wanted=given.rows @ (given.levels * given.scale).transpose(0, 2, 1) + given.bias)
-    assert exact.error(exact.levels) == 0
-    assert learned_levels(exact, np.inf, 0, 1) is exact.levels
+    assert exact.error() == 0
+    assert learn(exact, np.inf, 0, 1) is exact
 
 
 def test_torch_is_left_as_it_was():
     import torch
 
     before = torch.get_num_threads(), torch.random.get_rng_state()
-    learned_levels(task(SHAPES["dense"]), np.inf, 0, before[0] + 1)
+    learn(task(SHAPES["dense"]), np.inf, 0, before[0] + 1)
     assert torch.get_num_threads() == before[0]
     assert torch.equal(torch.random.get_rng_state(), before[1])
 
