@@ -1,0 +1,92 @@
+"""What was tried on the way to a goal, and what it gave; remembered in a file, it need not be tried again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calibrators.drafts import drafts
+from onnxq.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One model.
+
+    Attributes:
+        floats: the nodes that were kept float, and those that became so with them.
+        value: what the goal is about; for ``agreement``, what can be promised (see `agreement`).
+        sqnr: dB, of the worst output on held-out samples.
+        agreement: the share of equal decisions counted on them; None if nothing is decided.
+        speed: times as fast as the float model; None if it was not measured.
+    """
+
+    floats: tuple[str, ...]
+    value: float
+    sqnr: float
+    agreement: float | None
+    speed: float | None = None
+
+
+@dataclass
+class Memory:
+    """Attempts by their float nodes, and the noise of each group of points.
+
+    Attributes:
+        key: what they belong to: model, options, data and measure.
+        file: where they are kept; None: nowhere.
+    """
+
+    key: str
+    file: Path | None
+    attempts: dict[frozenset[str], Attempt] = field(default_factory=dict)
+    noises: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, key: str, file: Path | None) -> Memory:
+        """What ``file`` remembers; nothing if there is none yet.
+
+        Raises:
+            ConfigError: the file is something else, or belongs to another search.
+        """
+        if file is None or not file.exists():
+            return cls(key, file)
+        content = _read(file)
+        if content["key"] != key:
+            raise ConfigError(
+                f"{file} is of a search for another model, other options, data or another goal: "
+                "name another file, or delete it"
+            )
+        return cls(key, file, _by_floats(content["attempts"]), content["noises"])
+
+    def add(self, attempt: Attempt) -> None:
+        """Remember ``attempt``."""
+        self.attempts[frozenset(attempt.floats)] = attempt
+        self.save()
+
+    def save(self) -> None:
+        """Write the file, if there is to be one, whole or not at all."""
+        if self.file is None:
+            return
+        attempts = [asdict(attempt) for attempt in self.attempts.values()]
+        content = {"key": self.key, "noises": dict(self.noises), "attempts": attempts}
+        with drafts([self.file]) as paths:
+            paths[self.file].write_text(json.dumps(content, indent=1), "utf-8")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        if content.keys() == {"key", "noises", "attempts"}:
+            return dict(content)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{file} does not hold the attempts of a search: name another file") from error
+    raise ConfigError(f"{file} does not hold the attempts of a search: name another file")
+
+
+def _by_floats(attempts: list[dict[str, Any]]) -> dict[frozenset[str], Attempt]:
+    found = [Attempt(**{**attempt, "floats": tuple(attempt["floats"])}) for attempt in attempts]
+    return {frozenset(attempt.floats): attempt for attempt in found}

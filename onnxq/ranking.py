@@ -1,0 +1,53 @@
+"""A model's path -> its quantization points, ranked by what each alone costs: `onnxq sensitivity`."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.layers import channel_axes
+from onnxq.algorithms.sensitivity import Sensitivity, sensitivities
+from onnxq.calibration import gather
+from onnxq.config import QuantConfig
+from onnxq.correction import channel_means, corrected, workbench
+from onnxq.evaluate import Judge
+from onnxq.guards import our_errors
+from onnxq.prepare import prepare
+from onnxq.progress import Progress, silent
+from onnxq.ranges import calibrator, from_statistics, solve
+from onnxq.samples import in_batches, open_samples
+
+logger = logging.getLogger(__name__)
+
+
+def rank(
+    model: str | os.PathLike[str], config: QuantConfig, progress: Progress = silent
+) -> list[Sensitivity]:
+    """What quantizing each point of ``model`` alone does to the outputs, the worst first.
+
+    Ranges and corrections are those with which `quantize_static` would quantize it, as ``config`` says.
+
+    Raises:
+        OnnxqError: the model or the data cannot be used.
+    """
+    with our_errors():
+        progress("reading the model")
+        simple, plan = prepare(model, config)
+        samples = open_samples(simple, config.data, config)
+        channels = channel_axes(simple, plan)
+        tensors = tuple(dict.fromkeys((*plan.observed, *channels)))
+        statistics = gather(simple, tensors, samples, config, progress, channels)
+        if samples.synthetic:
+            logger.warning("ranked on synthetic inputs, which say little: give real samples as data")
+        plan = solve(simple, plan, from_statistics(statistics, calibrator(config)))
+        judge = Judge(
+            model,
+            in_batches(samples.to_judge, simple, config),
+            providers=config.providers,
+            threads=config.threads,
+            on_bad=samples.on_refused,
+        )
+        draft = Draft(simple, simple, plan, channel_means(statistics))
+        draft, _ = corrected(draft, samples, judge, config, progress)
+        return sensitivities(draft, workbench(draft.exact, samples, judge, config, progress))

@@ -1,0 +1,64 @@
+"""Small models with drafts and workbenches for them: tools that tests of algorithms share."""
+
+from __future__ import annotations
+
+import numpy as np
+from graphs import parse
+
+from calibrators.collect import collect
+from calibrators.samples import Sample
+from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.workbench import Workbench
+from onnxq.config import QuantConfig
+from onnxq.evaluate import Judge
+from onnxq.passes import simplify
+from onnxq.planner import make_plan
+from onnxq.ranges import calibrator, from_statistics, solve
+from onnxq.targets import get_target
+
+CHAIN = """g (float[N,4,6,6] x) => (float[N,5] y)
+<float[8,4,3,3] w1, float[8] b1, float[8,8,3,3] w2, float[8] b2, float[8,8,1,1] w3, float[8,5] v>
+{
+    a = Conv <pads = [1,1,1,1]> (x, w1, b1)  r = Relu (a)
+    c = Conv <pads = [1,1,1,1]> (r, w2, b2)  s = Add (c, r)  t = Relu (s)
+    d = Conv (t, w3)  p = GlobalAveragePool (d)  f = Flatten (p)
+    y = MatMul (f, v)
+}"""
+
+
+def samples(count: int, shape: tuple[int, ...], seed: int = 0, **more: np.ndarray) -> list[Sample]:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(count, *shape)).astype(np.float32)
+    return [Sample(f"sample {n}", {"x": x, **more}) for n, x in enumerate(values)]
+
+
+def bench_for(
+    text: str = CHAIN, feeds=None, count: int = 12, held: int = 6, **options
+) -> tuple[Draft, Workbench]:
+    """A model quantized to nearest, and a workbench with some samples to fit on and some held out.
+
+    Inputs besides ``x`` get the same ``feeds`` in each.
+    """
+    config = QuantConfig(**{"method": "minmax", **options})
+    model = simplify(parse(text))
+    inputs = model.graph.inputs[0]
+    shape = tuple(size if isinstance(size, int) else 1 for size in inputs.shape)
+    fit = samples(count, shape, **(feeds or {}))
+    judge = Judge(model, samples(held, shape, seed=1, **(feeds or {})), threads=1)
+    plan = make_plan(model, get_target(config.target), config)
+    statistics = collect(model, plan.observed, fit, threads=1)
+    plan = solve(model, plan, from_statistics(statistics, calibrator(config)))
+    bench = Workbench(fit, judge, recalibrate=unused, threads=1)
+    return Draft(model, model, plan, {}), bench
+
+
+def unused(model):
+    raise AssertionError("nothing is calibrated again")
+
+
+def nudged(draft: Draft) -> Draft:
+    """``draft`` with weights and biases as a correction might have left them: a little off the exact ones."""
+    initializers = draft.model.graph.initializers
+    names = [name for name in initializers if name.startswith(("w", "b"))]
+    changed = {name: initializers[name].const_value.numpy() * np.float32(1.01) for name in names}
+    return draft.with_constants(changed)
