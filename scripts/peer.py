@@ -1,8 +1,9 @@
 """The peer to measure ourselves by: `onnxruntime.quantization`, as its documentation says to use it.
 
 ``python scripts/peer.py MODEL OUTPUT DATA [--method minmax] [--ops MatMul …]``: clean the model with its
-own pre-processing, then quantize it statically to Q/DQ, uint8 activations, int8 weights per channel.
-DATA is a folder of pictures (prepared as EfficientNet-Lite0 wants them) or of ``.npz`` batches.
+own pre-processing, then quantize it statically to Q/DQ, uint8 activations, int8 weights per channel; other
+types and dynamic quantization on demand. DATA is a folder of pictures (prepared as EfficientNet-Lite0 wants
+them) or of ``.npz`` batches.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from onnxruntime.quantization import (
     CalibrationMethod,
     QuantFormat,
     QuantType,
+    quantize_dynamic,
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -33,6 +35,7 @@ METHODS = {
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
+TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8, "int4": QuantType.QInt4}
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]  # the library has no types
@@ -70,6 +73,10 @@ def main() -> None:
     parser.add_argument("data", type=_absolute)
     parser.add_argument("--method", choices=METHODS, default="minmax")
     parser.add_argument("--ops", nargs="*", help="quantize these operator types only")
+    parser.add_argument("--activation", choices=TYPES, default="uint8")
+    parser.add_argument("--weight", choices=TYPES, default="int8")
+    parser.add_argument("--symmetric", action="store_true", help="activations with zero point 0")
+    parser.add_argument("--dynamic", action="store_true", help="ranges at run time, no calibration")
     parser.add_argument("--skip-symbolic-shapes", action="store_true", help="where its inference gives up")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -77,17 +84,21 @@ def main() -> None:
         os.chdir(folder)  # it leaves files where it is run
         clean = Path(folder) / "clean.onnx"
         quant_pre_process(given.model, clean, skip_symbolic_shape=given.skip_symbolic_shapes)
+        if given.dynamic:
+            quantize_dynamic(clean, given.output, weight_type=TYPES[given.weight], per_channel=True)
+            return
         session = ort.InferenceSession(clean, providers=["CPUExecutionProvider"])
         quantize_static(
             clean,
             given.output,
             Reader(given.data, session.get_inputs()[0].name),
             quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            activation_type=TYPES[given.activation],
+            weight_type=TYPES[given.weight],
             per_channel=True,
             calibrate_method=METHODS[given.method],
             op_types_to_quantize=given.ops,
+            extra_options={"ActivationSymmetric": given.symmetric},
         )
 
 
