@@ -21,7 +21,6 @@ from onnxq.planner import make_plan
 from onnxq.ranges import calibrator, from_statistics, solve
 from onnxq.targets import get_target
 
-
 REASON = "it stays float so that the goal is reached"
 
 
