@@ -1,5 +1,6 @@
 """AdaRound on small networks with few bits, and what each layer is given to learn from."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from graphs import parse
 from calibrators.collect import collect
 from calibrators.samples import Sample
 from calibrators.session import open_session
-from onnxq.algorithms.adaround import learn_rounding
+from onnxq.algorithms.adaround import _Clock, _parts, learn_rounding
 from onnxq.algorithms.biases import bias_of
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layer_tasks import aims, task
@@ -19,6 +20,7 @@ from onnxq.config import QuantConfig
 from onnxq.evaluate import Judge
 from onnxq.numerics import dequantize, quantize
 from onnxq.passes import simplify
+from onnxq.plan import OPSET, OPSET_OF_BLOCKS
 from onnxq.planner import make_plan
 from onnxq.ranges import calibrator, from_statistics, solve
 from onnxq.targets import get_target
@@ -51,12 +53,13 @@ def correlated(shape, count, seed=0):
         yield Sample(f"sample {number}", {"x": values[None].astype(np.float32)})
 
 
-def drafted(text, samples, bits=4):
-    """The model, quantized with weights of few bits rounded to nearest."""
-    model = simplify(parse(text))
-    plan = with_bits(make_plan(model, get_target("onnxruntime"), QuantConfig()), bits)
+def drafted(text, samples, config=None):
+    """The model, quantized with weights rounded to nearest; to 4 of 8 bits if there is no ``config``."""
+    model = simplify(parse(text), OPSET if config is None else OPSET_OF_BLOCKS)
+    plan = make_plan(model, get_target("onnxruntime"), config or QuantConfig())
+    plan = with_bits(plan, 4) if config is None else plan
     statistics = collect(model, plan.observed, samples)
-    plan = solve(model, plan, from_statistics(statistics, calibrator(QuantConfig())))
+    plan = solve(model, plan, from_statistics(statistics, calibrator(config or QuantConfig())))
     return Draft(model, model, plan, {})
 
 
@@ -74,11 +77,11 @@ def with_bits(plan, bits):
     )
 
 
-def scene(name, **options):
+def scene(name, config=None, **options):
     """A draft and what to work with."""
     text, shape = MODELS[name]
     fit = list(correlated(shape, 24))
-    draft = drafted(text, fit)
+    draft = drafted(text, fit, config)
     judge = Judge(draft.exact, list(correlated(shape, 8, seed=1)), threads=1)
     return draft, Workbench(fit, judge, lambda model: draft, threads=1, **options)
 
@@ -96,6 +99,12 @@ def test_the_model_comes_closer(case):
     draft, bench = case
     learned = learn_rounding(draft, bench)
     assert bench.error(learned) < 0.8 * bench.error(draft)
+
+
+@pytest.mark.parametrize("weight", ["int4", "uint4", "int8"])
+def test_types_of_any_width_and_with_zero_points_come_closer(weight):
+    draft, bench = scene("rows", QuantConfig(weight=weight))
+    assert bench.error(learn_rounding(draft, bench)) < bench.error(draft)
 
 
 def test_weights_lie_on_their_grid_and_nothing_but_they_and_biases_changes():
@@ -123,6 +132,19 @@ def test_the_same_seed_gives_the_same_weights():
 
 def test_without_time_nothing_changes():
     assert learn_rounding(*scene("rows", time_limit=0)) is None
+
+
+def test_time_is_shared_by_what_is_left_to_do():
+    clock = _Clock(time.monotonic() + 100, 10)
+    assert [round(clock.share(cost)) for cost in (5, 2, 3)] == [50, 40, 100]
+
+
+def test_aims_are_taken_together_as_far_as_memory_goes(monkeypatch):
+    draft, _ = scene("images")
+    found = layers(draft.exact, draft.plan)
+    assert list(_parts(found)) == [found]
+    monkeypatch.setattr("onnxq.algorithms.adaround.AIM_BYTES", 1)
+    assert list(_parts(found)) == [[layer] for layer in found]
 
 
 def test_too_few_rows_to_check_with_change_nothing():
