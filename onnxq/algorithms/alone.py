@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.algorithms.biases import bias_of
+from onnxq.algorithms.biases import Bias, bias_of
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.layers import layers
 from onnxq.graph import add_initializer, all_nodes, constant_value
 from onnxq.numerics import dequantize, quantize
+from onnxq.operators import WEIGHTED
 from onnxq.plan import GRAPH_OUTPUT, Group, QuantParams, QuantPoint, QuantSpec
 
 
@@ -42,7 +42,7 @@ def quantize_alone(draft: Draft, group: Group) -> Alone:
 
 
 def _round_weights(
-    copy: ir.Model, draft: Draft, group: Group, points: Iterable[QuantPoint], nodes: dict[str, ir.Node]
+    copy: ir.Model, draft: Draft, group: Group, points: Collection[QuantPoint], nodes: dict[str, ir.Node]
 ) -> Iterable[ir.Node]:
     params, stored = draft.plan.params[group.name], draft.model.graph.initializers
     rounded: dict[str, ir.Value] = {}
@@ -54,18 +54,20 @@ def _round_weights(
             rounded[point.tensor] = add_initializer(copy, f"{point.tensor}_rounded", values)
         nodes[point.consumer].replace_input_with(point.input_index, rounded[point.tensor])
         yield nodes[point.consumer]
-    for holder, tensor in _biases(draft, group):
-        copy.graph.initializers[tensor].const_value = stored[tensor].const_value
-        yield nodes[holder]
+    for bias in biases_with(draft, points):
+        copy.graph.initializers[bias.tensor].const_value = stored[bias.tensor].const_value
+        yield nodes[bias.holder]
 
 
-def _biases(draft: Draft, group: Group) -> Iterable[tuple[str, str]]:
-    """(node, initializer) of the biases of the layers whose weights are in ``group``."""
-    nodes = {node.name: node for node in draft.model.graph}
-    for layer in layers(draft.model, draft.plan):
-        bias = bias_of(nodes[layer.name]) if layer.weight.group == group.name else None
-        if bias is not None:
-            yield bias.holder, bias.tensor
+def biases_with(draft: Draft, points: Iterable[QuantPoint]) -> Iterator[Bias]:
+    """The biases of ``draft.model`` that make up for the weights at ``points``."""
+    readers = {(point.consumer, point.input_index) for point in points}
+    for node in draft.model.graph:
+        operator = WEIGHTED.get(node.op_type)
+        if operator is not None and (node.name or "", operator.weight) in readers:
+            bias = bias_of(node)
+            if bias is not None:
+                yield bias
 
 
 def _round_activations(

@@ -1,20 +1,22 @@
 """Which quantization points cost most: what each does to the outputs when it alone is quantized.
 
-The float model runs once; its tensors are kept, and for each point only the part behind it runs again, fed
-with them. So the errors are those at the outputs, after all that the network makes of them, and not those at
-the tensor itself, which tell little.
+The float model runs once; its tensors are kept, and for each point only what lies behind it runs again, fed
+with them: a piece of its own, and then the rest of the model, which many points share (see `stages`). So the
+errors are those at the outputs, after all that the network makes of them, and not those at the tensor itself,
+which tell little.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import islice
+from typing import Any, TypeAlias
 
 from calibrators.samples import Sample
-from onnxq.algorithms.alone import quantize_alone
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.partial import Part, part_behind
+from onnxq.algorithms.partial import Part
+from onnxq.algorithms.stages import Stage, stages
 from onnxq.algorithms.workbench import Arrays, Workbench
 from onnxq.evaluate import Quality, outcome
 from onnxq.plan import GRAPH_OUTPUT, Group
@@ -26,6 +28,9 @@ KEPT_BYTES = 512 * 2**20
 """Of the float model's tensors at a time; beyond, it runs again."""
 
 STAGE = "ranking quantization points"
+
+_Changed: TypeAlias = Sequence[Mapping[int, Any]]
+"""For each batch, by position, the outputs that are not what they were."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,10 @@ def sensitivities(draft: Draft, bench: Workbench) -> list[Sensitivity]:
     samples, expected = _taken(draft, bench, names)
     operators = {node.name or "": node.op_type for node in draft.exact.graph}
     found = []
-    for part, group, feeds in _parts(draft, bench, samples):
-        given = _outputs(part, feeds, bench, expected)
+    for group, changed in _changes(draft, bench, samples):
+        given = (
+            [new.get(i, a) for i, a in enumerate(old)] for old, new in zip(expected, changed, strict=True)
+        )
         quality = outcome(names, zip(expected, given, strict=True), sum(s.count for s in samples))
         readers = dict.fromkeys(p.consumer for p in draft.plan.points if p.group == group.name)
         found.append(Sensitivity(group, {n: operators.get(n, GRAPH_OUTPUT) for n in readers}, quality))
@@ -70,7 +77,7 @@ def sensitivities(draft: Draft, bench: Workbench) -> list[Sensitivity]:
 def _taken(draft: Draft, bench: Workbench, names: Sequence[str]) -> tuple[list[Sample], list[list[Any]]]:
     """A few batches that the float model takes, and what it makes of them."""
     few = _few(bench.fit)
-    runs = bench.watch(draft.exact, names, lambda number, arrays: (number, _in_order(arrays, names)), few)
+    runs = bench.watch(draft.exact, names, lambda number, arrays: (number, [arrays[n] for n in names]), few)
     taken = dict(runs)
     return [few[number] for number in taken], list(taken.values())
 
@@ -85,26 +92,17 @@ def _few(batches: Sequence[Sample]) -> list[Sample]:
     return chosen
 
 
-def _in_order(arrays: Arrays, names: Sequence[str]) -> list[Any]:
-    return [arrays[name] for name in names]
-
-
-def _parts(
-    draft: Draft, bench: Workbench, samples: Sequence[Sample]
-) -> Iterator[tuple[Part, Group, list[Sample]]]:
-    """For each group what must run, and what it reads: as many groups at a time as there is room for."""
+def _changes(draft: Draft, bench: Workbench, samples: Sequence[Sample]) -> Iterator[tuple[Group, _Changed]]:
+    """For each group the outputs that it changes: as many stages at a time as there is room for."""
     sizes = _sizes(draft, bench, samples)
-    waiting: list[tuple[Part, Group]] = []
-    needed: set[str] = set()
-    for group in draft.plan.groups.values():
-        alone = quantize_alone(draft, group)
-        part = part_behind(alone.model, alone.seeds)
-        if waiting and sum(sizes.get(name, 0) for name in needed.union(part.feeds)) > KEPT_BYTES:
-            yield from _fed(waiting, needed, draft, bench, samples)
-            waiting, needed = [], set()
-        waiting.append((part, group))
-        needed.update(part.feeds)
-    yield from _fed(waiting, needed, draft, bench, samples)
+    waiting: list[Stage] = []
+    for stage in stages(draft):
+        needed = set(stage.feeds).union(*(one.feeds for one in waiting))
+        if waiting and sum(sizes.get(name, 0) for name in needed) > KEPT_BYTES:
+            yield from _run(waiting, draft, bench, samples)
+            waiting = []
+        waiting.append(stage)
+    yield from _run(waiting, draft, bench, samples)
 
 
 def _sizes(draft: Draft, bench: Workbench, samples: Sequence[Sample]) -> Mapping[str, int]:
@@ -118,33 +116,51 @@ def _bytes(_: int, arrays: Arrays) -> dict[str, int]:
     return {name: getattr(array, "nbytes", 0) for name, array in arrays.items()}
 
 
-def _fed(
-    parts: Iterable[tuple[Part, Group]],
-    needed: Iterable[str],
-    draft: Draft,
-    bench: Workbench,
-    samples: Sequence[Sample],
-) -> Iterator[tuple[Part, Group, list[Sample]]]:
+def _run(
+    waiting: Iterable[Stage], draft: Draft, bench: Workbench, samples: Sequence[Sample]
+) -> Iterator[tuple[Group, _Changed]]:
     given = {value.name or "" for value in draft.exact.graph.inputs}
-    names = sorted(set(needed) - given)
-    kept = list(bench.watch(draft.exact, names, lambda _, arrays: arrays, samples))
-    for part, group in parts:
-        yield (
-            part,
-            group,
-            [
-                replace(sample, feeds={n: known[n] if n in known else sample.feeds[n] for n in part.feeds})
-                for sample, known in zip(samples, kept, strict=True)
-            ],
+    waiting = list(waiting)
+    names = sorted(set().union(*(stage.feeds for stage in waiting)) - given)
+    kept = [
+        {**sample.feeds, **arrays}
+        for sample, arrays in zip(
+            samples, bench.watch(draft.exact, names, _as_they_are, samples), strict=True
         )
+    ]
+    for stage in waiting:
+        yield from _run_stage(stage, bench, samples, kept)
 
 
-def _outputs(
-    part: Part, feeds: Sequence[Sample], bench: Workbench, expected: Sequence[list[Any]]
-) -> Iterator[list[Any]]:
-    """All outputs of the whole model, batch by batch; those that the part does not give are as expected."""
-    names = [value.name or "" for value in part.model.graph.outputs]
-    given = bench.watch(part.model, names, lambda _, arrays: _in_order(arrays, names), feeds)
-    for known, arrays in zip(expected, given, strict=True):
-        changed = dict(zip(part.outputs, arrays, strict=True))
-        yield [changed.get(position, array) for position, array in enumerate(known)]
+def _as_they_are(_: int, arrays: Arrays) -> Arrays:
+    return arrays
+
+
+def _run_stage(
+    stage: Stage, bench: Workbench, samples: Sequence[Sample], kept: Sequence[Arrays]
+) -> Iterator[tuple[Group, _Changed]]:
+    """Each piece runs on all samples; what it gives goes on to the rest, at once."""
+    direct: list[Mapping[int, Any]] = []
+
+    def pieces() -> Iterator[Sample]:
+        for piece in stage.pieces:
+            part = piece.part
+            feeds = [_fed(sample, part, known) for sample, known in zip(samples, kept, strict=True)]
+            runs = bench.watch(part.model, part.gives, _as_they_are, feeds)
+            for sample, known, arrays in zip(samples, kept, runs, strict=True):
+                direct.append({position: arrays[name] for position, name in piece.outputs.items()})
+                yield _fed(sample, stage.rest, {**known, **arrays}) if stage.rest else sample
+
+    behind: Iterable[Arrays] = ({} for _ in pieces())
+    if stage.rest is not None:
+        behind = bench.watch(stage.rest.model, stage.rest.gives, _as_they_are, pieces())
+    changed = (
+        {**{i: arrays[name] for i, name in stage.outputs.items()}, **direct[number]}
+        for number, arrays in enumerate(behind)
+    )
+    for piece in stage.pieces:
+        yield piece.group, list(islice(changed, len(samples)))
+
+
+def _fed(sample: Sample, part: Part, known: Arrays) -> Sample:
+    return replace(sample, feeds={name: known[name] for name in part.feeds})

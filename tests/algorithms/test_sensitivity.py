@@ -7,9 +7,7 @@ import pytest
 from benches import CHAIN, bench_for, nudged
 
 from calibrators.session import open_session
-from onnxq.algorithms import sensitivity
-from onnxq.algorithms.alone import quantize_alone
-from onnxq.algorithms.partial import part_behind
+from onnxq.algorithms import sensitivity, stages
 from onnxq.algorithms.sensitivity import sensitivities
 from onnxq.insert import insert_qdq
 
@@ -110,18 +108,39 @@ def test_memory_is_bounded_and_changes_nothing(monkeypatch):
     assert sum(model is draft.exact for model in runs) > few == 3
 
 
-def test_only_what_lies_behind_a_point_runs():
+def test_only_what_lies_behind_a_point_runs(monkeypatch):
     draft, _ = bench_for()
-    sizes = {}
-    for group in draft.plan.groups.values():
-        alone = quantize_alone(draft, group)
-        part = part_behind(alone.model, alone.seeds)
-        sizes[group.name] = {node.op_type for node in part.model.graph}, set(part.feeds)
-    assert sizes["v"] == ({"MatMul"}, {"f"})
-    assert sizes["w3"][1] == {"t"}
-    assert sizes["w2"][1] == {"r"}
-    assert sizes["x"][1] == {"x"}
-    assert "Conv" not in sizes["d"][0]
+    monkeypatch.setattr(stages, "STAGES", 1)
+    (stage,) = stages.stages(draft)
+    assert stage.rest is None
+    parts = {piece.group.name: piece.part for piece in stage.pieces}
+    assert [node.op_type for node in parts["v"].model.graph] == ["MatMul"]
+    feeds = {name: set(part.feeds) for name, part in parts.items()}
+    assert feeds["v"] == {"f"}
+    assert feeds["w3"] == {"t"}
+    assert feeds["w2"] == {"r"}
+    assert feeds["x"] == {"x"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("text", [CHAIN, TWO_OUTPUTS, POOLED], ids=["chain", "two outputs", "shared range"])
+def test_it_does_not_matter_where_the_model_is_cut(text, count, monkeypatch):
+    draft, bench = bench_for(text)
+    monkeypatch.setattr(stages, "STAGES", count)
+    for one in sensitivities(draft, bench):
+        assert one.quality.noise == pytest.approx(by_whole_runs(draft, bench, one.group), rel=0.02, abs=1e-9)
+
+
+def test_a_stage_ends_behind_the_bias_that_belongs_to_it(monkeypatch):
+    text = """g (float[N,3,6] x) => (float[N,3,4] y) <float[6,8] w1, float[8] b1, float[8,4] w2>
+    { p = MatMul (x, w1)  a = Add (p, b1)  r = Relu (a)  y = MatMul (r, w2) }"""
+    draft, bench = bench_for(text, target="tensorrt")
+    assert [node.op_type for node in draft.exact.graph][:2] == ["MatMul", "Add"]
+    monkeypatch.setattr(stages, "STAGES", 100)
+    before, after = by_name(sensitivities(draft, bench)), by_name(sensitivities(nudged(draft), bench))
+    assert after["w1"] > before["w1"]
+    ends = {piece.group.name: stage.rest for stage in stages.stages(draft) for piece in stage.pieces}
+    assert [node.op_type for node in ends["w1"].model.graph] == ["Relu", "MatMul"]
 
 
 def test_with_control_flow_the_whole_model_runs():
@@ -130,9 +149,8 @@ def test_with_control_flow_the_whole_model_runs():
     assert {one.group.name for one in found} == draft.plan.groups.keys()
     for one in found:
         assert one.quality.noise == pytest.approx(by_whole_runs(draft, bench, one.group), rel=0.02, abs=1e-9)
-    group = next(iter(draft.plan.groups.values()))
-    alone = quantize_alone(draft, group)
-    assert part_behind(alone.model, alone.seeds).model is alone.model
+    (stage,) = stages.stages(draft)
+    assert all(piece.part.feeds == ("x", "c") for piece in stage.pieces)
 
 
 def test_samples_that_the_model_refuses_are_passed_over():
