@@ -10,10 +10,11 @@ from pathlib import Path
 from calibrators.drafts import drafts
 from onnxq.errors import ModelError
 from onnxq.report.activations import judged
+from onnxq.report.goal import Reached, Try
 from onnxq.report.page import page
 from onnxq.report.report import Accuracy, Report, Request
 
-__all__ = ["Accuracy", "Report", "Request", "judged", "versions", "write_report"]
+__all__ = ["Accuracy", "Reached", "Report", "Request", "Try", "judged", "versions", "write_report"]
 
 
 def write_report(report: Report, path: Path) -> None:

@@ -10,6 +10,7 @@ from calibrators.statistics import Statistics
 from onnxq.config import QuantConfig
 from onnxq.plan import QuantPlan
 from onnxq.report.activations import judged
+from onnxq.report.goal import Reached
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Report:
         float_bytes, int8_bytes: of the two models.
         seconds: how long it took.
         versions: of programs that took part, by name.
+        reached: how the goal was reached; None if there was none.
     """
 
     request: Request
@@ -70,6 +72,7 @@ class Report:
     int8_bytes: int
     seconds: float
     versions: Mapping[str, str]
+    reached: Reached | None = None
 
     @property
     def verdict(self) -> Verdict | None:

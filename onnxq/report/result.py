@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from rich.filesize import decimal
 
+from onnxq.report.goal import goal
 from onnxq.report.markup import Cell, Column, Markup, element, joined, number, table
 from onnxq.report.report import Report
 
@@ -16,7 +17,7 @@ UNKNOWN = "unknown"
 def result(report: Report) -> Markup:
     """The figures that matter, and each output's accuracy."""
     tiles = [element("div", element("b", value), element("span", name)) for name, value in _figures(report)]
-    return joined([element("div", *tiles, class_="tiles"), _accuracy(report)])
+    return joined([element("div", *tiles, class_="tiles"), _accuracy(report), goal(report.reached)])
 
 
 def _figures(report: Report) -> Iterator[tuple[str, str]]:

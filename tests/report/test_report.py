@@ -21,7 +21,7 @@ from onnxq.config import QuantConfig
 from onnxq.errors import ModelError
 from onnxq.pipeline import quantize_static
 from onnxq.plan import FloatNode, Group, QuantParams, QuantPlan, QuantSpec
-from onnxq.report import Accuracy, Report, Request, judged, versions, write_report
+from onnxq.report import Accuracy, Reached, Report, Request, Try, judged, versions, write_report
 from onnxq.report.activations import activations
 from onnxq.report.chart import COLUMNS, HEIGHT, cumulative, distribution
 from onnxq.report.markup import Markup, element
@@ -348,3 +348,12 @@ def test_made_up_inputs_are_told_of_in_the_report(tmp_path):
     assert result.warnings
     assert all(warning in text for warning in result.warnings)
     assert result.report.verdict is None
+
+
+def test_a_goal_is_told_with_what_was_tried():
+    tries = (Try(0, 0.91, 21.0, 0.95, 2.5), Try(3, 0.987, 28.125, None, None))
+    text = text_of(report(reached=Reached("agreement>=0.98", tries[1], tries)))
+    assert "agreement>=0.98 holds with 3 more nodes in float" in text
+    for told in ("0.91", "21.00 dB", "95.0%", "2.50", "0.987", "28.12 dB", "chosen"):
+        assert told in text
+    assert "nodes kept float" not in text_of(report())
