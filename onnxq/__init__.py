@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from onnxq.calibration import calibrate
     from onnxq.config import QuantConfig
     from onnxq.errors import CalibrationError, ConfigError, ModelError, OnnxqError, TargetError
+    from onnxq.goal import Goal
     from onnxq.pipeline import QuantResult, quantize_static
 
     __version__: str
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CalibrationError",
     "ConfigError",
+    "Goal",
     "ModelError",
     "OnnxqError",
     "QuantConfig",
@@ -32,6 +34,7 @@ __all__ = [
 _HOMES = {
     "CalibrationError": "errors",
     "ConfigError": "errors",
+    "Goal": "goal",
     "ModelError": "errors",
     "OnnxqError": "errors",
     "QuantConfig": "config",
