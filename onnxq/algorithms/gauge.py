@@ -69,7 +69,9 @@ class Gauge:
             return _own(self.goal.metric, model)
         value = _VALUES[self.goal.metric](quality, margins, self.goal.at_least)
         if value is None or value != value:
-            raise ConfigError(f"no output of the model has a {self.goal.name}: set another goal")
+            raise ConfigError(
+                f"the goal {self.goal} does not suit the model: {self.goal.name} means nothing for its outputs"
+            )
         return value
 
     @cached_property

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from benches import CHAIN, bench_for, nudged
 
+import onnxq
 from onnxq.algorithms.gauge import Gauge
 from onnxq.algorithms.keep_float import KeepFloat
 from onnxq.algorithms.search import search
@@ -78,7 +79,7 @@ def test_a_goal_needs_samples_and_outputs_that_have_it():
     draft, bench = bench_for(
         CHAIN.replace("float[N,5] y", "float[N,1] y").replace("float[8,5] v", "float[8,1] v")
     )
-    with pytest.raises(ConfigError, match="no output of the model has a agreement"):
+    with pytest.raises(ConfigError, match="agreement means nothing for its outputs"):
         search(draft, Goal("agreement", 0.9), bench, CONFIG)
 
 
@@ -240,3 +241,27 @@ def test_an_interrupt_keeps_the_best_if_it_reaches_the_goal(monkeypatch):
     assert outcomes[first] == "raised"
     assert outcomes[-1] == "kept"
     assert outcomes == sorted(outcomes, reverse=True)
+
+
+# --- A real model ------------------------------------------------------------------------------
+
+
+def test_a_few_layers_of_a_real_model_make_up_most_of_the_noise(lite0, calibration_images, tmp_path):
+    output = tmp_path / "o.onnx"
+    config = QuantConfig(
+        data=calibration_images,
+        preprocess="resize=256,crop=224,mean=127,std=128",
+        samples=20,
+        method="minmax",
+        correct="none",
+        search_log=tmp_path / "log.json",
+    )
+    before = onnxq.quantize_static(lite0, output, config=config)
+    limit = before.quality.sqnr + 3
+    result = onnxq.quantize_static(lite0, output, config=config, goal=Goal("sqnr", limit))
+    assert result.quality.sqnr >= limit
+    floats = set(result.search.chosen.floats)
+    assert floats == before.plan.nodes.keys() - result.plan.nodes.keys()
+    assert 0 < len(floats) < 0.25 * len(before.plan.nodes)
+    assert result.search.curve[0].floats == ()
+    assert all(attempt.value >= limit for attempt in result.search.curve if len(attempt.floats) > len(floats))
