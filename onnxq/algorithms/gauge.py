@@ -70,7 +70,7 @@ class Gauge:
         value = _VALUES[self.goal.metric](quality, margins, self.goal.at_least)
         if value is None or value != value:
             raise ConfigError(
-                f"the goal {self.goal} does not suit the model: {self.goal.name} means nothing for its outputs"
+                f"the goal {self.goal} does not suit the model: its outputs have no {self.goal.name}"
             )
         return value
 

@@ -79,7 +79,7 @@ def test_a_goal_needs_samples_and_outputs_that_have_it():
     draft, bench = bench_for(
         CHAIN.replace("float[N,5] y", "float[N,1] y").replace("float[8,5] v", "float[8,1] v")
     )
-    with pytest.raises(ConfigError, match="agreement means nothing for its outputs"):
+    with pytest.raises(ConfigError, match="its outputs have no agreement"):
         search(draft, Goal("agreement", 0.9), bench, CONFIG)
 
 
