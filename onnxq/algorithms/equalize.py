@@ -1,0 +1,69 @@
+"""Channels of one tensor are brought to like sizes, so that its one scale suits all of them.
+
+Cross-layer equalization (CLE; Nagel et al., Data-free quantization through weight equalization and bias
+correction, 2019) and SmoothQuant (Xiao et al., 2022) in one: a channel is multiplied by a factor in the
+weights, the bias or the normalization that it comes from, and divided by it in all weights that read it.
+The float model computes what it did; quantized, small channels get more integers. What may be scaled is in
+`channels` and `linear`, how far in `balance`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxq.algorithms.balance import Reals, Term, balance, noise
+from onnxq.algorithms.channel_moments import measure
+from onnxq.algorithms.channels import find_channels
+from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.folding import folded
+from onnxq.algorithms.linear import RULES
+from onnxq.algorithms.outlook import Outlook
+from onnxq.algorithms.smooth import Place, find_places, with_muls
+from onnxq.algorithms.workbench import Workbench
+
+WORTH = 0.01
+"""What a Mul that is inserted must gain, as a share of all the noise that is left."""
+
+logger = logging.getLogger(__name__)
+
+
+def equalize(draft: Draft, bench: Workbench) -> Draft | None:
+    """A draft of a float model with equalized channels; None where no channel can be scaled.
+
+    It is calibrated anew, and begins with weights rounded to nearest.
+
+    Raises:
+        CalibrationError: the model does not take a sample.
+    """
+    channels, places = find_places(draft.exact, draft.plan, find_channels(draft.exact, RULES))
+    outlook = Outlook(draft, channels)
+    if not outlook.needed:
+        return None  # nothing quantized has channels that could be scaled
+    bench.progress("measuring channels")
+    terms = outlook.terms(measure(draft.exact, channels, outlook.needed, bench))
+    logs = balance(terms, channels.count)
+    worth = worthwhile(places, terms, logs)
+    for place in places:
+        if place not in worth:
+            logs[place.labels] = 0.0
+    logger.debug("predicted noise: %g -> %g", noise(terms, np.zeros_like(logs)), noise(terms, logs))
+    bench.progress("calibrating the equalized model")
+    factors = np.exp(logs)
+    return bench.recalibrate(with_muls(folded(draft.exact, channels, factors), worth, factors))
+
+
+def worthwhile(places: Sequence[Place], terms: Sequence[Term], logs: Reals) -> list[Place]:
+    """The places whose factors lessen the predicted noise by `WORTH` of all of it, or more."""
+    least = WORTH * noise(terms, logs)
+    return [place for place in places if _gain(place, terms, logs) >= least]
+
+
+def _gain(place: Place, terms: Sequence[Term], logs: Reals) -> float:
+    """How much noise there would be beside what is predicted, without the factors of this place."""
+    without = logs.copy()
+    without[place.labels] = 0.0
+    touched = [term for term in terms if term.touches(place.labels)]
+    return noise(touched, without) - noise(touched, logs)
