@@ -19,9 +19,8 @@ SILENT = 2.0**-12
 LEVELS = 255
 """Steps of the range that clipping is held against."""
 
-BEARABLE = 4.0
-"""What the largest values of unseen samples may lose, as a multiple of the noise of rounding: it is lost
-at few places of a sample only."""
+BEARABLE = 1.0
+"""What the largest values of unseen samples may lose, as a multiple of the noise of rounding."""
 
 HEADROOMS = np.geomspace(1.0, 1024.0, 101)
 

@@ -24,7 +24,7 @@ from onnxq.algorithms.outlook import Outlook
 from onnxq.algorithms.smooth import Place, find_places, with_muls
 from onnxq.algorithms.workbench import Workbench
 
-WORTH = 0.01
+WORTH = 0.02
 """What a Mul that is inserted must gain, as a share of all the noise that is left."""
 
 logger = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,7 @@ def test_muls_serve_matrices_behind_tensors_that_others_read(target: str) -> Non
 
 
 def test_a_mul_that_gains_too_little_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxq.algorithms.equalize.WORTH", 1e6)
+    monkeypatch.setattr(import_module("onnxq.algorithms.equalize"), "WORTH", 1e6)
     model = simplify(parse(SENTENCE, opset=17, k=uneven(32), b=0.1 * uneven(32)))
     draft, bench = bench_of(model, (2, 6, 32))
     left = equalize(draft, bench)
