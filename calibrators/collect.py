@@ -121,7 +121,7 @@ class Collector:
         self._channels = dict(channels or {})
         self._selection = None if every_element else SELECTION
         self._providers = providers
-        self._threads = threads or _processors()
+        self._threads = threads or processors()
         self._resume = resume
         self._on_bad = on_bad
         self._session = self._open(1)
@@ -312,7 +312,7 @@ def _report(found: Statistics) -> None:
             logger.warning("tensor %s held %d NaN or infinite values in all", name, tensor.nonfinite)
 
 
-def _processors() -> int:
+def processors() -> int:
     """How many of the machine's processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _HEADINGS: Mapping[str, str] = {
     "data": "data",
     "ranges": "ranges",
+    "accuracy": "accuracy",
     "tables": "tables, statistics, report",
     "plan": "what is quantized, and for what",
     "running": "running",

@@ -68,9 +68,16 @@ def calibrate(
 
 
 def gather(
-    model: ir.Model, tensors: Sequence[str], samples: Samples, config: QuantConfig, progress: Progress
+    model: ir.Model,
+    tensors: Sequence[str],
+    samples: Samples,
+    config: QuantConfig,
+    progress: Progress,
+    channels: Mapping[str, int] | None = None,
 ) -> Statistics:
     """The statistics of ``tensors`` over ``samples``, kept in ``config.save_statistics`` if that is given.
+
+    Of those in ``channels``, the means along that axis are gathered too.
 
     An interrupt leaves what was counted in that file; with such a file, and the same model and data, the
     work goes on where it ended, to the very statistics that it would have given in one piece.
@@ -83,6 +90,7 @@ def gather(
     with Collector(
         model,
         tensors,
+        channels=channels,
         every_element=config.every_element,
         providers=config.providers,
         threads=config.threads,

@@ -79,13 +79,24 @@ def _inspect(args: argparse.Namespace, config: QuantConfig) -> None:
         display.show_plan(args.model, plan)
 
 
+def _sensitivity(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq import display, ranking
+
+    with display.progress(quiet=args.quiet) as progress:
+        found = ranking.rank(args.model, config, progress)
+    if args.json:
+        display.print_ranking(found)
+    else:
+        display.show_ranking(args.model, found)
+
+
 _VERBOSE = {"--verbose": "say what each step does, and all that is known of an error"}
 
 _COMMANDS: Mapping[str, Command] = {
     "quantize": Command(
         help="turn a float ONNX model into an int8 one",
         files={"model": "the float model", "output": "the int8 model to write"},
-        groups=("data", "ranges", "tables", "plan", "running"),
+        groups=("data", "ranges", "accuracy", "tables", "plan", "running"),
         flags={
             "--config FILE.yaml": "read options from a file; those given here win",
             "--save-config FILE.yaml": "write the options used",
@@ -124,6 +135,13 @@ _COMMANDS: Mapping[str, Command] = {
         groups=("data", "running"),
         flags={"--quiet": "show no progress", **_VERBOSE},
         act=_compare,
+    ),
+    "sensitivity": Command(
+        help="quantization points ranked by what each costs at the outputs",
+        files={"model": "the float model"},
+        groups=("data", "ranges", "accuracy", "plan", "running"),
+        flags={"--json": "machine-readable", "--quiet": "show no progress", **_VERBOSE},
+        act=_sensitivity,
     ),
     "inspect": Command(
         help="what would be quantized, and why the rest would not",

@@ -20,8 +20,10 @@ from pydantic_core import PydanticCustomError
 from calibrators.errors import CalibrationError
 from calibrators.preprocess import parse_preprocess
 from onnxq.errors import ConfigError
+from onnxq.goal import parse_goal
 
 Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
+Correction = Literal["equalize", "ranges", "rounding", "adaround", "bias", "full-bias", "none"]
 ActivationType = Literal["uint8", "int8", "uint16", "int16"]
 WeightType = Literal["uint8", "int8", "uint4", "int4"]
 TableFormat = Literal[
@@ -55,6 +57,7 @@ _Path = Annotated[Path, BeforeValidator(_named)]
 _Paths = Annotated[tuple[_Path, ...], BeforeValidator(_several)]
 _Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
 _Formats = Annotated[tuple[TableFormat, ...], BeforeValidator(_several)]
+_Corrections = Annotated[tuple[Correction, ...], BeforeValidator(_several)]
 
 
 def _option(group: str, default: Any, text: str, metavar: str | None = None, **limits: Any) -> Any:
@@ -102,6 +105,25 @@ class QuantConfig(BaseModel):
     )
     method: Method = _option("ranges", "auto", "how ranges are chosen")
     percentile: float = _option("ranges", 99.99, "for --method percentile", "P", gt=50, le=100)
+    correct: _Corrections = _option(
+        "accuracy",
+        ("equalize", "rounding", "bias"),
+        "a correction to try, kept if it helps on held-out samples: equalize, ranges, rounding, adaround "
+        "(slow; for few bits), bias, full-bias, or none; default: equalize, rounding and bias",
+        "NAME",
+    )
+    time_limit: float = _option(
+        "accuracy", 600.0, "for adaround; a result cut short depends on the machine", "SECONDS", ge=0
+    )
+    goal: str | None = _option(
+        "accuracy",
+        None,
+        "keep nodes float until it holds on held-out samples: sqnr>=25 (dB), agreement>=0.99",
+        "GOAL",
+    )
+    search_log: _Path | None = _option(
+        "accuracy", None, "remember what was tried for --goal; the same command goes on from there", "FILE"
+    )
     from_table: _Path | None = _option(
         "tables", None, "take ranges from a table or saved statistics; needs no data", "FILE"
     )
@@ -142,6 +164,16 @@ class QuantConfig(BaseModel):
             if text is not None:
                 parse_preprocess(text)
         except CalibrationError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+    @field_validator("goal")
+    @classmethod
+    def _check_goal(cls, text: str | None) -> str | None:
+        try:
+            if text is not None:
+                parse_goal(text)
+        except ConfigError as error:
             raise ValueError(str(error)) from error
         return text
 

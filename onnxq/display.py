@@ -8,10 +8,10 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from shlex import quote
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -23,6 +23,10 @@ from rich.text import Text
 
 from calibrators.stability import Stability, stability, verdict
 from calibrators.statistics import Statistics
+from onnxq.algorithms import Verdict
+from onnxq.algorithms.attempts import Attempt
+from onnxq.algorithms.search import Search
+from onnxq.algorithms.sensitivity import Sensitivity
 from onnxq.evaluate import Quality
 from onnxq.model import size_on_disk
 from onnxq.pipeline import QuantResult
@@ -229,6 +233,46 @@ def print_json(plan: QuantPlan) -> None:
     _OUT.print(json.dumps(content, indent=2), soft_wrap=True)
 
 
+_RANKING: Mapping[str, Literal["left", "right"]] = {
+    "place": "right",
+    "tensor": "left",
+    "read by": "left",
+    "kind": "left",
+    "SQNR": "right",
+    "share": "right",
+}
+"""Columns, and on which side their texts stand."""
+
+
+def show_ranking(model: str, ranking: Sequence[Sensitivity]) -> None:
+    """Quantization points, the worst first."""
+    table = Table(title=f"{model}: what each point alone costs", title_justify="left")
+    for column, justify in _RANKING.items():
+        table.add_column(column, overflow="fold", justify=justify)
+    total = sum(one.quality.noise for one in ranking) or 1.0
+    for place, one in enumerate(ranking, start=1):
+        readers = ", ".join(f"{name} ({op})" if op else "an output" for name, op in one.readers.items())
+        figures = f"{one.quality.sqnr:.1f} dB", f"{one.quality.noise / total:.1%}"
+        table.add_row(str(place), one.group.name, readers, one.kind, *figures)
+    _OUT.print(table)
+
+
+def print_ranking(ranking: Sequence[Sensitivity]) -> None:
+    """The ranking for machines; ``sqnr`` is null where nothing at all changed."""
+    content = [
+        {
+            "tensors": list(one.group.tensors),
+            "kind": one.kind,
+            "read_by": [{"name": name, "op_type": op_type} for name, op_type in one.readers.items()],
+            "noise": one.quality.noise,
+            "sqnr": one.quality.sqnr if math.isfinite(one.quality.sqnr) else None,
+            "agreement": one.quality.agreement,
+        }
+        for one in ranking
+    ]
+    _OUT.print(json.dumps(content, indent=2), soft_wrap=True)
+
+
 def _warn(text: str) -> None:
     """On stderr, where it cannot be missed: in a frame on a terminal, else on one line."""
     if _ERR.is_terminal:
@@ -253,11 +297,51 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     else:
         yield from (("accuracy", text) for text in _quality_rows(result.quality))
         yield "measured on", f"{result.judged_on}: {result.quality.samples}"
+    yield from (("correction", text) for text in _correction_rows(result))
+    if result.search is not None:
+        yield from (("goal", text) for text in _search_rows(result.search))
     if result.skipped:
         yield "skipped", _counted(result.skipped, "bad sample")
     if result.statistics is not None and not result.request.synthetic:
         yield from _stability_rows(judged(result.plan, result.statistics), every_node)
     yield "time", f"{result.seconds:.1f} s"
+
+
+def _correction_rows(result: QuantResult) -> Iterator[str]:
+    """What each correction gave, or why there is none."""
+    for one in result.corrections:
+        yield f"{one.name}: {_verdict(one)} ({one.seconds:.1f} s)"
+    if not result.corrections and result.request.config.correct != ("none",):
+        yield "none: there are no held-out samples to prove one on"
+
+
+def _verdict(verdict: Verdict) -> str:
+    if verdict.after is None:
+        return "nothing to do"
+    if verdict.kept:
+        return f"SQNR {verdict.gain:+.2f} dB"
+    return f"dropped, SQNR would change by {verdict.gain:+.2f} dB"
+
+
+def _search_rows(search: Search) -> Iterator[str]:
+    """What was reached how, and what fewer or more float nodes give."""
+    float_nodes = _counted(len(search.chosen.floats), "more node")
+    yield f"{search.goal} holds with {float_nodes} in float, after {_counted(len(search.attempts), 'trial')}"
+    for attempt in search.curve:
+        mark = " (chosen)" if attempt.floats == search.chosen.floats else ""
+        yield f"{len(attempt.floats)} in float: {', '.join(_attempt(search, attempt))}{mark}"
+
+
+def _attempt(search: Search, attempt: Attempt) -> Iterator[str]:
+    if search.goal.name == "agreement":
+        yield f"agreement {attempt.value:.2%} to be expected"
+    elif search.goal.name != "sqnr":
+        yield f"{search.goal.name} {attempt.value:.4g}"
+    yield f"SQNR {attempt.sqnr:.2f} dB"
+    if attempt.agreement is not None:
+        yield f"agreement {attempt.agreement:.1%} counted"
+    if attempt.speed is not None:
+        yield f"{attempt.speed:.2f} times as fast"
 
 
 def _stability_rows(tensors: Mapping[str, Stability], every_tensor: bool) -> Iterator[tuple[str, str]]:

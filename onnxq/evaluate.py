@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from calibrators.samples import Sample
 from calibrators.session import open_session
 from calibrators.usable import OnBad, refuse
 from onnxq.numerics import decibels
+
+KEPT_BYTES = 256 * 2**20
+"""Of the float model's outputs; beyond, it runs again for each model that is judged."""
 
 Array = NDArray[np.generic]
 Model = ir.Model | str | os.PathLike[str]
@@ -53,6 +56,17 @@ class Quality:
     def sqnr(self) -> float:
         """The worst output's SQNR, in dB."""
         return min((o.sqnr for o in self.outputs.values() if not math.isnan(o.sqnr)), default=math.nan)
+
+    @property
+    def noise(self) -> float:
+        """Noise power over signal power, the mean of all outputs; of undecided ones if none holds reals.
+
+        Less is better, whatever the outputs are: what models are ranked by.
+        """
+        ratios = [10 ** (-o.sqnr / 10) for o in self.outputs.values() if not math.isnan(o.sqnr)]
+        if not ratios:
+            ratios = [1 - o.agreement for o in self.outputs.values() if o.agreement is not None]
+        return sum(ratios) / len(ratios) if ratios else math.nan
 
     @property
     def agreement(self) -> float | None:
@@ -109,16 +123,135 @@ class _Tally:
 
 
 def _decisions(output: Array) -> Array:
-    """Which class wins: along the last axis of [N, C] and [N, S, C], along axis 1 of [N, C, H, W].
-
-    Outputs that are no scores decide by themselves (integers), or nothing (one value a sample).
-    """
+    """Which class wins; outputs that are no scores decide by themselves (integers), or nothing."""
     if not np.issubdtype(output.dtype, np.floating):
         return output
+    axis = class_axis(output)
+    return np.empty(0, np.int64) if axis is None else np.asarray(output.argmax(axis=axis))
+
+
+def class_axis(output: Any) -> int | None:
+    """Along which axis scores compete: the last one of [N, C] and [N, S, C], axis 1 of [N, C, H, W].
+
+    None where nothing does: integers, one value a sample.
+    """
+    if not isinstance(output, np.ndarray) or not np.issubdtype(output.dtype, np.floating):
+        return None
     axis = 1 if output.ndim >= 4 else output.ndim - 1
-    if output.ndim < 2 or output.shape[axis] < 2:
-        return np.empty(0, np.int64)
-    return np.asarray(output.argmax(axis=axis))
+    return None if output.ndim < 2 or output.shape[axis] < 2 else axis
+
+
+class Judge:
+    """Samples, and what the float model makes of them: quantized models are held against it.
+
+    The float model runs once a sample, and its outputs are kept as long as they are small.
+
+    Attributes:
+        samples: those that the float model takes.
+    """
+
+    def __init__(
+        self,
+        float_model: Model,
+        samples: Iterable[Sample],
+        *,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int = 0,
+        on_bad: OnBad | None = None,
+    ) -> None:
+        """Prepare to run ``float_model`` on ``samples``.
+
+        Args:
+            float_model: a model, or the path of one.
+            samples: read once, one after the other, with the first model that is judged.
+            providers: execution providers, the preferred one first.
+            threads: threads within a node; 0 leaves it to ONNX Runtime.
+            on_bad: told of samples that the float model does not take, which are then skipped.
+
+        Raises:
+            CalibrationError: the model does not load.
+        """
+        self._reference = open_session(float_model, providers=providers, threads=threads)
+        self._stream = iter(samples)
+        self._options = {"providers": providers, "threads": threads}
+        self._on_bad = on_bad
+        self._known: list[tuple[Sample, list[Any] | None]] = []
+        self._kept = 0
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Those that the float model takes, as far as they were read."""
+        return [sample for sample, _ in self._known]
+
+    def quality(
+        self,
+        model: Model,
+        on_sample: Callable[[int], None] | None = None,
+        look: Callable[[Sequence[Any], Sequence[Any]], None] | None = None,
+    ) -> Quality:
+        """How close ``model`` comes. Outputs are matched by position, named as in the float model.
+
+        Args:
+            model: a model, or the path of one.
+            on_sample: told how many samples are done.
+            look: shown, for each batch, what the outputs should be and what they are.
+
+        Raises:
+            CalibrationError: it does not load, or one of the two does not take a sample.
+        """
+        actual = open_session(model, **self._options)  # type: ignore[arg-type]
+        tallies = {output.name: _Tally() for output in self._reference.get_outputs()}
+        seen = 0
+        for sample, expected in self._expected():
+            given = _run(actual, sample)
+            for tally, one, other in zip(tallies.values(), expected, given, strict=True):
+                tally.add(one, other)
+            if look is not None:
+                look(expected, given)
+            seen += sample.count
+            if on_sample is not None:
+                on_sample(seen)
+        return Quality({name: tally.quality() for name, tally in tallies.items()}, seen)
+
+    def _expected(self) -> Iterator[tuple[Sample, list[Any]]]:
+        """The samples, and the float model's outputs for each."""
+        for sample, outputs in self._known:
+            yield sample, _run(self._reference, sample) if outputs is None else outputs
+        for sample in self._stream:
+            try:
+                outputs = _run(self._reference, sample)
+            except CalibrationError as error:
+                if self._on_bad is None:
+                    refuse(error)
+                self._on_bad(error, sample.count)
+                continue
+            self._known.append((sample, self._if_small(outputs)))
+            yield sample, outputs
+
+    def _if_small(self, outputs: list[Any]) -> list[Any] | None:
+        """``outputs``, if there is room to keep them."""
+        size = sum(getattr(array, "nbytes", 0) for array in outputs)
+        if self._kept + size > KEPT_BYTES:
+            return None
+        self._kept += size
+        return outputs
+
+
+def outcome(
+    names: Sequence[str], pairs: Iterable[tuple[Sequence[Any], Sequence[Any]]], samples: int
+) -> Quality:
+    """How close outputs are to the expected ones.
+
+    Args:
+        names: of the outputs.
+        pairs: for each batch, what each output should be and what it is.
+        samples: how many that are in all.
+    """
+    tallies = [_Tally() for _ in names]
+    for expected, given in pairs:
+        for tally, one, other in zip(tallies, expected, given, strict=True):
+            tally.add(one, other)
+    return Quality({name: t.quality() for name, t in zip(names, tallies, strict=True)}, samples)
 
 
 def compare(
@@ -131,33 +264,13 @@ def compare(
     on_sample: Callable[[int], None] | None = None,
     on_bad: OnBad | None = None,
 ) -> Quality:
-    """Run both models on the same samples. Outputs are matched by position, named as in ``float_model``.
-
-    ``on_sample`` is told how many samples are done, ``on_bad`` of those that ``float_model`` does not take:
-    they are skipped.
+    """Run both models on the same samples; see `Judge`.
 
     Raises:
         CalibrationError: a model does not load, or does not take a sample.
     """
-    reference = open_session(float_model, providers=providers, threads=threads)
-    actual = open_session(int8_model, providers=providers, threads=threads)
-    tallies = {output.name: _Tally() for output in reference.get_outputs()}
-    seen = 0
-    for sample in samples:
-        try:
-            expected = _run(reference, sample)
-        except CalibrationError as error:
-            if on_bad is None:
-                refuse(error)
-            on_bad(error, sample.count)
-            continue
-        given = _run(actual, sample)
-        for tally, one, other in zip(tallies.values(), expected, given, strict=True):
-            tally.add(one, other)
-        seen += sample.count
-        if on_sample is not None:
-            on_sample(seen)
-    return Quality({name: tally.quality() for name, tally in tallies.items()}, seen)
+    judge = Judge(float_model, samples, providers=providers, threads=threads, on_bad=on_bad)
+    return judge.quality(int8_model, on_sample)
 
 
 def _run(session: ort.InferenceSession, sample: Sample) -> list[Any]:

@@ -49,7 +49,8 @@ def check_files(
         ConfigError: nothing tells the format of a table.
     """
     tables = [file for path, name in config.tables for file in format_for(path, name).files(path)]
-    asked = (output, f"{output}.data", config.save_statistics, config.report, *tables, *others)
+    ours = (config.save_statistics, config.search_log, config.report)
+    asked = (output, f"{output}.data", *ours, *tables, *others)
     written = [Path(path) for path in asked if path]
     needed = files_of(model) if any(path.exists() for path in written) else (model,)
     check_places((*needed, data, config.from_table), written)

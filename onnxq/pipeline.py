@@ -12,18 +12,24 @@ import onnx_ir as ir
 
 from calibrators.statistics import Statistics
 from onnxq import tables
+from onnxq.algorithms import Draft, Verdict
+from onnxq.algorithms.attempts import Attempt
+from onnxq.algorithms.layers import channel_axes
+from onnxq.algorithms.search import Search
 from onnxq.calibration import distrust, gather
 from onnxq.config import QuantConfig
+from onnxq.correction import channel_means, corrected
 from onnxq.errors import ConfigError
-from onnxq.evaluate import Quality
+from onnxq.evaluate import Judge, Quality
+from onnxq.goal import Goal
 from onnxq.guards import check_files, our_errors
-from onnxq.insert import insert_qdq
 from onnxq.model import load, size_on_disk, write
 from onnxq.plan import QuantPlan
 from onnxq.prepare import prepare
 from onnxq.progress import Progress, silent
 from onnxq.ranges import Source, calibrator, from_statistics, from_table, solve
-from onnxq.report import Accuracy, Report, Request, versions, write_report
+from onnxq.reach import chosen_goal, reach
+from onnxq.report import Accuracy, Reached, Report, Request, Try, versions, write_report
 from onnxq.samples import Data, Samples, in_batches, open_samples
 from onnxq.tables.sources import check_plan, of_plan
 from onnxq.tables.table import Table
@@ -38,9 +44,12 @@ class QuantResult:
         request: what was asked for.
         plan: every quantized edge with its parameters, every float node with its reason.
         statistics: what calibration saw; any method's ranges follow from it. None if a table gave the ranges.
-        make_table: gives `table`, for which all weights are read.
+        make_table: gives `table`, which is for the float model: its ranges are those before corrections,
+            and all its weights are read.
         quality: against the float model; None if there was no sample to judge by.
         judged_on: what kind of samples ``quality`` was measured on.
+        corrections: what each of them gave on held-out samples, in the order in which they were tried.
+        search: how the goal was reached; None if there was none.
         skipped: bad samples that were left out.
         warnings: why the result should not be trusted, if so.
         float_bytes, int8_bytes: file sizes, external weights included.
@@ -53,6 +62,8 @@ class QuantResult:
     make_table: Callable[[], Table] = field(repr=False)
     quality: Quality | None
     judged_on: str
+    corrections: tuple[Verdict, ...]
+    search: Search | None
     skipped: int
     warnings: tuple[str, ...]
     float_bytes: int
@@ -81,7 +92,16 @@ class QuantResult:
             int8_bytes=self.int8_bytes,
             seconds=self.seconds,
             versions=versions(),
+            reached=_reached(self.search) if self.search else None,
         )
+
+
+def _reached(search: Search) -> Reached:
+    return Reached(str(search.goal), _try(search.chosen), tuple(map(_try, search.curve)))
+
+
+def _try(attempt: Attempt) -> Try:
+    return Try(len(attempt.floats), attempt.value, attempt.sqnr, attempt.agreement, attempt.speed)
 
 
 def quantize_static(
@@ -90,6 +110,7 @@ def quantize_static(
     data: Data | None = None,
     config: QuantConfig | None = None,
     progress: Progress = silent,
+    goal: Goal | None = None,
 ) -> QuantResult:
     """Quantize ``model`` with ranges from ``data`` and write it to ``output``, whole or not at all.
 
@@ -99,6 +120,7 @@ def quantize_static(
         data: as ``config.data``, or any iterable of ``{input name: array}`` batches.
         config: the options; defaults if None.
         progress: told how far the work is.
+        goal: what the model must reach, as ``config.goal``; its measure may be a function of one's own.
 
     Raises:
         OnnxqError: with one clear message; ``output`` is then as it was before.
@@ -108,6 +130,7 @@ def quantize_static(
     data = config.data if data is None else data
     if data is not None and config.from_table is not None:
         raise ConfigError("calibration data and a table (data, from_table) both give the ranges: use one")
+    goal = chosen_goal(goal, data, config)
     check_files(model, output, data, config)
     with our_errors():
         progress("reading the model")
@@ -118,20 +141,29 @@ def quantize_static(
         progress("choosing ranges")
         plan = solve(simple, plan, source)
         table = cache(partial(_table, model, simple, plan))
+        judge = _judge(model, simple, samples, config)
+        draft = Draft(simple, simple, plan, channel_means(statistics or {}))
+        draft, verdicts = corrected(draft, samples, judge, config, progress)
+        draft, search = reach(draft, goal, samples, judge, config, progress)
         progress("writing and checking the model")
-        judge = list(in_batches(samples.to_judge, simple, config))
-        trial = Trial(model, plan, judge, config.providers, config.threads, samples.on_refused)
+        trial = Trial(judge, draft.plan)
         with tables.staged(tables.encode_all(table(), config.tables) if config.tables else {}):
-            write(insert_qdq(simple, plan), output, validate=trial.run)
+            write(draft.quantized(), output, validate=trial.run)
     result = QuantResult(
         request=Request(os.fspath(model), os.fspath(output), _origin(data), config),
-        plan=plan,
+        plan=draft.plan,
         statistics=statistics,
         make_table=table,
         quality=trial.quality,
         judged_on=samples.judged_on,
+        corrections=verdicts,
+        search=search,
         skipped=samples.skipped,
-        warnings=(*warnings, *doubts(samples, trial, float_weights(simple, plan))),
+        warnings=(
+            *warnings,
+            *(search.doubts if search else ()),
+            *doubts(samples, trial, float_weights(simple, draft.plan)),
+        ),
         float_bytes=size_on_disk(model),
         int8_bytes=size_on_disk(output),
         seconds=time.perf_counter() - started,
@@ -139,6 +171,17 @@ def quantize_static(
     if config.report is not None:
         write_report(result.report, config.report)
     return result
+
+
+def _judge(model: str | os.PathLike[str], simple: ir.Model, samples: Samples, config: QuantConfig) -> Judge:
+    """Knows the original as the user has it, and the samples that nothing was fitted on."""
+    return Judge(
+        model,
+        in_batches(samples.to_judge, simple, config),
+        providers=config.providers,
+        threads=config.threads,
+        on_bad=samples.on_refused,
+    )
 
 
 def _table(model: str | os.PathLike[str], simple: ir.Model, plan: QuantPlan) -> Table:
@@ -167,6 +210,8 @@ def _statistics(
 ) -> tuple[Statistics, tuple[str, ...]]:
     """What the ranges follow from, and why that should not be trusted, if so."""
     if config.from_table is None:
-        return gather(model, plan.observed, samples, config, progress), ()
+        channels = channel_axes(model, plan)
+        tensors = tuple(dict.fromkeys((*plan.observed, *channels)))
+        return gather(model, tensors, samples, config, progress, channels), ()
     statistics = Statistics.load(config.from_table)
     return statistics, tuple(distrust(statistics, model))

@@ -28,6 +28,9 @@ HOLD_EVERY = 5
 HELD_SAMPLES = 64
 HELD_BYTES = 256 * 2**20
 
+KEPT_SAMPLES = 128
+"""Calibration samples that are run again for corrections; more of them hardly change what is fitted."""
+
 NAMED = 100
 """Bad samples that are named; of more than that, the number tells enough."""
 
@@ -56,6 +59,37 @@ class Skipped:
             logger.warning("more than %d bad samples: further ones are skipped without a word", NAMED)
 
 
+class Kept:
+    """Samples of a stream of any length, evenly spread over it, within bounds.
+
+    Every so-manieth is kept; when they become too many, every second of them goes.
+
+    Attributes:
+        samples: those that are kept.
+    """
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self._every = 1
+        self._seen = 0
+        self._bytes = 0
+
+    def take(self, sample: Sample) -> None:
+        """The next sample of the stream."""
+        if self._seen % self._every == 0:
+            self.samples.append(sample)
+            self._bytes += _bytes(sample)
+        self._seen += 1
+        while self._too_many():
+            self.samples = self.samples[::2]
+            self._every *= 2
+            self._bytes = sum(map(_bytes, self.samples))
+
+    def _too_many(self) -> bool:
+        count = sum(sample.count for sample in self.samples)
+        return len(self.samples) > 1 and (count > KEPT_SAMPLES or self._bytes > HELD_BYTES)
+
+
 @dataclass
 class Samples:
     """Iterate once to get the samples to calibrate on; what was held out is known afterwards.
@@ -81,6 +115,7 @@ class Samples:
     given: int = 0
     _held: list[Sample] = field(default_factory=list)
     _first: list[Sample] = field(default_factory=list)
+    _kept: Kept = field(default_factory=lambda: Kept())
 
     def __iter__(self) -> Iterator[Sample]:
         """The samples to calibrate on. A held-out one is never among them."""
@@ -92,6 +127,7 @@ class Samples:
                 continue
             if turn < HOLD_EVERY:
                 self._first.append(sample)
+            self._kept.take(sample)
             yield sample
 
     @property
@@ -142,6 +178,11 @@ class Samples:
     def held(self) -> int:
         """How many samples have been held out so far."""
         return sum(sample.count for sample in self._held)
+
+    @property
+    def to_fit(self) -> list[Sample]:
+        """Calibration samples, spread over all of them, to run again: what corrections are fitted on."""
+        return self._kept.samples
 
     @property
     def to_judge(self) -> list[Sample]:

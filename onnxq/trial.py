@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from calibrators.samples import Sample
-from calibrators.usable import OnBad
 from calibrators.words import some
-from onnxq.evaluate import Quality, compare
+from onnxq.evaluate import Judge, Quality
 from onnxq.plan import QuantPlan
 from onnxq.samples import Samples
 from onnxq.verify import VERIFIERS
@@ -31,21 +28,14 @@ class Trial:
     """What the runtime says of a model; the answers stay here.
 
     Attributes:
-        float_model: the original.
+        judge: knows the original, and the samples to judge by.
         plan: what was to become of it.
-        samples: to judge by.
-        providers, threads: as for calibration.
-        on_bad: told of samples that the original does not take; None: that is an error.
         quality: against the original; None without samples.
         unfused: planned nodes that the runtime runs in float after all.
     """
 
-    float_model: str | os.PathLike[str]
+    judge: Judge
     plan: QuantPlan
-    samples: Sequence[Sample]
-    providers: Sequence[str]
-    threads: int
-    on_bad: OnBad | None = None
     quality: Quality | None = None
     unfused: tuple[str, ...] = ()
 
@@ -55,14 +45,7 @@ class Trial:
         Raises:
             CalibrationError: a model does not load, or does not take a sample.
         """
-        quality = compare(
-            self.float_model,
-            draft,
-            self.samples,
-            providers=self.providers,
-            threads=self.threads,
-            on_bad=self.on_bad,
-        )
+        quality = self.judge.quality(draft)
         self.quality = quality if quality.samples else None
         if verifier := VERIFIERS.get(self.plan.target):
             self.unfused = verifier(draft, self.plan.nodes)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -188,7 +189,7 @@ def test_saved_options_give_the_same_bytes(folder):
 @pytest.mark.parametrize("method", ["minmax", "moving-average", "percentile", "entropy", "mse", "auto"])
 def test_saved_statistics_give_the_same_bytes_with_every_method(folder, method):
     quantized("a.onnx", "--data", "d.npz", "--method", "minmax", "--save-statistics", "s.npz")
-    direct = quantized("b.onnx", "--data", "d.npz", "--method", method)
+    direct = quantized("b.onnx", "--data", "d.npz", "--method", method, "--correct", "none")
     assert direct == quantized("c.onnx", "--from-table", "s.npz", "--method", method)
 
 
@@ -304,6 +305,7 @@ def test_what_needs_no_model_imports_nothing_heavy(arguments):
 PUBLIC = [
     "CalibrationError",
     "ConfigError",
+    "Goal",
     "ModelError",
     "OnnxqError",
     "QuantConfig",
@@ -619,3 +621,72 @@ def test_as_a_process(folder):
     done = onnxq("quantize", "m.onnx", "o.onnx", "--data", "missing", cwd=folder)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: missing: no such file or directory: give the path of the calibration data\n"
+
+
+# --- goals and sensitivity ------------------------------------------------------------------------
+
+
+def test_a_goal_is_reached_and_the_way_to_it_told(folder, capsys):
+    assert run("quantize", "m.onnx", "o.onnx", "--data", "d.npz", "--goal", "sqnr>=5") == 0
+    assert "sqnr>=5 holds with 0 more nodes in float, after 1 trial" in capsys.readouterr().out
+    assert (
+        run("quantize", "m.onnx", "o.onnx", "--data", "d.npz", "--correct", "none", "--goal", "sqnr>=46") == 0
+    )
+    out = capsys.readouterr().out
+    assert re.search(r"sqnr>=46 holds with \d more nodes? in float", out)
+    assert "it stays float so that the goal is reached" in out
+    assert re.search(r"in float: SQNR .* times as fast \(chosen\)", out)
+    assert float(re.search(r"y: SQNR ([\d.]+) dB", out)[1]) >= 46
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "part"),
+    [
+        (("--data", "d.npz", "--goal", "sqnr>25"), 2, "goal: expected sqnr>=25"),
+        (("--goal", "sqnr>=25"), 2, "give data (--data)"),
+        (("--data", "d.npz", "--goal", "sqnr>=500"), 1, "is reached by no model with a node in integers"),
+        (("--data", "d.npz", "--goal", "sqnr>=5", "--search-log", "d.npz"), 1, "d.npz"),
+    ],
+)
+def test_what_is_wrong_with_a_goal_is_told_and_nothing_written(folder, capsys, options, code, part):
+    before = (folder / "d.npz").read_bytes()
+    assert run("quantize", "m.onnx", "o.onnx", *options) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert part in line
+    assert files(folder) == ["d.npz", "m.onnx"]
+    assert (folder / "d.npz").read_bytes() == before
+
+
+def test_a_search_goes_on_from_its_log(folder, capsys, monkeypatch):
+    options = ("--data", "d.npz", "--goal", "sqnr>=47", "--search-log", "l.json", "--quiet")
+    assert run("quantize", "m.onnx", "a.onnx", *options) == 0
+
+    def measure(self, model, floats):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("onnxq.algorithms.gauge.Gauge.measure", measure)
+    assert run("quantize", "m.onnx", "b.onnx", *options) == 0
+    assert (folder / "a.onnx").read_bytes() == (folder / "b.onnx").read_bytes()
+
+
+def test_sensitivity_ranks_the_points(folder, capsys):
+    assert run("sensitivity", "m.onnx", "--data", "d.npz") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for part in ("what each point alone costs", "Conv_c (Conv)", "activation", "weight", "dB", "%"):
+        assert part in out
+    assert files(folder) == ["d.npz", "m.onnx"]
+
+
+def test_sensitivity_for_machines(folder, capsys):
+    assert run("sensitivity", "m.onnx", "--data", "d.npz", "--json") == 0
+    points = json.loads(capsys.readouterr().out)
+    assert {point["kind"] for point in points} == {"activation", "weight"}
+    assert [point["noise"] for point in points] == sorted((p["noise"] for p in points), reverse=True)
+    assert {"name": "MatMul_y", "op_type": "MatMul"} in [reader for p in points for reader in p["read_by"]]
+
+
+def test_sensitivity_without_data_warns(folder, capsys):
+    assert run("sensitivity", "m.onnx") == 0
+    assert "warning: ranked on synthetic inputs" in capsys.readouterr().err

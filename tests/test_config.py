@@ -26,7 +26,9 @@ def test_the_help_names_all_targets_and_presets():
 def test_every_option_has_a_help_text_and_stands_in_a_group():
     for name, field in QuantConfig.model_fields.items():
         assert field.description, name
-        assert field.json_schema_extra["group"] in {"data", "ranges", "tables", "plan", "running"}, name
+        assert field.json_schema_extra["group"] in {
+            *("data", "ranges", "accuracy", "tables", "plan", "running"),
+        }, name
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,10 @@ FULL = QuantConfig(
     every_element=True,
     method="percentile",
     percentile=99.5,
+    goal="sqnr>=25",
+    search_log=Path("l.json"),
+    correct=("bias",),
+    time_limit=60,
     table=("t.cache", "t.json"),
     table_format=("tensorrt", "ppq"),
     save_statistics=Path("s.npz"),

@@ -8,7 +8,7 @@ which tell little.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeAlias
@@ -53,50 +53,62 @@ class Sensitivity:
         return "weight" if self.group.constant else "activation"
 
 
-def sensitivities(draft: Draft, bench: Workbench) -> list[Sensitivity]:
-    """Every group of ``draft.plan`` (biases aside), the one that does most harm first.
+def sensitivities(
+    draft: Draft,
+    bench: Workbench,
+    groups: Collection[str] | None = None,
+    samples: int = RANKED_SAMPLES,
+) -> list[Sensitivity]:
+    """Every group of ``draft.plan`` (biases aside), the one that does most harm first; or some, by name.
+
+    Measured on about so many ``samples``.
 
     Raises:
         CalibrationError: the model does not load, or does not take a sample.
     """
     names = [value.name or "" for value in draft.exact.graph.outputs]
-    samples, expected = _taken(draft, bench, names)
+    taken, expected = _taken(draft, bench, names, samples)
     operators = {node.name or "": node.op_type for node in draft.exact.graph}
     found = []
-    for group, changed in _changes(draft, bench, samples):
+    chosen = [group for name, group in draft.plan.groups.items() if groups is None or name in groups]
+    for group, changed in _changes(draft, chosen, bench, taken):
         given = (
             [new.get(i, a) for i, a in enumerate(old)] for old, new in zip(expected, changed, strict=True)
         )
-        quality = outcome(names, zip(expected, given, strict=True), sum(s.count for s in samples))
+        quality = outcome(names, zip(expected, given, strict=True), sum(s.count for s in taken))
         readers = dict.fromkeys(p.consumer for p in draft.plan.points if p.group == group.name)
         found.append(Sensitivity(group, {n: operators.get(n, GRAPH_OUTPUT) for n in readers}, quality))
-        bench.progress(STAGE, len(found), len(draft.plan.groups))
+        bench.progress(STAGE, len(found), len(chosen))
     return sorted(found, key=lambda one: (-one.quality.noise, one.group.name))
 
 
-def _taken(draft: Draft, bench: Workbench, names: Sequence[str]) -> tuple[list[Sample], list[list[Any]]]:
+def _taken(
+    draft: Draft, bench: Workbench, names: Sequence[str], samples: int
+) -> tuple[list[Sample], list[list[Any]]]:
     """A few batches that the float model takes, and what it makes of them."""
-    few = _few(bench.fit)
+    few = _few(bench.fit, samples)
     runs = bench.watch(draft.exact, names, lambda number, arrays: (number, [arrays[n] for n in names]), few)
     taken = dict(runs)
     return [few[number] for number in taken], list(taken.values())
 
 
-def _few(batches: Sequence[Sample]) -> list[Sample]:
+def _few(batches: Sequence[Sample], samples: int) -> list[Sample]:
     """The first batches that together hold enough samples."""
     chosen: list[Sample] = []
     for batch in batches:
-        if sum(one.count for one in chosen) >= RANKED_SAMPLES:
+        if sum(one.count for one in chosen) >= samples:
             break
         chosen.append(batch)
     return chosen
 
 
-def _changes(draft: Draft, bench: Workbench, samples: Sequence[Sample]) -> Iterator[tuple[Group, _Changed]]:
-    """For each group the outputs that it changes: as many stages at a time as there is room for."""
+def _changes(
+    draft: Draft, groups: Sequence[Group], bench: Workbench, samples: Sequence[Sample]
+) -> Iterator[tuple[Group, _Changed]]:
+    """For each of ``groups`` the outputs that it changes: as many stages at a time as there is room for."""
     sizes = _sizes(draft, bench, samples)
     waiting: list[Stage] = []
-    for stage in stages(draft):
+    for stage in stages(draft, groups):
         needed = set(stage.feeds).union(*(one.feeds for one in waiting))
         if waiting and sum(sizes.get(name, 0) for name in needed) > KEPT_BYTES:
             yield from _run(waiting, draft, bench, samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -51,16 +51,16 @@ class Stage:
         return {*rest, *(name for piece in self.pieces for name in piece.part.feeds)}
 
 
-def stages(draft: Draft) -> Iterator[Stage]:
-    """All groups of ``draft.plan``, in stages; models that cannot be cut are one stage, of whole models."""
+def stages(draft: Draft, groups: Iterable[Group]) -> Iterator[Stage]:
+    """The ``groups`` of ``draft.plan``, in stages; models that cannot be cut are one, of whole models."""
     cuttable = can_be_cut(draft.exact)
     ends: dict[int, list[Group]] = {}
     places = _Places(draft)
-    for group in draft.plan.groups.values():
+    for group in groups:
         ends.setdefault(places.end_of_stage(group) if cuttable else places.count, []).append(group)
-    for end, groups in sorted(ends.items()):
+    for end, members in sorted(ends.items()):
         rest = rest_of(draft.exact, end)
-        pieces = tuple(_piece(draft, group, rest, cuttable=cuttable) for group in groups)
+        pieces = tuple(_piece(draft, group, rest, cuttable=cuttable) for group in members)
         yield Stage(pieces, rest, _outputs(draft.exact, rest))
 
 

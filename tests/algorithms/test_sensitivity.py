@@ -111,7 +111,7 @@ def test_memory_is_bounded_and_changes_nothing(monkeypatch):
 def test_only_what_lies_behind_a_point_runs(monkeypatch):
     draft, _ = bench_for()
     monkeypatch.setattr(stages, "STAGES", 1)
-    (stage,) = stages.stages(draft)
+    (stage,) = stages.stages(draft, draft.plan.groups.values())
     assert stage.rest is None
     parts = {piece.group.name: piece.part for piece in stage.pieces}
     assert [node.op_type for node in parts["v"].model.graph] == ["MatMul"]
@@ -149,7 +149,7 @@ def test_with_control_flow_the_whole_model_runs():
     assert {one.group.name for one in found} == draft.plan.groups.keys()
     for one in found:
         assert one.quality.noise == pytest.approx(by_whole_runs(draft, bench, one.group), rel=0.02, abs=1e-9)
-    (stage,) = stages.stages(draft)
+    (stage,) = stages.stages(draft, draft.plan.groups.values())
     assert all(piece.part.feeds == ("x", "c") for piece in stage.pieces)
 
 

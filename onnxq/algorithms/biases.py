@@ -1,0 +1,75 @@
+"""Where a layer's bias is: an input of its own, or a constant that an Add behind it adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxq.algorithms.draft import with_constants
+from onnxq.graph import constant_value, input_at, is_op, sole_output
+from onnxq.operators import WEIGHTED
+
+
+@dataclass(frozen=True)
+class Bias:
+    """One bias, and where it is read.
+
+    Attributes:
+        holder: the name of the node that reads it.
+        index: as which of its inputs.
+        tensor: its initializer.
+        values: its values, in the shape that they are stored in.
+    """
+
+    holder: str
+    index: int
+    tensor: str
+    values: NDArray[np.float64]
+
+    def plus(self, shift: NDArray[np.float64]) -> Bias:
+        """With ``shift [C]`` added to its C values."""
+        return replace(self, values=self.values + shift.reshape(self.values.shape))
+
+
+def bias_of(node: ir.Node) -> Bias | None:
+    """The constant bias of a layer, one value for each output channel, that nothing else reads; or None."""
+    operator = WEIGHTED[node.op_type]
+    if operator.bias is not None:
+        beta = node.attributes.get_float("beta", 1.0)
+        return _bias(node, operator.bias, node) if beta == 1 else None
+    output = sole_output(node)
+    uses = tuple(output.uses()) if output is not None and not output.is_graph_output() else ()
+    if len(uses) != 1 or not is_op(uses[0].node, "Add"):
+        return None
+    return _bias(uses[0].node, 1 - uses[0].idx, node)
+
+
+def _bias(holder: ir.Node, index: int, node: ir.Node) -> Bias | None:
+    value = input_at(holder, index)
+    known = constant_value(value)
+    if value is None or known is None or len(tuple(value.uses())) != 1 or value.is_graph_output():
+        return None
+    if known.size != _channels(node) or known.size not in known.shape[-1:]:
+        return None
+    return Bias(holder.name or "", index, value.name or "", known.astype(np.float64))
+
+
+def _channels(node: ir.Node) -> int:
+    """How many output channels a layer has."""
+    weight = node.inputs[WEIGHTED[node.op_type].weight]
+    assert weight is not None
+    assert weight.shape is not None
+    shape = tuple(int(size) for size in weight.shape.numpy())
+    if node.op_type == "ConvTranspose":
+        return shape[1] * node.attributes.get_int("group", 1)
+    axis = WEIGHTED[node.op_type].channel_axis(node, len(shape))
+    return 0 if axis is None else shape[axis]
+
+
+def with_biases(model: ir.Model, biases: Iterable[Bias]) -> ir.Model:
+    """A copy of ``model`` with these biases."""
+    return with_constants(model, {bias.tensor: bias.values for bias in biases})

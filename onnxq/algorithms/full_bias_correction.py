@@ -1,0 +1,102 @@
+"""Biases that make up for all that shifts the mean of a layer's output, measured in the quantized model.
+
+``b += E[y] - E[y_q]``, one layer after the other in the order of the graph: so the shifts that rounded
+activations and the layers before have left are cancelled too (Nagel et al. 2019, as "empirical").
+A shift is measured on few samples, so it is believed as far as it is larger than chance would make it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrators.samples import Sample
+from onnxq.algorithms.biases import Bias, bias_of, with_biases
+from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.layers import channel_axis, layers
+from onnxq.algorithms.partial import can_be_cut
+from onnxq.algorithms.relay import Array, relay
+from onnxq.algorithms.workbench import Arrays, Workbench
+
+Doubles = NDArray[np.float64]
+
+HELD_BYTES = 2**28
+"""What the largest output of a layer may take for all samples together."""
+
+FEWEST = 8
+"""Batches, whatever they take."""
+
+
+def correct_biases_in_order(draft: Draft, bench: Workbench) -> Draft | None:
+    """Give every layer that has a place for it the bias with which its output has the float model's mean."""
+    quantized, found = draft.quantized(), _places(draft)
+    if not found or not can_be_cut(quantized):
+        return None
+    corrected: list[Bias] = []
+    batches, wanted = _float_means(draft, found, bench)
+
+    def change(stop: str, arrays: list[Array]) -> list[Array]:
+        bench.progress("correcting biases", len(corrected), len(found))
+        place = found[stop]
+        shifts = [w - _means(array, place.axis) for w, array in zip(wanted[stop], arrays, strict=True)]
+        shift = believed(np.stack(shifts))
+        corrected.append(place.bias.plus(shift))
+        spread = shift.astype(np.float32).reshape(-1, *[1] * (-1 - place.axis))
+        return [np.add(array, spread) for array in arrays]
+
+    relay(quantized, list(found), batches, change, bench.threads)
+    return replace(draft, model=with_biases(draft.model, corrected))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A bias, and the axis from the end of the sum with it that counts the channels."""
+
+    bias: Bias
+    axis: int
+
+
+def _places(draft: Draft) -> dict[str, _Place]:
+    """The tensors that hold a layer's products and bias."""
+    nodes = {node.name: node for node in draft.model.graph}
+    axes = {layer.name: channel_axis(nodes[layer.name]) for layer in layers(draft.model, draft.plan)}
+    found = {name: bias_of(nodes[name]) for name in axes}
+    return {
+        nodes[bias.holder].outputs[0].name or "": _Place(bias, axes[name])
+        for name, bias in found.items()
+        if bias is not None
+    }
+
+
+def _float_means(
+    draft: Draft, found: Mapping[str, _Place], bench: Workbench
+) -> tuple[list[Sample], dict[str, list[Doubles]]]:
+    """As many batches as there is memory for, and what the quantized model's means are to be on them."""
+
+    def look(number: int, arrays: Arrays) -> tuple[int, dict[str, Doubles]]:
+        largest = max(arrays[stop].nbytes for stop in found)
+        return largest, {stop: _means(arrays[stop], place.axis) for stop, place in found.items()}
+
+    sizes, means = zip(*bench.watch(draft.exact, list(found), look), strict=True)
+    count = min(max(HELD_BYTES // max(sizes), FEWEST), len(sizes))
+    chosen = np.linspace(0, len(sizes) - 1, count).round().astype(int)
+    return [bench.fit[i] for i in chosen], {stop: [means[i][stop] for i in chosen] for stop in found}
+
+
+def _means(array: Array, axis: int) -> Doubles:
+    others = tuple(i for i in range(array.ndim) if i != array.ndim + axis)
+    return np.asarray(array.mean(axis=others, dtype=np.float64))
+
+
+def believed(shifts: Doubles) -> Doubles:
+    """The mean of ``shifts [samples, C]`` over the samples, each channel shrunk by how uncertain it is.
+
+    By ``max(0, 1 - variance of the mean / mean^2)``, the positive-part James-Stein factor of one channel.
+    """
+    mean, count = shifts.mean(axis=0), len(shifts)
+    uncertain = shifts.var(axis=0, ddof=1) / count if count > 1 else np.zeros_like(mean)
+    share = 1 - np.divide(uncertain, np.square(mean), out=np.ones_like(mean), where=mean != 0)
+    return np.asarray(mean * share.clip(0, 1))

@@ -1,0 +1,160 @@
+"""Weights rounded so that the layer's output changes least, not each weight: OPTQ, in the form of LDLQ.
+
+The error of a layer's output is ``tr(E H E^T)`` with ``E`` the rounding errors of its weights and
+``H = E[x x^T]``. With ``H = R R^T``, R upper triangular, it is
+``sum over k of R_kk^2 |E_k + sum over j < k of E_j R_jk / R_kk|^2``: so the columns are rounded one after the
+other, each together with what the errors before it ask for.
+Frantar et al., "OPTQ", 2022; the equivalence and this form: Chee et al., "QuIP", 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from calibrators.collect import processors
+from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.layers import Layer, layers, matrices, weights, weights_of
+from onnxq.algorithms.moments import Moments, gather_moments, in_blocks, out_of_blocks
+from onnxq.algorithms.workbench import Workbench
+from onnxq.numerics import dequantize, quantize, spread
+from onnxq.plan import QuantParams, QuantSpec
+
+Doubles = NDArray[np.float64]
+Columns = tuple[NDArray[np.intp], slice, NDArray[np.intp]]
+"""One column of each group of ``[G, O, K]``."""
+
+DAMPING = 0.01
+"""Of the mean of the diagonal, added to it: inputs that are always zero or always alike leave H singular."""
+
+BLOCK = 64
+"""Columns whose errors are carried to those behind them in one product of matrices."""
+
+
+def round_weights(draft: Draft, bench: Workbench) -> Draft | None:
+    """Round the weights of every layer of ``draft`` by the second moments of its inputs."""
+    nodes = {node.name: node for node in draft.exact.graph}
+    able = _able(layers(draft.exact, draft.plan), nodes)
+    rounded: dict[str, NDArray[np.float32]] = {}
+
+    def one(found: tuple[Layer, Moments]) -> tuple[str, NDArray[np.float32]]:
+        layer, moments = found
+        return layer.weight.tensor, _rounded(nodes[layer.name], layer, moments, draft)
+
+    # Layers side by side, each on one thread: most matrices are too small to be shared by several.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(bench.threads or processors()) as pool:
+        for part in gather_moments(draft.exact, able, bench):
+            rounded.update(pool.map(one, part))
+            bench.progress("rounding weights", len(rounded), len(able))
+    return draft.with_constants(rounded) if rounded else None
+
+
+def _able(found: Sequence[Layer], nodes: dict[str | None, ir.Node]) -> list[Layer]:
+    """Those that alone read their weights, which other readers' inputs would want rounded otherwise."""
+    readers = {layer.name: nodes[layer.name].inputs[layer.weight.input_index] for layer in found}
+    return [layer for layer in found if len(tuple(_known(readers[layer.name]).uses())) == 1]
+
+
+def _known(value: ir.Value | None) -> ir.Value:
+    assert value is not None
+    return value
+
+
+def _rounded(node: ir.Node, layer: Layer, moments: Moments, draft: Draft) -> NDArray[np.float32]:
+    """The layer's weights on their grid, in the layout that the operator has them in."""
+    values = weights_of(node)
+    assert values is not None
+    params, spec = draft.plan.params[layer.weight.group], layer.weight.spec
+    second = moments.second.astype(np.float64)
+
+    def blocks(array: NDArray[np.generic]) -> Doubles:
+        return in_blocks(matrices(node, array).astype(np.float64), second.shape[1])
+
+    exact, grid = blocks(values), _grid(params, spec, values.shape, blocks)
+    nearest = blocks(dequantize(quantize(values, params, spec), params, spec))
+    rounded = round_columns(exact, damped(second), grid)
+    better = output_error(rounded - exact, second) < output_error(nearest - exact, second)
+    chosen = out_of_blocks(np.where(better[:, :, None], rounded, nearest), layer.shape[2])
+    return weights(node, chosen.astype(np.float32), values.shape)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where weights may lie: ``level * scale`` for whole levels between two limits; all ``[G, O, K]``."""
+
+    scale: Doubles
+    lowest: Doubles
+    highest: Doubles
+
+    def nearest(self, values: Doubles, column: Columns) -> Doubles:
+        """``values [G, O]`` of one column, each on its grid."""
+        scale = self.scale[column]
+        levels = np.rint(values / scale).clip(self.lowest[column], self.highest[column])
+        return np.asarray(levels * scale)
+
+
+def _grid(
+    params: QuantParams,
+    spec: QuantSpec,
+    shape: tuple[int, ...],
+    blocks: Callable[[NDArray[np.generic]], Doubles],
+) -> Grid:
+    """The grid of weights of this ``shape``, in the form that ``blocks`` gives them."""
+    scale, middle = (
+        blocks(np.broadcast_to(spread(part, spec, shape), shape))
+        for part in (params.scale, params.zero_point.astype(np.float64))
+    )
+    lowest, highest = spec.limits
+    return Grid(np.where(scale == 0, 1.0, scale), lowest - middle, highest - middle)  # 0: filled up
+
+
+def damped(second: Doubles) -> Doubles:
+    """``second [G, K, K]``, made safely positive definite."""
+    size = second.shape[-1]
+    mean = np.trace(second, axis1=1, axis2=2) / size
+    return np.asarray(second + np.eye(size) * np.where(mean > 0, DAMPING * mean, 1.0)[:, None, None])
+
+
+def output_error(errors: Doubles, second: Doubles) -> Doubles:
+    """``e H e^T`` of every row: errors ``[G, O, K]``, second ``[G, K, K]`` -> ``[G, O]``."""
+    return np.asarray(((errors @ second) * errors).sum(axis=2))
+
+
+def round_columns(exact: Doubles, second: Doubles, grid: Grid) -> Doubles:
+    """``exact [G, O, K]`` on the grid, with little ``tr(E H E^T)`` for ``second`` = H, positive definite.
+
+    Columns that count most, with the largest diagonal of H, come first, while most others can still make up
+    for their errors ("act order").
+    """
+    order = np.argsort(-np.einsum("gkk->gk", second), axis=1, kind="stable")
+    factor = _upper(_permuted(second, order))
+    factor /= np.einsum("gkk->gk", factor)[:, None, :]
+    rounded, errors = np.empty_like(exact), np.empty_like(exact)
+    carried = np.zeros_like(exact)
+    groups, size = np.arange(len(exact)), exact.shape[2]
+    for start in range(0, size, BLOCK):
+        end = min(start + BLOCK, size)
+        for k in range(start, end):
+            column = (groups, slice(None), order[:, k])
+            known = errors[:, :, start:k] @ factor[:, start:k, k, None]
+            wanted = exact[column] + carried[:, :, k] + known[:, :, 0]
+            rounded[column] = grid.nearest(wanted, column)
+            errors[:, :, k] = exact[column] - rounded[column]
+        carried[:, :, end:] += errors[:, :, start:end] @ factor[:, start:end, end:]
+    return rounded
+
+
+def _permuted(second: Doubles, order: NDArray[np.intp]) -> Doubles:
+    rows = np.take_along_axis(second, order[:, :, None], axis=1)
+    return np.take_along_axis(rows, order[:, None, :], axis=2)
+
+
+def _upper(second: Doubles) -> Doubles:
+    """R, upper triangular, with ``R R^T = second [G, K, K]``."""
+    return np.array(np.linalg.cholesky(second[:, ::-1, ::-1])[:, ::-1, ::-1], np.float64)

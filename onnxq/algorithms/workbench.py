@@ -1,0 +1,99 @@
+"""What corrections work with: samples to fit on, held-out ones to be judged by, and models to run."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calibrators.collect import processors, run_batch
+from calibrators.errors import CalibrationError
+from calibrators.samples import Sample
+from calibrators.session import open_session
+from calibrators.usable import OnBad, refuse
+from onnxq.algorithms.draft import Draft
+from onnxq.evaluate import Judge
+from onnxq.progress import Progress, silent
+
+Arrays = Mapping[str, NDArray[np.generic]]
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Everything that a correction may ask for.
+
+    Attributes:
+        fit: batches to fit on.
+        judge: knows the original and the held-out samples.
+        recalibrate: float model -> a draft of it, planned and with ranges anew, from the batches to fit on.
+        providers, threads: to run models.
+        seed: for whatever is random.
+        time_limit: seconds that a correction which learns may take.
+        progress: told how far the work is.
+        on_bad: told of batches that a model does not take, which are passed over; None: that is an error.
+    """
+
+    fit: Sequence[Sample]
+    judge: Judge
+    recalibrate: Callable[[ir.Model], Draft]
+    providers: Sequence[str] = ("CPUExecutionProvider",)
+    threads: int = 0
+    seed: int = 0
+    time_limit: float = math.inf
+    progress: Progress = field(default=silent)
+    on_bad: OnBad | None = None
+
+    def error(self, draft: Draft) -> float:
+        """Noise over signal at the outputs, on the held-out samples."""
+        return self.judge.quality(draft.quantized()).noise
+
+    def watch(
+        self,
+        model: ir.Model,
+        tensors: Sequence[str],
+        look: Callable[[int, Arrays], _Found],
+        samples: Iterable[Sample] | None = None,
+    ) -> Iterator[_Found]:
+        """Run ``model`` and give what ``look`` finds in some of its tensors, batch by batch, in order.
+
+        Several batches run side by side, on one thread each; the same samples give the same bits.
+
+        Args:
+            model: what to run; tensors of its main graph may be looked at.
+            tensors: their names.
+            look: batch number, arrays by name -> what is wanted of them. Called on several threads.
+            samples: the batches; those to fit on if None.
+
+        Raises:
+            CalibrationError: the model does not load, or does not take a batch.
+        """
+        names = list(dict.fromkeys(tensors))
+        count = self.threads or processors()
+        session = open_session(model, outputs=names, providers=self.providers, threads=1, alone=False)
+
+        def one(number: int, batch: Sample) -> list[_Found]:
+            try:
+                arrays = run_batch(session, names, batch)
+            except CalibrationError as error:
+                if self.on_bad is None:
+                    refuse(error)
+                self.on_bad(error, batch.count)
+                return []
+            return [look(number, dict(zip(names, arrays, strict=True)))]
+
+        with ThreadPoolExecutor(count) as pool:
+            under_way: deque[Future[list[_Found]]] = deque()
+            for number, batch in enumerate(self.fit if samples is None else samples):
+                under_way.append(pool.submit(one, number, batch))
+                if len(under_way) > count:
+                    yield from under_way.popleft().result()
+            while under_way:
+                yield from under_way.popleft().result()
