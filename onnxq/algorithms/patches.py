@@ -121,9 +121,9 @@ def _transposed_axis(node: ir.Node, d: int, size: int, span: int, stride: int, r
     full = (size - 1) * stride + span + extra[d]
     if not wanted and not auto.startswith("SAME"):
         return pads[d], full - pads[d] - pads[d + rank]
-    out = wanted[d - rank] if wanted else size * stride
+    out = wanted[d - rank] if wanted else min(full, size * stride)
     total = max(0, full - out)
-    return (total - total // 2 if auto == "SAME_UPPER" else total // 2), out
+    return (total // 2 if auto == "SAME_UPPER" else total - total // 2), out
 
 
 def _auto_pad(node: ir.Node) -> str:
@@ -138,7 +138,8 @@ def _chosen(sizes: Sequence[int], limit: int, rng: np.random.Generator) -> list[
 
 
 def _gemm_patches(node: ir.Node, data: Floats, limit: int, rng: np.random.Generator) -> Floats:
-    return _rows(data.T if int_attribute(node, "transA", 0) else data, limit * max(len(data), 1), rng)
+    rows = data.T if int_attribute(node, "transA", 0) else data
+    return _rows(rows, limit * len(rows), rng)
 
 
 def _matmul_patches(node: ir.Node, data: Floats, limit: int, rng: np.random.Generator) -> Floats:
