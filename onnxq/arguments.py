@@ -18,6 +18,7 @@ _HEADINGS: Mapping[str, str] = {
     "data": "data",
     "ranges": "ranges",
     "accuracy": "accuracy",
+    "goal": "a goal for the accuracy",
     "tables": "tables, statistics, report",
     "plan": "what is quantized, and for what",
     "running": "running",
@@ -139,7 +140,8 @@ def _add_option(section: argparse._ArgumentGroup, name: str) -> None:
         keywords["action"] = "append"
         text += " (repeat for more)"
     if field.default not in (None, False, ()):
-        text += f"; default: {field.default}"
+        names = field.default if isinstance(field.default, tuple) else (field.default,)
+        text += f"; default: {', '.join(map(str, names))}"
     section.add_argument(_flag(name), help=text.replace("%", "%%"), **keywords)
 
 

@@ -109,23 +109,23 @@ class QuantConfig(BaseModel):
         "accuracy",
         ("equalize", "rounding", "bias"),
         "a correction to try, kept if it helps on held-out samples: equalize, ranges, rounding, adaround "
-        "(slow; for few bits), bias, full-bias, or none; default: equalize, rounding and bias",
+        "(slow; for few bits), bias, full-bias, or none",
         "NAME",
     )
     time_limit: float = _option(
         "accuracy", 600.0, "for adaround; a result cut short depends on the machine", "SECONDS", ge=0
     )
     goal: str | None = _option(
-        "accuracy",
+        "goal",
         None,
         "keep nodes float until it holds on held-out samples: sqnr>=25 (dB), agreement>=0.99",
         "GOAL",
     )
     search_log: _Path | None = _option(
-        "accuracy", None, "remember what was tried for --goal; the same command goes on from there", "FILE"
+        "goal", None, "remember what was tried for --goal; the same command goes on from there", "FILE"
     )
     from_table: _Path | None = _option(
-        "tables", None, "take ranges from a table or saved statistics; needs no data", "FILE"
+        "tables", None, "take ranges from a table or saved statistics: no data, no corrections", "FILE"
     )
     table: _Paths = _option("tables", (), "also write a calibration table", "FILE")
     table_format: _Formats = _option(

@@ -278,6 +278,15 @@ def test_help_lists_every_option_with_choices_and_defaults(capsys):
         in out
     )
     assert "default: 99.99" in out
+    assert "or none (repeat for more); default: equalize, rounding, bias" in out
+
+
+def test_help_offers_no_goal_where_nothing_is_searched(capsys):
+    assert run("sensitivity", "--help") == 0
+    out = capsys.readouterr().out
+    assert "--correct" in out
+    assert "--goal" not in out
+    assert "--search-log" not in out
 
 
 IMPORTS = """

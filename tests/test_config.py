@@ -27,7 +27,7 @@ def test_every_option_has_a_help_text_and_stands_in_a_group():
     for name, field in QuantConfig.model_fields.items():
         assert field.description, name
         assert field.json_schema_extra["group"] in {
-            *("data", "ranges", "accuracy", "tables", "plan", "running"),
+            *("data", "ranges", "accuracy", "goal", "tables", "plan", "running"),
         }, name
 
 
