@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from graphs import parse
 
 from calibrators.collect import collect
 from calibrators.samples import Sample
 from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.layers import channel_axes
 from onnxq.algorithms.workbench import Workbench
 from onnxq.config import QuantConfig
+from onnxq.correction import channel_means
 from onnxq.evaluate import Judge
 from onnxq.passes import simplify
 from onnxq.planner import make_plan
+from onnxq.planner.formats import find_formats
 from onnxq.ranges import calibrator, from_statistics, solve
 from onnxq.targets import get_target
 
@@ -33,23 +38,39 @@ def samples(count: int, shape: tuple[int, ...], seed: int = 0, **more: np.ndarra
 
 
 def bench_for(
-    text: str = CHAIN, feeds=None, count: int = 12, held: int = 6, **options
+    text: str = CHAIN, feeds=None, count: int = 12, held: int = 6, bits: int | None = None, **options
 ) -> tuple[Draft, Workbench]:
     """A model quantized to nearest, and a workbench with some samples to fit on and some held out.
 
-    Inputs besides ``x`` get the same ``feeds`` in each.
+    Inputs besides ``x`` get the same ``feeds`` in each. Weights use so many ``bits``, if given.
     """
     config = QuantConfig(**{"method": "minmax", **options})
-    model = simplify(parse(text))
+    model = simplify(parse(text), find_formats(get_target(config.target), config).opset)
     inputs = model.graph.inputs[0]
     shape = tuple(size if isinstance(size, int) else 1 for size in inputs.shape)
     fit = samples(count, shape, **(feeds or {}))
     judge = Judge(model, samples(held, shape, seed=1, **(feeds or {})), threads=1)
     plan = make_plan(model, get_target(config.target), config)
-    statistics = collect(model, plan.observed, fit, threads=1)
+    plan = plan if bits is None else with_bits(plan, bits)
+    axes = channel_axes(model, plan)
+    statistics = collect(model, [*plan.observed, *axes], fit, channels=axes, threads=1)
     plan = solve(model, plan, from_statistics(statistics, calibrator(config)))
     bench = Workbench(fit, judge, recalibrate=unused, threads=1)
-    return Draft(model, model, plan, {}), bench
+    return Draft(model, model, plan, channel_means(statistics)), bench
+
+
+def with_bits(plan, bits):
+    """The plan with fewer levels for weights."""
+
+    def few(spec):
+        return replace(spec, reduce_bits=8 - bits)
+
+    constant = {name for name, group in plan.groups.items() if group.constant}
+    return replace(
+        plan,
+        groups={n: replace(g, spec=few(g.spec)) if n in constant else g for n, g in plan.groups.items()},
+        points=tuple(replace(p, spec=few(p.spec)) if p.group in constant else p for p in plan.points),
+    )
 
 
 def unused(model):

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.graph import constant_value, int_attribute
+from onnxq.graph import constant_value, int_attribute, rank
 from onnxq.operators import WEIGHTED
 from onnxq.plan import QuantPlan, QuantPoint
 
@@ -61,13 +61,25 @@ def _layer(node: ir.Node, points: Mapping[tuple[str, int], QuantPoint]) -> Layer
 
 
 def channel_axes(model: ir.Model, plan: QuantPlan) -> dict[str, int]:
-    """The tensors that layers read, and which axis (from the end) counts the channels that they sum over."""
-    nodes = {node.name: node for node in model.graph}
-    return {layer.data.tensor: channel_axis(nodes[layer.name]) for layer in layers(model, plan)}
+    """The tensors that layers read, and which axis (from the end) counts the channels that they sum over.
+
+    Without those whose first axis that is (vectors, transposed matrices): it counts samples everywhere else.
+    And without those that two layers sum over different axes of.
+    """
+    nodes, found = {node.name: node for node in model.graph}, dict[str, set[int]]()
+    for layer in layers(model, plan):
+        node = nodes[layer.name]
+        if (rank(node.inputs[WEIGHTED[layer.op_type].data]) or 0) > -_summed_axis(node):
+            found.setdefault(layer.data.tensor, set()).add(_summed_axis(node))
+    return {tensor: axes.pop() for tensor, axes in found.items() if len(axes) == 1}
+
+
+def _summed_axis(node: ir.Node) -> int:
+    return -2 if _is_transposed(node, "transA") else channel_axis(node)
 
 
 def channel_axis(node: ir.Node) -> int:
-    """The axis, from the end, that counts the channels of the layer's input and of its output."""
+    """The axis, from the end, that counts the channels of the layer's output."""
     weight = node.inputs[WEIGHTED[node.op_type].weight]
     assert weight is not None
     assert weight.shape is not None

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from benches import with_bits
 from graphs import parse
 
 from calibrators.collect import collect
@@ -61,20 +62,6 @@ def drafted(text, samples, config=None):
     statistics = collect(model, plan.observed, samples)
     plan = solve(model, plan, from_statistics(statistics, calibrator(config or QuantConfig())))
     return Draft(model, model, plan, {})
-
-
-def with_bits(plan, bits):
-    """The plan with fewer levels for weights."""
-
-    def few(spec):
-        return replace(spec, reduce_bits=8 - bits)
-
-    constant = {name for name, group in plan.groups.items() if group.constant}
-    return replace(
-        plan,
-        groups={n: replace(g, spec=few(g.spec)) if n in constant else g for n, g in plan.groups.items()},
-        points=tuple(replace(p, spec=few(p.spec)) if p.group in constant else p for p in plan.points),
-    )
 
 
 def scene(name, config=None, **options):
