@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from onnxq.algorithms.adaround import learn_rounding
@@ -21,12 +21,16 @@ __all__ = ["CORRECTIONS", "Correction", "Draft", "Verdict", "Workbench", "correc
 Correction = Callable[[Draft, Workbench], Draft | None]
 """Gives a changed draft, or None where there is nothing that it could change."""
 
+FINISH = "bias"
+"""Costs next to nothing, and makes up for most of what other corrections do to the means: they are judged with
+it on top of them, and not by shifts that it would take away anyway."""
+
 CORRECTIONS: Mapping[str, Correction] = {
+    FINISH: correct_biases,
     "equalize": equalize,
     "ranges": tighten_ranges,
     "rounding": round_weights,
     "adaround": learn_rounding,
-    "bias": correct_biases,
     "full-bias": correct_biases_in_order,
 }
 """In the order in which they are tried."""
@@ -62,18 +66,51 @@ class Verdict:
         return 10 * math.log10(self.before / self.after)
 
 
-def correct(draft: Draft, names: Iterable[str], bench: Workbench) -> tuple[Draft, tuple[Verdict, ...]]:
-    """Try the corrections called ``names``, one on top of the other, and keep those that help."""
-    chosen = set(names)
+def correct(draft: Draft, names: Collection[str], bench: Workbench) -> tuple[Draft, tuple[Verdict, ...]]:
+    """Try the corrections called ``names``, one on top of the other, and keep those that help.
+
+    The gains of those that are kept add up to that of all of them together.
+    """
+    base = best = draft
     error, verdicts = bench.error(draft), []
+    finish = correct_biases if FINISH in names else _as_it_is
     for name, correction in CORRECTIONS.items():
-        if name not in chosen:
+        if name not in names:
             continue
         started = time.perf_counter()
-        tried = correction(draft, bench)
-        after = None if tried is None else bench.error(tried)
-        verdict = Verdict(name, error, after, time.perf_counter() - started)
-        if tried is not None and after is not None and verdict.kept:
-            draft, error = tried, after
+        tried = correction(base, bench)
+        found = None if tried is None else _better(_forms(name, tried, finish, bench), error, bench)
+        verdict = Verdict(name, error, found.error if found else None, time.perf_counter() - started)
+        if tried is not None and found is not None and verdict.kept:
+            base, best, error = base if name == FINISH else tried, found.draft, found.error
         verdicts.append(verdict)
-    return draft, tuple(verdicts)
+    return best, tuple(verdicts)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A draft, and its noise over signal."""
+
+    draft: Draft
+    error: float
+
+
+def _as_it_is(draft: Draft, bench: Workbench) -> Draft | None:
+    return draft
+
+
+def _forms(name: str, tried: Draft, finish: Correction, bench: Workbench) -> Iterator[Draft]:
+    """What may become of ``tried``: with biases corrected again, and as it is, if it has its own."""
+    if name != FINISH:
+        yield finish(tried, bench) or tried
+    yield tried
+
+
+def _better(drafts: Iterator[Draft], error: float, bench: Workbench) -> _Judged:
+    """The first of ``drafts`` that has less than ``error``, else the one with the least."""
+    judged: list[_Judged] = []
+    for draft in drafts:
+        judged.append(_Judged(draft, bench.error(draft)))
+        if judged[-1].error < error:
+            return judged[-1]
+    return min(judged, key=lambda one: one.error)
