@@ -22,8 +22,8 @@ Correction = Callable[[Draft, Workbench], Draft | None]
 """Gives a changed draft, or None where there is nothing that it could change."""
 
 FINISH = "bias"
-"""Costs next to nothing, and makes up for most of what other corrections do to the means: they are judged with
-it on top of them, and not by shifts that it would take away anyway."""
+"""Costs next to nothing, and makes up for most of what the others do to the means: they are judged with it on
+top of them, and not by shifts that it would take away anyway."""
 
 CORRECTIONS: Mapping[str, Correction] = {
     FINISH: correct_biases,
