@@ -13,6 +13,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from calibrators.errors import CalibrationError
+from calibrators.external import load_external
+
+INLINE_BYTES = 256
+"""A tensor of at most so many stays in the model, where shape inference finds it."""
 
 INLINE_LIMIT = 2**30
 """Weights, in bytes, that are handed over in memory. Protobuf stops at 2 GiB; files have no limit."""
@@ -193,7 +197,9 @@ def _needs_file(model: ir.Model) -> bool:
 
 def _write(model: ir.Model, path: Path) -> None:
     try:
-        ir.save(model, path, external_data=f"{path.name}.data")
+        copy = model.clone()
+        load_external(copy, INLINE_BYTES)
+        ir.save(copy, path, external_data=f"{path.name}.data", size_threshold_bytes=INLINE_BYTES)
     except (OSError, ValueError) as error:
         raise CalibrationError(
             f"a temporary copy of the model cannot be written to {path.parent}: {brief(error)}"

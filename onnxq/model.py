@@ -19,6 +19,8 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from calibrators.external import load_external
+from calibrators.session import INLINE_BYTES
 from onnxq.errors import ModelError
 from onnxq.graph import all_nodes
 
@@ -255,9 +257,10 @@ def _save(model: ir.Model, draft: Path) -> None:
     """Serialise a copy, so that the caller's tensors keep pointing at their own files."""
     copy = model.clone()
     if sum(tensor.nbytes for tensor in _tensors(copy)) > INLINE_LIMIT:
+        load_external(copy, INLINE_BYTES)
         ir.save(copy, draft, format="protobuf", external_data=f"{draft.name}.data")
     else:
-        ir.external_data.load_to_model(copy)
+        load_external(copy)
         ir.save(copy, draft, format="protobuf")
 
 

@@ -267,7 +267,7 @@ def test_a_provider_that_is_not_there(refused):
         (["--samples", "many"], ["--samples: expected a whole number, got 'many'"]),
         (["--batch-size", "0"], ["--batch-size: expected at least 1"]),
         (["--percentile", "101"], ["--percentile: expected at most 100"]),
-        (["--activation", "int3"], ["--activation: expected 'uint8' or 'int8'"]),
+        (["--activation", "int3"], ["--activation: expected 'uint8', 'int8'"]),
         (["--target", "tensorrt", "--activation", "uint8"], ["tensorrt does not take uint8", "int8"]),
         (["--data", ""], ["--data: expected a path"]),
         (["--data"], ["--data: expected one argument"]),
@@ -453,7 +453,7 @@ def test_a_model_that_the_runtime_refuses_is_not_written(refused, monkeypatch):
         copy.graph.opset_imports["no.such.domain"] = 1
         return copy
 
-    monkeypatch.setattr("onnxq.pipeline.insert_qdq", spoiled)
+    monkeypatch.setattr("onnxq.algorithms.draft.insert_qdq", spoiled)
     assert "ONNX Runtime cannot load" in refused("m.onnx", "o.onnx", "--data", "d.npz")
 
 

@@ -139,7 +139,11 @@ def test_a_stage_ends_behind_the_bias_that_belongs_to_it(monkeypatch):
     monkeypatch.setattr(stages, "STAGES", 100)
     before, after = by_name(sensitivities(draft, bench)), by_name(sensitivities(nudged(draft), bench))
     assert after["w1"] > before["w1"]
-    ends = {piece.group.name: stage.rest for stage in stages.stages(draft, draft.plan.groups.values()) for piece in stage.pieces}
+    ends = {
+        piece.group.name: stage.rest
+        for stage in stages.stages(draft, draft.plan.groups.values())
+        for piece in stage.pieces
+    }
     assert [node.op_type for node in ends["w1"].model.graph] == ["Relu", "MatMul"]
 
 
