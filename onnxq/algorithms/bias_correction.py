@@ -7,6 +7,7 @@ of it is neglected.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from onnxq.algorithms.biases import Bias, bias_of, with_biases
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers import Layer, layers, matrices, weights_of
 from onnxq.algorithms.workbench import Workbench
+from onnxq.graph import ints_attribute
 from onnxq.numerics import dequantize, quantize
 
 Doubles = NDArray[np.float64]
@@ -29,20 +31,26 @@ def correct_biases(draft: Draft, bench: Workbench) -> Draft | None:
     nodes = {node.name: node for node in draft.model.graph}
     biases: list[Bias] = []
     for layer in layers(draft.model, draft.plan):
-        bias, mean = bias_of(nodes[layer.name]), _mean_row(layer, draft.means)
+        bias, mean = bias_of(nodes[layer.name]), _mean_row(nodes[layer.name], layer, draft.means)
         if bias is not None and mean is not None:
             shift = _weight_error(exact[layer.name], nodes[layer.name], layer, draft) @ mean[:, :, None]
             biases.append(bias.plus(shift.reshape(-1)))
     return replace(draft, model=with_biases(draft.model, biases)) if biases else None
 
 
-def _mean_row(layer: Layer, means: Mapping[str, Doubles]) -> Doubles | None:
+def _mean_row(node: ir.Node, layer: Layer, means: Mapping[str, Doubles]) -> Doubles | None:
     """The mean row x ``[G, K]``: that of its channel for every tap; None if it is not known."""
     groups, _, inputs = layer.shape
     known = means.get(layer.data.tensor)
     if known is None or (groups * inputs) % known.size:
         return None
-    return np.repeat(known, groups * inputs // known.size).reshape(groups, inputs)
+    return np.repeat(known * _share(node), groups * inputs // known.size).reshape(groups, inputs)
+
+
+def _share(node: ir.Node) -> float:
+    """Of the outputs, those that a tap adds to: a transposed convolution with strides meets zeros between."""
+    strides = ints_attribute(node, "strides", ()) if node.op_type == "ConvTranspose" else ()
+    return 1 / math.prod(strides)
 
 
 def _weight_error(exact: ir.Node, node: ir.Node, layer: Layer, draft: Draft) -> Doubles:
