@@ -37,6 +37,8 @@ def correct_biases_in_order(draft: Draft, bench: Workbench) -> Draft | None:
         return None
     corrected: list[Bias] = []
     batches, wanted = _float_means(draft, found, bench)
+    if not batches:
+        return None
 
     def change(stop: str, arrays: list[Array]) -> list[Array]:
         bench.progress("correcting biases", len(corrected), len(found))
@@ -76,14 +78,17 @@ def _float_means(
 ) -> tuple[list[Sample], dict[str, list[Doubles]]]:
     """As many batches as there is memory for, and what the quantized model's means are to be on them."""
 
-    def look(number: int, arrays: Arrays) -> tuple[int, dict[str, Doubles]]:
+    def look(number: int, arrays: Arrays) -> tuple[int, int, dict[str, Doubles]]:
         largest = max(arrays[stop].nbytes for stop in found)
-        return largest, {stop: _means(arrays[stop], place.axis) for stop, place in found.items()}
+        return number, largest, {stop: _means(arrays[stop], place.axis) for stop, place in found.items()}
 
-    sizes, means = zip(*bench.watch(draft.exact, list(found), look), strict=True)
-    count = min(max(HELD_BYTES // max(sizes), FEWEST), len(sizes))
-    chosen = np.linspace(0, len(sizes) - 1, count).round().astype(int)
-    return [bench.fit[i] for i in chosen], {stop: [means[i][stop] for i in chosen] for stop in found}
+    runs = list(bench.watch(draft.exact, list(found), look))
+    if not runs:
+        return [], {}
+    count = min(max(HELD_BYTES // max(size for _, size, _ in runs), FEWEST), len(runs))
+    chosen = [runs[i] for i in np.linspace(0, len(runs) - 1, count).round().astype(int)]
+    batches = [bench.fit[number] for number, _, _ in chosen]
+    return batches, {stop: [means[stop] for _, _, means in chosen] for stop in found}
 
 
 def _means(array: Array, axis: int) -> Doubles:
