@@ -38,7 +38,7 @@ def lite0(place: Place) -> list[Figure]:
     speeds = [race(case.model, path, sample, seconds=5).ratio for path in (ours, peer)]
     sizes = [path.stat().st_size / case.model.stat().st_size for path in (ours, peer)]
     return [
-        at_least("SQNR of the logits, dB", sqnr(reference, int8), 19.5, sqnr(reference, int8_peer)),
+        at_least("SQNR of the logits, dB", sqnr(reference, int8), 25.0, sqnr(reference, int8_peer)),
         at_least(
             "agreement with float, %",
             bench.agreement(reference, int8),
@@ -48,8 +48,8 @@ def lite0(place: Place) -> list[Figure]:
         *accuracies(labels, reference, int8, int8_peer),
         at_least("speed, times float, one thread", speeds[0], 1.8, speeds[1]),
         at_most("file size, of float", sizes[0], 0.28, sizes[1], "{:.3f}"),
-        at_most("whole command, s", run.seconds, 8.0, peer_run.seconds, "{:.1f}"),
-        at_most("peak memory, MB", run.megabytes, 700, peer_run.megabytes, "{:.0f}"),
+        at_most("whole command, s", run.seconds, 15.0, peer_run.seconds, "{:.1f}"),
+        at_most("peak memory, MB", run.megabytes, 1000, peer_run.megabytes, "{:.0f}"),
         kernel_figure(ours, peer),
     ]
 
@@ -115,7 +115,7 @@ def minilm(place: Place) -> list[Figure]:
     speeds = [race(case.model, path, sample, seconds=5).ratio for path in (ours, peer)]
     return [
         Figure("Spearman of the float model", ranks[0]),
-        at_least("Spearman", ranks[1], 81.5, ranks[2]),
+        at_least("Spearman", ranks[1], 81.9, ranks[2]),
         Figure("SQNR of the embeddings, dB", sqnr(reference, int8), peer=sqnr(reference, int8_peer)),
         Figure("speed, times float, one thread", speeds[0], peer=speeds[1]),
         Figure("file size, of float", sizes[0], peer=sizes[1], form="{:.3f}"),
