@@ -1,0 +1,153 @@
+"""Corrections are tried in their order, and kept only if held-out samples gain by them."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from benches import bench_for
+from cli import save_data, save_model
+
+from onnxq import algorithms, cli
+from onnxq.algorithms import CORRECTIONS, Verdict, correct
+from onnxq.config import QuantConfig
+from onnxq.errors import ConfigError
+from onnxq.pipeline import quantize_static
+
+
+@dataclass(frozen=True)
+class Stand:
+    """In for a draft: what was done to it, and its error."""
+
+    done: tuple[str, ...]
+    noise: float
+
+
+class Bench:
+    """In for a workbench."""
+
+    def __init__(self):
+        self.judged = []
+
+    def error(self, draft):
+        self.judged.append(draft.done)
+        return draft.noise
+
+
+def times(name, factor):
+    """A correction that multiplies the error."""
+    return lambda draft, bench: Stand((*draft.done, name), draft.noise * factor)
+
+
+FAKES = {
+    "good": times("good", 0.5),
+    "bad": times("bad", 3.0),
+    "idle": lambda draft, bench: None,
+    "equal": times("equal", 1.0),
+    "lost": times("lost", math.nan),
+    "better": times("better", 0.1),
+}
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    monkeypatch.setattr(algorithms, "CORRECTIONS", FAKES)
+
+
+def test_what_does_harm_or_no_good_is_dropped(fakes):
+    bench = Bench()
+    draft, verdicts = correct(Stand((), 1.0), FAKES, bench)
+    assert draft == Stand(("good", "better"), 0.05)
+    assert [v.name for v in verdicts] == list(FAKES)
+    assert {v.name for v in verdicts if v.kept} == {"good", "better"}
+    assert [v.before for v in verdicts] == [1.0, *[0.5] * 5]
+    assert {done for done in bench.judged if done} == {("good",)} | {
+        ("good", name) for name in ("bad", "equal", "lost", "better")
+    }
+
+
+def test_the_order_is_not_that_of_the_names(fakes):
+    draft, verdicts = correct(Stand((), 1.0), ["better", "bad", "good"], Bench())
+    assert [v.name for v in verdicts] == ["good", "bad", "better"]
+    assert draft.done == ("good", "better")
+
+
+def test_nothing_to_do(fakes):
+    before = Stand((), 1.0)
+    draft, (verdict,) = correct(before, ["idle"], Bench())
+    assert draft is before
+    assert (verdict.after, verdict.kept, verdict.gain) == (None, False, 0.0)
+    assert correct(before, [], Bench()) == (before, ())
+
+
+GAINS = [
+    (0.1, 0.01, 10.0),
+    (0.01, 0.1, -10.0),
+    (0.2, 0.2, 0.0),
+    (0.1, 0.0, math.inf),
+    (0.0, 0.1, -math.inf),
+    (0.0, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "gain"), GAINS)
+def test_gains_are_in_decibels(before, after, gain):
+    verdict = Verdict("x", before, after, 1.0)
+    assert verdict.gain == pytest.approx(gain)
+    assert verdict.kept is (gain > 0)
+
+
+def test_real_ones_leave_no_model_worse():
+    draft, bench = bench_for(bits=4, count=40, held=16)
+    chosen = {"ranges", "rounding", "bias", "full-bias"}
+    corrected, verdicts = correct(draft, chosen, bench)
+    assert [v.name for v in verdicts] == [name for name in CORRECTIONS if name in chosen]
+    errors = [bench.error(draft), *(v.after if v.kept else v.before for v in verdicts)]
+    assert errors == sorted(errors, reverse=True)
+    assert bench.error(corrected) == pytest.approx(errors[-1])
+    assert errors[-1] < 0.7 * errors[0]
+
+
+# --- through the whole flow -----------------------------------------------------------------------
+
+
+def samples(count=20):
+    rng = np.random.default_rng(0)
+    return [{"x": rng.normal(size=(1, 3, 8, 8)).astype(np.float32)} for _ in range(count)]
+
+
+QUICK = tuple(name for name in CORRECTIONS if name != "adaround")
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path):
+    model = save_model(tmp_path / "m.onnx")
+    paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    results = [
+        quantize_static(model, path, samples(), QuantConfig(correct=QUICK, threads=threads))
+        for path, threads in zip(paths, (1, 2), strict=True)
+    ]
+    assert [v.name for v in results[0].corrections] == list(QUICK)
+    assert any(v.kept for v in results[0].corrections)
+    assert [(v.name, v.after) for v in results[0].corrections] == [
+        (v.name, v.after) for v in results[1].corrections
+    ]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_too_few_samples_to_hold_any_out_prove_nothing(tmp_path):
+    model = save_model(tmp_path / "m.onnx")
+    assert quantize_static(model, tmp_path / "o.onnx", samples(3)).corrections == ()
+
+
+def test_none_tries_none(tmp_path, monkeypatch):
+    model, data = save_model(tmp_path / "m.onnx"), save_data(tmp_path / "d.npz")
+    monkeypatch.setattr("onnxq.correction.correct", None)
+    given = ["quantize", model, tmp_path / "o.onnx", "--data", data, "--quiet", "--correct", "none"]
+    assert cli.main([str(one) for one in given]) == 0
+    assert quantize_static(model, tmp_path / "p.onnx", data, QuantConfig(correct=("none",))).corrections == ()
+    assert (tmp_path / "o.onnx").read_bytes() == (tmp_path / "p.onnx").read_bytes()
+
+
+def test_unknown_names_are_told_with_those_that_are_known():
+    with pytest.raises(ConfigError, match=r"correct.*rounding"):
+        QuantConfig(correct=("magic",))
