@@ -9,9 +9,10 @@ from graphs import parse
 
 from calibrators.errors import CalibrationError
 from calibrators.samples import Sample
+from onnxq import evaluate
 from onnxq.compare import check_alike
 from onnxq.errors import ModelError
-from onnxq.evaluate import OutputQuality, Quality, compare
+from onnxq.evaluate import Judge, OutputQuality, Quality, compare
 from onnxq.race import race
 
 
@@ -111,6 +112,23 @@ def test_the_worst_output_counts():
     }
     quality = Quality(outputs, 1)
     assert (quality.sqnr, quality.agreement) == (20.0, 0.8)
+
+
+@pytest.mark.parametrize(("kept", "runs"), [(evaluate.KEPT_BYTES, 3), (8, 5), (0, 6)])
+def test_the_float_model_runs_once_a_sample_unless_its_outputs_are_too_large(kept, runs, monkeypatch):
+    samples = [*feed([1, 2]), *feed([3, -4]), *feed([5, 6])]
+    expected = [compare(scaled(1.0), scaled(factor), samples) for factor in (1.1, 1.2)]
+    monkeypatch.setattr(evaluate, "KEPT_BYTES", kept)
+    judge, sessions, run = Judge(scaled(1.0), iter(samples)), [], evaluate._run
+
+    def counted(session, sample):
+        sessions.append(session)
+        return run(session, sample)
+
+    monkeypatch.setattr(evaluate, "_run", counted)
+    assert [judge.quality(scaled(factor)) for factor in (1.1, 1.2)] == expected
+    assert sum(session is judge._reference for session in sessions) == runs
+    assert judge.samples == samples
 
 
 # --- can they be compared at all? -----------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 from calibrators.errors import CalibrationError
 from calibrators.samples import Sample
 from onnxq import samples as module
-from onnxq.samples import HELD_SAMPLES, HOLD_EVERY, NAMED, Samples, Skipped
+from onnxq.samples import HELD_SAMPLES, HOLD_EVERY, KEPT_SAMPLES, NAMED, Kept, Samples, Skipped
 
 
 def source(count, size=4, each=1):
@@ -117,3 +117,42 @@ def test_the_batches_that_a_model_fixes_stay_together():
     samples = Samples(source(48), 48, block=4)
     assert len(names(samples)) == 40
     assert names(samples.to_judge) == ["16", "17", "18", "19", "36", "37", "38", "39"]
+
+
+# --- what is kept to be run again -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, KEPT_SAMPLES, KEPT_SAMPLES + 1, 5 * KEPT_SAMPLES + 3])
+def test_samples_to_fit_on_are_spread_evenly_over_all_of_them(count):
+    first, second = Kept(), Kept()
+    for sample in source(count):
+        first.take(sample)
+        second.take(sample)
+    numbers = [int(name) for name in names(first.samples)]
+    assert min(count, KEPT_SAMPLES // 2) <= len(numbers) <= KEPT_SAMPLES
+    assert numbers[0] == 0
+    assert len(set(np.diff(numbers))) <= 1
+    assert count - numbers[-1] <= max(np.diff(numbers), default=1), "up to the end"
+    assert names(second.samples) == names(first.samples)
+
+
+def test_batches_to_fit_on_count_their_samples_and_their_bytes(monkeypatch):
+    kept = Kept()
+    for sample in source(40, each=20):
+        kept.take(sample)
+    assert sum(sample.count for sample in kept.samples) <= KEPT_SAMPLES
+    monkeypatch.setattr(module, "HELD_BYTES", 4 * 4 * 4)
+    small = Kept()
+    for sample in source(40):
+        small.take(sample)
+    assert 2 <= len(small.samples) <= 4
+    huge = Kept()
+    huge.take(Sample("huge", {"x": np.zeros((1, 100), np.float32)}))
+    assert names(huge.samples) == ["huge"], "one there always is"
+
+
+def test_what_is_held_out_is_never_fitted_on():
+    samples = Samples(source(60), 60)
+    used = names(samples)
+    assert names(samples.to_fit) == used
+    assert not set(names(samples.to_fit)) & set(names(samples.to_judge))
