@@ -73,7 +73,7 @@ def correct(draft: Draft, names: Collection[str], bench: Workbench) -> tuple[Dra
     """
     base = best = draft
     error, verdicts = bench.error(draft), []
-    finish = correct_biases if FINISH in names else _as_it_is
+    finish = correct_biases if FINISH in names else _no_correction
     for name, correction in CORRECTIONS.items():
         if name not in names:
             continue
@@ -95,14 +95,15 @@ class _Judged:
     error: float
 
 
-def _as_it_is(draft: Draft, bench: Workbench) -> Draft | None:
-    return draft
+def _no_correction(draft: Draft, bench: Workbench) -> Draft | None:
+    return None
 
 
 def _forms(name: str, tried: Draft, finish: Correction, bench: Workbench) -> Iterator[Draft]:
     """What may become of ``tried``: with biases corrected again, and as it is, if it has its own."""
-    if name != FINISH:
-        yield finish(tried, bench) or tried
+    finished = None if name == FINISH else finish(tried, bench)
+    if finished is not None:
+        yield finished
     yield tried
 
 
