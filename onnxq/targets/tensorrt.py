@@ -2,7 +2,7 @@
 
 4-bit weights are for MatMul and Gemm with float activations, in blocks along the summed axis; there is no
 4-bit convolution, and none beside quantized activations. The documentation names no sizes of blocks; 64
-and 128 are those that NVIDIA's own quantizers write, and they must divide the axis.
+and 128, the usual ones, are assumed (no engine was built with them), and they must divide the axis.
 """
 
 from __future__ import annotations
