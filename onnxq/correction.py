@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import partial
 
@@ -32,6 +33,17 @@ def corrected(
     if samples.synthetic or not samples.independent or "none" in config.correct:
         return draft, ()
     return correct(draft, config.correct, workbench(draft.exact, samples, judge, config, progress))
+
+
+def judge_of(model: str | os.PathLike[str], simple: ir.Model, samples: Samples, config: QuantConfig) -> Judge:
+    """Knows the original as the user has it, and the samples that nothing was fitted on."""
+    return Judge(
+        model,
+        in_batches(samples.to_judge, simple, config),
+        providers=config.providers,
+        threads=config.threads,
+        on_bad=samples.on_refused,
+    )
 
 
 def workbench(

@@ -18,9 +18,9 @@ from onnxq.algorithms.layers import channel_axes
 from onnxq.algorithms.search import Search
 from onnxq.calibration import distrust, gather
 from onnxq.config import QuantConfig
-from onnxq.correction import channel_means, corrected
+from onnxq.correction import channel_means, corrected, judge_of
 from onnxq.errors import ConfigError
-from onnxq.evaluate import Judge, Quality
+from onnxq.evaluate import Quality
 from onnxq.goal import Goal
 from onnxq.guards import check_files, our_errors
 from onnxq.model import load, size_on_disk, write
@@ -30,7 +30,7 @@ from onnxq.progress import Progress, silent
 from onnxq.ranges import Source, calibrator, from_statistics, from_table, solve
 from onnxq.reach import chosen_goal, reach
 from onnxq.report import Accuracy, Reached, Report, Request, Try, versions, write_report
-from onnxq.samples import Data, Samples, in_batches, open_samples
+from onnxq.samples import Data, Samples, open_samples
 from onnxq.tables.sources import check_plan, of_plan
 from onnxq.tables.table import Table
 from onnxq.trial import Trial, doubts, float_weights
@@ -141,7 +141,7 @@ def quantize_static(
         progress("choosing ranges")
         plan = solve(simple, plan, source)
         table = cache(partial(_table, model, simple, plan))
-        judge = _judge(model, simple, samples, config)
+        judge = judge_of(model, simple, samples, config)
         draft = Draft(simple, simple, plan, channel_means(statistics or {}))
         draft, verdicts = corrected(draft, samples, judge, config, progress)
         draft, search = reach(draft, goal, samples, judge, config, progress)
@@ -171,17 +171,6 @@ def quantize_static(
     if config.report is not None:
         write_report(result.report, config.report)
     return result
-
-
-def _judge(model: str | os.PathLike[str], simple: ir.Model, samples: Samples, config: QuantConfig) -> Judge:
-    """Knows the original as the user has it, and the samples that nothing was fitted on."""
-    return Judge(
-        model,
-        in_batches(samples.to_judge, simple, config),
-        providers=config.providers,
-        threads=config.threads,
-        on_bad=samples.on_refused,
-    )
 
 
 def _table(model: str | os.PathLike[str], simple: ir.Model, plan: QuantPlan) -> Table:

@@ -10,13 +10,12 @@ from onnxq.algorithms.layers import channel_axes
 from onnxq.algorithms.sensitivity import Sensitivity, sensitivities
 from onnxq.calibration import gather
 from onnxq.config import QuantConfig
-from onnxq.correction import channel_means, corrected, workbench
-from onnxq.evaluate import Judge
+from onnxq.correction import channel_means, corrected, judge_of, workbench
 from onnxq.guards import our_errors
 from onnxq.prepare import prepare
 from onnxq.progress import Progress, silent
 from onnxq.ranges import calibrator, from_statistics, solve
-from onnxq.samples import in_batches, open_samples
+from onnxq.samples import open_samples
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +40,7 @@ def rank(
         if samples.synthetic:
             logger.warning("ranked on synthetic inputs, which say little: give real samples as data")
         plan = solve(simple, plan, from_statistics(statistics, calibrator(config)))
-        judge = Judge(
-            model,
-            in_batches(samples.to_judge, simple, config),
-            providers=config.providers,
-            threads=config.threads,
-            on_bad=samples.on_refused,
-        )
+        judge = judge_of(model, simple, samples, config)
         draft = Draft(simple, simple, plan, channel_means(statistics))
         draft, _ = corrected(draft, samples, judge, config, progress)
         return sensitivities(draft, workbench(draft.exact, samples, judge, config, progress))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +17,7 @@ from calibrators.collect import processors
 from onnxq.algorithms.biases import bias_of
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layer_tasks import aim_bytes, aims, task
-from onnxq.algorithms.layers import Layer, layers, weights, weights_of
+from onnxq.algorithms.layers import Layer, in_parts, weights, weights_of, with_own_weights
 from onnxq.algorithms.soft_rounding import Task, check_torch, learn
 from onnxq.algorithms.workbench import Workbench
 
@@ -46,10 +45,10 @@ def learn_rounding(draft: Draft, bench: Workbench) -> Draft | None:
         ConfigError: PyTorch is not installed.
     """
     check_torch()
-    found = _able(draft)
+    found = with_own_weights(draft.exact, draft.plan)
     clock = _Clock(time.monotonic() + bench.time_limit, sum(map(_cost, found)))
     changed = draft
-    for part in _parts(found):
+    for part in in_parts(found, aim_bytes, AIM_BYTES):
         if clock.left <= 0:
             break
         for layer, aim in zip(part, aims(draft.exact, part, bench), strict=True):
@@ -76,16 +75,6 @@ def _with_learned(draft: Draft, layer: Layer, aim: Floats, seconds: float, bench
     return draft.with_constants(arrays)
 
 
-def _able(draft: Draft) -> list[Layer]:
-    """Those that alone read their weights: other readers might want them rounded otherwise."""
-    initializers = draft.exact.graph.initializers
-    return [
-        layer
-        for layer in layers(draft.exact, draft.plan)
-        if len(tuple(initializers[layer.weight.tensor].uses())) == 1
-    ]
-
-
 @dataclass
 class _Clock:
     """Shares out the time that is left, by what there is left to do."""
@@ -107,18 +96,6 @@ class _Clock:
 
 def _cost(layer: Layer) -> float:
     return math.prod(layer.shape) + OVERHEAD
-
-
-def _parts(found: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Layers whose aims there is memory for at a time."""
-    part: list[Layer] = []
-    for layer in found:
-        if part and sum(map(aim_bytes, (*part, layer))) > AIM_BYTES:
-            yield part
-            part = []
-        part.append(layer)
-    if part:
-        yield part
 
 
 def _halves(whole: Task) -> tuple[Task, Task]:

@@ -7,7 +7,7 @@ channels of a group times the taps of the kernel. A depthwise convolution has a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,24 @@ def layers(model: ir.Model, plan: QuantPlan) -> list[Layer]:
     """The layers of ``plan`` whose data and weights are both quantized, in graph order."""
     points = {(point.consumer, point.input_index): point for point in plan.points}
     return [layer for node in model.graph if (layer := _layer(node, points)) is not None]
+
+
+def with_own_weights(model: ir.Model, plan: QuantPlan) -> list[Layer]:
+    """The layers that alone read their weights: other readers' inputs might want them rounded otherwise."""
+    constants = model.graph.initializers
+    return [one for one in layers(model, plan) if len(tuple(constants[one.weight.tensor].uses())) == 1]
+
+
+def in_parts(found: Iterable[Layer], size: Callable[[Layer], int], most: int) -> Iterator[list[Layer]]:
+    """Neighbours together, as many as have at most the size ``most``; a single one may have more."""
+    part: list[Layer] = []
+    for layer in found:
+        if part and sum(map(size, (*part, layer))) > most:
+            yield part
+            part = []
+        part.append(layer)
+    if part:
+        yield part
 
 
 def _layer(node: ir.Node, points: Mapping[tuple[str, int], QuantPoint]) -> Layer | None:

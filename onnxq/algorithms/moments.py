@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.algorithms.layers import Layer
+from onnxq.algorithms.layers import Layer, in_parts
 from onnxq.algorithms.patches import Floats, patches
 from onnxq.algorithms.workbench import Arrays, Workbench
 
@@ -49,19 +49,8 @@ def gather_moments(
     model: ir.Model, layers: Sequence[Layer], bench: Workbench
 ) -> Iterator[list[tuple[Layer, Moments]]]:
     """The moments of ``layers``, in their order; as many at a time as there is memory for."""
-    for part in _parts(layers):
+    for part in in_parts(layers, _bytes, MOST_BYTES):
         yield _together(model, part, bench)
-
-
-def _parts(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    part: list[Layer] = []
-    for layer in layers:
-        if part and sum(map(_bytes, (*part, layer))) > MOST_BYTES:
-            yield part
-            part = []
-        part.append(layer)
-    if part:
-        yield part
 
 
 def _bytes(layer: Layer) -> int:

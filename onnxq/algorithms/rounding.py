@@ -9,7 +9,7 @@ Frantar et al., "OPTQ", 2022; the equivalence and this form: Chee et al., "QuIP"
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from calibrators.collect import processors
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.layers import Layer, layers, matrices, weights, weights_of
+from onnxq.algorithms.layers import Layer, matrices, weights, weights_of, with_own_weights
 from onnxq.algorithms.moments import Moments, gather_moments, in_blocks, out_of_blocks
 from onnxq.algorithms.workbench import Workbench
 from onnxq.numerics import dequantize, quantize, spread
@@ -40,7 +40,7 @@ BLOCK = 64
 def round_weights(draft: Draft, bench: Workbench) -> Draft | None:
     """Round the weights of every layer of ``draft`` by the second moments of its inputs."""
     nodes = {node.name: node for node in draft.exact.graph}
-    able = _able(layers(draft.exact, draft.plan), nodes)
+    able = with_own_weights(draft.exact, draft.plan)
     rounded: dict[str, NDArray[np.float32]] = {}
 
     def one(found: tuple[Layer, Moments]) -> tuple[str, NDArray[np.float32]]:
@@ -53,17 +53,6 @@ def round_weights(draft: Draft, bench: Workbench) -> Draft | None:
             rounded.update(pool.map(one, part))
             bench.progress("rounding weights", len(rounded), len(able))
     return draft.with_constants(rounded) if rounded else None
-
-
-def _able(found: Sequence[Layer], nodes: dict[str | None, ir.Node]) -> list[Layer]:
-    """Those that alone read their weights, which other readers' inputs would want rounded otherwise."""
-    readers = {layer.name: nodes[layer.name].inputs[layer.weight.input_index] for layer in found}
-    return [layer for layer in found if len(tuple(_known(readers[layer.name]).uses())) == 1]
-
-
-def _known(value: ir.Value | None) -> ir.Value:
-    assert value is not None
-    return value
 
 
 def _rounded(node: ir.Node, layer: Layer, moments: Moments, draft: Draft) -> NDArray[np.float32]:

@@ -11,11 +11,11 @@ from graphs import parse
 from calibrators.collect import collect
 from calibrators.samples import Sample
 from calibrators.session import open_session
-from onnxq.algorithms.adaround import _Clock, _parts, learn_rounding
+from onnxq.algorithms.adaround import AIM_BYTES, _Clock, learn_rounding
 from onnxq.algorithms.biases import bias_of
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.layer_tasks import aims, task
-from onnxq.algorithms.layers import layers
+from onnxq.algorithms.layer_tasks import aim_bytes, aims, task
+from onnxq.algorithms.layers import in_parts, layers
 from onnxq.algorithms.workbench import Workbench
 from onnxq.config import QuantConfig
 from onnxq.evaluate import Judge
@@ -126,12 +126,11 @@ def test_time_is_shared_by_what_is_left_to_do():
     assert [round(clock.share(cost)) for cost in (5, 2, 3)] == [50, 40, 100]
 
 
-def test_aims_are_taken_together_as_far_as_memory_goes(monkeypatch):
+def test_aims_are_taken_together_as_far_as_memory_goes():
     draft, _ = scene("images")
     found = layers(draft.exact, draft.plan)
-    assert list(_parts(found)) == [found]
-    monkeypatch.setattr("onnxq.algorithms.adaround.AIM_BYTES", 1)
-    assert list(_parts(found)) == [[layer] for layer in found]
+    assert list(in_parts(found, aim_bytes, AIM_BYTES)) == [found]
+    assert list(in_parts(found, aim_bytes, 1)) == [[layer] for layer in found]
 
 
 def test_too_few_rows_to_check_with_change_nothing():
