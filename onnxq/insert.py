@@ -3,7 +3,8 @@
 An activation gets one QuantizeLinear for each of its groups, and one DequantizeLinear for each reader:
 ONNX Runtime fuses a DequantizeLinear only into its single reader. A constant is stored in integers,
 once for each group however many share it, with one DequantizeLinear for each reader. Where kernels do not
-take the type that it is stored in, a Cast stands between them.
+take the type that it is stored in, a Cast stands between them; where the runtime wants constants in float,
+the numbers of the grid are stored, and a QuantizeLinear makes exactly the same integers of them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.graph import constant_value
-from onnxq.numerics import quantize, quantize_bias
+from onnxq.numerics import dequantize, quantize, quantize_bias
 from onnxq.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
 
 
@@ -83,9 +84,17 @@ class _Inserter:
     def _store(self, value: ir.Value, group: Group) -> ir.Value:
         real = constant_value(value)
         assert real is not None
-        integers = quantize(real, self._plan.params[group.name], group.spec)
+        params = self._plan.params[group.name]
+        integers = quantize(real, params, group.spec)
+        if group.as_reals:
+            return self._quantize(self._on_grid(value, dequantize(integers, params, group.spec)), group)
         stored = self._constant(f"{value.name}_quantized", integers)
         return stored if group.unpacked is None else self._cast(stored, group.unpacked)
+
+    def _on_grid(self, value: ir.Value, reals: NDArray[np.float32]) -> ir.Value:
+        stored = self._constant(f"{value.name}_on_grid", reals)
+        stored.shape = value.shape
+        return stored
 
     def _cast(self, stored: ir.Value, dtype: ir.DataType) -> ir.Value:
         node = ir.node("Cast", [stored], attributes={"to": dtype}, name=self._unique(f"{stored.name}_Cast"))
@@ -98,7 +107,10 @@ class _Inserter:
     def _quantize(self, value: ir.Value, group: Group) -> ir.Value:
         producer = value.producer()
         node = ir.node(
-            "QuantizeLinear", [value, *self._params(group)], name=self._unique(f"{value.name}_QuantizeLinear")
+            "QuantizeLinear",
+            [value, *self._params(group)],
+            attributes={} if group.spec.axis is None else {"axis": group.spec.axis},
+            name=self._unique(f"{value.name}_QuantizeLinear"),
         )
         out = node.outputs[0]
         out.name = self._unique(f"{value.name}_quantized")

@@ -12,13 +12,14 @@ int8 7-bit     yes       -64, 63  0              amax / 63
 int32 (bias)   yes       ±2^31    0              input scale x weight scale
 ============== ========= ======== ============== ==========================================
 
+Where scales are powers of two, it is the least one that is not below that of the table.
 16- and 4-bit types follow the same rows. In blocks (``[…, K, …]`` cut along one axis), scale and zero point
 have the shape ``[…, ceil(K / block_size), …]``. Rounding is half to even, as QuantizeLinear does it.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,11 +62,12 @@ def params_from_range(
     qmin, qmax = spec.limits
     if spec.symmetric:
         middle = 0 if spec.dtype.is_signed() else (qmax + qmin + 1) // 2
-        scale = _usable(np.maximum(-low64, high64) / (qmax - middle))
+        scale = usable_scale(np.maximum(-low64, high64) / (qmax - middle), spec)
         return QuantParams(scale, np.full(scale.shape, middle).astype(spec.dtype.numpy()))
-    scale = _usable((high64 - low64) / (qmax - qmin))
+    scale = usable_scale((high64 - low64) / (qmax - qmin), spec)
     zero_point = np.clip(np.rint(qmin - low64 / scale), qmin, qmax)
-    scale = _usable(_within(scale, zero_point, spec, bounds))
+    if not spec.power_of_two:
+        scale = usable_scale(_within(scale, zero_point, spec, bounds), spec)
     return QuantParams(scale, zero_point.astype(spec.dtype.numpy()))
 
 
@@ -83,9 +85,11 @@ def _within(
     return np.where(fitted.astype(np.float32) > fitted, below, fitted.astype(np.float32))
 
 
-def _usable(scale: NDArray[np.float64]) -> NDArray[np.float32]:
-    """As float32, 1 where zero, and never so small that its inverse overflows."""
+def usable_scale(scale: NDArray[np.floating[Any]], spec: QuantSpec) -> NDArray[np.float32]:
+    """As float32, 1 where zero, never so small that its inverse overflows; a power of two if so asked for."""
     usable = np.where(scale == 0, 1.0, np.maximum(scale, SMALLEST_SCALE))
+    if spec.power_of_two:
+        usable = np.exp2(np.ceil(np.log2(usable)))
     return np.asarray(usable, dtype=np.float32)
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
+import onnx.defs
+import onnx.helper
 import onnx_ir as ir
 
 from onnxq.graph import constant_value, input_at, ints_attribute
@@ -70,14 +74,22 @@ def group_channels(node: ir.Node) -> int | None:
     return size if isinstance(size, int) else None
 
 
+MOVING = frozenset(
+    (
+        *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "GatherElements"),
+        *("GatherND", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Split"),
+    )
+)
+"""Operators that only put values elsewhere."""
+
 _ONE_OPERAND = (
-    *("Clip", "Relu", "LeakyRelu", "Sigmoid", "Softmax"),
-    *("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMax", "ReduceMin", "Resize"),
-    *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "Tile"),
-    *("DepthToSpace", "Split"),
+    *("Clip", "Relu", "LeakyRelu", "Sigmoid", "Softmax", "Pad"),
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "Resize"),
+    *("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum", "ReduceProd"),
+    *sorted(MOVING),
 )
 
-DATA_INPUTS: Mapping[str, tuple[int, ...]] = dict.fromkeys(_ONE_OPERAND, (0,))
+DATA_INPUTS: Mapping[str, tuple[int, ...]] = {**dict.fromkeys(_ONE_OPERAND, (0,)), "Where": (1, 2)}
 """Inputs that carry values; the others hold indices, shapes or limits. Not listed: all inputs."""
 
 
@@ -132,6 +144,25 @@ Operators that do not keep features and places apart (MatMul, normalization ...)
 
 BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "PRelu"})
 """Operators that repeat a smaller operand."""
+
+
+def attribute_value(node: ir.Node, name: str) -> Any:
+    """The value of an attribute, or its default in the operator's specification; None if it has none."""
+    attribute = node.attributes.get(name)
+    if attribute is not None:
+        return attribute.value
+    version = node.version or (node.graph.opset_imports.get("") if node.graph is not None else None)
+    return _default(node.op_type, name, version or onnx.defs.onnx_opset_version())
+
+
+@cache
+def _default(op_type: str, name: str, opset: int) -> Any:
+    schema = onnx.defs.get_schema(op_type, min(opset, onnx.defs.onnx_opset_version()))
+    if name not in schema.attributes:
+        return None
+    default = schema.attributes[name].default_value
+    value = onnx.helper.get_attribute_value(default) if default.name else None
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def data_inputs(node: ir.Node) -> tuple[int, ...]:

@@ -38,6 +38,7 @@ class QuantSpec:
         narrow_range: leave out the lowest integer (-128), so that the grid is symmetric.
         reduce_bits: bits left unused at the top (1 gives 7-bit weights, which cannot saturate
             the 16-bit sums of AVX2 kernels).
+        power_of_two: scales are powers of two, for hardware that shifts instead of multiplying.
         block_size: so many neighbours along ``axis`` share a scale, and nobody else: every other index
             has scales of its own. The last block may be shorter. None: not cut into blocks.
     """
@@ -48,6 +49,7 @@ class QuantSpec:
     narrow_range: bool = False
     reduce_bits: int = 0
     block_size: int | None = None
+    power_of_two: bool = False
 
     @property
     def opset(self) -> int:
@@ -122,6 +124,7 @@ class Group:
         unpacked: the type that the stored integers are cast to before they are dequantized; None: not.
         averaged: over how many of its elements the network behind it averages; rounding errors cancel
             there, clipping errors do not.
+        as_reals: the constant is stored in float, on its grid, with a QuantizeLinear behind it.
     """
 
     name: str
@@ -133,6 +136,7 @@ class Group:
     constant: bool = False
     unpacked: ir.DataType | None = None
     averaged: int = 1
+    as_reals: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,9 @@ class QuantPlan:
         biases: the int32 biases.
         groups: by name.
         nodes: name -> op type of every node that is to run in integers.
-        floats: every other node that computes reals, by name.
+        floats: every other node that computes reals and stays float, by name.
+        carried: name -> op type of the nodes that run in the type of their neighbours, because the runtime
+            moves Q and DQ across them.
         params: group name -> parameters; filled by `with_params`.
     """
 
@@ -164,6 +170,7 @@ class QuantPlan:
     nodes: Mapping[str, str]
     floats: Mapping[str, FloatNode]
     params: Mapping[str, QuantParams] = field(default_factory=lambda: MappingProxyType({}))
+    carried: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def observed(self) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from calibrators.statistics import TensorStatistics
 from onnxq.config import QuantConfig
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph import constant_value
-from onnxq.numerics import SMALLEST_SCALE, grid_of, params_from_range, weight_range
-from onnxq.plan import Group, QuantParams, QuantPlan
+from onnxq.numerics import grid_of, params_from_range, usable_scale, weight_range
+from onnxq.plan import Group, QuantParams, QuantPlan, QuantSpec
 from onnxq.tables.table import Encoding, Table
 from onnxq.weight_scale import refine_scale
 
@@ -151,8 +151,14 @@ def _decided(encoding: Encoding, group: Group) -> QuantParams | None:
     """The parameters that the table has, if the group can take them as they are."""
     low, high = group.bounds
     if group.spec.symmetric or (low <= encoding.low and encoding.high <= high):
-        return encoding.exact(group.spec)
+        params = encoding.exact(group.spec)
+        return params if params is None or _is_written(params, group.spec) else None
     return None
+
+
+def _is_written(params: QuantParams, spec: QuantSpec) -> bool:
+    """Whether these are scales that the format has."""
+    return bool((params.scale == usable_scale(params.scale, spec)).all())
 
 
 def _equal(one: QuantParams, other: QuantParams) -> bool:
@@ -162,7 +168,7 @@ def _equal(one: QuantParams, other: QuantParams) -> bool:
 def _weight_params(model: ir.Model, group: Group) -> QuantParams:
     values = _constant(model, group.tensors[0])
     params = params_from_range(*weight_range(values, group.spec), group.spec)
-    return refine_scale(values, params, group.spec)
+    return params if group.spec.power_of_two else refine_scale(values, params, group.spec)
 
 
 def _constant(model: ir.Model, name: str) -> NDArray[np.generic]:
@@ -197,4 +203,4 @@ def _fit_bias(model: ir.Model, weight: Group, params: QuantParams, steps: NDArra
     dead = (low == 0) & (high == 0) & (steps > 0)
     smallest = np.where(dead, steps / 2.0**_BIAS_BITS, steps / _LARGEST_BIAS)
     scale = np.where(dead, smallest, np.maximum(params.scale, smallest))
-    return QuantParams(np.maximum(scale, SMALLEST_SCALE).astype(np.float32), params.zero_point)
+    return QuantParams(usable_scale(scale, weight.spec), params.zero_point)

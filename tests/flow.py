@@ -153,7 +153,8 @@ def check_interface(flow: Flow) -> None:
 def check_reasons(flow: Flow) -> None:
     """Every node that computes reals is in the plan, or fuses with one that is, or has a reason."""
     fused = {"Relu", "Clip"}
-    told = flow.plan.nodes.keys() | flow.plan.floats.keys() | {bias.consumer for bias in flow.plan.biases}
+    told = flow.plan.nodes.keys() | flow.plan.floats.keys() | flow.plan.carried.keys()
+    told |= {bias.consumer for bias in flow.plan.biases}
     for node in flow.simple.graph:
         reals = any(v.dtype is not None and v.dtype.is_floating_point() for v in node.outputs)
         if reals and node.op_type not in fused:

@@ -6,7 +6,7 @@
 4. Weights that are to have a scale a block are planned alone (`blocks`).
 5. Tensors that must or should share parameters form groups (`grouping`).
 
-Every other node stays float, with a reason.
+Every other node stays float, with a reason, or runs in the type of its neighbours.
 """
 
 from __future__ import annotations
@@ -21,12 +21,21 @@ from onnxq.graph import all_nodes
 from onnxq.operators import WEIGHTED, clip_range
 from onnxq.plan import FloatNode, QuantPlan
 from onnxq.planner.blocks import among_integers, blocked_nodes, warn_of_whole
+from onnxq.planner.final import final_nodes
 from onnxq.planner.formats import find_formats
 from onnxq.planner.grouping import Edge, find_biases, find_edges, find_groups, find_points
 from onnxq.planner.links import join
-from onnxq.planner.obstacles import computes_reals, obstacle
-from onnxq.planner.scene import Scene, bias_add, integer_inputs, matches, skip_inputs, torn_outputs
-from onnxq.targets.target import Role, Target
+from onnxq.planner.obstacles import computes_reals, is_carried, obstacle
+from onnxq.planner.scene import (
+    Scene,
+    bias_add,
+    fused_clips,
+    integer_inputs,
+    matches,
+    skip_inputs,
+    torn_outputs,
+)
+from onnxq.targets.target import Output, Role, Target
 
 __all__ = ["make_plan", "matches"]
 
@@ -43,7 +52,8 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
     """
     position = {node: i for i, node in enumerate(model.graph)}
     scene = Scene(model.graph, target, config, find_formats(target, config), position)
-    scene = replace(scene, in_blocks=blocked_nodes(model.graph, scene))
+    scene = replace(scene, final=final_nodes(model.graph))
+    scene = replace(scene, in_blocks=blocked_nodes(model.graph, scene), ends=_ends(model.graph, scene))
     planned, edges, floats = _decide(model, scene)
     while lost := among_integers(scene, {edge.value for edge in edges if edge.spec == scene.activation}):
         scene = replace(scene, in_blocks=scene.in_blocks - lost)
@@ -57,14 +67,23 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         groups={group.name: group for group in groups.values()},
         nodes={node.name or "": node.op_type for node in planned},
         floats=_tell(floats, planned, scene, model),
+        carried={n.name or "": n.op_type for n in model.graph if is_carried(n, scene)},
     )
+
+
+def _ends(graph: ir.Graph, scene: Scene) -> frozenset[ir.Node]:
+    """The first and the last node with weights, if the target has formats of their own for them."""
+    if scene.target.ends is None:
+        return frozenset()
+    layers = [n for n in graph if n.op_type in WEIGHTED and scene.rule(n) and obstacle(n, scene) is None]
+    return frozenset(layers[:1] + layers[-1:])
 
 
 def _decide(model: ir.Model, scene: Scene) -> tuple[list[ir.Node], list[Edge], dict[str, str]]:
     """The planned nodes in graph order, the quantized edges, and by name why the other nodes stay float."""
     floats = {node.name or "": reason for node in model.graph if (reason := obstacle(node, scene))}
     able = [node for node in model.graph if computes_reals(node) and node.name not in floats]
-    anchors = [node for node in able if scene.role(node) is Role.ANCHOR]
+    anchors = _without_fused([node for node in able if scene.role(node) is Role.ANCHOR], scene)
     torn = _torn(anchors, scene)
     anchors = [node for node in anchors if node not in torn]
     floats |= {node.name or "": _TORN for node in torn}
@@ -73,7 +92,7 @@ def _decide(model: ir.Model, scene: Scene) -> tuple[list[ir.Node], list[Edge], d
         node
         for node in able
         if scene.role(node) is Role.RESIDUAL
-        and skip_inputs(node, scene)
+        and skip_inputs(node, scene.target.rules[node.op_type], scene)
         and any(value is not None and value.producer() in anchors for value in node.inputs)
     ]
     alone = [n for n in able if scene.role(n) is Role.RESIDUAL and n not in residuals]
@@ -84,9 +103,22 @@ def _decide(model: ir.Model, scene: Scene) -> tuple[list[ir.Node], list[Edge], d
     return planned, find_edges(planned, scene), floats
 
 
+def _without_fused(anchors: Iterable[ir.Node], scene: Scene) -> list[ir.Node]:
+    """``anchors``, in graph order, without the Relu and Clip that fuse with another one."""
+    fused, alone = set[ir.Node](), list[ir.Node]()
+    for node in anchors:
+        rule = scene.target.rules[node.op_type]
+        if node in fused:
+            continue
+        alone.append(node)
+        if rule.output is Output.QUANTIZED:
+            fused.update(clip for value in node.outputs for clip in fused_clips(value, rule, scene))
+    return alone
+
+
 def _torn(anchors: Collection[ir.Node], scene: Scene) -> set[ir.Node]:
     """Anchors whose output must be both real, for the graph's output, and integer, for another anchor."""
-    if scene.config.quantize_outputs:
+    if scene.quantize_outputs:
         return set()
     read = {node.inputs[i] for node in anchors for i in integer_inputs(node, scene)}
     torn = {node: torn_outputs(node, read, scene) for node in anchors}

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from calibrators.words import some
 from onnxq.graph import constant_value, input_at, is_op
-from onnxq.operators import SUMMED_AXIS, WEIGHTED, clip_range
+from onnxq.operators import SUMMED_AXIS, WEIGHTED, attribute_value, clip_range
 from onnxq.planner.scene import Scene, bias_add
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ def _can_be_cut(node: ir.Node, scene: Scene) -> bool:
     if weight is None or weight.ndim != 2 or not weight.size:
         return False
     for name, wanted in rule.blocked.items():
-        attribute = node.attributes.get(name)
-        if attribute is not None and attribute.value != wanted:
+        if attribute_value(node, name) != wanted:
             return False
     size = scene.formats.blocked.block_size
     assert size is not None

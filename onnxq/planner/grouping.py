@@ -22,7 +22,7 @@ from onnxq.planner.scene import (
     torn_outputs,
 )
 from onnxq.planner.sharing import Bridge, bridges
-from onnxq.targets.target import BiasStyle
+from onnxq.targets.target import BiasStyle, Storage
 
 UNLIMITED: Range = (-math.inf, math.inf)
 
@@ -50,9 +50,9 @@ def find_edges(planned: Iterable[ir.Node], scene: Scene) -> list[Edge]:
     edges: dict[tuple[ir.Node | None, int], Edge] = {}
     for node in planned:
         for index in integer_inputs(node, scene):
-            value = node.inputs[index]
-            assert value is not None
-            edges[node, index] = Edge(value, node, index, _input_spec(node, index, scene))
+            edges[node, index] = _edge(node, index, _input_spec(node, index, scene))
+        if scene.target.bias is BiasStyle.OWN:
+            edges |= {place: _edge(*place, _bias_spec(scene)) for place in _bias_inputs(node, scene)}
     read = {edge.value for edge in edges.values()}
     for node in planned:
         for value in dict.fromkeys((*integer_outputs(node, scene), *torn_outputs(node, read, scene))):
@@ -61,25 +61,44 @@ def find_edges(planned: Iterable[ir.Node], scene: Scene) -> list[Edge]:
     return list(edges.values())
 
 
+def _edge(node: ir.Node, index: int, spec: QuantSpec) -> Edge:
+    value = node.inputs[index]
+    assert value is not None
+    return Edge(value, node, index, spec)
+
+
 def _readers(value: ir.Value, graph: ir.Graph) -> Iterator[tuple[ir.Node | None, int]]:
     yield from ((use.node, use.idx) for use in value.uses())
     yield from ((None, i) for i, output in enumerate(graph.outputs) if output is value)
 
 
 def _input_spec(node: ir.Node, index: int, scene: Scene) -> QuantSpec:
-    operator = WEIGHTED.get(node.op_type)
+    operator, ends = WEIGHTED.get(node.op_type), scene.target.ends if node in scene.ends else None
     if operator is None or index != operator.weight or not _constant(node, index):
-        return scene.activation
+        return ends.activation if ends else scene.activation
     if node in scene.in_blocks:
         assert scene.formats.blocked is not None
         return replace(scene.formats.blocked, axis=SUMMED_AXIS[node.op_type](node))
     weight = node.inputs[index]
     assert weight is not None
     assert weight.shape is not None
+    spec = ends.weight if ends else scene.formats.weight
+    assert spec is not None
+    return replace(
+        spec, axis=operator.channel_axis(node, len(weight.shape)) if _per_channel(node, spec, scene) else None
+    )
+
+
+def _per_channel(node: ir.Node, spec: QuantSpec, scene: Scene) -> bool:
+    types = scene.target.per_channel_types
+    allowed = types is None or spec.dtype in types
+    return allowed and scene.target.rules[node.op_type].per_channel and not scene.config.per_tensor
+
+
+def _bias_spec(scene: Scene) -> QuantSpec:
+    """Of biases with a scale of their own."""
     assert scene.formats.weight is not None
-    per_channel = scene.target.rules[node.op_type].per_channel and not scene.config.per_tensor
-    axis = operator.channel_axis(node, len(weight.shape)) if per_channel else None
-    return replace(scene.formats.weight, axis=axis)
+    return scene.formats.weight
 
 
 def _constant(node: ir.Node, index: int) -> bool:
@@ -120,7 +139,8 @@ def _members(keys: Iterable[Key], ties: Mapping[Key, Key]) -> dict[Key, list[Key
 def _unique(key: Key) -> str:
     name, spec = key
     blocks = "" if spec.block_size is None else f"/{spec.block_size}"
-    return f"{name}/{spec.dtype.name.lower()}/{spec.axis}{blocks}"
+    bits = f"-{spec.reduce_bits}" if spec.reduce_bits else ""
+    return f"{name}/{spec.dtype.name.lower()}{bits}/{spec.axis}{blocks}"
 
 
 def _bridged(ties: Mapping[Key, Key], found: Iterable[Bridge], scene: Scene) -> dict[Key, Key]:
@@ -219,10 +239,18 @@ def _group(
         tensors=tuple(value.name or "" for value in values),
         observe=() if constant or fixed is not None else tuple(name for name, _ in observe),
         bounds=UNLIMITED if constant else (min(low for low, _ in bounds), max(high for _, high in bounds)),
-        fixed=fixed,
+        fixed=None if fixed is None else _without_last_step(fixed, root[1]),
         constant=constant,
         unpacked=scene.target.unpacked.get(root[1].dtype) if root[1].block_size is None else None,
+        as_reals=constant and scene.target.storage is Storage.REALS,
     )
+
+
+def _without_last_step(span: Range, spec: QuantSpec) -> Range:
+    """The range of the levels that lie evenly in ``span``, whose high end is one step above the last."""
+    qmin, qmax = spec.limits
+    low, high = span
+    return low, high - (high - low) / (qmax - qmin + 1)
 
 
 def _bounds(value: ir.Value) -> Range:
@@ -289,14 +317,12 @@ def find_biases(planned: Iterable[ir.Node], groups: Mapping[Key, Group], scene: 
         return
     for node in planned:
         for holder, index in _bias_inputs(node, scene):
-            operator, bias = WEIGHTED[node.op_type], holder.inputs[index]
-            data, weight = node.inputs[operator.data], node.inputs[operator.weight]
-            assert data is not None
-            assert weight is not None
+            operator, bias = WEIGHTED.get(node.op_type), holder.inputs[index]
             assert bias is not None
-            data_group = groups[data.name or "", scene.activation]
-            weight_group = groups[weight.name or "", _input_spec(node, operator.weight, scene)]
-            yield BiasPoint(bias.name or "", holder.name or "", index, data_group.name, weight_group.name)
+            data, weight = (operator.data, operator.weight) if operator is not None else (0, 1)
+            edges = [_edge(node, i, _input_spec(node, i, scene)) for i in (data, weight)]
+            data_group, weight_group = (groups[edge.key].name for edge in edges)
+            yield BiasPoint(bias.name or "", holder.name or "", index, data_group, weight_group)
 
 
 def _bias_inputs(node: ir.Node, scene: Scene) -> Iterator[tuple[ir.Node, int]]:
@@ -304,7 +330,8 @@ def _bias_inputs(node: ir.Node, scene: Scene) -> Iterator[tuple[ir.Node, int]]:
     operator = WEIGHTED.get(node.op_type)
     if node in scene.in_blocks:
         return
-    if operator is not None and operator.bias is not None and input_at(node, operator.bias) is not None:
-        yield node, operator.bias
+    index = scene.target.rules[node.op_type].bias if operator is None else operator.bias
+    if index is not None and input_at(node, index) is not None:
+        yield node, index
     if found := bias_add(node, scene):
         yield found

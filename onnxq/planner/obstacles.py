@@ -7,7 +7,14 @@ import math
 import onnx_ir as ir
 
 from onnxq.graph import constant_value, input_at, is_op
-from onnxq.operators import WEIGHTED, clip_range, data_inputs, group_channels, is_depthwise
+from onnxq.operators import (
+    WEIGHTED,
+    attribute_value,
+    clip_range,
+    data_inputs,
+    group_channels,
+    is_depthwise,
+)
 from onnxq.planner.scene import Scene, deselected, fused_output
 from onnxq.targets.target import BiasStyle, OpRule, Output
 
@@ -18,19 +25,23 @@ def computes_reals(node: ir.Node) -> bool:
     return any(kind is None or kind.is_floating_point() for kind in kinds)
 
 
+def is_carried(node: ir.Node, scene: Scene) -> bool:
+    """Whether ``node`` gets no Q/DQ of its own and runs in the type of its neighbours."""
+    return computes_reals(node) and scene.rule(node) is None and is_op(node, *scene.target.transparent)
+
+
 def obstacle(node: ir.Node, scene: Scene) -> str | None:
-    """Why ``node``, looked at alone, cannot be quantized; None if it can (or computes no reals)."""
-    if not computes_reals(node):
+    """Why ``node``, looked at alone, stays float; None if it can be quantized or needs no word."""
+    if not computes_reals(node) or is_carried(node, scene):
         return None
     rule = scene.rule(node)
-    if rule is None and is_op(node, *scene.target.transparent):
-        return f"target {scene.target.name} moves Q/DQ across it: it runs in the type of its neighbours"
     if rule is None and clip_range(node) is not None:
         return "there is no quantized node before it that it could fuse with"
     if rule is None:
         return f"target {scene.target.name} has no integer kernel for {node.op_identifier()[1]}"
     checks = (
         _not_selected,
+        _final,
         _wrong_attribute,
         _not_float32,
         _bad_weight,
@@ -46,10 +57,17 @@ def _not_selected(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
     return deselected(node, scene)
 
 
+def _final(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    if node not in scene.final:
+        return None
+    if node.op_type == "Concat":
+        return "it joins what leaves the graph: one range would not suit all of it (boxes and scores, say)"
+    return "it passes on what a Concat in float joins at the end of the graph"
+
+
 def _wrong_attribute(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
     for name, wanted in rule.attributes.items():
-        attribute = node.attributes.get(name)
-        actual = wanted if attribute is None else attribute.value
+        actual = attribute_value(node, name)
         if actual != wanted:
             return f"its {name} is {actual}, the integer kernel needs {wanted}"
     return None
@@ -112,7 +130,7 @@ def _narrow(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
 
 
 def _float_output(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
-    if rule.output is not Output.QUANTIZED or scene.config.quantize_outputs:
+    if rule.output is not Output.QUANTIZED or scene.quantize_outputs:
         return None
     for value in node.outputs:
         if fused_output(value, rule, scene).is_graph_output():

@@ -15,11 +15,7 @@ from onnxq.plan import QuantSpec
 from onnxq.planner.formats import Formats
 from onnxq.targets.target import OpRule, Output, Role, Target
 
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _CLIPS = ("Relu", "Clip")
-
-MOST_CLIPS = 2
-"""A runtime drops a Relu or Clip that the Q behind it makes superfluous, and fuses one more."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,8 @@ class Scene:
         formats: number formats, without the axis.
         position: nodes of the main graph in order.
         in_blocks: the nodes whose weights are cut into blocks: nothing else of them is in integers.
+        ends: the first and the last node with weights, where the target has other formats for them.
+        final: what joins different things right before they leave the graph (`final_nodes`).
     """
 
     graph: ir.Graph
@@ -38,11 +36,18 @@ class Scene:
     formats: Formats
     position: Mapping[ir.Node, int]
     in_blocks: frozenset[ir.Node] = frozenset()
+    ends: frozenset[ir.Node] = frozenset()
+    final: frozenset[ir.Node] = frozenset()
 
     @property
     def activation(self) -> QuantSpec:
         """The number format of activations."""
         return self.formats.activation
+
+    @property
+    def quantize_outputs(self) -> bool:
+        """Whether what leaves the graph is quantized too."""
+        return self.config.quantize_outputs or self.target.quantize_outputs
 
     def rule(self, node: ir.Node) -> OpRule | None:
         """How the target quantizes such a node, None if it does not."""
@@ -88,13 +93,19 @@ def fused_output(value: ir.Value, rule: OpRule, scene: Scene) -> ir.Value:
     They do if nobody else reads the unclipped tensor and zero lies within the limits (a grid always
     holds zero). An operator whose output keeps its input's parameters fuses with none.
     """
-    for _ in range(0 if rule.same_params else MOST_CLIPS):
+    clips = list(fused_clips(value, rule, scene))
+    return clips[-1].outputs[0] if clips else value
+
+
+def fused_clips(value: ir.Value, rule: OpRule, scene: Scene) -> Iterator[ir.Node]:
+    """The Relu and Clip, one behind the other, that fuse with the node that makes ``value``."""
+    for _ in range(0 if rule.same_params else scene.target.fused_clips):
         clip = sole_reader(value, scene)
         limits = clip_range(clip) if clip is not None and not deselected(clip, scene) else None
         if clip is None or limits is None or not limits[0] <= 0 <= limits[1] or limits[0] == limits[1]:
             break
+        yield clip
         value = clip.outputs[0]
-    return value
 
 
 def integer_outputs(node: ir.Node, scene: Scene) -> list[ir.Value]:
@@ -105,21 +116,22 @@ def integer_outputs(node: ir.Node, scene: Scene) -> list[ir.Value]:
     values = [value for value in node.outputs if value.name]
     if rule.output is Output.QUANTIZED:
         return [fused_output(value, rule, scene) for value in values]
-    return [
-        _clipped(v, rule, scene) for v in values if _clipped_inside(v, scene) or _swallowed(node, v, scene)
-    ]
+    return [_clipped(v, rule, scene) for v in values if _fused_in_float(node, v, rule, scene)]
 
 
-def _clipped_inside(value: ir.Value, scene: Scene) -> bool:
-    """Whether a Relu or Clip alone reads ``value``, and one node inside the graph alone reads that."""
-    clip = sole_reader(value, scene)
-    return clip is not None and is_op(clip, *_CLIPS) and sole_reader(clip.outputs[0], scene) is not None
+def _fused_in_float(node: ir.Node, value: ir.Value, rule: OpRule, scene: Scene) -> bool:
+    """Whether the runtime would fuse what reads ``value`` with ``node``, in float, unless Q prevents it."""
+    reader = sole_reader(value, scene)
+    if reader is None or not is_op(reader, *rule.fused_in_float):
+        return False
+    if is_op(reader, "Add"):
+        return _swallowed(node, value, reader, scene)
+    return sole_reader(reader.outputs[0], scene) is not None
 
 
-def _swallowed(node: ir.Node, value: ir.Value, scene: Scene) -> bool:
-    """Whether an Add that is no bias alone reads ``value`` and could be fused with ``node``, in float."""
-    add = sole_reader(value, scene)
-    if add is None or not is_op(add, "Add") or not _becomes_gemm(node, scene) or bias_add(node, scene):
+def _swallowed(node: ir.Node, value: ir.Value, add: ir.Node, scene: Scene) -> bool:
+    """Whether this Add, the only reader of ``value``, is no bias and could be fused with ``node``."""
+    if not _becomes_gemm(node, scene) or bias_add(node, scene):
         return False
     other = add.inputs[1 - _position(value, add)]
     return rank(other) in (None, 1, 2)
@@ -135,7 +147,7 @@ def _becomes_gemm(node: ir.Node, scene: Scene) -> bool:
 
 def _clipped(value: ir.Value, rule: OpRule, scene: Scene) -> ir.Value:
     fused = fused_output(value, rule, scene)
-    return value if fused.is_graph_output() and not scene.config.quantize_outputs else fused
+    return value if fused.is_graph_output() and not scene.quantize_outputs else fused
 
 
 def bias_add(node: ir.Node, scene: Scene) -> tuple[ir.Node, int] | None:
@@ -184,21 +196,22 @@ def _unclipped(value: ir.Value) -> Iterator[ir.Value]:
 
 def integer_inputs(node: ir.Node, scene: Scene) -> list[int]:
     """The inputs that ``node`` reads in integers when it is quantized."""
-    if scene.target.rules[node.op_type].role is Role.RESIDUAL:
-        return skip_inputs(node, scene)
+    rule = scene.target.rules[node.op_type]
+    if rule.role is Role.RESIDUAL:
+        return skip_inputs(node, rule, scene)
     if node in scene.in_blocks:
         return [WEIGHTED[node.op_type].weight]
-    return [i for i in data_inputs(node) if input_at(node, i) is not None]
+    return [i for i in data_inputs(node) if i != rule.bias and input_at(node, i) is not None]
 
 
-def skip_inputs(node: ir.Node, scene: Scene) -> list[int]:
-    """For an Add after a convolution: the inputs that do not come from the last such convolution."""
+def skip_inputs(node: ir.Node, rule: OpRule, scene: Scene) -> list[int]:
+    """For a sum: the inputs that do not come from the last operator that it could be fused into."""
     if any(value is None or value.is_initializer() for value in node.inputs):
         return []
     branches = [
         (scene.position[producer], index)
         for index, value in enumerate(node.inputs)
-        if (producer := _private_producer(value, scene)) and producer.op_type in _CONVOLUTIONS
+        if (producer := _private_producer(value, scene)) and is_op(producer, *rule.sums_with)
     ]
     return [i for i in range(len(node.inputs)) if i != max(branches)[1]] if branches else []
 

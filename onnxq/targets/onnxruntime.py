@@ -39,10 +39,17 @@ ONNXRUNTIME = Target(
     bias=BiasStyle.INT32,
     rules={
         "Conv": OpRule(Role.ANCHOR, depthwise=Role.LINK, group_channels=16),
-        "MatMul": OpRule(Role.ANCHOR, output=Output.ALL_OR_NONE, bias_add=True, blocked={}),
+        "MatMul": OpRule(
+            Role.ANCHOR,
+            output=Output.ALL_OR_NONE,
+            fused_in_float=frozenset({"Relu", "Clip", "Add"}),
+            bias_add=True,
+            blocked={},
+        ),
         "Gemm": OpRule(
             Role.ANCHOR,
             output=Output.ALL_OR_NONE,
+            fused_in_float=frozenset({"Relu", "Clip"}),
             attributes={"alpha": 1.0, "beta": 1.0},
             blocked={"transA": 0, "transB": 0},
         ),
@@ -54,7 +61,7 @@ ONNXRUNTIME = Target(
         "LeakyRelu": _LINK,
         "Sigmoid": _LINK,
         # Its kernel is made for a scale of 1/256; with a smaller one, large values wrap around to 0.
-        "Softmax": OpRule(Role.LINK, output_range=(0.0, 255 / 256)),
+        "Softmax": OpRule(Role.LINK, output_range=(0.0, 1.0)),
         "MaxPool": _SAME,
         "ReduceMax": _SAME,
         "ReduceMin": _SAME,

@@ -14,9 +14,9 @@ from onnxq.plan import QuantSpec
 class Role(Enum):
     """When an operator is quantized."""
 
-    ANCHOR = "its weights are quantized and its inputs with them, wherever it stands"
+    ANCHOR = "wherever it stands, with its weights if it has some"
     LINK = "only between quantized neighbours: alone it would pay for Q/DQ and gain nothing"
-    RESIDUAL = "an Add that the runtime fuses into the convolution before it: the other input is quantized"
+    RESIDUAL = "a sum that the runtime fuses into the operator before it: only its other input is quantized"
 
 
 class Output(Enum):
@@ -24,10 +24,7 @@ class Output(Enum):
 
     QUANTIZED = "Q/DQ on every output, which then is not a graph output"
     FREE = "nothing: the kernel gives float, or integers if Q follows"
-    ALL_OR_NONE = (
-        "Q/DQ for all its readers or for none; and Q if the runtime would fuse what follows in float: "
-        "a Relu, a Clip, an Add that is no bias"
-    )
+    ALL_OR_NONE = "Q/DQ for all its readers or for none; and Q if what follows would be fused in float"
 
 
 class FloatInputs(Enum):
@@ -53,13 +50,19 @@ class OpRule:
         inputs_follow: inputs that nobody else reads take the output's scale and zero point, so that
             the kernel has nothing to rescale.
         float_inputs: which inputs a link takes in float.
-        output_range: the output's scale is that of exactly this range, whatever calibration saw.
+        output_range: whatever calibration saw, the levels of the output lie evenly in this range, the
+            first at its low end; its high end is one step above the last.
         attributes: values that the node's attributes must have (missing: ONNX's default).
         depthwise: the role of a depthwise convolution, if it is another one.
         blocked: its weights may have a scale a block where the node's attributes have these values
             (missing: they have); None: they may not.
         group_channels: input channels that each group of a grouped convolution must have (depthwise
             ones aside): below, the integer kernel is slower than float.
+        fused_in_float: what the runtime would fuse with it in float where it alone reads its output, and
+            no Q stands behind both (for `Output.ALL_OR_NONE`). An Add that is a bias does no harm.
+        sums_with: operators that such a sum is fused into (for `Role.RESIDUAL`).
+        bias: of an operator that is none of `onnxq.operators.WEIGHTED`: the input that is stored as a bias,
+            with the scales of the inputs 0 and 1.
     """
 
     role: Role
@@ -75,6 +78,9 @@ class OpRule:
     depthwise: Role | None = None
     blocked: Mapping[str, int | float | str] | None = None
     group_channels: int = 0
+    fused_in_float: frozenset[str] = frozenset()
+    sums_with: frozenset[str] = frozenset()
+    bias: int | None = None
 
 
 class BiasStyle(Enum):
@@ -82,6 +88,14 @@ class BiasStyle(Enum):
 
     INT32 = "int32 with scale = input scale x weight scale"
     FLOAT = "plain float"
+    OWN = "the type of the weights, with a scale of its own"
+
+
+class Storage(Enum):
+    """How quantized constants are stored in the file."""
+
+    INTEGERS = "integers, then DequantizeLinear"
+    REALS = "float numbers on the grid, then QuantizeLinear and DequantizeLinear"
 
 
 @dataclass(frozen=True)
@@ -103,13 +117,26 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Ends:
+    """Number formats of the first and the last operators with weights, where they are others."""
+
+    activation: QuantSpec
+    weight: QuantSpec
+
+
+@dataclass(frozen=True)
 class Target:
     """A runtime, as data.
 
     Attributes:
         name: what ``--target`` takes.
+        about: what it is, in one sentence, for the documentation.
+        notes: what else one should know, a sentence or two each.
+        runtimes: the runtimes, by name, that can tell what they make of such a model.
         activation: number format of activations (always per tensor).
         weight: number format of weights if nobody asks for another; the axis follows from the operator.
+        per_channel_types: types of weights that may have a scale a channel; None: all.
+        ends: formats of the first and last operators with weights; None: those of all others.
         bias: how biases are stored.
         rules: operator type -> rule; every other operator stays float.
         transparent: operators that the runtime moves Q and DQ across by itself: they get none, and run
@@ -124,6 +151,10 @@ class Target:
         guarded: operators whose float weights the runtime quantizes by itself, per tensor, where they
             stand between a per-tensor DQ and a Q. A DQ in front of them repeats its scale for each
             channel, which keeps them float.
+        fused_clips: so many Relu and Clip, one behind the other, are fused with the operator before them:
+            Q stands behind the last of them.
+        quantize_outputs: tensors that leave the graph are quantized too, as with ``--quantize-outputs``.
+        storage: how weights and other quantized constants are stored.
     """
 
     name: str
@@ -137,3 +168,11 @@ class Target:
     transparent: frozenset[str] = frozenset()
     blocks: Blocks | None = None
     unpacked: Mapping[ir.DataType, ir.DataType] = field(default_factory=dict)
+    about: str = ""
+    notes: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    per_channel_types: frozenset[ir.DataType] | None = None
+    ends: Ends | None = None
+    fused_clips: int = 2
+    quantize_outputs: bool = False
+    storage: Storage = Storage.INTEGERS

@@ -26,7 +26,7 @@ TENSORRT = Target(
         "ConvTranspose": OpRule(Role.ANCHOR, output=Output.FREE, per_channel=False),
         "Gemm": OpRule(Role.ANCHOR, output=Output.FREE, blocked={"transA": 0, "alpha": 1.0, "beta": 1.0}),
         "MatMul": OpRule(Role.ANCHOR, output=Output.FREE, dynamic_weight=True, blocked={}),
-        "Add": OpRule(Role.RESIDUAL, output=Output.FREE),
+        "Add": OpRule(Role.RESIDUAL, output=Output.FREE, sums_with=frozenset({"Conv", "ConvTranspose"})),
     },
     activation_types=frozenset({ir.DataType.INT8}),
     weight_types={ir.DataType.INT8: _INT8},
