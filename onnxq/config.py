@@ -137,7 +137,17 @@ class QuantConfig(BaseModel):
     )
     save_statistics: _Path | None = _option("tables", None, "keep the calibration statistics (.npz)", "FILE")
     report: _Path | None = _option("tables", None, "also write a report, one HTML file", "FILE.html")
-    target: str = _option("plan", "onnxruntime", "deployment target: onnxruntime, tensorrt", "NAME")
+    target: str = _option(
+        "plan",
+        "onnxruntime",
+        "deployment target: onnxruntime, onnxruntime-avx2, onnxruntime-arm, tensorrt, tensorrt8, openvino, "
+        "qnn, vitis-xint8, snpe, ppl-w8a16, tvm, academic-w4a8, academic-w4a4, academic-w2a4, or a "
+        ".yaml file that describes one",
+        "NAME",
+    )
+    autotune: bool = _option(
+        "speed", False, "keep float what is faster so, timed on this machine with ONNX Runtime and --threads"
+    )
     activation: ActivationType | None = _option("plan", None, "activation type; default: the target's")
     weight: WeightType | None = _option("plan", None, "weight type; default: the target's")
     block_size: int | None = _option(

@@ -49,7 +49,7 @@ def prepare_for_all(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, tu
     given = "target" in config.model_fields_set
     targets = [get_target(config.target)] if given else list(TARGETS.values())
     able = _able(targets, config)
-    simple = _clean(model, config, max(formats.opset for formats in able.values()))
+    simple = _clean(model, config, min(formats.opset for formats in able.values()))  # nothing is written
     with blamed(model):
         plans = [make_plan(simple, get_target(name), config) for name in able]
     if not any(plan.points for plan in plans):

@@ -20,7 +20,7 @@ def test_without_options_they_are_the_targets_own(name):
     found = formats(name)
     assert (found.activation, found.weight, found.blocked) == (target.activation, target.weight, None)
     assert target.weight_types[target.weight.dtype] == target.weight
-    assert found.opset == 13
+    assert found.opset == (21 if found.activation.dtype == ir.DataType.UINT16 else 13)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def _readers(value: ir.Value, graph: ir.Graph) -> Iterator[tuple[ir.Node | None,
 def _input_spec(node: ir.Node, index: int, scene: Scene) -> QuantSpec:
     operator, ends = WEIGHTED.get(node.op_type), scene.target.ends if node in scene.ends else None
     if operator is None or index != operator.weight or not _constant(node, index):
-        return ends.activation if ends else scene.activation
+        return ends.activation if ends else _activation_spec(node, scene)
     if node in scene.in_blocks:
         assert scene.formats.blocked is not None
         return replace(scene.formats.blocked, axis=SUMMED_AXIS[node.op_type](node))
@@ -87,6 +87,15 @@ def _input_spec(node: ir.Node, index: int, scene: Scene) -> QuantSpec:
     return replace(
         spec, axis=operator.channel_axis(node, len(weight.shape)) if _per_channel(node, spec, scene) else None
     )
+
+
+def _activation_spec(node: ir.Node, scene: Scene) -> QuantSpec:
+    """The number format of the inputs that ``node`` computes with."""
+    rule, operator = scene.target.rules.get(node.op_type), WEIGHTED.get(node.op_type)
+    if rule is None:
+        return scene.activation
+    dynamic = operator is not None and not _constant(node, operator.weight)
+    return (rule.dynamic_inputs if dynamic else None) or rule.inputs or scene.activation
 
 
 def _per_channel(node: ir.Node, spec: QuantSpec, scene: Scene) -> bool:

@@ -47,7 +47,9 @@ def obstacle(node: ir.Node, scene: Scene) -> str | None:
         _bad_weight,
         _no_format,
         _bad_bias,
+        _grouped,
         _narrow,
+        _moves_constants,
         _float_output,
     )
     return next((reason for check in checks if (reason := check(node, rule, scene))), None)
@@ -118,6 +120,15 @@ def _bad_bias(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
     if math.prod(shape) not in (1, channels) or (shape and shape[-1] not in (1, channels)):
         return f"its bias has shape {list(shape)}, expected one value a channel"
     return None
+
+
+def _grouped(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    groups = attribute_value(node, "group") if rule.single_group else 1
+    return None if groups == 1 else f"it has {groups} groups, the integer kernel takes one"
+
+
+def _moves_constants(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    return "all its inputs are constants" if rule.same_params and _constant(node, 0) else None
 
 
 def _narrow(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:

@@ -49,7 +49,7 @@ def _sources(
 ) -> Iterator[tuple[ir.Value, tuple[bool, ...]]]:
     """The nearest quantized tensors that ``value`` is made of, and which steps on the way add others."""
     node = value.producer()
-    if node is None or not is_op(node, *scene.target.transparent):
+    if node is None or not is_op(node, *(scene.target.transparent - scene.target.unequal)):
         return
     joins = node.op_type == "Concat"
     for source in (node.inputs[index] for index in data_inputs(node)):

@@ -20,22 +20,25 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnxq.plan import QuantSpec
+from onnxq.targets.formats import S4, S8_NARROW, U4, U8
 from onnxq.targets.target import BiasStyle, Blocks, FloatInputs, OpRule, Output, Role, Target
 
 _LINK = OpRule(Role.LINK)
 _BINARY = OpRule(Role.LINK, float_inputs=FloatInputs.BROADCAST)
 _SAME = OpRule(Role.LINK, same_params=True)
 
-_INT8 = QuantSpec(ir.DataType.INT8, symmetric=True, narrow_range=True)
-# With 16 levels one of them is worth more than symmetry.
-_INT4 = QuantSpec(ir.DataType.INT4, symmetric=True)
-_UINT4 = QuantSpec(ir.DataType.UINT4, symmetric=False)
-
 ONNXRUNTIME = Target(
     name="onnxruntime",
-    activation=QuantSpec(ir.DataType.UINT8, symmetric=False),
-    weight=_INT8,
+    about="ONNX Runtime's CPU provider on x86 with VNNI or AMX, which multiply u8 by s8.",
+    notes=(
+        "Q stands behind a weighted operator only where the kernel needs it, and always behind the Relu or "
+        "Clip that fuses with it.",
+        "A 4-bit weight in blocks gives MatMulNBits, among floats; without blocks it is unpacked to 8 bits "
+        "when the model is loaded.",
+    ),
+    runtimes=("onnxruntime",),
+    activation=U8,
+    weight=S8_NARROW,
     bias=BiasStyle.INT32,
     rules={
         "Conv": OpRule(Role.ANCHOR, depthwise=Role.LINK, group_channels=16),
@@ -80,17 +83,18 @@ ONNXRUNTIME = Target(
     },
     activation_types=frozenset({ir.DataType.UINT8, ir.DataType.INT8}),
     weight_types={
-        ir.DataType.INT8: _INT8,
-        ir.DataType.UINT8: replace(_INT8, dtype=ir.DataType.UINT8),
-        ir.DataType.INT4: _INT4,
-        ir.DataType.UINT4: _UINT4,
+        ir.DataType.INT8: S8_NARROW,
+        ir.DataType.UINT8: replace(S8_NARROW, dtype=ir.DataType.UINT8),
+        # With 16 levels one of them is worth more than symmetry.
+        ir.DataType.INT4: S4,
+        ir.DataType.UINT4: U4,
     },
     blocks=Blocks(
         types={
-            ir.DataType.INT8: _INT8,
-            ir.DataType.UINT8: QuantSpec(ir.DataType.UINT8, symmetric=False),
-            ir.DataType.INT4: _INT4,
-            ir.DataType.UINT4: _UINT4,
+            ir.DataType.INT8: S8_NARROW,
+            ir.DataType.UINT8: U8,
+            ir.DataType.INT4: S4,
+            ir.DataType.UINT4: U4,
         },
         sizes=frozenset({16, 32, 64, 128, 256}),
         among_floats=True,

@@ -58,9 +58,12 @@ class OpRule:
             (missing: they have); None: they may not.
         group_channels: input channels that each group of a grouped convolution must have (depthwise
             ones aside): below, the integer kernel is slower than float.
+        single_group: it has an integer kernel only without groups.
         fused_in_float: what the runtime would fuse with it in float where it alone reads its output, and
             no Q stands behind both (for `Output.ALL_OR_NONE`). An Add that is a bias does no harm.
         sums_with: operators that such a sum is fused into (for `Role.RESIDUAL`).
+        inputs: number format of its computed inputs, if not that of all activations.
+        dynamic_inputs: the same where its second operand is computed at run time.
         bias: of an operator that is none of `onnxq.operators.WEIGHTED`: the input that is stored as a bias,
             with the scales of the inputs 0 and 1.
     """
@@ -78,8 +81,11 @@ class OpRule:
     depthwise: Role | None = None
     blocked: Mapping[str, int | float | str] | None = None
     group_channels: int = 0
+    single_group: bool = False
     fused_in_float: frozenset[str] = frozenset()
     sums_with: frozenset[str] = frozenset()
+    inputs: QuantSpec | None = None
+    dynamic_inputs: QuantSpec | None = None
     bias: int | None = None
 
 
@@ -138,10 +144,12 @@ class Target:
         per_channel_types: types of weights that may have a scale a channel; None: all.
         ends: formats of the first and last operators with weights; None: those of all others.
         bias: how biases are stored.
+        bias_types: types of biases that the runtime takes, also from others; ours are as ``bias`` says.
         rules: operator type -> rule; every other operator stays float.
         transparent: operators that the runtime moves Q and DQ across by itself: they get none, and run
             in the type of their neighbours. Quantized tensors with nothing else between them share
             parameters.
+        unequal: those of them whose inputs and outputs need not share parameters.
         activation_types: what ``--activation`` may ask for.
         weight_types: what ``--weight`` may ask for, and the number formats that it then gets.
         blocks: what it may ask for together with ``--block-size``; None: nothing.
@@ -166,6 +174,7 @@ class Target:
     weight_types: Mapping[ir.DataType, QuantSpec]
     guarded: frozenset[str] = frozenset()
     transparent: frozenset[str] = frozenset()
+    unequal: frozenset[str] = frozenset()
     blocks: Blocks | None = None
     unpacked: Mapping[ir.DataType, ir.DataType] = field(default_factory=dict)
     about: str = ""
@@ -176,3 +185,4 @@ class Target:
     fused_clips: int = 2
     quantize_outputs: bool = False
     storage: Storage = Storage.INTEGERS
+    bias_types: frozenset[ir.DataType] = frozenset({ir.DataType.FLOAT, ir.DataType.INT32})

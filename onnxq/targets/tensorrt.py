@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.plan import QuantSpec
+from onnxq.targets.formats import S4, S8, S8_NARROW
 from onnxq.targets.target import BiasStyle, Blocks, OpRule, Output, Role, Target
 
 _INPUTS = OpRule(Role.ANCHOR, output=Output.FREE)
-_INT8 = QuantSpec(ir.DataType.INT8, symmetric=True, narrow_range=True)
-_INT4 = QuantSpec(ir.DataType.INT4, symmetric=True)
 
 TENSORRT = Target(
     name="tensorrt",
-    activation=QuantSpec(ir.DataType.INT8, symmetric=True),
-    weight=_INT8,
+    about="TensorRT 10, 11 and TensorRT-RTX, explicit quantization.",
+    notes=(
+        "Calibration caches (--table-format tensorrt) serve TensorRT up to 10 with a float model; from 11 on "
+        "the Q/DQ model is the only way to 8 bits.",
+    ),
+    runtimes=("tensorrt",),
+    activation=S8,
+    weight=S8_NARROW,
     bias=BiasStyle.FLOAT,
+    bias_types=frozenset({ir.DataType.FLOAT}),
     rules={
         "Conv": _INPUTS,
         "ConvTranspose": OpRule(Role.ANCHOR, output=Output.FREE, per_channel=False),
@@ -29,8 +34,8 @@ TENSORRT = Target(
         "Add": OpRule(Role.RESIDUAL, output=Output.FREE, sums_with=frozenset({"Conv", "ConvTranspose"})),
     },
     activation_types=frozenset({ir.DataType.INT8}),
-    weight_types={ir.DataType.INT8: _INT8},
-    blocks=Blocks(types={ir.DataType.INT4: _INT4}, sizes=frozenset({64, 128}), whole=True),
+    weight_types={ir.DataType.INT8: S8_NARROW},
+    blocks=Blocks(types={ir.DataType.INT4: S4}, sizes=frozenset({64, 128}), whole=True),
     transparent=frozenset(
         (
             "MaxPool",

@@ -29,7 +29,9 @@ from onnxq.passes import simplify
 from onnxq.planner import make_plan
 from onnxq.prepare import prepare
 from onnxq.ranges import calibrator, from_statistics, solve
-from onnxq.targets import TARGETS, get_target
+from onnxq.targets import get_target
+
+TARGETS = ("onnxruntime", "tensorrt")
 
 NET = """g (float[N,3,8,8] x) => (float[N,10] y)
 <float[16,3,3,3] w1, float[16] b1, float[16,1,3,3] wd, float[16] bd, float[16,16,1,1] w2, float[16] b2,
