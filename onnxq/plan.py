@@ -31,7 +31,7 @@ class QuantSpec:
     """A number format.
 
     Attributes:
-        dtype: INT8, UINT8, INT16, UINT16, INT4 or UINT4 (INT32 for biases).
+        dtype: the type that integers are stored in.
         symmetric: the zero point is fixed: 0 for signed types, the middle for unsigned ones.
         axis: the per-channel axis of the tensor, or None for one scale a tensor. With a block size,
             the axis that is cut into blocks.

@@ -25,6 +25,9 @@ def whole_plan(report: Report) -> Markup:
         overview.append(table(_REASONS, _reasons(plan), "reasons"))
         rows = [[name, node.op_type, node.reason] for name, node in plan.floats.items()]
         lists.insert(0, _folded("float", _FLOATS, rows))
+    if plan.carried:
+        named = [[name, op_type] for name, op_type in plan.carried.items()]
+        lists.append(_folded("the type of their neighbours", _CARRIED, named))
     return joined([element("div", *overview, class_="pair"), *lists])
 
 
@@ -66,3 +69,5 @@ _OPERATORS = (
 _REASONS = (Column("nodes", numbers=True), Column("operator"), Column("stay float because"))
 _FLOATS = (Column("node"), Column("operator"), Column("stays float because"))
 _INTEGERS = (Column("node"), Column("operator"))
+_CARRIED = _INTEGERS
+"""The runtime moves Q/DQ across them."""

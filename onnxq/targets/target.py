@@ -124,7 +124,12 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Ends:
-    """Number formats of the first and the last operators with weights, where they are others."""
+    """Number formats of the first and the last operator with weights, where they are others.
+
+    Attributes:
+        activation: of their inputs.
+        weight: of their weights; the axis follows from the operator.
+    """
 
     activation: QuantSpec
     weight: QuantSpec

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import onnx.defs
 import onnx_ir as ir
 import yaml
 
@@ -72,7 +73,33 @@ def _target(name: str, content: Mapping[str, Any], bases: Mapping[str, Target]) 
             raise _WrongError(f"{field}: unknown field; valid: {', '.join(known)}")
     given = {"name": name} | {field: value for field, value in content.items() if field != "base"}
     target: Target = _record(Target, given, None if named is None else bases[named], "")
+    _check_formats(target)
+    _check_operators(target)
     return _with_own_types(target, content)
+
+
+def _check_formats(target: Target) -> None:
+    """Two bits at least are left; axes and blocks follow from operators and options."""
+    ends = (
+        {}
+        if target.ends is None
+        else {"ends.activation": target.ends.activation, "ends.weight": target.ends.weight}
+    )
+    for where, spec in {"activation": target.activation, "weight": target.weight, **ends}.items():
+        most = spec.dtype.bitwidth - 2
+        if not 0 <= spec.reduce_bits <= most:
+            raise _WrongError(f"{where}.reduce_bits: expected 0 to {most}, got {spec.reduce_bits}")
+        if spec.axis is not None or spec.block_size is not None:
+            raise _WrongError(f"{where}: axis and block_size follow from the operator and --block-size")
+
+
+def _check_operators(target: Target) -> None:
+    """A name that ONNX does not know would match nothing, without a word."""
+    named = {"rules": target.rules, "transparent": target.transparent, "guarded": target.guarded}
+    for where, operators in named.items():
+        for operator in operators:
+            if not onnx.defs.has(operator):
+                raise _WrongError(f"{where}.{operator}: ONNX has no such operator")
 
 
 def _with_own_types(target: Target, content: Mapping[str, Any]) -> Target:
@@ -179,13 +206,14 @@ def _number(kind: Any, value: Any, where: str) -> Any:
 
 def _named(kind: Any, value: Any, where: str) -> Any:
     """A member of an enumeration, by its name in small letters with hyphens."""
-    names = TYPES if kind is ir.DataType else {_spell(member): member for member in kind}
+    names = TYPES if kind is ir.DataType else {spelled(member): member for member in kind}
     if not isinstance(value, str) or value not in names:
         raise _WrongError(f"{where}: expected one of {', '.join(names)}; got {value!r}")
     return names[value]
 
 
-def _spell(member: Enum) -> str:
+def spelled(member: Enum) -> str:
+    """How a file writes it."""
     return member.name.lower().replace("_", "-")
 
 

@@ -1,0 +1,10 @@
+"""``python -m onnxq.targets``: the page of the documentation about targets."""
+
+from __future__ import annotations
+
+import sys
+
+from onnxq.targets import TARGETS
+from onnxq.targets.page import page
+
+sys.stdout.write(page(TARGETS.values()))
