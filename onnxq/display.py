@@ -204,10 +204,13 @@ def show_plan(model: str, plan: QuantPlan, *, quiet: bool = False) -> None:
     for name, node in plan.floats.items():
         table.add_row(name, node.op_type, Text.assemble(("float", "yellow"), f": {node.reason}"))
     _OUT.print(table)
-    _OUT.print(f"{len(plan.nodes)} nodes in integers, {len(plan.floats)} in float")
+    counts = f"{len(plan.nodes)} nodes in integers, {len(plan.floats)} in float"
+    _OUT.print(f"{counts}, {len(plan.carried)} in the type of their neighbours" if plan.carried else counts)
 
 
 def print_json(plan: QuantPlan) -> None:
+    for name, op_type in plan.carried.items():
+        table.add_row(name, op_type, "the type of its neighbours")
     """The plan for machines."""
     content: dict[str, Any] = {
         "target": plan.target,
@@ -221,6 +224,7 @@ def print_json(plan: QuantPlan) -> None:
                 "tensor": point.tensor,
                 "consumer": point.consumer,
                 "input_index": point.input_index,
+        "carried_nodes": [{"name": name, "op_type": op_type} for name, op_type in plan.carried.items()],
                 "type": point.spec.dtype.name.lower(),
                 "symmetric": point.spec.symmetric,
                 "axis": point.spec.axis,
@@ -320,6 +324,9 @@ def _verdict(verdict: Verdict) -> str:
         return "nothing to do"
     if verdict.kept:
         return f"SQNR {verdict.gain:+.2f} dB"
+    if carried := result.plan.carried:
+        kinds = ", ".join(f"{n} {op_type}" for op_type, n in Counter(carried.values()).most_common())
+        yield "as neighbours", f"{kinds}: the runtime moves Q/DQ across them"
     return f"dropped, SQNR would change by {verdict.gain:+.2f} dB"
 
 
