@@ -90,6 +90,22 @@ def _sensitivity(args: argparse.Namespace, config: QuantConfig) -> None:
         display.show_ranking(args.model, found)
 
 
+def _verify(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq import display, verification
+    from onnxq.errors import ModelError
+
+    if args.target is not None:
+        config = config.model_copy(update={"target": args.target})
+    with display.progress(quiet=args.quiet) as progress:
+        verdicts = verification.verify_file(args.model, config, progress)
+    if args.json:
+        display.print_verdicts(verdicts)
+    else:
+        display.show_verdicts(args.model, config.target, verdicts, every_finding=args.verbose)
+    if failed := [verdict.runtime for verdict in verdicts if verdict.status == "failed"]:
+        raise ModelError(f"{args.model} does not suit {config.target}: {', '.join(failed)} failed")
+
+
 _VERBOSE = {"--verbose": "say what each step does, and all that is known of an error"}
 
 _COMMANDS: Mapping[str, Command] = {
@@ -135,6 +151,18 @@ _COMMANDS: Mapping[str, Command] = {
         groups=("data", "running"),
         flags={"--quiet": "show no progress", **_VERBOSE},
         act=_compare,
+    ),
+    "verify": Command(
+        help="what a target's rules and its runtimes make of a quantized model",
+        files={"model": "the quantized model (Q/DQ), of any origin"},
+        groups=("data", "running"),
+        flags={
+            "--target NAME": "the deployment target; default: onnxruntime",
+            "--json": "machine-readable",
+            "--quiet": "show no progress",
+            **_VERBOSE,
+        },
+        act=_verify,
     ),
     "sensitivity": Command(
         help="quantization points ranked by what each costs at the outputs",

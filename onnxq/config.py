@@ -26,6 +26,7 @@ Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "au
 Correction = Literal["equalize", "ranges", "rounding", "adaround", "bias", "full-bias", "none"]
 ActivationType = Literal["uint8", "int8", "uint16", "int16"]
 WeightType = Literal["uint8", "int8", "uint4", "int4"]
+Verify = Literal["auto", "full", "off"]
 TableFormat = Literal[
     "tensorrt",
     "ort",
@@ -165,6 +166,11 @@ class QuantConfig(BaseModel):
     )
     provider: _Names = _option("running", (), "ONNX Runtime execution provider; default: the CPU", "NAME")
     threads: int = _option("running", 0, "threads; default: all", "N", ge=0)
+    verify: Verify = _option(
+        "running",
+        "auto",
+        "ask the target's runtime what it makes of the model: auto (for a minute at most), full, off",
+    )
     seed: int = _option("running", 0, "for whatever is random", "N", ge=0)
 
     @field_validator("preprocess")

@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from shlex import quote
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from onnxq.plan import QuantPlan
 from onnxq.progress import Progress
 from onnxq.race import Speed
 from onnxq.report import judged
+from onnxq.verify import Verdict as Checked
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,9 @@ OURS = ("onnxq", "calibrators")
 
 FLOAT_ROWS = 10
 """Reasons in the closing table; ``--verbose`` lists all nodes."""
+
+FINDINGS = 30
+"""Findings of each checker that are shown; ``--verbose`` lists all."""
 
 PACE_SECONDS = 600
 """The pace is that of the last ten minutes: a run of a large model may take one."""
@@ -277,6 +282,30 @@ def print_ranking(ranking: Sequence[Sensitivity]) -> None:
     _OUT.print(json.dumps(content, indent=2), soft_wrap=True)
 
 
+_STATUS_STYLES: Mapping[str, str] = {"passed": "green", "failed": "bold red", "not checked": "yellow"}
+
+
+def show_verdicts(model: str, target: str, verdicts: Sequence[Checked], *, every_finding: bool) -> None:
+    """What each checker says, then what it found: node, what is so, what to do."""
+    table = Table(title=f"{model} for {target}", title_justify="left")
+    for column in ("checked by", "result", "summary"):
+        table.add_column(column, overflow="fold")
+    for one in verdicts:
+        table.add_row(one.runtime, Text(one.status, _STATUS_STYLES[one.status]), one.summary)
+    _OUT.print(table)
+    for one in verdicts:
+        shown = one.findings if every_finding else one.findings[:FINDINGS]
+        for finding in shown:
+            _OUT.print(f"{finding.severity}: {finding}", soft_wrap=True)
+        if rest := len(one.findings) - len(shown):
+            _OUT.print(f"{rest} more of {one.runtime}: --verbose lists them all")
+
+
+def print_verdicts(verdicts: Sequence[Checked]) -> None:
+    """The verdicts for machines."""
+    _OUT.print(json.dumps([asdict(one) for one in verdicts], indent=2), soft_wrap=True)
+
+
 def _warn(text: str) -> None:
     """On stderr, where it cannot be missed: in a frame on a terminal, else on one line."""
     if _ERR.is_terminal:
@@ -301,6 +330,7 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     else:
         yield from (("accuracy", text) for text in _quality_rows(result.quality))
         yield "measured on", f"{result.judged_on}: {result.quality.samples}"
+    yield from (("verified", f"{v.runtime}: {v.status}, {v.summary}") for v in result.verdicts)
     yield from (("correction", text) for text in _correction_rows(result))
     if result.search is not None:
         yield from (("goal", text) for text in _search_rows(result.search))

@@ -34,6 +34,7 @@ from onnxq.samples import Data, Samples, open_samples
 from onnxq.tables.sources import check_plan, of_plan
 from onnxq.tables.table import Table
 from onnxq.trial import Trial, doubts, float_weights
+from onnxq.verify import Verdict as Checked
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class QuantResult:
         make_table: gives `table`, which is for the float model: its ranges are those before corrections,
             and all its weights are read.
         quality: against the float model; None if there was no sample to judge by.
+        verdicts: what the target's rules and its runtimes say of the model that was written.
         judged_on: what kind of samples ``quality`` was measured on.
         corrections: what each of them gave on held-out samples, in the order in which they were tried.
         search: how the goal was reached; None if there was none.
@@ -61,6 +63,7 @@ class QuantResult:
     statistics: Statistics | None
     make_table: Callable[[], Table] = field(repr=False)
     quality: Quality | None
+    verdicts: tuple[Checked, ...]
     judged_on: str
     corrections: tuple[Verdict, ...]
     search: Search | None
@@ -146,7 +149,7 @@ def quantize_static(
         draft, verdicts = corrected(draft, samples, judge, config, progress)
         draft, search = reach(draft, goal, samples, judge, config, progress)
         progress("writing and checking the model")
-        trial = Trial(judge, draft.plan)
+        trial = Trial(judge, draft.plan, config)
         with tables.staged(tables.encode_all(table(), config.tables) if config.tables else {}):
             write(draft.quantized(), output, validate=trial.run)
     result = QuantResult(
@@ -155,6 +158,7 @@ def quantize_static(
         statistics=statistics,
         make_table=table,
         quality=trial.quality,
+        verdicts=trial.verdicts,
         judged_on=samples.judged_on,
         corrections=verdicts,
         search=search,

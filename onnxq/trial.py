@@ -10,14 +10,26 @@ from pathlib import Path
 import onnx_ir as ir
 
 from calibrators.words import some
+from onnxq.config import QuantConfig
+from onnxq.errors import ModelError
 from onnxq.evaluate import Judge, Quality
+from onnxq.model import load
 from onnxq.plan import QuantPlan
 from onnxq.samples import Samples
-from onnxq.verify import VERIFIERS
+from onnxq.targets import get_target
+from onnxq.verify import LEGALITY, Subject, Verdict, ask_runtimes, check
 
 POOR_SQNR = 10.0
 """dB: below it the error holds more than a tenth of the power of the output itself."""
 
+SECONDS = {"auto": 60.0, "full": 3600.0, "off": 0.0}
+"""How long a runtime may take to build the model, by `QuantConfig.verify`."""
+
+VERIFIED_ON = 2
+"""Samples that a runtime runs the model on."""
+
+NAMED = 3
+"""Broken rules that are named."""
 
 MOSTLY_FLOAT = 0.9
 """Of the bytes of all weights: where more stay float, a user would not call the model quantized."""
@@ -30,25 +42,54 @@ class Trial:
     Attributes:
         judge: knows the original, and the samples to judge by.
         plan: what was to become of it.
+        config: for which target, and how much is to be verified.
         quality: against the original; None without samples.
-        unfused: planned nodes that the runtime runs in float after all.
+        verdicts: what the target's rules and its runtimes say.
     """
 
     judge: Judge
     plan: QuantPlan
+    config: QuantConfig
     quality: Quality | None = None
-    unfused: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
     def run(self, draft: Path) -> None:
-        """Load the model, compare it with the original, ask which nodes run in float.
+        """Load the model, compare it with the original, ask what becomes of it.
 
         Raises:
             CalibrationError: a model does not load, or does not take a sample.
+            ModelError: the target does not take what was written, which is our mistake.
         """
         quality = self.judge.quality(draft)
         self.quality = quality if quality.samples else None
-        if verifier := VERIFIERS.get(self.plan.target):
-            self.unfused = verifier(draft, self.plan.nodes)
+        if self.plan.nodes:
+            self.verdicts = tuple(self._verify(draft))
+
+    def _verify(self, draft: Path) -> Iterator[Verdict]:
+        subject = Subject(
+            draft,
+            load(draft),
+            get_target(self.config.target),
+            samples=self.judge.samples[:VERIFIED_ON],
+            threads=self.config.threads,
+            seconds=SECONDS[self.config.verify],
+        )
+        legal = check(subject)
+        if legal.errors:
+            raise ModelError(
+                f"the model that was made breaks rules of {self.plan.target}, which is a bug in onnxq; "
+                f"please report it: {'; '.join(map(str, legal.errors[:NAMED]))}"
+            )
+        yield legal
+        if self.config.verify != "off":
+            yield from ask_runtimes(subject)
+
+    @property
+    def unfused(self) -> tuple[str, ...]:
+        """Planned nodes that a runtime of the target runs in float after all."""
+        runtimes = (verdict for verdict in self.verdicts if verdict.runtime != LEGALITY)
+        found = (finding.node for verdict in runtimes for finding in verdict.findings)
+        return tuple(dict.fromkeys(name for name in found if name in self.plan.nodes))
 
 
 def float_weights(model: ir.Model, plan: QuantPlan) -> float:

@@ -21,10 +21,13 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "onnxq-installed"
 SOURCES = ("setup.cfg", "pyproject.toml", "constraints.txt")
 
+EXTRAS = ("torch", "demo", "docs", "test")
+"""What everybody gets. ``ONNXQ_EXTRAS`` adds the heavy runtimes that some tests ask."""
+
 
 def fingerprint() -> str:
     """Changes when something must be installed anew: the requirements, or where the checkout lies."""
-    digest = hashlib.sha256(str(ROOT).encode())
+    digest = hashlib.sha256(f"{ROOT} {os.environ.get('ONNXQ_EXTRAS', '')}".encode())
     for name in SOURCES:
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
@@ -40,8 +43,9 @@ def installed() -> str:
 
 def install() -> None:
     """Install everything at the versions of constraints.txt, with one line of progress a package."""
+    extras = ",".join((*EXTRAS, *os.environ.get("ONNXQ_EXTRAS", "").split()))
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    command = [*pip, "install", "-c", "constraints.txt", "-e", ".[torch,demo,docs,test]"]
+    command = [*pip, "install", "-c", "constraints.txt", "-e", f".[{extras}]"]
     log = VENV / "install.log"
     with log.open("w", encoding="utf-8") as lines:
         process = subprocess.Popen(

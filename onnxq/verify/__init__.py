@@ -1,14 +1,56 @@
-"""What real runtimes say of a Q/DQ model."""
+"""What a target's rules, and real runtimes, say of a Q/DQ model of any origin."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 
-from onnxq.verify.onnxruntime import unfused
+from onnxq.targets.target import Target
+from onnxq.verify import onnxruntime, openvino, tensorrt
+from onnxq.verify.legality import LEGALITY, check
+from onnxq.verify.subject import Checker, Subject, opened
+from onnxq.verify.verdict import Finding, Verdict, judged, refused, unchecked
 
-Verifier = Callable[[str | os.PathLike[str], Mapping[str, str]], tuple[str, ...]]
-"""(model path, planned nodes: name -> operator type) -> those that the runtime runs in float after all."""
+__all__ = [
+    "LEGALITY",
+    "RUNTIMES",
+    "Finding",
+    "Subject",
+    "Verdict",
+    "ask_runtimes",
+    "check",
+    "judged",
+    "opened",
+    "refused",
+    "unchecked",
+    "verify",
+]
 
-VERIFIERS: Mapping[str, Verifier] = {"onnxruntime": unfused}
-"""By target. A target that is not listed is not checked."""
+RUNTIMES: Mapping[str, Checker] = {
+    onnxruntime.RUNTIME: onnxruntime.check,
+    tensorrt.RUNTIME: tensorrt.check,
+    openvino.RUNTIME: openvino.check,
+}
+"""Who can be asked, by the name that `Target.runtimes` uses."""
+
+
+def verify(subject: Subject) -> Iterator[Verdict]:
+    """Legality first, then each runtime of the target; one that nobody here can ask is said to be so."""
+    yield check(subject)
+    yield from ask_runtimes(subject)
+
+
+def ask_runtimes(subject: Subject) -> Iterator[Verdict]:
+    """What each runtime of the target says; one that is not here is "not checked"."""
+    if not subject.target.runtimes:
+        yield unchecked(subject.target.name, _no_runtime(subject.target))
+    for name in subject.target.runtimes:
+        if name not in RUNTIMES:
+            yield unchecked(name, f"nothing here can ask {name}")
+        elif not subject.quantized:
+            yield unchecked(name, "nothing is quantized")
+        else:
+            yield RUNTIMES[name](subject)
+
+
+def _no_runtime(target: Target) -> str:
+    return f"there is no runtime of {target.name} to ask: only its rules were checked"

@@ -1,4 +1,4 @@
-"""What ONNX Runtime makes of a Q/DQ model: which nodes really run as integer kernels.
+"""What ONNX Runtime makes of a Q/DQ model: which nodes really run as integer kernels, and what they compute.
 
 Its graph optimizer replaces DQ -> operator -> Q patterns that it knows by integer kernels of the same
 name; what it does not know runs in float between Q/DQ, without a word.
@@ -6,14 +6,28 @@ name; what it does not know runs in float between Q/DQ, without a word.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
+from calibrators.collect import run_batch
+from calibrators.errors import CalibrationError
+from calibrators.samples import Sample
 from calibrators.session import open_session
+from onnxq.numerics import sqnr
+from onnxq.verify.qdq import called
+from onnxq.verify.subject import Subject
+from onnxq.verify.traps import finding
+from onnxq.verify.verdict import Finding, Verdict, judged, refused
+
+RUNTIME = "onnxruntime"
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 
@@ -26,6 +40,42 @@ FLOAT_KERNELS = frozenset(
 """Other operators whose integer kernels go by other names; these are the float ones. (Those that only pass
 values on, as Reshape and MaxPool, have one name for all types.)"""
 
+ALIKE = 20.0
+"""dB: below, optimizations change what the model computes by more than rounding does."""
+
+COMPARED = 8
+"""Samples that outputs are compared on."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The main graph after fusion.
+
+    Attributes:
+        kernels: node name -> operator type.
+        between_reals: names of the nodes that read a DequantizeLinear: they run in float.
+    """
+
+    kernels: Mapping[str, str]
+    between_reals: frozenset[str]
+
+
+def fused(path: str | os.PathLike[str]) -> Fused:
+    """What ONNX Runtime makes of the model.
+
+    Raises:
+        CalibrationError: ONNX Runtime refuses the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="verify-", ignore_cleanup_errors=True) as folder:
+        file = Path(folder) / "fused.onnx"
+        open_session(path, threads=1, save_fused=file)
+        nodes = onnx.load(file, load_external_data=False).graph.node
+    reals = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    return Fused(
+        {node.name: node.op_type for node in nodes},
+        frozenset(node.name for node in nodes if reals & set(node.input)),
+    )
+
 
 def kernels(path: str | os.PathLike[str]) -> Mapping[str, str]:
     """Node name -> operator type, after fusion, of the main graph.
@@ -33,11 +83,7 @@ def kernels(path: str | os.PathLike[str]) -> Mapping[str, str]:
     Raises:
         CalibrationError: ONNX Runtime refuses the model.
     """
-    with tempfile.TemporaryDirectory(prefix="verify-", ignore_cleanup_errors=True) as folder:
-        fused = Path(folder) / "fused.onnx"
-        open_session(path, threads=1, save_fused=fused)
-        graph = onnx.load(fused, load_external_data=False).graph
-    return {node.name: node.op_type for node in graph.node}
+    return fused(path).kernels
 
 
 def unfused(path: str | os.PathLike[str], planned: Mapping[str, str]) -> tuple[str, ...]:
@@ -46,8 +92,23 @@ def unfused(path: str | os.PathLike[str], planned: Mapping[str, str]) -> tuple[s
     Raises:
         CalibrationError: ONNX Runtime refuses the model.
     """
-    found = kernels(path)
-    return tuple(name for name, op_type in planned.items() if not _is_integer(op_type, _kernel(name, found)))
+    return _floats(fused(path), planned)
+
+
+def _floats(found: Fused, planned: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(name for name, op_type in planned.items() if not _is_integer(name, op_type, found))
+
+
+def _is_integer(name: str, op_type: str, found: Fused) -> bool:
+    """Whether a planned operator ended as an integer kernel.
+
+    Those with weights must be found as one: a node that is gone was fused with something in float. Of the
+    others some vanish rightly (a Flatten becomes a Reshape), so only float kernels tell.
+    """
+    kernel = _kernel(name, found.kernels)
+    if op_type in WEIGHTED:
+        return kernel in WEIGHTED_KERNELS
+    return kernel not in FLOAT_KERNELS and name not in found.between_reals
 
 
 def _kernel(name: str, found: Mapping[str, str]) -> str | None:
@@ -56,10 +117,65 @@ def _kernel(name: str, found: Mapping[str, str]) -> str | None:
     return found.get(name) or next(renamed, None)
 
 
-def _is_integer(op_type: str, kernel: str | None) -> bool:
-    """Whether a planned operator ended as an integer kernel.
+# --- The whole check --------------------------------------------------------------------------
 
-    Those with weights must be found as one: a node that is gone was fused with something in float. Of the
-    others some vanish rightly (a Flatten becomes a Reshape), so only float kernels tell.
-    """
-    return kernel in WEIGHTED_KERNELS if op_type in WEIGHTED else kernel not in FLOAT_KERNELS
+
+def check(subject: Subject) -> Verdict:
+    """Whether it loads, which quantized nodes run in float and why, and whether fusion changes outputs."""
+    try:
+        found = fused(subject.path)
+        ratio, compared = _alike(subject)
+    except CalibrationError as error:
+        return refused(RUNTIME, str(error))
+    floats = _floats(found, {called(node): node.op_type for node in (*subject.layers, *subject.links)})
+    layers = [node for node in subject.layers if called(node) not in floats]
+    return judged(
+        RUNTIME,
+        f"{len(layers)} of {len(subject.layers)} quantized operators with weights run in integers, "
+        f"{_likeness(ratio, compared)}",
+        (*_left_float(subject, floats), *_changed(ratio)),
+        {"integer layers": len(layers), "layers": len(subject.layers), "weighted": subject.weighted},
+    )
+
+
+def _left_float(subject: Subject, floats: Iterable[str]) -> Iterator[Finding]:
+    """Weighted nodes should be in integers; others lose some time, no more."""
+    names = set(floats)
+    yield from (finding(RUNTIME, node, "error") for node in subject.layers if called(node) in names)
+    yield from (finding(RUNTIME, node, "warning") for node in subject.links if called(node) in names)
+
+
+def _alike(subject: Subject) -> tuple[float, int]:
+    """SQNR in dB, worst output, of the optimized model against the plain one, and on how many samples."""
+    samples = list(subject.samples)[:COMPARED]
+    if not samples:
+        return math.nan, 0
+    plain, fast = (_outputs(subject, samples, optimize) for optimize in (False, True))
+    ratios = [sqnr(one, other) for one, other in zip(plain, fast, strict=True)]
+    return min((ratio for ratio in ratios if not math.isnan(ratio)), default=math.nan), len(samples)
+
+
+def _outputs(subject: Subject, samples: Iterable[Sample], optimize: bool) -> list[NDArray[np.generic]]:
+    """Each real output of the model, values of all samples in a row."""
+    session = open_session(subject.path, threads=subject.threads, optimize=optimize)
+    names = [output.name for output in session.get_outputs() if output.type == "tensor(float)"]
+    runs = [run_batch(session, names, sample) for sample in samples]
+    return [np.concatenate([array.reshape(-1) for array in arrays]) for arrays in zip(*runs, strict=True)]
+
+
+def _likeness(ratio: float, compared: int) -> str:
+    if math.isnan(ratio):
+        return "outputs not compared"
+    same = "the same outputs" if math.isinf(ratio) else f"SQNR {ratio:.1f} dB"
+    return f"{same} with and without optimizations ({compared} samples)"
+
+
+def _changed(ratio: float) -> Iterator[Finding]:
+    if ratio < ALIKE:
+        yield Finding(
+            "",
+            "error",
+            f"optimizations change the outputs: SQNR {ratio:.1f} dB between both, expected {ALIKE:.0f}.",
+            "A kernel computes something else: 16-bit sums that saturate (no VNNI: use a target with 7-bit "
+            "weights), or a fusion that is wrong. Leave nodes float to find out which.",
+        )

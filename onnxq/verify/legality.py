@@ -1,0 +1,363 @@
+"""What a target does not take, read off the graph and the target's table; no runtime is asked.
+
+Some of it runtimes refuse. Most of it they take without a word, and then compute something else, or in
+float: TensorRT reads unsigned integers as signed ones, and weights with scales along another axis run in
+float everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxq.graph import input_at
+from onnxq.operators import WEIGHTED
+from onnxq.plan import OPSET, OPSET_OF_BLOCKS, QuantSpec
+from onnxq.targets.target import BiasStyle, OpRule, Output, Target
+from onnxq.verify.qdq import (
+    DEQUANTIZE,
+    QUANTIZE,
+    SCALE,
+    ZERO_POINT,
+    Edge,
+    called,
+    constant,
+    dequantizer,
+    edges,
+    integer_type,
+    is_stored,
+    readers_quantize,
+    unclipped,
+)
+from onnxq.verify.subject import Subject
+from onnxq.verify.verdict import Finding, Severity, Verdict, judged, unchecked
+
+LEGALITY = "legality"
+
+OPERATORS = re.compile(r"QLinear.*|ConvInteger|MatMulInteger|DynamicQuantizeLinear")
+"""Operators in integers, which only ONNX Runtime reads."""
+
+BIAS_TOLERANCE = 0.01
+"""How far a bias's scale may be from input scale x weight scale."""
+
+
+def check(subject: Subject) -> Verdict:
+    """Everything in the main graph that ``subject.target`` does not take, or takes as something else."""
+    if not subject.quantized:
+        return unchecked(LEGALITY, "nothing is quantized: there is no DequantizeLinear in the graph")
+    view = _View(subject.target, subject.model.graph.opset_imports.get("", 0))
+    found = [finding for node in subject.model.graph for finding in _of_node(node, view)]
+    counts = {"layers": len(subject.layers), "weighted": subject.weighted}
+    summary = f"{len(subject.layers)} of {subject.weighted} operators with weights are quantized"
+    return judged(LEGALITY, summary, found, counts)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What the rules look at besides the node."""
+
+    target: Target
+    opset: int
+
+    def rule(self, node: ir.Node) -> OpRule | None:
+        return self.target.rules.get(node.op_type)
+
+
+def _of_node(node: ir.Node, view: _View) -> Iterator[Finding]:
+    for check_node in OF_PARAMETERS if node.op_type in (QUANTIZE, DEQUANTIZE) else OF_NODES:
+        yield from check_node(node, view)
+    for edge in edges(node) if node.op_type != QUANTIZE else ():
+        for check_edge in OF_EDGES:
+            yield from check_edge(edge, view)
+
+
+# --- QuantizeLinear and DequantizeLinear ------------------------------------------------------
+
+
+def _scale(node: ir.Node, view: _View) -> Iterator[Finding]:
+    scale = constant(input_at(node, SCALE))
+    zero = input_at(node, ZERO_POINT)
+    if scale is None or (zero is not None and constant(zero) is None):
+        text = "its scale or zero point is computed at run time."
+        yield _error(node, text, "Targets need constants: calibrate, and store the numbers.")
+    elif not np.all(np.isfinite(scale)) or np.any(scale.astype(np.float64) <= 0):
+        yield _error(node, f"its scale holds {_worst(scale)}.", "A scale is a positive, finite number.")
+
+
+def _worst(scale: NDArray[np.generic]) -> str:
+    values = scale.astype(np.float64).reshape(-1)
+    return str(next(float(value) for value in values if not (np.isfinite(value) and value > 0)))
+
+
+def _opset(node: ir.Node, view: _View) -> Iterator[Finding]:
+    dtype, scale = integer_type(node), constant(input_at(node, SCALE))
+    needed = QuantSpec(dtype, symmetric=False).opset if dtype is not None else OPSET
+    needed = max(needed, OPSET_OF_BLOCKS if "block_size" in node.attributes else 0)
+    if node.domain or view.opset >= needed or (needed == OPSET and (scale is None or scale.size == 1)):
+        return
+    what = "scales a channel" if needed == OPSET else f"{_words(dtype)}, or blocks,"
+    yield _error(node, f"the model is of opset {view.opset}, but {what} need {needed}.", "Raise the opset.")
+
+
+def _no_zero_point(node: ir.Node, view: _View) -> Iterator[Finding]:
+    if (
+        node.op_type != QUANTIZE
+        or input_at(node, ZERO_POINT) is not None
+        or "output_dtype" in node.attributes
+    ):
+        return
+    if view.target.activation.symmetric:
+        text = f"it has no zero point, so it gives uint8; {view.target.name} reads that as int8."
+        yield _error(node, text, "Give it an explicit zero point: int8, 0.")
+
+
+# --- Edges ------------------------------------------------------------------------------------
+
+
+def _type(edge: Edge, view: _View) -> Iterator[Finding]:
+    """The number format: of an activation, of weights."""
+    if edge.kind == "bias" or edge.dtype is None:
+        return
+    allowed = _blocked_types(view) if edge.in_blocks else _types(edge, view)
+    if edge.dtype not in allowed:
+        names = ", ".join(sorted(map(_words, allowed))) or "float"
+        yield _error(
+            edge.node,
+            f"its {_what(edge)} {_words(edge.dtype)}, which {view.target.name} does not compute with.",
+            f"Use {names}.",
+        )
+    elif (wrong := _wrong_zero_point(edge, allowed[edge.dtype])) is not None:
+        yield _error(
+            edge.node,
+            f"its {_what(edge)} {_words(edge.dtype)} with zero point {wrong}; "
+            f"{view.target.name} takes {_middle(allowed[edge.dtype])} only.",
+            "Quantize symmetrically.",
+        )
+
+
+def _types(edge: Edge, view: _View) -> Mapping[ir.DataType, QuantSpec]:
+    target = view.target
+    if edge.kind == "weight":
+        unpacked = {new: target.weight_types[old] for old, new in target.unpacked.items()}
+        ends = _by_type(target.ends.weight) if target.ends is not None else {}
+        return {**unpacked, **ends, **target.weight_types}
+    rule = view.rule(edge.node)
+    own = _own_inputs(edge.node, rule) if rule is not None else None
+    return _activations(target) if own is None else _by_type(own)
+
+
+def _own_inputs(node: ir.Node, rule: OpRule) -> QuantSpec | None:
+    """The format of the inputs of ``node``, where it is not that of all activations."""
+    operator = WEIGHTED.get(node.op_type)
+    dynamic = operator is not None and not is_stored(input_at(node, operator.weight))
+    return rule.dynamic_inputs if dynamic and rule.dynamic_inputs is not None else rule.inputs
+
+
+def _activations(target: Target) -> Mapping[ir.DataType, QuantSpec]:
+    """All formats of activations that any operator of the target takes."""
+    rules = target.rules.values()
+    own = (spec for rule in rules for spec in (rule.inputs, rule.dynamic_inputs) if spec is not None)
+    ends = (target.ends.activation,) if target.ends is not None else ()
+    asked = (QuantSpec(dtype, target.activation.symmetric) for dtype in target.activation_types)
+    return _by_type(*own, *ends, *asked, target.activation)
+
+
+def _by_type(*specs: QuantSpec) -> Mapping[ir.DataType, QuantSpec]:
+    return {spec.dtype: spec for spec in specs}
+
+
+def _blocked_types(view: _View) -> Mapping[ir.DataType, QuantSpec]:
+    return view.target.blocks.types if view.target.blocks is not None else {}
+
+
+def _wrong_zero_point(edge: Edge, spec: QuantSpec) -> int | None:
+    """A zero point that is not the one that a symmetric format has."""
+    if not spec.symmetric or edge.zero_point is None:
+        return None
+    wrong = edge.zero_point.astype(np.int64).reshape(-1)
+    wrong = wrong[wrong != _middle(spec)]
+    return int(wrong[0]) if wrong.size else None
+
+
+def _middle(spec: QuantSpec) -> int:
+    return 0 if spec.dtype.is_signed() else 2 ** (spec.dtype.bitwidth - 1)
+
+
+def _axis(edge: Edge, view: _View) -> Iterator[Finding]:
+    """Scales a channel: along the axis of the outputs for weights, never for activations."""
+    if edge.axis is None or edge.in_blocks or edge.kind == "bias":
+        return
+    if edge.kind == "activation":
+        if not _repeats_one(edge):
+            text = f"its input {edge.index} has a scale a channel; activations have one scale a tensor."
+            yield _error(edge.node, text, "Quantize it per tensor.")
+        return
+    shape = constant(edge.dequantize.inputs[0])
+    rank = shape.ndim if shape is not None else edge.node.inputs[edge.index].shape.rank()  # type: ignore[union-attr]
+    right = WEIGHTED[edge.node.op_type].channel_axis(edge.node, rank)
+    if not _per_channel(edge, view):
+        text = f"its weights have a scale a channel; {view.target.name} takes one scale for them."
+        yield _error(edge.node, text, "Quantize them per tensor.")
+    elif edge.axis != right:
+        where = "none" if right is None else f"axis {right}"
+        text = f"its weights have their scales along axis {edge.axis}; output channels lie along {where}."
+        yield _error(edge.node, text, "Quantize along the output channels, or per tensor.")
+
+
+def _per_channel(edge: Edge, view: _View) -> bool:
+    """Whether the operator takes weights of this type with a scale a channel."""
+    rule, types = view.rule(edge.node), view.target.per_channel_types
+    return (rule is None or rule.per_channel) and (types is None or edge.dtype in types)
+
+
+def _repeats_one(edge: Edge) -> bool:
+    """Whether it is one scale, repeated: the same numbers as per tensor."""
+    known = (edge.scale, edge.zero_point)
+    return all(array is None or np.all(array == array.reshape(-1)[0]) for array in known)
+
+
+def _grid(edge: Edge, view: _View) -> Iterator[Finding]:
+    """Scales that are powers of two, and levels that leave room, where the target wants that."""
+    spec = view.target.weight if edge.kind == "weight" else view.target.activation
+    if edge.dtype != spec.dtype or edge.kind == "bias":
+        return
+    if spec.power_of_two and edge.scale is not None and np.any(np.frexp(edge.scale)[0] != 0.5):
+        text = f"the scale of its {_noun(edge)} is no power of two, and {view.target.name} shifts."
+        yield _error(edge.node, text, "Quantize for this target.")
+    levels = constant(edge.dequantize.inputs[0])
+    if edge.kind == "weight" and spec.reduce_bits and levels is not None and levels.size:
+        low, high = spec.limits
+        if levels.min() < low or levels.max() > high:
+            text = f"its weights use more than {low} … {high}, and sums of 16 bits may saturate."
+            yield Finding(called(edge.node), "warning", text, "Quantize for this target.")
+
+
+def _bias(edge: Edge, view: _View) -> Iterator[Finding]:
+    if edge.kind != "bias" or edge.dtype is None:
+        return
+    if view.target.bias is BiasStyle.OWN:
+        return
+    if edge.dtype not in view.target.bias_types:
+        names = ", ".join(sorted(map(_words, view.target.bias_types)))
+        text = f"its bias is {_words(edge.dtype)}; {view.target.name} takes {names}."
+        yield _error(edge.node, text, "Leave the bias float." if "FLOAT" in names.upper() else "")
+    elif not _scaled_by_both(edge):
+        text = "its bias has another scale than input scale x weight scale, which integer kernels assume."
+        yield _error(edge.node, text, "Quantize it with that product.")
+
+
+def _scaled_by_both(edge: Edge) -> bool:
+    """Whether the scale of an int32 bias is that of the products that it is added to, as far as known."""
+    others = {other.index: other.scale for other in edges(edge.node)}
+    operator = WEIGHTED[edge.node.op_type]
+    data, weight = others.get(operator.data), others.get(operator.weight)
+    if edge.dtype != ir.DataType.INT32 or data is None or weight is None or edge.scale is None:
+        return True
+    product = data.astype(np.float64).reshape(-1)[0] * weight.astype(np.float64)
+    return bool(np.allclose(edge.scale.astype(np.float64), product, rtol=BIAS_TOLERANCE, atol=0))
+
+
+def _pair(edge: Edge, view: _View) -> Iterator[Finding]:
+    """Q and DQ of a tensor speak of the same numbers."""
+    before = edge.quantize
+    if before is None:
+        return
+    for index, what in ((SCALE, "scale"), (ZERO_POINT, "zero point")):
+        one, other = (constant(input_at(node, index)) for node in (before, edge.dequantize))
+        if one is not None and other is not None and not np.array_equal(one, other):
+            text = f"its input {edge.index} is quantized with one {what} and dequantized with another."
+            yield Finding(called(edge.node), "warning", text, "Give both the same.")
+
+
+# --- Nodes ------------------------------------------------------------------------------------
+
+
+def _sides(node: ir.Node, view: _View) -> Iterator[Finding]:
+    """Data and weight of a weighted operator: both in integers, or none."""
+    operator = WEIGHTED.get(node.op_type)
+    if operator is None:
+        return
+    given = {edge.index: edge for edge in edges(node)}
+    data, weight = given.get(operator.data), given.get(operator.weight)
+    if weight is not None and data is None and not weight.in_blocks:
+        text = "its weights are quantized, but its data is not: it runs in float."
+        yield _error(node, text, "Quantize both, or none.")
+    elif data is not None and weight is None and not _guarded(node, data, view):
+        text = "its data is quantized, but its weights are not: it runs in float."
+        needed = view.rule(node) is None or view.target.rules[node.op_type].output is Output.FREE
+        severity: Severity = "error" if needed else "warning"
+        yield Finding(called(node), severity, text, "Quantize both, or none.")
+
+
+def _guarded(node: ir.Node, data: Edge, view: _View) -> bool:
+    """Whether the float operator is kept float by a scale repeated for each channel: it is meant to be."""
+    return node.op_type in view.target.guarded and data.axis is not None
+
+
+def _output(node: ir.Node, view: _View) -> Iterator[Finding]:
+    """Q behind a quantized operator, where the kernel is there only with it."""
+    rule = view.rule(node)
+    if rule is None or rule.output is not Output.QUANTIZED or node.op_type not in WEIGHTED:
+        return
+    operator = WEIGHTED[node.op_type]
+    if any(dequantizer(input_at(node, i)) is None for i in (operator.data, operator.weight)):
+        return
+    behind = node.outputs[0]
+    if not (readers_quantize(behind) or readers_quantize(unclipped(behind))):
+        text = "something reads its output in float, so it runs in float."
+        yield _error(node, text, "Quantize its output for all who read it, or leave its inputs float.")
+
+
+def _integer_operator(node: ir.Node, view: _View) -> Iterator[Finding]:
+    if OPERATORS.fullmatch(node.op_type) and "onnxruntime" not in view.target.runtimes:
+        text = f"{node.op_type} is an operator that {view.target.name} does not read."
+        yield _error(node, text, "Write QuantizeLinear and DequantizeLinear instead (Q/DQ format).")
+
+
+def _ruleless(node: ir.Node, view: _View) -> Iterator[Finding]:
+    """Q/DQ around what has no integer kernel."""
+    target = view.target
+    if node.op_type in target.rules or node.op_type in target.transparent or not any(edges(node)):
+        return
+    outputs = [value for value in node.outputs if value.name]
+    if node.op_type in _FUSED or not all(readers_quantize(value) for value in outputs):
+        return
+    text = f"it stands between Q/DQ, but {target.name} has no {node.op_type} in integers: only cost."
+    yield Finding(called(node), "warning", text, "Leave it float.")
+
+
+_FUSED = frozenset({"Relu", "Clip"})
+
+
+# --- Words ------------------------------------------------------------------------------------
+
+
+def _error(node: ir.Node, message: str, advice: str) -> Finding:
+    return Finding(called(node), "error", message, advice)
+
+
+def _words(dtype: ir.DataType | None) -> str:
+    return dtype.name.lower() if dtype is not None else "unknown types"
+
+
+def _noun(edge: Edge) -> str:
+    return "weights" if edge.kind == "weight" else f"input {edge.index}"
+
+
+def _what(edge: Edge) -> str:
+    return "weights are" if edge.kind == "weight" else f"input {edge.index} is"
+
+
+OF_PARAMETERS: tuple[Callable[[ir.Node, _View], Iterator[Finding]], ...] = (_scale, _opset, _no_zero_point)
+OF_EDGES: tuple[Callable[[Edge, _View], Iterator[Finding]], ...] = (_type, _axis, _grid, _bias, _pair)
+OF_NODES: tuple[Callable[[ir.Node, _View], Iterator[Finding]], ...] = (
+    _sides,
+    _output,
+    _integer_operator,
+    _ruleless,
+)

@@ -1,0 +1,198 @@
+"""Reading a Q/DQ model of any origin: which nodes are to run in integers, and between which parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxq.graph import input_at, int_attribute
+from onnxq.operators import WEIGHTED, clip_range
+
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+"""In the standard domain, or in ONNX Runtime's own: they mean the same."""
+
+SCALE, ZERO_POINT = 1, 2
+"""Their inputs."""
+
+AXIS = 1
+"""The axis of a DequantizeLinear that names none."""
+
+Kind = Literal["activation", "weight", "bias"]
+
+
+@dataclass(frozen=True, eq=False)
+class Edge:
+    """An input of a node that comes from a DequantizeLinear.
+
+    Attributes:
+        node: who reads.
+        index: which input.
+        dequantize: the DequantizeLinear.
+        kind: what it carries.
+    """
+
+    node: ir.Node
+    index: int
+    dequantize: ir.Node
+    kind: Kind
+
+    @property
+    def quantize(self) -> ir.Node | None:
+        """The QuantizeLinear before it, if there is one."""
+        return quantizer(self.dequantize.inputs[0])
+
+    @cached_property
+    def scale(self) -> NDArray[np.generic] | None:
+        """Of the DequantizeLinear; None if it is computed at run time."""
+        return constant(input_at(self.dequantize, SCALE))
+
+    @cached_property
+    def zero_point(self) -> NDArray[np.generic] | None:
+        """Likewise; also None if there is none."""
+        return constant(input_at(self.dequantize, ZERO_POINT))
+
+    @property
+    def dtype(self) -> ir.DataType | None:
+        """The type of the integers."""
+        return integer_type(self.dequantize)
+
+    @property
+    def axis(self) -> int | None:
+        """The axis along which scales differ, None if there is one scale."""
+        if self.scale is None or self.scale.size == 1:
+            return None
+        axis = int_attribute(self.dequantize, "axis", AXIS)
+        known = constant(self.dequantize.inputs[0])
+        return axis if axis >= 0 or known is None else axis + known.ndim
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether neighbours along the axis share scales."""
+        return int_attribute(self.dequantize, "block_size", 0) > 0
+
+
+def called(node: ir.Node) -> str:
+    """The name of a node, or of its output if it has none."""
+    return node.name or next((value.name for value in node.outputs if value.name), "") or "?"
+
+
+def quantizer(value: ir.Value | None) -> ir.Node | None:
+    """The QuantizeLinear that made ``value``, if one did."""
+    return _made_by(value, QUANTIZE)
+
+
+def dequantizer(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that made ``value``, if one did."""
+    return _made_by(value, DEQUANTIZE)
+
+
+def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    producer = value.producer() if value is not None else None
+    return producer if producer is not None and producer.op_type == op_type else None
+
+
+def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The array of an initializer or of a Constant, None for anything else."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else np.asarray(tensor.numpy())
+
+
+def is_stored(value: ir.Value | None) -> bool:
+    """Whether ``value`` is a constant, perhaps behind Q, DQ and Cast."""
+    while value is not None and (maker := value.producer()) is not None and maker.op_type in _PASSED:
+        value = maker.inputs[0]
+    return constant(value) is not None
+
+
+_PASSED = frozenset({QUANTIZE, DEQUANTIZE, "Cast", "Identity", "Transpose", "Reshape"})
+
+
+def integer_type(node: ir.Node) -> ir.DataType | None:
+    """The type of the integers that a QuantizeLinear gives or a DequantizeLinear takes, None if unknown."""
+    if zero := input_at(node, ZERO_POINT):
+        values = constant(zero)
+        return zero.dtype or (None if values is None else ir.DataType.from_numpy(values.dtype))
+    if node.op_type == QUANTIZE:
+        chosen = int_attribute(node, "output_dtype", 0)
+        return ir.DataType(chosen) if chosen else ir.DataType.UINT8
+    source = node.inputs[0]
+    if before := quantizer(source):
+        return integer_type(before)
+    return source.dtype if source is not None else None
+
+
+def edges(node: ir.Node) -> Iterator[Edge]:
+    """The inputs of ``node`` that come from a DequantizeLinear."""
+    for index, value in enumerate(node.inputs):
+        if (maker := dequantizer(value)) is not None:
+            yield Edge(node, index, maker, _kind(node, index, value))
+
+
+def _kind(node: ir.Node, index: int, value: ir.Value | None) -> Kind:
+    operator = WEIGHTED.get(node.op_type)
+    if operator is None or not is_stored(value):
+        return "activation"
+    return "bias" if index == operator.bias else "weight" if index == operator.weight else "activation"
+
+
+def computing(graph: ir.Graph) -> Iterator[ir.Node]:
+    """The nodes that are neither Q nor DQ."""
+    return (node for node in graph if node.op_type not in (QUANTIZE, DEQUANTIZE))
+
+
+def layers(graph: ir.Graph) -> tuple[ir.Node, ...]:
+    """The weighted nodes that are to run in integers: data and weight both come from DequantizeLinear.
+
+    Weights in blocks beside float data count too.
+    """
+    return tuple(node for node in graph if node.op_type in WEIGHTED and _both_sides(node))
+
+
+def _both_sides(node: ir.Node) -> bool:
+    operator = WEIGHTED[node.op_type]
+    data, weight = (dequantizer(input_at(node, index)) for index in (operator.data, operator.weight))
+    if weight is not None and int_attribute(weight, "block_size", 0) > 0:
+        return True
+    return data is not None and weight is not None
+
+
+def links(graph: ir.Graph) -> tuple[ir.Node, ...]:
+    """The other nodes that stand between integers: all their real inputs from DQ, all outputs to Q."""
+    return tuple(node for node in computing(graph) if node.op_type not in WEIGHTED and _between(node))
+
+
+def _between(node: ir.Node) -> bool:
+    reals = [value for value in node.inputs if value is not None and _is_real(value)]
+    behind = [value for value in node.outputs if value.name and (value.uses() or value.is_graph_output())]
+    return (
+        bool(reals and behind)
+        and any(not is_stored(value) for value in reals)
+        and all(dequantizer(value) is not None for value in reals)
+        and all(readers_quantize(unclipped(value)) for value in behind)
+    )
+
+
+def _is_real(value: ir.Value) -> bool:
+    return dequantizer(value) is not None or value.dtype in (None, ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+def unclipped(value: ir.Value) -> ir.Value:
+    """``value``, or what the Relu and Clip that alone read it make of it."""
+    uses = tuple(value.uses())
+    if len(uses) == 1 and not value.is_graph_output() and clip_range(uses[0].node) is not None:
+        return unclipped(uses[0].node.outputs[0])
+    return value
+
+
+def readers_quantize(value: ir.Value) -> bool:
+    """Whether all who read ``value`` are QuantizeLinear, and it does not leave the graph."""
+    uses = tuple(value.uses())
+    return bool(uses) and not value.is_graph_output() and all(use.node.op_type == QUANTIZE for use in uses)

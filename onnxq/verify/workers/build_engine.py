@@ -1,0 +1,182 @@
+"""RESULT MODEL INPUTS.npz OUTPUTS.npz: what TensorRT builds of a model, without a GPU too.
+
+Writes ``{"version", "errors", "built", "layers": [{"type", "integer", "nodes"}], "ran", "why_not"}``.
+Where there is a GPU the engine runs on the inputs, and its outputs are written to OUTPUTS.npz.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    import tensorrt_rtx as trt
+except ImportError:
+    import tensorrt as trt
+
+CAPABILITY = "SM86"
+"""The GPU that engines are built for where there is none to ask: nothing is timed, only matched."""
+
+_NODES = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_TYPE = re.compile(r"LayerType: (\w+)")
+_DATATYPE = re.compile(r"Datatype: (\w+)")
+
+
+class Log(trt.ILogger):  # type: ignore[misc]
+    """Keeps what TensorRT says."""
+
+    def __init__(self) -> None:
+        trt.ILogger.__init__(self)
+        self.lines: list[str] = []
+        self.errors: list[str] = []
+
+    def log(self, severity: Any, message: str) -> None:
+        """Called by TensorRT."""
+        self.lines.append(message)
+        if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+            self.errors.append(message)
+
+
+def build(model: str, inputs: Mapping[str, Any], outputs: str) -> dict[str, Any]:
+    """Parse, build, list the layers, and run if there is a GPU."""
+    log = Log()
+    builder = trt.Builder(log)
+    network = builder.create_network(_strongly_typed())
+    parser = trt.OnnxParser(network, log)
+    answer: dict[str, Any] = {"version": trt.__version__, "errors": [], "built": False, "layers": []}
+    answer |= {"ran": False, "why_not": "the engine was not built"}
+    if not parser.parse_from_file(model):
+        return answer | {"errors": [_refusal(parser.get_error(i)) for i in range(parser.num_errors)]}
+    log.errors.clear()  # no driver, where there is no GPU
+    devices = gpus()
+    engine = builder.build_serialized_network(network, _config(builder, network, inputs, devices))
+    if engine is None:
+        return answer | {"errors": [{"node": "", "text": text} for text in log.errors]}
+    answer |= {"built": True, "layers": list(layers(log.lines)), "why_not": "there is no GPU"}
+    if devices:
+        np.savez(outputs, **run(trt.Runtime(log).deserialize_cuda_engine(engine), inputs))
+        answer |= {"ran": True, "why_not": ""}
+    return answer
+
+
+def _strongly_typed() -> int:
+    """The flag, where this version has it: types are what Q and DQ say, not what is fast."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _refusal(error: Any) -> dict[str, str]:
+    return {"node": str(error.node_name()), "text": str(error.desc())}
+
+
+def _config(builder: Any, network: Any, inputs: Mapping[str, Any], devices: int) -> Any:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if not devices and hasattr(config, "set_compute_capability"):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, CAPABILITY), 0)
+    profile, dynamic = builder.create_optimization_profile(), False
+    for tensor in (network.get_input(i) for i in range(network.num_inputs)):
+        if any(size < 0 for size in tensor.shape):
+            dynamic = True
+            shape = inputs[tensor.name].shape
+            profile.set_shape(tensor.name, shape, shape, shape)
+    if dynamic:
+        config.add_optimization_profile(profile)
+    return config
+
+
+def layers(lines: list[str]) -> Iterator[dict[str, Any]]:
+    """The engine's layers: type, whether all it computes on are 8-bit integers, ONNX nodes it comes from."""
+    for line in (line for text in lines if "LayerType: " in text for line in text.splitlines()):
+        kind = _TYPE.search(line)
+        if kind is None:
+            continue
+        read = _DATATYPE.findall(line.split("Outputs: [")[0].split("Constants: [")[0])
+        integer = bool(read) and set(read) == {"Int8"}
+        yield {"type": kind[1], "integer": integer, "nodes": _NODES.findall(line)}
+
+
+# --- With a GPU -------------------------------------------------------------------------------
+
+
+def gpus() -> int:
+    """How many GPUs there are, 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+
+
+class Gpu:
+    """Memory of the first GPU, through its driver."""
+
+    def __init__(self) -> None:
+        self.driver = ctypes.CDLL("libcuda.so.1")
+        context = ctypes.c_void_p()
+        self.call("cuInit", 0)
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
+        self.call("cuCtxSetCurrent", context)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """A function of the driver; its complaint is an error."""
+        if code := getattr(self.driver, name)(*arguments):
+            raise RuntimeError(f"{name} failed: CUDA error {code}")
+
+    def allocate(self, size: int) -> int:
+        """The address of ``size`` bytes."""
+        address = ctypes.c_uint64()
+        self.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(size, 1)))
+        return address.value
+
+    def put(self, address: int, array: Any) -> None:
+        """Copy an array there."""
+        size = ctypes.c_size_t(array.nbytes)
+        self.call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), array.ctypes.data_as(ctypes.c_void_p), size)
+
+    def get(self, address: int, array: Any) -> None:
+        """Fill an array from there."""
+        size = ctypes.c_size_t(array.nbytes)
+        self.call("cuMemcpyDtoH_v2", array.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(address), size)
+
+
+def run(engine: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The outputs of the engine for ``inputs``, by name."""
+    gpu, context, given = Gpu(), engine.create_execution_context(), {}
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    fed = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    for name in fed:
+        array = np.ascontiguousarray(inputs[name], trt.nptype(engine.get_tensor_dtype(name)))
+        context.set_input_shape(name, array.shape)
+        gpu.put(_seat(gpu, context, name, array), array)
+    for name in (name for name in names if name not in fed):  # their shapes follow from the inputs'
+        array = np.empty(tuple(context.get_tensor_shape(name)), trt.nptype(engine.get_tensor_dtype(name)))
+        given[name] = (_seat(gpu, context, name, array), array)
+    if not context.execute_async_v3(0):
+        raise RuntimeError("the engine did not run")
+    gpu.call("cuCtxSynchronize")
+    for address, array in given.values():
+        gpu.get(address, array)
+    return {name: array for name, (_, array) in given.items()}
+
+
+def _seat(gpu: Gpu, context: Any, name: str, array: Any) -> int:
+    address = gpu.allocate(array.nbytes)
+    context.set_tensor_address(name, address)
+    return address
+
+
+if __name__ == "__main__":
+    result, path, feeds, given = sys.argv[1:]
+    with np.load(feeds) as arrays:
+        content = build(path, dict(arrays), given)
+    Path(result).write_text(json.dumps(content), "utf-8")
