@@ -45,6 +45,7 @@ def open_session(
     optimize: bool = True,
     alone: bool = True,
     save_fused: str | os.PathLike[str] | None = None,
+    profile: str | os.PathLike[str] | None = None,
 ) -> ort.InferenceSession:
     """A session that runs ``model``; the caller's model is left as it is.
 
@@ -60,6 +61,8 @@ def open_session(
             run at once.
         save_fused: write the graph there as it is after fusions (weights in a file beside it); later
             rewrites, of the memory layout, are left out, so that nodes keep their names.
+        profile: note how long each node takes: `end_profiling` gives the file's name, which begins with
+            this. The graph as it runs is written beside it, to this and ``.onnx``.
 
     Raises:
         CalibrationError: an unknown provider or tensor, or a model that ONNX Runtime refuses.
@@ -67,7 +70,12 @@ def open_session(
     _check_providers(providers)
     options = _options(threads, optimize, alone)
     if save_fused is not None:
-        _save_fused(options, Path(save_fused))
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        _save_graph(options, Path(save_fused))
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(profile)
+        _save_graph(options, Path(f"{os.fspath(profile)}.onnx"))
     if not isinstance(model, ir.Model):
         if not outputs:
             return _create(os.fspath(model), options, providers)
@@ -111,8 +119,7 @@ def _options(threads: int, optimize: bool, alone: bool) -> ort.SessionOptions:
     return options
 
 
-def _save_fused(options: ort.SessionOptions, path: Path) -> None:
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+def _save_graph(options: ort.SessionOptions, path: Path) -> None:
     options.optimized_model_filepath = str(path)
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_file_name", f"{path.name}.data"

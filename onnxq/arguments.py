@@ -19,6 +19,7 @@ _HEADINGS: Mapping[str, str] = {
     "ranges": "ranges",
     "accuracy": "accuracy",
     "goal": "a goal for the accuracy",
+    "speed": "speed",
     "tables": "tables, statistics, report",
     "plan": "what is quantized, and for what",
     "running": "running",

@@ -112,7 +112,7 @@ _COMMANDS: Mapping[str, Command] = {
     "quantize": Command(
         help="turn a float ONNX model into an int8 one",
         files={"model": "the float model", "output": "the int8 model to write"},
-        groups=("data", "ranges", "accuracy", "goal", "tables", "plan", "running"),
+        groups=("data", "ranges", "accuracy", "goal", "speed", "tables", "plan", "running"),
         flags={
             "--config FILE.yaml": "read options from a file; those given here win",
             "--save-config FILE.yaml": "write the options used",

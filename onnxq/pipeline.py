@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -16,6 +17,7 @@ from onnxq.algorithms import Draft, Verdict
 from onnxq.algorithms.attempts import Attempt
 from onnxq.algorithms.layers import channel_axes
 from onnxq.algorithms.search import Search
+from onnxq.autotune import Tuning
 from onnxq.calibration import distrust, gather
 from onnxq.config import QuantConfig
 from onnxq.correction import channel_means, corrected, judge_of
@@ -27,10 +29,12 @@ from onnxq.model import load, size_on_disk, write
 from onnxq.plan import QuantPlan
 from onnxq.prepare import prepare
 from onnxq.progress import Progress, silent
+from onnxq.race import Speed
 from onnxq.ranges import Source, calibrator, from_statistics, from_table, solve
 from onnxq.reach import chosen_goal, reach
 from onnxq.report import Accuracy, Reached, Report, Request, Try, versions, write_report
 from onnxq.samples import Data, Samples, open_samples
+from onnxq.speed import LastLook, check_measurable, explained, tuned
 from onnxq.tables.sources import check_plan, of_plan
 from onnxq.tables.table import Table
 from onnxq.trial import Trial, doubts, float_weights
@@ -52,6 +56,8 @@ class QuantResult:
         judged_on: what kind of samples ``quality`` was measured on.
         corrections: what each of them gave on held-out samples, in the order in which they were tried.
         search: how the goal was reached; None if there was none.
+        tuning: what stays float because it is faster so; None if nobody asked.
+        speed: of the written model and its original; None for a target that another runtime runs.
         skipped: bad samples that were left out.
         warnings: why the result should not be trusted, if so.
         float_bytes, int8_bytes: file sizes, external weights included.
@@ -67,6 +73,8 @@ class QuantResult:
     judged_on: str
     corrections: tuple[Verdict, ...]
     search: Search | None
+    tuning: Tuning | None
+    speed: Speed | None
     skipped: int
     warnings: tuple[str, ...]
     float_bytes: int
@@ -135,6 +143,7 @@ def quantize_static(
         raise ConfigError("calibration data and a table (data, from_table) both give the ranges: use one")
     goal = chosen_goal(goal, data, config)
     check_files(model, output, data, config)
+    check_measurable(config)
     with our_errors():
         progress("reading the model")
         simple, plan = prepare(model, config)
@@ -143,15 +152,18 @@ def quantize_static(
         source, statistics, warnings = _source(simple, plan, samples, config, progress)
         progress("choosing ranges")
         plan = solve(simple, plan, source)
-        table = cache(partial(_table, model, simple, plan))
         judge = judge_of(model, simple, samples, config)
         draft = Draft(simple, simple, plan, channel_means(statistics or {}))
-        draft, verdicts = corrected(draft, samples, judge, config, progress)
-        draft, search = reach(draft, goal, samples, judge, config, progress)
+        draft, options, tuning = tuned(model, draft, samples, judge, config, progress)
+        table = cache(partial(_table, model, simple, draft.plan))
+        draft, verdicts = corrected(draft, samples, judge, options, progress)
+        draft, search = reach(draft, goal, samples, judge, options, progress)
+        draft = explained(draft, tuning)
         progress("writing and checking the model")
         trial = Trial(judge, draft.plan, config)
+        look = LastLook(model, simple, samples, config)
         with tables.staged(tables.encode_all(table(), config.tables) if config.tables else {}):
-            write(draft.quantized(), output, validate=trial.run)
+            write(draft.quantized(), output, validate=partial(_validate, trial, look))
     result = QuantResult(
         request=Request(os.fspath(model), os.fspath(output), _origin(data), config),
         plan=draft.plan,
@@ -162,10 +174,14 @@ def quantize_static(
         judged_on=samples.judged_on,
         corrections=verdicts,
         search=search,
+        tuning=tuning,
+        speed=look.speed,
         skipped=samples.skipped,
         warnings=(
             *warnings,
             *(search.doubts if search else ()),
+            *(tuning.doubts if tuning else ()),
+            *look.doubts,
             *doubts(samples, trial, float_weights(simple, draft.plan)),
         ),
         float_bytes=size_on_disk(model),
@@ -175,6 +191,11 @@ def quantize_static(
     if config.report is not None:
         write_report(result.report, config.report)
     return result
+
+
+def _validate(trial: Trial, look: LastLook, draft: Path) -> None:
+    trial.run(draft)
+    look.run(draft)
 
 
 def _table(model: str | os.PathLike[str], simple: ir.Model, plan: QuantPlan) -> Table:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-import statistics as stats
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from calibrators.samples import Sample
 from calibrators.session import open_session
@@ -25,6 +27,12 @@ class Speed:
     int8_seconds: float
     ratio: float
 
+    @classmethod
+    def of(cls, times: NDArray[np.float64]) -> Speed:
+        """From ``[turns, (float, int8)]`` in seconds."""
+        before, after = np.median(times, axis=0)
+        return cls(float(before), float(after), float(np.median(times[:, 0] / times[:, 1])))
+
 
 def race(
     float_model: Model,
@@ -38,22 +46,40 @@ def race(
     """Time both models in turns on one sample, so that what else the machine does hits both alike."""
     models = (float_model, int8_model)
     sessions = [open_session(model, providers=providers, threads=threads) for model in models]
-    times: list[tuple[float, float]] = []
-    _pair(sessions, sample)
-    _pair(sessions, sample)
+    return Speed.of(in_turns(sessions, sample, seconds=seconds))
+
+
+def in_turns(
+    sessions: Sequence[ort.InferenceSession],
+    sample: Sample,
+    *,
+    seconds: float,
+    least: int = 5,
+    most: int | None = None,
+) -> NDArray[np.float64]:
+    """Seconds that each run of each session takes, ``[turns, sessions]``: a run of each, and again.
+
+    Args:
+        sessions: what to run.
+        sample: what to feed.
+        seconds: how long to go on.
+        least: turns that are taken even if it takes longer; one more goes before, to warm up, and one more
+            if a turn is short.
+        most: turns after which it is enough.
+    """
+    warm = _turn(sessions, sample)
+    if sum(warm) < seconds:
+        _turn(sessions, sample)
+    times: list[list[float]] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 5:
-        times.append(_pair(sessions, sample))
-    return Speed(
-        stats.median(f for f, _ in times),
-        stats.median(q for _, q in times),
-        stats.median(f / q for f, q in times),
-    )
+    while len(times) < least or (time.perf_counter() < end and len(times) != most):
+        times.append(_turn(sessions, sample))
+    return np.array(times)
 
 
-def _pair(sessions: Sequence[ort.InferenceSession], sample: Sample) -> tuple[float, float]:
+def _turn(sessions: Sequence[ort.InferenceSession], sample: Sample) -> list[float]:
     marks = [time.perf_counter()]
     for session in sessions:
         session.run(None, dict(sample.feeds))
         marks.append(time.perf_counter())
-    return marks[1] - marks[0], marks[2] - marks[1]
+    return [after - before for before, after in pairwise(marks)]

@@ -30,7 +30,10 @@ def chosen_goal(goal: Goal | str | None, data: Data | None, config: QuantConfig)
 def reach(
     draft: Draft, goal: Goal | None, samples: Samples, judge: Judge, config: QuantConfig, progress: Progress
 ) -> tuple[Draft, Search | None]:
-    """``draft`` with what must stay float for ``goal``, and how that was found; see `search`."""
-    if goal is None:
+    """``draft`` with what must stay float for ``goal``, and how that was found; see `search`.
+
+    There is nothing to search where no goal is given, or where nothing is in integers.
+    """
+    if goal is None or not draft.plan.points:
         return draft, None
     return search(draft, goal, workbench(draft.exact, samples, judge, config, progress), config)

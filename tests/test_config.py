@@ -27,7 +27,7 @@ def test_every_option_has_a_help_text_and_stands_in_a_group():
     for name, field in QuantConfig.model_fields.items():
         assert field.description, name
         assert field.json_schema_extra["group"] in {
-            *("data", "ranges", "accuracy", "goal", "tables", "plan", "running"),
+            *("data", "ranges", "accuracy", "goal", "speed", "tables", "plan", "running"),
         }, name
 
 
@@ -103,6 +103,8 @@ FULL = QuantConfig(
     percentile=99.5,
     goal="sqnr>=25",
     search_log=Path("l.json"),
+    autotune=True,
+    verify="full",
     correct=("bias",),
     time_limit=60,
     table=("t.cache", "t.json"),

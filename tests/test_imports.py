@@ -38,6 +38,7 @@ FLOORS = (
     {"onnxq.planner", "onnxq.ranges", "onnxq.samples", "onnxq.insert", "onnxq.dynamic", "onnxq.verify"},
     {
         "onnxq.algorithms",
+        "onnxq.autotune",
         "onnxq.calibration",
         "onnxq.compare",
         "onnxq.conversion",
@@ -49,6 +50,7 @@ FLOORS = (
         "onnxq.race",
         "onnxq.ranking",
         "onnxq.reach",
+        "onnxq.speed",
         "onnxq.trial",
         "onnxq.verification",
     },

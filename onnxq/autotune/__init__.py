@@ -1,0 +1,203 @@
+"""What is faster in float on this machine stays float, Q/DQ included: `tune`.
+
+1. The float model and the one with everything in integers are profiled, in turns (`profile`), and the times
+   of kernels traced back to fused groups of nodes (`traced`, `units`).
+2. The cheapest cut (`costs`, `cut`) tells which groups should be in integers. Such a model is profiled too;
+   what is learned from it makes the next cut better, until nothing changes.
+3. All models race against the float model, in turns (`contest`). The fastest is taken; if it is not clearly
+   faster than float, nothing is quantized.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from calibrators.samples import Sample
+from calibrators.session import open_session
+from onnxq.autotune.contest import Times, gain, lowest_gain, winner
+from onnxq.autotune.costs import Costs
+from onnxq.autotune.cut import cheapest
+from onnxq.autotune.profile import profiles
+from onnxq.autotune.tentative import tentative
+from onnxq.autotune.traced import trace
+from onnxq.autotune.units import Unit, cut_up
+from onnxq.config import QuantConfig
+from onnxq.insert import insert_qdq
+from onnxq.plan import QuantPlan
+from onnxq.progress import Progress, silent
+from onnxq.race import in_turns
+
+ROUNDS = 4
+"""Cuts that are made at most; mostly the third changes nothing any more."""
+
+PROFILE_SECONDS, RACE_SECONDS = 1.0, 3.0
+"""How long two models are profiled, and all of them race. Slow models take longer: a few turns each."""
+
+RACE_TURNS = 1000
+"""Turns after which the race is over. Times of tiny models differ by chance much longer than they matter."""
+
+STAGE = "timing float and integers"
+
+Nodes = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model that was timed.
+
+    Attributes:
+        floats: the planned nodes that are float in it.
+        gain: how many times as fast as the float model.
+        at_least: the same, with 97.5 % confidence.
+    """
+
+    floats: Nodes
+    gain: float
+    at_least: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What came of it.
+
+    Attributes:
+        floats: the nodes that stay float, each with the reason.
+        contestants: the models that were timed, the first one with everything in integers.
+        chosen: the one that was taken; None: it is the float model, as none is clearly faster.
+        threads: threads that they were timed with; 0: all.
+    """
+
+    floats: Mapping[str, str]
+    contestants: tuple[Contestant, ...]
+    chosen: Contestant | None
+    threads: int
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why the result is not what a user expects, if so."""
+        if self.chosen is not None:
+            return ()
+        best = max(self.contestants, key=lambda one: one.gain)
+        return (
+            "INT8 DOES NOT PAY for this model on this machine: of the models with integers that were tried, "
+            f"the fastest is {best.gain:.2f} times as fast as float, which is no clear gain. The output is "
+            "the float model, with nothing quantized.",
+        )
+
+
+def tune(
+    original: ir.Model | str | os.PathLike[str],
+    model: ir.Model,
+    plan: QuantPlan,
+    sample: Sample,
+    config: QuantConfig,
+    progress: Progress = silent,
+) -> Tuning:
+    """Find out which planned nodes are to stay float for the sake of speed, on this machine and ``sample``.
+
+    Args:
+        original: the float model as the user has it: what must be beaten.
+        model: the same, cleaned.
+        plan: of ``model``, with parameters.
+        sample: what the models are fed; its batch and its sizes count.
+        config: how it was planned; its threads and providers run the models.
+        progress: told how far the work is.
+
+    Raises:
+        CalibrationError: ONNX Runtime refuses a model.
+    """
+    tuner = _Tuner(model, plan, sample, config, progress)
+    tuner.search()
+    times = tuner.race(original)
+    contestants = tuple(
+        Contestant(floats, gain(times, i, 0), lowest_gain(times, i, 0))
+        for i, floats in enumerate(tuner.drafts, start=1)
+    )
+    order = sorted(range(len(contestants)), key=lambda i: len(contestants[i].floats))
+    best = contestants[winner(times, [i + 1 for i in order]) - 1]
+    chosen = best if best.at_least > 1 else None
+    floats = best.floats if chosen else Nodes(plan.nodes)
+    return Tuning(dict(tuner.reasons(floats, chosen)), contestants, chosen, config.threads)
+
+
+@dataclass
+class _Tuner:
+    """Models with ever better choices of what is float, and what is learned from them.
+
+    Attributes:
+        drafts: nodes kept float -> plan, the first one with none.
+    """
+
+    model: ir.Model
+    plan: QuantPlan
+    sample: Sample
+    config: QuantConfig
+    progress: Progress
+    drafts: dict[Nodes, QuantPlan] = field(default_factory=dict)
+    _costs: Costs | None = None
+
+    def search(self) -> None:
+        """Until the cheapest cut is one that was tried."""
+        floats = Nodes()
+        for number in range(ROUNDS + 1):
+            self.progress(STAGE, number, ROUNDS + 2)
+            plan = tentative(self.model, self.plan, self.config, floats)
+            if floats in self.drafts or not plan.nodes:
+                return
+            self.drafts[floats] = plan
+            floats = Nodes(self.plan.nodes) - _planned(cheapest(self._learn(plan)))
+
+    def race(self, original: ir.Model | str | os.PathLike[str]) -> Times:
+        """Times of the original, and of all drafts."""
+        self.progress(STAGE, ROUNDS + 1, ROUNDS + 2)
+        models = [original, *(insert_qdq(self.model, plan) for plan in self.drafts.values())]
+        sessions = [
+            open_session(model, providers=self.config.providers, threads=self.config.threads)
+            for model in models
+        ]
+        return in_turns(sessions, self.sample, seconds=RACE_SECONDS, most=RACE_TURNS)
+
+    def reasons(self, floats: Collection[str], chosen: Contestant | None) -> Iterator[tuple[str, str]]:
+        """Why each of ``floats`` is float."""
+        assert self._costs is not None
+        for name in floats:
+            unit = self._costs.parts.of_node[name]
+            yield name, _reason(self._costs.seconds(unit, True), self._costs.seconds(unit, False), chosen)
+
+    def _learn(self, plan: QuantPlan) -> Costs:
+        """The costs, with what the model of ``plan`` tells."""
+        model = insert_qdq(self.model, plan)
+        in_float, other = profiles(
+            [self.model, model],
+            self.sample,
+            providers=self.config.providers,
+            threads=self.config.threads,
+            seconds=PROFILE_SECONDS,
+        )
+        traced = trace(other, model.graph, self.model.graph)
+        if self._costs is None:
+            reference = trace(in_float, self.model.graph, self.model.graph)
+            self._costs = Costs(cut_up(self.model.graph, plan, reference, traced), in_float.seconds)
+            self._costs.learn(reference, (), in_float.seconds)
+        self._costs.learn(traced, plan.nodes, in_float.seconds)
+        return self._costs
+
+
+def _planned(units: Collection[Unit]) -> Nodes:
+    return Nodes(name for unit in units for name in unit.planned)
+
+
+def _reason(integers: float, floats: float, chosen: Contestant | None) -> str:
+    """In words; both are the times of a fused group, in seconds."""
+    times = f"{integers * 1e3:.3f} ms instead of {floats * 1e3:.3f} ms"
+    if integers > floats:
+        return f"slower in integers on this machine: {times}"
+    if chosen is None:
+        return f"with Q/DQ around it, no faster in integers on this machine; without: {times}"
+    return (
+        f"faster in integers on this machine, {times}, but not with the Q/DQ that its neighbours would need"
+    )
