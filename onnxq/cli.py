@@ -33,7 +33,7 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     with display.progress(quiet=args.quiet) as progress:
         result = pipeline.quantize_static(args.model, args.output, config=config, progress=progress)
     if args.save_config:
-        config.save(Path(args.save_config))
+        result.repeatable.save(Path(args.save_config))
     with suppress(OSError, KeyboardInterrupt):  # the model is written: to tell of it cannot fail any more
         display.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
     let_go_of_stdout()

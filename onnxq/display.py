@@ -24,10 +24,12 @@ from rich.text import Text
 
 from calibrators.stability import Stability, stability, verdict
 from calibrators.statistics import Statistics
+from calibrators.words import some
 from onnxq.algorithms import Verdict
 from onnxq.algorithms.attempts import Attempt
 from onnxq.algorithms.search import Search
 from onnxq.algorithms.sensitivity import Sensitivity
+from onnxq.autotune import Tuning
 from onnxq.evaluate import Quality
 from onnxq.model import size_on_disk
 from onnxq.pipeline import QuantResult
@@ -334,6 +336,10 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     yield from (("correction", text) for text in _correction_rows(result))
     if result.search is not None:
         yield from (("goal", text) for text in _search_rows(result.search))
+    if result.tuning is not None:
+        yield from (("autotune", text) for text in _tuning_rows(result.tuning))
+    if result.speed is not None:
+        yield "speed", _times(result.speed, result.request.config.threads)
     if result.skipped:
         yield "skipped", _counted(result.skipped, "bad sample")
     if result.statistics is not None and not result.request.synthetic:
@@ -381,6 +387,15 @@ def _attempt(search: Search, attempt: Attempt) -> Iterator[str]:
         yield f"{attempt.speed:.2f} times as fast"
 
 
+def _tuning_rows(tuning: Tuning) -> Iterator[str]:
+    """What was timed, and what stays float because of it."""
+    for one in tuning.contestants:
+        mark = " (chosen)" if one is tuning.chosen else ""
+        yield f"{_counted(len(one.floats), 'node')} kept float: {one.gain:.2f} times as fast as float{mark}"
+    if tuning.floats:
+        yield f"kept float: {some(list(tuning.floats))}; --save-config writes them all, as exclude"
+
+
 def _stability_rows(tensors: Mapping[str, Stability], every_tensor: bool) -> Iterator[tuple[str, str]]:
     """Whether the data was enough, and the tensors and samples that say so."""
     told = verdict(tensors)
@@ -409,7 +424,7 @@ def _float_rows(plan: QuantPlan, every_node: bool) -> Iterator[str]:
 
 def _without_names(reason: str) -> str:
     """What many nodes have in common: "its input 'x' comes in float" -> "its input … comes in float"."""
-    return re.sub(r"'[^']*'", "…", reason)
+    return re.sub(r"'[^']*'|[\d.]+(?= ms)", "…", reason)
 
 
 def _sizes(float_bytes: int, int8_bytes: int) -> str:
@@ -418,7 +433,11 @@ def _sizes(float_bytes: int, int8_bytes: int) -> str:
 
 def _times(speed: Speed, threads: int) -> str:
     before, after = f"{speed.float_seconds * 1e3:.2f} ms", f"{speed.int8_seconds * 1e3:.2f} ms"
-    return f"{before} -> {after} a run: {speed.ratio:.2f} times as fast ({_counted(threads, 'thread')})"
+    return f"{before} -> {after} a run: {speed.ratio:.2f} times as fast ({_threads(threads)})"
+
+
+def _threads(threads: int) -> str:
+    return _counted(threads, "thread") if threads else "all threads"
 
 
 def _counted(count: int, what: str) -> str:

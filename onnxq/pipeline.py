@@ -18,6 +18,7 @@ from onnxq.algorithms.attempts import Attempt
 from onnxq.algorithms.layers import channel_axes
 from onnxq.algorithms.search import Search
 from onnxq.autotune import Tuning
+from onnxq.autotune.tentative import without
 from onnxq.calibration import distrust, gather
 from onnxq.config import QuantConfig
 from onnxq.correction import channel_means, corrected, judge_of
@@ -85,6 +86,14 @@ class QuantResult:
     def table(self) -> Table:
         """The ranges of the plan, as `onnxq.tables` writes them."""
         return self.make_table()
+
+    @property
+    def repeatable(self) -> QuantConfig:
+        """The options that give the same again on any machine: what autotune kept float is excluded."""
+        config = self.request.config
+        if self.tuning is None:
+            return config
+        return without(config, self.tuning.floats).model_copy(update={"autotune": False})
 
     @property
     def report(self) -> Report:

@@ -3,10 +3,11 @@
 import numpy as np
 import onnx
 import pytest
-from cli import save_model
+from cli import save_data, save_model
 
 from onnxq import speed
 from onnxq.autotune import Contestant, Tuning
+from onnxq.cli import main
 from onnxq.config import QuantConfig
 from onnxq.errors import ConfigError
 from onnxq.pipeline import quantize_static
@@ -147,3 +148,22 @@ def test_models_for_other_runtimes_are_not_timed(model, output, times):
     result = quantize_static(model, output, data(), QuantConfig(target="tensorrt"))
     assert result.speed is None
     assert not any("SLOWER" in warning for warning in result.warnings)
+
+
+# --- what is told ---------------------------------------------------------------------------------
+
+
+def test_what_was_found_can_be_had_again_without_timing(model, output, float_nodes, tmp_path, capsys):
+    file, saved = tmp_path / "d.npz", tmp_path / "c.yaml"
+    save_data(file)
+    arguments = [str(model), str(output), "--data", str(file)]
+    assert main(["quantize", *arguments, "--autotune", "--save-config", str(saved)]) == 0
+    out = capsys.readouterr().out
+    assert "1 node kept float: 1.50 times as fast as float (chosen)" in out
+    assert "kept float: MatMul_y; --save-config writes them all, as exclude" in out
+    assert "1 MatMul: slower in integers on this machine: … ms instead of … ms" in out
+    first = onnx.load(output)
+    again = QuantConfig.load(saved)
+    assert (again.exclude, again.autotune) == (("MatMul_y",), False)
+    assert main(["quantize", *arguments, "--config", str(saved), "--quiet"]) == 0
+    assert onnx.load(output).graph == first.graph
