@@ -15,8 +15,11 @@ from calibrators.session import open_session
 from onnxq.config import QuantConfig
 from onnxq.insert import insert_qdq
 from onnxq.numerics import sqnr
+from onnxq.passes import simplify
+from onnxq.plan import OPSET_OF_BLOCKS, QuantParams
 from onnxq.planner import make_plan
-from onnxq.ranges import from_statistics, solve
+from onnxq.ranges import from_statistics, from_table, solve
+from onnxq.tables.table import Encoding, Table
 from onnxq.targets import get_target
 
 
@@ -168,3 +171,61 @@ def test_a_gemm_bias_of_one_value_is_spread_over_the_channels():
     feeds = {"x": np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)}
     model, int8, _ = quantized(body, feeds, **graph)
     assert sqnr(run(model, feeds)[0], run(int8, feeds)[0]) > 25
+
+
+# --- ways to store ----------------------------------------------------------------------------------
+
+
+def test_weights_stored_in_float_lie_on_the_grid():
+    """Their Q gives exactly the integers that other targets store: nothing is rounded a second time."""
+    _, stored, _ = quantized(CLASSIFIER, image(), "tensorrt")
+    _, reals, _ = quantized(CLASSIFIER, image(), "tensorrt8")
+    onnx.checker.check_model(ir.to_proto(reals), full_check=True)
+    on_grid = {name for name in reals.graph.initializers if name.endswith("_on_grid")}
+    assert on_grid == {"w_on_grid", "w2_on_grid", "fc_on_grid"}
+    for name in on_grid:
+        (use,) = reals.graph.initializers[name].uses()
+        assert use.node.op_type == "QuantizeLinear"
+        values, scale, zero = (value.const_value.numpy() for value in use.node.inputs)
+        shape = [-1] + [1] * (values.ndim - 1)
+        levels = np.rint(values / scale.reshape(shape)).astype(np.int8)
+        expected = stored.graph.initializers[name.replace("_on_grid", "_quantized")].const_value.numpy()
+        np.testing.assert_array_equal(levels, expected)
+        assert use.node.attributes["axis"].as_int() == 0
+        assert not zero.any()
+    assert np.array_equal(run(stored, image(), optimize=False)[0], run(reals, image(), optimize=False)[0])
+
+
+def test_vitis_has_nothing_but_powers_of_two():
+    _, int8, plan = quantized(CLASSIFIER, image(), "vitis-xint8")
+    scales = [node.inputs[1].const_value.numpy() for node in int8.graph if node.op_type == "DequantizeLinear"]
+    assert scales
+    assert all((np.frexp(scale)[0] == 0.5).all() for scale in scales)
+    assert {group.spec.dtype for group in plan.groups.values()} == {ir.DataType.INT8}
+
+
+def test_sixteen_bits():
+    model, _, plan = quantized(CLASSIFIER, image(), "qnn", {"target": "qnn", "activation": "uint16"})
+    assert {p.spec.dtype for p in plan.points if p.tensor == "x"} == {ir.DataType.UINT16}
+    raised = simplify(model, OPSET_OF_BLOCKS)
+    assert raised.graph.opset_imports[""] >= OPSET_OF_BLOCKS
+    expected = run(model, image())[0]
+    coarse = quantized(CLASSIFIER, image(), "qnn")[1]
+    fine = insert_qdq(raised, plan)
+    assert sqnr(expected, run(fine, image(), optimize=False)[0]) > sqnr(
+        expected, run(coarse, image(), optimize=False)[0]
+    )
+
+
+def test_a_table_with_other_scales_does_not_bring_them_where_they_must_be_powers_of_two():
+    model = model_of(CLASSIFIER)
+    plan = make_plan(model, get_target("vitis-xint8"), QuantConfig())
+    spec = plan.groups["x"].spec
+    given = Encoding.of_params(spec, QuantParams(np.float32(0.1), np.int8(0)))
+    table = Table(dict.fromkeys(plan.observed, given))
+    scales = {
+        float(p.scale)
+        for name, p in solve(model, plan, from_table(table, plan)).params.items()
+        if name in plan.observed
+    }
+    assert scales == {0.125}

@@ -32,6 +32,8 @@ SPECS = [
     QuantSpec(ir.DataType.INT16, symmetric=True),
     QuantSpec(ir.DataType.INT4, symmetric=True),
     QuantSpec(ir.DataType.UINT4, symmetric=False),
+    QuantSpec(ir.DataType.INT8, symmetric=True, power_of_two=True),
+    QuantSpec(ir.DataType.UINT8, symmetric=False, power_of_two=True),
 ]
 floats = st.floats(-1e6, 1e6, width=32)
 
@@ -187,6 +189,19 @@ def test_what_lies_on_the_grid_is_kept_to_the_level(seed, spec):
 )
 def test_a_format_says_which_opset_it_needs(spec, opset):
     assert spec.opset == opset
+
+
+@given(st.floats(1e-30, 1e30), st.sampled_from([SPECS[-1], SPECS[-2]]))
+def test_the_least_power_of_two_that_covers_the_range(high, spec):
+    scale = float(params_from_range(0.0, high, spec).scale)
+    plain = params_from_range(0.0, high, replace(spec, power_of_two=False)).scale
+    assert np.frexp(scale)[0] == 0.5
+    assert scale >= plain * (1 - 1e-6)
+    assert scale / 2 < plain * (1 + 1e-6)
+
+
+def test_a_scale_that_is_a_power_of_two_already_stays():
+    assert params_from_range(-127 / 32, 127 / 32, SPECS[-2]).scale == np.float32(1 / 32)
 
 
 def test_rounding_is_half_to_even():

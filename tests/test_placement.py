@@ -1,5 +1,6 @@
 """Where Q/DQ stand, edge by edge: the blocks that networks are made of, for each way of placing them."""
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from flow import float_kernels, quantize
@@ -413,3 +414,32 @@ def test_what_q_and_dq_move_across_is_not_called_float():
     plan = plan_for("tensorrt", model_of(nodes))
     assert dict(plan.carried) == {"MaxPool_p": "MaxPool"}
     assert "MaxPool_p" not in plan.floats
+
+
+# --- Masks ----------------------------------------------------------------------------------------
+
+MASKED = """g (float[2,6,6] x, bool[2,6,6] keep) => (float[2,6,8] y)
+    <float zero, float lowest, float[8,8] m, float[2,6,8] v> {{
+    mask = Where (keep, zero, lowest) {nodes} p = Softmax (s) o = MatMul (p, v) y = MatMul (o, m) }}"""
+
+
+@pytest.mark.parametrize("lowest", [-1e4, np.finfo(np.float32).min])
+@pytest.mark.parametrize(
+    "nodes", ["s = Add (x, mask)", "n = Unsqueeze (mask, a) t = Squeeze (n, a) s = Add (x, t)"]
+)
+def test_attention_masks_stay_float_until_the_softmax(nodes, lowest):
+    moved = "a" in nodes.split()[-1] or "Squeeze" in nodes
+    text = MASKED.format(nodes=nodes).replace(
+        "float zero", "int64[1] a, float zero" if moved else "float zero"
+    )
+    given = {"zero": 0, "lowest": lowest} | ({"a": [0]} if moved else {})
+    plan = plan_for("qnn", parse(text, **given))
+    reasons = {name: node.reason for name, node in plan.floats.items()}
+    assert reasons.keys() >= {"Where_mask", "Add_s", "Softmax_p"}
+    assert all("minus infinity" in reason for reason in reasons.values())
+    assert {"MatMul_o", "MatMul_y"} <= plan.nodes.keys()
+
+
+def test_a_number_that_hides_nothing_is_quantized():
+    model = parse("g (float[2,8] x) => (float[2,8] y) <float[8] o> { y = Add (x, o) }", o=[-100] * 8)
+    assert "Add_y" in plan_for("qnn", model).nodes

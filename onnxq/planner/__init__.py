@@ -25,6 +25,7 @@ from onnxq.planner.final import final_nodes
 from onnxq.planner.formats import find_formats
 from onnxq.planner.grouping import Edge, find_biases, find_edges, find_groups, find_points
 from onnxq.planner.links import join
+from onnxq.planner.masks import masking_nodes
 from onnxq.planner.obstacles import computes_reals, is_carried, obstacle
 from onnxq.planner.scene import (
     Scene,
@@ -52,7 +53,7 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
     """
     position = {node: i for i, node in enumerate(model.graph)}
     scene = Scene(model.graph, target, config, find_formats(target, config), position)
-    scene = replace(scene, final=final_nodes(model.graph))
+    scene = replace(scene, final=final_nodes(model.graph), masking=masking_nodes(model.graph))
     scene = replace(scene, in_blocks=blocked_nodes(model.graph, scene), ends=_ends(model.graph, scene))
     planned, edges, floats = _decide(model, scene)
     while lost := among_integers(scene, {edge.value for edge in edges if edge.spec == scene.activation}):

@@ -42,6 +42,7 @@ def obstacle(node: ir.Node, scene: Scene) -> str | None:
     checks = (
         _not_selected,
         _final,
+        _masking,
         _wrong_attribute,
         _not_float32,
         _bad_weight,
@@ -65,6 +66,12 @@ def _final(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
     if node.op_type == "Concat":
         return "it joins what leaves the graph: one range would not suit all of it (boxes and scores, say)"
     return "it passes on what a Concat in float joins at the end of the graph"
+
+
+def _masking(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    if node not in scene.masking or node.op_type in WEIGHTED:
+        return None
+    return "it reads values that stand for minus infinity: no range suits them and others"
 
 
 def _wrong_attribute(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:

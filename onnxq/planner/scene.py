@@ -28,6 +28,7 @@ class Scene:
         in_blocks: the nodes whose weights are cut into blocks: nothing else of them is in integers.
         ends: the first and the last node with weights, where the target has other formats for them.
         final: what joins different things right before they leave the graph (`final_nodes`).
+        masking: what reads values that stand for minus infinity (`masking_nodes`).
     """
 
     graph: ir.Graph
@@ -38,6 +39,7 @@ class Scene:
     in_blocks: frozenset[ir.Node] = frozenset()
     ends: frozenset[ir.Node] = frozenset()
     final: frozenset[ir.Node] = frozenset()
+    masking: frozenset[ir.Node] = frozenset()
 
     @property
     def activation(self) -> QuantSpec:
