@@ -210,14 +210,14 @@ def show_plan(model: str, plan: QuantPlan, *, quiet: bool = False) -> None:
         table.add_row(name, op_type, Text("integers", "green"))
     for name, node in plan.floats.items():
         table.add_row(name, node.op_type, Text.assemble(("float", "yellow"), f": {node.reason}"))
+    for name, op_type in plan.carried.items():
+        table.add_row(name, op_type, "the type of its neighbours")
     _OUT.print(table)
     counts = f"{len(plan.nodes)} nodes in integers, {len(plan.floats)} in float"
     _OUT.print(f"{counts}, {len(plan.carried)} in the type of their neighbours" if plan.carried else counts)
 
 
 def print_json(plan: QuantPlan) -> None:
-    for name, op_type in plan.carried.items():
-        table.add_row(name, op_type, "the type of its neighbours")
     """The plan for machines."""
     content: dict[str, Any] = {
         "target": plan.target,
@@ -226,12 +226,12 @@ def print_json(plan: QuantPlan) -> None:
             {"name": name, "op_type": node.op_type, "reason": node.reason}
             for name, node in plan.floats.items()
         ],
+        "carried_nodes": [{"name": name, "op_type": op_type} for name, op_type in plan.carried.items()],
         "points": [
             {
                 "tensor": point.tensor,
                 "consumer": point.consumer,
                 "input_index": point.input_index,
-        "carried_nodes": [{"name": name, "op_type": op_type} for name, op_type in plan.carried.items()],
                 "type": point.spec.dtype.name.lower(),
                 "symmetric": point.spec.symmetric,
                 "axis": point.spec.axis,
@@ -326,6 +326,9 @@ def _table(title: str) -> Table:
 def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, str]]:
     yield "quantized", "\n".join(_shares(result.plan))
     yield from (("float", text) for text in _float_rows(result.plan, every_node))
+    if carried := result.plan.carried:
+        kinds = ", ".join(f"{n} {op_type}" for op_type, n in Counter(carried.values()).most_common())
+        yield "as neighbours", f"{kinds}: the runtime moves Q/DQ across them"
     yield "size", _sizes(result.float_bytes, result.int8_bytes)
     if result.quality is None:
         yield "accuracy", "not measured: there are no samples"
@@ -360,9 +363,6 @@ def _verdict(verdict: Verdict) -> str:
         return "nothing to do"
     if verdict.kept:
         return f"SQNR {verdict.gain:+.2f} dB"
-    if carried := result.plan.carried:
-        kinds = ", ".join(f"{n} {op_type}" for op_type, n in Counter(carried.values()).most_common())
-        yield "as neighbours", f"{kinds}: the runtime moves Q/DQ across them"
     return f"dropped, SQNR would change by {verdict.gain:+.2f} dB"
 
 

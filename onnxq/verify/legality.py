@@ -197,9 +197,7 @@ def _axis(edge: Edge, view: _View) -> Iterator[Finding]:
             text = f"its input {edge.index} has a scale a channel; activations have one scale a tensor."
             yield _error(edge.node, text, "Quantize it per tensor.")
         return
-    shape = constant(edge.dequantize.inputs[0])
-    rank = shape.ndim if shape is not None else edge.node.inputs[edge.index].shape.rank()  # type: ignore[union-attr]
-    right = WEIGHTED[edge.node.op_type].channel_axis(edge.node, rank)
+    right = WEIGHTED[edge.node.op_type].channel_axis(edge.node, edge.rank or 0)
     if not _per_channel(edge, view):
         text = f"its weights have a scale a channel; {view.target.name} takes one scale for them."
         yield _error(edge.node, text, "Quantize them per tensor.")
@@ -269,9 +267,14 @@ def _pair(edge: Edge, view: _View) -> Iterator[Finding]:
         return
     for index, what in ((SCALE, "scale"), (ZERO_POINT, "zero point")):
         one, other = (constant(input_at(node, index)) for node in (before, edge.dequantize))
-        if one is not None and other is not None and not np.array_equal(one, other):
+        if one is not None and other is not None and not _same(one, other):
             text = f"its input {edge.index} is quantized with one {what} and dequantized with another."
             yield Finding(called(edge.node), "warning", text, "Give both the same.")
+
+
+def _same(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
+    """Whether both hold the same numbers, or one of them repeats the only number of the other."""
+    return np.array_equal(one, other) or (1 in (one.size, other.size) and bool(np.all(one == other)))
 
 
 # --- Nodes ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.graph import input_at, int_attribute
+from onnxq.graph import input_at, int_attribute, ints_attribute
 from onnxq.operators import WEIGHTED, clip_range
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -35,12 +35,14 @@ class Edge:
         index: which input.
         dequantize: the DequantizeLinear.
         kind: what it carries.
+        turned: the Transposes between that and the node, the first one first.
     """
 
     node: ir.Node
     index: int
     dequantize: ir.Node
     kind: Kind
+    turned: tuple[ir.Node, ...] = ()
 
     @property
     def quantize(self) -> ir.Node | None:
@@ -64,12 +66,21 @@ class Edge:
 
     @property
     def axis(self) -> int | None:
-        """The axis along which scales differ, None if there is one scale."""
+        """The axis, of what the node reads, along which scales differ; None if there is one scale."""
         if self.scale is None or self.scale.size == 1:
             return None
         axis = int_attribute(self.dequantize, "axis", AXIS)
-        known = constant(self.dequantize.inputs[0])
-        return axis if axis >= 0 or known is None else axis + known.ndim
+        axis += (self.rank or 0) if axis < 0 else 0
+        for node in self.turned:
+            axis = _permutation(node, self.rank or 0).index(axis)
+        return axis
+
+    @property
+    def rank(self) -> int | None:
+        """The number of axes, None if unknown."""
+        values = stored(self.dequantize.inputs[0])
+        shape = self.dequantize.inputs[0].shape if self.dequantize.inputs[0] is not None else None
+        return values.ndim if values is not None else len(shape) if shape is not None else None
 
     @property
     def in_blocks(self) -> bool:
@@ -88,8 +99,19 @@ def quantizer(value: ir.Value | None) -> ir.Node | None:
 
 
 def dequantizer(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear that made ``value``, if one did."""
-    return _made_by(value, DEQUANTIZE)
+    """The DequantizeLinear that made ``value``, if one did; constants may be transposed behind it."""
+    turned = _transposes(value)
+    return _made_by(turned[0].inputs[0] if turned else value, DEQUANTIZE)
+
+
+def _transposes(value: ir.Value | None) -> tuple[ir.Node, ...]:
+    """The Transposes that a constant went through last."""
+    maker = _made_by(value, "Transpose")
+    return () if maker is None or not is_stored(value) else (*_transposes(maker.inputs[0]), maker)
+
+
+def _permutation(node: ir.Node, rank: int) -> tuple[int, ...]:
+    return ints_attribute(node, "perm", tuple(reversed(range(rank))))
 
 
 def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
@@ -106,13 +128,18 @@ def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
 
 
 def is_stored(value: ir.Value | None) -> bool:
-    """Whether ``value`` is a constant, perhaps behind Q, DQ and Cast."""
+    """Whether ``value`` is a constant, perhaps behind Q, DQ, Cast and Transpose."""
+    return stored(value) is not None
+
+
+def stored(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The constant that ``value`` was made of; None if it was made of something computed."""
     while value is not None and (maker := value.producer()) is not None and maker.op_type in _PASSED:
         value = maker.inputs[0]
-    return constant(value) is not None
+    return constant(value)
 
 
-_PASSED = frozenset({QUANTIZE, DEQUANTIZE, "Cast", "Identity", "Transpose", "Reshape"})
+_PASSED = frozenset({QUANTIZE, DEQUANTIZE, "Cast", "Identity", "Transpose"})
 
 
 def integer_type(node: ir.Node) -> ir.DataType | None:
@@ -130,10 +157,12 @@ def integer_type(node: ir.Node) -> ir.DataType | None:
 
 
 def edges(node: ir.Node) -> Iterator[Edge]:
-    """The inputs of ``node`` that come from a DequantizeLinear."""
+    """The inputs of ``node`` that come from a DequantizeLinear. What only moves a constant has none."""
+    if node.op_type in _PASSED and is_stored(input_at(node, 0)):
+        return
     for index, value in enumerate(node.inputs):
         if (maker := dequantizer(value)) is not None:
-            yield Edge(node, index, maker, _kind(node, index, value))
+            yield Edge(node, index, maker, _kind(node, index, value), _transposes(value))
 
 
 def _kind(node: ir.Node, index: int, value: ir.Value | None) -> Kind:

@@ -97,8 +97,7 @@ def _wrong_axis(node: ir.Node) -> bool:
 
 
 def _right_axis(node: ir.Node, edge: Edge) -> int | None:
-    stored = constant(edge.dequantize.inputs[0])
-    return None if stored is None else WEIGHTED[node.op_type].channel_axis(node, stored.ndim)
+    return WEIGHTED[node.op_type].channel_axis(node, edge.rank or 0)
 
 
 def _narrow_bias(node: ir.Node) -> bool:
