@@ -23,7 +23,7 @@ from onnxq.errors import ConfigError
 from onnxq.goal import parse_goal
 
 Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
-Correction = Literal["equalize", "ranges", "rounding", "adaround", "bias", "full-bias", "none"]
+Correction = Literal["center", "equalize", "ranges", "rounding", "adaround", "bias", "full-bias", "none"]
 ActivationType = Literal["uint8", "int8", "uint16", "int16"]
 WeightType = Literal["uint8", "int8", "uint4", "int4"]
 Verify = Literal["auto", "full", "off"]
@@ -108,8 +108,8 @@ class QuantConfig(BaseModel):
     percentile: float = _option("ranges", 99.99, "for --method percentile", "P", gt=50, le=100)
     correct: _Corrections = _option(
         "accuracy",
-        ("equalize", "rounding", "bias"),
-        "a correction to try, kept if it helps on held-out samples: equalize, ranges, rounding, adaround "
+        ("center", "equalize", "rounding", "bias"),
+        "a correction to try, kept if it helps on held-out samples: center, equalize, ranges, rounding, adaround "
         "(slow; for few bits), bias, full-bias, or none",
         "NAME",
     )

@@ -361,6 +361,10 @@ def _correction_rows(result: QuantResult) -> Iterator[str]:
 def _verdict(verdict: Verdict) -> str:
     if verdict.after is None:
         return "nothing to do"
+    if verdict.by_chance is not None:
+        kept = "kept" if verdict.kept else "dropped"
+        fitted = f"{verdict.by_chance:+.2f} dB on samples that were fitted on"
+        return f"{kept}, SQNR {verdict.gain:+.2f} dB may be chance; {fitted}"
     if verdict.kept:
         return f"SQNR {verdict.gain:+.2f} dB"
     return f"dropped, SQNR would change by {verdict.gain:+.2f} dB"

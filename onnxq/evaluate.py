@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,17 @@ class OutputQuality:
 
 @dataclass(frozen=True)
 class Quality:
-    """All outputs by name, and the samples they were measured on."""
+    """All outputs by name, and the samples they were measured on.
+
+    Attributes:
+        outputs: by name.
+        samples: how many.
+        each: what each batch has of `noise`, where outputs hold reals: their sum.
+    """
 
     outputs: Mapping[str, OutputQuality]
     samples: int
+    each: tuple[float, ...] = ()
 
     @property
     def sqnr(self) -> float:
@@ -79,7 +87,7 @@ class _Tally:
     """Sums over samples of one output; memory does not grow with them."""
 
     signal: float = 0.0
-    noise: float = 0.0
+    noise: list[float] = field(default_factory=list)
     agreed: int = 0
     decisions: int = 0
     finite: bool = True
@@ -107,12 +115,12 @@ class _Tally:
         self.reals += expected.size
         self.finite = self.finite and bool(np.isfinite(given).all())
         self.signal += float(np.square(expected).sum())
-        self.noise += float(np.square(expected - given).sum())
+        self.noise.append(float(np.square(expected - given).sum()))
 
     def _sqnr(self) -> float:
         if not self.finite:
             return -math.inf
-        return decibels(self.signal, self.noise) if self.reals else math.nan
+        return decibels(self.signal, sum(self.noise)) if self.reals else math.nan
 
     def quality(self) -> OutputQuality:
         return OutputQuality(
@@ -183,6 +191,12 @@ class Judge:
         """Those that the float model takes, as far as they were read."""
         return [sample for sample, _ in self._known]
 
+    def on(self, samples: Iterable[Sample]) -> Judge:
+        """One that judges by other samples."""
+        other = copy.copy(self)
+        other._stream, other._known, other._kept = iter(samples), [], 0
+        return other
+
     def quality(
         self,
         model: Model,
@@ -211,7 +225,7 @@ class Judge:
             seen += sample.count
             if on_sample is not None:
                 on_sample(seen)
-        return Quality({name: tally.quality() for name, tally in tallies.items()}, seen)
+        return _quality(tallies, seen)
 
     def _expected(self) -> Iterator[tuple[Sample, list[Any]]]:
         """The samples, and the float model's outputs for each."""
@@ -247,11 +261,21 @@ def outcome(
         pairs: for each batch, what each output should be and what it is.
         samples: how many that are in all.
     """
-    tallies = [_Tally() for _ in names]
+    tallies = {name: _Tally() for name in names}
     for expected, given in pairs:
-        for tally, one, other in zip(tallies, expected, given, strict=True):
+        for tally, one, other in zip(tallies.values(), expected, given, strict=True):
             tally.add(one, other)
-    return Quality({name: t.quality() for name, t in zip(names, tallies, strict=True)}, samples)
+    return _quality(tallies, samples)
+
+
+def _quality(tallies: Mapping[str, _Tally], samples: int) -> Quality:
+    real = [tally for tally in tallies.values() if tally.reals and tally.signal]
+    shares = zip(*([noise / tally.signal for noise in tally.noise] for tally in real), strict=False)
+    return Quality(
+        outputs={name: tally.quality() for name, tally in tallies.items()},
+        samples=samples,
+        each=tuple(sum(share) / len(real) for share in shares),
+    )
 
 
 def compare(

@@ -7,14 +7,18 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnxq.algorithms.adaround import learn_rounding
 from onnxq.algorithms.bias_correction import correct_biases
+from onnxq.algorithms.centering import center
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.equalize import equalize
 from onnxq.algorithms.full_bias_correction import correct_biases_in_order
 from onnxq.algorithms.rounding import round_weights
 from onnxq.algorithms.tighter_ranges import tighten_ranges
 from onnxq.algorithms.workbench import Workbench
+from onnxq.evaluate import Quality
 
 __all__ = ["CORRECTIONS", "Correction", "Draft", "Verdict", "Workbench", "correct"]
 
@@ -27,6 +31,7 @@ top of them, and not by shifts that it would take away anyway."""
 
 CORRECTIONS: Mapping[str, Correction] = {
     FINISH: correct_biases,
+    "center": center,
     "equalize": equalize,
     "ranges": tighten_ranges,
     "rounding": round_weights,
@@ -44,26 +49,28 @@ class Verdict:
         name: the correction's.
         before, after: noise over signal at the outputs; ``after`` is None where there was nothing to do.
         seconds: what it took, its trial included.
+        kept: whether it helped.
+        by_chance: a gain, in dB, on samples that were fitted on, which decided because the held-out ones
+            could not: what they lost may be chance.
     """
 
     name: str
     before: float
     after: float | None
     seconds: float
-
-    @property
-    def kept(self) -> bool:
-        """Whether it helped."""
-        return self.after is not None and self.after < self.before
+    kept: bool
+    by_chance: float | None = None
 
     @property
     def gain(self) -> float:
-        """Of the SQNR, in dB; negative if it would have done harm."""
-        if self.after is None:
-            return 0.0
-        if self.after == 0 or self.before == 0:
-            return 0.0 if self.after == self.before else math.inf * (self.before - self.after)
-        return 10 * math.log10(self.before / self.after)
+        """Of the SQNR, in dB; negative if it did harm."""
+        return 0.0 if self.after is None else _gain(self.before, self.after)
+
+
+def _gain(before: float, after: float) -> float:
+    if after == 0 or before == 0:
+        return 0.0 if after == before else math.inf * (before - after)
+    return 10 * math.log10(before / after)
 
 
 def correct(draft: Draft, names: Collection[str], bench: Workbench) -> tuple[Draft, tuple[Verdict, ...]]:
@@ -71,28 +78,51 @@ def correct(draft: Draft, names: Collection[str], bench: Workbench) -> tuple[Dra
 
     The gains of those that are kept add up to that of all of them together.
     """
-    base = best = draft
-    error, verdicts = bench.error(draft), []
+    base, best, verdicts = draft, _Judged(draft, bench.quality(draft)), []
     finish = correct_biases if FINISH in names else _no_correction
     for name, correction in CORRECTIONS.items():
         if name not in names:
             continue
         started = time.perf_counter()
         tried = correction(base, bench)
-        found = None if tried is None else _better(_forms(name, tried, finish, bench), error, bench)
-        verdict = Verdict(name, error, found.error if found else None, time.perf_counter() - started)
+        found = None if tried is None else _better(_forms(name, tried, finish, bench), best, bench)
+        verdict = _verdict(name, best, found, started, bench)
         if tried is not None and found is not None and verdict.kept:
-            base, best, error = base if name == FINISH else tried, found.draft, found.error
+            base, best = base if name == FINISH else tried, found
         verdicts.append(verdict)
-    return best, tuple(verdicts)
+    return best.draft, tuple(verdicts)
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """A draft, and its noise over signal."""
+    """A draft, and how close it comes on the held-out samples."""
 
     draft: Draft
-    error: float
+    quality: Quality
+
+    @property
+    def noise(self) -> float:
+        return self.quality.noise
+
+
+def _verdict(name: str, before: _Judged, after: _Judged | None, started: float, bench: Workbench) -> Verdict:
+    fitted = None
+    if after is not None and _may_be_chance(before, after):
+        fitted = _gain(bench.fitted(before.draft).noise, bench.fitted(after.draft).noise)
+    return Verdict(
+        name,
+        before.noise,
+        None if after is None else after.noise,
+        time.perf_counter() - started,
+        kept=after is not None and (after.noise < before.noise or (fitted is not None and fitted > 0)),
+        by_chance=fitted,
+    )
+
+
+def _may_be_chance(before: _Judged, after: _Judged) -> bool:
+    """Whether something was lost, but less than one standard error of the sum over the batches."""
+    lost = np.array(after.quality.each) - np.array(before.quality.each)
+    return len(lost) > 1 and 0 < lost.sum() < np.std(lost, ddof=1) * math.sqrt(len(lost))
 
 
 def _no_correction(draft: Draft, bench: Workbench) -> Draft | None:
@@ -107,11 +137,11 @@ def _forms(name: str, tried: Draft, finish: Correction, bench: Workbench) -> Ite
     yield tried
 
 
-def _better(drafts: Iterator[Draft], error: float, bench: Workbench) -> _Judged:
-    """The first of ``drafts`` that has less than ``error``, else the one with the least."""
+def _better(drafts: Iterator[Draft], best: _Judged, bench: Workbench) -> _Judged:
+    """The first of ``drafts`` that has less noise than ``best``, else the one with the least."""
     judged: list[_Judged] = []
     for draft in drafts:
-        judged.append(_Judged(draft, bench.error(draft)))
-        if judged[-1].error < error:
+        judged.append(_Judged(draft, bench.quality(draft)))
+        if judged[-1].noise < best.noise:
             return judged[-1]
-    return min(judged, key=lambda one: one.error)
+    return min(judged, key=lambda one: one.noise)

@@ -27,11 +27,16 @@ from onnxq.algorithms.workbench import Workbench
 WORTH = 0.02
 """What a Mul that is inserted must gain, as a share of all the noise that is left."""
 
+ENOUGH = 0.3
+"""What all factors together must gain, as a share of the predicted noise. They take up the room that small
+channels have for values never seen: samples like those that were fitted on do not show what that costs.
+"""
+
 logger = logging.getLogger(__name__)
 
 
 def equalize(draft: Draft, bench: Workbench) -> Draft | None:
-    """A draft of a float model with equalized channels; None where no channel can be scaled.
+    """A draft of a float model with equalized channels; None where that gains too little.
 
     It is calibrated anew, and begins with weights rounded to nearest.
 
@@ -49,7 +54,10 @@ def equalize(draft: Draft, bench: Workbench) -> Draft | None:
     for place in places:
         if place not in worth:
             logs[place.labels] = 0.0
-    logger.debug("predicted noise: %g -> %g", noise(terms, np.zeros_like(logs)), noise(terms, logs))
+    before, after = noise(terms, np.zeros_like(logs)), noise(terms, logs)
+    logger.debug("predicted noise: %g -> %g", before, after)
+    if after > (1 - ENOUGH) * before:
+        return None
     bench.progress("calibrating the equalized model")
     factors = np.exp(logs)
     return bench.recalibrate(with_muls(folded(draft.exact, channels, factors), worth, factors))

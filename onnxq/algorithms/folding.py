@@ -31,15 +31,23 @@ def folded(model: ir.Model, channels: Channels, factors: Factors) -> ir.Model:
 
 
 def _take_in(model: ir.Model, node: ir.Node, fold: Fold, factor: Factors) -> None:
-    old = node.inputs[fold.index]
+    array = constant_value(node.inputs[fold.index])
+    assert array is not None
+    replace_constant(model, node, fold.index, array.astype(np.float64) * factor, "scaled")
+
+
+def replace_constant(
+    model: ir.Model, node: ir.Node, index: int, values: NDArray[np.float64], done: str
+) -> None:
+    """Give a node another constant of the same type; where others read the old one too, beside it."""
+    old = node.inputs[index]
     array = constant_value(old)
     assert old is not None
     assert array is not None
-    values = _fitting(array.astype(np.float64) * factor, array.ndim)
-    changed = np.asarray(values, array.dtype)
+    changed = np.asarray(_fitting(values, array.ndim), array.dtype)
     if len(old.uses()) > 1 or old.is_graph_output():
-        name = unused_name(f"{old.name}_scaled", model)
-        node.replace_input_with(fold.index, add_initializer(model, name, changed))
+        name = unused_name(f"{old.name}_{done}", model)
+        node.replace_input_with(index, add_initializer(model, name, changed))
     else:
         old.const_value, old.shape = ir.tensor(changed, name=old.name), ir.Shape(changed.shape)
 
@@ -47,6 +55,12 @@ def _take_in(model: ir.Model, node: ir.Node, fold: Fold, factor: Factors) -> Non
 def unused_name(name: str, model: ir.Model) -> str:
     """``name``, or with a number when a tensor of the main graph has it."""
     taken = ir.convenience.create_value_mapping(model.graph)
+    return next(n for n in variants(name) if n not in taken)
+
+
+def unused_node(name: str, model: ir.Model) -> str:
+    """``name``, or with a number when a node has it."""
+    taken = {node.name for node in model.graph.all_nodes()}
     return next(n for n in variants(name) if n not in taken)
 
 

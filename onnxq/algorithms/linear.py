@@ -112,7 +112,7 @@ def _only_along(labels: Labels, axis: int) -> bool:
 def _normalized(node: ir.Node, ties: Ties) -> _Labelled:
     """Scale and offset of a normalization take up any factors of its output; its input has none to give."""
     scale = constant_value(input_at(node, 1))
-    axis = _NORMALIZED[node.op_type](node)
+    axis = NORMALIZED[node.op_type](node)
     if scale is None or scale.ndim != 1 or axis is None or int_attribute(node, "training_mode", 0):
         return None
     hold_inputs(node, ties)
@@ -129,7 +129,7 @@ def _last_axis(node: ir.Node) -> int | None:
     return -1 if axis == -1 or (rank is not None and axis == rank - 1) else None
 
 
-_NORMALIZED: Mapping[str, Callable[[ir.Node], int | None]] = {
+NORMALIZED: Mapping[str, Callable[[ir.Node], int | None]] = {
     "BatchNormalization": lambda node: 1,
     "InstanceNormalization": lambda node: 1,
     "LayerNormalization": _last_axis,
@@ -171,7 +171,7 @@ def _mul(node: ir.Node, ties: Ties) -> _Labelled:
     assert other is not None
     data = 1 if is_broadcast(one, other) else 0
     hold_inputs(node, ties, but=[data])
-    return _same(node, ties, data)
+    return same(node, ties, data)
 
 
 def _div(node: ir.Node, ties: Ties) -> _Labelled:
@@ -180,7 +180,7 @@ def _div(node: ir.Node, ties: Ties) -> _Labelled:
     if constant_value(node.inputs[1]) is not None:
         return _scaled(node, 0, 1, ties)
     hold_inputs(node, ties, but=[0])
-    return _same(node, ties)
+    return same(node, ties)
 
 
 def _scaled(node: ir.Node, data: int, constant: int, ties: Ties) -> _Labelled:
@@ -199,7 +199,7 @@ def _scaled(node: ir.Node, data: int, constant: int, ties: Ties) -> _Labelled:
     return [out]
 
 
-def _same(node: ir.Node, ties: Ties, data: int = 0) -> _Labelled:
+def same(node: ir.Node, ties: Ties, data: int = 0) -> _Labelled:
     """The output has the factors of its data, as long as it has as many channels."""
     value, out = node.inputs[data], node.outputs[0]
     channels = ties.of(value)
@@ -219,12 +219,12 @@ def _pad(node: ir.Node, ties: Ties) -> _Labelled:
     value = constant_value(filled)
     if filled is not None and (value is None or value.any()):
         return None
-    return _same(node, ties)
+    return same(node, ties)
 
 
 def _resize(node: ir.Node, ties: Ties) -> _Labelled:
     mode = node.attributes.get("coordinate_transformation_mode")
-    return None if mode is not None and mode.as_string() == "tf_crop_and_resize" else _same(node, ties)
+    return None if mode is not None and mode.as_string() == "tf_crop_and_resize" else same(node, ties)
 
 
 def _clip(node: ir.Node, ties: Ties) -> _Labelled:
@@ -233,7 +233,7 @@ def _clip(node: ir.Node, ties: Ties) -> _Labelled:
     A channel that a Clip to [0, 6] was never seen to clip could be enlarged up to 6. That was tried, and
     cost far more than it gave: some of what was not seen is much larger, and is then lost.
     """
-    return _same(node, ties) if clip_range(node) in _HOMOGENEOUS else None
+    return same(node, ties) if clip_range(node) in _HOMOGENEOUS else None
 
 
 _HOMOGENEOUS = {(0.0, math.inf), (-math.inf, 0.0), (-math.inf, math.inf)}
@@ -358,30 +358,32 @@ def _gather(node: ir.Node, ties: Ties) -> _Labelled:
     return [labels.take(np.asarray(indices, np.int64) * (labels.shape[axis] > 1), axis)]
 
 
-_SAME = (
-    *("Relu", "LeakyRelu", "Identity", "Dropout", "Neg", "Abs", "Expand", "PRelu"),
-    *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
-)
-
-RULES: Mapping[str, Rule] = {
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-    **dict.fromkeys(_NORMALIZED, _normalized),
-    **dict.fromkeys(("Add", "Sub", "Sum", "Max", "Min"), _sum),
-    "Mul": _mul,
-    "Div": _div,
-    **dict.fromkeys(_SAME, _same),
-    "Pad": _pad,
+MOVES: Mapping[str, Rule] = {
+    **dict.fromkeys(("Identity", "Dropout", "Expand", "MaxPool", "GlobalAveragePool", "GlobalMaxPool"), same),
     "Resize": _resize,
-    "Clip": _clip,
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
     "Transpose": _transpose,
-    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), _reduce),
+    **dict.fromkeys(("ReduceMean", "ReduceMax", "ReduceMin"), _reduce),
     "Concat": _concat,
     "Split": _split,
     "Slice": _slice,
     "Gather": _gather,
+}
+"""What moves, chooses or averages elements: what is done to all elements of a channel passes through."""
+
+RULES: Mapping[str, Rule] = {
+    **MOVES,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    **dict.fromkeys(NORMALIZED, _normalized),
+    **dict.fromkeys(("Add", "Sub", "Sum", "Max", "Min"), _sum),
+    "Mul": _mul,
+    "Div": _div,
+    **dict.fromkeys(("Relu", "LeakyRelu", "PRelu", "Neg", "Abs", "AveragePool"), same),
+    "Pad": _pad,
+    "Clip": _clip,
+    "ReduceSum": _reduce,
 }
 """By operator of the standard domain."""

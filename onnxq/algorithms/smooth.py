@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.algorithms.channels import FIXED, Channels, Fold
-from onnxq.algorithms.folding import Factors, unused_name, variants
+from onnxq.algorithms.folding import Factors, unused_name, unused_node
 from onnxq.algorithms.layers import layers
 from onnxq.algorithms.linear import own_weight
 from onnxq.algorithms.reshaping import Labels
@@ -108,7 +108,7 @@ def with_muls(model: ir.Model, places: Collection[Place], factors: Factors) -> i
         value = values[place.tensor]
         vector = factors[place.labels.reshape(-1)].astype(np.float32)
         scale = add_initializer(copy, unused_name(f"{place.tensor}_factors", copy), vector)
-        node = ir.node("Mul", [value, scale], name=_unused_node(f"{place.tensor}_smooth", copy))
+        node = ir.node("Mul", [value, scale], name=unused_node(f"{place.tensor}_smooth", copy))
         out = node.outputs[0]
         out.name = unused_name(f"{place.tensor}_smooth", copy)
         out.type, out.shape = value.type, value.shape
@@ -118,8 +118,3 @@ def with_muls(model: ir.Model, places: Collection[Place], factors: Factors) -> i
         for reader in place.readers:
             nodes[reader].replace_input_with(0, out)
     return copy
-
-
-def _unused_node(name: str, model: ir.Model) -> str:
-    taken = {node.name for node in model.graph.all_nodes()}
-    return next(n for n in variants(name) if n not in taken)

@@ -17,21 +17,26 @@ from onnxq.pipeline import quantize_static
 
 @dataclass(frozen=True)
 class Stand:
-    """In for a draft: what was done to it, and its error."""
+    """In for a draft: what was done to it, its error, and how that is shared by the batches."""
 
     done: tuple[str, ...]
     noise: float
+    each: tuple[float, ...] = ()
 
 
 class Bench:
     """In for a workbench."""
 
-    def __init__(self):
+    def __init__(self, fitted=None):
         self.judged = []
+        self._fitted = fitted or {}
 
-    def error(self, draft):
+    def quality(self, draft):
         self.judged.append(draft.done)
-        return draft.noise
+        return draft
+
+    def fitted(self, draft):
+        return Stand(draft.done, self._fitted[draft.done])
 
 
 def times(name, factor):
@@ -80,6 +85,27 @@ def test_nothing_to_do(fakes):
     assert correct(before, [], Bench()) == (before, ())
 
 
+LOSSES = {
+    "chance": ((1.0, 3.0, 2.0, 2.0), (2.0, 2.0, 2.5, 2.0), True),
+    "for sure": ((2.0, 2.0, 2.0, 2.0), (2.1, 2.2, 2.1, 2.2), False),
+    "one batch": ((8.0,), (8.1,), False),
+    "nothing known": ((), (), False),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("fitted", [0.5, 2.0])
+def test_samples_fitted_on_decide_only_what_may_be_chance(kind, fitted, monkeypatch):
+    before, after, chance = LOSSES[kind]
+    start = Stand((), sum(before) or 8.0, before)
+    tried = Stand(("try",), sum(after) or 8.5, after)
+    monkeypatch.setattr(algorithms, "CORRECTIONS", {"try": lambda draft, bench: tried})
+    draft, (verdict,) = correct(start, ["try"], Bench({(): 1.0, ("try",): fitted}))
+    assert verdict.kept is (chance and fitted < 1)
+    assert draft is (tried if verdict.kept else start)
+    assert verdict.by_chance == (pytest.approx(-10 * math.log10(fitted)) if chance else None)
+
+
 GAINS = [
     (0.1, 0.01, 10.0),
     (0.01, 0.1, -10.0),
@@ -92,9 +118,7 @@ GAINS = [
 
 @pytest.mark.parametrize(("before", "after", "gain"), GAINS)
 def test_gains_are_in_decibels(before, after, gain):
-    verdict = Verdict("x", before, after, 1.0)
-    assert verdict.gain == pytest.approx(gain)
-    assert verdict.kept is (gain > 0)
+    assert Verdict("x", before, after, 1.0, kept=gain > 0).gain == pytest.approx(gain)
 
 
 def test_real_ones_leave_no_model_worse():
@@ -103,7 +127,7 @@ def test_real_ones_leave_no_model_worse():
     corrected, verdicts = correct(draft, chosen, bench)
     assert [v.name for v in verdicts] == [name for name in CORRECTIONS if name in chosen]
     errors = [bench.error(draft), *(v.after if v.kept else v.before for v in verdicts)]
-    assert errors == sorted(errors, reverse=True)
+    assert all(v.kept is (v.after < v.before) for v in verdicts if v.after and v.by_chance is None)
     assert bench.error(corrected) == pytest.approx(errors[-1])
     assert errors[-1] < 0.7 * errors[0]
 

@@ -20,10 +20,12 @@ from onnxq.algorithms.channels import find_channels
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.equalize import equalize
 from onnxq.algorithms.folding import folded
+from onnxq.algorithms.layers import channel_axes
 from onnxq.algorithms.linear import RULES
 from onnxq.algorithms.smooth import find_places, with_muls
 from onnxq.algorithms.workbench import Workbench
 from onnxq.config import QuantConfig
+from onnxq.correction import channel_means
 from onnxq.evaluate import Judge
 from onnxq.passes import simplify
 from onnxq.planner import make_plan
@@ -57,8 +59,10 @@ def samples(shape, count=24, seed=0):
 
 def recalibrated(model: ir.Model, config: QuantConfig, fit: list[Sample]) -> Draft:
     plan = make_plan(model, get_target(config.target), config)
-    statistics = collect(model, plan.observed, fit, threads=1)
-    return Draft(model, model, solve(model, plan, from_statistics(statistics, calibrator(config))), {})
+    axes = channel_axes(model, plan)
+    statistics = collect(model, [*plan.observed, *axes], fit, channels=axes, threads=1)
+    plan = solve(model, plan, from_statistics(statistics, calibrator(config)))
+    return Draft(model, model, plan, channel_means(statistics))
 
 
 def bench_of(model: ir.Model, shape, target: str = "onnxruntime", **options) -> tuple[Draft, Workbench]:
