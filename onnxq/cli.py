@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
 def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq import display, guards, pipeline
+    from onnxq.inspection import of_plan
     from onnxq.prepare import prepare
 
     if args.dry_run:
-        display.show_plan(args.model, prepare(args.model, config)[1], quiet=args.quiet)
+        found = of_plan(args.model, *prepare(args.model, config))
+        if not args.quiet:
+            display.show_inspection(found, every_group=True)
         return
     if args.save_config:
         guards.check_files(args.model, args.output, config.data, config, [args.save_config])
@@ -70,13 +73,13 @@ def _compare(args: argparse.Namespace, config: QuantConfig) -> None:
 
 def _inspect(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq import display
-    from onnxq.prepare import prepare
+    from onnxq.inspection import inspect
 
-    plan = prepare(args.model, config)[1]
+    found = inspect(args.model, config)
     if args.json:
-        display.print_json(plan)
+        display.print_inspection(found)
     else:
-        display.show_plan(args.model, plan)
+        display.show_inspection(found, every_group=args.verbose)
 
 
 def _sensitivity(args: argparse.Namespace, config: QuantConfig) -> None:
@@ -172,10 +175,13 @@ _COMMANDS: Mapping[str, Command] = {
         act=_sensitivity,
     ),
     "inspect": Command(
-        help="what would be quantized, and why the rest would not",
-        files={"model": "the float model"},
+        help="what would be quantized, and why the rest would not; or what is quantized",
+        files={"model": "the float model, or one that has Q/DQ"},
         groups=("plan",),
-        flags={"--json": "machine-readable", **_VERBOSE},
+        flags={
+            "--json": "machine-readable",
+            "--verbose": "tell of every group, also where they repeat, and all that is known of an error",
+        },
         act=_inspect,
     ),
 }

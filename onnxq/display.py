@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,9 @@ from onnxq.algorithms.search import Search
 from onnxq.algorithms.sensitivity import Sensitivity
 from onnxq.autotune import Tuning
 from onnxq.evaluate import Quality
+from onnxq.inspection import Inspection
 from onnxq.model import size_on_disk
+from onnxq.outline import counts, tree, without_names
 from onnxq.pipeline import QuantResult
 from onnxq.plan import QuantPlan
 from onnxq.progress import Progress
@@ -199,27 +200,28 @@ def show_comparison(float_path: str, int8_path: str, quality: Quality, speed: Sp
     _OUT.print(table)
 
 
-def show_plan(model: str, plan: QuantPlan, *, quiet: bool = False) -> None:
-    """Every node that is to run in integers, every other with its reason."""
-    if quiet:
-        return
-    table = Table(title=f"{model} for {plan.target}", title_justify="left")
-    for column in ("node", "operator", "runs in"):
-        table.add_column(column, overflow="fold")
-    for name, op_type in plan.nodes.items():
-        table.add_row(name, op_type, Text("integers", "green"))
-    for name, node in plan.floats.items():
-        table.add_row(name, node.op_type, Text.assemble(("float", "yellow"), f": {node.reason}"))
-    for name, op_type in plan.carried.items():
-        table.add_row(name, op_type, "the type of its neighbours")
-    _OUT.print(table)
-    counts = f"{len(plan.nodes)} nodes in integers, {len(plan.floats)} in float"
-    _OUT.print(f"{counts}, {len(plan.carried)} in the type of their neighbours" if plan.carried else counts)
+def show_inspection(inspection: Inspection, *, every_group: bool = False) -> None:
+    """The outline of a model: fused groups in integers, others with their reason."""
+    _OUT.print(tree(inspection, every_group=every_group))
+    _OUT.print(counts(inspection))
 
 
-def print_json(plan: QuantPlan) -> None:
-    """The plan for machines."""
-    content: dict[str, Any] = {
+def print_inspection(inspection: Inspection) -> None:
+    """The outline for machines, and the plan that it is of."""
+    groups = [
+        {
+            "runs": group.runs,
+            "told": group.told,
+            "nodes": [{"name": name, "op_type": op_type} for name, op_type in group.nodes],
+        }
+        for group in inspection.groups
+    ]
+    plan = _plan(inspection.plan) if inspection.plan is not None else {}
+    _OUT.print(json.dumps({**plan, "groups": groups}, indent=2), soft_wrap=True)
+
+
+def _plan(plan: QuantPlan) -> dict[str, Any]:
+    return {
         "target": plan.target,
         "integer_nodes": [{"name": name, "op_type": op_type} for name, op_type in plan.nodes.items()],
         "float_nodes": [
@@ -241,7 +243,6 @@ def print_json(plan: QuantPlan) -> None:
             for point in plan.points
         ],
     }
-    _OUT.print(json.dumps(content, indent=2), soft_wrap=True)
 
 
 _RANKING: Mapping[str, Literal["left", "right"]] = {
@@ -420,15 +421,10 @@ def _float_rows(plan: QuantPlan, every_node: bool) -> Iterator[str]:
     if every_node:
         yield from (f"{name} ({node.op_type}): {node.reason}" for name, node in plan.floats.items())
         return
-    kinds = Counter((n.op_type, _without_names(n.reason)) for n in plan.floats.values()).most_common()
+    kinds = Counter((n.op_type, without_names(n.reason)) for n in plan.floats.values()).most_common()
     yield from (f"{count} {op_type}: {reason}" for (op_type, reason), count in kinds[:FLOAT_ROWS])
     if rest := sum(count for _, count in kinds[FLOAT_ROWS:]):
         yield f"{rest} more: --verbose lists them all"
-
-
-def _without_names(reason: str) -> str:
-    """What many nodes have in common: "its input 'x' comes in float" -> "its input … comes in float"."""
-    return re.sub(r"'[^']*'|[\d.]+(?= ms)", "…", reason)
 
 
 def _sizes(float_bytes: int, int8_bytes: int) -> str:
