@@ -62,6 +62,82 @@ INT32_BIAS = {
     "m": ("float[16] m", VALUES["s"] * VALUES["t"]),
 }
 
+PER_CHANNEL = {
+    "before": "q = QuantizeLinear <axis = 1> (x, s, z) d = DequantizeLinear <axis = 1> (q, s, z)",
+    "s": ("float[16] s", np.linspace(0.02, 0.04, CHANNELS)),
+    "z": ("int8[16] z", 0),
+}
+RUN_TIME = {"inputs": ", float s", "s": None}
+NO_ZERO_POINT = {"before": "q = QuantizeLinear (x, s) d = DequantizeLinear (q, s)", "z": None}
+DATA_ONLY = {
+    "weights": "",
+    "v": ("float[16,16,1,1] v", VALUES["w"]),
+    **dict.fromkeys("wto"),
+}
+WEIGHT_ONLY = {"before": "", "layer": "y = Conv (x, v)", "s": None, "z": None}
+WRONG_AXIS = {"weights": "v = DequantizeLinear <axis = 1> (w, t, o)"}
+
+
+def only(name, value, declared=None):
+    kinds = {"s": "float s", "z": "int8 z", "t": "float[16] t", "o": "int8[16] o"}
+    return {name: (declared or kinds[name], value)}
+
+
+WRONG_FOR_TENSORRT = {
+    "uint8": ([only("z", 0, "uint8 z")], "n_y: its input 0 is uint8", ""),
+    "a zero point": ([only("z", 3)], "zero point 3; tensorrt takes 0 only", "n_q: shiftIsAllZeros"),
+    "a zero point of weights": (
+        [only("o", [0] * 15 + [7])],
+        "weights are int8 with zero point 7",
+        "n_v: shiftIsAllZeros",
+    ),
+    "uint8 weights": (
+        [{"w": ("uint8[16,16,1,1] w", 7), "o": ("uint8[16] o", 0)}],
+        "weights are uint8",
+        "UINT8",
+    ),
+    "an int32 bias": (
+        [INT32_BIAS, {"layer": "y = Conv (d, v, k)"}],
+        "its bias is int32; tensorrt takes float",
+        "n_k: ",
+    ),
+    "a scale a channel": (
+        [PER_CHANNEL],
+        "n_y: its input 0 has a scale a channel",
+        "n_y: its Conv runs in float on tensorrt: its data has a scale a channel",
+    ),
+    "a wrong axis": (
+        [WRONG_AXIS],
+        "scales along axis 1; output channels lie along axis 0",
+        "n_y: its Conv runs in float on tensorrt: the scales of its weights",
+    ),
+    "data alone": ([DATA_ONLY], "n_y: its data is quantized, but its weights are not", None),
+    "weights alone": ([WEIGHT_ONLY], "n_y: its weights are quantized, but its data is not", None),
+    "a scale at run time": (
+        [RUN_TIME],
+        "n_q: its scale or zero point is computed at run time",
+        "no engine was built",
+    ),
+    "no zero point": (
+        [NO_ZERO_POINT],
+        "n_q: it has no zero point, so it gives uint8; tensorrt reads that",
+        "",
+    ),
+    "a scale of 0": ([only("s", 0)], "n_q: its scale holds 0.0", "n_q: "),
+    "a negative scale": (
+        [only("s", -0.1)],
+        "its scale holds -0.1",
+        "Scale coefficients must all be positive",
+    ),
+    "a scale that is no number": ([only("s", np.nan)], "its scale holds nan", "Scale coefficients"),
+    "an infinite scale": ([only("s", np.inf)], "its scale holds inf", ""),
+    "a scale of weights of 0": ([only("t", [0.1] * 15 + [0])], "n_v: its scale holds 0.0", "n_v: "),
+}
+"""What is changed of a model that TensorRT takes -> what legality says, and what TensorRT itself does.
+
+Empty: it computes something else without a word. None: both sides in float, which it builds.
+"""
+
 
 def conv(*changes: dict, opset: int = 13, check: bool = True) -> ir.Model:
     """A 1 x 1 convolution between Q/DQ for ONNX Runtime, changed.

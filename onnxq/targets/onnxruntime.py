@@ -39,6 +39,7 @@ ONNXRUNTIME = Target(
     runtimes=("onnxruntime",),
     activation=U8,
     weight=S8_NARROW,
+    shifted_weights=True,
     bias=BiasStyle.INT32,
     rules={
         "Conv": OpRule(Role.ANCHOR, depthwise=Role.LINK, group_channels=16),

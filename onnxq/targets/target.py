@@ -148,6 +148,8 @@ class Target:
         weight: number format of weights if nobody asks for another; the axis follows from the operator.
         per_channel_types: types of weights that may have a scale a channel; None: all.
         ends: formats of the first and last operators with weights; None: those of all others.
+        shifted_weights: the runtime takes weights with any zero point, from others; ours are as ``weight``
+            says.
         bias: how biases are stored.
         bias_types: types of biases that the runtime takes, also from others; ours are as ``bias`` says.
         rules: operator type -> rule; every other operator stays float.
@@ -190,4 +192,5 @@ class Target:
     fused_clips: int = 2
     quantize_outputs: bool = False
     storage: Storage = Storage.INTEGERS
+    shifted_weights: bool = False
     bias_types: frozenset[ir.DataType] = frozenset({ir.DataType.FLOAT, ir.DataType.INT32})

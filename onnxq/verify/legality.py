@@ -32,6 +32,7 @@ from onnxq.verify.qdq import (
     integer_type,
     is_stored,
     readers_quantize,
+    scaled_by_both,
     unclipped,
 )
 from onnxq.verify.subject import Subject
@@ -39,11 +40,11 @@ from onnxq.verify.verdict import Finding, Severity, Verdict, judged, unchecked
 
 LEGALITY = "legality"
 
-OPERATORS = re.compile(r"QLinear.*|ConvInteger|MatMulInteger|DynamicQuantizeLinear")
-"""Operators in integers, which only ONNX Runtime reads."""
+RUNTIME = "onnxruntime"
+"""The one that reads what others do not: operators in integers, scales that are computed."""
 
-BIAS_TOLERANCE = 0.01
-"""How far a bias's scale may be from input scale x weight scale."""
+OPERATORS = re.compile(r"QLinear.*|ConvInteger|MatMulInteger|DynamicQuantizeLinear")
+"""Operators in integers."""
 
 
 def check(subject: Subject) -> Verdict:
@@ -84,7 +85,8 @@ def _scale(node: ir.Node, view: _View) -> Iterator[Finding]:
     zero = input_at(node, ZERO_POINT)
     if scale is None or (zero is not None and constant(zero) is None):
         text = "its scale or zero point is computed at run time."
-        yield _error(node, text, "Targets need constants: calibrate, and store the numbers.")
+        severity: Severity = "warning" if RUNTIME in view.target.runtimes else "error"
+        yield Finding(called(node), severity, text, "Only ONNX Runtime takes that: store the numbers.")
     elif not np.all(np.isfinite(scale)) or np.any(scale.astype(np.float64) <= 0):
         yield _error(node, f"its scale holds {_worst(scale)}.", "A scale is a positive, finite number.")
 
@@ -131,6 +133,8 @@ def _type(edge: Edge, view: _View) -> Iterator[Finding]:
             f"its {_what(edge)} {_words(edge.dtype)}, which {view.target.name} does not compute with.",
             f"Use {names}.",
         )
+    elif edge.kind == "weight" and view.target.shifted_weights:
+        return
     elif (wrong := _wrong_zero_point(edge, allowed[edge.dtype])) is not None:
         yield _error(
             edge.node,
@@ -244,20 +248,9 @@ def _bias(edge: Edge, view: _View) -> Iterator[Finding]:
         names = ", ".join(sorted(map(_words, view.target.bias_types)))
         text = f"its bias is {_words(edge.dtype)}; {view.target.name} takes {names}."
         yield _error(edge.node, text, "Leave the bias float." if "FLOAT" in names.upper() else "")
-    elif not _scaled_by_both(edge):
+    elif not scaled_by_both(edge):
         text = "its bias has another scale than input scale x weight scale, which integer kernels assume."
         yield _error(edge.node, text, "Quantize it with that product.")
-
-
-def _scaled_by_both(edge: Edge) -> bool:
-    """Whether the scale of an int32 bias is that of the products that it is added to, as far as known."""
-    others = {other.index: other.scale for other in edges(edge.node)}
-    operator = WEIGHTED[edge.node.op_type]
-    data, weight = others.get(operator.data), others.get(operator.weight)
-    if edge.dtype != ir.DataType.INT32 or data is None or weight is None or edge.scale is None:
-        return True
-    product = data.astype(np.float64).reshape(-1)[0] * weight.astype(np.float64)
-    return bool(np.allclose(edge.scale.astype(np.float64), product, rtol=BIAS_TOLERANCE, atol=0))
 
 
 def _pair(edge: Edge, view: _View) -> Iterator[Finding]:
@@ -317,7 +310,7 @@ def _output(node: ir.Node, view: _View) -> Iterator[Finding]:
 
 
 def _integer_operator(node: ir.Node, view: _View) -> Iterator[Finding]:
-    if OPERATORS.fullmatch(node.op_type) and "onnxruntime" not in view.target.runtimes:
+    if OPERATORS.fullmatch(node.op_type) and RUNTIME not in view.target.runtimes:
         text = f"{node.op_type} is an operator that {view.target.name} does not read."
         yield _error(node, text, "Write QuantizeLinear and DequantizeLinear instead (Q/DQ format).")
 

@@ -88,6 +88,21 @@ class Edge:
         return int_attribute(self.dequantize, "block_size", 0) > 0
 
 
+BIAS_TOLERANCE = 0.01
+"""How far a bias's scale may be from input scale x weight scale: others round it."""
+
+
+def scaled_by_both(bias: Edge) -> bool:
+    """Whether the scale of an int32 bias is that of the products that it is added to, as far as known."""
+    operator = WEIGHTED[bias.node.op_type]
+    others = {edge.index: edge.scale for edge in edges(bias.node)}
+    data, weight = others.get(operator.data), others.get(operator.weight)
+    if bias.dtype != ir.DataType.INT32 or data is None or weight is None or bias.scale is None:
+        return True
+    product = data.astype(np.float64).reshape(-1)[0] * weight.astype(np.float64)
+    return bool(np.allclose(bias.scale.astype(np.float64), product, rtol=BIAS_TOLERANCE, atol=0))
+
+
 def called(node: ir.Node) -> str:
     """The name of a node, or of its output if it has none."""
     return node.name or next((value.name for value in node.outputs if value.name), "") or "?"

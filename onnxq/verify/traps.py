@@ -19,6 +19,7 @@ from onnxq.verify.qdq import (
     edges,
     integer_type,
     is_stored,
+    scaled_by_both,
     unclipped,
 )
 from onnxq.verify.verdict import Finding, Severity
@@ -104,6 +105,10 @@ def _narrow_bias(node: ir.Node) -> bool:
     return any(edge.kind == "bias" and edge.dtype in _BITS for edge in edges(node))
 
 
+def _bias_of_another_scale(node: ir.Node) -> bool:
+    return any(edge.kind == "bias" and not scaled_by_both(edge) for edge in edges(node))
+
+
 def _leaves_the_graph(node: ir.Node) -> bool:
     return any(unclipped(value).is_graph_output() for value in node.outputs)
 
@@ -160,11 +165,6 @@ def _signed_and_shared(node: ir.Node) -> bool:
     return any(len(quantize.outputs[0].uses()) > 1 for quantize in around if quantize is not None)
 
 
-def _several_zero_points(node: ir.Node) -> bool:
-    zeros = (edge.zero_point for edge in _weights(node))
-    return any(zero is not None and np.unique(zero).size > 1 for zero in zeros)
-
-
 def _shifted_weights(node: ir.Node) -> bool:
     zeros = (edge.zero_point for edge in _weights(node))
     return any(zero is not None and bool(np.any(zero)) for zero in zeros)
@@ -207,15 +207,17 @@ _WIDE = Trap(_wide, "there is no such kernel but for 8 bits", "Quantize to 8 bit
 
 TRAPS: Mapping[str, tuple[Trap, ...]] = {
     "onnxruntime": (
-        _RUN_TIME,
         Trap(
             lambda node: node.op_type not in _KERNELS,
             "it has no integer kernel",
             "Leave it float: Q/DQ around it only cost.",
         ),
         _WIDE,
-        _CHANNELS,
-        _AXIS,
+        Trap(
+            _bias_of_another_scale,
+            "the scale of its bias is not input scale x weight scale",
+            "Quantize the bias with that product, or leave it float.",
+        ),
         Trap(_narrow_bias, "its bias has 8 bits", "Store it in int32, with input scale x weight scale."),
         Trap(
             lambda node: _needs_q(node) and _leaves_the_graph(node),
@@ -251,11 +253,6 @@ TRAPS: Mapping[str, tuple[Trap, ...]] = {
             lambda node: node.op_type in _PASSING and _other_numbers_behind(node),
             "it only passes values on, but has other scales behind than before",
             "Give both the same scale and zero point.",
-        ),
-        Trap(
-            _several_zero_points,
-            "the zero points of its weights differ from channel to channel",
-            "Quantize the weights symmetrically.",
         ),
         Trap(
             _signed_and_shared,

@@ -3,57 +3,25 @@
 import numpy as np
 import pytest
 from graphs import parse
-from qdq_models import CHANNELS, INT32_BIAS, NO_Q, SIGNED, VALUES, conv, messages, named, subject
+from qdq_models import (
+    DATA_ONLY,
+    INT32_BIAS,
+    NO_Q,
+    SIGNED,
+    VALUES,
+    WRONG_FOR_TENSORRT,
+    conv,
+    messages,
+    named,
+    subject,
+)
 
 from onnxq.targets import TARGETS
 from onnxq.verify.legality import check
 
-PER_CHANNEL = {
-    "before": "q = QuantizeLinear <axis = 1> (x, s, z) d = DequantizeLinear <axis = 1> (q, s, z)",
-    "s": ("float[16] s", np.linspace(0.02, 0.04, CHANNELS)),
-    "z": ("int8[16] z", 0),
-}
-RUN_TIME = {"inputs": ", float s", "s": None}
-NO_ZERO_POINT = {"before": "q = QuantizeLinear (x, s) d = DequantizeLinear (q, s)", "z": None}
-DATA_ONLY = {
-    "weights": "",
-    "v": ("float[16,16,1,1] v", VALUES["w"]),
-    **dict.fromkeys("wto"),
-}
-WEIGHT_ONLY = {"before": "", "layer": "y = Conv (x, v)", "s": None, "z": None}
-WRONG_AXIS = {"weights": "v = DequantizeLinear <axis = 1> (w, t, o)"}
 
-
-def only(name, value, declared=None):
-    kinds = {"s": "float s", "z": "int8 z", "t": "float[16] t", "o": "int8[16] o"}
-    return {name: (declared or kinds[name], value)}
-
-
-TENSORRT = {
-    "uint8": ([only("z", 0, "uint8 z")], "n_y: its input 0 is uint8"),
-    "a zero point": ([only("z", 3)], "zero point 3; tensorrt takes 0 only"),
-    "a zero point of weights": ([only("o", [0] * 15 + [7])], "weights are int8 with zero point 7"),
-    "uint8 weights": ([{"w": ("uint8[16,16,1,1] w", 7), "o": ("uint8[16] o", 0)}], "weights are uint8"),
-    "an int32 bias": (
-        [INT32_BIAS, {"layer": "y = Conv (d, v, k)"}],
-        "its bias is int32; tensorrt takes float",
-    ),
-    "a scale a channel": ([PER_CHANNEL], "n_y: its input 0 has a scale a channel"),
-    "a wrong axis": ([WRONG_AXIS], "scales along axis 1; output channels lie along axis 0"),
-    "data alone": ([DATA_ONLY], "n_y: its data is quantized, but its weights are not"),
-    "weights alone": ([WEIGHT_ONLY], "n_y: its weights are quantized, but its data is not"),
-    "a scale at run time": ([RUN_TIME], "n_q: its scale or zero point is computed at run time"),
-    "no zero point": ([NO_ZERO_POINT], "n_q: it has no zero point, so it gives uint8; tensorrt reads that"),
-    "a scale of 0": ([only("s", 0)], "n_q: its scale holds 0.0"),
-    "a negative scale": ([only("s", -0.1)], "its scale holds -0.1"),
-    "a scale that is no number": ([only("s", np.nan)], "its scale holds nan"),
-    "an infinite scale": ([only("s", np.inf)], "its scale holds inf"),
-    "a scale of weights of 0": ([only("t", [0.1] * 15 + [0])], "n_v: its scale holds 0.0"),
-}
-
-
-@pytest.mark.parametrize(("changes", "expected"), TENSORRT.values(), ids=TENSORRT)
-def test_what_tensorrt_does_not_take(changes, expected):
+@pytest.mark.parametrize(("changes", "expected", "_"), WRONG_FOR_TENSORRT.values(), ids=WRONG_FOR_TENSORRT)
+def test_what_tensorrt_does_not_take(changes, expected, _):
     found = check(subject(conv(SIGNED, NO_Q, *changes), "tensorrt"))
     assert found.status == "failed"
     assert expected in messages(found)
@@ -69,7 +37,7 @@ def test_a_right_model_passes(target):
 
 
 def test_each_finding_says_what_to_do():
-    for changes, _ in TENSORRT.values():
+    for changes, *_ in WRONG_FOR_TENSORRT.values():
         found = check(subject(conv(SIGNED, NO_Q, *changes), "tensorrt"))
         assert all(finding.advice for finding in found.errors)
 

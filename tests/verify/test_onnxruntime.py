@@ -1,10 +1,15 @@
 """What ONNX Runtime really runs, on cases whose answer is known."""
 
+from dataclasses import replace
+
+import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import parse
+from qdq_models import INT32_BIAS, NO_Q, conv, messages, named, subject
 
-from onnxq.verify.onnxruntime import kernels, unfused
+from onnxq.verify import legality
+from onnxq.verify.onnxruntime import check, kernels, unfused
 
 INTEGERS = """g (float[N, 8] x) => (float[N, 4] y) <float s, uint8 z, int8[8, 4] w, float t, int8 o> {
     q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) v = DequantizeLinear (w, t, o)
@@ -51,3 +56,131 @@ def test_a_float_kernel_is_found_whatever_it_was_fused_with(tmp_path, body):
     path = saved(tmp_path / "m.onnx", text)
     name = "m" if body.startswith("m") else "y"
     assert unfused(path, {name: "MatMul"}) == (name,)
+
+
+# --- The whole check: what runs in float, and why ---------------------------------------------
+
+TANH_BEHIND = {"after": "y = Tanh (c)", "u": None, "p": None}
+TWICE = """r = QuantizeLinear (c, u, p) e = DequantizeLinear (r, u, p) f = DequantizeLinear (r, u, p)
+y = Add (e, f)"""
+SHARED = """g (float[1,16,8,8] x) => (float[1,16,8,8] y)
+<float s, int8 z, int8[16,16,1,1] w, float t, int8 o> {
+    q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) v = DequantizeLinear (w, t, o)
+    c = Conv (d, v) r = QuantizeLinear (c, s, z) e = DequantizeLinear (r, s, z) f = DequantizeLinear (r, s, z)
+    k = DequantizeLinear (w, t, o) g = Conv (e, k) j = QuantizeLinear (g, s, z) l = DequantizeLinear (j, s, z)
+    a = Add (l, f) b = QuantizeLinear (a, s, z) y = DequantizeLinear (b, s, z)
+}"""
+
+TRAPS = {
+    "nothing behind": ([NO_Q], "its output leaves the graph in float"),
+    "a float reader": ([TANH_BEHIND], "no QuantizeLinear follows it"),
+    "two readers": (
+        [
+            {
+                "after": "r = QuantizeLinear (c, u, p) e = DequantizeLinear (r, u, p) h = Tanh (c) y = Add (e, h)"
+            }
+        ],
+        "its output has more than one reader",
+    ),
+    "a Relu and a zero point": (
+        [{"after": "h = Relu (c) r = QuantizeLinear (h, u, p) y = DequantizeLinear (r, u, p)"}],
+        "a Relu or Clip stands before a QuantizeLinear whose zero point is not the lowest level",
+    ),
+    "another type behind, for two": (
+        [{"p": ("int8 p", 0), "after": TWICE}],
+        "its input and its output are of different integer types",
+    ),
+    "16 bits": ([{"z": ("uint16 z", 128), "p": ("uint16 p", 128)}], "there is no such kernel but for 8 bits"),
+    "a bias of 8 bits": ([INT32_BIAS, {"b": ("int8[16] b", 3)}], "its bias has 8 bits"),
+    "a bias of another scale": (
+        [INT32_BIAS, {"m": ("float[16] m", 0.01)}],
+        "the scale of its bias is not input scale x weight scale",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), TRAPS.values(), ids=TRAPS)
+def test_why_a_convolution_runs_in_float(tmp_path, changes, reason):
+    opset = 21 if "uint16" in str(changes) else 13
+    found = check(subject(conv(*changes, opset=opset), "onnxruntime", tmp_path / "m.onnx"))
+    assert found.status == "failed"
+    assert found.counts["integer layers"] == 0
+    assert "n_c: its Conv" in messages(found) or "n_y: its Conv" in messages(found)
+    assert reason in messages(found)
+
+
+def test_signed_activations_with_two_readers(tmp_path):
+    weights = np.random.default_rng(0).integers(-100, 100, (16, 16, 1, 1))
+    model = named(parse(SHARED, s=0.05, z=0, w=weights, t=0.01, o=0))
+    found = check(subject(model, "onnxruntime", tmp_path / "m.onnx"))
+    assert found.counts["integer layers"] < 2
+    assert "several readers, which keeps it signed" in messages(found)
+
+
+@pytest.mark.parametrize("samples", [0, 3])
+def test_a_right_model_passes(tmp_path, samples):
+    found = check(subject(conv(INT32_BIAS), "onnxruntime", tmp_path / "m.onnx", samples=samples))
+    assert (found.status, found.findings) == ("passed", ())
+    assert found.counts == {"integer layers": 1, "layers": 1, "weighted": 1}
+    assert ("3 samples" if samples else "outputs not compared") in found.summary
+
+
+def test_outputs_that_change_are_a_finding(tmp_path):
+    """ONNX Runtime fuses weights whose scales lie along the wrong axis as if it were the right one."""
+    wrong = {"weights": "v = DequantizeLinear <axis = 1> (w, t, o)"}
+    one = subject(conv(wrong), "onnxruntime", tmp_path / "m.onnx", samples=2)
+    assert "optimizations change the outputs" in messages(check(one))
+    assert "output channels lie along axis 0" in messages(legality.check(one))
+
+
+def test_a_model_that_loads_but_does_not_run_is_refused(tmp_path):
+    changes = {
+        "before": "q = QuantizeLinear <axis = 1> (x, s, z) d = DequantizeLinear <axis = 1> (q, s, z)",
+        "s": ("float[16] s", np.linspace(0.02, 0.04, 16)),
+        "z": ("uint8[16] z", 128),
+    }
+    found = check(subject(conv(changes), "onnxruntime", tmp_path / "m.onnx", samples=1))
+    assert (found.status, found.summary) == ("failed", "refuses the model")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"inputs": ", float s", "s": None},
+        {"o": ("int8[16] o", np.arange(16))},
+        {"w": ("uint8[16,16,1,1] w", 7), "o": ("uint8[16] o", 100)},
+        {"p": ("int8 p", 0)},
+        {"z": ("int8 z", 5), "p": ("int8 p", 7)},
+    ],
+)
+def test_what_legality_lets_pass_runs_in_integers(tmp_path, changes):
+    one = subject(conv(changes), "onnxruntime", tmp_path / "m.onnx", samples=1)
+    found = check(one)
+    assert legality.check(one).status == found.status == "passed"
+    assert found.counts["integer layers"] == 1
+
+
+def test_what_only_costs_is_a_warning(tmp_path):
+    after = """r = QuantizeLinear (c, u, p) e = DequantizeLinear (r, u, p) h = Tanh (e)
+    f = QuantizeLinear (h, u, p) y = DequantizeLinear (f, u, p)"""
+    found = check(subject(conv({"after": after}), "onnxruntime", tmp_path / "m.onnx"))
+    assert found.status == "passed"
+    assert "n_h: its Tanh runs in float on onnxruntime: it has no integer kernel" in messages(
+        found, "warning"
+    )
+
+
+def test_operators_that_pass_values_on_need_the_same_scale(tmp_path):
+    after = """r = QuantizeLinear (c, u, p) e = DequantizeLinear (r, u, p)
+    h = MaxPool <kernel_shape = [1, 1]> (e) f = QuantizeLinear (h, {scale}, p) y = DequantizeLinear (f, {scale}, p)"""
+    for scale, said in (("u", ""), ("s", "has other scales behind than before")):
+        model = conv({"after": after.format(scale=scale)})
+        found = check(subject(model, "onnxruntime", tmp_path / "m.onnx"))
+        assert said in messages(found, "warning")
+        assert bool(found.findings) == bool(said)
+
+
+def test_a_model_that_does_not_load_is_refused(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    found = check(replace(subject(conv(), "onnxruntime"), path=tmp_path / "m.onnx"))
+    assert (found.status, found.summary) == ("failed", "refuses the model")
