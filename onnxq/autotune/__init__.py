@@ -14,6 +14,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from calibrators.samples import Sample
@@ -36,6 +37,16 @@ ROUNDS = 4
 
 PROFILE_SECONDS, RACE_SECONDS = 1.0, 3.0
 """How long two models are profiled, and all of them race. Slow models take longer: a few turns each."""
+
+LEAST_TURNS = 3
+"""In each heat, however long they take."""
+
+HEATS = 3
+"""So often the race is run, each time with new sessions: some are faster all the time by mere chance, as
+their memory happens to lie."""
+
+MARGIN = 1.02
+"""What must be gained, times as fast: what is left of such chances is less."""
 
 RACE_TURNS = 1000
 """Turns after which the race is over. Times of tiny models differ by chance much longer than they matter."""
@@ -119,7 +130,7 @@ def tune(
     )
     order = sorted(range(len(contestants)), key=lambda i: len(contestants[i].floats))
     best = contestants[winner(times, [i + 1 for i in order]) - 1]
-    chosen = best if best.at_least > 1 else None
+    chosen = best if best.at_least > MARGIN else None
     floats = best.floats if chosen else Nodes(plan.nodes)
     return Tuning(dict(tuner.reasons(floats, chosen)), contestants, chosen, config.threads)
 
@@ -155,11 +166,22 @@ class _Tuner:
         """Times of the original, and of all drafts."""
         self.progress(STAGE, ROUNDS + 1, ROUNDS + 2)
         models = [original, *(insert_qdq(self.model, plan) for plan in self.drafts.values())]
-        sessions = [
-            open_session(model, providers=self.config.providers, threads=self.config.threads)
-            for model in models
-        ]
-        return in_turns(sessions, self.sample, seconds=RACE_SECONDS, most=RACE_TURNS)
+        heats = []
+        for _ in range(HEATS):
+            sessions = [
+                open_session(model, providers=self.config.providers, threads=self.config.threads)
+                for model in models
+            ]
+            heats.append(
+                in_turns(
+                    sessions,
+                    self.sample,
+                    seconds=RACE_SECONDS / HEATS,
+                    least=LEAST_TURNS,
+                    most=RACE_TURNS // HEATS,
+                )
+            )
+        return np.concatenate(heats)
 
     def reasons(self, floats: Collection[str], chosen: Contestant | None) -> Iterator[tuple[str, str]]:
         """Why each of ``floats`` is float."""

@@ -1,0 +1,101 @@
+"""How fast quantized models run, beside float and `onnxruntime.quantization`: also where int8 does not pay.
+
+Prints a table for every section named (all of them if none is) and exits 1 when a goal is missed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+import bench
+import cases
+import speed_models
+import zoo
+from bench import Figure, Place, Sections, at_least
+from calibrators.samples import Sample
+from cases import Case
+from onnxq.race import race
+
+THREADS = (1, 0)
+"""One, and all."""
+
+SECONDS = 3.0
+
+NOT_SLOWER = 0.98
+"""Times as fast as float. Equal models differ by as much when a busy machine times them."""
+
+SAMPLES = 20
+
+
+def depthwise(place: Place) -> list[Figure]:
+    """Small depthwise network, random weights: integers lose."""
+    return _figures(place, _random(place, speed_models.depthwise(place.work / "depthwise.onnx")), NOT_SLOWER)
+
+
+def mobile(place: Place) -> list[Figure]:
+    """Like MobileNetV3, random weights: integers lose in places."""
+    return _figures(place, _random(place, speed_models.mobile(place.work / "mobile.onnx")), NOT_SLOWER)
+
+
+def shufflenet(place: Place) -> list[Figure]:
+    """ShuffleNet, as the onnx package has it: integers lose nearly everywhere."""
+    return _figures(place, _random(place, zoo.light("shufflenet")), NOT_SLOWER)
+
+
+def lite0(place: Place) -> list[Figure]:
+    """EfficientNet-Lite0: integers win, and autotune must not spoil that."""
+    return _figures(place, cases.lite0(place.shared, place.work), 1.3)
+
+
+SECTIONS: Sections = {"depthwise": depthwise, "mobile": mobile, "shufflenet": shufflenet, "lite0": lite0}
+
+
+def _random(place: Place, model: Path) -> Case:
+    """The model with random pictures."""
+    value = onnx.load(model, load_external_data=False).graph.input[0]
+    shape = [max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim]
+    rng = np.random.default_rng(0)
+    pictures = [{value.name: rng.normal(size=shape).astype(np.float32)} for _ in range(SAMPLES)]
+    return Case(model, cases.batches(place.work / "pictures", pictures), lambda: pictures)
+
+
+def _figures(place: Place, case: Case, wanted: float) -> list[Figure]:
+    """Times as fast as float, as planned for VNNI and as tuned on this machine."""
+    sample = Sample("", next(iter(case.evaluation())))
+    peer = place.work / "peer.onnx"
+    bench.quantize_peer(case, peer)
+
+    def timed(model: Path, threads: int) -> float:
+        return race(case.model, model, sample, threads=threads, seconds=SECONDS).ratio
+
+    return [
+        figure for threads in THREADS for figure in _with_threads(place, case, threads, peer, timed, wanted)
+    ]
+
+
+def _with_threads(
+    place: Place,
+    case: Case,
+    threads: int,
+    peer: Path,
+    timed: Callable[[Path, int], float],
+    wanted: float,
+) -> Iterator[Figure]:
+    words = f"times as fast as float, {threads or 'all'} thread{'s' if threads != 1 else ''}"
+    plain, tuned = (place.work / f"{kind}-{threads}.onnx" for kind in ("plain", "tuned"))
+    bench.quantize(case, plain)
+    run = bench.quantize(case, tuned, "--autotune", "--threads", str(threads))
+    yield Figure(words, timed(plain, threads), peer=timed(peer, threads))
+    yield at_least(f"{words}, --autotune", timed(tuned, threads), wanted)
+    nodes = sum(node.op_type == "DequantizeLinear" for node in onnx.load(tuned).graph.node)
+    yield Figure("   DequantizeLinear that are left", nodes, form="{:.0f}")
+    yield Figure("   s, the whole command", run.seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(bench.run(__doc__, SECTIONS))
