@@ -15,7 +15,7 @@ from onnxq.algorithms.centering import center
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.equalize import equalize
 from onnxq.algorithms.full_bias_correction import correct_biases_in_order
-from onnxq.algorithms.rounding import round_weights
+from onnxq.algorithms.rounding_in_order import round_well
 from onnxq.algorithms.tighter_ranges import tighten_ranges
 from onnxq.algorithms.workbench import Workbench
 from onnxq.evaluate import Quality
@@ -34,7 +34,7 @@ CORRECTIONS: Mapping[str, Correction] = {
     "center": center,
     "equalize": equalize,
     "ranges": tighten_ranges,
-    "rounding": round_weights,
+    "rounding": round_well,
     "adaround": learn_rounding,
     "full-bias": correct_biases_in_order,
 }
@@ -85,7 +85,7 @@ def correct(draft: Draft, names: Collection[str], bench: Workbench) -> tuple[Dra
             continue
         started = time.perf_counter()
         tried = correction(base, bench)
-        found = None if tried is None else _better(_forms(name, tried, finish, bench), best, bench)
+        found = None if tried is None else _best(_forms(name, tried, finish, bench), bench)
         verdict = _verdict(name, best, found, started, bench)
         if tried is not None and found is not None and verdict.kept:
             base, best = base if name == FINISH else tried, found
@@ -137,11 +137,7 @@ def _forms(name: str, tried: Draft, finish: Correction, bench: Workbench) -> Ite
     yield tried
 
 
-def _better(drafts: Iterator[Draft], best: _Judged, bench: Workbench) -> _Judged:
-    """The first of ``drafts`` that has less noise than ``best``, else the one with the least."""
-    judged: list[_Judged] = []
-    for draft in drafts:
-        judged.append(_Judged(draft, bench.quality(draft)))
-        if judged[-1].noise < best.noise:
-            return judged[-1]
-    return min(judged, key=lambda one: one.noise)
+def _best(drafts: Iterator[Draft], bench: Workbench) -> _Judged:
+    """The one of ``drafts`` with the least noise; NaN is the most."""
+    judged = [_Judged(draft, bench.quality(draft)) for draft in drafts]
+    return min(judged, key=lambda one: (math.isnan(one.noise), one.noise))

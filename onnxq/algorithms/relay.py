@@ -1,12 +1,13 @@
 """A model run from stop to stop over many samples: every node once, and changed on the way.
 
-At each stop one tensor is there, of every sample. What is done to it then, all nodes behind it see: so
-errors can be corrected one layer after the other, without running the model anew for each.
+At each stop one tensor is there, of every sample. What is done then to it, or to constants that are read
+later, all nodes behind it see: so errors can be corrected one layer after the other, without running the
+model anew for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -39,6 +40,18 @@ def relay(
     Raises:
         CalibrationError: it does not load, or does not take a batch.
     """
+    for stop, arrays in steps(model, stops, batches, threads):
+        arrays[:] = change(stop, list(arrays))
+
+
+def steps(
+    model: ir.Model, stops: Sequence[str], batches: Sequence[Sample], threads: int = 0
+) -> Iterator[tuple[str, list[Array]]]:
+    """The same one step at a time: each stop, with what its tensor holds for each batch.
+
+    What the list holds when the next step is asked for, and constants of ``model`` as they are then, is what
+    nodes behind the stop see.
+    """
     held: list[dict[str, Array]] = [dict(batch.feeds) for batch in batches]
     legs = _legs(model, frozenset(stops))
     with ThreadPoolExecutor(threads or processors()) as pool:
@@ -46,8 +59,9 @@ def relay(
             later = {name for other in legs[number + 1 :] for name in other.reads}
             gives = [name for name in leg.gives if name in later or name == leg.stop]
             _run(_part(model, leg, gives), leg.reads, gives, batches, held, pool)
-            changed = change(leg.stop, [arrays[leg.stop] for arrays in held])
-            for arrays, array in zip(held, changed, strict=True):
+            there = [arrays[leg.stop] for arrays in held]
+            yield leg.stop, there
+            for arrays, array in zip(held, there, strict=True):
                 arrays[leg.stop] = array
                 for name in arrays.keys() - later:
                     del arrays[name]

@@ -27,7 +27,7 @@ from onnxq.numerics import dequantize, quantize, spread
 from onnxq.plan import QuantParams, QuantSpec
 
 Doubles = NDArray[np.float64]
-Columns = tuple[NDArray[np.intp], slice, NDArray[np.intp]]
+Columns = tuple[NDArray[np.intp] | slice, slice, NDArray[np.intp] | int]
 """One column of each group of ``[G, O, K]``."""
 
 DAMPING = 0.01
@@ -65,7 +65,7 @@ def _rounded(node: ir.Node, layer: Layer, moments: Moments, draft: Draft) -> NDA
     def blocks(array: NDArray[np.generic]) -> Doubles:
         return in_blocks(matrices(node, array).astype(np.float64), second.shape[1])
 
-    exact, grid = blocks(values), _grid(params, spec, values.shape, blocks)
+    exact, grid = blocks(values), grid_of_weights(params, spec, values.shape, blocks)
     nearest = blocks(dequantize(quantize(values, params, spec), params, spec))
     rounded = round_columns(exact, damped(second), grid)
     better = output_error(rounded - exact, second) < output_error(nearest - exact, second)
@@ -81,6 +81,10 @@ class Grid:
     lowest: Doubles
     highest: Doubles
 
+    def of(self, part: tuple[slice, slice]) -> Grid:
+        """That of some groups, and some of their outputs."""
+        return Grid(self.scale[part], self.lowest[part], self.highest[part])
+
     def nearest(self, values: Doubles, column: Columns) -> Doubles:
         """``values [G, O]`` of one column, each on its grid."""
         scale = self.scale[column]
@@ -88,7 +92,7 @@ class Grid:
         return np.asarray(levels * scale)
 
 
-def _grid(
+def grid_of_weights(
     params: QuantParams,
     spec: QuantSpec,
     shape: tuple[int, ...],
@@ -103,11 +107,11 @@ def _grid(
     return Grid(np.where(scale == 0, 1.0, scale), lowest - middle, highest - middle)  # 0: filled up
 
 
-def damped(second: Doubles) -> Doubles:
-    """``second [G, K, K]``, made safely positive definite."""
+def damped(second: Doubles, share: float = DAMPING) -> Doubles:
+    """``second [G, K, K]``, made safely positive definite by a ``share`` of the mean of its diagonal."""
     size = second.shape[-1]
     mean = np.trace(second, axis1=1, axis2=2) / size
-    return np.asarray(second + np.eye(size) * np.where(mean > 0, DAMPING * mean, 1.0)[:, None, None])
+    return np.asarray(second + np.eye(size) * np.where(mean > 0, share * mean, 1.0)[:, None, None])
 
 
 def output_error(errors: Doubles, second: Doubles) -> Doubles:

@@ -1,0 +1,290 @@
+"""Weights of few bits, layer after layer: each makes up for what the layers before it have lost.
+
+A layer is to give what the float one gives, ``W x + b``, from what it gets in the quantized model, ``q``. The
+weights that do so best are ``W + W E[(x - q) q^T] E[q q^T]^-1``. They are measured on few samples, so that
+the inverse is damped strongly, and only a part of the way is gone. What is then wanted is rounded as in
+`onnxq.algorithms.rounding`, and the bias takes the shift of the mean that is left.
+Li et al., "GPTAQ", 2025, have the same target; Nagel et al., "Up or Down?", 2020, the same inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from calibrators.collect import processors
+from calibrators.samples import Sample
+from onnxq.algorithms.bias_correction import correct_biases
+from onnxq.algorithms.biases import Bias, bias_of
+from onnxq.algorithms.descent import settle
+from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.layers import Layer, matrices, weights, weights_of, with_own_weights
+from onnxq.algorithms.moments import MOST_BYTES
+from onnxq.algorithms.partial import can_be_cut
+from onnxq.algorithms.patches import patches
+from onnxq.algorithms.relay import Array, steps
+from onnxq.algorithms.rounding import Grid, damped, grid_of_weights, round_columns, round_weights
+from onnxq.algorithms.workbench import Arrays, Workbench
+from onnxq.insert import insert_qdq
+from onnxq.numerics import dequantize, quantize
+from onnxq.plan import QuantSpec
+
+Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32]
+Part = tuple[slice, slice]
+"""Some groups, and some of their outputs, of ``[G, O, K]``."""
+
+FEW_LEVELS = 32
+"""With as many levels as that, rounding errors hardly need more than `round_weights`, which is faster."""
+
+WAY = 0.5
+"""How much of the change that makes up for the layers before is wanted."""
+
+RIDGE = 0.1
+"""Of the mean of the diagonal, added to ``E[q q^T]`` where that change is found."""
+
+ROWS = 16
+"""Rows for each input of a layer, and at least:"""
+FEWEST_ROWS = 10_000
+
+ROW_BYTES = 2**27
+"""Of the rows of a layer, at most, in either model."""
+
+HELD_BYTES = 2**29
+"""What the largest tensor that a layer reads may take for all samples together."""
+
+FEWEST = 8
+"""Batches, whatever they take."""
+
+TOGETHER = 256
+"""Rows of weights that one thread rounds at a time."""
+
+CHECK_EVERY = 5
+"""Every so-manieth batch is not learned from: its rows decide whether a layer keeps what it was given."""
+
+
+def round_well(draft: Draft, bench: Workbench) -> Draft | None:
+    """``draft`` with weights rounded by second moments; those of few bits in order, if that is closer."""
+    rounded = round_weights(draft, bench)
+    if rounded is None:
+        return None
+    plain = correct_biases(rounded, bench) or rounded
+    ordered = round_in_order(plain, bench)
+    return rounded if ordered is None or bench.error(ordered) >= bench.error(plain) else ordered
+
+
+def round_in_order(draft: Draft, bench: Workbench) -> Draft | None:
+    """``draft`` with weights of few bits, and their biases, chosen one layer after the other."""
+    found, quantized = _few(draft), draft.quantized()
+    if not found or not (can_be_cut(draft.exact) and can_be_cut(quantized)):
+        return None
+    batches = _batches(draft, found, bench)
+    if not batches:
+        return None
+    stops = _stops(quantized, found)
+    floats = _Floats(draft.exact, [layer.data.tensor for layer in found], batches, bench.threads)
+    changed = draft
+    for stop, arrays in steps(quantized, list(stops), batches, bench.threads):
+        for layer in stops[stop]:
+            bench.progress("rounding weights in order", found.index(layer), len(found))
+            params, spec = draft.plan.params[layer.data.group], layer.data.spec
+            reals = [dequantize(array, params, spec) for array in arrays]
+            rows = _rows(draft, layer, floats.of(layer.data.tensor), reals, bench)
+            with threadpool_limits(1, "blas"):  # several would give other bits
+                better = _solved(draft, layer, *rows, bench.threads or processors())
+            if better:
+                changed = changed.with_constants(better)
+                _refresh(quantized, changed, better)
+    return changed if changed is not draft else None
+
+
+def _few(draft: Draft) -> list[Layer]:
+    """The layers whose weights have few levels, and whose moments there is memory for."""
+    return [
+        layer
+        for layer in with_own_weights(draft.exact, draft.plan)
+        if _levels(layer.weight.spec) < FEW_LEVELS and 4 * layer.shape[0] * layer.shape[2] ** 2 <= MOST_BYTES
+    ]
+
+
+def _levels(spec: QuantSpec) -> int:
+    return spec.limits[1] - spec.limits[0] + 1
+
+
+def _refresh(quantized: ir.Model, draft: Draft, names: Collection[str]) -> None:
+    """Let ``quantized``, made of an earlier form of ``draft``, have what became of these constants."""
+    plan = draft.plan
+    points = tuple(point for point in plan.points if point.tensor in names)
+    biases = tuple(point for point in plan.biases if point.tensor in names)
+    kept = quantized.graph.initializers
+    for name, value in insert_qdq(
+        draft.model, replace(plan, points=points, biases=biases)
+    ).graph.initializers.items():
+        if name in kept:
+            kept[name].const_value = value.const_value
+
+
+def _stops(quantized: ir.Model, found: Sequence[Layer]) -> dict[str, list[Layer]]:
+    """The integers that layers read -> these layers."""
+    stops: dict[str, list[Layer]] = {}
+    for layer in found:
+        value = quantized.graph.node(layer.name).inputs[layer.data.input_index]
+        reader = None if value is None else value.producer()
+        integers = None if reader is None else reader.inputs[0]
+        assert integers is not None
+        stops.setdefault(integers.name or "", []).append(layer)
+    return stops
+
+
+def _batches(draft: Draft, found: Sequence[Layer], bench: Workbench) -> list[Sample]:
+    """Those that the model takes, as many as there is memory for, evenly spread."""
+    tensors = list(dict.fromkeys(layer.data.tensor for layer in found))
+
+    def look(number: int, arrays: Arrays) -> tuple[int, int]:
+        return number, max(arrays[name].nbytes for name in tensors)
+
+    runs = list(bench.watch(draft.exact, tensors, look))
+    if not runs:
+        return []
+    count = min(max(HELD_BYTES // max(size for _, size in runs), FEWEST), len(runs))
+    return [bench.fit[runs[i][0]] for i in np.linspace(0, len(runs) - 1, count).round().astype(int)]
+
+
+class _Floats:
+    """The float model's tensors, asked for in the order of the graph."""
+
+    def __init__(
+        self, model: ir.Model, tensors: Sequence[str], batches: Sequence[Sample], threads: int
+    ) -> None:
+        made = {value.name for node in model.graph for value in node.outputs}
+        self._batches = batches
+        self._steps = steps(model, [name for name in tensors if name in made], batches, threads)
+        self._made = made
+        self._now: tuple[str, list[Array]] = ("", [])
+
+    def of(self, tensor: str) -> list[Array]:
+        """What ``tensor`` holds for each batch."""
+        if tensor not in self._made:
+            return [batch.feeds[tensor] for batch in self._batches]
+        while self._now[0] != tensor:
+            self._now = next(self._steps)
+        return self._now[1]
+
+
+# --- One layer ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a layer multiplies with, at the same places of both models.
+
+    Attributes:
+        exact: in the float model, ``[G, n, K]``.
+        given: in the quantized one.
+    """
+
+    exact: Floats
+    given: Floats
+
+
+def _rows(
+    draft: Draft, layer: Layer, exact: Sequence[Array], given: Sequence[Array], bench: Workbench
+) -> tuple[Rows, Rows]:
+    """Rows to learn from, and rows of other batches to check with; the same ones where there are too few."""
+    node = draft.exact.graph.node(layer.name)
+    groups, _, inputs = layer.shape
+    most = min(max(FEWEST_ROWS, ROWS * inputs), ROW_BYTES // (4 * groups * inputs))
+    limit = max(1, most // sum(len(array) for array in given))
+
+    def picked(arrays: Sequence[Array], kept: Sequence[int]) -> Floats:
+        found = [patches(node, arrays[i], limit, np.random.default_rng((bench.seed, i))) for i in kept]
+        rows = np.concatenate(found).transpose(1, 0, 2)
+        return np.ascontiguousarray(np.where(np.isfinite(rows), rows, np.float32(0)))
+
+    every = range(len(given))
+    check = every[CHECK_EVERY - 1 :: CHECK_EVERY] or every
+    learn = [i for i in every if i not in check] or list(every)
+    first, second = (Rows(picked(exact, part), picked(given, part)) for part in (learn, list(check)))
+    return first, second
+
+
+def _solved(
+    draft: Draft, layer: Layer, learn: Rows, check: Rows, threads: int
+) -> Mapping[str, NDArray[np.generic]]:
+    """Other values for the layer's weights and bias; none, if they have more error on ``check``."""
+    node, current = draft.exact.graph.node(layer.name), draft.model.graph.node(layer.name)
+    exact, rounded, bias = weights_of(node), weights_of(current), bias_of(node)
+    assert exact is not None
+    assert rounded is not None
+    params, spec = draft.plan.params[layer.weight.group], layer.weight.spec
+    stored = dequantize(quantize(rounded, params, spec), params, spec)
+    grid = grid_of_weights(params, spec, exact.shape, partial(_doubles, node))
+    before, given = _doubles(node, exact), _doubles(node, stored)
+    after = rounded_for(before, learn, grid, threads)
+    if not _error(before, after, check, bias) < _error(before, given, check, bias):
+        return {}
+    values = {layer.weight.tensor: weights(node, after.astype(np.float32), exact.shape)}
+    if bias is not None:
+        shift = _shift(before, after, learn).reshape(-1)
+        values[bias.tensor] = np.asarray(bias.plus(shift).values, np.float32)
+    return values
+
+
+def _doubles(node: ir.Node, weight: NDArray[np.generic]) -> Doubles:
+    return matrices(node, weight).astype(np.float64)
+
+
+def rounded_for(exact: Doubles, rows: Rows, grid: Grid, threads: int = 1) -> Doubles:
+    """``exact [G, O, K]`` on the grid, so that on what is given it makes about what was to be made.
+
+    The same bits for any number of threads.
+    """
+    count = rows.given.shape[1]
+    with ThreadPoolExecutor(threads) as pool:
+        second, cross = pool.map(
+            lambda part: (part.transpose(0, 2, 1) @ rows.given).astype(np.float64) / count,
+            (rows.given, rows.exact - rows.given),
+        )
+        steep, safe = damped(second, RIDGE), damped(second)
+
+        def one(part: Part) -> Doubles:
+            change = np.linalg.solve(steep[part[0]], (exact[part] @ cross[part[0]]).transpose(0, 2, 1))
+            wanted, here, there = exact[part] + WAY * change.transpose(0, 2, 1), safe[part[0]], grid.of(part)
+            return settle(wanted, round_columns(wanted, here, there), here, there)
+
+        parts = list(_parts(exact.shape))
+        rounded = np.empty_like(exact)
+        for part, found in zip(parts, pool.map(one, parts), strict=True):
+            rounded[part] = found
+    return rounded
+
+
+def _parts(shape: tuple[int, ...]) -> Iterator[Part]:
+    """Groups, and outputs, that are rounded together: others are rounded beside them."""
+    groups, outputs, _ = shape
+    wide = max(1, TOGETHER // outputs)
+    for first in range(0, groups, wide):
+        for row in range(0, outputs, TOGETHER):
+            yield slice(first, first + wide), slice(row, row + TOGETHER)
+
+
+def _shift(exact: Doubles, rounded: Doubles, rows: Rows) -> Doubles:
+    """The mean of the outputs that is missing, ``[G, O]``."""
+    wanted, made = (part.mean(axis=1, dtype=np.float64)[:, :, None] for part in (rows.exact, rows.given))
+    return np.asarray((exact @ wanted - rounded @ made)[:, :, 0])
+
+
+def _error(exact: Doubles, rounded: Doubles, rows: Rows, bias: Bias | None) -> float:
+    """The sum of the squared errors of the outputs; a bias takes away their mean."""
+    first, second = (part.astype(np.float32).transpose(0, 2, 1) for part in (exact, rounded))
+    off = rows.exact @ first - rows.given @ second
+    if bias is not None:
+        off -= off.mean(axis=1, keepdims=True)
+    return float(np.square(off, dtype=np.float64).sum())
