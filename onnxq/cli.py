@@ -104,7 +104,7 @@ def _verify(args: argparse.Namespace, config: QuantConfig) -> None:
     if args.json:
         display.print_verdicts(verdicts)
     else:
-        display.show_verdicts(args.model, config.target, verdicts, every_finding=args.verbose)
+        display.show_verdicts(args.model, config.target, verdicts, every_node=args.verbose)
     if failed := [verdict.runtime for verdict in verdicts if verdict.status == "failed"]:
         raise ModelError(f"{args.model} does not suit {config.target}: {', '.join(failed)} failed")
 

@@ -48,9 +48,6 @@ OURS = ("onnxq", "calibrators")
 FLOAT_ROWS = 10
 """Reasons in the closing table; ``--verbose`` lists all nodes."""
 
-FINDINGS = 30
-"""Findings of each checker that are shown; ``--verbose`` lists all."""
-
 PACE_SECONDS = 600
 """The pace is that of the last ten minutes: a run of a large model may take one."""
 
@@ -288,7 +285,7 @@ def print_ranking(ranking: Sequence[Sensitivity]) -> None:
 _STATUS_STYLES: Mapping[str, str] = {"passed": "green", "failed": "bold red", "not checked": "yellow"}
 
 
-def show_verdicts(model: str, target: str, verdicts: Sequence[Checked], *, every_finding: bool) -> None:
+def show_verdicts(model: str, target: str, verdicts: Sequence[Checked], *, every_node: bool) -> None:
     """What each checker says, then what it found: node, what is so, what to do."""
     table = Table(title=f"{model} for {target}", title_justify="left")
     for column in ("checked by", "result", "summary"):
@@ -297,11 +294,19 @@ def show_verdicts(model: str, target: str, verdicts: Sequence[Checked], *, every
         table.add_row(one.runtime, Text(one.status, _STATUS_STYLES[one.status]), one.summary)
     _OUT.print(table)
     for one in verdicts:
-        shown = one.findings if every_finding else one.findings[:FINDINGS]
-        for finding in shown:
-            _OUT.print(f"{finding.severity}: {finding}", soft_wrap=True)
-        if rest := len(one.findings) - len(shown):
-            _OUT.print(f"{rest} more of {one.runtime}: --verbose lists them all")
+        for text in _findings(one, every_node):
+            _OUT.print(text, soft_wrap=True)
+
+
+def _findings(verdict: Checked, every_node: bool) -> Iterator[str]:
+    """What was found, with the nodes of which it is so."""
+    nodes: dict[tuple[str, str, str], list[str]] = {}
+    for one in verdict.findings:
+        nodes.setdefault((one.severity, one.message, one.advice), []).append(one.node)
+    for (severity, message, advice), names in nodes.items():
+        where = ", ".join(names) if every_node else some(names)
+        text = f"{verdict.runtime} {severity}: {where}: {message}" if where else f"{severity}: {message}"
+        yield f"{text} {advice}".rstrip()
 
 
 def print_verdicts(verdicts: Sequence[Checked]) -> None:

@@ -85,10 +85,14 @@ def only(name, value, declared=None):
 
 WRONG_FOR_TENSORRT = {
     "uint8": ([only("z", 0, "uint8 z")], "n_y: its input 0 is uint8", ""),
-    "a zero point": ([only("z", 3)], "zero point 3; tensorrt takes 0 only", "n_q: shiftIsAllZeros"),
+    "a zero point": (
+        [only("z", 3)],
+        "n_y: its input 0 is int8 with another zero point than 0, the only one",
+        "n_q: shiftIsAllZeros",
+    ),
     "a zero point of weights": (
         [only("o", [0] * 15 + [7])],
-        "weights are int8 with zero point 7",
+        "its weights are int8 with another zero point than 0",
         "n_v: shiftIsAllZeros",
     ),
     "uint8 weights": (

@@ -1,10 +1,10 @@
 """OpenVINO on the CPU: unsigned activations with any zero point, inputs of weighted operators.
 
-Tried with OpenVINO 2026.4 (``primitiveType`` of the compiled model): u8 x s8 convolutions of 1 to 3
-dimensions, grouped and depthwise ones, Gemm either way and MatMul run in integers whatever the zero point. A
-ConvTranspose does so only with zero point 0 and one group, a product of two activations only with zero point
-0 and a signed second operand: both get signed 8 bits. A sum that fuses into a convolution reads the other
-branch in integers; with Q/DQ on both it runs alone, in float.
+Tried with OpenVINO 2026.4 (``primitiveType`` of the compiled model): u8 x s8 and s8 x s8 convolutions of 1
+to 3 dimensions, grouped and depthwise ones, Gemm either way and MatMul run in integers whatever the zero
+point. A ConvTranspose does so only with zero point 0 and one group, a product of two activations only with
+zero point 0 and a signed second operand: both get signed 8 bits. A sum that fuses into a convolution reads
+the other branch in integers; with Q/DQ on both it runs alone, in float.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPENVINO = Target(
         "MatMul": OpRule(Role.ANCHOR, output=Output.FREE, dynamic_weight=True, dynamic_inputs=S8),
         "Add": OpRule(Role.RESIDUAL, output=Output.FREE, sums_with=frozenset({"Conv"})),
     },
-    activation_types=frozenset({ir.DataType.UINT8}),
+    activation_types=frozenset({ir.DataType.UINT8, ir.DataType.INT8}),
     weight_types={ir.DataType.INT8: S8_NARROW},
     transparent=frozenset(
         (

@@ -135,11 +135,11 @@ def _type(edge: Edge, view: _View) -> Iterator[Finding]:
         )
     elif edge.kind == "weight" and view.target.shifted_weights:
         return
-    elif (wrong := _wrong_zero_point(edge, allowed[edge.dtype])) is not None:
+    elif _wrong_zero_point(edge, allowed[edge.dtype]):
         yield _error(
             edge.node,
-            f"its {_what(edge)} {_words(edge.dtype)} with zero point {wrong}; "
-            f"{view.target.name} takes {_middle(allowed[edge.dtype])} only.",
+            f"its {_what(edge)} {_words(edge.dtype)} with another zero point than "
+            f"{_middle(allowed[edge.dtype])}, the only one that {view.target.name} takes.",
             "Quantize symmetrically.",
         )
 
@@ -163,12 +163,10 @@ def _own_inputs(node: ir.Node, rule: OpRule) -> QuantSpec | None:
 
 
 def _activations(target: Target) -> Mapping[ir.DataType, QuantSpec]:
-    """All formats of activations that any operator of the target takes."""
-    rules = target.rules.values()
-    own = (spec for rule in rules for spec in (rule.inputs, rule.dynamic_inputs) if spec is not None)
+    """The formats of activations that operators take unless they have one of their own."""
     ends = (target.ends.activation,) if target.ends is not None else ()
     asked = (QuantSpec(dtype, target.activation.symmetric) for dtype in target.activation_types)
-    return _by_type(*own, *ends, *asked, target.activation)
+    return _by_type(*ends, *asked, target.activation)
 
 
 def _by_type(*specs: QuantSpec) -> Mapping[ir.DataType, QuantSpec]:
@@ -179,13 +177,11 @@ def _blocked_types(view: _View) -> Mapping[ir.DataType, QuantSpec]:
     return view.target.blocks.types if view.target.blocks is not None else {}
 
 
-def _wrong_zero_point(edge: Edge, spec: QuantSpec) -> int | None:
-    """A zero point that is not the one that a symmetric format has."""
+def _wrong_zero_point(edge: Edge, spec: QuantSpec) -> bool:
+    """Whether a zero point is not the one that a symmetric format has."""
     if not spec.symmetric or edge.zero_point is None:
-        return None
-    wrong = edge.zero_point.astype(np.int64).reshape(-1)
-    wrong = wrong[wrong != _middle(spec)]
-    return int(wrong[0]) if wrong.size else None
+        return False
+    return bool(np.any(edge.zero_point.astype(np.int64) != _middle(spec)))
 
 
 def _middle(spec: QuantSpec) -> int:
@@ -285,7 +281,8 @@ def _sides(node: ir.Node, view: _View) -> Iterator[Finding]:
         yield _error(node, text, "Quantize both, or none.")
     elif data is not None and weight is None and not _guarded(node, data, view):
         text = "its data is quantized, but its weights are not: it runs in float."
-        needed = view.rule(node) is None or view.target.rules[node.op_type].output is Output.FREE
+        rule = view.rule(node)
+        needed = rule is not None and rule.output is Output.FREE  # elsewhere all readers get DQ
         severity: Severity = "error" if needed else "warning"
         yield Finding(called(node), severity, text, "Quantize both, or none.")
 

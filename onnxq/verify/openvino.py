@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from onnxq.verify.ask import ask, installed
+from onnxq.verify.computed import closeness, files
 from onnxq.verify.qdq import called
 from onnxq.verify.subject import Subject
 from onnxq.verify.traps import finding
@@ -27,25 +29,27 @@ def check(subject: Subject) -> Verdict:
     """Whether it is compiled, and which quantized layers run in float."""
     if installed(MODULE) is None:
         return unchecked(RUNTIME, "OpenVINO is not installed: pip install 'onnxq[openvino]'")
-    answer = ask("compile_openvino", [subject.path], subject.seconds)
-    if answer.timed_out:
-        return unchecked(RUNTIME, f"the model was not compiled: {answer.failure}")
-    if answer.content is None:
-        return refused(RUNTIME, f"the model was not compiled: {answer.failure}.")
-    if answer.content["error"]:
-        return refused(RUNTIME, " ".join(answer.content["error"].split()))
-    return _verdict(subject, answer.content)
+    with files(subject) as (feeds, outputs):
+        answer = ask("compile_openvino", [subject.path, feeds, outputs], subject.seconds)
+        if answer.timed_out:
+            return unchecked(RUNTIME, f"the model was not compiled: {answer.failure}")
+        if answer.content is None:
+            return refused(RUNTIME, f"the model was not compiled: {answer.failure}.")
+        if answer.content["error"]:
+            return refused(RUNTIME, " ".join(answer.content["error"].split()))
+        return _verdict(subject, answer.content, outputs)
 
 
-def _verdict(subject: Subject, content: Any) -> Verdict:
+def _verdict(subject: Subject, content: Any, outputs: Path) -> Verdict:
     integers = set(_integer_nodes(content["kernels"]))
     floats = [node for node in subject.layers if not integers.intersection(_names(node))]
     count = len(subject.layers) - len(floats)
+    computed, different = closeness(subject, outputs, "OpenVINO")
     return judged(
         RUNTIME,
         f"compiled by {content['version'].split('-')[0]}: {count} of {subject.weighted} operators with "
-        "weights run in int8",
-        [finding(RUNTIME, node, "error") for node in floats],
+        f"weights run in int8, {computed}",
+        (*(finding(RUNTIME, node, "error") for node in floats), *different),
         {"integer layers": count, "layers": len(subject.layers), "weighted": subject.weighted},
     )
 

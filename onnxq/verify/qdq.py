@@ -94,7 +94,9 @@ BIAS_TOLERANCE = 0.01
 
 def scaled_by_both(bias: Edge) -> bool:
     """Whether the scale of an int32 bias is that of the products that it is added to, as far as known."""
-    operator = WEIGHTED[bias.node.op_type]
+    operator = WEIGHTED.get(bias.node.op_type)
+    if operator is None:
+        return True
     others = {edge.index: edge.scale for edge in edges(bias.node)}
     data, weight = others.get(operator.data), others.get(operator.weight)
     if bias.dtype != ir.DataType.INT32 or data is None or weight is None or bias.scale is None:
@@ -177,13 +179,16 @@ def edges(node: ir.Node) -> Iterator[Edge]:
         return
     for index, value in enumerate(node.inputs):
         if (maker := dequantizer(value)) is not None:
-            yield Edge(node, index, maker, _kind(node, index, value), _transposes(value))
+            yield Edge(node, index, maker, _kind(node, index, value, maker), _transposes(value))
 
 
-def _kind(node: ir.Node, index: int, value: ir.Value | None) -> Kind:
+def _kind(node: ir.Node, index: int, value: ir.Value | None, maker: ir.Node) -> Kind:
+    """Stored int32 is a bias wherever it is read: by a normalization, or by the Add behind a MatMul."""
     operator = WEIGHTED.get(node.op_type)
-    if operator is None or not is_stored(value):
+    if not is_stored(value):
         return "activation"
+    if operator is None:
+        return "bias" if integer_type(maker) == ir.DataType.INT32 else "activation"
     return "bias" if index == operator.bias else "weight" if index == operator.weight else "activation"
 
 

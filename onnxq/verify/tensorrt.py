@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from calibrators.samples import input_specs
-from calibrators.session import open_session
-from onnxq.numerics import sqnr
 from onnxq.operators import WEIGHTED
 from onnxq.verify.ask import ask, installed
+from onnxq.verify.computed import closeness, files
 from onnxq.verify.qdq import called
 from onnxq.verify.subject import Subject
 from onnxq.verify.traps import finding
@@ -26,9 +21,6 @@ RUNTIME = "tensorrt"
 
 MODULES = ("tensorrt_rtx", "tensorrt")
 """TensorRT-RTX, or the whole TensorRT: either will do."""
-
-ALIKE = 20.0
-"""dB: below, the GPU computes something else than the model says."""
 
 _MATRICES = re.compile("correlation|conv|gemm|mha", re.IGNORECASE)
 """Types of engine layers that multiply matrices. Others that read integers only turn them into reals."""
@@ -47,31 +39,13 @@ def check(subject: Subject) -> Verdict:
     """Whether it is parsed and built, which quantized layers run in float, and what a GPU computes."""
     if installed(*MODULES) is None:
         return unchecked(RUNTIME, "TensorRT is not installed: pip install 'onnxq[tensorrt]'")
-    with _files(subject) as (feeds, outputs):
+    with files(subject) as (feeds, outputs):
         answer = ask("build_engine", [subject.path, feeds, outputs], subject.seconds)
         if answer.timed_out:
             return unchecked(RUNTIME, f"no engine was built: {answer.failure}")
         if answer.content is None:
             return refused(RUNTIME, f"no engine was built: {answer.failure}.", "See what legality says.")
         return _verdict(subject, answer.content, outputs)
-
-
-@contextmanager
-def _files(subject: Subject) -> Iterator[tuple[Path, Path]]:
-    """The first sample in a file, and where outputs are to be written."""
-    with tempfile.TemporaryDirectory(prefix="verify-", ignore_cleanup_errors=True) as folder:
-        feeds = Path(folder) / "inputs.npz"
-        np.savez(feeds, **_inputs(subject))
-        yield feeds, Path(folder) / "outputs.npz"
-
-
-def _inputs(subject: Subject) -> dict[str, Any]:
-    """The first sample; without any, zeros, with 1 for every size that is not known."""
-    if subject.samples:
-        return dict(subject.samples[0].feeds)
-    specs = input_specs(subject.model)
-    shapes = {spec.name: [d if isinstance(d, int) else 1 for d in spec.shape or ()] for spec in specs}
-    return {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in specs}
 
 
 def _verdict(subject: Subject, content: Any, outputs: Path) -> Verdict:
@@ -120,18 +94,13 @@ def _ran(subject: Subject, content: Any, outputs: Path) -> tuple[str, list[Findi
     """How close the GPU came to ONNX Runtime, in words, and whether that is too far."""
     if not content["ran"]:
         return f"not run: {content['why_not']}", []
-    session = open_session(subject.path, optimize=False)
-    names = [output.name for output in session.get_outputs()]
-    expected = dict(zip(names, session.run(names, _inputs(subject)), strict=True))
-    with np.load(outputs) as given:
-        ratio = min(sqnr(expected[name], given[name]) for name in given.files)
-    text = f"SQNR {ratio:.1f} dB between the GPU and ONNX Runtime"
-    return text, [Finding("", "error", f"{text}, expected {ALIKE:.0f}.")] if ratio < ALIKE else []
+    return closeness(subject, outputs, "the GPU")
 
 
 def _brief(text: str) -> str:
-    """A refusal without the names of TensorRT's own functions."""
-    return text.split("Assertion failed: ")[-1].strip() or text
+    """A refusal on one line, without TensorRT's own functions, and what else it missed (a driver)."""
+    lines = [line for line in text.split("Assertion failed: ")[-1].splitlines() if "Cuda Runtime" not in line]
+    return " ".join(" ".join(lines).split()) or "it does not say why."
 
 
 def _advice(text: str) -> str:

@@ -162,7 +162,13 @@ def _signed_and_shared(node: ir.Node) -> bool:
     if not any(edge.dtype == ir.DataType.INT8 for edge in _activations(node)):
         return False
     around = [edge.quantize for edge in _activations(node)] + _quantizers(unclipped(node.outputs[0]))
-    return any(len(quantize.outputs[0].uses()) > 1 for quantize in around if quantize is not None)
+    return any(_readers(quantize) > 1 for quantize in around if quantize is not None)
+
+
+def _readers(quantize: ir.Node) -> int:
+    """How many read what a Q gives, through one DQ or several."""
+    behind = (use.node for use in quantize.outputs[0].uses())
+    return sum(len(node.outputs[0].uses()) for node in behind)
 
 
 def _shifted_weights(node: ir.Node) -> bool:

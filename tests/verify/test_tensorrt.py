@@ -7,6 +7,7 @@ import pytest
 from graphs import parse
 from qdq_models import NO_Q, SIGNED, WRONG_FOR_TENSORRT, conv, messages, named, subject
 
+from calibrators.session import open_session
 from onnxq.verify import ask, legality, tensorrt
 
 HERE = pytest.mark.skipif(
@@ -120,7 +121,7 @@ def test_what_a_gpu_computes_is_compared(monkeypatch, tmp_path, error, status):
 
     def played(_worker, arguments, _seconds):
         path, feeds, outputs = arguments
-        session = tensorrt.open_session(path, optimize=False)
+        session = open_session(path, optimize=False)
         y = session.run(["y"], dict(np.load(feeds)))[0]
         np.savez(outputs, y=y * (1 + error))
         return ask.Answer({"version": "1", "built": True, "layers": [layer], "ran": True, "why_not": ""})

@@ -1,29 +1,35 @@
-"""RESULT MODEL: what OpenVINO's CPU plugin compiles a model to.
+"""RESULT MODEL INPUTS.npz OUTPUTS.npz: what OpenVINO's CPU plugin compiles a model to, and computes.
 
-Writes ``{"version": ..., "error": ... or null, "kernels": [{"type", "primitive", "nodes"}]}``.
+Writes ``{"version": ..., "error": ... or null, "kernels": [{"type", "primitive", "nodes"}]}``, and what comes
+out for the inputs to OUTPUTS.npz.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino
 
 FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 """Else processors that can compute in bfloat16 do, and hide what is float."""
 
 
-def compiled(model: str) -> dict[str, Any]:
+def compiled(model: str, inputs: Mapping[str, Any], outputs: str) -> dict[str, Any]:
     """The kernels, in the order in which they run."""
     answer: dict[str, Any] = {"version": openvino.__version__, "error": None, "kernels": []}
     try:
-        runtime = openvino.Core().compile_model(model, "CPU", FLOAT32).get_runtime_model()
+        runner = openvino.Core().compile_model(model, "CPU", FLOAT32)
+        given = runner(dict(inputs))
     except RuntimeError as error:
         return answer | {"error": str(error)}
-    return answer | {"kernels": [kernel(node.get_rt_info()) for node in runtime.get_ordered_ops()]}
+    np.savez(outputs, **{output.any_name: given[output] for output in runner.outputs})
+    nodes = runner.get_runtime_model().get_ordered_ops()
+    return answer | {"kernels": [kernel(node.get_rt_info()) for node in nodes]}
 
 
 def kernel(info: Any) -> dict[str, Any]:
@@ -36,4 +42,7 @@ def kernel(info: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(compiled(sys.argv[2])), "utf-8")
+    result, path, feeds, found = sys.argv[1:]
+    with np.load(feeds) as arrays:
+        content = compiled(path, dict(arrays), found)
+    Path(result).write_text(json.dumps(content), "utf-8")
