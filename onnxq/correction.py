@@ -17,6 +17,7 @@ from calibrators.tensor_statistics import TensorStatistics
 from calibrators.usable import OnBad
 from onnxq.algorithms import Draft, Verdict, Workbench, correct
 from onnxq.algorithms.layers import channel_axes
+from onnxq.algorithms.soft_rounding import check_torch
 from onnxq.config import QuantConfig
 from onnxq.evaluate import Judge
 from onnxq.planner import make_plan
@@ -24,6 +25,16 @@ from onnxq.progress import Progress
 from onnxq.ranges import calibrator, from_statistics, solve
 from onnxq.samples import Samples, in_batches
 from onnxq.targets import get_target
+
+
+def check_correctable(config: QuantConfig) -> None:
+    """Find out before the work whether what the corrections need is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if "adaround" in config.correct and "none" not in config.correct:
+        check_torch()
 
 
 def corrected(

@@ -21,7 +21,7 @@ from onnxq.autotune import Tuning
 from onnxq.autotune.tentative import without
 from onnxq.calibration import distrust, gather
 from onnxq.config import QuantConfig
-from onnxq.correction import channel_means, corrected, judge_of
+from onnxq.correction import channel_means, check_correctable, corrected, judge_of
 from onnxq.errors import ConfigError
 from onnxq.evaluate import Quality
 from onnxq.goal import Goal
@@ -153,6 +153,7 @@ def quantize_static(
     goal = chosen_goal(goal, data, config)
     check_files(model, output, data, config)
     check_measurable(config)
+    check_correctable(config)
     with our_errors():
         progress("reading the model")
         simple, plan = prepare(model, config)

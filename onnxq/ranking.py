@@ -10,7 +10,7 @@ from onnxq.algorithms.layers import channel_axes
 from onnxq.algorithms.sensitivity import Sensitivity, sensitivities
 from onnxq.calibration import gather
 from onnxq.config import QuantConfig
-from onnxq.correction import channel_means, corrected, judge_of, workbench
+from onnxq.correction import channel_means, check_correctable, corrected, judge_of, workbench
 from onnxq.guards import our_errors
 from onnxq.prepare import prepare
 from onnxq.progress import Progress, silent
@@ -30,6 +30,7 @@ def rank(
     Raises:
         OnnxqError: the model or the data cannot be used.
     """
+    check_correctable(config)
     with our_errors():
         progress("reading the model")
         simple, plan = prepare(model, config)

@@ -1,6 +1,7 @@
 """Corrections are tried in their order, and kept only if held-out samples gain by them."""
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnxq.algorithms import CORRECTIONS, Verdict, correct
 from onnxq.config import QuantConfig
 from onnxq.errors import ConfigError
 from onnxq.pipeline import quantize_static
+from onnxq.ranking import rank
 
 
 @dataclass(frozen=True)
@@ -175,3 +177,15 @@ def test_none_tries_none(tmp_path, monkeypatch):
 def test_unknown_names_are_told_with_those_that_are_known():
     with pytest.raises(ConfigError, match=r"correct.*rounding"):
         QuantConfig(correct=("magic",))
+
+
+def test_a_missing_torch_is_told_before_samples_are_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    model, read = save_model(tmp_path / "m.onnx"), []
+    data = (read.append(number) or sample for number, sample in enumerate(samples()))
+    with pytest.raises(ConfigError, match=r"onnxq\[torch\]"):
+        quantize_static(model, tmp_path / "o.onnx", data, QuantConfig(correct=("bias", "adaround")))
+    assert not read
+    config = QuantConfig(correct=("adaround",), data=save_data(tmp_path / "d.npz"))
+    with pytest.raises(ConfigError, match=r"onnxq\[torch\]"):
+        rank(model, config)
