@@ -134,7 +134,7 @@ class LastLook:
             return
         times = in_turns(sessions, sample, seconds=SECONDS, least=LEAST_TURNS, most=TURNS)
         self.speed = Speed.of(times)
-        self._slower = clearly_faster(times, 0, 1)
+        self._slower = clearly_faster([times], 0, 1)
 
     @property
     def doubts(self) -> Iterator[str]:

@@ -67,8 +67,7 @@ def _random(place: Place, model: Path) -> Case:
 def _figures(place: Place, case: Case, wanted: float) -> list[Figure]:
     """Times as fast as float, as planned for VNNI and as tuned on this machine."""
     sample = Sample("", next(iter(case.evaluation())))
-    peer = place.work / "peer.onnx"
-    bench.quantize_peer(case, peer)
+    peer = _peer(place, case)
 
     def timed(model: Path, threads: int) -> float:
         return race(case.model, model, sample, threads=threads, seconds=SECONDS).ratio
@@ -78,11 +77,22 @@ def _figures(place: Place, case: Case, wanted: float) -> list[Figure]:
     ]
 
 
+def _peer(place: Place, case: Case) -> Path | None:
+    """The peer's model; None if it cannot make one."""
+    model = place.work / "peer.onnx"
+    try:
+        bench.quantize_peer(case, model)
+    except RuntimeError as error:
+        print(f"onnxruntime.quantization, {case.model.name}: {str(error).splitlines()[-1][:200]}")
+        return None
+    return model
+
+
 def _with_threads(
     place: Place,
     case: Case,
     threads: int,
-    peer: Path,
+    peer: Path | None,
     timed: Callable[[Path, int], float],
     wanted: float,
 ) -> Iterator[Figure]:
@@ -90,7 +100,7 @@ def _with_threads(
     plain, tuned = (place.work / f"{kind}-{threads}.onnx" for kind in ("plain", "tuned"))
     bench.quantize(case, plain)
     run = bench.quantize(case, tuned, "--autotune", "--threads", str(threads))
-    yield Figure(words, timed(plain, threads), peer=timed(peer, threads))
+    yield Figure(words, timed(plain, threads), peer=timed(peer, threads) if peer else None)
     yield at_least(f"{words}, --autotune", timed(tuned, threads), wanted)
     nodes = sum(node.op_type == "DequantizeLinear" for node in onnx.load(tuned).graph.node)
     yield Figure("   DequantizeLinear that are left", nodes, form="{:.0f}")

@@ -14,12 +14,11 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
 from calibrators.samples import Sample
 from calibrators.session import open_session
-from onnxq.autotune.contest import Times, gain, lowest_gain, winner
+from onnxq.autotune.contest import Heats, fastest, gain, lowest_gain, winner
 from onnxq.autotune.costs import Costs
 from onnxq.autotune.cut import cheapest
 from onnxq.autotune.profile import profiles
@@ -42,16 +41,18 @@ LEAST_TURNS = 3
 """In each heat, however long they take."""
 
 HEATS = 3
-"""So often the race is run, each time with new sessions: some are faster all the time by mere chance, as
-their memory happens to lie."""
+"""So often the race is run, each time with new sessions."""
 
 MARGIN = 1.02
-"""What must be gained, times as fast: what is left of such chances is less."""
+"""What must be gained, times as fast: what chance still gives is less."""
 
 RACE_TURNS = 1000
 """Turns after which the race is over. Times of tiny models differ by chance much longer than they matter."""
 
 STAGE = "timing float and integers"
+
+_FLOAT_MODELS = (0, 1)
+"""Their places in the race: as the user has it, and cleaned. The faster one is to be beaten."""
 
 Nodes = frozenset[str]
 
@@ -62,8 +63,8 @@ class Contestant:
 
     Attributes:
         floats: the planned nodes that are float in it.
-        gain: how many times as fast as the float model.
-        at_least: the same, with 97.5 % confidence.
+        gain: how many times as fast as the float model, as the user has it or cleaned: the faster one.
+        at_least: the same, with 97.5 % confidence in each heat.
     """
 
     floats: Nodes
@@ -111,8 +112,8 @@ def tune(
     """Find out which planned nodes are to stay float for the sake of speed, on this machine and ``sample``.
 
     Args:
-        original: the float model as the user has it: what must be beaten.
-        model: the same, cleaned.
+        original: the float model as the user has it.
+        model: the same, cleaned: what becomes the output where nothing pays. Both must be beaten.
         plan: of ``model``, with parameters.
         sample: what the models are fed; its batch and its sizes count.
         config: how it was planned; its threads and providers run the models.
@@ -123,16 +124,17 @@ def tune(
     """
     tuner = _Tuner(model, plan, sample, config, progress)
     tuner.search()
-    times = tuner.race(original)
-    contestants = tuple(
-        Contestant(floats, gain(times, i, 0), lowest_gain(times, i, 0))
-        for i, floats in enumerate(tuner.drafts, start=1)
-    )
-    order = sorted(range(len(contestants)), key=lambda i: len(contestants[i].floats))
-    best = contestants[winner(times, [i + 1 for i in order]) - 1]
+    heats = tuner.race(original)
+    base = fastest(heats, _FLOAT_MODELS)
+    drafts = dict(enumerate(tuner.drafts, start=len(_FLOAT_MODELS)))
+    contestants = {
+        i: Contestant(floats, gain(heats, i, base), lowest_gain(heats, i, base))
+        for i, floats in drafts.items()
+    }
+    best = contestants[winner(heats, sorted(drafts, key=lambda i: len(drafts[i])))]
     chosen = best if best.at_least > MARGIN else None
     floats = best.floats if chosen else Nodes(plan.nodes)
-    return Tuning(dict(tuner.reasons(floats, chosen)), contestants, chosen, config.threads)
+    return Tuning(dict(tuner.reasons(floats, chosen)), tuple(contestants.values()), chosen, config.threads)
 
 
 @dataclass
@@ -162,10 +164,10 @@ class _Tuner:
             self.drafts[floats] = plan
             floats = Nodes(self.plan.nodes) - _planned(cheapest(self._learn(plan)))
 
-    def race(self, original: ir.Model | str | os.PathLike[str]) -> Times:
-        """Times of the original, and of all drafts."""
+    def race(self, original: ir.Model | str | os.PathLike[str]) -> Heats:
+        """Of the original, the cleaned model, and all drafts."""
         self.progress(STAGE, ROUNDS + 1, ROUNDS + 2)
-        models = [original, *(insert_qdq(self.model, plan) for plan in self.drafts.values())]
+        models = [original, self.model, *(insert_qdq(self.model, plan) for plan in self.drafts.values())]
         heats = []
         for _ in range(HEATS):
             sessions = [
@@ -181,7 +183,7 @@ class _Tuner:
                     most=RACE_TURNS // HEATS,
                 )
             )
-        return np.concatenate(heats)
+        return heats
 
     def reasons(self, floats: Collection[str], chosen: Contestant | None) -> Iterator[tuple[str, str]]:
         """Why each of ``floats`` is float."""

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from onnxq.autotune.contest import clearly_faster, gain, lowest_gain, winner
+from onnxq.autotune.contest import clearly_faster, fastest, gain, lowest_gain, winner
 
 
 def times(*means, turns=200, noise=0.3, seed=0):
     """Each turn is slowed down as a whole, and each run a little by itself."""
     rng = np.random.default_rng(seed)
     common = 1 + rng.exponential(noise, (turns, 1))
-    return np.array(means) * common * (1 + rng.exponential(0.02, (turns, len(means))))
+    return [np.array(means) * common * (1 + rng.exponential(0.02, (turns, len(means))))]
 
 
 def test_small_differences_are_told_though_the_machine_is_busy():
@@ -32,8 +32,8 @@ def test_equal_models_are_hardly_ever_told_apart():
 
 def test_few_turns_must_all_agree():
     found = np.array([[2.0, 1.0]] * 4 + [[1.0, 1.1]])
-    assert not clearly_faster(found, 1, 0)
-    assert clearly_faster(found[:4], 1, 0)
+    assert not clearly_faster([found], 1, 0)
+    assert clearly_faster([found[:4]], 1, 0)
 
 
 def test_the_first_wins_unless_another_is_clearly_faster():
@@ -41,3 +41,14 @@ def test_the_first_wins_unless_another_is_clearly_faster():
     assert winner(found, [1, 2]) == 1
     assert winner(found, [1, 2, 3]) == 3
     assert winner(found, [3, 1, 2]) == 3
+
+
+def test_a_gain_must_show_in_every_heat():
+    won, lost = times(1.0, 0.9), times(1.0, 1.02, seed=1)
+    assert clearly_faster(won, 1, 0)
+    assert not clearly_faster([*won, *won, *lost], 1, 0)
+    assert gain([*won, *won, *lost], 1, 0) > 1
+
+
+def test_the_fastest():
+    assert fastest(times(1.0, 0.99, 0.5), [0, 1]) == 1
