@@ -28,6 +28,7 @@ from onnxq.planner import make_plan
 from onnxq.planner.formats import find_formats
 from onnxq.ranges import from_statistics, solve
 from onnxq.targets import get_target
+from onnxq.verify import Subject, legality
 
 INTEGER_KERNELS = {
     "Conv": {"QLinearConv"},
@@ -104,6 +105,7 @@ def check(flow: Flow, at_least: float = 20.0, exact: float = EXACT) -> None:
     onnx.checker.check_model(ir.to_proto(flow.int8), full_check=True)
     check_reasons(flow)
     check_interface(flow)
+    check_legal(flow)
     expected = run(flow.model, flow.feeds, optimize=False)
     plain = run(flow.int8, flow.feeds, optimize=False)
     assert_close(flow, expected, plain, at_least)
@@ -160,6 +162,13 @@ def check_reasons(flow: Flow) -> None:
         if reals and node.op_type not in fused:
             assert node.name in told, node.name
     assert all(node.reason for node in flow.plan.floats.values())
+
+
+def check_legal(flow: Flow) -> None:
+    """The rules of its target, as `onnxq verify` checks them in models of any origin."""
+    verdict = legality.check(Subject("int8.onnx", flow.int8, get_target(flow.plan.target)))
+    errors = [finding for finding in verdict.findings if finding.severity == "error"]
+    assert not errors, errors
 
 
 # --- ONNX Runtime ---------------------------------------------------------------------------------
