@@ -130,8 +130,8 @@ def _tell(
     floats: Mapping[str, str], planned: Iterable[ir.Node], scene: Scene, model: ir.Model
 ) -> dict[str, FloatNode]:
     """Reasons in graph order; what fuses into a planned node needs none: Relu, Clip, the Add of a bias."""
-    fused = {clip for node in planned for value in node.outputs for clip in _clips(value)}
-    fused |= {found[0] for node in planned if (found := bias_add(node, scene))}
+    adds = [found[0] for node in planned if (found := bias_add(node, scene))]
+    fused = {*adds, *(clip for node in (*planned, *adds) for value in node.outputs for clip in _clips(value))}
     reasons = {n: floats[n.name or ""] for n in model.graph if n.name in floats and n not in fused}
     bodies = {n: _IN_BODY for n in all_nodes(model) if n.graph is not model.graph and n.op_type in WEIGHTED}
     return {n.name or "": FloatNode(n.op_type, reason) for n, reason in {**reasons, **bodies}.items()}
