@@ -1,0 +1,95 @@
+"""What real runtimes make of models quantized for them: how much runs in integers, and how close it comes.
+
+Prints a table for every section named (all of them if none is) and exits 1 when a goal is missed. A runtime
+that is not installed misses them all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import bench
+import cases
+from bench import Figure, Place, Sections, at_most, exactly
+from onnxq.config import QuantConfig
+from onnxq.operators import WEIGHTED
+from onnxq.prepare import prepare
+from onnxq.verification import verify_file
+from onnxq.verify import Verdict
+
+FEW = ("--samples", "20", "--correct", "none")
+"""Ranges do not change what runtimes fuse: a few samples will do."""
+
+LITE0_LAYERS = 101
+"""In int8, TensorRT-RTX makes two layers of each operator with weights: the product, and one for the bias,
+limits and sums behind it and the next Q. With the Q of the input that is 2 x 50 + 1; 100 are aimed at."""
+
+
+def lite0_onnxruntime(place: Place) -> list[Figure]:
+    """EfficientNet-Lite0 for ONNX Runtime on x86."""
+    return list(_in_integers(*_verified(place, "lite0", "onnxruntime")))
+
+
+def lite0_tensorrt(place: Place) -> list[Figure]:
+    """EfficientNet-Lite0 for TensorRT: parsed and built, on the CPU too."""
+    planned, verdicts = _verified(place, "lite0", "tensorrt")
+    layers = verdicts[-1].counts.get("engine layers", 10 * LITE0_LAYERS)
+    return [
+        *_in_integers(planned, verdicts),
+        at_most("engine layers in all (100 are aimed at)", layers, LITE0_LAYERS, form="{:.0f}"),
+    ]
+
+
+def lite0_openvino(place: Place) -> list[Figure]:
+    """EfficientNet-Lite0 for OpenVINO: kernels whose primitiveType ends with _i8."""
+    return list(_in_integers(*_verified(place, "lite0", "openvino")))
+
+
+def minilm_tensorrt(place: Place) -> list[Figure]:
+    """The sentence encoder for TensorRT: linear layers, and both products of attention."""
+    return list(_in_integers(*_verified(place, "minilm", "tensorrt")))
+
+
+def minilm_openvino(place: Place) -> list[Figure]:
+    """The sentence encoder for OpenVINO: linear layers, and both products of attention."""
+    return list(_in_integers(*_verified(place, "minilm", "openvino")))
+
+
+SECTIONS: Sections = {
+    "lite0-onnxruntime": lite0_onnxruntime,
+    "lite0-tensorrt": lite0_tensorrt,
+    "lite0-openvino": lite0_openvino,
+    "minilm-tensorrt": minilm_tensorrt,
+    "minilm-openvino": minilm_openvino,
+}
+
+
+def _verified(place: Place, name: str, target: str) -> tuple[int, tuple[Verdict, ...]]:
+    """How many operators with weights the plan quantizes, and what is said of the model."""
+    case, ours = cases.CASES[name](place.shared, place.work / "data"), place.work / "ours.onnx"
+    bench.quantize(case, ours, "--target", target, *FEW)
+    plan = prepare(case.model, QuantConfig(target=target))[1]
+    verdicts = verify_file(ours, QuantConfig(target=target, data=case.data, preprocess=_preprocess(case)))
+    for verdict in verdicts:
+        print(f"{verdict.runtime}: {verdict.status}: {verdict.summary}")
+    return sum(op_type in WEIGHTED for op_type in plan.nodes.values()), verdicts
+
+
+def _preprocess(case: cases.Case) -> str | None:
+    given = dict(zip(case.options[::2], case.options[1::2], strict=True))
+    return given.get("--preprocess")
+
+
+def _in_integers(planned: int, verdicts: tuple[Verdict, ...]) -> Iterator[Figure]:
+    legality, runtime = verdicts
+    count = partial(Figure, form="{:.0f}")
+    yield exactly("broken rules of the target", len(legality.errors), 0)
+    yield exactly("taken by the runtime (1: yes)", int("weighted" in runtime.counts), 1)
+    yield count("operators with weights", legality.counts["weighted"])
+    yield exactly("of these in integers: all planned", runtime.counts.get("integer layers", 0), planned)
+
+
+if __name__ == "__main__":
+    sys.exit(bench.run(__doc__, SECTIONS))
