@@ -348,3 +348,13 @@ def test_what_fails_in_the_hook_is_not_blamed_on_the_place(tmp_path):
     with pytest.raises(OSError, match="elsewhere"):
         write(parse("g (float[N] x) => (float[N] y) { y = Relu (x) }"), tmp_path / "o.onnx", validate=full)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_size_of_minus_one_is_not_known(tmp_path):
+    model = parse("g (float[N,3,H] x) => (float[N,3,H] y) { r = Relu(x) y = Relu(r) }")
+    for value in (*model.graph.inputs, *model.graph.outputs, model.graph[0].outputs[0]):
+        value.shape, value.dtype = ir.Shape([-1, 3, None]), ir.DataType.FLOAT
+    ir.save(model, tmp_path / "m.onnx")
+    read = load(tmp_path / "m.onnx")
+    for value in (*read.graph.inputs, *read.graph.outputs, read.graph[0].outputs[0]):
+        assert [size if isinstance(size, int) else None for size in value.shape] == [None, 3, None]

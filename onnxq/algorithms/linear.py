@@ -106,7 +106,7 @@ def _output(node: ir.Node, channels: int, bias: int, ties: Ties) -> Labels:
 
 def _only_along(labels: Labels, axis: int) -> bool:
     """Whether the labels change along this axis only."""
-    return labels.ndim > axis and labels.size == labels.shape[axis]
+    return 0 <= axis < labels.ndim and labels.size == labels.shape[axis]
 
 
 def _normalized(node: ir.Node, ties: Ties) -> _Labelled:

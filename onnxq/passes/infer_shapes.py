@@ -7,11 +7,14 @@ are forgotten first: they would hide that two sizes are the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 import onnx_ir as ir
 
 from onnxq.graph import all_nodes
 from onnxq.passes._light import inferred_types, is_named, light_proto
+from onnxq.passes._reshaped import guess_reshapes
 
 
 class InferShapesPass(ir.passes.InPlacePass):
@@ -24,11 +27,17 @@ class InferShapesPass(ir.passes.InPlacePass):
         for value in outputs:
             if not value.is_graph_output() and _has_invented_size(value.shape):
                 value.shape = None
-        inferred = inferred_types(light_proto(model))
-        for value in outputs:
-            if value.name in inferred:
-                _take(value, inferred[value.name])
+        _infer(model, outputs)
+        while guess_reshapes(all_nodes(model)):
+            _infer(model, outputs)
         return ir.passes.PassResult(model, modified=_known(outputs) != before)
+
+
+def _infer(model: ir.Model, outputs: Sequence[ir.Value]) -> None:
+    inferred = inferred_types(light_proto(model))
+    for value in outputs:
+        if value.name in inferred:
+            _take(value, inferred[value.name])
 
 
 def _take(value: ir.Value, inferred: onnx.TypeProto) -> None:

@@ -7,6 +7,7 @@ from graphs import assert_same_outputs, op_counts, parse
 
 from onnxq.passes import simplify
 from onnxq.passes.infer_shapes import InferShapesPass
+from onnxq.passes.unique_names import UniqueNamesPass
 
 STALE = """g (float[N,3,4,4] x) => (float[N,6,8] y) <int64 i = {0}, int64[1] ax = {0}, int64[2] m = {6, 8}> {
     r = Relu(x)
@@ -78,3 +79,28 @@ def test_sequences_stay_sequences():
     )
     after = simplify(before)
     assert_same_outputs(before, after)
+
+
+def test_a_reshape_to_sizes_read_off_a_tensor_keeps_its_rank_and_its_constants():
+    text = """g (float[N,8,H,W] x) => (float[A,B,C] y)
+    <int64[1] zero, int64[1] one, int64[1] rest, int64[1] eight> {
+      s = Shape(x) n = Slice(s, zero, one) k = Concat<axis=0>(n, rest, eight) j = Cast<to=7>(k)
+      r = Reshape(x, j) t = Relu(r) y = Transpose<perm=[0,2,1]>(t)
+    }"""
+    model = parse(text, zero=[0], one=[1], rest=[-1], eight=[8])
+    InferShapesPass()(UniqueNamesPass()(model).model)
+    (relu,) = [node for node in model.graph if node.op_type == "Relu"]
+    shape = relu.outputs[0].shape
+    assert len(shape) == 3
+    assert shape[2] == 8
+
+
+def test_a_zero_keeps_a_size_and_an_unknown_count_says_nothing():
+    text = """g (float[2,3,H] x, int64[K] k, int64[1] m) => (float[A,B] y, float z) <int64[1] nought> {
+      j = Concat<axis=0>(nought, m) r = Reshape(x, j) y = Relu(r) q = Reshape(x, k) z = Relu(q)
+    }"""
+    model = parse(text, nought=[0])
+    InferShapesPass()(UniqueNamesPass()(model).model)
+    known, unknown = (node.outputs[0].shape for node in model.graph if node.op_type == "Reshape")
+    assert (len(known), known[0]) == (2, 2)
+    assert unknown is None
