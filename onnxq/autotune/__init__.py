@@ -186,9 +186,9 @@ class _Tuner:
         return heats
 
     def reasons(self, floats: Collection[str], chosen: Contestant | None) -> Iterator[tuple[str, str]]:
-        """Why each of ``floats`` is float."""
+        """Why each of ``floats`` is float, in the order of the graph."""
         assert self._costs is not None
-        for name in floats:
+        for name in filter(floats.__contains__, self.plan.nodes):
             unit = self._costs.parts.of_node[name]
             yield name, _reason(self._costs.seconds(unit, True), self._costs.seconds(unit, False), chosen)
 
