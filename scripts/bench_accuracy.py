@@ -22,7 +22,7 @@ from onnxq.numerics import sqnr
 from onnxq.race import race
 
 DEFAULTS: tuple[str, ...] = QuantConfig().correct
-LEARNED = tuple("adaround" if name == "rounding" else name for name in DEFAULTS)
+LEARNED = (*DEFAULTS, "adaround")
 
 PEER_METHODS = ("minmax", "percentile")
 TARGETS = ("onnxruntime", "tensorrt")

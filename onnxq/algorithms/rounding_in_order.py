@@ -9,7 +9,7 @@ Li et al., "GPTAQ", 2025, have the same target; Nagel et al., "Up or Down?", 202
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -94,9 +94,7 @@ def round_in_order(draft: Draft, bench: Workbench) -> Draft | None:
     for stop, arrays in steps(quantized, list(stops), batches, bench.threads):
         for layer in stops[stop]:
             bench.progress("rounding weights in order", found.index(layer), len(found))
-            params, spec = draft.plan.params[layer.data.group], layer.data.spec
-            reals = [dequantize(array, params, spec) for array in arrays]
-            rows = _rows(draft, layer, floats.of(layer.data.tensor), reals, bench)
+            rows = _rows(draft, layer, floats.of(layer.data.tensor), arrays, bench)
             with threadpool_limits(1, "blas"):  # several would give other bits
                 better = _solved(draft, layer, *rows, bench.threads or processors())
             if better:
@@ -197,21 +195,28 @@ class Rows:
 def _rows(
     draft: Draft, layer: Layer, exact: Sequence[Array], given: Sequence[Array], bench: Workbench
 ) -> tuple[Rows, Rows]:
-    """Rows to learn from, and rows of other batches to check with; the same ones where there are too few."""
-    node = draft.exact.graph.node(layer.name)
+    """Rows to learn from, and rows of other batches to check with; the same ones where there are too few.
+
+    ``given`` are integers, which become reals one batch at a time: all together they would take four times
+    the memory.
+    """
+    node, spec = draft.exact.graph.node(layer.name), layer.data.spec
+    real = partial(dequantize, params=draft.plan.params[layer.data.group], spec=spec)
     groups, _, inputs = layer.shape
     most = min(max(FEWEST_ROWS, ROWS * inputs), ROW_BYTES // (4 * groups * inputs))
     limit = max(1, most // sum(len(array) for array in given))
 
-    def picked(arrays: Sequence[Array], kept: Sequence[int]) -> Floats:
-        found = [patches(node, arrays[i], limit, np.random.default_rng((bench.seed, i))) for i in kept]
+    def picked(arrays: Sequence[Array], kept: Sequence[int], real: Callable[[Array], Array]) -> Floats:
+        found = [patches(node, real(arrays[i]), limit, np.random.default_rng((bench.seed, i))) for i in kept]
         rows = np.concatenate(found).transpose(1, 0, 2)
         return np.ascontiguousarray(np.where(np.isfinite(rows), rows, np.float32(0)))
 
     every = range(len(given))
     check = every[CHECK_EVERY - 1 :: CHECK_EVERY] or every
     learn = [i for i in every if i not in check] or list(every)
-    first, second = (Rows(picked(exact, part), picked(given, part)) for part in (learn, list(check)))
+    first, second = (
+        Rows(picked(exact, part, np.asarray), picked(given, part, real)) for part in (learn, list(check))
+    )
     return first, second
 
 
