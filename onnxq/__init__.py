@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxq.calibration import calibrate
     from onnxq.config import QuantConfig
+    from onnxq.dynamic import quantize_dynamic
     from onnxq.errors import CalibrationError, ConfigError, ModelError, OnnxqError, TargetError
     from onnxq.goal import Goal
     from onnxq.pipeline import QuantResult, quantize_static
@@ -28,6 +29,7 @@ __all__ = [
     "TargetError",
     "__version__",
     "calibrate",
+    "quantize_dynamic",
     "quantize_static",
 ]
 
@@ -41,6 +43,7 @@ _HOMES = {
     "QuantResult": "pipeline",
     "TargetError": "errors",
     "calibrate": "calibration",
+    "quantize_dynamic": "dynamic",
     "quantize_static": "pipeline",
 }
 """Public name -> the module it lives in."""

@@ -21,6 +21,7 @@ _HEADINGS: Mapping[str, str] = {
     "goal": "a goal for the accuracy",
     "speed": "speed",
     "tables": "tables, statistics, report",
+    "mode": "static or dynamic",
     "plan": "what is quantized, and for what",
     "running": "running",
 }

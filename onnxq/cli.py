@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
-    from onnxq import display, guards, pipeline
-    from onnxq.inspection import of_plan
-    from onnxq.prepare import prepare
+    from onnxq import display, dynamic, guards, pipeline
+    from onnxq.inspection import of_plan, planned
 
     if args.dry_run:
-        found = of_plan(args.model, *prepare(args.model, config))
+        found = of_plan(args.model, *planned(args.model, config))
         if not args.quiet:
             display.show_inspection(found, every_group=True)
         return
     if args.save_config:
         guards.check_files(args.model, args.output, config.data, config, [args.save_config])
     with display.progress(quiet=args.quiet) as progress:
-        result = pipeline.quantize_static(args.model, args.output, config=config, progress=progress)
+        quantize = dynamic.quantize_dynamic if config.mode == "dynamic" else pipeline.quantize_static
+        result = quantize(args.model, args.output, config=config, progress=progress)
     if args.save_config:
         result.repeatable.save(Path(args.save_config))
     with suppress(OSError, KeyboardInterrupt):  # the model is written: to tell of it cannot fail any more
@@ -115,7 +115,7 @@ _COMMANDS: Mapping[str, Command] = {
     "quantize": Command(
         help="turn a float ONNX model into an int8 one",
         files={"model": "the float model", "output": "the int8 model to write"},
-        groups=("data", "ranges", "accuracy", "goal", "speed", "tables", "plan", "running"),
+        groups=("mode", "data", "ranges", "accuracy", "goal", "speed", "tables", "plan", "running"),
         flags={
             "--config FILE.yaml": "read options from a file; those given here win",
             "--save-config FILE.yaml": "write the options used",
@@ -177,7 +177,7 @@ _COMMANDS: Mapping[str, Command] = {
     "inspect": Command(
         help="what would be quantized, and why the rest would not; or what is quantized",
         files={"model": "the float model, or one that has Q/DQ"},
-        groups=("plan",),
+        groups=("mode", "plan"),
         flags={
             "--json": "machine-readable",
             "--verbose": "tell of every group, also where they repeat, and all that is known of an error",

@@ -25,7 +25,8 @@ from onnxq.goal import parse_goal
 Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
 Correction = Literal["center", "equalize", "ranges", "rounding", "adaround", "bias", "full-bias", "none"]
 ActivationType = Literal["uint8", "int8", "uint16", "int16"]
-WeightType = Literal["uint8", "int8", "uint4", "int4"]
+WeightType = Literal["uint8", "int8", "uint4", "int4", "float16"]
+Mode = Literal["static", "dynamic"]
 Verify = Literal["auto", "full", "off"]
 TableFormat = Literal[
     "tensorrt",
@@ -149,8 +150,16 @@ class QuantConfig(BaseModel):
     autotune: bool = _option(
         "speed", False, "keep float what is faster so, timed on this machine with ONNX Runtime and --threads"
     )
+    mode: Mode = _option(
+        "mode",
+        "static",
+        "static: ranges of activations from data; dynamic: found at run time, for MatMul, Gemm, LSTM, GRU, "
+        "Gather, and Conv if included; no data needed",
+    )
     activation: ActivationType | None = _option("plan", None, "activation type; default: the target's")
-    weight: WeightType | None = _option("plan", None, "weight type; default: the target's")
+    weight: WeightType | None = _option(
+        "plan", None, "weight type; default: the target's; float16: with --mode dynamic"
+    )
     block_size: int | None = _option(
         "plan",
         None,
@@ -210,6 +219,20 @@ class QuantConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_mode(self) -> QuantConfig:
+        if self.mode == "static" and self.weight == "float16":
+            raise ValueError("float16 weights (weight) are for mode dynamic: use that, or an integer type")
+        if self.mode == "dynamic" and self.weight not in (None, "int8", "float16"):
+            raise ValueError(f"mode dynamic takes int8 or float16 weights (weight), got {self.weight}")
+        given = [name for name in STATIC_ONLY if getattr(self, name) != type(self).model_fields[name].default]
+        if self.mode == "dynamic" and given:
+            raise ValueError(
+                f"mode dynamic finds ranges at run time; for mode static only: {', '.join(given)}. "
+                "Leave them out, or use mode static"
+            )
+        return self
+
     @property
     def tables(self) -> tuple[tuple[Path, str | None], ...]:
         """The tables to write, each with its format; None where the name of the file tells."""
@@ -249,6 +272,13 @@ class QuantConfig(BaseModel):
         except OSError as error:
             raise ConfigError(f"cannot write the options to {path}: {error.strerror}") from error
 
+
+STATIC_ONLY = (
+    *("method", "percentile", "every_element", "correct", "time_limit", "goal", "search_log", "autotune"),
+    *("from_table", "table", "table_format", "save_statistics", "activation", "block_size"),
+    "quantize_outputs",
+)
+"""Options that have no meaning where ranges are found at run time."""
 
 _RIVALS = {
     "data": ("from_table",),

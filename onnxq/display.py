@@ -360,7 +360,8 @@ def _correction_rows(result: QuantResult) -> Iterator[str]:
     """What each correction gave, or why there is none."""
     for one in result.corrections:
         yield f"{one.name}: {_verdict(one)} ({one.seconds:.1f} s)"
-    if not result.corrections and result.request.config.correct != ("none",):
+    wanted = result.request.config.mode == "static" and result.request.config.correct != ("none",)
+    if not result.corrections and wanted:
         yield "none: there are no held-out samples to prove one on"
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnxq.config import QuantConfig
+from onnxq.dynamic import prepare_dynamic
 from onnxq.errors import ModelError
 from onnxq.graph import all_nodes, input_at
 from onnxq.guards import QUANTIZED, our_errors
@@ -83,10 +84,19 @@ def inspect(path: str | os.PathLike[str], config: QuantConfig) -> Inspection:
     with our_errors():
         model = load(path)
         if not any(QUANTIZED.fullmatch(node.op_type) for node in all_nodes(model)):
-            return of_plan(os.fspath(path), *prepare(path, config))
+            return of_plan(os.fspath(path), *planned(path, config))
         if not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph):
             raise ModelError(f"{path}: quantized in another way than with QuantizeLinear: nothing to inspect")
         return Inspection(f"{os.fspath(path)}, quantized already", tuple(_as_it_is(model.graph)))
+
+
+def planned(path: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
+    """The cleaned model and the plan for it, in the mode that is asked for.
+
+    Raises:
+        OnnxqError: as `inspect`.
+    """
+    return (prepare_dynamic if config.mode == "dynamic" else prepare)(path, config)
 
 
 # --- a plan ---------------------------------------------------------------------------------------

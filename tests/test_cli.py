@@ -322,6 +322,7 @@ PUBLIC = [
     "TargetError",
     "__version__",
     "calibrate",
+    "quantize_dynamic",
     "quantize_static",
 ]
 

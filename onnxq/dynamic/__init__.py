@@ -1,0 +1,141 @@
+"""Dynamic quantization: weights in int8, ranges of activations found at run time; no calibration.
+
+::
+
+    prepare      the cleaned model, and which of its operators are quantized (planning.py)
+    rewrite      one operator a file; operators.py lists them, setting.py says in which form a target has them
+    write        checked, compared with the original (look.py), then renamed into place: whole or not at all
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NoReturn
+
+import onnx_ir as ir
+
+from onnxq.config import QuantConfig
+from onnxq.dynamic.look import Look
+from onnxq.dynamic.planning import plan_nodes, rewrite
+from onnxq.dynamic.setting import Setting, find_setting
+from onnxq.errors import ConfigError, ModelError
+from onnxq.guards import blamed, check_files, check_is_float, check_patterns, our_errors
+from onnxq.model import load, size_on_disk, write
+from onnxq.passes import simplify
+from onnxq.pipeline import QuantResult
+from onnxq.plan import QuantPlan
+from onnxq.progress import Progress, silent
+from onnxq.report import Request, write_report
+from onnxq.samples import Data, open_samples
+from onnxq.targets import get_target
+
+__all__ = ["prepare_dynamic", "quantize_dynamic"]
+
+Path = str | os.PathLike[str]
+
+
+def quantize_dynamic(
+    model: Path,
+    output: Path,
+    config: QuantConfig | None = None,
+    data: Data | None = None,
+    progress: Progress = silent,
+) -> QuantResult:
+    """Quantize the weights of ``model`` and write it to ``output``, whole or not at all.
+
+    Args:
+        model: path of a float ONNX model.
+        output: path of the model to write.
+        config: the options, with or without ``mode="dynamic"``; defaults if None. ``include`` and ``exclude``
+            choose by operator type and node name.
+        data: as ``config.data``, or any iterable of ``{input name: array}`` batches: what accuracy and speed
+            are measured on; made-up inputs if None. Nothing else depends on it.
+        progress: told how far the work is.
+
+    Raises:
+        OnnxqError: with one clear message; ``output`` is then as it was before.
+    """
+    started = time.perf_counter()
+    config = as_dynamic(config or QuantConfig())
+    data = config.data if data is None else data
+    check_files(model, output, data, config)
+    with our_errors():
+        progress("reading the model")
+        simple, plan, setting = _prepare(model, config)
+        progress("quantizing weights")
+        quantized = rewrite(simple, plan, setting)
+        progress("writing and checking the model")
+        samples = open_samples(simple, data, config)
+        look = Look(model, simple, plan, samples, setting)
+        write(quantized, output, validate=look.run)
+    result = QuantResult(
+        request=Request(os.fspath(model), os.fspath(output), _origin(data), config),
+        plan=plan,
+        statistics=None,
+        make_table=_no_table,
+        quality=look.quality,
+        verdicts=look.verdicts,
+        judged_on=look.judged_on,
+        corrections=(),
+        search=None,
+        tuning=None,
+        speed=look.speed,
+        skipped=samples.skipped,
+        warnings=tuple(look.doubts),
+        float_bytes=size_on_disk(model),
+        int8_bytes=size_on_disk(output),
+        seconds=time.perf_counter() - started,
+    )
+    if config.report is not None:
+        write_report(result.report, config.report)
+    return result
+
+
+def prepare_dynamic(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
+    """The cleaned model, and which of its nodes are to be quantized.
+
+    Raises:
+        ModelError: the model cannot be read, is quantized already, or has nothing to quantize.
+        TargetError: the target has no dynamic quantization.
+    """
+    simple, plan, _ = _prepare(model, config)
+    return simple, plan
+
+
+def as_dynamic(config: QuantConfig) -> QuantConfig:
+    """``config`` with ``mode="dynamic"``.
+
+    Raises:
+        ConfigError: it has options that are for static quantization only.
+    """
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    return QuantConfig(**{**given, "mode": "dynamic"})
+
+
+def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, Setting]:
+    setting = find_setting(get_target(config.target), config)
+    original = load(model)
+    check_is_float(original, model)
+    with blamed(model):
+        simple = simplify(original)
+        check_patterns(simple, config)
+        plan = plan_nodes(simple, setting)
+    if not plan.nodes:
+        reasons = list(dict.fromkeys(node.reason for node in plan.floats.values()))
+        raise ModelError(
+            f"{model}: nothing to quantize dynamically for target {setting.target.name}: "
+            f"{'; '.join(reasons[:3]) or 'no operator has weights'}."
+        )
+    return simple, plan, setting
+
+
+def _no_table() -> NoReturn:
+    raise ConfigError("there is no calibration table: in dynamic mode ranges are found at run time")
+
+
+def _origin(data: Data | None) -> str:
+    """Where samples came from, in words."""
+    if isinstance(data, str | os.PathLike):
+        return os.fspath(data)
+    return "" if data is None else f"samples from Python ({type(data).__name__})"

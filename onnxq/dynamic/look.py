@@ -1,0 +1,138 @@
+"""The written model before it gets its name: does it load, is it close, what runs, how fast?"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import onnx_ir as ir
+
+from calibrators.errors import CalibrationError
+from calibrators.session import open_session
+from onnxq.autotune.contest import clearly_faster
+from onnxq.dynamic.setting import Form, Setting
+from onnxq.evaluate import Judge, Quality
+from onnxq.plan import QuantPlan
+from onnxq.race import Speed, in_turns
+from onnxq.samples import HELD_SAMPLES, Samples, in_batches
+from onnxq.speed import LEAST_TURNS, QUICK, SECONDS, TURNS
+from onnxq.trial import POOR_SQNR
+from onnxq.verify import Verdict
+from onnxq.verify.onnxruntime import RUNTIME, kernels
+from onnxq.verify.verdict import judged
+
+logger = logging.getLogger(__name__)
+
+CPU = "CPUExecutionProvider"
+
+INTEGER_KERNELS = frozenset(
+    {
+        *("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"),
+        "DynamicQuantizeLSTM",
+    }
+)
+"""What operators become in ONNX Runtime."""
+
+
+@dataclass
+class Look:
+    """Compares and times the written model; what came of it stays here.
+
+    Attributes:
+        original: the float model as the user has it.
+        simple: the float model, cleaned.
+        plan: which nodes are quantized.
+        samples: to judge by.
+        setting: what was asked for.
+        quality: against the original; None if it was not measured.
+        speed: None if nothing was timed: another runtime runs the target, or there is no sample.
+        verdicts: what ONNX Runtime makes of it, for its targets.
+    """
+
+    original: str | os.PathLike[str]
+    simple: ir.Model
+    plan: QuantPlan
+    samples: Samples
+    setting: Setting
+    quality: Quality | None = None
+    speed: Speed | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    _slower: bool = False
+
+    def run(self, draft: Path) -> None:
+        """Load it, compare it, time it.
+
+        Raises:
+            CalibrationError: it does not load, or a model does not take a sample that was given.
+        """
+        if self.setting.form is Form.INTEGERS:
+            self.verdicts = (self._kernels(draft),)
+        judge = self._judge()
+        quality = judge.quality(draft)
+        if quality.samples:
+            self.quality = quality
+            self._race(draft, judge)
+
+    def _judge(self) -> Judge:
+        config = self.setting.config
+        first = islice(self.samples.source, config.samples or HELD_SAMPLES)
+        on_bad = _unsuited if self.samples.synthetic else self.samples.refused
+        return Judge(
+            self.original,
+            in_batches(first, self.simple, config),
+            providers=config.providers,
+            threads=config.threads,
+            on_bad=on_bad,
+        )
+
+    def _kernels(self, draft: Path) -> Verdict:
+        """What the main graph became. Bodies of control flow are not told of."""
+        found = Counter(kind for kind in kernels(draft).values() if kind in INTEGER_KERNELS)
+        summary = ", ".join(f"{count} {kind}" for kind, count in found.most_common())
+        return judged(RUNTIME, f"integer kernels: {summary or 'none in the main graph'}", counts=found)
+
+    def _race(self, draft: Path, judge: Judge) -> None:
+        config = self.setting.config
+        if RUNTIME not in self.setting.target.runtimes or config.providers != (CPU,):
+            return
+        sessions = [open_session(path, threads=config.threads) for path in (self.original, draft)]
+        times = in_turns(sessions, judge.samples[0], seconds=SECONDS, least=LEAST_TURNS, most=TURNS)
+        self.speed = Speed.of(times)
+        self._slower = clearly_faster([times], 0, 1)
+
+    @property
+    def judged_on(self) -> str:
+        """What kind of samples, in words."""
+        if self.quality is None:
+            return "nothing"
+        return "synthetic inputs" if self.samples.synthetic else "the samples given"
+
+    @property
+    def doubts(self) -> Iterator[str]:
+        """Why the result should not be trusted, or is not worth much."""
+        yield from self.samples.doubts
+        if self.quality is None:
+            yield "accuracy was not measured: made-up inputs do not suit the model. Give samples with --data."
+        if self.speed is not None and self._slower and self.speed.float_seconds > QUICK:
+            yield (
+                f"SLOWER THAN FLOAT on this machine: {self.speed.int8_seconds * 1e3:.2f} ms a run instead of "
+                f"{self.speed.float_seconds * 1e3:.2f} ms. Try another --include or --exclude."
+            )
+        for name, output in (self.quality.outputs if self.quality else {}).items():
+            if not output.finite:
+                yield f"output {name!r} of the quantized model holds NaN or infinite numbers"
+            elif not math.isnan(output.sqnr) and output.sqnr < POOR_SQNR:
+                yield (
+                    f"output {name!r} is far from the float model's: SQNR {output.sqnr:.1f} dB. "
+                    "Keep sensitive nodes float with --exclude."
+                )
+
+
+def _unsuited(error: CalibrationError, samples: int) -> None:
+    logger.info("made-up inputs do not suit the model: %s", error)

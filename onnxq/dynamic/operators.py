@@ -1,0 +1,49 @@
+"""What is done with each operator, for each form of weights: the whole of it in three tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxq.dynamic.conv import conv_obstacle, rewrite_conv
+from onnxq.dynamic.gather import gather_half_obstacle, gather_obstacle, rewrite_gather
+from onnxq.dynamic.lstm import lstm_obstacle, rewrite_lstm
+from onnxq.dynamic.matmul import gemm_obstacle, matmul_obstacle, rewrite_gemm, rewrite_matmul
+from onnxq.dynamic.setting import Form
+from onnxq.dynamic.stored import POSITIONS, half_stored_obstacle, rewrite_stored, stored_obstacle
+from onnxq.dynamic.workpiece import Workpiece
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an operator is quantized.
+
+    Attributes:
+        obstacle: why a node stays float; None if it need not.
+        rewrite: quantizes it.
+    """
+
+    obstacle: Callable[[ir.Node], str | None]
+    rewrite: Callable[[ir.Node, Workpiece], None]
+
+
+_STORED = Way(stored_obstacle, rewrite_stored)
+_GATHER = Way(gather_obstacle, rewrite_gather)
+
+WAYS: Mapping[Form, Mapping[str, Way]] = {
+    Form.INTEGERS: {
+        "MatMul": Way(matmul_obstacle, rewrite_matmul),
+        "Gemm": Way(gemm_obstacle, rewrite_gemm),
+        "Conv": Way(conv_obstacle, rewrite_conv),
+        "LSTM": Way(lstm_obstacle, rewrite_lstm),
+        "GRU": _STORED,  # ONNX Runtime has no integer kernel for it
+        "Gather": _GATHER,
+    },
+    Form.STORED: {**dict.fromkeys(POSITIONS, _STORED), "Gather": _GATHER},
+    Form.HALVES: {
+        **dict.fromkeys(POSITIONS, Way(half_stored_obstacle, rewrite_stored)),
+        "Gather": Way(gather_half_obstacle, rewrite_gather),
+    },
+}

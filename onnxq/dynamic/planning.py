@@ -1,0 +1,88 @@
+"""Which nodes are quantized, and why others are not; and then doing it."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxq.config import QuantConfig
+from onnxq.dynamic.common import is_computed
+from onnxq.dynamic.operators import WAYS
+from onnxq.dynamic.setting import Form, Setting
+from onnxq.dynamic.stored import POSITIONS
+from onnxq.dynamic.workpiece import Workpiece
+from onnxq.graph import all_nodes, is_op
+from onnxq.plan import FloatNode, QuantPlan
+from onnxq.planner import matches
+
+_NO_KERNEL = "ONNX Runtime has no kernel for it that finds ranges at run time"
+
+_CONV = "as a rule a convolution is not faster so (--include op:Conv quantizes what matches)"
+
+_ATTENTION = (
+    "it multiplies two computed tensors, which is not faster in integers (--include with its name "
+    "quantizes it)"
+)
+
+
+def plan_nodes(model: ir.Model, setting: Setting) -> QuantPlan:
+    """Decide for every operator that has weights, in bodies of control flow too.
+
+    ``model`` must be simplified: named, typed, constants as initializers.
+    """
+    nodes: dict[str, str] = {}
+    floats: dict[str, FloatNode] = {}
+    for node in filter(_has_weights, all_nodes(model)):
+        reason = _reason(node, setting)
+        if reason is None:
+            nodes[node.name or ""] = node.op_type
+        else:
+            floats[node.name or ""] = FloatNode(node.op_type, reason)
+    return QuantPlan(setting.target.name, points=(), biases=(), groups={}, nodes=nodes, floats=floats)
+
+
+def rewrite(model: ir.Model, plan: QuantPlan, setting: Setting) -> ir.Model:
+    """A copy of ``model`` with the nodes of ``plan`` quantized."""
+    piece = Workpiece(model, setting)
+    ways = WAYS[setting.form]
+    for node in [node for node in all_nodes(piece.model) if node.name in plan.nodes]:
+        ways[node.op_type].rewrite(node, piece)
+    return piece.finish()
+
+
+def _has_weights(node: ir.Node) -> bool:
+    """Whether the node could be thought of: an operator with weights, or a look-up in a table of reals."""
+    if is_op(node, "Gather"):
+        table = node.inputs[0]
+        return not is_computed(table) and table is not None and table.dtype == ir.DataType.FLOAT
+    return is_op(node, *POSITIONS)
+
+
+def _reason(node: ir.Node, setting: Setting) -> str | None:
+    """Why ``node`` stays float; None if it does not."""
+    way = WAYS[setting.form].get(node.op_type)
+    if way is None:
+        return _NO_KERNEL
+    return _deselected(node, setting.config) or _off(node, setting) or way.obstacle(node)
+
+
+def _deselected(node: ir.Node, config: QuantConfig) -> str | None:
+    for pattern in config.exclude:
+        if matches(node, pattern):
+            return f"excluded by {pattern!r}"
+    if config.include and not any(matches(node, pattern) for pattern in config.include):
+        return "not among the nodes to include"
+    return None
+
+
+def _off(node: ir.Node, setting: Setting) -> str | None:
+    """Why ``node`` is left alone as long as nobody asks for it; None if it is not, or somebody does."""
+    if setting.form is not Form.INTEGERS:
+        return None
+    if node.op_type == "Conv" and not setting.config.include:
+        return _CONV
+    named = [p for p in setting.config.include if not p.startswith("op:") and matches(node, p)]
+    return _ATTENTION if _is_attention(node) and not named else None
+
+
+def _is_attention(node: ir.Node) -> bool:
+    return node.op_type == "MatMul" and all(map(is_computed, node.inputs))
