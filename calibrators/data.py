@@ -207,13 +207,17 @@ def _open_iterable(source: Iterable[Any], wanted: _Wanted) -> DataSource:
 
     def loads() -> Iterator[partial[Sample]]:
         for i, item in enumerate(source):
-            yield partial(_from_item, item, inputs, f"item {i} of the data")
+            yield partial(from_item, item, inputs, f"item {i} of the data")
 
     return DataSource(lambda: usable(loads(), wanted.on_bad))
 
 
-def _from_item(item: Any, inputs: Inputs, where: str) -> Sample:
-    """One item of an iterable as the batch it is; a lone sample without batch axis gets one."""
+def from_item(item: Any, inputs: Inputs, where: str) -> Sample:
+    """One item of an iterable as the batch it is; a lone sample without batch axis gets one.
+
+    Raises:
+        CalibrationError: it does not fit the inputs; ``where`` names it.
+    """
     feeds = {name: _with_batch_axis(a, name, inputs) for name, a in _feeds(item, inputs, where).items()}
     names = batched(inputs)
     counts = {feeds[name].shape[0] for name in names if feeds[name].ndim}

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from onnxq.dynamic import quantize_dynamic
     from onnxq.errors import CalibrationError, ConfigError, ModelError, OnnxqError, TargetError
     from onnxq.goal import Goal
-    from onnxq.pipeline import QuantResult, quantize_static
+    from onnxq.loop import Calibration
+    from onnxq.pipeline import QuantResult
+    from onnxq.static import quantize_static
 
     __version__: str
 
 __all__ = [
+    "Calibration",
     "CalibrationError",
     "ConfigError",
     "Goal",
@@ -34,6 +37,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Calibration": "loop",
     "CalibrationError": "errors",
     "ConfigError": "errors",
     "Goal": "goal",
@@ -44,7 +48,7 @@ _HOMES = {
     "TargetError": "errors",
     "calibrate": "calibration",
     "quantize_dynamic": "dynamic",
-    "quantize_static": "pipeline",
+    "quantize_static": "static",
 }
 """Public name -> the module it lives in."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -21,12 +21,14 @@ from calibrators.errors import CalibrationError
 from calibrators.preprocess import parse_preprocess
 from onnxq.errors import ConfigError
 from onnxq.goal import parse_goal
+from onnxq.override import Override, parse_override
 
 Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
 Correction = Literal["center", "equalize", "ranges", "rounding", "adaround", "bias", "full-bias", "none"]
 ActivationType = Literal["uint8", "int8", "uint16", "int16"]
 WeightType = Literal["uint8", "int8", "uint4", "int4", "float16"]
 Mode = Literal["static", "dynamic"]
+WeightMethod = Literal["mse", "absmax"]
 Verify = Literal["auto", "full", "off"]
 TableFormat = Literal[
     "tensorrt",
@@ -107,6 +109,9 @@ class QuantConfig(BaseModel):
     )
     method: Method = _option("ranges", "auto", "how ranges are chosen")
     percentile: float = _option("ranges", 99.99, "for --method percentile", "P", gt=50, le=100)
+    weight_method: WeightMethod = _option(
+        "ranges", "mse", "how scales of weights are chosen: least rounding error, or what covers the largest"
+    )
     correct: _Corrections = _option(
         "accuracy",
         ("center", "equalize", "rounding", "bias"),
@@ -169,6 +174,13 @@ class QuantConfig(BaseModel):
     )
     per_tensor: bool = _option("plan", False, "no per-channel weights")
     exclude: _Names = _option("plan", (), "keep matching nodes float: a name glob, or op:Softmax", "PATTERN")
+    override: _Names = _option(
+        "plan",
+        (),
+        "other options for matching nodes: 'head/*: method=entropy, weight=int4, weight_method=absmax, "
+        "per_tensor'; of several the last one counts",
+        "PATTERN: ...",
+    )
     include: _Names = _option("plan", (), "quantize only matching nodes", "PATTERN")
     quantize_outputs: bool = _option(
         "plan", False, "quantize the tensors that leave the graph too, and what makes them"
@@ -201,6 +213,16 @@ class QuantConfig(BaseModel):
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return text
+
+    @field_validator("override")
+    @classmethod
+    def _check_overrides(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for text in texts:
+                parse_override(text, _CHOICES)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return texts
 
     @model_validator(mode="after")
     def _check_ranges_have_one_source(self) -> QuantConfig:
@@ -239,6 +261,11 @@ class QuantConfig(BaseModel):
         return tuple(zip(self.table, self.table_format or (None,) * len(self.table), strict=True))
 
     @property
+    def overrides(self) -> tuple[Override, ...]:
+        """What ``override`` says."""
+        return tuple(parse_override(text, _CHOICES) for text in self.override)
+
+    @property
     def providers(self) -> tuple[str, ...]:
         """The execution providers to use, the preferred one first."""
         return self.provider or ("CPUExecutionProvider",)
@@ -272,6 +299,13 @@ class QuantConfig(BaseModel):
         except OSError as error:
             raise ConfigError(f"cannot write the options to {path}: {error.strerror}") from error
 
+
+_CHOICES = {
+    "method": get_args(Method),
+    "weight": get_args(WeightType),
+    "weight_method": get_args(WeightMethod),
+}
+"""What `QuantConfig.override` may say."""
 
 STATIC_ONLY = (
     *("method", "percentile", "every_element", "correct", "time_limit", "goal", "search_log", "autotune"),

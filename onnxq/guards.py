@@ -97,8 +97,9 @@ def check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
 
 
 def check_patterns(model: ir.Model, config: QuantConfig) -> None:
-    """Warn of patterns to exclude or include that mean no node."""
-    for pattern in (*config.exclude, *config.include):
+    """Warn of patterns to exclude, include or override that mean no node."""
+    overridden = (override.pattern for override in config.overrides)
+    for pattern in (*config.exclude, *config.include, *overridden):
         if not any(matches(node, pattern) for node in all_nodes(model)):
             logger.warning(
                 "pattern %r matches no node of the cleaned model: a typo? 'onnxq inspect' lists them", pattern

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -160,8 +160,52 @@ def quantize_static(
         check_plan(plan, config.tables)
         samples = open_samples(simple, data, config)
         source, statistics, warnings = _source(simple, plan, samples, config, progress)
+    known = Calibrated(os.fspath(model), simple, plan, samples, source, statistics, warnings, _origin(data))
+    return finish(known, output, config, progress, goal, started)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A float model of which all is known that its quantization needs.
+
+    Attributes:
+        path: its file.
+        simple: it, cleaned.
+        plan: what is to be quantized, without parameters.
+        samples: to fit corrections on, and to judge by.
+        source: where the ranges come from.
+        statistics: what calibration saw, if it did.
+        warnings: why the ranges should not be trusted, if so.
+        origin: where the samples came from, in words.
+    """
+
+    path: str
+    simple: ir.Model
+    plan: QuantPlan
+    samples: Samples
+    source: Source
+    statistics: Statistics | None
+    warnings: tuple[str, ...]
+    origin: str
+
+
+def finish(
+    known: Calibrated,
+    output: str | os.PathLike[str],
+    config: QuantConfig,
+    progress: Progress,
+    goal: Goal | None,
+    started: float,
+) -> QuantResult:
+    """The second half of the flow: from ranges to the written model.
+
+    Raises:
+        OnnxqError: as `quantize_static`.
+    """
+    model, simple, samples, statistics = known.path, known.simple, known.samples, known.statistics
+    with our_errors():
         progress("choosing ranges")
-        plan = solve(simple, plan, source)
+        plan = solve(simple, known.plan, known.source)
         judge = judge_of(model, simple, samples, config)
         draft = Draft(simple, simple, plan, channel_means(statistics or {}))
         draft, options, tuning = tuned(model, draft, samples, judge, config, progress)
@@ -175,7 +219,7 @@ def quantize_static(
         with tables.staged(tables.encode_all(table(), config.tables) if config.tables else {}):
             write(draft.quantized(), output, validate=partial(_validate, trial, look))
     result = QuantResult(
-        request=Request(os.fspath(model), os.fspath(output), _origin(data), config),
+        request=Request(model, os.fspath(output), known.origin, config),
         plan=draft.plan,
         statistics=statistics,
         make_table=table,
@@ -188,7 +232,7 @@ def quantize_static(
         speed=look.speed,
         skipped=samples.skipped,
         warnings=(
-            *warnings,
+            *known.warnings,
             *(search.doubts if search else ()),
             *(tuning.doubts if tuning else ()),
             *look.doubts,
@@ -234,8 +278,13 @@ def _statistics(
 ) -> tuple[Statistics, tuple[str, ...]]:
     """What the ranges follow from, and why that should not be trusted, if so."""
     if config.from_table is None:
-        channels = channel_axes(model, plan)
-        tensors = tuple(dict.fromkeys((*plan.observed, *channels)))
+        tensors, channels = observed(model, plan)
         return gather(model, tensors, samples, config, progress, channels), ()
     statistics = Statistics.load(config.from_table)
     return statistics, tuple(distrust(statistics, model))
+
+
+def observed(model: ir.Model, plan: QuantPlan) -> tuple[tuple[str, ...], Mapping[str, int]]:
+    """The tensors to collect statistics of, and of some the axis along which to keep means."""
+    channels = channel_axes(model, plan)
+    return tuple(dict.fromkeys((*plan.observed, *channels))), channels

@@ -125,6 +125,8 @@ class Group:
         averaged: over how many of its elements the network behind it averages; rounding errors cancel
             there, clipping errors do not.
         as_reals: the constant is stored in float, on its grid, with a QuantizeLinear behind it.
+        method: how its range is chosen, where another method is asked for than for the rest; of weights
+            ``absmax``: the scale that just covers the largest. None: as everywhere.
     """
 
     name: str
@@ -137,6 +139,7 @@ class Group:
     unpacked: ir.DataType | None = None
     averaged: int = 1
     as_reals: bool = False
+    method: str | None = None
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ def _range(
             f"the statistics lack tensor {missing[0]!r}: they were made for another model or with other "
             "options; calibrate again"
         )
+    calibrator = CALIBRATORS[group.method] if group.method is not None else calibrator
     joined = reduce(TensorStatistics.join, (statistics[name] for name in group.observe))
     try:
         return calibrator(joined.clipped(*group.bounds), grid_of(group.spec), group.averaged)
@@ -168,7 +169,8 @@ def _equal(one: QuantParams, other: QuantParams) -> bool:
 def _weight_params(model: ir.Model, group: Group) -> QuantParams:
     values = _constant(model, group.tensors[0])
     params = params_from_range(*weight_range(values, group.spec), group.spec)
-    return params if group.spec.power_of_two else refine_scale(values, params, group.spec)
+    exact = group.spec.power_of_two or group.method == "absmax"
+    return params if exact else refine_scale(values, params, group.spec)
 
 
 def _constant(model: ir.Model, name: str) -> NDArray[np.generic]:

@@ -113,22 +113,27 @@ class Samples:
     refused: Skipped | None = None
     holds: bool = True
     given: int = 0
+    _taken: int = 0
     _held: list[Sample] = field(default_factory=list)
     _first: list[Sample] = field(default_factory=list)
     _kept: Kept = field(default_factory=lambda: Kept())
 
     def __iter__(self) -> Iterator[Sample]:
         """The samples to calibrate on. A held-out one is never among them."""
-        for index, sample in enumerate(self.source):
-            self.given += sample.count
-            turn = index // self.block
-            if self.holds and turn % HOLD_EVERY == HOLD_EVERY - 1 and self._has_room(sample):
-                self._held.append(sample)
-                continue
-            if turn < HOLD_EVERY:
-                self._first.append(sample)
-            self._kept.take(sample)
-            yield sample
+        return filter(self.take, self.source)
+
+    def take(self, sample: Sample) -> bool:
+        """The next sample; whether it is one to calibrate on. A loop of one's own calls this."""
+        turn = self._taken // self.block
+        self._taken += 1
+        self.given += sample.count
+        if self.holds and turn % HOLD_EVERY == HOLD_EVERY - 1 and self._has_room(sample):
+            self._held.append(sample)
+            return False
+        if turn < HOLD_EVERY:
+            self._first.append(sample)
+        self._kept.take(sample)
+        return True
 
     @property
     def independent(self) -> bool:

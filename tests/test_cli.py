@@ -312,6 +312,7 @@ def test_what_needs_no_model_imports_nothing_heavy(arguments):
 # --- the Python API -------------------------------------------------------------------------------
 
 PUBLIC = [
+    "Calibration",
     "CalibrationError",
     "ConfigError",
     "Goal",

@@ -10,6 +10,8 @@ from calibrators.methods import CALIBRATORS
 from calibrators.preprocess import PRESETS
 from onnxq.config import Method, QuantConfig, explain
 from onnxq.errors import ConfigError
+from onnxq.override import Override, parse_override
+from onnxq.override import written as override_text
 from onnxq.targets import TARGETS
 
 
@@ -58,6 +60,10 @@ def test_every_option_has_a_help_text_and_stands_in_a_group():
         ({"preprocess": "photo"}, "no preset 'photo'. Presets: imagenet, unit, signed, raw; keys: resize"),
         ({"preprocess": "resize=big"}, "resize=big: expected a whole number of pixels"),
         ({"data": "a.npz", "from_table": "b.npz"}, "(data, from_table) both give the ranges: use one"),
+        ({"override": "head/*"}, "override: expected 'PATTERN: option=value, ...' with the options method"),
+        ({"override": "head/*: metod=mse"}, "got 'head/*: metod=mse'"),
+        ({"override": "head/*: method=best"}, "method: expected minmax, moving-average, percentile, entropy"),
+        ({"override": "head/*: per_tensor=maybe"}, "per_tensor: expected true or false, got 'maybe'"),
         ({"metod": "mse"}, "unknown option 'metod'; valid options: data, preprocess, samples"),
     ],
 )
@@ -83,6 +89,16 @@ def test_options_are_spelled_as_the_user_knows_them():
 
 def test_one_pattern_alone_is_not_taken_for_letters():
     assert QuantConfig(exclude="op:Conv").exclude == ("op:Conv",)
+
+
+def test_an_override_names_nodes_and_options():
+    config = QuantConfig(override=["op:Conv: method=minmax , per-tensor", "a: per_tensor=false, weight=int4"])
+    assert config.overrides == (
+        Override("op:Conv", method="minmax", per_tensor=True),
+        Override("a", weight="int4", per_tensor=False),
+    )
+    text = override_text("a", {"method": "mse"})
+    assert parse_override(text, {"method": ["mse"]}) == Override("a", method="mse")
 
 
 def test_a_config_cannot_be_changed():
@@ -116,6 +132,8 @@ FULL = QuantConfig(
     weight="int8",
     block_size=64,
     per_tensor=True,
+    weight_method="absmax",
+    override=("head/*: weight=int4",),
     exclude=("op:Softmax", "/head/*"),
     include=("*",),
     quantize_outputs=True,

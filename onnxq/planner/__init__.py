@@ -27,6 +27,7 @@ from onnxq.planner.grouping import Edge, find_biases, find_edges, find_groups, f
 from onnxq.planner.links import join
 from onnxq.planner.masks import masking_nodes
 from onnxq.planner.obstacles import computes_reals, is_carried, obstacle
+from onnxq.planner.overrides import with_methods
 from onnxq.planner.scene import (
     Scene,
     bias_add,
@@ -61,11 +62,13 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         planned, edges, floats = _decide(model, scene)
     warn_of_whole(planned, scene)
     groups = find_groups(edges, planned, scene)
+    points = tuple(find_points(edges, groups, set(planned), scene))
+    nodes = {node.name or "": node for node in model.graph}
     return QuantPlan(
         target=target.name,
-        points=tuple(find_points(edges, groups, set(planned), scene)),
+        points=points,
         biases=tuple(find_biases(planned, groups, scene)),
-        groups={group.name: group for group in groups.values()},
+        groups=with_methods({group.name: group for group in groups.values()}, points, nodes, scene),
         nodes={node.name or "": node.op_type for node in planned},
         floats=_tell(floats, planned, scene, model),
         carried={n.name or "": n.op_type for n in model.graph if is_carried(n, scene)},

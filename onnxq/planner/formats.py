@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxq.config import QuantConfig
 from onnxq.errors import TargetError
+from onnxq.override import Override
 from onnxq.plan import QuantSpec
 from onnxq.targets.target import Target
 
@@ -20,16 +21,19 @@ class Formats:
         activation: of activations.
         weight: of weights with a scale a tensor or a channel; None: the target takes the type in blocks only.
         blocked: of weights with a scale a block; None: nobody asked for blocks.
+        others: of the weights of some nodes, for which they were asked.
     """
 
     activation: QuantSpec
     weight: QuantSpec | None
     blocked: QuantSpec | None
+    others: tuple[QuantSpec, ...] = ()
 
     @property
     def opset(self) -> int:
         """The lowest opset that knows them all."""
-        return max(spec.opset for spec in (self.activation, self.weight, self.blocked) if spec is not None)
+        specs = (self.activation, self.weight, self.blocked, *self.others)
+        return max(spec.opset for spec in specs if spec is not None)
 
 
 def find_formats(target: Target, config: QuantConfig) -> Formats:
@@ -51,7 +55,26 @@ def find_formats(target: Target, config: QuantConfig) -> Formats:
         raise TargetError(
             f"target {target.name} does not take {_name(weight)} as weight type; valid: {_valid(target)}"
         )
-    return Formats(replace(target.activation, dtype=activation), plain, blocked)
+    others = (weight_format(target, override) for override in config.overrides)
+    given = tuple(spec for spec in others if spec is not None)
+    return Formats(replace(target.activation, dtype=activation), plain, blocked, given)
+
+
+def weight_format(target: Target, override: Override) -> QuantSpec | None:
+    """The number format, without the axis, of the weights that ``override`` is for; None: as everywhere.
+
+    Raises:
+        TargetError: the target does not take it.
+    """
+    dtype = _dtype(override.weight)
+    if dtype is None:
+        return None
+    if dtype not in target.weight_types:
+        raise TargetError(
+            f"target {target.name} does not take {_name(dtype)} as weight type, which override asks for "
+            f"{override.pattern!r}; valid: {', '.join(sorted(map(_name, target.weight_types)))}"
+        )
+    return target.weight_types[dtype]
 
 
 def _blocked(target: Target, weight: ir.DataType, size: int) -> QuantSpec:

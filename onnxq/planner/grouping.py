@@ -12,6 +12,7 @@ from onnxq.graph import constant_value, input_at
 from onnxq.operators import INPUT_CHANNELS, SUMMED_AXIS, WEIGHTED, Range, clip_range, useful_range
 from onnxq.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantPoint, QuantSpec
 from onnxq.planner.averaging import averaged_elements
+from onnxq.planner.overrides import is_per_tensor, weight_spec
 from onnxq.planner.scene import (
     Scene,
     bias_add,
@@ -82,7 +83,7 @@ def _input_spec(node: ir.Node, index: int, scene: Scene) -> QuantSpec:
     weight = node.inputs[index]
     assert weight is not None
     assert weight.shape is not None
-    spec = ends.weight if ends else scene.formats.weight
+    spec = weight_spec(node, scene) or (ends.weight if ends else scene.formats.weight)
     assert spec is not None
     return replace(
         spec, axis=operator.channel_axis(node, len(weight.shape)) if _per_channel(node, spec, scene) else None
@@ -101,7 +102,7 @@ def _activation_spec(node: ir.Node, scene: Scene) -> QuantSpec:
 def _per_channel(node: ir.Node, spec: QuantSpec, scene: Scene) -> bool:
     types = scene.target.per_channel_types
     allowed = types is None or spec.dtype in types
-    return allowed and scene.target.rules[node.op_type].per_channel and not scene.config.per_tensor
+    return allowed and scene.target.rules[node.op_type].per_channel and not is_per_tensor(node, scene)
 
 
 def _bias_spec(scene: Scene) -> QuantSpec:

@@ -1,0 +1,113 @@
+"""Whether an ONNX model gives what the PyTorch module gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+import calibrators.errors
+from calibrators.session import RUNTIME_ERRORS, brief, open_session
+from onnxq.errors import ModelError
+from onnxq.numerics import sqnr
+from onnxq.torch.calls import Call, to_numpy
+from onnxq.torch.quiet import quiet
+
+LEAST_SQNR = 50.0
+"""dB: two runtimes add float32 numbers in other orders, which leaves 90 dB and more even of deep networks."""
+
+BATCH_SQNR = 60.0
+"""dB: in another batch size PyTorch itself may take other kernels."""
+
+_EQUAL = 0.99
+"""The share of integers that must be equal: a tie may fall to either side."""
+
+
+def check_same(
+    module: torch.nn.Module,
+    inputs: Sequence[str],
+    calls: Mapping[int, Call],
+    found: dict[int, float],
+    path: Path,
+) -> None:
+    """Compare all outputs of the ONNX model at ``path`` with those of ``module``, for each of ``calls``.
+
+    ``found`` gets the SQNR of the worst output, in dB, by batch size. A batch that the module itself does not
+    take is passed over.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model or a call, or an output differs.
+    """
+    try:
+        session = open_session(path)
+    except calibrators.errors.CalibrationError as error:
+        raise ModelError(f"what was exported cannot be run: {error}") from error
+    for size, call in calls.items():
+        try:
+            with quiet():
+                wanted = call.outputs(module)
+        except (RuntimeError, ValueError, IndexError):
+            if len(calls) == 1:
+                raise
+            continue
+        found[size] = _check_call(session, wanted, inputs, call, size)
+
+
+def _check_call(
+    session: ort.InferenceSession, wanted: list[torch.Tensor], inputs: Sequence[str], call: Call, size: int
+) -> float:
+    feeds = {name: to_numpy(tensor, name) for name, tensor in zip(inputs, call.tensors, strict=True)}
+    try:
+        given = session.run(None, feeds)
+    except RUNTIME_ERRORS as error:
+        raise _differs(size, f"cannot be run: {brief(error)}") from error
+    names = [output.name for output in session.get_outputs()]
+    if len(names) != len(wanted):
+        raise _differs(size, f"has {len(names)} outputs, the module {len(wanted)}")
+    worst = math.inf
+    for name, one, other in zip(names, wanted, given, strict=True):
+        expected = to_numpy(one, name)
+        if expected.shape != other.shape:
+            raise _differs(
+                size, f"gives {name!r} in shape {list(other.shape)}, the module {list(expected.shape)}"
+            )
+        worst = min(worst, _checked(name, expected, other, size))
+    return worst
+
+
+def _checked(name: str, expected: NDArray[np.generic], given: NDArray[np.generic], size: int) -> float:
+    quality = closeness(expected, given)
+    if quality < LEAST_SQNR:
+        raise _differs(
+            size,
+            f"gives another {name!r}: {quality:.1f} dB apart, expected at least {LEAST_SQNR:.0f}. "
+            "Does the module compute with random numbers, or with values that are fixed when it is exported?",
+        )
+    return quality
+
+
+def closeness(expected: NDArray[np.generic], given: NDArray[np.generic]) -> float:
+    """SQNR in dB of equal shapes; of integers, infinite if nearly all are equal, minus infinite else."""
+    if expected.dtype.kind != "f":
+        equal = float(np.mean(expected == given)) if expected.size else 1.0
+        return math.inf if equal >= _EQUAL else -math.inf
+    known = np.isfinite(expected)
+    if not np.array_equal(known, np.isfinite(given)):
+        return -math.inf
+    return sqnr(expected[known], given[known])
+
+
+def same(one: torch.Tensor, other: torch.Tensor, least: float) -> bool:
+    """Whether two tensors are equal up to rounding."""
+    if one.shape != other.shape:
+        return False
+    return closeness(to_numpy(one, ""), to_numpy(other, "")) >= least
+
+
+def _differs(size: int, how: str) -> ModelError:
+    return ModelError(f"the exported model {how} (batch size {size})")
