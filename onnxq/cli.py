@@ -109,6 +109,15 @@ def _verify(args: argparse.Namespace, config: QuantConfig) -> None:
         raise ModelError(f"{args.model} does not suit {config.target}: {', '.join(failed)} failed")
 
 
+def _export(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq import display
+    from onnxq.torch import export_made
+
+    exported = export_made(args.factory, args.output, args.shape, dynamic_batch=not args.fixed_batch)
+    if not args.quiet:
+        display.show_export(exported.path, exported.inputs, exported.outputs, exported.sqnr)
+
+
 _VERBOSE = {"--verbose": "say what each step does, and all that is known of an error"}
 
 _COMMANDS: Mapping[str, Command] = {
@@ -173,6 +182,22 @@ _COMMANDS: Mapping[str, Command] = {
         groups=("data", "ranges", "accuracy", "plan", "running"),
         flags={"--json": "machine-readable", "--quiet": "show no progress", **_VERBOSE},
         act=_sensitivity,
+    ),
+    "export": Command(
+        help="a PyTorch module as a float ONNX model that was checked against it",
+        files={
+            "factory": "package.module:function or file.py:function that gives a module, or a module and its "
+            "example inputs",
+            "output": "the ONNX model to write",
+        },
+        groups=(),
+        flags={
+            "--shape SIZES": "of the one real input, like 1,3,224,224, where the function gives no example",
+            "--fixed-batch": "keep the batch size of the example",
+            "--quiet": "print warnings and errors only",
+            **_VERBOSE,
+        },
+        act=_export,
     ),
     "inspect": Command(
         help="what would be quantized, and why the rest would not; or what is quantized",

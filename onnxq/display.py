@@ -171,6 +171,18 @@ def show_result(output: str, result: QuantResult, *, quiet: bool, every_node: bo
         _warn(warning)
 
 
+def show_export(
+    path: str, inputs: Sequence[str], outputs: Sequence[str], sqnr: Mapping[int, float]
+) -> None:
+    """Say what was exported, and how close it is to PyTorch at each batch size, in dB."""
+    table = _table(f"{path} was exported")
+    table.add_row("inputs", ", ".join(inputs))
+    table.add_row("outputs", ", ".join(outputs))
+    for size, quality in sqnr.items():
+        table.add_row(f"batch of {size}", f"SQNR against PyTorch {quality:.0f} dB")
+    _OUT.print(table)
+
+
 def show_statistics(
     model: str, file: str, statistics: Statistics, seconds: float, *, every_tensor: bool
 ) -> None:

@@ -78,7 +78,7 @@ def _written(model: Any, folder: Path, example: Any, config: QuantConfig) -> tup
         raise ConfigError(
             f"{type(model).__name__} has to be exported first: give example_inputs, what it is called with"
         )
-    from onnxq.torch.exporting import export
+    from onnxq.torch import export
     from onnxq.torch.layers import Layers
 
     path = folder / f"{type(model).__name__}.onnx"

@@ -8,8 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from onnxq.errors import ConfigError
+
 if TYPE_CHECKING:
     from onnxq.torch.exporting import Exported, export
+    from onnxq.torch.factory import export_made as export_made
     from onnxq.torch.layers import skip_quant
     from onnxq.torch.ptq import PTQ
 
@@ -24,6 +27,7 @@ _HOMES = {
     "PTQ": "ptq",
     "Exported": "exporting",
     "export": "exporting",
+    "export_made": "factory",
     "skip_quant": "layers",
 }
 """Public name -> the module it lives in."""
@@ -32,7 +36,11 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'onnxq.torch' has no attribute {name!r}")
-    return getattr(import_module(f"onnxq.torch.{_HOMES[name]}"), name)
+    try:
+        home = import_module(f"onnxq.torch.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"onnxq.torch needs PyTorch: pip install 'onnxq[torch]' ({error})") from error
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

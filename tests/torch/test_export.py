@@ -1,5 +1,7 @@
 """A module and its ONNX form give the same, under the names that the module has."""
 
+import sys
+
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -11,6 +13,7 @@ from torch import nn  # noqa: E402
 from torch_modules import Net, pictures, settled  # noqa: E402
 
 import onnxq.torch  # noqa: E402
+from onnxq import cli  # noqa: E402
 from onnxq.errors import ConfigError, ModelError  # noqa: E402
 from onnxq.torch import export  # noqa: E402
 
@@ -239,3 +242,66 @@ def test_the_public_names():
     assert {"PTQ", "export", "skip_quant"} <= set(dir(onnxq.torch))
     with pytest.raises(AttributeError, match=r"'onnxq\.torch' has no attribute 'exprot'"):
         _ = onnxq.torch.exprot
+
+
+# --- the command ------------------------------------------------------------------------------------
+
+FACTORY = """
+import torch
+def alone(): return torch.nn.Linear(4, 2)
+def both(): return torch.nn.Linear(4, 2), torch.zeros(3, 4)
+module = torch.nn.Linear(4, 2)
+def nothing(): return 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "made_here.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "made_here", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("made_here:both",),
+        ("made_here.py:alone", "--shape", "1,4"),
+        ("made_here:module", "--shape=2,4", "--fixed-batch"),
+    ],
+)
+def test_the_command(folder, capsys, arguments):
+    assert cli.main(["export", arguments[0], "o.onnx", *arguments[1:]]) == 0
+    out = capsys.readouterr().out
+    assert "o.onnx was exported" in out
+    assert "SQNR against PyTorch" in out
+    axis = onnx.load("o.onnx").graph.input[0].type.tensor_type.shape.dim[0]
+    assert (axis.dim_value == 2) == ("--fixed-batch" in arguments)
+    assert (axis.dim_param == "batch") == ("--fixed-batch" not in arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("made_here:alone",), "gives no example inputs: give the shape"),
+        (("made_here:alone", "--shape", "1,x"), "expected whole numbers, like 1,3,224,224"),
+        (("made_here:nothing",), "gives a int: expected a torch.nn.Module"),
+        (("made_here:both_",), "there is no 'both_'; callable are: alone, both, module, nothing"),
+        (("made_there:both",), "cannot import made_there"),
+        (("made_there.py:both",), "made_there.py: no such file"),
+        (("made_here",), "expected package.module:factory"),
+    ],
+)
+def test_factories_that_do_not_go(folder, capsys, arguments, message):
+    assert cli.main(["export", arguments[0], "o.onnx", *arguments[1:]]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "o.onnx").exists()
+
+
+def test_a_missing_pytorch_is_named(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name == "torch" or name.startswith("onnxq.torch.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert cli.main(["export", "a:b", "o.onnx"]) == 2
+    assert "onnxq.torch needs PyTorch: pip install 'onnxq[torch]'" in capsys.readouterr().err

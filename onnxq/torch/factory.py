@@ -1,0 +1,96 @@
+"""``onnxq export MODULE:FACTORY``: from words on the command line to a module and its example inputs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from onnxq.errors import ConfigError
+from onnxq.torch.calls import Example
+from onnxq.torch.exporting import Exported, export
+
+
+def export_made(source: str, output: str, shape: str | None, *, dynamic_batch: bool) -> Exported:
+    """Export what a factory makes.
+
+    Args:
+        source: ``package.module:factory`` or ``file.py:factory``; the factory is called without arguments and
+            gives a module, or a pair of it and its example inputs. It may also be a module itself.
+        output: the file to write.
+        shape: ``1,3,224,224``, of the one real input, where the factory gives no example.
+        dynamic_batch: as for `export`.
+
+    Raises:
+        ConfigError: there is no such factory, or it gives something else.
+        ModelError: as `export`.
+    """
+    module, example = _made(source)
+    if shape is not None:
+        example = torch.zeros(_sizes(shape))
+    if example is None:
+        raise ConfigError(
+            f"{source} gives no example inputs: give the shape of the input (--shape 1,3,224,224), or let "
+            "the factory return (module, example inputs)"
+        )
+    return export(module, example, output, dynamic_batch=dynamic_batch)
+
+
+def _made(source: str) -> tuple[torch.nn.Module, Example | None]:
+    place, colon, name = source.rpartition(":")
+    if not colon or not place or not name:
+        raise ConfigError(f"{source!r}: expected package.module:factory or file.py:factory")
+    made = _attribute(_imported(place), name, source)
+    if not isinstance(made, torch.nn.Module) and callable(made):
+        made = made()
+    pair = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(pair[0], torch.nn.Module):
+        raise ConfigError(
+            f"{source} gives a {type(made).__name__}: expected a torch.nn.Module, or (module, example inputs)"
+        )
+    return pair
+
+
+def _attribute(holder: ModuleType, name: str, source: str) -> Any:
+    names: Mapping[str, Any] = vars(holder)
+    if name not in names:
+        found = ", ".join(key for key, value in names.items() if callable(value) and not key.startswith("_"))
+        raise ConfigError(f"{source}: there is no {name!r}; callable are: {found or 'none'}")
+    return names[name]
+
+
+def _imported(place: str) -> ModuleType:
+    """A module by name, or the one in a file; the current folder is searched as Python itself does."""
+    if place.endswith(".py"):
+        return _from_file(Path(place))
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"cannot import {place}: {error}") from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _sizes(shape: str) -> list[int]:
+    try:
+        return [int(part) for part in shape.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"shape {shape!r}: expected whole numbers, like 1,3,224,224") from error
