@@ -310,7 +310,7 @@ _CHOICES = {
 STATIC_ONLY = (
     *("method", "percentile", "every_element", "correct", "time_limit", "goal", "search_log", "autotune"),
     *("from_table", "table", "table_format", "save_statistics", "activation", "block_size"),
-    "quantize_outputs",
+    *("quantize_outputs", "override"),
 )
 """Options that have no meaning where ranges are found at run time."""
 

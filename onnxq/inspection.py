@@ -116,7 +116,8 @@ def of_plan(title: str, model: ir.Model, plan: QuantPlan) -> Inspection:
     types = _types(plan)
     groups = [_group(name, nodes, plan, types.get(name, "")) for name, nodes in heads.items()]
     inside = [(n, f) for n, f in plan.floats.items() if n not in heads]
-    bodies = [FusedGroup("float", ((name, node.op_type),), node.reason) for name, node in inside]
+    bodies = [FusedGroup("integers", ((name, op),)) for name, op in plan.nodes.items() if name not in heads]
+    bodies += [FusedGroup("float", ((name, node.op_type),), node.reason) for name, node in inside]
     return Inspection(f"{title} for {plan.target}", (*groups, *bodies), plan)
 
 

@@ -147,6 +147,8 @@ def quantize_static(
     """
     started = time.perf_counter()
     config = config or QuantConfig()
+    if config.mode != "static":
+        raise ConfigError(f"mode {config.mode}: call onnxq.quantize_dynamic")
     data = config.data if data is None else data
     if data is not None and config.from_table is not None:
         raise ConfigError("calibration data and a table (data, from_table) both give the ranges: use one")

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from cli import onnxq as onnxq_command
 from graphs import feeds_for, parse
 
 import onnxq
@@ -325,3 +326,52 @@ def test_a_report(make, tmp_path):
 
 def test_the_same_again(make):
     assert make(SHARED).output.read_bytes() == make(SHARED).output.read_bytes()
+
+
+def test_static_and_dynamic_have_functions_of_their_own(tmp_path):
+    with pytest.raises(ConfigError, match=r"call onnxq\.quantize_dynamic"):
+        onnxq.quantize_static("in.onnx", "out.onnx", config=QuantConfig(mode="dynamic"))
+
+
+def test_scales_that_cover_the_largest_weights(make):
+    made = make(MATMUL, weight_method="absmax")
+    scales = next(v for n, v in made.model.graph.initializers.items() if n.startswith("w_scale"))
+    weight = load(made.float).graph.initializers["w"].const_value.numpy()
+    assert np.allclose(scales.const_value.numpy(), np.abs(weight).max(0) / 127)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_tells_what_became_of_the_model(tmp_path):
+    ir.save(parse(MATMUL), tmp_path / "in.onnx")
+    done = onnxq_command("quantize", tmp_path / "in.onnx", tmp_path / "out.onnx", "--mode", "dynamic")
+    assert done.returncode == 0, done.stderr
+    out = " ".join(done.stdout.split())
+    assert "1 of 1 MatMul" in out
+    assert "1 DynamicQuantizeMatMul" in out
+    assert "correction" not in out
+    assert (tmp_path / "out.onnx").is_file()
+
+
+def test_the_plan_is_shown_and_nothing_written(tmp_path):
+    ir.save(parse(BODY), tmp_path / "in.onnx")
+    options = ("--mode", "dynamic", "--dry-run")
+    done = onnxq_command("quantize", tmp_path / "in.onnx", tmp_path / "out.onnx", *options)
+    assert "2 in integers" in done.stdout
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_options_of_static_mode_are_wrong_usage(tmp_path):
+    done = onnxq_command("quantize", "in.onnx", "out.onnx", "--mode", "dynamic", "--goal", "sqnr>=20")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "static only: goal" in done.stderr
+
+
+def test_saved_options_give_the_same(tmp_path):
+    ir.save(parse(MATMUL), tmp_path / "in.onnx")
+    save = ("--mode", "dynamic", "--save-config", tmp_path / "c.yaml")
+    assert onnxq_command("quantize", tmp_path / "in.onnx", tmp_path / "a.onnx", *save).returncode == 0
+    read = ("--config", tmp_path / "c.yaml")
+    assert onnxq_command("quantize", tmp_path / "in.onnx", tmp_path / "b.onnx", *read).returncode == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()

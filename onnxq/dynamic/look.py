@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from calibrators.session import open_session
 from onnxq.autotune.contest import clearly_faster
 from onnxq.dynamic.setting import Form, Setting
 from onnxq.evaluate import Judge, Quality
+from onnxq.graph import all_nodes
 from onnxq.plan import QuantPlan
 from onnxq.race import Speed, in_turns
 from onnxq.samples import HELD_SAMPLES, Samples, in_batches
 from onnxq.speed import LEAST_TURNS, QUICK, SECONDS, TURNS
 from onnxq.trial import POOR_SQNR
 from onnxq.verify import Verdict
-from onnxq.verify.onnxruntime import RUNTIME, kernels
+from onnxq.verify.onnxruntime import RUNTIME
 from onnxq.verify.verdict import judged
 
 logger = logging.getLogger(__name__)
@@ -92,10 +94,14 @@ class Look:
         )
 
     def _kernels(self, draft: Path) -> Verdict:
-        """What the main graph became. Bodies of control flow are not told of."""
-        found = Counter(kind for kind in kernels(draft).values() if kind in INTEGER_KERNELS)
+        """What operators became, in bodies of control flow too."""
+        with tempfile.TemporaryDirectory(prefix="dynamic-", ignore_cleanup_errors=True) as folder:
+            file = Path(folder) / "fused.onnx"
+            open_session(draft, threads=1, save_fused=file)
+            kinds = [node.op_type for node in all_nodes(ir.load(file))]
+        found = Counter(kind for kind in kinds if kind in INTEGER_KERNELS)
         summary = ", ".join(f"{count} {kind}" for kind, count in found.most_common())
-        return judged(RUNTIME, f"integer kernels: {summary or 'none in the main graph'}", counts=found)
+        return judged(RUNTIME, f"integer kernels: {summary or 'none'}", counts=found)
 
     def _race(self, draft: Path, judge: Judge) -> None:
         config = self.setting.config

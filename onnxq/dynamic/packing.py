@@ -28,26 +28,28 @@ class Packed:
     scale: NDArray[np.float32]
 
 
-def pack(weight: NDArray[np.generic], spec: QuantSpec, axis: int | None) -> Packed:
-    """Round to nearest with the scales that do so with the least squared error; zero points are 0.
+def pack(weight: NDArray[np.generic], spec: QuantSpec, axis: int | None, refine: bool = True) -> Packed:
+    """Round to nearest; zero points are 0.
 
     Args:
         weight: any shape.
         spec: a symmetric and signed number format.
         axis: has a scale for each of its indices; None: one scale for all.
+        refine: take the scales with the least squared error, not those that just cover the largest weights.
     """
     placed = replace(spec, axis=axis)
     params = params_from_range(*weight_range(weight, placed), placed)
-    params = refine_scale(weight, params, placed)
+    if refine:
+        params = refine_scale(weight, params, placed)
     scale = spread(params.scale, placed, weight.shape)
     return Packed(quantize(weight, params, placed), scale.reshape(scale.shape or (1,) * weight.ndim))
 
 
-def pack_rows(weight: NDArray[np.generic], spec: QuantSpec, axis: int | None) -> Packed:
+def pack_rows(weight: NDArray[np.generic], spec: QuantSpec, axis: int | None, refine: bool = True) -> Packed:
     """The same for a stack of matrices ``[D, rows, K]``; the scale is ``[D, rows, 1]``.
 
     ``axis`` 1 has a scale for each row of each matrix, None one for all: ``[D, 1, 1]``.
     """
-    flat = pack(weight.reshape(-1, weight.shape[-1]), spec, None if axis is None else 0)
+    flat = pack(weight.reshape(-1, weight.shape[-1]), spec, None if axis is None else 0, refine)
     scale = np.broadcast_to(flat.scale, (weight.shape[0], 1)) if axis is None else flat.scale
     return Packed(flat.integers.reshape(weight.shape), scale.reshape(weight.shape[0], -1, 1))

@@ -31,7 +31,7 @@ class Layout:
         integers, scale: what becomes of the two arrays then.
     """
 
-    pack: Callable[[Array, QuantSpec, int | None], Packed] = pack
+    pack: Callable[[Array, QuantSpec, int | None, bool], Packed] = pack
     integers: Callable[[Array], Array] = np.asarray
     scale: Callable[[Array], Array] = np.asarray
 
@@ -102,7 +102,9 @@ class Workpiece:
         """The integers and the scales of ``weight``."""
         key = ("packed", weight, axis, layout)
         if key not in self._made:
-            packed = layout.pack(_array(weight), self.setting.weight, self.setting.axis(axis))
+            setting = self.setting
+            refine = setting.config.weight_method == "mse"
+            packed = layout.pack(_array(weight), setting.weight, setting.axis(axis), refine)
             self._made[key] = (
                 self.constant(f"{weight.name}_quantized", layout.integers(packed.integers)),
                 self.constant(f"{weight.name}_scale", layout.scale(packed.scale)),
