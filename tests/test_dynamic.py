@@ -301,6 +301,17 @@ def test_given_data_is_only_judged_by(make, tmp_path):
     assert made.output.read_bytes() == other
 
 
+PICKY = """g (float[N,64] x, int64[2] shape) => (float[O,48] y) <float[64,48] w>
+{ r = Reshape(x, shape)  y = MatMul(r, w) }"""
+
+
+def test_inputs_that_cannot_be_made_up_are_no_obstacle(make, tmp_path):
+    made = make(PICKY)
+    assert made.result.quality is None
+    assert any("was not measured" in warning for warning in made.result.warnings)
+    assert made.closeness(shape=np.array([2, 64])) > 35
+
+
 def test_bad_data_leaves_nothing_behind(make, tmp_path):
     np.savez(tmp_path / "data.npz", x=np.zeros((4, 3, 7), np.float32))
     with pytest.raises(CalibrationError):
