@@ -105,6 +105,8 @@ class _Inserter:
         return out
 
     def _quantize(self, value: ir.Value, group: Group) -> ir.Value:
+        if group.spec.reduce_bits and not group.constant:
+            value = self._clip(value, group)
         producer = value.producer()
         node = ir.node(
             "QuantizeLinear",
@@ -115,6 +117,22 @@ class _Inserter:
         out = node.outputs[0]
         out.name = self._unique(f"{value.name}_quantized")
         out.dtype, out.shape = group.spec.dtype, value.shape
+        if producer is None:
+            self._graph.insert_before(self._graph[0], node)
+        else:
+            self._graph.insert_after(producer, node)
+        return out
+
+    def _clip(self, value: ir.Value, group: Group) -> ir.Value:
+        """QuantizeLinear saturates where its type ends: bits to be left unused are cut off before it."""
+        ends = np.array(group.spec.limits, group.spec.dtype.numpy())
+        low, high = dequantize(ends, self._plan.params[group.name], group.spec)
+        limits = self._constant(f"{group.name}_low", low), self._constant(f"{group.name}_high", high)
+        node = ir.node("Clip", [value, *limits], name=self._unique(f"{value.name}_Clip"))
+        out = node.outputs[0]
+        out.name = self._unique(f"{value.name}_clipped")
+        out.type, out.shape = value.type, value.shape
+        producer = value.producer()
         if producer is None:
             self._graph.insert_before(self._graph[0], node)
         else:

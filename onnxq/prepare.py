@@ -32,11 +32,28 @@ def prepare(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, QuantPlan]
     target = get_target(config.target)
     simple = _clean(model, config, find_formats(target, config).opset)
     with blamed(model):
-        plan = make_plan(simple, target, config)
+        return simple, _planned(simple, model, target, config)
+
+
+def prepare_loaded(original: ir.Model, name: str, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
+    """As `prepare`, of a model in memory; ``name`` is what errors call it.
+
+    Raises:
+        ModelError: as `prepare`.
+        TargetError: as `prepare`.
+    """
+    target = get_target(config.target)
+    simple = simplify(original, find_formats(target, config).opset)
+    check_patterns(simple, config)
+    return simple, _planned(simple, name, target, config)
+
+
+def _planned(simple: ir.Model, name: ModelPath, target: Target, config: QuantConfig) -> QuantPlan:
+    plan = make_plan(simple, target, config)
     if not plan.points:
-        raise _nothing(model, [plan])
+        raise _nothing(name, [plan])
     check_weights(simple, plan)
-    return simple, plan
+    return plan
 
 
 def prepare_for_all(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
+from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -32,15 +33,24 @@ _LARGEST_BIAS = 2.0**30
 Source: TypeAlias = Callable[[Group], QuantParams]
 """Where the parameters of activations come from."""
 
+NOTHING: Mapping[str, QuantParams] = MappingProxyType({})
 
-def solve(model: ir.Model, plan: QuantPlan, source: Source) -> QuantPlan:
+
+def solve(
+    model: ir.Model, plan: QuantPlan, source: Source, known: Mapping[str, QuantParams] = NOTHING
+) -> QuantPlan:
     """``plan`` with parameters: activations from ``source``, weights from ``model``.
+
+    Those in ``known``, by group, are taken from there; but where an int32 bias would overflow with the scale
+    of its weights, that is raised.
 
     Raises:
         CalibrationError: ``source`` knows nothing of a tensor of the plan.
     """
     params = {
-        group.name: _weight_params(model, group)
+        group.name: known[group.name]
+        if group.name in known
+        else _weight_params(model, group)
         if group.constant
         else source(group)
         if group.fixed is None

@@ -229,3 +229,17 @@ def test_a_table_with_other_scales_does_not_bring_them_where_they_must_be_powers
         if name in plan.observed
     }
     assert scales == {0.125}
+
+
+def test_bits_that_stay_unused_are_cut_off_before_q():
+    """QuantizeLinear saturates at the ends of uint8; a 4-bit grid ends at 15."""
+    _, few, plan = quantized(CLASSIFIER, image(), "academic-w4a4")
+    narrow = [g for g in plan.groups.values() if g.spec.reduce_bits and not g.constant]
+    clips = {n.inputs[0].name: n for n in few.graph if n.op_type == "Clip"}
+    assert narrow
+    for group in narrow:
+        params = plan.params[group.name]
+        for tensor in group.tensors:
+            low, high = (v.const_value.numpy() for v in clips[tensor].inputs[1:])
+            assert low == pytest.approx((0 - float(params.zero_point)) * params.scale)
+            assert high == pytest.approx((15 - float(params.zero_point)) * params.scale)

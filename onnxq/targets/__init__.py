@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from onnxq.errors import TargetError
-from onnxq.targets.academic import ACADEMIC
+from onnxq.targets.academic import ACADEMIC, academic_named
 from onnxq.targets.onnxruntime import ONNXRUNTIME
 from onnxq.targets.onnxruntime_arm import ONNXRUNTIME_ARM
 from onnxq.targets.onnxruntime_avx2 import ONNXRUNTIME_AVX2
@@ -33,15 +33,18 @@ TARGETS: Mapping[str, Target] = {target.name: target for target in _ALL}
 def get_target(name: str) -> Target:
     """The target called ``name``, or the one that the YAML file of this name describes.
 
+    ``academic-w3a5`` and the like are there for all numbers of bits from 2 to 8.
+
     Raises:
         TargetError: there is none, and the message lists the valid names; or the file is wrong.
     """
     if name.endswith(SUFFIXES):
         path = Path(name)
         return _from_file(path, path.stat().st_mtime_ns if path.is_file() else 0)
-    if name not in TARGETS:
+    found = TARGETS.get(name) or academic_named(name)
+    if found is None:
         raise TargetError(f"unknown target {name!r}; valid targets: {', '.join(TARGETS)}, or a .yaml file")
-    return TARGETS[name]
+    return found
 
 
 @cache

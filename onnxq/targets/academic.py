@@ -6,12 +6,15 @@ are stored in 8-bit types with narrower limits, so that any runtime computes the
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import onnx_ir as ir
 
 from onnxq.targets.formats import S8, U8
 from onnxq.targets.target import BiasStyle, Ends, OpRule, Output, Role, Target
+
+_NAME = re.compile(r"academic-w([2-8])a([2-8])")
 
 _INPUTS = OpRule(Role.ANCHOR, output=Output.FREE)
 
@@ -40,6 +43,12 @@ def academic(weight_bits: int, activation_bits: int) -> Target:
         weight_types={ir.DataType.INT8: weight},
         ends=Ends(activation=U8, weight=S8),
     )
+
+
+def academic_named(name: str) -> Target | None:
+    """The table of this name, ``academic-w3a5``; None if it is no such name."""
+    bits = _NAME.fullmatch(name)
+    return academic(int(bits[1]), int(bits[2])) if bits else None
 
 
 ACADEMIC = tuple(academic(*bits) for bits in ((4, 8), (4, 4), (2, 4)))

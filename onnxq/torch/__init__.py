@@ -15,19 +15,31 @@ if TYPE_CHECKING:
     from onnxq.torch.factory import export_made as export_made
     from onnxq.torch.layers import skip_quant
     from onnxq.torch.ptq import PTQ
+    from onnxq.torch.qat import QatResult, convert_qat, prepare_qat
+    from onnxq.torch.qat_module import freeze_batch_norms, freeze_ranges
 
 __all__ = [
     "PTQ",
     "Exported",
+    "QatResult",
+    "convert_qat",
     "export",
+    "freeze_batch_norms",
+    "freeze_ranges",
+    "prepare_qat",
     "skip_quant",
 ]
 
 _HOMES = {
     "PTQ": "ptq",
     "Exported": "exporting",
+    "QatResult": "qat",
+    "convert_qat": "qat",
     "export": "exporting",
     "export_made": "factory",
+    "freeze_batch_norms": "qat_module",
+    "freeze_ranges": "qat_module",
+    "prepare_qat": "qat",
     "skip_quant": "layers",
 }
 """Public name -> the module it lives in."""
