@@ -171,9 +171,7 @@ def show_result(output: str, result: QuantResult, *, quiet: bool, every_node: bo
         _warn(warning)
 
 
-def show_export(
-    path: str, inputs: Sequence[str], outputs: Sequence[str], sqnr: Mapping[int, float]
-) -> None:
+def show_export(path: str, inputs: Sequence[str], outputs: Sequence[str], sqnr: Mapping[int, float]) -> None:
     """Say what was exported, and how close it is to PyTorch at each batch size, in dB."""
     table = _table(f"{path} was exported")
     table.add_row("inputs", ", ".join(inputs))
