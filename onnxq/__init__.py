@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxq import torch as torch
     from onnxq.calibration import calibrate
     from onnxq.config import QuantConfig
     from onnxq.dynamic import quantize_dynamic
@@ -56,6 +57,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version("onnxq")
+    if name == "torch":  # so that `import onnxq` is enough for `onnxq.torch.export`
+        return import_module("onnxq.torch")
     if name not in _HOMES:
         raise AttributeError(f"module 'onnxq' has no attribute {name!r}")
     return getattr(import_module(f"onnxq.{_HOMES[name]}"), name)

@@ -1,5 +1,6 @@
 """A module and its ONNX form give the same, under the names that the module has."""
 
+import subprocess
 import sys
 
 import onnx
@@ -236,6 +237,12 @@ def test_every_part_keeps_its_mode(tmp_path):
     assert module.stem[1].training
     assert not module.head.training
     assert module.stem[1].num_batches_tracked == 0
+
+
+def test_importing_the_package_is_enough():
+    text = "import sys, onnxq; export = onnxq.torch.export; print('torch' in sys.modules, export.__module__)"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert done.stdout == "True onnxq.torch.exporting\n"
 
 
 def test_the_public_names():
