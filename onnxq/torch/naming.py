@@ -48,7 +48,8 @@ def _module(node: ir.Node, modules: Collection[str]) -> str | None:
     if len(classes) > 1 and "batchnorm" in classes[-2].lower() and node.op_type != "BatchNormalization":
         owners = (_owner(value) for value in node.inputs)
         return next((owner for owner in owners if owner in modules), scopes[-2])
-    return _AGAIN.sub("", scopes[-2]) if len(scopes) > 1 else ""
+    name = _AGAIN.sub("", scopes[-2]) if len(scopes) > 1 else ""
+    return name if name in modules else ""  # the exporter makes some scopes up
 
 
 def _listed(node: ir.Node, key: str) -> Sequence[str]:

@@ -105,6 +105,22 @@ def test_containers_of_tensors(tmp_path):
     assert (twice == ((x + 2) * 2).numpy()).all()
 
 
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)) + torch.arange(x.shape[0]).reshape(-1, 1, 1, 1))
+
+
+def test_a_module_that_is_called_twice(tmp_path):
+    export(Twice(), pictures(2), tmp_path / "m.onnx", dynamic_batch=False)
+    names = {node.name.rpartition("/")[0] for node in ir.load(tmp_path / "m.onnx").graph}
+    assert "first" in names
+    assert names <= {"", "first", "second"}
+
+
 class Inside(nn.Module):
     def forward(self, x):
         relu = torch.relu(x)
