@@ -21,6 +21,7 @@ from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.folding import folded
 from onnxq.algorithms.linear import RULES
 from onnxq.algorithms.outlook import Outlook
+from onnxq.algorithms.sensitivity import sensitivities
 from onnxq.algorithms.smooth import Place, find_places, with_muls
 from onnxq.algorithms.workbench import Workbench
 
@@ -28,9 +29,12 @@ WORTH = 0.02
 """What a Mul that is inserted must gain, as a share of all the noise that is left."""
 
 ENOUGH = 0.3
-"""What all factors together must gain, as a share of the predicted noise. They take up the room that small
-channels have for values never seen: samples like those that were fitted on do not show what that costs.
+"""What all factors together must gain, as a share of the noise of all activations. They take up the room that
+small channels have for values never seen: samples like those that were fitted on do not show what that costs.
 """
+
+SAMPLES = 4
+"""That tell how much of the noise of a tensor reaches the outputs."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +49,12 @@ def equalize(draft: Draft, bench: Workbench) -> Draft | None:
     """
     channels, places = find_places(draft.exact, draft.plan, find_channels(draft.exact, RULES))
     outlook = Outlook(draft, channels)
+    activations = {name for name, group in draft.plan.groups.items() if not group.constant}
     if not outlook.needed:
         return None  # nothing quantized has channels that could be scaled
     bench.progress("measuring channels")
-    terms = outlook.terms(measure(draft.exact, channels, outlook.needed, bench))
+    heard = {one.group.name: one.quality.noise for one in sensitivities(draft, bench, activations, SAMPLES)}
+    terms = outlook.terms(measure(draft.exact, channels, outlook.needed, bench), heard)
     logs = balance(terms, channels.count)
     worth = worthwhile(places, terms, logs)
     for place in places:
@@ -56,7 +62,7 @@ def equalize(draft: Draft, bench: Workbench) -> Draft | None:
             logs[place.labels] = 0.0
     before, after = noise(terms, np.zeros_like(logs)), noise(terms, logs)
     logger.debug("predicted noise: %g -> %g", before, after)
-    if after > (1 - ENOUGH) * before:
+    if before - after < ENOUGH * sum(heard.values()):
         return None
     bench.progress("calibrating the equalized model")
     factors = np.exp(logs)

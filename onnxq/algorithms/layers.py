@@ -70,12 +70,10 @@ def _layer(node: ir.Node, points: Mapping[tuple[str, int], QuantPoint]) -> Layer
         return None
     name = node.name or ""
     data, weight = points.get((name, operator.data)), points.get((name, operator.weight))
-    values = weights_of(node)
-    if data is None or weight is None or values is None or not values.size:
+    matrix = matrices_of(node) if data is not None and weight is not None else None
+    if data is None or weight is None or matrix is None:
         return None
-    if values.ndim < 2 or (node.op_type in ("Gemm", "MatMul") and values.ndim != 2):
-        return None
-    return Layer(name, node.op_type, data, weight, matrices(node, values).shape)
+    return Layer(name, node.op_type, data, weight, matrix.shape)
 
 
 def channel_axes(model: ir.Model, plan: QuantPlan) -> dict[str, int]:
@@ -108,6 +106,14 @@ def channel_axis(node: ir.Node) -> int:
 def weights_of(node: ir.Node) -> NDArray[np.generic] | None:
     """The constant weights of a node that has some."""
     return constant_value(node.inputs[WEIGHTED[node.op_type].weight])
+
+
+def matrices_of(node: ir.Node) -> Floats | None:
+    """The constant weights of a node as ``[G, O, K]``; None where it has none that are matrices."""
+    values = weights_of(node) if node.op_type in WEIGHTED and node.domain == "" else None
+    if values is None or not values.size or values.ndim < 2:
+        return None
+    return None if node.op_type in ("Gemm", "MatMul") and values.ndim != 2 else matrices(node, values)
 
 
 def matrices(node: ir.Node, weight: NDArray[np.generic]) -> Floats:

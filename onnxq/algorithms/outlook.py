@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxq.algorithms.balance import Reals, Step, Term, Weights
 from onnxq.algorithms.channel_moments import Moments
 from onnxq.algorithms.channels import Channels
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.layers import Layer, layers, matrices, weights_of
+from onnxq.algorithms.layers import matrices_of, weights_of
 from onnxq.algorithms.reshaping import Labels
-from onnxq.plan import Group
+from onnxq.operators import WEIGHTED
+from onnxq.plan import Group, QuantSpec
 
 WEIGHT_SHARE = 0.5
 """What is left of the weights' noise once they are rounded with an eye on their inputs."""
@@ -22,26 +24,29 @@ WEIGHT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class _Reader:
-    """A layer beside what the channels are to it.
+    """A node with constant weights, beside what the channels are to it.
 
     Attributes:
-        layer: the layer.
+        data: the tensor that it reads.
         output: the tensor that it computes.
+        spec: the number format of its weights; None: they are float, and only hear the noise of its input.
         weight: [G, O, C, taps].
         columns: [G, C], the labels of its input.
         rows: [G, O], the labels of its output.
     """
 
-    layer: Layer
+    data: str
     output: str
-    weight: np.typing.NDArray[np.float32]
+    spec: QuantSpec | None
+    weight: NDArray[np.float32]
     columns: Labels
     rows: Labels
 
     @property
     def is_free(self) -> bool:
         """Whether factors change the noise of its weights, or that of its input."""
-        return bool(self.columns.any() or (self.rows.any() and self.layer.weight.spec.axis is None))
+        one_scale = self.spec is not None and self.spec.axis is None
+        return bool(self.columns.any() or (self.rows.any() and one_scale))
 
 
 class Outlook:
@@ -54,26 +59,47 @@ class Outlook:
     def __init__(self, draft: Draft, channels: Channels) -> None:
         """What of ``draft.exact`` and its plan has channels that are not fixed."""
         self._channels = channels
-        nodes = {node.name: node for node in draft.exact.graph}
-        found = (_reader(one, nodes[one.name], channels) for one in layers(draft.exact, draft.plan))
-        self._readers = [reader for reader in found if reader.is_free]
+        self._readers = [reader for reader in _readers(draft, channels) if reader.is_free]
         groups = draft.plan.groups.values()
         self._groups = [g for g in groups if any(channels.of(name).any() for name in g.observe)]
-        weighted = {reader.layer.name for reader in self._readers}
-        self._shared = {point.tensor for point in draft.plan.points if point.consumer not in weighted}
+        self._group_of = {point.tensor: point.group for point in draft.plan.points}
+        known = {reader.output for reader in self._readers}
+        self._shared = {
+            value.name
+            for node in draft.exact.graph
+            for value in node.inputs
+            if value is not None and node.outputs[0].name not in known
+        }
         self.needed = tuple(dict.fromkeys(self._needed()))
 
     def _needed(self) -> list[str]:
-        ends = [name for reader in self._readers for name in (reader.layer.data.tensor, reader.output)]
+        ends = [name for reader in self._readers for name in (reader.data, reader.output)]
         observed = [name for group in self._groups for name in group.observe]
         return [*ends, *observed]
 
-    def terms(self, seen: Mapping[str, Moments]) -> list[Term]:
-        """One for every scale and one for the weights of every layer, from moments of all `needed`."""
+    def terms(self, seen: Mapping[str, Moments], heard: Mapping[str, float]) -> list[Term]:
+        """One for every scale and one for the weights of every layer: what noise each makes at the outputs.
+
+        How noise spreads over channels is taken from the layers that read them; how much of it reaches the
+        outputs of the model was measured.
+
+        Args:
+            seen: moments of all `needed`.
+            heard: noise over signal at the outputs that each group makes alone.
+        """
         gains = [1 / (seen[reader.output].variance.sum() or np.inf) for reader in self._readers]
         reach = self._reach(gains)
-        weights = [_weights(reader, seen, gain) for reader, gain in zip(self._readers, gains, strict=True)]
-        return [*(self._step(group, seen, reach) for group in self._groups), *weights]
+        steps = [self._step(group, seen, reach) for group in self._groups]
+        unscaled = np.zeros(self._channels.count)
+        costs = [step.cost(unscaled)[0] for step in steps]
+        louder = {g.name: heard[g.name] / c if c else 0.0 for g, c in zip(self._groups, costs, strict=True)}
+        weights = [
+            _weights(reader, reader.spec, seen, gain * louder.get(self._group_of.get(reader.data, ""), 0.0))
+            for reader, gain in zip(self._readers, gains, strict=True)
+            if reader.spec is not None
+        ]
+        scaled = (replace(s, gain=s.gain * louder[g.name]) for s, g in zip(steps, self._groups, strict=True))
+        return [*scaled, *weights]
 
     def _reach(self, gains: Sequence[float]) -> dict[str | None, Reals]:
         """How much of a channel's noise the layers give on: those that read a tensor; None: all, by label."""
@@ -82,8 +108,7 @@ class Outlook:
             each = np.square(reader.weight).sum(axis=(1, 3), dtype=np.float64).reshape(-1) * gain
             labels = reader.columns.reshape(-1)
             reach[None] += np.bincount(labels, each, self._channels.count)
-            name = reader.layer.data.tensor
-            reach[name] = reach.get(name, 0.0) + each
+            reach[reader.data] = reach.get(reader.data, 0.0) + each
         return reach
 
     def _step(self, group: Group, seen: Mapping[str, Moments], reach: Mapping[str | None, Reals]) -> Step:
@@ -104,17 +129,29 @@ class Outlook:
         return labels, high, low, np.where(silent, 0.0, np.broadcast_to(gain, labels.shape))
 
 
-def _reader(layer: Layer, node: ir.Node, channels: Channels) -> _Reader:
+def _readers(draft: Draft, channels: Channels) -> Iterator[_Reader]:
+    """The nodes with matrices of constant weights that read something quantized, or are so themselves."""
+    specs = {(point.consumer, point.input_index): point.spec for point in draft.plan.points}
+    quantized = {point.tensor for point in draft.plan.points}
+    for node in draft.exact.graph:
+        if (matrix := matrices_of(node)) is not None:
+            data = node.inputs[WEIGHTED[node.op_type].data]
+            spec = specs.get((node.name or "", WEIGHTED[node.op_type].weight))
+            if data is not None and (spec is not None or data.name in quantized):
+                yield _reader(node, data.name or "", spec, matrix, channels)
+
+
+def _reader(
+    node: ir.Node, data: str, spec: QuantSpec | None, matrix: NDArray[np.float32], channels: Channels
+) -> _Reader:
     values, output = weights_of(node), node.outputs[0].name or ""
     assert values is not None
-    matrix = matrices(node, values)
     groups, outputs, columns = matrix.shape
     inputs = _inputs(node, values.shape, columns)
-    taps = columns // inputs
-    labels = np.broadcast_to(channels.of(layer.data.tensor).reshape(-1), groups * inputs)
+    labels = np.broadcast_to(channels.of(data).reshape(-1), groups * inputs)
     rows = np.broadcast_to(channels.of(output).reshape(-1), groups * outputs)
-    weight = matrix.reshape(groups, outputs, inputs, taps)
-    return _Reader(layer, output, weight, labels.reshape(groups, -1), rows.reshape(groups, -1))
+    weight = matrix.reshape(groups, outputs, inputs, columns // inputs)
+    return _Reader(data, output, spec, weight, labels.reshape(groups, -1), rows.reshape(groups, -1))
 
 
 def _inputs(node: ir.Node, shape: Sequence[int], columns: int) -> int:
@@ -122,8 +159,8 @@ def _inputs(node: ir.Node, shape: Sequence[int], columns: int) -> int:
     return columns // int(np.prod(shape[2:])) if "Conv" in node.op_type else columns
 
 
-def _weights(reader: _Reader, seen: Mapping[str, Moments], gain: float) -> Weights:
-    spec, variance = reader.layer.weight.spec, seen[reader.layer.data.tensor].variance
+def _weights(reader: _Reader, spec: QuantSpec, seen: Mapping[str, Moments], gain: float) -> Weights:
+    variance = seen[reader.data].variance
     lowest, highest = spec.limits
     return Weights(
         size=np.abs(reader.weight).max(axis=3),

@@ -90,7 +90,13 @@ def test_random_factors_are_undone(target: str, per_tensor: bool) -> None:
     assert repaired.exact is repaired.model
 
 
-def test_nothing_it_was_given_is_changed() -> None:
+def test_what_gains_too_little_is_not_done() -> None:
+    draft, bench = bench_of(simplify(parse(NET)), (1, 3, 8, 8))
+    assert equalize(draft, bench) is None
+
+
+def test_nothing_it_was_given_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("onnxq.algorithms.equalize"), "ENOUGH", 0.0)
     model = simplify(parse(NET))
     before = ir.to_proto(model).SerializeToString()
     draft, bench = bench_of(model, (1, 3, 8, 8))
@@ -106,6 +112,25 @@ def test_without_free_channels_there_is_nothing_to_do() -> None:
     model = simplify(parse("g (float[N,8] x) => (float[N,4] y) <float[8,4] w> { y = MatMul(x, w) }"))
     draft, bench = bench_of(model, (1, 8))
     assert equalize(draft, bench) is None
+
+
+GATED = """g (float[N,3,8,8] x) => (float[N,4,8,8] y)
+<float[16,3,3,3] w1, float[16] b1, float[16,1,3,3] wd, float[4,16,1,1] w2> {
+  a = Conv<pads=[1,1,1,1]>(x, w1, b1) d = Conv<group=16, pads=[1,1,1,1]>(a, wd)
+  s = HardSwish(d) y = Conv(s, w2)
+}"""
+
+
+def test_layers_that_stay_float_hear_noise_too() -> None:
+    model = simplify(parse(GATED, opset=14))
+    channels = find_channels(model, RULES)
+    factors = np.exp(np.random.default_rng(3).uniform(-3.0, 3.0, channels.count))
+    factors[0] = 1
+    harmed, bench = bench_of(folded(model, channels, factors), (1, 3, 8, 8))
+    assert "Conv_d" not in harmed.plan.nodes, "a depthwise convolution before floats"
+    repaired = equalize(harmed, bench)
+    assert repaired is not None
+    assert bench.error(repaired) < 0.5 * bench.error(harmed)
 
 
 def uneven(size: int) -> np.ndarray:
