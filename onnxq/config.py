@@ -115,8 +115,8 @@ class QuantConfig(BaseModel):
     correct: _Corrections = _option(
         "accuracy",
         ("center", "equalize", "rounding", "bias"),
-        "a correction to try, kept if it helps on held-out samples: center, equalize, ranges, rounding, adaround "
-        "(slow; for few bits), bias, full-bias, or none",
+        "a correction to try, kept if it helps on held-out samples: center, equalize, ranges, rounding, "
+        "adaround (slow; for few bits), bias, full-bias, or none",
         "NAME",
     )
     time_limit: float = _option(

@@ -49,10 +49,44 @@ def shufflenet(place: Place) -> list[Figure]:
 
 def lite0(place: Place) -> list[Figure]:
     """EfficientNet-Lite0: integers win, and autotune must not spoil that."""
-    return _figures(place, cases.lite0(place.shared, place.work), 1.3)
+    case = cases.lite0(place.shared, place.work / "beside")
+    return [*_beside(place, case), *_figures(place, case, 1.3)]
 
 
-SECTIONS: Sections = {"depthwise": depthwise, "mobile": mobile, "shufflenet": shufflenet, "lite0": lite0}
+def resnet50(place: Place) -> list[Figure]:
+    """ResNet-50, as the onnx package has it: large convolutions, beside the peer."""
+    return _beside(place, _random(place, zoo.light("resnet50")), ("--correct", "none"))
+
+
+def minilm(place: Place) -> list[Figure]:
+    """The sentence encoder on sentences of STS-B, beside the peer."""
+    return _beside(place, cases.minilm(place.shared, place.work))
+
+
+SECTIONS: Sections = {
+    "depthwise": depthwise,
+    "mobile": mobile,
+    "shufflenet": shufflenet,
+    "lite0": lite0,
+    "resnet50": resnet50,
+    "minilm": minilm,
+}
+
+
+def _beside(place: Place, case: Case, options: tuple[str, ...] = ()) -> list[Figure]:
+    """One thread: times as fast as float, and the peer turn by turn."""
+    sample, peer, ours = (
+        Sample("", next(iter(case.evaluation()))),
+        _peer(place, case),
+        place.work / "ours.onnx",
+    )
+    bench.quantize(case, ours, *options)
+    speeds = [race(case.model, model, sample, seconds=SECONDS).ratio for model in (ours, peer) if model]
+    figures = [Figure("times as fast as float, one thread", speeds[0], peer=speeds[1] if peer else None)]
+    if peer is not None:
+        against = race(peer, ours, sample, seconds=2 * SECONDS).ratio
+        figures.append(at_least("times as fast as the peer, in turns", against, NOT_SLOWER, form="{:.3f}"))
+    return figures
 
 
 def _random(place: Place, model: Path) -> Case:

@@ -55,7 +55,9 @@ def _bar(share: float) -> Markup:
 
 def _reasons(plan: QuantPlan) -> Iterator[list[Cell]]:
     """What many nodes have in common: names and times in reasons make no difference."""
-    kinds = Counter((n.op_type, re.sub(r"'[^']*'|[\d.]+(?= ms)", "…", n.reason)) for n in plan.floats.values())
+    kinds = Counter(
+        (n.op_type, re.sub(r"'[^']*'|[\d.]+(?= ms)", "…", n.reason)) for n in plan.floats.values()
+    )
     for (op_type, reason), count in kinds.most_common():
         yield [number(count, "{}"), Cell(op_type), Cell(reason)]
 
