@@ -43,18 +43,22 @@ _KERNELS = _PASSING | {
 
 @dataclass(frozen=True)
 class Trap:
-    """A reason: whether it holds of a node, what to say of it, and what to do."""
+    """A reason: whether it holds of a node, what to say of it, and what to do.
+
+    ``of_some``: other versions of the runtime may have the kernel, so that it is not the model's fault.
+    """
 
     holds: Callable[[ir.Node], bool]
     because: str
     advice: str
+    of_some: bool = False
 
 
 def finding(runtime: str, node: ir.Node, severity: Severity) -> Finding:
     """What to say of a quantized ``node`` that ``runtime`` runs in float."""
     trap = next((trap for trap in TRAPS[runtime] if trap.holds(node)), _UNKNOWN)
     message = f"its {node.op_type} runs in float on {runtime}: {trap.because}."
-    return Finding(called(node), severity, message, trap.advice)
+    return Finding(called(node), "warning" if trap.of_some else severity, message, trap.advice)
 
 
 _UNKNOWN = Trap(lambda node: True, "why is not known", "Leave it float: without Q/DQ it is faster.")
@@ -267,7 +271,12 @@ TRAPS: Mapping[str, tuple[Trap, ...]] = {
         ),
     ),
     "tensorrt": (
-        Trap(_no_kernel("ConvTranspose"), "TensorRT builds none in int8", "Leave it float: Q/DQ only cost."),
+        Trap(
+            _no_kernel("ConvTranspose"),
+            "TensorRT-RTX builds none in int8",
+            "With other versions it may run in int8; with this one Q/DQ only cost: leave it float.",
+            of_some=True,
+        ),
         _RUN_TIME,
         _CHANNELS,
         _AXIS,
