@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxq import torch as torch
+    from onnxq.adoption import Requantized, requantize
     from onnxq.calibration import calibrate
     from onnxq.config import QuantConfig
     from onnxq.dynamic import quantize_dynamic
@@ -30,11 +31,13 @@ __all__ = [
     "OnnxqError",
     "QuantConfig",
     "QuantResult",
+    "Requantized",
     "TargetError",
     "__version__",
     "calibrate",
     "quantize_dynamic",
     "quantize_static",
+    "requantize",
 ]
 
 _HOMES = {
@@ -46,10 +49,12 @@ _HOMES = {
     "OnnxqError": "errors",
     "QuantConfig": "config",
     "QuantResult": "pipeline",
+    "Requantized": "adoption",
     "TargetError": "errors",
     "calibrate": "calibration",
     "quantize_dynamic": "dynamic",
     "quantize_static": "static",
+    "requantize": "adoption",
 }
 """Public name -> the module it lives in."""
 

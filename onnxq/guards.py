@@ -92,7 +92,8 @@ def check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
     for node in (node for root in roots for node in ir.traversal.RecursiveGraphIterator(root)):
         if QUANTIZED.fullmatch(node.op_type):
             raise ModelError(
-                f"{path}: already quantized (node {node.name!r} is a {node.op_type}); give the float model."
+                f"{path}: already quantized (node {node.name!r} is a {node.op_type}); give the float model, "
+                "or onnxq.requantize() a model with Q/DQ."
             )
 
 

@@ -39,6 +39,7 @@ FLOORS = (
     },
     {"onnxq.planner", "onnxq.ranges", "onnxq.samples", "onnxq.insert", "onnxq.verify"},
     {
+        "onnxq.adoption",
         "onnxq.algorithms",
         "onnxq.autotune",
         "onnxq.calibration",

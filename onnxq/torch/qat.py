@@ -63,8 +63,8 @@ class QatResult:
     Attributes:
         path: the file.
         plan: every quantized edge with its parameters.
-        sqnr: of the file's outputs against the fake-quantized module's, on the example inputs, in dB; the
-            worst output's.
+        sqnr: of the outputs of the file, as it stands, against the fake-quantized module's, on the example
+            inputs, in dB; the worst output's. What a runtime makes of the file is in ``verdicts``.
         agreement: the share (0 … 1) of equal decisions between them; None if nothing is decided.
         verdicts: what the target's rules and its runtimes say of the file.
         warnings: why the result should not be trusted, if so.
@@ -304,7 +304,7 @@ def _check(
 ) -> None:
     """Does the file load, is it legal, and what does it give for the example inputs?"""
     trial.run(draft)
-    given = open_session(draft).run(None, feeds)
+    given = open_session(draft, optimize=False).run(None, feeds)
     found.append(_closeness(expected, given))
 
 
