@@ -7,6 +7,7 @@ parameters, writes into each ONNX node the name of the node that it came from, a
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from onnxq.torch.calls import output_names as names_in
 from onnxq.torch.naming import name_interface, name_nodes
 from onnxq.torch.norms import check_norms
 from onnxq.torch.quiet import quiet
+
+logger = logging.getLogger(__name__)
 
 NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
 
@@ -96,8 +99,9 @@ def capture(
         ModelError: PyTorch cannot trace or export it, or a BatchNorm has no statistics to fold.
     """
     check_norms(module)
-    with quiet(), torch.no_grad():
+    with torch.no_grad():
         program = _traced(module, call)
+    with quiet(), torch.no_grad():
         exported = _exported(program, module)
         trace = program.module(check_guards=False)
         keys = names_in(module(*call.args, **call.kwargs))
@@ -151,21 +155,53 @@ def _with_weights(model: ir.Model, state: Mapping[str, torch.Tensor]) -> ir.Mode
 
 
 def _traced(module: torch.nn.Module, call: Call) -> ExportedProgram:
-    """With a free batch size if the module allows one."""
-    twice = call.doubled()
-    args, kwargs = pytree.tree_map(
-        lambda leaf: {0: Dim.AUTO} if twice.is_batched(leaf) else None, (twice.args, dict(twice.kwargs))
+    """With a free batch size if the module allows one, else for that of ``call``.
+
+    Raises:
+        ModelError: PyTorch cannot trace it.
+    """
+    program = _free(module, call.doubled())
+    if program is not None:
+        return program
+    program = _program(module, call, None)
+    logger.warning(
+        "%s computes with its batch size: it is traced, and can be trained, with batches of %s only",
+        *(type(module).__name__, call.batch),
     )
-    shapes = (*args, *kwargs.values())
+    return program
+
+
+def _free(module: torch.nn.Module, call: Call) -> ExportedProgram | None:
+    """The program for any batch size, None if there is none."""
+    args, kwargs = pytree.tree_map(
+        lambda leaf: {0: Dim.AUTO} if call.is_batched(leaf) else None, (call.args, dict(call.kwargs))
+    )
     try:
-        return torch.export.export(
-            module, twice.args, dict(twice.kwargs), dynamic_shapes=shapes, strict=False
-        )
+        program = _program(module, call, (*args, *kwargs.values()))
+    except ModelError:  # that of the example may work, or tells why not
+        return None
+    return None if any(isinstance(size, int) for size in _batch_sizes(program, call)) else program
+
+
+def _program(module: torch.nn.Module, call: Call, shapes: Any) -> ExportedProgram:
+    try:
+        with quiet():
+            return torch.export.export(
+                module, call.args, dict(call.kwargs), dynamic_shapes=shapes, strict=False
+            )
     except Exception as error:
         raise ModelError(
             f"{type(module).__name__} cannot be traced by torch.export: {_last_line(error)}. It finds what "
             "depends on values of tensors; torch.export's documentation tells how to write it otherwise."
         ) from error
+
+
+def _batch_sizes(program: ExportedProgram, call: Call) -> list[Any]:
+    """Of the inputs that have one: a number, or a symbol where it is free."""
+    names = set(program.graph_signature.user_inputs)
+    values = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder") if node.name in names]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    return [t.shape[0] for t, given in zip(tensors, call.tensors, strict=True) if call.is_batched(given)]
 
 
 def _exported(program: ExportedProgram, module: torch.nn.Module) -> Any:

@@ -415,3 +415,45 @@ def test_clear_errors(net: Net, tmp_path) -> None:
     with pytest.raises(ModelError, match="NaN"):
         convert_qat(module, tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 6), nn.Linear(4, 6)
+        self.register_buffer("shift", torch.ones(6))
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor, *, scale: float = 2.0) -> dict[str, torch.Tensor]:
+        left, right = self.left(a), self.right(b)
+        return {"sum": left + right * scale, "apart": left - self.shift}
+
+
+def test_several_inputs_and_outputs_by_name(tmp_path) -> None:
+    example = {"a": torch.randn(3, 4), "b": torch.randn(3, 4)}
+    module = prepare_qat(Several().eval(), example, "tensorrt", CONFIG)
+    given = module(b=example["b"], a=example["a"])
+    assert set(given) == {"sum", "apart"}
+    given["sum"].sum().backward()
+    assert module.left.weight.grad is not None
+    result = convert_qat(module, tmp_path / "out.onnx")
+    graph = onnx.load(tmp_path / "out.onnx").graph
+    assert [i.name for i in graph.input] == ["a", "b"]
+    assert [o.name for o in graph.output] == ["sum", "apart"]
+    assert result.sqnr >= 30
+
+
+class Fixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x).reshape(3, 2, 3)
+
+
+def test_a_module_that_fixes_its_batch_size_is_trained_with_that(caplog, tmp_path) -> None:
+    x = torch.randn(3, 4)
+    module = prepare_qat(Fixed().eval(), x, "tensorrt", CONFIG)
+    assert "batches of 3 only" in caplog.text
+    train(module, example=x)
+    assert convert_qat(module, tmp_path / "out.onnx").sqnr >= 30
