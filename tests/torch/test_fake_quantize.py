@@ -7,14 +7,15 @@ import math
 import numpy as np
 import onnx_ir as ir
 import pytest
-torch = pytest.importorskip("torch")
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxq import numerics
 from onnxq.plan import QuantParams, QuantSpec
-from onnxq.torch import fake_quantize
-from onnxq.torch.fake_quantize import MOMENTUM, FakeQuantize
+
+torch = pytest.importorskip("torch")
+fake_quantize = pytest.importorskip("onnxq.torch.fake_quantize")
+MOMENTUM, FakeQuantize = fake_quantize.MOMENTUM, fake_quantize.FakeQuantize
 
 U8 = QuantSpec(ir.DataType.UINT8, symmetric=False)
 S8 = QuantSpec(ir.DataType.INT8, symmetric=True)
