@@ -320,11 +320,13 @@ PUBLIC = [
     "OnnxqError",
     "QuantConfig",
     "QuantResult",
+    "Requantized",
     "TargetError",
     "__version__",
     "calibrate",
     "quantize_dynamic",
     "quantize_static",
+    "requantize",
 ]
 
 
