@@ -44,8 +44,9 @@ Part = tuple[slice, slice]
 FEW_LEVELS = 32
 """With as many levels as that, rounding errors hardly need more than `round_weights`, which is faster."""
 
-WAY = 0.5
-"""How much of the change that makes up for the layers before is wanted."""
+WAYS = (0.5, 1.0)
+"""How much of the change that makes up for the layers before is wanted. Each output gets what serves it best
+on rows to check with, if only what it had."""
 
 RIDGE = 0.1
 """Of the mean of the diagonal, added to ``E[q q^T]`` where that change is found."""
@@ -232,9 +233,11 @@ def _solved(
     stored = dequantize(quantize(rounded, params, spec), params, spec)
     grid = grid_of_weights(params, spec, exact.shape, partial(_doubles, node))
     before, given = _doubles(node, exact), _doubles(node, stored)
-    after = rounded_for(before, learn, grid, threads)
-    if not _error(before, after, check, bias) < _error(before, given, check, bias):
+    tried = [given, *rounded_for(before, learn, grid, threads)]
+    errors = np.stack([_errors(before, one, check, bias) for one in tried])
+    if not errors[1:].sum(axis=(1, 2)).min() < errors[0].sum():
         return {}
+    after = np.take_along_axis(np.stack(tried), errors.argmin(axis=0)[None, :, :, None], 0)[0]
     values = {layer.weight.tensor: weights(node, after.astype(np.float32), exact.shape)}
     if bias is not None:
         shift = _shift(before, after, learn).reshape(-1)
@@ -246,10 +249,10 @@ def _doubles(node: ir.Node, weight: NDArray[np.generic]) -> Doubles:
     return matrices(node, weight).astype(np.float64)
 
 
-def rounded_for(exact: Doubles, rows: Rows, grid: Grid, threads: int = 1) -> Doubles:
+def rounded_for(exact: Doubles, rows: Rows, grid: Grid, threads: int = 1) -> list[Doubles]:
     """``exact [G, O, K]`` on the grid, so that on what is given it makes about what was to be made.
 
-    The same bits for any number of threads.
+    One for each of `WAYS`; the same bits for any number of threads.
     """
     count = rows.given.shape[1]
     with ThreadPoolExecutor(threads) as pool:
@@ -259,15 +262,17 @@ def rounded_for(exact: Doubles, rows: Rows, grid: Grid, threads: int = 1) -> Dou
         )
         steep, safe = damped(second, RIDGE), damped(second)
 
-        def one(part: Part) -> Doubles:
+        def one(part: Part) -> list[Doubles]:
             change = np.linalg.solve(steep[part[0]], (exact[part] @ cross[part[0]]).transpose(0, 2, 1))
-            wanted, here, there = exact[part] + WAY * change.transpose(0, 2, 1), safe[part[0]], grid.of(part)
-            return settle(wanted, round_columns(wanted, here, there), here, there)
+            here, there = safe[part[0]], grid.of(part)
+            every = [exact[part] + way * change.transpose(0, 2, 1) for way in WAYS]
+            return [settle(wanted, round_columns(wanted, here, there), here, there) for wanted in every]
 
         parts = list(_parts(exact.shape))
-        rounded = np.empty_like(exact)
+        rounded = [np.empty_like(exact) for _ in WAYS]
         for part, found in zip(parts, pool.map(one, parts), strict=True):
-            rounded[part] = found
+            for whole, piece in zip(rounded, found, strict=True):
+                whole[part] = piece
     return rounded
 
 
@@ -286,10 +291,10 @@ def _shift(exact: Doubles, rounded: Doubles, rows: Rows) -> Doubles:
     return np.asarray((exact @ wanted - rounded @ made)[:, :, 0])
 
 
-def _error(exact: Doubles, rounded: Doubles, rows: Rows, bias: Bias | None) -> float:
-    """The sum of the squared errors of the outputs; a bias takes away their mean."""
+def _errors(exact: Doubles, rounded: Doubles, rows: Rows, bias: Bias | None) -> Doubles:
+    """The sum of the squared errors of each output, ``[G, O]``; a bias takes away their mean."""
     first, second = (part.astype(np.float32).transpose(0, 2, 1) for part in (exact, rounded))
     off = rows.exact @ first - rows.given @ second
     if bias is not None:
         off -= off.mean(axis=1, keepdims=True)
-    return float(np.square(off, dtype=np.float64).sum())
+    return np.asarray(np.square(off, dtype=np.float64).sum(axis=1))
