@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeAlias
 
+from calibrators.errors import CalibrationError
 from calibrators.samples import Sample
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.partial import Part
@@ -64,10 +65,12 @@ def sensitivities(
     Measured on about so many ``samples``.
 
     Raises:
-        CalibrationError: the model does not load, or does not take a sample.
+        CalibrationError: the model does not load, or takes no sample.
     """
     names = [value.name or "" for value in draft.exact.graph.outputs]
     taken, expected = _taken(draft, bench, names, samples)
+    if not taken:
+        raise CalibrationError("the model takes none of the samples: there is nothing to rank points by")
     operators = {node.name or "": node.op_type for node in draft.exact.graph}
     found = []
     chosen = [group for name, group in draft.plan.groups.items() if groups is None or name in groups]
@@ -86,10 +89,18 @@ def _taken(
     draft: Draft, bench: Workbench, names: Sequence[str], samples: int
 ) -> tuple[list[Sample], list[list[Any]]]:
     """A few batches that the float model takes, and what it makes of them."""
-    few = _few(bench.fit, samples)
-    runs = bench.watch(draft.exact, names, lambda number, arrays: (number, [arrays[n] for n in names]), few)
-    taken = dict(runs)
-    return [few[number] for number in taken], list(taken.values())
+    taken: list[Sample] = []
+    outputs: list[list[Any]] = []
+    left = list(bench.fit)
+    while left and (missing := samples - sum(batch.count for batch in taken)) > 0:
+        few = _few(left, missing)
+        left = left[len(few) :]
+        for number, made in bench.watch(
+            draft.exact, names, lambda number, arrays: (number, [arrays[n] for n in names]), few
+        ):
+            taken.append(few[number])
+            outputs.append(made)
+    return taken, outputs
 
 
 def _few(batches: Sequence[Sample], samples: int) -> list[Sample]:
