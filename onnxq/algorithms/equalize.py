@@ -29,8 +29,9 @@ WORTH = 0.02
 """What a Mul that is inserted must gain, as a share of all the noise that is left."""
 
 ENOUGH = 0.3
-"""What all factors together must gain, as a share of the noise of all activations. They take up the room that
-small channels have for values never seen: samples like those that were fitted on do not show what that costs.
+"""What all factors together must gain, as a share of the noise of the activations that they can change. They
+take up the room that small channels have for values never seen: samples like those that were fitted on do not
+show what that costs.
 """
 
 SAMPLES = 4
@@ -49,11 +50,11 @@ def equalize(draft: Draft, bench: Workbench) -> Draft | None:
     """
     channels, places = find_places(draft.exact, draft.plan, find_channels(draft.exact, RULES))
     outlook = Outlook(draft, channels)
-    activations = {name for name, group in draft.plan.groups.items() if not group.constant}
     if not outlook.needed:
         return None  # nothing quantized has channels that could be scaled
     bench.progress("measuring channels")
-    heard = {one.group.name: one.quality.noise for one in sensitivities(draft, bench, activations, SAMPLES)}
+    ranked = sensitivities(draft, bench, outlook.groups, SAMPLES)
+    heard = {one.group.name: one.quality.noise for one in ranked}
     terms = outlook.terms(measure(draft.exact, channels, outlook.needed, bench), heard)
     logs = balance(terms, channels.count)
     worth = worthwhile(places, terms, logs)

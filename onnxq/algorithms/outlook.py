@@ -54,6 +54,7 @@ class Outlook:
 
     Attributes:
         needed: the tensors to be measured.
+        groups: names of the groups of tensors whose noise they change.
     """
 
     def __init__(self, draft: Draft, channels: Channels) -> None:
@@ -63,6 +64,7 @@ class Outlook:
         groups = draft.plan.groups.values()
         self._groups = [g for g in groups if any(channels.of(name).any() for name in g.observe)]
         self._group_of = {point.tensor: point.group for point in draft.plan.points}
+        self.groups = frozenset(group.name for group in self._groups)
         known = {reader.output for reader in self._readers}
         self._shared = {
             value.name
@@ -85,7 +87,7 @@ class Outlook:
 
         Args:
             seen: moments of all `needed`.
-            heard: noise over signal at the outputs that each group makes alone.
+            heard: noise over signal at the outputs that each of `groups` makes alone.
         """
         gains = [1 / (seen[reader.output].variance.sum() or np.inf) for reader in self._readers]
         reach = self._reach(gains)
@@ -93,8 +95,9 @@ class Outlook:
         unscaled = np.zeros(self._channels.count)
         costs = [step.cost(unscaled)[0] for step in steps]
         louder = {g.name: heard[g.name] / c if c else 0.0 for g, c in zip(self._groups, costs, strict=True)}
+        usual = float(np.mean(list(louder.values()))) if louder else 1.0
         weights = [
-            _weights(reader, reader.spec, seen, gain * louder.get(self._group_of.get(reader.data, ""), 0.0))
+            _weights(reader, reader.spec, seen, gain * louder.get(self._group_of.get(reader.data, ""), usual))
             for reader, gain in zip(self._readers, gains, strict=True)
             if reader.spec is not None
         ]
