@@ -78,6 +78,15 @@ def supplant(old: ir.Value, new: ir.Value) -> None:
     new.name, new.shape, new.type = name, shape or new.shape, kind or new.type
 
 
+def insert_behind(value: ir.Value, nodes: ir.Node | list[ir.Node], graph: ir.Graph) -> None:
+    """Let ``nodes`` stand right behind what makes ``value``; at the start of the graph where nothing does."""
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(producer, nodes)
+
+
 def add_initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
     """A new initializer of the main graph under this name, or the name with a number when it is taken."""
     taken = model.graph.initializers

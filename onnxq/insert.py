@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.graph import constant_value
+from onnxq.graph import constant_value, insert_behind
 from onnxq.numerics import dequantize, quantize, quantize_bias
 from onnxq.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
 
@@ -107,7 +107,6 @@ class _Inserter:
     def _quantize(self, value: ir.Value, group: Group) -> ir.Value:
         if group.spec.reduce_bits and not group.constant:
             value = self._clip(value, group)
-        producer = value.producer()
         node = ir.node(
             "QuantizeLinear",
             [value, *self._params(group)],
@@ -117,10 +116,7 @@ class _Inserter:
         out = node.outputs[0]
         out.name = self._unique(f"{value.name}_quantized")
         out.dtype, out.shape = group.spec.dtype, value.shape
-        if producer is None:
-            self._graph.insert_before(self._graph[0], node)
-        else:
-            self._graph.insert_after(producer, node)
+        insert_behind(value, node, self._graph)
         return out
 
     def _clip(self, value: ir.Value, group: Group) -> ir.Value:
@@ -132,11 +128,7 @@ class _Inserter:
         out = node.outputs[0]
         out.name = self._unique(f"{value.name}_clipped")
         out.type, out.shape = value.type, value.shape
-        producer = value.producer()
-        if producer is None:
-            self._graph.insert_before(self._graph[0], node)
-        else:
-            self._graph.insert_after(producer, node)
+        insert_behind(value, node, self._graph)
         return out
 
     def _read(

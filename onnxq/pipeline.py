@@ -34,7 +34,7 @@ from onnxq.race import Speed
 from onnxq.ranges import Source, calibrator, from_statistics, from_table, solve
 from onnxq.reach import chosen_goal, reach
 from onnxq.report import Accuracy, Reached, Report, Request, Try, versions, write_report
-from onnxq.samples import Data, Samples, open_samples
+from onnxq.samples import Data, Samples, open_samples, origin
 from onnxq.speed import LastLook, check_measurable, explained, tuned
 from onnxq.tables.sources import check_plan, of_plan
 from onnxq.tables.table import Table
@@ -162,7 +162,7 @@ def quantize_static(
         check_plan(plan, config.tables)
         samples = open_samples(simple, data, config)
         source, statistics, warnings = _source(simple, plan, samples, config, progress)
-    known = Calibrated(os.fspath(model), simple, plan, samples, source, statistics, warnings, _origin(data))
+    known = Calibrated(os.fspath(model), simple, plan, samples, source, statistics, warnings, origin(data))
     return finish(known, output, config, progress, goal, started)
 
 
@@ -256,13 +256,6 @@ def _validate(trial: Trial, look: LastLook, draft: Path) -> None:
 
 def _table(model: str | os.PathLike[str], simple: ir.Model, plan: QuantPlan) -> Table:
     return of_plan(plan, simple, load(model))
-
-
-def _origin(data: Data | None) -> str:
-    """Where samples came from, in words."""
-    if isinstance(data, str | os.PathLike):
-        return os.fspath(data)
-    return "" if data is None else f"samples from Python ({type(data).__name__})"
 
 
 def _source(

@@ -230,3 +230,10 @@ def open_samples(model: ir.Model, data: Data | None, config: QuantConfig) -> Sam
 def in_batches(samples: Iterable[Sample], model: ir.Model, config: QuantConfig) -> Iterator[Sample]:
     """Joined to batches of the asked size, or of the size that the model fixes."""
     return batches(samples, input_specs(model), config.batch_size)
+
+
+def origin(data: Data | None) -> str:
+    """Where samples come from, in words."""
+    if isinstance(data, str | os.PathLike):
+        return os.fspath(data)
+    return "" if data is None else f"samples from Python ({type(data).__name__})"

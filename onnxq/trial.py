@@ -122,11 +122,15 @@ def doubts(samples: Samples, trial: Trial, float_weights: float) -> Iterator[str
             f"{float_weights:.0%} of the weights stay float: expect little gain in size or speed. "
             "'onnxq inspect' tells why, node by node."
         )
-    for name, output in (trial.quality.outputs if trial.quality else {}).items():
+    yield from poor_outputs(
+        trial.quality, "Try another --method, or keep sensitive nodes float with --exclude."
+    )
+
+
+def poor_outputs(quality: Quality | None, advice: str) -> Iterator[str]:
+    """The outputs that are not like the float model's, and what to do."""
+    for name, output in (quality.outputs if quality else {}).items():
         if not output.finite:
             yield f"output {name!r} of the quantized model holds NaN or infinite numbers"
         elif not math.isnan(output.sqnr) and output.sqnr < POOR_SQNR:
-            yield (
-                f"output {name!r} is far from the float model's: SQNR {output.sqnr:.1f} dB. "
-                "Try another --method, or keep sensitive nodes float with --exclude."
-            )
+            yield f"output {name!r} is far from the float model's: SQNR {output.sqnr:.1f} dB. {advice}"

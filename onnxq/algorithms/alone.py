@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxq.algorithms.biases import Bias, bias_of
 from onnxq.algorithms.draft import Draft
-from onnxq.graph import add_initializer, all_nodes, constant_value
+from onnxq.graph import add_initializer, all_nodes, constant_value, insert_behind
 from onnxq.numerics import dequantize, quantize
 from onnxq.operators import WEIGHTED
 from onnxq.plan import GRAPH_OUTPUT, Group, QuantParams, QuantPoint, QuantSpec
@@ -101,9 +101,5 @@ def _rounding(model: ir.Model, value: ir.Value, params: QuantParams, spec: Quant
         source = node.outputs[0]
         source.name, source.type, source.shape = f"{node.name}_output", value.type, value.shape
         nodes.append(node)
-    producer = value.producer()
-    if producer is None:
-        model.graph.insert_before(model.graph[0], nodes)
-    else:
-        model.graph.insert_after(producer, nodes)
+    insert_behind(value, nodes, model.graph)
     return nodes

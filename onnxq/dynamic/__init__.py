@@ -27,7 +27,7 @@ from onnxq.pipeline import QuantResult
 from onnxq.plan import QuantPlan
 from onnxq.progress import Progress, silent
 from onnxq.report import Request, write_report
-from onnxq.samples import Data, open_samples
+from onnxq.samples import Data, open_samples, origin
 from onnxq.targets import get_target
 
 __all__ = ["prepare_dynamic", "quantize_dynamic"]
@@ -70,7 +70,7 @@ def quantize_dynamic(
         look = Look(model, simple, plan, samples, setting)
         write(quantized, output, validate=look.run)
     result = QuantResult(
-        request=Request(os.fspath(model), os.fspath(output), _origin(data), config),
+        request=Request(os.fspath(model), os.fspath(output), origin(data), config),
         plan=plan,
         statistics=None,
         make_table=_no_table,
@@ -132,10 +132,3 @@ def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, Set
 
 def _no_table() -> NoReturn:
     raise ConfigError("there is no calibration table: in dynamic mode ranges are found at run time")
-
-
-def _origin(data: Data | None) -> str:
-    """Where samples came from, in words."""
-    if isinstance(data, str | os.PathLike):
-        return os.fspath(data)
-    return "" if data is None else f"samples from Python ({type(data).__name__})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import tempfile
 from collections import Counter
@@ -24,7 +23,7 @@ from onnxq.plan import QuantPlan
 from onnxq.race import Speed, in_turns
 from onnxq.samples import HELD_SAMPLES, Samples, in_batches
 from onnxq.speed import LEAST_TURNS, QUICK, SECONDS, TURNS
-from onnxq.trial import POOR_SQNR
+from onnxq.trial import poor_outputs
 from onnxq.verify import Verdict
 from onnxq.verify.onnxruntime import RUNTIME
 from onnxq.verify.verdict import judged
@@ -130,14 +129,7 @@ class Look:
                 f"SLOWER THAN FLOAT on this machine: {self.speed.int8_seconds * 1e3:.2f} ms a run instead of "
                 f"{self.speed.float_seconds * 1e3:.2f} ms. Try another --include or --exclude."
             )
-        for name, output in (self.quality.outputs if self.quality else {}).items():
-            if not output.finite:
-                yield f"output {name!r} of the quantized model holds NaN or infinite numbers"
-            elif not math.isnan(output.sqnr) and output.sqnr < POOR_SQNR:
-                yield (
-                    f"output {name!r} is far from the float model's: SQNR {output.sqnr:.1f} dB. "
-                    "Keep sensitive nodes float with --exclude."
-                )
+        yield from poor_outputs(self.quality, "Keep sensitive nodes float with --exclude.")
 
 
 def _unsuited(error: CalibrationError, samples: int) -> None:
