@@ -105,7 +105,7 @@ def _missing(part: float, whole: float) -> float:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RunStability:
     """What the tensors of a run tell together.
 
     Attributes:
@@ -143,7 +143,7 @@ class Verdict:
         )
 
 
-def verdict(tensors: Mapping[str, Stability]) -> Verdict:
+def run_stability(tensors: Mapping[str, Stability]) -> RunStability:
     """What the stability of each tensor tells of the run."""
     growths = {name: each.growth for name, each in tensors.items() if each.growth is not None}
     grown = sorted((name for name, growth in growths.items() if growth > GREW), key=lambda n: -growths[n])
@@ -152,7 +152,7 @@ def verdict(tensors: Mapping[str, Stability]) -> Verdict:
         if each.setter is not None and each.alone is not None and each.alone > ALONE:
             outliers[each.setter.name or f"sample {each.setter.number + 1}"].append(name)
     by_count = sorted(outliers.items(), key=lambda pair: -len(pair[1]))
-    return Verdict(len(growths), tuple(grown), {sample: tuple(names) for sample, names in by_count})
+    return RunStability(len(growths), tuple(grown), {sample: tuple(names) for sample, names in by_count})
 
 
 def _tensors(count: int) -> str:

@@ -15,7 +15,7 @@ from calibrators.errors import CalibrationError
 from calibrators.samples import Sample
 from calibrators.tensor_statistics import TensorStatistics
 from calibrators.usable import OnBad
-from onnxq.algorithms import Draft, Verdict, Workbench, correct
+from onnxq.algorithms import Draft, Effect, Workbench, correct
 from onnxq.algorithms.layers import channel_axes
 from onnxq.algorithms.soft_rounding import check_torch
 from onnxq.config import QuantConfig
@@ -39,7 +39,7 @@ def check_correctable(config: QuantConfig) -> None:
 
 def corrected(
     draft: Draft, samples: Samples, judge: Judge, config: QuantConfig, progress: Progress
-) -> tuple[Draft, tuple[Verdict, ...]]:
+) -> tuple[Draft, tuple[Effect, ...]]:
     """``draft`` with the corrections of ``config`` that help; none without samples to prove them on."""
     if samples.synthetic or not samples.independent or "none" in config.correct:
         return draft, ()

@@ -21,10 +21,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from calibrators.stability import Stability, stability, verdict
+from calibrators.stability import Stability, run_stability, stability
 from calibrators.statistics import Statistics
 from calibrators.words import some
-from onnxq.algorithms import Verdict
+from onnxq.algorithms import Effect
 from onnxq.algorithms.attempts import Attempt
 from onnxq.algorithms.search import Search
 from onnxq.algorithms.sensitivity import Sensitivity
@@ -38,7 +38,7 @@ from onnxq.plan import QuantPlan
 from onnxq.progress import Progress
 from onnxq.race import Speed
 from onnxq.report import judged
-from onnxq.verify import Verdict as Checked
+from onnxq.verify import Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -295,7 +295,7 @@ def print_ranking(ranking: Sequence[Sensitivity]) -> None:
 _STATUS_STYLES: Mapping[str, str] = {"passed": "green", "failed": "bold red", "not checked": "yellow"}
 
 
-def show_verdicts(model: str, target: str, verdicts: Sequence[Checked], *, every_node: bool) -> None:
+def show_verdicts(model: str, target: str, verdicts: Sequence[Verdict], *, every_node: bool) -> None:
     """What each checker says, then what it found: node, what is so, what to do."""
     table = Table(title=f"{model} for {target}", title_justify="left")
     for column in ("checked by", "result", "summary"):
@@ -308,7 +308,7 @@ def show_verdicts(model: str, target: str, verdicts: Sequence[Checked], *, every
             _OUT.print(text, soft_wrap=True)
 
 
-def _findings(verdict: Checked, every_node: bool) -> Iterator[str]:
+def _findings(verdict: Verdict, every_node: bool) -> Iterator[str]:
     """What was found, with the nodes of which it is so."""
     nodes: dict[tuple[str, str, str], list[str]] = {}
     for one in verdict.findings:
@@ -319,7 +319,7 @@ def _findings(verdict: Checked, every_node: bool) -> Iterator[str]:
         yield f"{text} {advice}".rstrip()
 
 
-def print_verdicts(verdicts: Sequence[Checked]) -> None:
+def print_verdicts(verdicts: Sequence[Verdict]) -> None:
     """The verdicts for machines."""
     _OUT.print(json.dumps([asdict(one) for one in verdicts], indent=2), soft_wrap=True)
 
@@ -369,22 +369,22 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
 def _correction_rows(result: QuantResult) -> Iterator[str]:
     """What each correction gave, or why there is none."""
     for one in result.corrections:
-        yield f"{one.name}: {_verdict(one)} ({one.seconds:.1f} s)"
+        yield f"{one.name}: {_effect(one)} ({one.seconds:.1f} s)"
     wanted = result.request.config.mode == "static" and result.request.config.correct != ("none",)
     if not result.corrections and wanted:
         yield "none: there are no held-out samples to prove one on"
 
 
-def _verdict(verdict: Verdict) -> str:
-    if verdict.after is None:
+def _effect(effect: Effect) -> str:
+    if effect.after is None:
         return "nothing to do"
-    if verdict.by_chance is not None:
-        kept = "kept" if verdict.kept else "dropped"
-        fitted = f"{verdict.by_chance:+.2f} dB on samples that were fitted on"
-        return f"{kept}, SQNR {verdict.gain:+.2f} dB may be chance; {fitted}"
-    if verdict.kept:
-        return f"SQNR {verdict.gain:+.2f} dB"
-    return f"dropped, SQNR would change by {verdict.gain:+.2f} dB"
+    if effect.fitted_gain is not None:
+        kept = "kept" if effect.kept else "dropped"
+        fitted = f"{effect.fitted_gain:+.2f} dB on samples that were fitted on"
+        return f"{kept}, SQNR {effect.gain:+.2f} dB may be chance; {fitted}"
+    if effect.kept:
+        return f"SQNR {effect.gain:+.2f} dB"
+    return f"dropped, SQNR would change by {effect.gain:+.2f} dB"
 
 
 def _search_rows(search: Search) -> Iterator[str]:
@@ -419,7 +419,7 @@ def _tuning_rows(tuning: Tuning) -> Iterator[str]:
 
 def _stability_rows(tensors: Mapping[str, Stability], every_tensor: bool) -> Iterator[tuple[str, str]]:
     """Whether the data was enough, and the tensors and samples that say so."""
-    told = verdict(tensors)
+    told = run_stability(tensors)
     yield from (("ranges", sentence) for sentence in told.sentences)
     if every_tensor:
         yield from (("still grew", f"{name}: {tensors[name].growth:.1%}") for name in told.grown)

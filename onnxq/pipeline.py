@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from calibrators.statistics import Statistics
 from onnxq import tables
-from onnxq.algorithms import Draft, Verdict
+from onnxq.algorithms import Draft, Effect
 from onnxq.algorithms.attempts import Attempt
 from onnxq.algorithms.layers import channel_axes
 from onnxq.algorithms.search import Search
@@ -39,7 +39,7 @@ from onnxq.speed import LastLook, check_measurable, explained, tuned
 from onnxq.tables.sources import check_plan, of_plan
 from onnxq.tables.table import Table
 from onnxq.trial import Trial, doubts, float_weights
-from onnxq.verify import Verdict as Checked
+from onnxq.verify import Verdict
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class QuantResult:
     statistics: Statistics | None
     make_table: Callable[[], Table] = field(repr=False)
     quality: Quality | None
-    verdicts: tuple[Checked, ...]
+    verdicts: tuple[Verdict, ...]
     judged_on: str
-    corrections: tuple[Verdict, ...]
+    corrections: tuple[Effect, ...]
     search: Search | None
     tuning: Tuning | None
     speed: Speed | None
@@ -212,7 +212,7 @@ def finish(
         draft = Draft(simple, simple, plan, channel_means(statistics or {}))
         draft, options, tuning = tuned(model, draft, samples, judge, config, progress)
         table = cache(partial(_table, model, simple, draft.plan))
-        draft, verdicts = corrected(draft, samples, judge, options, progress)
+        draft, effects = corrected(draft, samples, judge, options, progress)
         draft, search = reach(draft, goal, samples, judge, options, progress)
         draft = explained(draft, tuning)
         progress("writing and checking the model")
@@ -228,7 +228,7 @@ def finish(
         quality=trial.quality,
         verdicts=trial.verdicts,
         judged_on=samples.judged_on,
-        corrections=verdicts,
+        corrections=effects,
         search=search,
         tuning=tuning,
         speed=look.speed,

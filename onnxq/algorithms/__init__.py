@@ -20,7 +20,7 @@ from onnxq.algorithms.tighter_ranges import tighten_ranges
 from onnxq.algorithms.workbench import Workbench
 from onnxq.evaluate import Quality
 
-__all__ = ["CORRECTIONS", "Correction", "Draft", "Verdict", "Workbench", "correct"]
+__all__ = ["CORRECTIONS", "Correction", "Draft", "Effect", "Workbench", "correct"]
 
 Correction = Callable[[Draft, Workbench], Draft | None]
 """Gives a changed draft, or None where there is nothing that it could change."""
@@ -42,7 +42,7 @@ CORRECTIONS: Mapping[str, Correction] = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Effect:
     """What one correction gave, on held-out samples.
 
     Attributes:
@@ -50,8 +50,8 @@ class Verdict:
         before, after: noise over signal at the outputs; ``after`` is None where there was nothing to do.
         seconds: what it took, its trial included.
         kept: whether it helped.
-        by_chance: a gain, in dB, on samples that were fitted on, which decided because the held-out ones
-            could not: what they lost may be chance.
+        fitted_gain: in dB, on the samples that were fitted on; only where those decided, because what the
+            held-out ones lost may be chance.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Verdict:
     after: float | None
     seconds: float
     kept: bool
-    by_chance: float | None = None
+    fitted_gain: float | None = None
 
     @property
     def gain(self) -> float:
@@ -73,12 +73,12 @@ def _gain(before: float, after: float) -> float:
     return 10 * math.log10(before / after)
 
 
-def correct(draft: Draft, names: Collection[str], bench: Workbench) -> tuple[Draft, tuple[Verdict, ...]]:
+def correct(draft: Draft, names: Collection[str], bench: Workbench) -> tuple[Draft, tuple[Effect, ...]]:
     """Try the corrections called ``names``, one on top of the other, and keep those that help.
 
     The gains of those that are kept add up to that of all of them together.
     """
-    base, best, verdicts = draft, _Judged(draft, bench.quality(draft)), []
+    base, best, effects = draft, _Judged(draft, bench.quality(draft)), []
     finish = correct_biases if FINISH in names else _no_correction
     for name, correction in CORRECTIONS.items():
         if name not in names:
@@ -86,11 +86,11 @@ def correct(draft: Draft, names: Collection[str], bench: Workbench) -> tuple[Dra
         started = time.perf_counter()
         tried = correction(base, bench)
         found = None if tried is None else _best(_forms(name, tried, finish, bench), bench)
-        verdict = _verdict(name, best, found, started, bench)
-        if tried is not None and found is not None and verdict.kept:
+        effect = _effect(name, best, found, started, bench)
+        if tried is not None and found is not None and effect.kept:
             base, best = base if name == FINISH else tried, found
-        verdicts.append(verdict)
-    return best.draft, tuple(verdicts)
+        effects.append(effect)
+    return best.draft, tuple(effects)
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,17 @@ class _Judged:
         return self.quality.noise
 
 
-def _verdict(name: str, before: _Judged, after: _Judged | None, started: float, bench: Workbench) -> Verdict:
+def _effect(name: str, before: _Judged, after: _Judged | None, started: float, bench: Workbench) -> Effect:
     fitted = None
     if after is not None and _may_be_chance(before, after):
         fitted = _gain(bench.fitted(before.draft).noise, bench.fitted(after.draft).noise)
-    return Verdict(
+    return Effect(
         name,
         before.noise,
         None if after is None else after.noise,
         time.perf_counter() - started,
         kept=after is not None and (after.noise < before.noise or (fitted is not None and fitted > 0)),
-        by_chance=fitted,
+        fitted_gain=fitted,
     )
 
 

@@ -17,7 +17,7 @@ from onnxq.report.report import Report
 def calibration(report: Report) -> Markup:
     """Whether there was enough data, and a row for each group of tensors."""
     every = list(activations(report.plan, report.statistics))
-    parts = [_introduction(report, len(every)), _verdict(report)]
+    parts = [_introduction(report, len(every)), _stability(report)]
     if report.statistics is None:
         return joined([*parts, table(_PLAIN, map(_plain, every), "ranges")])
     folder = report.request.data
@@ -40,10 +40,10 @@ def _introduction(report: Report, count: int) -> Markup:
     return element("p", f"{count} ranges, chosen by {method}, from {samples}{made_up} samples.")
 
 
-def _verdict(report: Report) -> Markup:
-    if report.verdict is None:
+def _stability(report: Report) -> Markup:
+    if report.stability is None:
         return Markup()
-    told = report.verdict
+    told = report.stability
     note = "note" if told.grown or told.outliers or not told.judged else "quiet"
     lines = (element("p", "Ranges: " if i == 0 else "", text) for i, text in enumerate(told.sentences))
     return element("div", *lines, class_=note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from calibrators.stability import Verdict, verdict
+from calibrators.stability import RunStability, run_stability
 from calibrators.statistics import Statistics
 from onnxq.config import QuantConfig
 from onnxq.plan import QuantPlan
@@ -75,8 +75,8 @@ class Report:
     reached: Reached | None = None
 
     @property
-    def verdict(self) -> Verdict | None:
+    def stability(self) -> RunStability | None:
         """Whether the data was enough; None if there was none, or none that is real."""
         if self.statistics is None or self.request.synthetic:
             return None
-        return verdict(judged(self.plan, self.statistics))
+        return run_stability(judged(self.plan, self.statistics))

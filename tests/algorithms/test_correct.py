@@ -10,7 +10,7 @@ from benches import bench_for
 from cli import save_data, save_model
 
 from onnxq import algorithms, cli
-from onnxq.algorithms import CORRECTIONS, Verdict, correct
+from onnxq.algorithms import CORRECTIONS, Effect, correct
 from onnxq.config import QuantConfig
 from onnxq.errors import ConfigError
 from onnxq.pipeline import quantize_static
@@ -63,27 +63,27 @@ def fakes(monkeypatch):
 
 def test_what_does_harm_or_no_good_is_dropped(fakes):
     bench = Bench()
-    draft, verdicts = correct(Stand((), 1.0), FAKES, bench)
+    draft, effects = correct(Stand((), 1.0), FAKES, bench)
     assert draft == Stand(("good", "better"), 0.05)
-    assert [v.name for v in verdicts] == list(FAKES)
-    assert {v.name for v in verdicts if v.kept} == {"good", "better"}
-    assert [v.before for v in verdicts] == [1.0, *[0.5] * 5]
+    assert [v.name for v in effects] == list(FAKES)
+    assert {v.name for v in effects if v.kept} == {"good", "better"}
+    assert [v.before for v in effects] == [1.0, *[0.5] * 5]
     assert {done for done in bench.judged if done} == {("good",)} | {
         ("good", name) for name in ("bad", "equal", "lost", "better")
     }
 
 
 def test_the_order_is_not_that_of_the_names(fakes):
-    draft, verdicts = correct(Stand((), 1.0), ["better", "bad", "good"], Bench())
-    assert [v.name for v in verdicts] == ["good", "bad", "better"]
+    draft, effects = correct(Stand((), 1.0), ["better", "bad", "good"], Bench())
+    assert [v.name for v in effects] == ["good", "bad", "better"]
     assert draft.done == ("good", "better")
 
 
 def test_nothing_to_do(fakes):
     before = Stand((), 1.0)
-    draft, (verdict,) = correct(before, ["idle"], Bench())
+    draft, (effect,) = correct(before, ["idle"], Bench())
     assert draft is before
-    assert (verdict.after, verdict.kept, verdict.gain) == (None, False, 0.0)
+    assert (effect.after, effect.kept, effect.gain) == (None, False, 0.0)
     assert correct(before, [], Bench()) == (before, ())
 
 
@@ -102,10 +102,10 @@ def test_samples_fitted_on_decide_only_what_may_be_chance(kind, fitted, monkeypa
     start = Stand((), sum(before) or 8.0, before)
     tried = Stand(("try",), sum(after) or 8.5, after)
     monkeypatch.setattr(algorithms, "CORRECTIONS", {"try": lambda draft, bench: tried})
-    draft, (verdict,) = correct(start, ["try"], Bench({(): 1.0, ("try",): fitted}))
-    assert verdict.kept is (chance and fitted < 1)
-    assert draft is (tried if verdict.kept else start)
-    assert verdict.by_chance == (pytest.approx(-10 * math.log10(fitted)) if chance else None)
+    draft, (effect,) = correct(start, ["try"], Bench({(): 1.0, ("try",): fitted}))
+    assert effect.kept is (chance and fitted < 1)
+    assert draft is (tried if effect.kept else start)
+    assert effect.fitted_gain == (pytest.approx(-10 * math.log10(fitted)) if chance else None)
 
 
 GAINS = [
@@ -120,16 +120,16 @@ GAINS = [
 
 @pytest.mark.parametrize(("before", "after", "gain"), GAINS)
 def test_gains_are_in_decibels(before, after, gain):
-    assert Verdict("x", before, after, 1.0, kept=gain > 0).gain == pytest.approx(gain)
+    assert Effect("x", before, after, 1.0, kept=gain > 0).gain == pytest.approx(gain)
 
 
 def test_real_ones_leave_no_model_worse():
     draft, bench = bench_for(bits=4, count=40, held=16)
     chosen = {"ranges", "rounding", "bias", "full-bias"}
-    corrected, verdicts = correct(draft, chosen, bench)
-    assert [v.name for v in verdicts] == [name for name in CORRECTIONS if name in chosen]
-    errors = [bench.error(draft), *(v.after if v.kept else v.before for v in verdicts)]
-    assert all(v.kept is (v.after < v.before) for v in verdicts if v.after and v.by_chance is None)
+    corrected, effects = correct(draft, chosen, bench)
+    assert [v.name for v in effects] == [name for name in CORRECTIONS if name in chosen]
+    errors = [bench.error(draft), *(v.after if v.kept else v.before for v in effects)]
+    assert all(v.kept is (v.after < v.before) for v in effects if v.after and v.fitted_gain is None)
     assert bench.error(corrected) == pytest.approx(errors[-1])
     assert errors[-1] < 0.7 * errors[0]
 

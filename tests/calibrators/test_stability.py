@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrators.stability import ALONE, FEWEST, GREW, Stability, stability, verdict
+from calibrators.stability import ALONE, FEWEST, GREW, Stability, run_stability, stability
 from calibrators.tensor_statistics import Extreme, TensorStatistics
 from calibrators.trail import LENGTH
 
@@ -129,7 +129,9 @@ def of(growth, alone=0.0, name="a.jpg", number=3):
 
 
 def test_a_run_that_is_settled():
-    whole = verdict({"x": of(GREW, ALONE), "y": of(0.0), "z": replace(of(0.0), growth=None, setter=None)})
+    whole = run_stability(
+        {"x": of(GREW, ALONE), "y": of(0.0), "z": replace(of(0.0), growth=None, setter=None)}
+    )
     assert (whole.judged, whole.grown, whole.outliers) == (2, (), {})
     (sentence,) = whole.sentences
     assert sentence.startswith("settled")
@@ -137,7 +139,7 @@ def test_a_run_that_is_settled():
 
 def test_a_run_that_is_not():
     tensors = {"x": of(0.2), "y": of(0.3, 0.4), "z": of(0.0, 0.5), "w": of(0.0, 0.9, "b.jpg")}
-    whole = verdict(tensors)
+    whole = run_stability(tensors)
     assert whole.grown == ("y", "x")
     assert whole.outliers == {"a.jpg": ("y", "z"), "b.jpg": ("w",)}
     more, outlier = whole.sentences
@@ -148,10 +150,10 @@ def test_a_run_that_is_not():
 
 
 def test_a_sample_without_a_name_goes_by_its_number():
-    assert list(verdict({"x": of(0.0, 0.5, "")}).outliers) == ["sample 4"]
+    assert list(run_stability({"x": of(0.0, 0.5, "")}).outliers) == ["sample 4"]
 
 
 @pytest.mark.parametrize("tensors", [{}, {"x": Stability(None, None, None)}])
 def test_a_run_of_which_nothing_is_known(tensors):
-    (sentence,) = verdict(tensors).sentences
+    (sentence,) = run_stability(tensors).sentences
     assert str(FEWEST) in sentence

@@ -174,8 +174,8 @@ def test_a_range_with_its_grounds():
     assert "x shared with y, z and 1 more -10 245 1 10 uint8" in text
     assert "59.2%" in text  # of 245, what came after the first 100
     assert "high: 7.jpg (59% less without it)" in text
-    assert made.verdict.grown == ("x",)
-    assert all(sentence in text for sentence in made.verdict.sentences)
+    assert made.stability.grown == ("x",)
+    assert all(sentence in text for sentence in made.stability.sentences)
 
 
 def test_a_settled_range_is_not_set_by_one_sample():
@@ -347,7 +347,7 @@ def test_made_up_inputs_are_told_of_in_the_report(tmp_path):
     text = Reader((tmp_path / "r.html").read_text("utf-8")).text
     assert result.warnings
     assert all(warning in text for warning in result.warnings)
-    assert result.report.verdict is None
+    assert result.report.stability is None
 
 
 def test_a_goal_is_told_with_what_was_tried():
