@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Protocol
 
-import numpy as np
 import onnx_ir as ir
+
+from calibrators.checksum import content
 
 
 class _Digest(Protocol):
@@ -47,7 +48,4 @@ def _add_tensor(digest: _Digest, tensor: ir.TensorProtocol) -> None:
     """Type, shape and values, without a copy where the values lie in one piece."""
     array = tensor.numpy()
     digest.update(f"{tensor.dtype} {array.shape}".encode())
-    if array.dtype.hasobject:  # text
-        digest.update(repr(array.tolist()).encode())
-    else:
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    digest.update(content(array))

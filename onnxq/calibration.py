@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -15,9 +14,10 @@ import onnx_ir as ir
 
 import calibrators.errors
 from calibrators.batching import cut
+from calibrators.checksum import checksum
 from calibrators.collect import Collector
 from calibrators.fingerprint import fingerprint
-from calibrators.samples import Array, Sample, batched, input_specs
+from calibrators.samples import Sample, batched, input_specs
 from calibrators.statistics import Statistics
 from onnxq.config import QuantConfig
 from onnxq.errors import CalibrationError, ConfigError
@@ -136,18 +136,12 @@ class _Place:
     def after(self, batch: Sample, batched_inputs: frozenset[str]) -> _Place:
         """The place when ``batch`` is read too; the same however the samples are batched."""
         names = batch.feeds.keys() & batched_inputs if batch.joinable else batch.feeds.keys()
-        sums = {name: _sum(batch.feeds[name], self.sums.get(name, 0)) for name in names}
+        sums = {name: checksum(batch.feeds[name], self.sums.get(name, 0)) for name in names}
         return _Place(self.samples + batch.count, {**self.sums, **sums})
 
     @property
     def checksum(self) -> str:
         return " ".join(f"{name}:{value:08x}" for name, value in sorted(self.sums.items()))
-
-
-def _sum(array: Array, before: int) -> int:
-    """CRC-32 going on from ``before``."""
-    text = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
-    return zlib.crc32(text, before)
 
 
 class _Reading:

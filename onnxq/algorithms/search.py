@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from calibrators.checksum import checksum
 from calibrators.fingerprint import fingerprint
 from calibrators.samples import Sample
 from onnxq.algorithms.attempts import Attempt, Memory
@@ -208,6 +209,5 @@ def _checksum(samples: Iterable[Sample]) -> int:
     total = 0
     for sample in samples:
         for name, array in sorted(sample.feeds.items()):
-            content = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
-            total = zlib.crc32(content, zlib.crc32(name.encode(), total))
+            total = checksum(array, zlib.crc32(name.encode(), total))
     return total
