@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,9 +21,7 @@ import cases
 import evaldata
 import zoo
 from bench import Figure, Floats, Place, Sections, at_least, at_most, exactly
-from calibrators.session import open_session
 from onnxq.numerics import sqnr
-from onnxq.targets import get_target
 from onnxq.torch import convert_qat, freeze_batch_norms, freeze_ranges, prepare_qat
 from onnxq.torch.qat import QatResult
 
@@ -95,13 +92,14 @@ class Trained:
         teacher = zoo._resnet20_module(place.shared / "cifar10")
         images, _ = map(torch.from_numpy, evaldata.cifar(place.shared, "train-10k"))
         module = prepare_qat(teacher, images[:2], target=target, data=torch.split(images[:CALIBRATION], 1))
-        self._tests, self._labels = evaldata.cifar(place.shared, "test-2k")
+        tests, self._labels = evaldata.cifar(place.shared, "test-2k")
+        self._batches = np.split(tests, 20)
         self.before = bench.accuracy(self._outputs(module), self._labels)
         train(module, teacher, images, course)
         path = place.work / f"{target}.onnx"
         self.result: QatResult = convert_qat(module, path)
         self._module = self._outputs(module)
-        self._file = self._outputs_of(path, optimize="onnxruntime" in get_target(target).runtimes)
+        self._file = bench.outputs(path, [{"x": batch} for batch in self._batches])
         self._minutes = (time.perf_counter() - started) / 60
         self._epochs = course.epochs
 
@@ -119,15 +117,10 @@ class Trained:
             Figure("all of it, minutes", self._minutes, form="{:.1f}"),
         ]
 
-    def _outputs_of(self, path: Path, optimize: bool) -> Floats:
-        """A file for another runtime runs as it stands: ONNX Runtime would round its biases."""
-        session = open_session(path, threads=2, optimize=optimize)
-        return np.concatenate([session.run(None, {"x": batch})[0] for batch in np.split(self._tests, 20)])
-
     def _outputs(self, module: nn.Module) -> Floats:
         module.eval()
         with torch.no_grad():
-            return np.concatenate([module(torch.from_numpy(b)).numpy() for b in np.split(self._tests, 20)])
+            return np.concatenate([module(torch.from_numpy(batch)).numpy() for batch in self._batches])
 
 
 def train(module: nn.Module, teacher: nn.Module, images: Tensor, course: Course) -> None:

@@ -99,15 +99,20 @@ def _read(node: ir.Node) -> Recorded:
     dtype = integer_type(node)
     if scale is None or dtype is None or (zero is None and input_at(node, ZERO_POINT) is not None):
         raise ModelError(f"node {node.name!r}: its scale or type is known at run time only: not supported")
-    whole = scale.size == 1
-    values = scale.astype(np.float32).reshape(() if whole else scale.shape)
-    zeros = np.zeros(values.shape) if zero is None else zero.astype(np.float64).reshape(values.shape)
+    zero = np.zeros(scale.shape) if zero is None else zero
     block = int_attribute(node, "block_size", 0) or None
+    whole = scale.size == 1 or (block is None and scale.size > 0 and _is_one(scale) and _is_one(zero))
+    values, zeros = (array.reshape(-1)[0] if whole else array for array in (scale, zero))
     axis = None if whole else int_attribute(node, "axis", AXIS)
     rank = None if node.inputs[0] is None or node.inputs[0].shape is None else len(node.inputs[0].shape)
     if axis is not None and axis < 0 and rank is not None:
         axis += rank
-    return Recorded(dtype, values, zeros, axis, block)
+    return Recorded(dtype, np.asarray(values, np.float32), np.asarray(zeros, np.float64), axis, block)
+
+
+def _is_one(array: NDArray[np.generic]) -> bool:
+    """Whether it is one number, perhaps repeated: for each channel as good as for the whole tensor."""
+    return bool(np.all(array == array.reshape(-1)[0]))
 
 
 def _levels(reals: NDArray[np.generic], recorded: Recorded) -> NDArray[np.float64]:

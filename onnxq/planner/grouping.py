@@ -12,7 +12,7 @@ from onnxq.graph import constant_value, input_at
 from onnxq.operators import INPUT_CHANNELS, SUMMED_AXIS, WEIGHTED, Range, clip_range, useful_range
 from onnxq.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantPoint, QuantSpec
 from onnxq.planner.averaging import averaged_elements
-from onnxq.planner.overrides import is_per_tensor, weight_spec
+from onnxq.planner.overrides import block_spec, is_per_tensor, weight_spec
 from onnxq.planner.scene import (
     Scene,
     bias_add,
@@ -78,8 +78,9 @@ def _input_spec(node: ir.Node, index: int, scene: Scene) -> QuantSpec:
     if operator is None or index != operator.weight or not _constant(node, index):
         return ends.activation if ends else _activation_spec(node, scene)
     if node in scene.in_blocks:
-        assert scene.formats.blocked is not None
-        return replace(scene.formats.blocked, axis=SUMMED_AXIS[node.op_type](node))
+        blocks = block_spec(node, scene)
+        assert blocks is not None
+        return replace(blocks, axis=SUMMED_AXIS[node.op_type](node))
     weight = node.inputs[index]
     assert weight is not None
     assert weight.shape is not None
@@ -282,7 +283,7 @@ def find_points(
     quantized = {edge.value for edge in edges}
     for edge in edges:
         consumer = GRAPH_OUTPUT if edge.node is None else edge.node.name or ""
-        guarded = edge.node is not None and edge.node not in planned and _is_guarded(edge, quantized, scene)
+        guarded = _has_float_constants(edge, planned, scene) and _is_guarded(edge, quantized, scene)
         yield QuantPoint(
             tensor=edge.value.name or "",
             consumer=consumer,
@@ -293,8 +294,15 @@ def find_points(
         )
 
 
+def _has_float_constants(edge: Edge, planned: Collection[ir.Node], scene: Scene) -> bool:
+    """Whether the node that reads this edge has weights, or a bias, that are to stay float."""
+    if edge.node is None or edge.node not in planned:
+        return True
+    return scene.target.bias is BiasStyle.FLOAT and any(_bias_inputs(edge.node, scene))
+
+
 def _is_guarded(edge: Edge, quantized: Set[ir.Value], scene: Scene) -> bool:
-    """Whether the runtime would quantize the weights of the float node that reads this edge.
+    """Whether the runtime would quantize the weights or the bias of the node that reads this edge.
 
     It does so if Q stands on the node's output too, perhaps behind Relu or Clip.
     """

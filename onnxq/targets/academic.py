@@ -41,6 +41,7 @@ def academic(weight_bits: int, activation_bits: int) -> Target:
         },
         activation_types=frozenset({ir.DataType.UINT8}),
         weight_types={ir.DataType.INT8: weight},
+        guarded=frozenset({"Conv", "ConvTranspose", "Gemm"}),
         ends=Ends(activation=U8, weight=S8),
     )
 

@@ -163,13 +163,16 @@ class Target:
         unpacked: type of stored weights -> the type that kernels take, where they take not that one. A
             Cast between them and DequantizeLinear makes it, which the runtime folds when it loads: the
             file is small and the kernel an integer one. Weights in blocks need none.
-        guarded: operators whose float weights the runtime quantizes by itself, per tensor, where they
-            stand between a per-tensor DQ and a Q. A DQ in front of them repeats its scale for each
-            channel, which keeps them float.
+        guarded: operators whose float weights and biases the runtime quantizes by itself where they stand
+            between a per-tensor DQ and a Q: weights per tensor, biases to int32 with input scale x weight
+            scale, which is coarse for few bits. A DQ in front of them repeats its scale for each channel,
+            which keeps them float; with `BiasStyle.FLOAT` also in front of quantized operators.
         fused_clips: so many Relu and Clip, one behind the other, are fused with the operator before them:
             Q stands behind the last of them.
         quantize_outputs: tensors that leave the graph are quantized too, as with ``--quantize-outputs``.
         storage: how weights and other quantized constants are stored.
+        parts_norms: a LayerNormalization that the runtime has fused with the sum in front of it is slower than
+            the two: such an Add is written as Sum, which it does not fuse.
     """
 
     name: str
@@ -193,4 +196,5 @@ class Target:
     quantize_outputs: bool = False
     storage: Storage = Storage.INTEGERS
     shifted_weights: bool = False
+    parts_norms: bool = False
     bias_types: frozenset[ir.DataType] = frozenset({ir.DataType.FLOAT, ir.DataType.INT32})

@@ -21,7 +21,9 @@ from calibrators.collect import run_batch
 from calibrators.errors import CalibrationError
 from calibrators.samples import Sample
 from calibrators.session import open_session
+from onnxq.graph import input_at
 from onnxq.numerics import sqnr
+from onnxq.operators import WEIGHTED as OPERATORS
 from onnxq.verify.qdq import called
 from onnxq.verify.subject import Subject
 from onnxq.verify.traps import finding
@@ -43,6 +45,9 @@ values on, as Reshape and MaxPool, have one name for all types.)"""
 ALIKE = 20.0
 """dB: below, optimizations change what the model computes by more than rounding does."""
 
+ROUNDED = 30.0
+"""dB: below, biases that ONNX Runtime rounds are worth a word. With 8 bits they make less noise than that."""
+
 COMPARED = 8
 """Samples that outputs are compared on."""
 
@@ -54,10 +59,12 @@ class Fused:
     Attributes:
         kernels: node name -> operator type.
         between_reals: names of the nodes that read a DequantizeLinear: they run in float.
+        read: tensors that any node reads.
     """
 
     kernels: Mapping[str, str]
     between_reals: frozenset[str]
+    read: frozenset[str]
 
 
 def fused(path: str | os.PathLike[str]) -> Fused:
@@ -74,6 +81,7 @@ def fused(path: str | os.PathLike[str]) -> Fused:
     return Fused(
         {node.name: node.op_type for node in nodes},
         frozenset(node.name for node in nodes if reals & set(node.input)),
+        frozenset(name for node in nodes for name in node.input),
     )
 
 
@@ -133,7 +141,7 @@ def check(subject: Subject) -> Verdict:
         RUNTIME,
         f"{len(layers)} of {len(subject.layers)} quantized operators with weights run in integers, "
         f"{_likeness(ratio, compared)}",
-        (*_left_float(subject, floats), *_changed(ratio)),
+        (*_left_float(subject, floats), *_changed(ratio), *_rounded(subject, found, ratio)),
         {"integer layers": len(layers), "layers": len(subject.layers), "weighted": subject.weighted},
     )
 
@@ -179,3 +187,21 @@ def _changed(ratio: float) -> Iterator[Finding]:
             "See what legality says: scales of weights along a wrong axis are "
             "fused as if it were the right one. Without VNNI, sums of 16 bits saturate: onnxruntime-avx2.",
         )
+
+
+def _rounded(subject: Subject, found: Fused, ratio: float) -> Iterator[Finding]:
+    """Float biases that its optimizer WeightBiasQuantization stored in int32, where that may be why."""
+    if not ratio < ROUNDED:
+        return
+    for node in subject.layers:
+        operator = OPERATORS[node.op_type]
+        bias = None if operator.bias is None else input_at(node, operator.bias)
+        if bias is not None and bias.is_initializer() and bias.name not in found.read:
+            yield Finding(
+                called(node),
+                "warning",
+                "its float bias is rounded to int32 with input scale x weight scale by ONNX Runtime's "
+                "optimizations, which is coarse for few bits.",
+                "Repeat the scale of its input for each channel, as the academic targets do, or load the "
+                "model without WeightBiasQuantization.",
+            )

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from graphs import parse
-from qdq_models import INT32_BIAS, NO_Q, conv, messages, named, subject
+from qdq_models import INT32_BIAS, NO_Q, RNG, conv, messages, named, subject
 
+from calibrators.session import open_session
 from onnxq.verify import legality
 from onnxq.verify.onnxruntime import check, kernels, unfused
 
@@ -131,6 +133,43 @@ def test_outputs_that_change_are_a_finding(tmp_path):
     one = subject(conv(wrong), "onnxruntime", tmp_path / "m.onnx", samples=2)
     assert "optimizations change the outputs" in messages(check(one))
     assert "output channels lie along axis 0" in messages(legality.check(one))
+
+
+FEW_BITS = {
+    "w": ("int8[16,16,1,1] w", RNG.integers(-1, 2, (16, 16, 1, 1))),
+    "t": ("float[16] t", 1.0),
+    "s": ("float s", 1.5),
+    "layer": "e = Conv (d, v, b) c = Clip (e, h, i)",
+    "b": ("float[16] b", np.full(16, 0.7)),
+    "h": ("float h", 0.0),
+    "i": ("float i", 5.0),
+    "u": ("float u", 0.02),
+    "p": ("uint8 p", 0),
+}
+"""A step of its int32 bias would be 1.5, and its activations are so narrow that it runs in float."""
+
+REPEATED = {
+    "before": "q = QuantizeLinear (x, s, z) d = DequantizeLinear <axis = 1> (q, r1, r2)",
+    "r1": ("float[16] r1", 1.5),
+    "r2": ("uint8[16] r2", 128),
+}
+
+
+def test_biases_that_onnx_runtime_rounds_are_a_finding(tmp_path):
+    """Its optimizer does so though the node runs in float all the same; a repeated scale keeps it from it."""
+    rounded = subject(conv(FEW_BITS), "onnxruntime", tmp_path / "m.onnx", samples=3)
+    assert "its float bias is rounded to int32" in messages(check(rounded), "warning")
+    kept = subject(conv({**FEW_BITS, **REPEATED}), "onnxruntime", tmp_path / "n.onnx", samples=3)
+    assert "its float bias is rounded" not in messages(check(kept), "warning")
+    feeds = {"x": RNG.normal(size=(1, 16, 8, 8)).astype(np.float32)}
+    options = onnxruntime.SessionOptions()
+    without = onnxruntime.InferenceSession(
+        tmp_path / "m.onnx", options, disabled_optimizers=["WeightBiasQuantization"]
+    )
+    plain = open_session(tmp_path / "m.onnx", optimize=False).run(None, feeds)[0]
+    assert np.allclose(without.run(None, feeds)[0], plain, atol=1e-5)
+    assert not np.allclose(open_session(tmp_path / "m.onnx").run(None, feeds)[0], plain, atol=1e-5)
+    assert np.allclose(open_session(tmp_path / "n.onnx").run(None, feeds)[0], plain, atol=1e-5)
 
 
 def test_a_model_that_loads_but_does_not_run_is_refused(tmp_path):
