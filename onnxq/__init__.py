@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onnxq.errors import CalibrationError, ConfigError, ModelError, OnnxqError, TargetError
     from onnxq.goal import Goal
     from onnxq.loop import Calibration
-    from onnxq.pipeline import QuantResult
+    from onnxq.result import QuantResult
     from onnxq.static import quantize_static
 
     __version__: str
@@ -48,7 +48,7 @@ _HOMES = {
     "ModelError": "errors",
     "OnnxqError": "errors",
     "QuantConfig": "config",
-    "QuantResult": "pipeline",
+    "QuantResult": "result",
     "Requantized": "adoption",
     "TargetError": "errors",
     "calibrate": "calibration",

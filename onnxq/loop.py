@@ -17,11 +17,12 @@ from onnxq.config import QuantConfig
 from onnxq.errors import CalibrationError, ConfigError
 from onnxq.goal import Goal
 from onnxq.guards import check_files, our_errors
-from onnxq.pipeline import Calibrated, QuantResult, finish, observed
+from onnxq.pipeline import Calibrated, finish, observed
 from onnxq.prepare import ModelPath, prepare
 from onnxq.progress import Progress, silent
 from onnxq.ranges import calibrator, from_statistics
 from onnxq.reach import chosen_goal
+from onnxq.result import QuantResult
 from onnxq.samples import Samples, Skipped
 from onnxq.speed import check_measurable
 from onnxq.tables.sources import check_plan

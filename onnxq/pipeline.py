@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -13,115 +13,27 @@ import onnx_ir as ir
 
 from calibrators.statistics import Statistics
 from onnxq import tables
-from onnxq.algorithms import Draft, Effect
-from onnxq.algorithms.attempts import Attempt
+from onnxq.algorithms import Draft
 from onnxq.algorithms.layers import channel_axes
-from onnxq.algorithms.search import Search
-from onnxq.autotune import Tuning
-from onnxq.autotune.tentative import without
 from onnxq.calibration import distrust, gather
 from onnxq.config import QuantConfig
 from onnxq.correction import channel_means, check_correctable, corrected, judge_of
 from onnxq.errors import ConfigError
-from onnxq.evaluate import Quality
 from onnxq.goal import Goal
 from onnxq.guards import check_files, our_errors
-from onnxq.model import load, size_on_disk, write
+from onnxq.model import load, write
 from onnxq.plan import QuantPlan
 from onnxq.prepare import prepare
 from onnxq.progress import Progress, silent
-from onnxq.race import Speed
 from onnxq.ranges import Source, calibrator, from_statistics, from_table, solve
 from onnxq.reach import chosen_goal, reach
-from onnxq.report import Accuracy, Reached, Report, Request, Try, versions, write_report
+from onnxq.report import Request
+from onnxq.result import QuantResult, conclude
 from onnxq.samples import Data, Samples, open_samples, origin
 from onnxq.speed import LastLook, check_measurable, explained, tuned
 from onnxq.tables.sources import check_plan, of_plan
 from onnxq.tables.table import Table
 from onnxq.trial import Trial, doubts, float_weights
-from onnxq.verify import Verdict
-
-
-@dataclass(frozen=True)
-class QuantResult:
-    """What came out.
-
-    Attributes:
-        request: what was asked for.
-        plan: every quantized edge with its parameters, every float node with its reason.
-        statistics: what calibration saw; any method's ranges follow from it. None if a table gave the ranges.
-        make_table: gives `table`, which is for the float model: its ranges are those before corrections,
-            and all its weights are read.
-        quality: against the float model; None if there was no sample to judge by.
-        verdicts: what the target's rules and its runtimes say of the model that was written.
-        judged_on: what kind of samples ``quality`` was measured on.
-        corrections: what each of them gave on held-out samples, in the order in which they were tried.
-        search: how the goal was reached; None if there was none.
-        tuning: what stays float because it is faster so; None if nobody asked.
-        speed: of the written model and its original; None for a target that another runtime runs.
-        skipped: bad samples that were left out.
-        warnings: why the result should not be trusted, if so.
-        float_bytes, int8_bytes: file sizes, external weights included.
-        seconds: how long it took.
-    """
-
-    request: Request
-    plan: QuantPlan
-    statistics: Statistics | None
-    make_table: Callable[[], Table] = field(repr=False)
-    quality: Quality | None
-    verdicts: tuple[Verdict, ...]
-    judged_on: str
-    corrections: tuple[Effect, ...]
-    search: Search | None
-    tuning: Tuning | None
-    speed: Speed | None
-    skipped: int
-    warnings: tuple[str, ...]
-    float_bytes: int
-    int8_bytes: int
-    seconds: float
-
-    @property
-    def table(self) -> Table:
-        """The ranges of the plan, as `onnxq.tables` writes them."""
-        return self.make_table()
-
-    @property
-    def repeatable(self) -> QuantConfig:
-        """The options that give the same again on any machine: what autotune kept float is excluded."""
-        config = self.request.config
-        if self.tuning is None:
-            return config
-        return without(config, self.tuning.floats).model_copy(update={"autotune": False})
-
-    @property
-    def report(self) -> Report:
-        """All that there is to tell, for `onnxq.report`."""
-        outputs = self.quality.outputs if self.quality else {}
-        return Report(
-            request=self.request,
-            plan=self.plan,
-            statistics=self.statistics,
-            accuracy={name: Accuracy(o.sqnr, o.agreement) for name, o in outputs.items()},
-            judged_on=self.judged_on,
-            judged=self.quality.samples if self.quality else 0,
-            skipped=self.skipped,
-            warnings=self.warnings,
-            float_bytes=self.float_bytes,
-            int8_bytes=self.int8_bytes,
-            seconds=self.seconds,
-            versions=versions(),
-            reached=_reached(self.search) if self.search else None,
-        )
-
-
-def _reached(search: Search) -> Reached:
-    return Reached(str(search.goal), _try(search.chosen), tuple(map(_try, search.curve)))
-
-
-def _try(attempt: Attempt) -> Try:
-    return Try(len(attempt.floats), attempt.value, attempt.sqnr, attempt.agreement, attempt.speed)
 
 
 def quantize_static(
@@ -220,33 +132,30 @@ def finish(
         look = LastLook(model, simple, samples, config)
         with tables.staged(tables.encode_all(table(), config.tables) if config.tables else {}):
             write(draft.quantized(), output, validate=partial(_validate, trial, look))
-    result = QuantResult(
-        request=Request(model, os.fspath(output), known.origin, config),
-        plan=draft.plan,
-        statistics=statistics,
-        make_table=table,
-        quality=trial.quality,
-        verdicts=trial.verdicts,
-        judged_on=samples.judged_on,
-        corrections=effects,
-        search=search,
-        tuning=tuning,
-        speed=look.speed,
-        skipped=samples.skipped,
-        warnings=(
-            *known.warnings,
-            *(search.doubts if search else ()),
-            *(tuning.doubts if tuning else ()),
-            *look.doubts,
-            *doubts(samples, trial, float_weights(simple, draft.plan)),
+    return conclude(
+        QuantResult(
+            request=Request(model, os.fspath(output), known.origin, config),
+            plan=draft.plan,
+            make_table=table,
+            quality=trial.quality,
+            verdicts=trial.verdicts,
+            judged_on=samples.judged_on,
+            skipped=samples.skipped,
+            warnings=(
+                *known.warnings,
+                *(search.doubts if search else ()),
+                *(tuning.doubts if tuning else ()),
+                *look.doubts,
+                *doubts(samples, trial, float_weights(simple, draft.plan)),
+            ),
+            speed=look.speed,
+            statistics=statistics,
+            corrections=effects,
+            search=search,
+            tuning=tuning,
         ),
-        float_bytes=size_on_disk(model),
-        int8_bytes=size_on_disk(output),
-        seconds=time.perf_counter() - started,
+        started,
     )
-    if config.report is not None:
-        write_report(result.report, config.report)
-    return result
 
 
 def _validate(trial: Trial, look: LastLook, draft: Path) -> None:

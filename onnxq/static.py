@@ -14,8 +14,8 @@ from onnxq.config import QuantConfig
 from onnxq.errors import ConfigError
 from onnxq.goal import Goal
 from onnxq.model import write
-from onnxq.pipeline import QuantResult
 from onnxq.progress import Progress, silent
+from onnxq.result import QuantResult
 from onnxq.samples import Data
 from onnxq.scratch import Scratch
 

@@ -29,6 +29,7 @@ FLOORS = (
         "onnxq.override",
         "onnxq.progress",
         "onnxq.scratch",
+        "onnxq.norm_sums",
         "onnxq.weight_scale",
     },
     {
@@ -56,6 +57,7 @@ FLOORS = (
         "onnxq.race",
         "onnxq.ranking",
         "onnxq.reach",
+        "onnxq.result",
         "onnxq.speed",
         "onnxq.trial",
         "onnxq.verification",

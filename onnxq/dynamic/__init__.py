@@ -21,12 +21,12 @@ from onnxq.dynamic.planning import plan_nodes, rewrite
 from onnxq.dynamic.setting import Setting, find_setting
 from onnxq.errors import ConfigError, ModelError
 from onnxq.guards import blamed, check_files, check_is_float, check_patterns, our_errors
-from onnxq.model import load, size_on_disk, write
+from onnxq.model import load, write
 from onnxq.passes import simplify
-from onnxq.pipeline import QuantResult
 from onnxq.plan import QuantPlan
 from onnxq.progress import Progress, silent
-from onnxq.report import Request, write_report
+from onnxq.report import Request
+from onnxq.result import QuantResult, conclude
 from onnxq.samples import Data, open_samples, origin
 from onnxq.targets import get_target
 
@@ -69,27 +69,20 @@ def quantize_dynamic(
         samples = open_samples(simple, data, config)
         look = Look(model, simple, plan, samples, setting)
         write(quantized, output, validate=look.run)
-    result = QuantResult(
-        request=Request(os.fspath(model), os.fspath(output), origin(data), config),
-        plan=plan,
-        statistics=None,
-        make_table=_no_table,
-        quality=look.quality,
-        verdicts=look.verdicts,
-        judged_on=look.judged_on,
-        corrections=(),
-        search=None,
-        tuning=None,
-        speed=look.speed,
-        skipped=samples.skipped,
-        warnings=tuple(look.doubts),
-        float_bytes=size_on_disk(model),
-        int8_bytes=size_on_disk(output),
-        seconds=time.perf_counter() - started,
+    return conclude(
+        QuantResult(
+            request=Request(os.fspath(model), os.fspath(output), origin(data), config),
+            plan=plan,
+            make_table=_no_table,
+            quality=look.quality,
+            verdicts=look.verdicts,
+            judged_on=look.judged_on,
+            skipped=samples.skipped,
+            warnings=tuple(look.doubts),
+            speed=look.speed,
+        ),
+        started,
     )
-    if config.report is not None:
-        write_report(result.report, config.report)
-    return result
 
 
 def prepare_dynamic(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:

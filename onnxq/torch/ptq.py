@@ -15,8 +15,8 @@ from onnxq.config import QuantConfig
 from onnxq.errors import CalibrationError, ConfigError
 from onnxq.goal import Goal
 from onnxq.loop import Calibration
-from onnxq.pipeline import QuantResult
 from onnxq.progress import Progress, silent
+from onnxq.result import QuantResult
 from onnxq.scratch import Scratch
 from onnxq.torch.calls import Example, bind, example_call, to_numpy
 from onnxq.torch.exporting import Exported, export
