@@ -29,7 +29,6 @@ FLOORS = (
         "onnxq.override",
         "onnxq.progress",
         "onnxq.scratch",
-        "onnxq.norm_sums",
         "onnxq.weight_scale",
     },
     {
