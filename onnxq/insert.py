@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.graph import constant_value, insert_behind
+from onnxq.norm_sums import write_as_sums
 from onnxq.numerics import dequantize, quantize, quantize_bias
 from onnxq.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
 
@@ -28,7 +29,9 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
         inserter.quantize_edge(point)
     for bias in plan.biases:
         inserter.quantize_bias(bias)
-    return inserter.finish()
+    quantized = inserter.finish()
+    write_as_sums(quantized, plan.sums)
+    return quantized
 
 
 class _Inserter:

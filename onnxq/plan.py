@@ -163,6 +163,7 @@ class QuantPlan:
         floats: every other node that computes reals and stays float, by name.
         carried: name -> op type of the nodes that run in the type of their neighbours, because the runtime
             moves Q and DQ across them.
+        sums: names of the Adds that stay float and are written as Sum (see `norm_sums`).
         params: group name -> parameters; filled by `with_params`.
     """
 
@@ -174,6 +175,7 @@ class QuantPlan:
     floats: Mapping[str, FloatNode]
     params: Mapping[str, QuantParams] = field(default_factory=lambda: MappingProxyType({}))
     carried: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    sums: frozenset[str] = frozenset()
 
     @property
     def observed(self) -> tuple[str, ...]:

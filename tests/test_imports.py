@@ -29,6 +29,7 @@ FLOORS = (
         "onnxq.override",
         "onnxq.progress",
         "onnxq.scratch",
+        "onnxq.norm_sums",
         "onnxq.weight_scale",
     },
     {

@@ -11,6 +11,7 @@ from onnxq.dynamic.setting import Form, Setting
 from onnxq.dynamic.stored import POSITIONS
 from onnxq.dynamic.workpiece import Workpiece
 from onnxq.graph import all_nodes, is_op
+from onnxq.norm_sums import sums_before_norms, write_as_sums
 from onnxq.plan import FloatNode, QuantPlan
 from onnxq.planner import matches
 
@@ -37,7 +38,8 @@ def plan_nodes(model: ir.Model, setting: Setting) -> QuantPlan:
             nodes[node.name or ""] = node.op_type
         else:
             floats[node.name or ""] = FloatNode(node.op_type, reason)
-    return QuantPlan(setting.target.name, points=(), biases=(), groups={}, nodes=nodes, floats=floats)
+    sums = sums_before_norms(model) if setting.target.parts_norms else frozenset()
+    return QuantPlan(setting.target.name, (), (), groups={}, nodes=nodes, floats=floats, sums=sums)
 
 
 def rewrite(model: ir.Model, plan: QuantPlan, setting: Setting) -> ir.Model:
@@ -46,6 +48,7 @@ def rewrite(model: ir.Model, plan: QuantPlan, setting: Setting) -> ir.Model:
     ways = WAYS[setting.form]
     for node in [node for node in all_nodes(piece.model) if node.name in plan.nodes]:
         ways[node.op_type].rewrite(node, piece)
+    write_as_sums(piece.model, plan.sums)
     return piece.finish()
 
 

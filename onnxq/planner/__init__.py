@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnxq.config import QuantConfig
 from onnxq.graph import all_nodes
+from onnxq.norm_sums import sums_before_norms
 from onnxq.operators import WEIGHTED, clip_range
 from onnxq.plan import FloatNode, QuantPlan
 from onnxq.planner.blocks import among_integers, blocked_nodes, warn_of_whole
@@ -72,7 +73,12 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         nodes={node.name or "": node.op_type for node in planned},
         floats=_tell(floats, planned, scene, model),
         carried={n.name or "": n.op_type for n in model.graph if is_carried(n, scene)},
+        sums=_sums(model, planned, target),
     )
+
+
+def _sums(model: ir.Model, planned: Iterable[ir.Node], target: Target) -> frozenset[str]:
+    return sums_before_norms(model) - {node.name for node in planned} if target.parts_norms else frozenset()
 
 
 def _ends(graph: ir.Graph, scene: Scene) -> frozenset[ir.Node]:

@@ -35,6 +35,7 @@ ONNXRUNTIME = Target(
         "Clip that fuses with it.",
         "A 4-bit weight in blocks gives MatMulNBits, among floats; without blocks it is unpacked to 8 bits "
         "when the model is loaded.",
+        "A float Add right before LayerNormalization is written as Sum: fused, the two would be slower.",
     ),
     runtimes=("onnxruntime",),
     activation=U8,
@@ -102,4 +103,5 @@ ONNXRUNTIME = Target(
     ),
     unpacked={ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.UINT8},
     guarded=frozenset({"Conv", "ConvTranspose", "Gemm"}),
+    parts_norms=True,
 )

@@ -171,8 +171,8 @@ class Target:
             Q stands behind the last of them.
         quantize_outputs: tensors that leave the graph are quantized too, as with ``--quantize-outputs``.
         storage: how weights and other quantized constants are stored.
-        parts_norms: a LayerNormalization that the runtime has fused with the sum in front of it is slower than
-            the two: such an Add is written as Sum, which it does not fuse.
+        parts_norms: a LayerNormalization that the runtime has fused with the sum in front of it is slower
+            than the two: such an Add is written as Sum, which it does not fuse.
     """
 
     name: str
