@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -263,7 +264,7 @@ class QuantConfig(BaseModel):
     @property
     def overrides(self) -> tuple[Override, ...]:
         """What ``override`` says."""
-        return tuple(parse_override(text, _CHOICES) for text in self.override)
+        return _parsed(self.override)
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -306,6 +307,13 @@ _CHOICES = {
     "weight_method": get_args(WeightMethod),
 }
 """What `QuantConfig.override` may say."""
+
+
+@lru_cache(maxsize=8)
+def _parsed(overrides: tuple[str, ...]) -> tuple[Override, ...]:
+    """Planning asks for them at every node."""
+    return tuple(parse_override(text, _CHOICES) for text in overrides)
+
 
 STATIC_ONLY = (
     *("method", "percentile", "every_element", "correct", "time_limit", "goal", "search_log", "autotune"),

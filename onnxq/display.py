@@ -388,12 +388,22 @@ def _effect(effect: Effect) -> str:
 
 
 def _search_rows(search: Search) -> Iterator[str]:
-    """What was reached how, and what fewer or more float nodes give."""
-    float_nodes = _counted(len(search.chosen.floats), "more node")
-    yield f"{search.goal} holds with {float_nodes} in float, after {_counted(len(search.attempts), 'trial')}"
+    """What was reached how, and what doing less or more gives."""
+    chosen, trials = search.chosen, _counted(len(search.attempts), "trial")
+    float_nodes = f"{_counted(len(chosen.floats), 'more node')} in float"
+    yield f"{search.goal} holds with {', '.join((float_nodes, *_wider(chosen)))}, after {trials}"
     for attempt in search.curve:
-        mark = " (chosen)" if attempt.floats == search.chosen.floats else ""
-        yield f"{len(attempt.floats)} in float: {', '.join(_attempt(search, attempt))}{mark}"
+        mark = " (chosen)" if attempt.key == chosen.key else ""
+        forms = ", ".join((f"{len(attempt.floats)} in float", *_wider(attempt)))
+        yield f"{forms}: {', '.join(_attempt(search, attempt))}{mark}"
+    if chosen.widened:
+        yield f"weights of more bits: {some(list(chosen.widened))}; --search-log FILE lists them all"
+
+
+def _wider(attempt: Attempt) -> Iterator[str]:
+    """How many nodes have weights of more bits, type by type."""
+    for name, count in Counter(attempt.widened.values()).items():
+        yield f"{count} in {name}"
 
 
 def _attempt(search: Search, attempt: Attempt) -> Iterator[str]:
@@ -406,6 +416,8 @@ def _attempt(search: Search, attempt: Attempt) -> Iterator[str]:
         yield f"agreement {attempt.agreement:.1%} counted"
     if attempt.speed is not None:
         yield f"{attempt.speed:.2f} times as fast"
+    if search.chosen.widened:
+        yield f"constants {decimal(attempt.size)}"
 
 
 def _tuning_rows(tuning: Tuning) -> Iterator[str]:

@@ -18,7 +18,8 @@ from calibrators.samples import Sample, input_specs
 from calibrators.session import open_session
 from calibrators.synthetic import synthetic_samples
 from onnxq.algorithms import Draft
-from onnxq.algorithms.keep_float import KeepFloat
+from onnxq.algorithms.ladder import floated
+from onnxq.algorithms.variants import Variants
 from onnxq.autotune import Tuning, tune
 from onnxq.autotune.contest import clearly_faster
 from onnxq.autotune.tentative import tentative, without
@@ -84,7 +85,7 @@ def tuned(
     tuning = tune(original, draft.exact, draft.plan, sample, config, progress)
     if samples.to_fit:
         bench = workbench(draft.exact, samples, judge, config, progress)
-        draft = KeepFloat(draft, bench, config)(tuning.floats)
+        draft = Variants(draft, bench, config)(floated(tuning.floats))
     else:
         draft = replace(draft, plan=tentative(draft.exact, draft.plan, config, tuning.floats))
     return draft, without(config, tuning.floats), tuning

@@ -37,8 +37,8 @@ class Gauge:
     bench: Workbench
     exact: ir.Model
 
-    def measure(self, model: ir.Model, floats: Sequence[str]) -> Attempt:
-        """What ``model`` gives, in which ``floats`` are kept float.
+    def measure(self, model: ir.Model, floats: Sequence[str], widened: Mapping[str, str]) -> Attempt:
+        """What ``model`` gives, in which ``floats`` are kept float and weights are ``widened``.
 
         Raises:
             CalibrationError: there are no samples to measure on.
@@ -55,7 +55,14 @@ class Gauge:
             raise CalibrationError(
                 f"the goal {self.goal} needs samples to be measured on: give data (--data)"
             )
-        return Attempt(tuple(floats), self._value(model, quality, margins), quality.sqnr, quality.agreement)
+        return Attempt(
+            floats=tuple(floats),
+            widened=widened,
+            value=self._value(model, quality, margins),
+            sqnr=quality.sqnr,
+            agreement=quality.agreement,
+            size=_bytes(model),
+        )
 
     def speed(self, model: ir.Model) -> float:
         """How many times as fast as the float model it is."""
@@ -102,6 +109,12 @@ _VALUES: Mapping[str, Callable[[Quality, Sequence[Margins], float], float | None
     "sqnr": _sqnr,
     "agreement": _agreement,
 }
+
+
+def _bytes(model: ir.Model) -> int:
+    """What the constants take in the file."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _own(metric: Metric, model: ir.Model) -> float:

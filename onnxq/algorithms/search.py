@@ -1,7 +1,9 @@
-"""Which nodes must stay float for a goal to hold: few of them, found with few trials.
+"""Which nodes need wider weights, and which must stay float, for a goal to hold: found with few trials.
 
-The candidates stand in the order of what they are worth. How many of them it takes is found by doubling
-their number, then by halving the interval; then those that turn out to be superfluous go back to integers.
+All that may be done lies in stages: weights of more bits first, which cost only bytes, and float last. They
+are climbed until the goal holds. Then, stage by stage from the last one back, its steps stand in the order of
+what they are worth: how many of them it takes is found by doubling their number, then by halving the
+interval; and those that turn out to be superfluous are taken back.
 """
 
 from __future__ import annotations
@@ -13,20 +15,19 @@ from dataclasses import dataclass, replace
 from calibrators.checksum import checksum
 from calibrators.fingerprint import fingerprint
 from calibrators.samples import Sample
+from onnxq.algorithms.ascent import Stage, stages
 from onnxq.algorithms.attempts import Attempt, Memory
-from onnxq.algorithms.candidates import candidates
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.gauge import Gauge
-from onnxq.algorithms.keep_float import KeepFloat
+from onnxq.algorithms.ladder import Step, Steps, highest
 from onnxq.algorithms.sensitivity import sensitivities
+from onnxq.algorithms.variants import Variants
 from onnxq.algorithms.workbench import Workbench
 from onnxq.config import QuantConfig
 from onnxq.errors import ModelError
 from onnxq.goal import Goal
 
-STAGE = "searching what must stay float"
-
-Nodes = frozenset[str]
+STAGE = "searching what must be wider or float"
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Search:
     Attributes:
         goal: what was to be reached, and was.
         chosen: the model that was taken.
-        attempts: all that were tried, the one with the fewest float nodes first.
-        interrupted: whether fewer float nodes might have done.
+        attempts: all that were tried, the cheapest first.
+        interrupted: whether less might have done.
     """
 
     goal: Goal
@@ -50,13 +51,15 @@ class Search:
         """Why the result is not the best there is, if so."""
         if not self.interrupted:
             return ()
-        return (f"SEARCH INTERRUPTED: {self.goal} holds, but fewer float nodes might have done.",)
+        return (
+            f"SEARCH INTERRUPTED: {self.goal} holds, but fewer float nodes or wide weights might have done.",
+        )
 
     @property
     def curve(self) -> tuple[Attempt, ...]:
-        """Those attempts that no other one beats in both respects, float nodes and the goal's value."""
+        """Those attempts that no other one beats in both respects, cost and the goal's value."""
         best, kept = -float("inf"), []
-        for attempt in sorted(self.attempts, key=lambda a: (len(a.floats), -a.value)):
+        for attempt in sorted(self.attempts, key=lambda a: (a.cost, -a.value)):
             if attempt.value > best:
                 best = attempt.value
                 kept.append(attempt)
@@ -64,12 +67,12 @@ class Search:
 
 
 def search(draft: Draft, goal: Goal, bench: Workbench, config: QuantConfig) -> tuple[Draft, Search]:
-    """``draft`` with as few more nodes kept float as the search finds enough for ``goal``.
+    """``draft`` with as few nodes wider, and kept float, as the search finds enough for ``goal``.
 
     An interrupt ends the search: if a model was found by then that reaches the goal, it is taken.
 
     Args:
-        draft: corrected already; what stays in integers keeps its corrections.
+        draft: corrected already; what stays as it is keeps its corrections.
         goal: what must hold on the held-out samples.
         bench: the samples.
         config: how ``draft`` was planned; names the file that remembers attempts.
@@ -79,35 +82,40 @@ def search(draft: Draft, goal: Goal, bench: Workbench, config: QuantConfig) -> t
         CalibrationError: there are no samples to measure on.
         ConfigError: the goal cannot be measured on such a model, or the file is of another search.
     """
-    make = KeepFloat(draft, bench, config)
+    make = Variants(draft, bench, config)
     memory = Memory.open(_key(draft, goal, bench), config.search_log)
     searcher = _Searcher(make, Gauge(goal, bench, draft.exact), memory)
     interrupted = False
     try:
         searcher.run()
     except KeyboardInterrupt:
-        if searcher.best is None:
+        if not searcher.found:
             raise
         interrupted = True
     assert searcher.best is not None
     chosen = searcher.timed(searcher.best)
-    attempts = sorted(memory.attempts.values(), key=lambda attempt: (len(attempt.floats), attempt.floats))
+    attempts = sorted(memory.attempts.values(), key=lambda one: (one.cost, one.floats, sorted(one.widened)))
     return make(searcher.best), Search(goal, chosen, tuple(attempts), interrupted)
 
 
 @dataclass
 class _Searcher:
     """Attributes:
-    make: makes drafts with nodes kept float.
+    make: makes drafts after some steps.
     gauge: measures them.
     memory: of what was measured.
-    best: the fewest nodes found that are enough.
+    best: the fewest steps found that are enough.
     """
 
-    make: KeepFloat
+    make: Variants
     gauge: Gauge
     memory: Memory
-    best: Nodes | None = None
+    best: Steps | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether some model with a node in integers reaches the goal."""
+        return self.best is not None and self._in_integers(self.best)
 
     def run(self) -> None:
         """Until `best` cannot be made smaller.
@@ -115,85 +123,98 @@ class _Searcher:
         Raises:
             ModelError: only the float model is good enough.
         """
-        if self.enough(frozenset(), timed=True):
+        taken = Steps()
+        if self.enough(taken, timed=True):
             return
-        order = self._order()
-        count = self._count([Nodes().union(*order[: n + 1]) for n in range(len(order))])
-        for nodes in reversed(order[:count]):
-            self._put_back(sorted(nodes))
-        if self.best is None or not self.make.plan(self.best).points:
+        climbed: list[Stage] = []
+        for stage in self._stages():
+            climbed.insert(0, stage)
+            taken = taken.union(*stage)
+            if self.enough(taken, timed=True):
+                break
+        for stage in climbed:
+            self._descend(stage)
+        if not self.found:
             raise self._unreachable()
 
-    def enough(self, nodes: Nodes, *, timed: bool = False) -> bool:
-        """Whether the goal holds when ``nodes`` are float; if so, they are the best so far.
+    def enough(self, steps: Steps, *, timed: bool = False) -> bool:
+        """Whether the goal holds after ``steps``; if so, they are the best so far.
 
         The float model passes: what it lacks, nothing could give.
         """
-        if not self.make.plan(nodes).points:
-            return True
-        reached = self._attempt(nodes).value >= self.gauge.goal.at_least
+        reached = not self._in_integers(steps) or self._attempt(steps).value >= self.gauge.goal.at_least
         if reached:
-            self.best = nodes
-        if timed:
-            self.timed(nodes)
+            self.best = steps
+        if timed and self._in_integers(steps):
+            self.timed(steps)
         return reached
 
-    def timed(self, nodes: Nodes) -> Attempt:
-        """The attempt with ``nodes`` float, its speed included."""
-        attempt = self._attempt(nodes)
+    def timed(self, steps: Steps) -> Attempt:
+        """The attempt after ``steps``, its speed included."""
+        attempt = self._attempt(steps)
         if attempt.speed is None:
-            attempt = replace(attempt, speed=self.gauge.speed(self.make(nodes).quantized()))
+            attempt = replace(attempt, speed=self.gauge.speed(self.make(steps).quantized()))
             self.memory.add(attempt)
         return attempt
 
-    def _attempt(self, nodes: Nodes) -> Attempt:
-        floats = Nodes(self.make.draft.plan.nodes).difference(self.make.plan(nodes).nodes)
-        if floats not in self.memory.attempts:
-            model = self.make(nodes).quantized()
-            self.memory.add(self.gauge.measure(model, sorted(floats)))
-            self.make.bench.progress(STAGE, len(self.memory.attempts))
-        return self.memory.attempts[floats]
+    def _in_integers(self, steps: Steps) -> bool:
+        return bool(self.make.plan(steps).points)
 
-    def _order(self) -> list[Nodes]:
-        """The candidates, those that are worth most first."""
+    def _attempt(self, steps: Steps) -> Attempt:
+        nodes = self.make.plan(steps).nodes
+        floats = sorted(self.make.draft.plan.nodes.keys() - nodes.keys())
+        widened = {name: form.name.lower() for name, form in highest(steps).items() if name in nodes}
+        key = frozenset(floats), frozenset(widened.items())
+        if key not in self.memory.attempts:
+            self.memory.add(self.gauge.measure(self.make(steps).quantized(), floats, widened))
+            self.make.bench.progress(STAGE, len(self.memory.attempts))
+        return self.memory.attempts[key]
+
+    def _stages(self) -> list[Stage]:
+        """All there is to do, the cheap things first."""
         draft = self.make.draft
         if not self.memory.noises:
             ranking = sensitivities(draft, self.make.bench)
             self.memory.noises = {one.group.name: one.quality.noise for one in ranking}
             self.memory.save()
-        return [Nodes(c.nodes) for c in candidates(draft.exact, draft.plan, self.memory.noises)]
+        return stages(draft.exact, draft.plan, self.memory.noises)
 
-    def _count(self, prefixes: Sequence[Nodes]) -> int:
-        """How many candidates are enough."""
-        bad, good = 0, 1
-        while not self.enough(prefixes[good - 1], timed=True):
-            bad, good = good, min(2 * good, len(prefixes))
+    def _descend(self, stage: Stage) -> None:
+        """Take back all steps of ``stage`` that are not needed."""
+        assert self.best is not None
+        others = self.best.difference(*stage)
+        prefixes = [others.union(*stage[:count]) for count in range(len(stage) + 1)]
+        for steps in reversed(stage[: self._count(prefixes)]):
+            self._take_back(sorted(steps))
+
+    def _count(self, prefixes: Sequence[Steps]) -> int:
+        """Which of ``prefixes`` is the first that is enough; the last one is."""
+        bad, good = -1, 0
+        while not self.enough(prefixes[good], timed=True):
+            bad, good = good, min(max(2 * good, 1), len(prefixes) - 1)
         while good - bad > 1:
             middle = (bad + good) // 2
-            if self.enough(prefixes[middle - 1], timed=True):
+            if self.enough(prefixes[middle], timed=True):
                 good = middle
             else:
                 bad = middle
         return good
 
-    def _put_back(self, nodes: Sequence[str]) -> None:
-        """Let those of ``nodes`` be integers again without which the goal holds too."""
-        if self.enough(self._floats - Nodes(nodes)) or len(nodes) == 1:
+    def _take_back(self, steps: Sequence[Step]) -> None:
+        """Do without those of ``steps`` without which the goal holds too."""
+        assert self.best is not None
+        if self.enough(self.best.difference(steps)) or len(steps) == 1:
             return
-        for name in nodes:
-            self.enough(self._floats - {name})
-
-    @property
-    def _floats(self) -> Nodes:
-        """The fewest float nodes found so far: all of them, if with fewer the goal never held."""
-        return Nodes(self.make.draft.plan.nodes) if self.best is None else self.best
+        for step in steps:
+            self.enough(self.best - {step})
 
     def _unreachable(self) -> ModelError:
         best = max(self.memory.attempts.values(), key=lambda attempt: attempt.value)
-        goal = self.gauge.goal
+        goal, nodes = self.gauge.goal, self.make.draft.plan.nodes
+        wider = f", and {len(best.widened)} with wider weights" if best.widened else ""
         return ModelError(
             f"the goal {goal} is reached by no model with a node in integers: the best has {goal.name} "
-            f"{best.value:.4g} with {len(best.floats)} of {len(self.make.draft.plan.nodes)} nodes in float"
+            f"{best.value:.4g} with {len(best.floats)} of {len(nodes)} nodes in float{wider}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What had to stay float for the goal, and what more or fewer float nodes give."""
+"""What had to be wider, and what float, for the goal, and what more or less of that gives."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ class Try:
 
     Attributes:
         floats: how many nodes were kept float.
+        widened: how many others got weights of more bits.
         value: what the goal is about.
         sqnr: dB.
         agreement: 0 ... 1, counted; None if nothing is decided.
+        size: bytes that the constants take in the file.
         speed: times as fast as the float model; None if it was not measured.
     """
 
     floats: int
+    widened: int
     value: float
     sqnr: float
     agreement: float | None
+    size: int
     speed: float | None
 
 
@@ -31,7 +35,7 @@ class Reached:
     """Attributes:
     goal: as text.
     chosen: what was taken.
-    tries: those that none beats in both float nodes and value, the fewest float nodes first.
+    tries: those that none beats in both cost and value, the cheapest first.
     """
 
     goal: str
@@ -40,10 +44,12 @@ class Reached:
 
 
 def goal(reached: Reached | None) -> Markup:
-    """The curve between float nodes and accuracy; nothing without a goal."""
+    """The curve between cost and accuracy; nothing without a goal."""
     if reached is None:
         return Markup()
-    text = f"{reached.goal} holds with {reached.chosen.floats} more nodes in float. Others that were tried:"
+    chosen = reached.chosen
+    wider = f" and {chosen.widened} with weights of more bits" if chosen.widened else ""
+    text = f"{reached.goal} holds with {chosen.floats} more nodes in float{wider}. Others that were tried:"
     rows = (_row(one, chosen=one == reached.chosen) for one in reached.tries)
     return joined([element("p", text), table(_COLUMNS, rows, "tries")])
 
@@ -51,9 +57,11 @@ def goal(reached: Reached | None) -> Markup:
 def _row(one: Try, *, chosen: bool) -> list[Cell]:
     return [
         number(one.floats, "{}"),
+        number(one.widened, "{}"),
         number(one.value),
         number(one.sqnr, "{:.2f} dB"),
         number(one.agreement, "{:.1%}"),
+        number(one.size / 1e6, "{:.2f} MB"),
         number(one.speed, "{:.2f}"),
         Cell("chosen" if chosen else ""),
     ]
@@ -61,9 +69,11 @@ def _row(one: Try, *, chosen: bool) -> list[Cell]:
 
 _COLUMNS = (
     Column("nodes kept float", numbers=True),
+    Column("with more bits", "nodes with weights of a wider type than was asked for", numbers=True),
     Column("goal's measure", "for agreement: what can be promised beyond these samples", numbers=True),
     Column("SQNR", numbers=True),
     Column("agreement", "as counted on the held-out samples", numbers=True),
+    Column("constants", "what they take in the file", numbers=True),
     Column("speed", "times as fast as the float model", numbers=True),
     Column(""),
 )

@@ -11,7 +11,8 @@ from benches import CHAIN, bench_for, nudged
 
 import onnxq
 from onnxq.algorithms.gauge import Gauge
-from onnxq.algorithms.keep_float import KeepFloat
+from onnxq.algorithms.ladder import FLOAT, Step, floated
+from onnxq.algorithms.variants import Variants
 from onnxq.algorithms.search import search
 from onnxq.config import QuantConfig
 from onnxq.errors import CalibrationError, ConfigError, ModelError
@@ -27,8 +28,8 @@ def short_races(monkeypatch):
 
 def middling(draft, bench, config=CONFIG, share=0.5):
     """A goal between the quantized model and the best that has one node in integers."""
-    make, nodes = KeepFloat(draft, bench, config), set(draft.plan.nodes)
-    ends = [bench.judge.quality(make(nodes - {name}).quantized()).sqnr for name in nodes]
+    make, nodes = Variants(draft, bench, config), set(draft.plan.nodes)
+    ends = [bench.judge.quality(make(floated(nodes - {name})).quantized()).sqnr for name in nodes]
     base = bench.judge.quality(draft.quantized()).sqnr
     return Goal("sqnr", base + share * (max(filter(math.isfinite, ends)) - base))
 
@@ -38,7 +39,7 @@ def middling(draft, bench, config=CONFIG, share=0.5):
 def test_the_goal_holds_and_no_float_node_is_superfluous(target, share):
     config = QuantConfig(method="minmax", target=target)
     draft, bench = bench_for(target=target)
-    make, nodes = KeepFloat(draft, bench, config), set(draft.plan.nodes)
+    make, nodes = Variants(draft, bench, config), set(draft.plan.nodes)
     goal = middling(draft, bench, config, share)
     found, result = search(draft, goal, bench, config)
     quality = bench.judge.quality(found.quantized())
@@ -48,7 +49,7 @@ def test_the_goal_holds_and_no_float_node_is_superfluous(target, share):
     assert set(result.chosen.floats) == floats
     assert 0 < len(floats) < len(nodes)
     for name in floats:
-        less = make(floats - {name})
+        less = make(floated(floats - {name}))
         assert (
             less.plan.nodes.keys() == found.plan.nodes.keys()
             or bench.judge.quality(less.quantized()).sqnr < goal.at_least
@@ -126,7 +127,7 @@ def test_the_curve_has_what_nothing_beats():
 def test_corrections_stay_where_integers_do_and_only_there():
     plain, bench = bench_for()
     draft = nudged(plain)
-    kept = KeepFloat(draft, bench, CONFIG)({"Conv_c"})
+    kept = Variants(draft, bench, CONFIG)(floated({"Conv_c"}))
     arrays = {
         name: [m.graph.initializers[name].const_value.numpy() for m in (kept.model, draft.model, draft.exact)]
         for name in ("w1", "b1", "w2", "b2", "w3")
@@ -146,7 +147,7 @@ def test_tensors_that_were_not_observed_get_ranges():
     draft, bench = bench_for(text, quantize_outputs=True)
     config = CONFIG.model_copy(update={"quantize_outputs": True})
     assert "m" not in draft.plan.observed
-    kept = KeepFloat(draft, bench, config)({"Conv_a", "MaxPool_m"})
+    kept = Variants(draft, bench, config)(floated({"Conv_a", "MaxPool_m"}))
     assert "m" in kept.plan.observed
     assert kept.plan.params.keys() == kept.plan.groups.keys()
     assert bench.judge.quality(kept.quantized()).sqnr > 30
@@ -158,7 +159,7 @@ def test_names_are_no_patterns():
         for node in model.graph:
             node.name = f"{node.op_type}[ab]"[-40:] + str(node.outputs[0].name)
     draft, config = replace(draft), CONFIG
-    plan = KeepFloat(draft, bench, config).plan(["Conv[ab]a"])
+    plan = Variants(draft, bench, config).plan(floated(["Conv[ab]a"]))
     assert plan.floats["Conv[ab]a"].reason.startswith("it stays float")
     assert "Conv[ab]c" in plan.nodes
 
@@ -170,11 +171,11 @@ def stop_after(monkeypatch, count):
     """Ctrl-C when the next model is to be measured after ``count``."""
     measure, done = Gauge.measure, []
 
-    def measured(self, model, floats):
+    def measured(self, model, floats, widened):
         if len(done) >= count:
             raise KeyboardInterrupt
         done.append(floats)
-        return measure(self, model, floats)
+        return measure(self, model, floats, widened)
 
     monkeypatch.setattr(Gauge, "measure", measured)
     return done

@@ -351,9 +351,9 @@ def test_made_up_inputs_are_told_of_in_the_report(tmp_path):
 
 
 def test_a_goal_is_told_with_what_was_tried():
-    tries = (Try(0, 0.91, 21.0, 0.95, 2.5), Try(3, 0.987, 28.125, None, None))
+    tries = (Try(0, 0, 0.91, 21.0, 0.95, 1_500_000, 2.5), Try(3, 7, 0.987, 28.125, None, 2_500_000, None))
     text = text_of(report(reached=Reached("agreement>=0.98", tries[1], tries)))
-    assert "agreement>=0.98 holds with 3 more nodes in float" in text
-    for told in ("0.91", "21.00 dB", "95.0%", "2.50", "0.987", "28.12 dB", "chosen"):
+    assert "agreement>=0.98 holds with 3 more nodes in float and 7 with weights of more bits" in text
+    for told in ("0.91", "21.00 dB", "95.0%", "2.50", "0.987", "28.12 dB", "1.50 MB", "7", "chosen"):
         assert told in text
     assert "nodes kept float" not in text_of(report())

@@ -1,9 +1,10 @@
-"""A draft with more of its nodes left float: planned anew, and else as it was."""
+"""A draft with some of its nodes in wider forms: planned anew, and else as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from glob import escape
 
 import onnx_ir as ir
@@ -12,10 +13,12 @@ from calibrators.collect import collect
 from calibrators.tensor_statistics import TensorStatistics
 from onnxq.algorithms.biases import bias_of
 from onnxq.algorithms.draft import Draft, with_constants
+from onnxq.algorithms.ladder import FLOAT, Steps, highest
 from onnxq.algorithms.workbench import Workbench
 from onnxq.config import QuantConfig
 from onnxq.graph import constant_value
 from onnxq.operators import WEIGHTED
+from onnxq.override import written
 from onnxq.plan import Group, QuantParams, QuantPlan
 from onnxq.planner import make_plan
 from onnxq.ranges import calibrator, from_statistics, solve
@@ -25,11 +28,11 @@ REASON = "it stays float so that the goal is reached"
 
 
 @dataclass(frozen=True)
-class KeepFloat:
+class Variants:
     """Makes such drafts of one.
 
     Attributes:
-        draft: with nothing kept float but what its plan leaves float anyway.
+        draft: with every node in its narrowest form.
         bench: to observe tensors that no range is known of.
         config: how it was planned.
     """
@@ -38,36 +41,56 @@ class KeepFloat:
     bench: Workbench
     config: QuantConfig
 
-    def __call__(self, nodes: Collection[str]) -> Draft:
-        """``draft`` with ``nodes`` float.
+    def __call__(self, steps: Steps) -> Draft:
+        """``draft`` with its nodes as high on their ladders as ``steps`` lead.
 
-        Ranges, weights and biases of what stays in integers are as they were; weights and biases of
-        layers that become float are the exact ones again.
+        Ranges, weights and biases of what stays as it was are kept; weights and biases of layers that become
+        float, or get other weights, are the exact ones again, and those weights are rounded to nearest.
 
         Raises:
             CalibrationError: a tensor that now needs a range cannot be observed.
         """
-        if not nodes:
+        if not steps:
             return self.draft
-        plan = self.plan(nodes)
+        plan = self.plan(steps)
         plan = plan.with_params(self._params(plan))
         return replace(self.draft, plan=plan, model=_restored(self.draft, plan))
 
-    def plan(self, nodes: Collection[str]) -> QuantPlan:
-        """The plan with ``nodes`` float, without parameters."""
-        exclude = (*self.config.exclude, *map(escape, sorted(nodes)))
-        config = self.config.model_copy(update={"exclude": exclude})
-        plan = make_plan(self.draft.exact, get_target(self.config.target), config)
-        told = {name: replace(f, reason=REASON) if name in nodes else f for name, f in plan.floats.items()}
+    @cached_property
+    def plan(self) -> Callable[[Steps], QuantPlan]:
+        """Steps -> the plan after them, without parameters; it is asked for several times in a row."""
+        return lru_cache(maxsize=2)(self._plan)
+
+    def _plan(self, steps: Steps) -> QuantPlan:
+        forms = highest(steps)
+        plan = make_plan(self.draft.exact, get_target(self.config.target), self._options(forms))
+        told = {
+            name: replace(node, reason=REASON) if forms.get(name) == FLOAT else node
+            for name, node in plan.floats.items()
+        }
         return replace(plan, floats=told)
+
+    def _options(self, forms: Mapping[str, ir.DataType]) -> QuantConfig:
+        """`config` with what leads to these ``forms`` of nodes."""
+        exclude = tuple(escape(name) for name, form in forms.items() if form == FLOAT)
+        override = tuple(
+            written(escape(name), {"weight": form.name.lower()})
+            for name, form in forms.items()
+            if form != FLOAT
+        )
+        more = {"exclude": (*self.config.exclude, *exclude), "override": (*self.config.override, *override)}
+        return self.config.model_copy(update=more)
 
     def _params(self, plan: QuantPlan) -> Mapping[str, QuantParams]:
         old = self.draft.plan
         known = {group.name: old.params[group.name] for group in plan.groups.values() if _same(group, old)}
         new = {name: group for name, group in plan.groups.items() if name not in known}
-        part = replace(plan, groups=new, biases=())
-        source = from_statistics(self._statistics(part.observed), calibrator(self.config))
-        return {**known, **solve(self.draft.exact, part, source).params}
+        # Known weights are left as they are: corrections have chosen them for just these scales.
+        biases = tuple(bias for bias in plan.biases if bias.weight_group in new)
+        source = from_statistics(
+            self._statistics(replace(plan, groups=new).observed), calibrator(self.config)
+        )
+        return solve(self.draft.exact, replace(plan, biases=biases), source, known).params
 
     def _statistics(self, tensors: Sequence[str]) -> Mapping[str, TensorStatistics]:
         """Of tensors that no range is known of, mostly none."""
@@ -94,13 +117,18 @@ def _same(group: Group, plan: QuantPlan) -> bool:
 
 
 def _restored(draft: Draft, plan: QuantPlan) -> ir.Model:
-    """``draft.model`` with the exact weights and biases of layers that ``plan`` leaves float after all."""
-    gone = draft.plan.nodes.keys() - plan.nodes.keys()
-    layers = [node for node in draft.model.graph if node.name in gone and node.op_type in WEIGHTED]
+    """``draft.model`` with exact weights and biases in layers whose weights ``plan`` has in other forms."""
+    old, new = ({(p.consumer, p.input_index): p.spec for p in one.points} for one in (draft.plan, plan))
+    weights = {node: (node.name or "", WEIGHTED[node.op_type].weight) for node in _weighted(draft.model)}
+    layers = [node for node, place in weights.items() if old.get(place) != new.get(place)]
     exact = draft.exact.graph.initializers
     names = dict.fromkeys(name for node in layers for name in _constants(node) if name in exact)
     values = {name: constant_value(exact[name]) for name in names}
     return with_constants(draft.model, {name: array for name, array in values.items() if array is not None})
+
+
+def _weighted(model: ir.Model) -> Iterator[ir.Node]:
+    return (node for node in model.graph if node.op_type in WEIGHTED)
 
 
 def _constants(node: ir.Node) -> Iterator[str]:
