@@ -42,6 +42,18 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     let_go_of_stdout()
 
 
+def _requantize(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq import display
+    from onnxq.adoption import requantize
+
+    config = config.model_copy(update={"report": args.report and Path(args.report)})
+    with display.progress(quiet=args.quiet) as progress:
+        result = requantize(args.model, args.output, config=config, progress=progress)
+    with suppress(OSError, KeyboardInterrupt):
+        display.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
+    let_go_of_stdout()
+
+
 def _calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
     from time import perf_counter
 
@@ -134,6 +146,17 @@ _COMMANDS: Mapping[str, Command] = {
             "and tell all that is known of an error",
         },
         act=_quantize,
+    ),
+    "requantize": Command(
+        help="a model with Q/DQ from elsewhere for a target, with the scales that it has",
+        files={"model": "a model with Q/DQ", "output": "the model to write"},
+        groups=("data", "ranges", "plan", "running"),
+        flags={
+            "--report FILE.html": "also write a report, one HTML file",
+            "--quiet": "print warnings and errors only",
+            **_VERBOSE,
+        },
+        act=_requantize,
     ),
     "calibrate": Command(
         help="statistics of the tensors, from which every method's ranges follow",

@@ -24,6 +24,7 @@ from rich.text import Text
 from calibrators.stability import Stability, run_stability, stability
 from calibrators.statistics import Statistics
 from calibrators.words import some
+from onnxq.adoption import Requantized
 from onnxq.algorithms import Effect
 from onnxq.algorithms.attempts import Attempt
 from onnxq.algorithms.search import Search
@@ -345,11 +346,14 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     if carried := result.plan.carried:
         kinds = ", ".join(f"{n} {op_type}" for op_type, n in Counter(carried.values()).most_common())
         yield "as neighbours", f"{kinds}: the runtime moves Q/DQ across them"
-    yield "size", _sizes(result.float_bytes, result.int8_bytes)
+    if isinstance(result, Requantized):
+        yield "scales", f"{len(result.kept)} kept, {len(result.calibrated)} calibrated"
+    reference = _reference(result)
+    yield "size", _sizes(result.float_bytes, result.int8_bytes, reference)
     if result.quality is None:
         yield "accuracy", "not measured: there are no samples"
     else:
-        yield from (("accuracy", text) for text in _quality_rows(result.quality))
+        yield from (("accuracy", text) for text in _quality_rows(result.quality, reference))
         yield "measured on", f"{result.judged_on}: {result.quality.samples}"
     yield from (("verified", f"{v.runtime}: {v.status}, {v.summary}") for v in result.verdicts)
     yield from (("correction", text) for text in _correction_rows(result))
@@ -364,6 +368,11 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     if result.statistics is not None and not result.request.synthetic:
         yield from _stability_rows(judged(result.plan, result.statistics), every_node)
     yield "time", f"{result.seconds:.1f} s"
+
+
+def _reference(result: QuantResult) -> str:
+    """What it was made of."""
+    return "the given model" if isinstance(result, Requantized) else "float"
 
 
 def _correction_rows(result: QuantResult) -> Iterator[str]:
@@ -455,8 +464,8 @@ def _float_rows(plan: QuantPlan, every_node: bool) -> Iterator[str]:
         yield f"{rest} more: --verbose lists them all"
 
 
-def _sizes(float_bytes: int, int8_bytes: int) -> str:
-    return f"{decimal(float_bytes)} -> {decimal(int8_bytes)}: {int8_bytes / float_bytes:.2f} of float"
+def _sizes(before: int, after: int, reference: str = "float") -> str:
+    return f"{decimal(before)} -> {decimal(after)}: {after / before:.2f} of {reference}"
 
 
 def _times(speed: Speed, threads: int) -> str:
@@ -472,11 +481,11 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 
 
-def _quality_rows(quality: Quality) -> Iterator[str]:
+def _quality_rows(quality: Quality, reference: str = "float") -> Iterator[str]:
     for name, output in quality.outputs.items():
         parts = []
         if not math.isnan(output.sqnr):
             parts.append(f"SQNR {output.sqnr:.2f} dB")
         if output.agreement is not None:
-            parts.append(f"agreement with float {output.agreement:.1%}")
+            parts.append(f"agreement with {reference} {output.agreement:.1%}")
         yield f"{name}: {', '.join(parts) or 'nothing to compare'}"

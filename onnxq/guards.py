@@ -88,13 +88,19 @@ def check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
     Raises:
         ModelError: it is.
     """
+    node = quantized_node(model)
+    if node is not None:
+        raise ModelError(
+            f"{path}: already quantized (node {node.name!r} is a {node.op_type}); give the float model, or "
+            "'onnxq requantize' a model with Q/DQ."
+        )
+
+
+def quantized_node(model: ir.Model) -> ir.Node | None:
+    """The first node, of functions too, that no float model has."""
     roots: tuple[ir.Graph | ir.Function, ...] = (model.graph, *model.functions.values())
-    for node in (node for root in roots for node in ir.traversal.RecursiveGraphIterator(root)):
-        if QUANTIZED.fullmatch(node.op_type):
-            raise ModelError(
-                f"{path}: already quantized (node {node.name!r} is a {node.op_type}); give the float model, "
-                "or onnxq.requantize() a model with Q/DQ."
-            )
+    nodes = (node for root in roots for node in ir.traversal.RecursiveGraphIterator(root))
+    return next((node for node in nodes if QUANTIZED.fullmatch(node.op_type)), None)
 
 
 def check_patterns(model: ir.Model, config: QuantConfig) -> None:

@@ -112,6 +112,11 @@ def doubts(samples: Samples, trial: Trial, float_weights: float) -> Iterator[str
             "Give real samples with --data."
         )
     yield from samples.doubts
+    yield from doubts_of_model(trial, float_weights)
+
+
+def doubts_of_model(trial: Trial, float_weights: float) -> Iterator[str]:
+    """The same, of what was written alone, wherever its ranges come from."""
     if trial.unfused:
         yield (
             f"planned for integers but run in float on this ONNX Runtime ({len(trial.unfused)} nodes): "

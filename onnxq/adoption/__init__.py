@@ -7,22 +7,23 @@ quantizes besides is calibrated. Nothing is corrected: training has done that.
 
 from __future__ import annotations
 
-import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
+from calibrators.statistics import Statistics
 from calibrators.words import some
 from onnxq.adoption.strip import Recorded, Stripped, strip
 from onnxq.calibration import gather
 from onnxq.config import QuantConfig
-from onnxq.errors import CalibrationError, ModelError
-from onnxq.evaluate import Judge, Quality
+from onnxq.errors import CalibrationError, ConfigError, ModelError
+from onnxq.evaluate import Judge
 from onnxq.graph import constant_value
-from onnxq.guards import check_files, check_is_float, our_errors
+from onnxq.guards import blamed, check_files, our_errors, quantized_node
 from onnxq.insert import insert_qdq
 from onnxq.model import load, write
 from onnxq.numerics import dequantize, quantize
@@ -30,36 +31,31 @@ from onnxq.plan import Group, QuantParams, QuantPlan
 from onnxq.prepare import prepare_loaded
 from onnxq.progress import Progress, silent
 from onnxq.ranges import Source, calibrator, from_statistics, from_table, solve
-from onnxq.samples import Data, Samples, open_samples
+from onnxq.report import Request
+from onnxq.result import QuantResult, conclude
+from onnxq.samples import Data, Samples, open_samples, origin
+from onnxq.tables.sources import of_plan
 from onnxq.tables.table import Encoding, Table, on_grid
-from onnxq.trial import Trial
-from onnxq.verify import Verdict
-
-logger = logging.getLogger(__name__)
+from onnxq.trial import Trial, doubts_of_model, float_weights
 
 ON_GRID = 1e-3
 """How far, in steps, weights may be from the grid that they are said to lie on."""
 
+_MEANINGLESS = ("mode", "goal", "search_log", "autotune", "from_table", "table", "save_statistics")
+"""Options that ask for what is not done with scales that are given."""
 
-@dataclass(frozen=True)
-class Requantized:
-    """What `requantize` wrote.
+
+@dataclass(frozen=True, kw_only=True)
+class Requantized(QuantResult):
+    """What `requantize` wrote; `quality` and the first of both sizes are those of the given model.
 
     Attributes:
-        path: the file.
-        plan: every quantized edge with its parameters.
         kept: groups whose scales come from the given model.
         calibrated: groups of activations that had none.
-        quality: against the given model; None without samples.
-        verdicts: what the target's rules and its runtimes say of the file.
     """
 
-    path: str
-    plan: QuantPlan
-    kept: tuple[str, ...]
-    calibrated: tuple[str, ...]
-    quality: Quality | None
-    verdicts: tuple[Verdict, ...]
+    kept: tuple[str, ...] = ()
+    calibrated: tuple[str, ...] = ()
 
 
 def requantize(
@@ -75,14 +71,16 @@ def requantize(
         model: path of a model with pairs of QuantizeLinear and DequantizeLinear.
         output: path of the model to write; whole or not at all.
         data: as `quantize_static` takes it: for tensors that had no scale, and to compare both models on.
-        config: the options; those of corrections and goals mean nothing here.
+        config: the options; nothing is corrected, so that ``correct`` means nothing here.
         progress: told how far the work is.
 
     Raises:
+        ConfigError: an option asks for what is not done here: a goal, tables, dynamic mode.
         ModelError: the model has no Q/DQ, or integers that are no Q/DQ pairs.
         CalibrationError: the target quantizes what the model did not, and there is no data.
     """
-    options = config or QuantConfig()
+    started = time.perf_counter()
+    options = _checked(config or QuantConfig())
     data = options.data if data is None else data
     check_files(model, output, data, options)
     with our_errors():
@@ -92,22 +90,65 @@ def requantize(
         samples = open_samples(simple, data, options)
         known = _known(simple, plan, stripped)
         missing = tuple(g.name for g in plan.groups.values() if g.observe and g.name not in known)
-        source = _calibrated(simple, plan, missing, samples, options, progress)
+        source, statistics = _calibrated(simple, plan, missing, samples, options, progress)
         plan = solve(simple, plan, source, known)
         progress("writing and checking the model")
         trial = Trial(Judge(model, samples.to_judge or list(samples)), plan, options)
         write(insert_qdq(simple, plan), output, validate=trial.run)
-    return Requantized(os.fspath(output), plan, tuple(known), missing, trial.quality, trial.verdicts)
+    result = Requantized(
+        request=Request(os.fspath(model), os.fspath(output), origin(data), options),
+        plan=plan,
+        make_table=lambda: of_plan(plan, simple, stripped.model),
+        quality=trial.quality,
+        verdicts=trial.verdicts,
+        judged_on=samples.judged_on,
+        skipped=samples.skipped,
+        warnings=tuple(_doubts(stripped, samples, trial, float_weights(simple, plan))),
+        speed=None,
+        statistics=statistics or None,
+        kept=tuple(known),
+        calibrated=missing,
+    )
+    concluded = conclude(result, started)
+    assert isinstance(concluded, Requantized)
+    return concluded
+
+
+def _checked(config: QuantConfig) -> QuantConfig:
+    fields = QuantConfig.model_fields
+    given = [name for name in _MEANINGLESS if getattr(config, name) != fields[name].default]
+    if given:
+        raise ConfigError(
+            f"a model that keeps its scales takes no {', '.join(given)}: leave them out, or quantize the "
+            "float model"
+        )
+    return config.model_copy(update={"correct": ("none",)})
 
 
 def _stripped(model: str | os.PathLike[str]) -> Stripped:
-    stripped = strip(load(model))
-    check_is_float(stripped.model, model)
+    given = load(model)
+    with blamed(model):
+        stripped = strip(given)
+    if (node := quantized_node(stripped.model)) is not None:
+        raise ModelError(
+            f"{model}: node {node.name!r} is a {node.op_type}: only pairs of QuantizeLinear and "
+            "DequantizeLinear can be taken over"
+        )
     if not stripped.activations and not stripped.weights:
-        raise ModelError(f"{model}: has no QuantizeLinear and DequantizeLinear: quantize it as a float model")
-    if stripped.doubts:
-        logger.warning("quantized in several ways, the first counts: %s", some(stripped.doubts))
+        raise ModelError(f"{model}: has no QuantizeLinear and DequantizeLinear: 'onnxq quantize' it")
     return stripped
+
+
+def _doubts(stripped: Stripped, samples: Samples, trial: Trial, float_weights: float) -> Iterator[str]:
+    if samples.synthetic:
+        yield (
+            "NO DATA: both models were compared on made-up inputs only, and the accuracy is UNKNOWN. Give "
+            "real samples with --data."
+        )
+    if stripped.doubts:
+        yield f"quantized in several ways, of which the first counts: {some(stripped.doubts)}"
+    yield from samples.doubts
+    yield from doubts_of_model(trial, float_weights)
 
 
 def _known(simple: ir.Model, plan: QuantPlan, stripped: Stripped) -> dict[str, QuantParams]:
@@ -174,13 +215,13 @@ def _calibrated(
     samples: Samples,
     config: QuantConfig,
     progress: Progress,
-) -> Source:
-    """Where the parameters of the other groups come from."""
+) -> tuple[Source, Statistics]:
+    """Where the parameters of the other groups come from, and what calibration saw."""
     if missing and samples.synthetic:
         raise CalibrationError(
             f"the target {plan.target} quantizes {len(missing)} tensors that the model has no scale for: "
             f"{some(missing)}. Give calibration data."
         )
     tensors = tuple(dict.fromkeys(t for name in missing for t in plan.groups[name].observe))
-    statistics = gather(simple, tensors, samples, config, progress) if tensors else {}
-    return from_statistics(statistics, calibrator(config))
+    statistics = gather(simple, tensors, samples, config, progress) if tensors else Statistics({}, 0)
+    return from_statistics(statistics, calibrator(config)), statistics

@@ -85,8 +85,9 @@ def _take_out(node: ir.Node, result: Stripped) -> None:
     if before is not None and integers is None:
         _pass_on(node, before, recorded, result)
     elif integers is not None:
-        levels = _levels(integers, recorded) if before is not None else integers
-        _make_constant(node.outputs[0], _reals(levels, recorded), recorded, result)
+        _make_constant(
+            node.outputs[0], _meant(integers, recorded, before is not None, node), recorded, result
+        )
     else:
         raise ModelError(
             f"node {node.name!r} dequantizes integers that no QuantizeLinear made: only models with pairs of "
@@ -94,11 +95,27 @@ def _take_out(node: ir.Node, result: Stripped) -> None:
         )
 
 
+def _meant(
+    array: NDArray[np.generic], recorded: Recorded, as_reals: bool, node: ir.Node
+) -> NDArray[np.float32]:
+    """The reals that a stored constant stands for: its integers, or reals that a QuantizeLinear rounds."""
+    try:
+        return _reals(_levels(array, recorded) if as_reals else array, recorded)
+    except ValueError as error:
+        raise ModelError(
+            f"node {node.name!r}: scales of shape {list(recorded.scale.shape)} do not fit what it reads, of "
+            f"shape {list(array.shape)}"
+        ) from error
+
+
 def _read(node: ir.Node) -> Recorded:
-    scale, zero = constant(input_at(node, SCALE)), constant(input_at(node, ZERO_POINT))
+    given, zero = constant(input_at(node, SCALE)), constant(input_at(node, ZERO_POINT))
     dtype = integer_type(node)
-    if scale is None or dtype is None or (zero is None and input_at(node, ZERO_POINT) is not None):
+    if given is None or dtype is None or (zero is None and input_at(node, ZERO_POINT) is not None):
         raise ModelError(f"node {node.name!r}: its scale or type is known at run time only: not supported")
+    scale: NDArray[np.float32] = given.astype(np.float32)
+    if not np.all(np.isfinite(scale) & (scale > 0)):
+        raise ModelError(f"node {node.name!r}: a scale of {scale.min()}: expected positive, finite numbers")
     zero = np.zeros(scale.shape) if zero is None else zero
     block = int_attribute(node, "block_size", 0) or None
     whole = scale.size == 1 or (block is None and scale.size > 0 and _is_one(scale) and _is_one(zero))
@@ -107,7 +124,7 @@ def _read(node: ir.Node) -> Recorded:
     rank = None if node.inputs[0] is None or node.inputs[0].shape is None else len(node.inputs[0].shape)
     if axis is not None and axis < 0 and rank is not None:
         axis += rank
-    return Recorded(dtype, np.asarray(values, np.float32), np.asarray(zeros, np.float64), axis, block)
+    return Recorded(dtype, np.asarray(values), np.asarray(zeros, np.float64), axis, block)
 
 
 def _is_one(array: NDArray[np.generic]) -> bool:
