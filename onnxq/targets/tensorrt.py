@@ -22,6 +22,8 @@ TENSORRT = Target(
         "the Q/DQ model is the only way to 8 bits.",
         "TensorRT-RTX 1.7 built no ConvTranspose in 8 bits: --exclude op:ConvTranspose costs no speed there, "
         "and is closer to float.",
+        "Not for ONNX Runtime's CPU provider, where it is slower than float: with a zero point of 0, a Relu "
+        "or Clip between Conv and Q keeps the convolution in float. --target onnxruntime is for that.",
     ),
     runtimes=("tensorrt",),
     activation=S8,
