@@ -23,6 +23,7 @@ from calibrators.preprocess import parse_preprocess
 from onnxq.errors import ConfigError
 from onnxq.goal import parse_goal
 from onnxq.override import Override, parse_override
+from onnxq.yaml_files import read_mapping
 
 Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
 Correction = Literal["center", "equalize", "ranges", "rounding", "adaround", "bias", "full-bias", "none"]
@@ -278,7 +279,8 @@ class QuantConfig(BaseModel):
         Raises:
             ConfigError: the file cannot be read, or holds wrong options.
         """
-        options = _read(path)
+        read = read_mapping(path, "options", "method: entropy", ConfigError)
+        options = {str(name).replace("-", "_"): value for name, value in read.items()}
         try:
             cls(**options)
         except ConfigError as error:
@@ -328,21 +330,6 @@ _RIVALS = {
     "from_table": ("data", "save_statistics"),
 }
 """Option -> those in a file that it takes the place of when it is given beside the file."""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What a YAML file says, names spelled as in Python."""
-    import yaml
-
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"cannot read the options in {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(options, dict):
-        raise ConfigError(f"{path}: expected lines like 'method: entropy', got a {type(options).__name__}")
-    return {str(name).replace("-", "_"): value for name, value in options.items()}
 
 
 _EXPECTED: Mapping[str, str] = {

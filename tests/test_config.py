@@ -182,9 +182,11 @@ def test_an_empty_file_means_the_defaults(tmp_path):
         ("metod: mse", "c.yaml: unknown option 'metod'; valid options: data, "),
         ("method: best", "c.yaml: method: expected 'minmax', "),
         ("- mse", "c.yaml: expected lines like 'method: entropy', got a list"),
-        ("a: [", "c.yaml is not YAML: "),
-        (b"\xff\xfe", "c.yaml is not YAML: "),
-        ("!!python/object/apply:os.getcwd []", "c.yaml is not YAML: "),
+        ("samples: 4\na: [", "c.yaml, line 2: not YAML: expected the node content"),
+        ("samples: 4\nseed: 1\n  goal: x", "c.yaml, line 3: not YAML: mapping values"),
+        (b"\xff\xfe", "c.yaml: not YAML: 'utf-8' codec"),
+        ("\x00", "c.yaml: not YAML: unacceptable character"),
+        ("!!python/object/apply:os.getcwd []", "c.yaml, line 1: not YAML: could not determine a constructor"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, text, message):

@@ -31,6 +31,7 @@ FLOORS = (
         "onnxq.scratch",
         "onnxq.norm_sums",
         "onnxq.weight_scale",
+        "onnxq.yaml_files",
     },
     {
         "onnxq.targets",

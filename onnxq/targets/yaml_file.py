@@ -17,10 +17,10 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import onnx.defs
 import onnx_ir as ir
-import yaml
 
 from onnxq.errors import TargetError
 from onnxq.targets.target import Target
+from onnxq.yaml_files import read_mapping
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -49,14 +49,7 @@ def read_target(path: Path, bases: Mapping[str, Target]) -> Target:
         TargetError: the file cannot be read, or holds an unknown field or a wrong value; the message names
             the file and the field, and lists what is valid.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TargetError(f"cannot read the target in {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TargetError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise TargetError(f"{path}: expected fields like 'base: tensorrt', got {content!r}")
+    content = read_mapping(path, "target", "base: tensorrt", TargetError)
     try:
         return _target(str(path), content, bases)
     except _WrongError as error:

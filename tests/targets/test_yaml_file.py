@@ -140,9 +140,9 @@ blocks: {types: {int4: {dtype: int4, symmetric: true}}, sizes: [64]}
         ("{base: qnn, activation: {axis: 1}}", "activation: axis and block_size follow from the operator"),
         ("{base: qnn, rules: {NoSuchOp: {role: link}}}", "rules.NoSuchOp: ONNX has no such operator"),
         ("weight: {dtype: int8, symmetric: true}", "activation: a value is needed here, or a base"),
-        ("- base", r"expected fields like 'base: tensorrt', got \['base'\]"),
-        ("", "expected fields like 'base: tensorrt', got None"),
-        ("{base: [", "is not YAML"),
+        ("- base", r"expected lines like 'base: tensorrt', got a list"),
+        ("", "activation: a value is needed here, or a base"),
+        ("base: qnn\nrules: [", "line 2: not YAML: "),
     ],
 )
 def test_mistakes_name_the_file_the_field_and_what_is_valid(target_of, text, message):
