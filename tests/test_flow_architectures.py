@@ -68,7 +68,7 @@ BLOCKS = {
             f"""{STEM} g = GlobalAveragePool (r) h = Conv (g, w, b) i = Relu (h) e = Conv (i, v, b)
             s = HardSigmoid (e) t = Mul (r, s) {HEAD}"""
         ),
-        {"HardSigmoid"},
+        set(),
     ),
     "squeeze-excite-dense": (
         net(

@@ -88,9 +88,9 @@ FLOATS = {
     "mobile": {
         # HardSwish has no integer kernel: what stands between two of them, a depthwise Conv too, stays float.
         "linked": {
-            *("HardSwish", "HardSigmoid", "Conv", "Relu", "GlobalAveragePool", "Mul", "Add", "Flatten"),
+            *("HardSwish", "Conv", "Relu", "GlobalAveragePool", "Mul", "Add", "Flatten"),
         },
-        "inputs": {"HardSwish", "HardSigmoid", "Mul", "GlobalAveragePool"},
+        "inputs": {"HardSwish", "Mul", "GlobalAveragePool"},
         "everywhere": set(),
     },
     "detector": {

@@ -18,16 +18,21 @@ from onnxq.passes.fold_batchnorm import FoldBatchNormPass
 from onnxq.passes.fold_batchnorm_forward import FoldBatchNormForwardPass
 from onnxq.passes.fold_constants import FoldConstantsPass
 from onnxq.passes.fold_gemm_scalars import FoldGemmScalarsPass
+from onnxq.passes.fold_scalars_forward import FoldScalarsForwardPass
 from onnxq.passes.forget_stale_shapes import ForgetStaleShapesPass
 from onnxq.passes.free_weights_from_inputs import FreeWeightsFromInputsPass
+from onnxq.passes.fuse_hard_sigmoid import FuseHardSigmoidPass
+from onnxq.passes.fuse_hard_swish import FuseHardSwishPass, has_hard_swish
 from onnxq.passes.fuse_pad import FusePadPass
+from onnxq.passes.hard_sigmoid_to_clip import HardSigmoidToClipPass
 from onnxq.passes.infer_foreign_types import InferForeignTypesPass
 from onnxq.passes.infer_shapes import InferShapesPass
 from onnxq.passes.matmul_add_to_gemm import MatMulAddToGemmPass
-from onnxq.passes.raise_opset import RaiseOpsetPass
+from onnxq.passes.raise_opset import OPSET_OF_HARD_SWISH, RaiseOpsetPass
 from onnxq.passes.reduce_mean_to_pool import ReduceMeanToPoolPass
 from onnxq.passes.remove_identity import RemoveIdentityPass
 from onnxq.passes.reshape_to_flatten import ReshapeToFlattenPass
+from onnxq.passes.scale_before_clip import ScaleBeforeClipPass
 from onnxq.passes.sum_to_add import SumToAddPass
 from onnxq.passes.unique_names import UniqueNamesPass
 from onnxq.plan import OPSET
@@ -56,20 +61,30 @@ NEW: tuple[ir.passes.PassBase, ...] = (
 )
 """What raising the opset may have left to do. Once."""
 
-SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
+PLAIN: tuple[ir.passes.PassBase, ...] = (
     InferShapesPass(),
     FoldConstantsPass(),
     *CONSTANTS,
     RemoveIdentityPass(),
+)
+"""To where patterns can be recognized: shapes are known, constants are constants."""
+
+SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
+    *PLAIN,
     SumToAddPass(),
     ReduceMeanToPoolPass(),
     ReshapeToFlattenPass(),
     FoldGemmScalarsPass(),
     MatMulAddToGemmPass(),
     FusePadPass(),
+    FuseHardSwishPass(),
+    FuseHardSigmoidPass(),
     FoldBatchNormPass(),
     FoldArithmeticPass(),
+    HardSigmoidToClipPass(),
+    ScaleBeforeClipPass(),
     FoldBatchNormForwardPass(),
+    FoldScalarsForwardPass(),
     common.RemoveUnusedNodesPass(),
     DeduplicateInitializersPass(),
     EliminateCommonSubexpressionsPass(),
@@ -93,11 +108,21 @@ def simplify(model: ir.Model, opset: int = OPSET) -> ir.Model:
     """
     copy = model.clone()
     try:
-        ir.passes.Sequential(*OLD, RaiseOpsetPass(opset), *NEW)(copy)
+        ir.passes.Sequential(*OLD)(copy)
+        _raise(copy, opset)
         ir.passes.PassManager(SIMPLIFY, steps=MOST_ROUNDS, early_stop=True)(copy)
     except (ir.passes.PassError, ir.passes.InvariantError) as e:
         raise _model_error(e) from e
     return copy
+
+
+def _raise(model: ir.Model, opset: int) -> None:
+    """The opset to what is asked for, and on to where all that the model computes has a name."""
+    ir.passes.Sequential(RaiseOpsetPass(opset), *NEW)(model)
+    if model.graph.opset_imports[""] < OPSET_OF_HARD_SWISH:
+        ir.passes.PassManager(PLAIN, steps=MOST_ROUNDS, early_stop=True)(model)
+        if has_hard_swish(model):
+            ir.passes.Sequential(RaiseOpsetPass(OPSET_OF_HARD_SWISH), *NEW)(model)
 
 
 def _model_error(error: BaseException) -> ModelError:

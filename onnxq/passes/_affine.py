@@ -113,14 +113,17 @@ def is_private(value: ir.Value, consumer: ir.Node) -> bool:
 
 def absorb_into_producer(model: ir.Model, node: ir.Node, affine: Affine | None) -> bool:
     """Fold an affine node into what it follows: a weighted layer, MatMul and Add, a BatchNormalization."""
-    if affine is None or not is_private(affine.source, node):
-        return False
-    producer = affine.source.producer()
-    hosts = (_into_layer, _into_matmul_add, _into_batchnorm)
-    if producer is None or not any(host(model, producer, affine) for host in hosts):
+    if affine is None or not is_private(affine.source, node) or not give_to_producer(model, affine):
         return False
     _drop(node, affine.source)
     return True
+
+
+def give_to_producer(model: ir.Model, affine: Affine) -> bool:
+    """Let what computes ``affine.source`` compute the scaled and shifted value instead, if it can."""
+    producer = affine.source.producer()
+    hosts = (_into_layer, _into_matmul_add, _into_batchnorm)
+    return producer is not None and any(host(model, producer, affine) for host in hosts)
 
 
 def _into_layer(model: ir.Model, producer: ir.Node, affine: Affine) -> bool:

@@ -32,7 +32,7 @@ def _fold(model: ir.Model, node: ir.Node) -> bool:
     if layer is None or source is None or batchnorm is None or not is_private(source, node):
         return False
     affine = batchnorm_affine(batchnorm)
-    if affine is None or int_attribute(node, "transA", 0) or (_is_padded(node) and np.any(affine.shift != 0)):
+    if affine is None or int_attribute(node, "transA", 0) or (is_padded(node) and np.any(affine.shift != 0)):
         return False
     if not scale_inputs(model, layer, affine.scale, affine.shift):
         return False
@@ -42,7 +42,8 @@ def _fold(model: ir.Model, node: ir.Node) -> bool:
     return True
 
 
-def _is_padded(node: ir.Node) -> bool:
+def is_padded(node: ir.Node) -> bool:
+    """Whether a convolution sees zeros around its input; a Gemm never does."""
     auto = node.attributes.get("auto_pad")
     if auto is not None and auto.as_string() not in ("NOTSET", "VALID"):
         return True

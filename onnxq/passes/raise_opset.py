@@ -24,7 +24,14 @@ from onnxq.plan import OPSET, OPSET_OF_BLOCKS
 MISTRANSLATED = {"Hardmax": 13, "Scan": 9, "GroupNormalization": 21}
 """Operators that mean something else from this opset on, which the converter does not account for."""
 
-_NEEDED_FOR = {OPSET: "per-channel int8", OPSET_OF_BLOCKS: "int4, int16 or a scale a block"}
+OPSET_OF_HARD_SWISH = 14
+"""HardSwish says in one node what others say in four."""
+
+_NEEDED_FOR = {
+    OPSET: "per-channel int8",
+    OPSET_OF_HARD_SWISH: "HardSwish",
+    OPSET_OF_BLOCKS: "int4, int16 or a scale a block",
+}
 
 RESIZE_IS_NEW = 11
 """Below, Resize and Upsample map coordinates by ``x / scale`` and have no attribute to say so."""
