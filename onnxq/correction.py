@@ -41,9 +41,17 @@ def corrected(
     draft: Draft, samples: Samples, judge: Judge, config: QuantConfig, progress: Progress
 ) -> tuple[Draft, tuple[Effect, ...]]:
     """``draft`` with the corrections of ``config`` that help; none without samples to prove them on."""
-    if samples.synthetic or not samples.independent or "none" in config.correct:
+    names = to_try(samples, config)
+    if not names:
         return draft, ()
-    return correct(draft, config.correct, workbench(draft.exact, samples, judge, config, progress))
+    return correct(draft, names, workbench(draft.exact, samples, judge, config, progress))
+
+
+def to_try(samples: Samples, config: QuantConfig) -> tuple[str, ...]:
+    """The names of the corrections of ``config``; none without samples to prove them on."""
+    if samples.synthetic or not samples.independent or "none" in config.correct:
+        return ()
+    return config.correct
 
 
 def judge_of(model: str | os.PathLike[str], simple: ir.Model, samples: Samples, config: QuantConfig) -> Judge:

@@ -50,7 +50,7 @@ def solve(
     params = {
         group.name: known[group.name]
         if group.name in known
-        else _weight_params(model, group)
+        else weight_params(model, group)
         if group.constant
         else source(group)
         if group.fixed is None
@@ -176,7 +176,8 @@ def _equal(one: QuantParams, other: QuantParams) -> bool:
     return bool(one.scale == other.scale and one.zero_point == other.zero_point)
 
 
-def _weight_params(model: ir.Model, group: Group) -> QuantParams:
+def weight_params(model: ir.Model, group: Group) -> QuantParams:
+    """Parameters of the constant ``group``, from its values in ``model``."""
     values = _constant(model, group.tensors[0])
     params = params_from_range(*weight_range(values, group.spec), group.spec)
     exact = group.spec.power_of_two or group.method == "absmax"

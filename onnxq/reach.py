@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.search import Search, search
 from onnxq.config import QuantConfig
-from onnxq.correction import workbench
+from onnxq.correction import to_try, workbench
 from onnxq.errors import ConfigError
 from onnxq.evaluate import Judge
 from onnxq.goal import Goal, parse_goal
@@ -30,10 +30,11 @@ def chosen_goal(goal: Goal | str | None, data: Data | None, config: QuantConfig)
 def reach(
     draft: Draft, goal: Goal | None, samples: Samples, judge: Judge, config: QuantConfig, progress: Progress
 ) -> tuple[Draft, Search | None]:
-    """``draft`` with what must stay float for ``goal``, and how that was found; see `search`.
+    """``draft`` with what must be wider or float for ``goal``, and how that was found; see `search`.
 
     There is nothing to search where no goal is given, or where nothing is in integers.
     """
     if goal is None or not draft.plan.points:
         return draft, None
-    return search(draft, goal, workbench(draft.exact, samples, judge, config, progress), config)
+    bench = workbench(draft.exact, samples, judge, config, progress)
+    return search(draft, goal, bench, config, to_try(samples, config))

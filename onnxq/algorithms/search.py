@@ -9,7 +9,7 @@ interval; and those that turn out to be superfluous are taken back.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from calibrators.checksum import checksum
@@ -21,7 +21,7 @@ from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.gauge import Gauge
 from onnxq.algorithms.ladder import Step, Steps, highest
 from onnxq.algorithms.sensitivity import sensitivities
-from onnxq.algorithms.variants import Variants
+from onnxq.algorithms.variants import CLOSED_FORMS, Variants
 from onnxq.algorithms.workbench import Workbench
 from onnxq.config import QuantConfig
 from onnxq.errors import ModelError
@@ -66,7 +66,9 @@ class Search:
         return tuple(kept)
 
 
-def search(draft: Draft, goal: Goal, bench: Workbench, config: QuantConfig) -> tuple[Draft, Search]:
+def search(
+    draft: Draft, goal: Goal, bench: Workbench, config: QuantConfig, corrections: Collection[str] = ()
+) -> tuple[Draft, Search]:
     """``draft`` with as few nodes wider, and kept float, as the search finds enough for ``goal``.
 
     An interrupt ends the search: if a model was found by then that reaches the goal, it is taken.
@@ -76,13 +78,14 @@ def search(draft: Draft, goal: Goal, bench: Workbench, config: QuantConfig) -> t
         goal: what must hold on the held-out samples.
         bench: the samples.
         config: how ``draft`` was planned; names the file that remembers attempts.
+        corrections: names of those that weights which get wider may have, if closed forms give them.
 
     Raises:
         ModelError: the goal is reached by no model that has a node in integers; the message tells the best.
         CalibrationError: there are no samples to measure on.
         ConfigError: the goal cannot be measured on such a model, or the file is of another search.
     """
-    make = Variants(draft, bench, config)
+    make = Variants(draft, bench, config, tuple(name for name in CLOSED_FORMS if name in corrections))
     memory = Memory.open(_key(draft, goal, bench), config.search_log)
     searcher = _Searcher(make, Gauge(goal, bench, draft.exact), memory)
     interrupted = False

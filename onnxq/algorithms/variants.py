@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from glob import escape
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from calibrators.collect import collect
 from calibrators.tensor_statistics import TensorStatistics
+from onnxq.algorithms import correct
 from onnxq.algorithms.biases import bias_of
 from onnxq.algorithms.draft import Draft, with_constants
-from onnxq.algorithms.ladder import FLOAT, Steps, highest
+from onnxq.algorithms.ladder import FLOAT, Step, Steps, highest
+from onnxq.algorithms.widening import widenings
 from onnxq.algorithms.workbench import Workbench
 from onnxq.config import QuantConfig
 from onnxq.graph import constant_value
 from onnxq.operators import WEIGHTED
 from onnxq.override import written
-from onnxq.plan import Group, QuantParams, QuantPlan
+from onnxq.plan import Group, QuantParams, QuantPlan, QuantSpec
 from onnxq.planner import make_plan
-from onnxq.ranges import calibrator, from_statistics, solve
+from onnxq.ranges import calibrator, from_statistics, solve, weight_params
 from onnxq.targets import get_target
+
+CLOSED_FORMS = ("rounding", "bias")
+"""The corrections that are quickly made for weights of many bits; they change weights and biases alone."""
 
 REASON = "it stays float so that the goal is reached"
 
@@ -35,26 +42,28 @@ class Variants:
         draft: with every node in its narrowest form.
         bench: to observe tensors that no range is known of.
         config: how it was planned.
+        corrections: names of those that weights which get wider have, some of `CLOSED_FORMS`.
     """
 
     draft: Draft
     bench: Workbench
     config: QuantConfig
+    corrections: Sequence[str] = ()
 
     def __call__(self, steps: Steps) -> Draft:
         """``draft`` with its nodes as high on their ladders as ``steps`` lead.
 
-        Ranges, weights and biases of what stays as it was are kept; weights and biases of layers that become
-        float, or get other weights, are the exact ones again, and those weights are rounded to nearest.
+        What stays as it was keeps its ranges, weights and biases. Layers that become float have the exact
+        weights and biases again; those whose weights get wider have them as `corrections` would have left
+        them, had all weights been as wide from the beginning.
 
         Raises:
             CalibrationError: a tensor that now needs a range cannot be observed.
         """
         if not steps:
             return self.draft
-        plan = self.plan(steps)
-        plan = plan.with_params(self._params(plan))
-        return replace(self.draft, plan=plan, model=_restored(self.draft, plan))
+        plan = self._solved(steps)
+        return replace(self.draft, plan=plan, model=self._model(plan))
 
     @cached_property
     def plan(self) -> Callable[[Steps], QuantPlan]:
@@ -81,16 +90,47 @@ class Variants:
         more = {"exclude": (*self.config.exclude, *exclude), "override": (*self.config.override, *override)}
         return self.config.model_copy(update=more)
 
+    def _solved(self, steps: Steps) -> QuantPlan:
+        plan = self.plan(steps)
+        return plan.with_params(self._params(plan))
+
+    def _model(self, plan: QuantPlan) -> ir.Model:
+        arrays: dict[str, NDArray[np.generic]] = {}
+        for layer, spec in _changed(self.draft, plan):
+            source = self.draft.exact if spec is None else self._corrected(spec.dtype)
+            for name in _constants(layer):
+                values = constant_value(source.graph.initializers.get(name))
+                if values is not None:
+                    arrays[name] = values
+        return with_constants(self.draft.model, arrays)
+
+    @cached_property
+    def _corrected(self) -> Callable[[ir.DataType], ir.Model]:
+        return cache(self._correct)
+
+    def _correct(self, form: ir.DataType) -> ir.Model:
+        """The model as `corrections` leave it where all weights that can have ``form`` have it."""
+        exact, plan = self.draft.exact, self.draft.plan
+        rungs = widenings(exact, plan, dict.fromkeys(plan.groups, 0.0))
+        nodes = [node for rung in rungs for one in rung if one.form == form for node in one.nodes]
+        wide = self._solved(Steps(Step(node, form) for node in nodes))
+        return correct(replace(self.draft, plan=wide, model=exact), self.corrections, self.bench)[0].model
+
     def _params(self, plan: QuantPlan) -> Mapping[str, QuantParams]:
         old = self.draft.plan
         known = {group.name: old.params[group.name] for group in plan.groups.values() if _same(group, old)}
         new = {name: group for name, group in plan.groups.items() if name not in known}
+        weights = {name: self._weight_params(group) for name, group in new.items() if group.constant}
         # Known weights are left as they are: corrections have chosen them for just these scales.
         biases = tuple(bias for bias in plan.biases if bias.weight_group in new)
         source = from_statistics(
             self._statistics(replace(plan, groups=new).observed), calibrator(self.config)
         )
-        return solve(self.draft.exact, replace(plan, biases=biases), source, known).params
+        return solve(self.draft.exact, replace(plan, biases=biases), source, {**known, **weights}).params
+
+    @cached_property
+    def _weight_params(self) -> Callable[[Group], QuantParams]:
+        return cache(partial(weight_params, self.draft.exact))
 
     def _statistics(self, tensors: Sequence[str]) -> Mapping[str, TensorStatistics]:
         """Of tensors that no range is known of, mostly none."""
@@ -116,19 +156,14 @@ def _same(group: Group, plan: QuantPlan) -> bool:
     return other.spec == group.spec
 
 
-def _restored(draft: Draft, plan: QuantPlan) -> ir.Model:
-    """``draft.model`` with exact weights and biases in layers whose weights ``plan`` has in other forms."""
+def _changed(draft: Draft, plan: QuantPlan) -> Iterator[tuple[ir.Node, QuantSpec | None]]:
+    """The layers whose weights ``plan`` has in other formats than ``draft``, and in which; None: in float."""
     old, new = ({(p.consumer, p.input_index): p.spec for p in one.points} for one in (draft.plan, plan))
-    weights = {node: (node.name or "", WEIGHTED[node.op_type].weight) for node in _weighted(draft.model)}
-    layers = [node for node, place in weights.items() if old.get(place) != new.get(place)]
-    exact = draft.exact.graph.initializers
-    names = dict.fromkeys(name for node in layers for name in _constants(node) if name in exact)
-    values = {name: constant_value(exact[name]) for name in names}
-    return with_constants(draft.model, {name: array for name, array in values.items() if array is not None})
-
-
-def _weighted(model: ir.Model) -> Iterator[ir.Node]:
-    return (node for node in model.graph if node.op_type in WEIGHTED)
+    for node in draft.model.graph:
+        if node.op_type in WEIGHTED:
+            place = node.name or "", WEIGHTED[node.op_type].weight
+            if old.get(place) != new.get(place):
+                yield node, new.get(place)
 
 
 def _constants(node: ir.Node) -> Iterator[str]:

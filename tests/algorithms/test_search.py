@@ -1,4 +1,4 @@
-"""The search for what must stay float."""
+"""The search for what must be wider, or stay float."""
 
 import json
 import math
@@ -6,14 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from benches import CHAIN, bench_for, nudged
 
 import onnxq
+from onnxq.algorithms import correct
+from onnxq.algorithms.ascent import stages
 from onnxq.algorithms.gauge import Gauge
-from onnxq.algorithms.ladder import FLOAT, Step, floated
-from onnxq.algorithms.variants import Variants
+from onnxq.algorithms.ladder import Step, Steps, floated
 from onnxq.algorithms.search import search
+from onnxq.algorithms.variants import CLOSED_FORMS, Variants
 from onnxq.config import QuantConfig
 from onnxq.errors import CalibrationError, ConfigError, ModelError
 from onnxq.goal import Goal
@@ -164,6 +167,146 @@ def test_names_are_no_patterns():
     assert "Conv[ab]c" in plan.nodes
 
 
+# --- Weights of more bits ----------------------------------------------------------------------
+
+FOUR = CONFIG.model_copy(update={"weight": "int4"})
+
+
+def all_wider(draft, bench, config=FOUR):
+    """``draft`` with 8 bits for all weights."""
+    wider = stages(draft.exact, draft.plan, dict.fromkeys(draft.plan.groups, 0.0))[0]
+    return Variants(draft, bench, config)(Steps().union(*wider))
+
+
+def between(draft, bench, share, config=FOUR):
+    """A goal between weights of 4 bits and of 8."""
+    low, high = (bench.quality(one).sqnr for one in (draft, all_wider(draft, bench, config)))
+    return Goal("sqnr", low + share * (high - low))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime-avx2"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_weights_get_more_bits_before_nodes_go_float(target, share):
+    config = FOUR.model_copy(update={"target": target})
+    draft, bench = bench_for(target=target, weight="int4")
+    goal = between(draft, bench, share, config)
+    found, result = search(draft, goal, bench, config)
+    assert result.chosen.floats == ()
+    assert set(result.chosen.widened.values()) == {"int8"}
+    assert bench.quality(found).sqnr >= goal.at_least
+    assert found.plan.nodes == draft.plan.nodes
+    bits = {p.consumer: p.spec.dtype.bitwidth for p in found.plan.points if p.tensor in WEIGHTS}
+    assert {name for name, width in bits.items() if width == 8} == set(result.chosen.widened)
+    assert result.chosen.size < result.attempts[-1].size
+    make = Variants(draft, bench, config)
+    for name in result.chosen.widened:
+        less = make(Steps(Step(n, ir.DataType.INT8) for n in result.chosen.widened if n != name))
+        assert bench.quality(less).sqnr < goal.at_least
+
+
+WEIGHTS = ("w1", "w2", "w3", "v")
+
+
+def test_what_more_bits_do_not_reach_float_does():
+    draft, bench = bench_for(weight="int4")
+    wide = bench.quality(all_wider(draft, bench)).sqnr
+    found, result = search(draft, Goal("sqnr", wide + 3), bench, FOUR)
+    assert 0 < len(result.chosen.floats) < len(draft.plan.nodes)
+    assert set(result.chosen.floats) == draft.plan.nodes.keys() - found.plan.nodes.keys()
+    assert not set(result.chosen.floats) & set(result.chosen.widened)
+    assert bench.quality(found).sqnr >= wide + 3
+    assert {len(one.widened) for one in result.attempts if not one.floats} == {0, 4}
+    costs = [attempt.cost for attempt in result.curve]
+    assert costs == sorted(costs)
+
+
+def test_what_nothing_reaches_is_told_with_the_best():
+    draft, bench = bench_for(weight="int4")
+    with pytest.raises(
+        ModelError, match=r"sqnr>=300 .* with \d of 7 nodes in float(, and \d with wider weights)?$"
+    ):
+        search(draft, Goal("sqnr", 300), bench, FOUR)
+
+
+def test_wider_weights_are_the_exact_ones_and_the_others_keep_their_corrections():
+    plain, bench = bench_for(weight="int4")
+    draft = nudged(plain)
+    made = Variants(draft, bench, FOUR)(Steps({Step("Conv_c", ir.DataType.INT8)}))
+    for name in ("w1", "b1", "w2", "b2", "w3", "v"):
+        now, corrected, exact = (
+            m.graph.initializers[name].const_value.numpy() for m in (made.model, draft.model, draft.exact)
+        )
+        np.testing.assert_array_equal(now, exact if name in ("w2", "b2") else corrected)
+    assert made.plan.params.keys() == draft.plan.params.keys()
+    assert {n for n, p in made.plan.params.items() if p is not draft.plan.params[n]} == {"w2"}
+    ratio = draft.plan.params["w2"].scale / made.plan.params["w2"].scale
+    assert (ratio > 8).all()
+
+
+def test_wider_weights_have_what_corrections_give_to_a_model_that_is_all_so_wide():
+    draft, bench = bench_for(weight="int4")
+    wide = bench_for()[0]
+    expected, effects = correct(wide, CLOSED_FORMS, bench)
+    assert all(effect.kept for effect in effects)
+    variants = Variants(nudged(draft), bench, FOUR, CLOSED_FORMS)
+    made = variants(Steps({Step("Conv_c", ir.DataType.INT8)}))
+    for name in ("w2", "b2"):
+        now, then = (m.graph.initializers[name].const_value.numpy() for m in (made.model, expected.model))
+        np.testing.assert_array_equal(now, then)
+        assert (now != draft.exact.graph.initializers[name].const_value.numpy()).any()
+    w1 = made.model.graph.initializers["w1"].const_value.numpy()
+    np.testing.assert_array_equal(w1, nudged(draft).model.graph.initializers["w1"].const_value.numpy())
+
+
+def test_the_bias_of_wider_weights_still_fits():
+    """Its steps are as much finer as those of the weights are."""
+    text = """g (float[N,4] x) => (float[N,2] y) <float[4,2] w = {W}, float[2] b = {1e7, -3e6}, float[2,2] v>
+    { a = Gemm (x, w, b)  r = Relu (a)  y = MatMul (r, v) }""".replace(
+        "{W}", "{" + ", ".join(["0.5", "1"] * 4) + "}"
+    )
+    draft, bench = bench_for(text, weight="int4")
+    made = Variants(draft, bench, FOUR)(Steps({Step("Gemm_a", ir.DataType.INT8)}))
+    (bias,) = (one for one in made.plan.biases if one.tensor == "b")
+    scale = made.plan.params[bias.input_group].scale * made.plan.params[bias.weight_group].scale
+    assert (np.array([1e7, 3e6]) / scale < 2**31).all()
+
+
+def test_overrides_of_ones_own_stay():
+    config = FOUR.model_copy(update={"override": ("Conv_d: weight=int8", "op:Conv: per_tensor")})
+    draft, bench = bench_for(weight="int4", override=config.override)
+    plan = Variants(draft, bench, config).plan(Steps({Step("Conv_c", ir.DataType.INT8)}))
+    specs = {p.tensor: p.spec for p in plan.points if p.tensor in WEIGHTS}
+    assert [specs[name].dtype.bitwidth for name in WEIGHTS] == [4, 8, 8, 4]
+    assert [specs[name].axis for name in WEIGHTS] == [None, None, None, 1]
+
+
+BLOCKS = """g (float[N,64] x) => (float[N,8] y) <float[64,64] w, float[64,64] u, float[64,8] v>
+{ a = MatMul (x, w)  b = Tanh (a)  c = MatMul (b, u)  d = Tanh (c)  y = MatMul (d, v) }"""
+
+
+def test_weights_in_blocks_get_more_bits_in_blocks():
+    config = FOUR.model_copy(update={"block_size": 32})
+    draft, bench = bench_for(BLOCKS, weight="int4", block_size=32)
+    assert draft.plan.observed == ()
+    found, result = search(draft, between(draft, bench, 0.5, config), bench, config)
+    assert (result.chosen.floats, set(result.chosen.widened.values())) == ((), {"int8"})
+    widths = {p.consumer: p.spec.dtype.bitwidth for p in found.plan.points}
+    assert {p.spec.block_size for p in found.plan.points} == {32}
+    assert {name for name, width in widths.items() if width == 8} == set(result.chosen.widened)
+    assert found.plan.observed == ()
+
+
+def test_a_file_of_an_older_search_is_refused(tmp_path):
+    draft, bench = bench_for()
+    config = CONFIG.model_copy(update={"search_log": tmp_path / "log.json"})
+    search(draft, Goal("sqnr", 5), bench, config)
+    content = json.loads(config.search_log.read_text())
+    del content["version"]
+    config.search_log.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="another version of onnxq: name another file, or delete it"):
+        search(draft, Goal("sqnr", 5), bench, config)
+
+
 # --- Interrupts, and going on ------------------------------------------------------------------
 
 
@@ -181,11 +324,13 @@ def stop_after(monkeypatch, count):
     return done
 
 
-def test_what_was_tried_is_not_tried_again(tmp_path, monkeypatch):
-    draft, bench = bench_for()
-    goal, file = middling(draft, bench, share=0.9), tmp_path / "log.json"
-    whole = search(draft, goal, bench, CONFIG)[1]
-    config = CONFIG.model_copy(update={"search_log": file})
+@pytest.mark.parametrize("weight", [None, "int4"])
+def test_what_was_tried_is_not_tried_again(tmp_path, monkeypatch, weight):
+    draft, bench = bench_for(weight=weight)
+    plain = CONFIG.model_copy(update={"weight": weight})
+    goal, file = middling(draft, bench, plain, share=0.9), tmp_path / "log.json"
+    whole = search(draft, goal, bench, plain)[1]
+    config = plain.model_copy(update={"search_log": file})
     stop_after(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         search(draft, goal, bench, config)
@@ -193,7 +338,7 @@ def test_what_was_tried_is_not_tried_again(tmp_path, monkeypatch):
     monkeypatch.undo()
     done = stop_after(monkeypatch, 100)
     found = search(draft, goal, bench, config)[1]
-    assert found.chosen.floats == whole.chosen.floats
+    assert found.chosen.key == whole.chosen.key
     assert len(done) == len(whole.attempts) - 2
     assert search(draft, goal, bench, config)[1].attempts == found.attempts
     assert len(done) == len(whole.attempts) - 2
@@ -221,17 +366,19 @@ def test_a_file_that_is_something_else_stays_as_it_is(tmp_path, content):
     assert file.read_text("latin-1") == content
 
 
-def test_an_interrupt_keeps_the_best_if_it_reaches_the_goal(monkeypatch):
-    draft, bench = bench_for()
-    goal = middling(draft, bench, share=0.9)
-    whole = search(draft, goal, bench, CONFIG)[1]
+@pytest.mark.parametrize("weight", [None, "int4"])
+def test_an_interrupt_keeps_the_best_if_it_reaches_the_goal(monkeypatch, weight):
+    draft, bench = bench_for(weight=weight)
+    config = CONFIG.model_copy(update={"weight": weight})
+    goal = middling(draft, bench, config, share=0.9)
+    whole = search(draft, goal, bench, config)[1]
     first = next(n for n, _ in enumerate(whole.attempts))
     outcomes = []
     for count in range(1, len(whole.attempts)):
         with monkeypatch.context() as patch:
             stop_after(patch, count)
             try:
-                found, result = search(draft, goal, bench, CONFIG)
+                found, result = search(draft, goal, bench, config)
             except KeyboardInterrupt:
                 outcomes.append("raised")
                 continue
