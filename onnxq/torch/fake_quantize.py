@@ -14,6 +14,7 @@ their factor ``1 / sqrt(n * qmax)`` on the gradient of the scale. Zero points ar
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -89,13 +90,23 @@ class FakeQuantize(nn.Module):
         """
         if self.observing and not self.learned and (self.constant or (self.training and observe)):
             self._follow(real.detach().float())
-        if self.learned and self.training:
+        if self.learned:
             self._keep_usable()
         qmin, qmax = self.spec.limits
         scale, zero_point = (self._spread(values, real) for values in (self._steps(), self.zero_point))
         factor = self._factor(real) if self.learned else 0.0
         fake: Tensor = _Round.apply(real.float(), scale, zero_point, qmin, qmax, factor)  # type: ignore[no-untyped-call]
         return fake.to(real.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FakeQuantize:
+        """Moves with the module, but stays float32 when that becomes float16: scales need their digits."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+        super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @property
     def params(self) -> QuantParams:

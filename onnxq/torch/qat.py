@@ -28,7 +28,7 @@ from onnxq.config import QuantConfig
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.evaluate import Judge, class_axis
 from onnxq.guards import our_errors
-from onnxq.insert import insert_qdq
+from onnxq.insert import as_written
 from onnxq.model import check_place, write
 from onnxq.numerics import sqnr
 from onnxq.plan import Group, QuantParams, QuantPlan
@@ -42,7 +42,15 @@ from onnxq.torch.exporting import evaluating
 from onnxq.torch.fake_quantize import FakeQuantize
 from onnxq.torch.folded_norm import fold
 from onnxq.torch.placement import Place, Placement, find_places
-from onnxq.torch.qat_module import FAKE_QUANTIZERS, QatModule, Recipe, assemble, prepared, recipe_of
+from onnxq.torch.qat_module import (
+    FAKE_QUANTIZERS,
+    FakeQuantizers,
+    QatModule,
+    Recipe,
+    assemble,
+    prepared,
+    recipe_of,
+)
 from onnxq.torch.quiet import quiet
 from onnxq.trial import Trial
 from onnxq.verify import Verdict
@@ -131,6 +139,7 @@ def prepare_qat(
             place.group.name: (_key(place.group.name), place.turned) for place in placement.places
         },
         "call": call,
+        "types": {name: tensor.dtype for name, tensor in _state(ours).items()},
     }
     with quiet():
         return assemble(ours, seen.trace, quantizers, recipe)
@@ -149,24 +158,30 @@ def convert_qat(module: nn.Module, path: str | os.PathLike[str]) -> QatResult:
     check_place(path)
     inner = prepared(module)
     recipe = recipe_of(inner)
+    state = _state(inner)
+    _check_types(state, recipe)
     with evaluating(inner), quiet():
-        outputs = [to_numpy(tensor, "") for tensor in recipe.call.outputs(inner)]
-    state = {
-        **dict(inner.named_parameters(remove_duplicate=False)),
-        **dict(inner.named_buffers(remove_duplicate=False)),
-    }
+        outputs = [to_numpy(tensor, "") for tensor in _moved(recipe.call, state).outputs(inner)]
     simple, plan = prepare_loaded(recipe.captured.onnx(state), type(inner).__name__, recipe.config)
     plan = solve(simple, plan, partial(_calibrated_params, recipe), _learned(inner, recipe))
     feeds = _sample(simple, recipe.call)
     found: list[tuple[float, float | None]] = []
     with our_errors():
         trial = Trial(Judge(simple, [Sample("example inputs", feeds)]), plan, recipe.config)
-        write(insert_qdq(simple, plan), path, validate=partial(_check, trial, feeds, outputs, found))
+        write(as_written(simple, plan), path, validate=partial(_check, trial, feeds, outputs, found))
     ratio, agreement = found[0]
     warnings = tuple(_doubts(ratio))
     for text in warnings:
         logger.warning("%s", text)
     return QatResult(os.fspath(path), plan, ratio, agreement, trial.verdicts, warnings)
+
+
+def _state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, under every name that they have."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
 
 
 # --- before training ----------------------------------------------------------------------------------
@@ -227,11 +242,11 @@ def _key(group: str) -> str:
 
 def _insert(
     seen: Seen, placement: Placement, plan: QuantPlan, learn: bool | None, device: torch.device
-) -> dict[str, FakeQuantize]:
+) -> FakeQuantizers:
     """Write fake quantization into the trace; the quantizers by name."""
     groups = {_key(place.group.name): place for place in reversed(placement.places)}
-    quantizers = {key: _quantizer(place, plan, learn).to(device) for key, place in groups.items()}
-    seen.trace.add_module(FAKE_QUANTIZERS, nn.ModuleDict(quantizers))
+    quantizers = FakeQuantizers({key: _quantizer(place, plan, learn) for key, place in groups.items()})
+    seen.trace.add_module(FAKE_QUANTIZERS, quantizers.to(device))
     graph = seen.trace.graph
     folded = {p.reader: fold(graph, p.reader, p.norm) for p in placement.places if p.norm is not None}
     for place in placement.places:
@@ -272,6 +287,22 @@ def _turned(params: QuantParams, turned: bool) -> QuantParams:
 
 
 # --- behind training ----------------------------------------------------------------------------------
+
+
+def _check_types(state: Mapping[str, torch.Tensor], recipe: Recipe) -> None:
+    """What was cast since it was prepared is no longer what was exported."""
+    for name, dtype in recipe.types.items():
+        if name in state and state[name].dtype != dtype:
+            raise ModelError(
+                f"{name!r} is {state[name].dtype}, was {dtype} when the module was prepared: give it back "
+                "that type, as with .float()"
+            )
+
+
+def _moved(call: Call, state: Mapping[str, torch.Tensor]) -> Call:
+    """``call`` on the device that the module is on now."""
+    device = next(iter(state.values())).device
+    return call.map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf)
 
 
 def _learned(module: nn.Module, recipe: Recipe) -> dict[str, QuantParams]:

@@ -7,11 +7,14 @@ optimizers, schedulers, checkpoints, hooks, ``train()``, ``eval()`` and its own 
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from onnxq.config import QuantConfig
@@ -25,7 +28,9 @@ FAKE_QUANTIZERS = "fake_quantizers"
 """The child that holds them, by group."""
 
 _RECIPE = "_onnxq_recipe"
-_FROZEN = "_onnxq_frozen_norms"
+_WRAPPERS = ("module", "_orig_mod")
+"""Where those who wrap a module keep it: DistributedDataParallel and AveragedModel, torch.compile."""
+
 _MODES = ("training", "train")
 """What operators that work otherwise in training call the argument that says so."""
 
@@ -41,6 +46,7 @@ class Recipe:
         params: of every group, from calibration.
         quantizers: group -> the name of its fake quantizer, and whether its matrix is transposed in ONNX.
         call: the example inputs.
+        types: of parameters and buffers, by name.
     """
 
     run: Callable[..., Any]
@@ -49,9 +55,38 @@ class Recipe:
     params: Mapping[str, QuantParams]
     quantizers: Mapping[str, tuple[str, bool]]
     call: Call
+    types: Mapping[str, torch.dtype]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recipe:
         return self
+
+
+class FakeQuantizers(nn.ModuleDict):
+    """They, by name. What is frozen stands in checkpoints too: training goes on as it was left.
+
+    Attributes:
+        frozen_ranges: whether the ranges of activations stay as they are.
+        frozen_norms: whether the statistics of batch normalizations do.
+    """
+
+    frozen_ranges = False
+    frozen_norms = False
+
+    def freeze_ranges(self, frozen: bool) -> None:
+        """Or let them go on."""
+        self.frozen_ranges = frozen
+        for child in self.values():
+            if isinstance(child, FakeQuantize) and not child.constant:
+                child.observing = not frozen and not child.fixed
+
+    def get_extra_state(self) -> Tensor:
+        """For `state_dict`, all of whose values are tensors."""
+        return torch.tensor([self.frozen_ranges, self.frozen_norms])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """From `load_state_dict`."""
+        ranges, self.frozen_norms = map(bool, state.tolist())
+        self.freeze_ranges(ranges)
 
 
 class QatModule(nn.Module):
@@ -64,15 +99,32 @@ class QatModule(nn.Module):
     def train(self, mode: bool = True) -> QatModule:
         """As ever, but norms that are frozen stay so."""
         super().train(mode)
-        if getattr(self, _FROZEN, False):
+        if _quantizers(self).frozen_norms:
             _freeze(self)
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QatModule:
+        """As any module's: `__reduce_ex__`, which copies use too, is for pickling only."""
+        users = getattr(super(), "__deepcopy__", None)
+        if users is not None:
+            return users(memo)  # type: ignore[no-any-return]
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
+        return twin
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Its class and its trace were made at run time, and nobody could load them again."""
+        raise pickle.PicklingError(
+            f"a prepared {type(self).__name__} cannot be pickled: save its state_dict(), and load that into "
+            "a module that prepare_qat() made in the same way"
+        )
 
 
 def assemble(
     module: nn.Module,
     trace: fx.GraphModule,
-    quantizers: Mapping[str, FakeQuantize],
+    quantizers: FakeQuantizers,
     recipe: Mapping[str, Any],
 ) -> nn.Module:
     """Let ``module`` run ``trace``.
@@ -88,14 +140,13 @@ def assemble(
     """
     if hasattr(module, FAKE_QUANTIZERS):
         raise ModelError(f"{type(module).__name__} has an attribute {FAKE_QUANTIZERS!r} already: rename it")
-    module.add_module(FAKE_QUANTIZERS, nn.ModuleDict(quantizers))
+    module.add_module(FAKE_QUANTIZERS, quantizers)
     _adopt_constants(module, trace)
     _obey_modes(trace.graph, module)
     compiled = fx.GraphModule(module, trace.graph)
-    for name in ("_in_spec", "_out_spec"):
-        setattr(module, name, getattr(compiled, name))
+    specs = {name: getattr(compiled, name) for name in ("_in_spec", "_out_spec")}
     user = type(module)
-    module.__class__ = type(user.__name__, (QatModule, user), {"__module__": user.__module__})
+    module.__class__ = type(user.__name__, (QatModule, user), {"__module__": user.__module__, **specs})
     setattr(module, _RECIPE, Recipe(run=type(compiled).forward, **recipe))
     return module
 
@@ -114,24 +165,33 @@ def recipe_of(module: nn.Module) -> Recipe:
 
 def prepared(module: nn.Module) -> nn.Module:
     """``module``, or the prepared one that it wraps, as DistributedDataParallel does."""
-    while not isinstance(module, QatModule) and isinstance(getattr(module, "module", None), nn.Module):
-        module = module.module  # type: ignore[assignment]
+    while not isinstance(module, QatModule) and (inner := _wrapped(module)) is not None:
+        module = inner
     recipe_of(module)
     return module
 
 
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    children = dict(module.named_children())
+    return next((children[name] for name in _WRAPPERS if name in children), None)
+
+
 def freeze_ranges(module: nn.Module, frozen: bool = True) -> None:
     """Keep the ranges of activations as they are from now on; learned scales and weights still change."""
-    for child in prepared(module).modules():
-        if isinstance(child, FakeQuantize) and not child.constant:
-            child.observing = not frozen and not child.fixed
+    _quantizers(prepared(module)).freeze_ranges(frozen)
 
 
 def freeze_batch_norms(module: nn.Module, frozen: bool = True) -> None:
     """Keep the statistics of batch normalizations from now on, also through ``train()``."""
     inner = prepared(module)
-    setattr(inner, _FROZEN, frozen)
+    _quantizers(inner).frozen_norms = frozen
     inner.train(inner.training)
+
+
+def _quantizers(module: nn.Module) -> FakeQuantizers:
+    child = module.get_submodule(FAKE_QUANTIZERS)
+    assert isinstance(child, FakeQuantizers)
+    return child
 
 
 def _freeze(module: nn.Module) -> None:
