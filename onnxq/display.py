@@ -311,13 +311,9 @@ def show_verdicts(model: str, target: str, verdicts: Sequence[Verdict], *, every
 
 def _findings(verdict: Verdict, every_node: bool) -> Iterator[str]:
     """What was found, with the nodes of which it is so."""
-    nodes: dict[tuple[str, str, str], list[str]] = {}
-    for one in verdict.findings:
-        nodes.setdefault((one.severity, one.message, one.advice), []).append(one.node)
-    for (severity, message, advice), names in nodes.items():
+    for one, names in verdict.grouped:
         where = ", ".join(names) if every_node else some(names)
-        text = f"{verdict.runtime} {severity}: {where}: {message}" if where else f"{severity}: {message}"
-        yield f"{text} {advice}".rstrip()
+        yield f"{verdict.runtime} {one.severity}: {where}: {one}" if where else f"{one.severity}: {one}"
 
 
 def print_verdicts(verdicts: Sequence[Verdict]) -> None:

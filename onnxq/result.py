@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from calibrators.statistics import Statistics
 from onnxq.algorithms import Effect
@@ -17,9 +18,11 @@ from onnxq.evaluate import Quality
 from onnxq.model import size_on_disk
 from onnxq.plan import QuantPlan
 from onnxq.race import Speed
-from onnxq.report import Accuracy, Reached, Report, Request, Try, versions, write_report
+from onnxq.report import Accuracy, Checked, Found, Reached, Report, Request, Try, versions, write_report
 from onnxq.tables.table import Table
 from onnxq.verify import Verdict
+
+Result = TypeVar("Result", bound="QuantResult")
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,13 @@ class QuantResult:
             seconds=self.seconds,
             versions=versions(),
             reached=_reached(self.search) if self.search else None,
+            checked=tuple(map(_checked, self.verdicts)),
         )
+
+
+def _checked(verdict: Verdict) -> Checked:
+    found = (Found(one.severity, one.message, one.advice, nodes) for one, nodes in verdict.grouped)
+    return Checked(verdict.runtime, verdict.status, verdict.summary, tuple(found))
 
 
 def _reached(search: Search) -> Reached:
@@ -112,7 +121,7 @@ def _try(attempt: Attempt) -> Try:
     )
 
 
-def conclude(result: QuantResult, started: float) -> QuantResult:
+def conclude(result: Result, started: float) -> Result:
     """``result`` with the sizes of its files and the time since ``started``; writes its report, if wanted.
 
     Raises:

@@ -12,9 +12,20 @@ from onnxq.errors import ModelError
 from onnxq.report.activations import judged
 from onnxq.report.goal import Reached, Try
 from onnxq.report.page import page
-from onnxq.report.report import Accuracy, Report, Request
+from onnxq.report.report import Accuracy, Checked, Found, Report, Request
 
-__all__ = ["Accuracy", "Reached", "Report", "Request", "Try", "judged", "versions", "write_report"]
+__all__ = [
+    "Accuracy",
+    "Checked",
+    "Found",
+    "Reached",
+    "Report",
+    "Request",
+    "Try",
+    "judged",
+    "versions",
+    "write_report",
+]
 
 
 def write_report(report: Report, path: Path) -> None:

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from onnxq.report.calibration import calibration
+from onnxq.report.checks import checks
 from onnxq.report.markup import Markup, element, joined
 from onnxq.report.report import Report
 from onnxq.report.request import request
@@ -20,6 +21,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 _SECTIONS = {
     "result": ("Result", result),
     "plan": ("Plan", whole_plan),
+    "checks": ("Checks", checks),
     "calibration": ("Calibration", calibration),
     "weights": ("Weights", weights),
     "request": ("What was asked", request),

@@ -43,6 +43,40 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Found:
+    """One thing that is not as it should be.
+
+    Attributes:
+        severity: "error" or "warning".
+        message: what is so.
+        advice: what to do; may be empty.
+        nodes: of which it is so; none where the whole model is meant.
+    """
+
+    severity: str
+    message: str
+    advice: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What one checker said of the written model, as `onnxq.verify.Verdict` has it.
+
+    Attributes:
+        runtime: who says it: a runtime, or "legality".
+        status: "passed", "failed" or "not checked".
+        summary: one line.
+        found: errors first.
+    """
+
+    runtime: str
+    status: str
+    summary: str
+    found: tuple[Found, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """One quantization.
 
@@ -58,6 +92,7 @@ class Report:
         seconds: how long it took.
         versions: of programs that took part, by name.
         reached: how the goal was reached; None if there was none.
+        checked: what the target's rules and its runtimes said; empty if they were not asked.
     """
 
     request: Request
@@ -73,6 +108,7 @@ class Report:
     seconds: float
     versions: Mapping[str, str]
     reached: Reached | None = None
+    checked: tuple[Checked, ...] = ()
 
     @property
     def stability(self) -> RunStability | None:

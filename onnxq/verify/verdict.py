@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Severity = Literal["error", "warning"]
@@ -54,6 +54,14 @@ class Verdict:
     def errors(self) -> tuple[Finding, ...]:
         """The findings that made it fail."""
         return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def grouped(self) -> tuple[tuple[Finding, tuple[str, ...]], ...]:
+        """What was found, once each, with the nodes of which it is so; none if it is the whole model."""
+        nodes: dict[Finding, list[str]] = {}
+        for finding in self.findings:
+            nodes.setdefault(replace(finding, node=""), []).append(finding.node)
+        return tuple((finding, tuple(filter(None, names))) for finding, names in nodes.items())
 
 
 def judged(

@@ -17,11 +17,23 @@ from graphs import parse
 
 from calibrators.histogram import Histogram
 from calibrators.statistics import Statistics, TensorStatistics
+from calibrators.words import some
 from onnxq.config import QuantConfig
 from onnxq.errors import ModelError
 from onnxq.pipeline import quantize_static
 from onnxq.plan import FloatNode, Group, QuantParams, QuantPlan, QuantSpec
-from onnxq.report import Accuracy, Reached, Report, Request, Try, judged, versions, write_report
+from onnxq.report import (
+    Accuracy,
+    Checked,
+    Found,
+    Reached,
+    Report,
+    Request,
+    Try,
+    judged,
+    versions,
+    write_report,
+)
 from onnxq.report.activations import activations
 from onnxq.report.chart import COLUMNS, HEIGHT, cumulative, distribution
 from onnxq.report.markup import Markup, element
@@ -357,3 +369,42 @@ def test_a_goal_is_told_with_what_was_tried():
     for told in ("0.91", "21.00 dB", "95.0%", "2.50", "0.987", "28.12 dB", "1.50 MB", "7", "chosen"):
         assert told in text
     assert "nodes kept float" not in text_of(report())
+
+
+def test_what_runtimes_said_is_told_with_its_nodes():
+    nodes = tuple(f"conv{i}" for i in range(9))
+    found = (
+        Found("error", "runs in float.", "Use another type.", nodes),
+        Found("warning", "takes a copy", "", ()),
+    )
+    checked = (
+        Checked("legality", "passed", "4 rules"),
+        Checked("onnxruntime", "failed", "0 of 9 in integers", found),
+    )
+    text = text_of(report(checked=checked))
+    assert "legality passed 4 rules onnxruntime failed 0 of 9 in integers" in text
+    assert f"onnxruntime error runs in float. Use another type. {some(nodes)} {', '.join(nodes)}" in text
+    assert "onnxruntime warning takes a copy the whole model" in text
+
+
+def test_without_findings_there_is_no_table_of_them():
+    assert "what was found" not in text_of(report(checked=(Checked("legality", "passed", "4 rules"),)))
+    assert "Neither rules nor a runtime were asked" in text_of(report())
+
+
+def test_names_of_nodes_with_findings_are_text():
+    found = Found("warning", EVIL, EVIL, (EVIL,) * 7)
+    text = page(report(checked=(Checked(EVIL, "not checked", EVIL, (found,)),)))
+    assert "<script>alert" not in text
+    Reader(text)
+
+
+def test_the_report_of_a_quantization_says_what_its_verdicts_say(tmp_path):
+    save_model(tmp_path / "m.onnx")
+    result = quantize_static(
+        tmp_path / "m.onnx", tmp_path / "o.onnx", save_data(tmp_path / "d.npz"), QuantConfig(method="minmax")
+    )
+    assert [one.runtime for one in result.report.checked] == [one.runtime for one in result.verdicts]
+    assert result.report.checked[0].runtime == "legality"
+    text = text_of(result.report)
+    assert all(one.summary in text for one in result.verdicts)
