@@ -163,6 +163,7 @@ class QuantPlan:
         floats: every other node that computes reals and stays float, by name.
         carried: name -> op type of the nodes that run in the type of their neighbours, because the runtime
             moves Q and DQ across them.
+        stored: names of the nodes that stay float and whose weights are stored in fewer bits all the same.
         sums: names of the Adds that stay float and are written as Sum (see `norm_sums`).
         params: group name -> parameters; filled by `with_params`.
     """
@@ -175,6 +176,7 @@ class QuantPlan:
     floats: Mapping[str, FloatNode]
     params: Mapping[str, QuantParams] = field(default_factory=lambda: MappingProxyType({}))
     carried: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    stored: frozenset[str] = frozenset()
     sums: frozenset[str] = frozenset()
 
     @property

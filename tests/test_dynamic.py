@@ -187,6 +187,9 @@ def test_a_gru_is_stored_in_int8_and_unpacked_at_loading(make, tmp_path):
     assert made.fused(tmp_path) == {"GRU": 1}
     assert made.closeness() > 35
     assert {v.dtype for v in made.model.graph.initializers.values()} == {ir.DataType.INT8, ir.DataType.FLOAT}
+    assert made.result.plan.nodes == {}, "it does not count as quantized"
+    (node,) = made.result.plan.floats.values()
+    assert node.reason == "only its weights are int8: there is no integer kernel"
 
 
 def test_only_the_rows_that_are_looked_up_become_float(make, tmp_path):

@@ -114,7 +114,7 @@ def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, Set
         simple = simplify(original)
         check_patterns(simple, config)
         plan = plan_nodes(simple, setting)
-    if not plan.nodes:
+    if not plan.nodes and not plan.stored:
         reasons = list(dict.fromkeys(node.reason for node in plan.floats.values()))
         raise ModelError(
             f"{model}: nothing to quantize dynamically for target {setting.target.name}: "

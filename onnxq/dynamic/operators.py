@@ -23,10 +23,12 @@ class Way:
     Attributes:
         obstacle: why a node stays float; None if it need not.
         rewrite: quantizes it.
+        float_kernel: it computes in float all the same; why.
     """
 
     obstacle: Callable[[ir.Node], str | None]
     rewrite: Callable[[ir.Node, Workpiece], None]
+    float_kernel: str = ""
 
 
 _STORED = Way(stored_obstacle, rewrite_stored)
@@ -38,7 +40,7 @@ WAYS: Mapping[Form, Mapping[str, Way]] = {
         "Gemm": Way(gemm_obstacle, rewrite_gemm),
         "Conv": Way(conv_obstacle, rewrite_conv),
         "LSTM": Way(lstm_obstacle, rewrite_lstm),
-        "GRU": _STORED,  # ONNX Runtime has no integer kernel for it
+        "GRU": Way(stored_obstacle, rewrite_stored, "only its weights are int8: there is no integer kernel"),
         "Gather": _GATHER,
     },
     Form.STORED: {**dict.fromkeys(POSITIONS, _STORED), "Gather": _GATHER},

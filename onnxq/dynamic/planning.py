@@ -30,23 +30,27 @@ def plan_nodes(model: ir.Model, setting: Setting) -> QuantPlan:
 
     ``model`` must be simplified: named, typed, constants as initializers.
     """
-    nodes: dict[str, str] = {}
-    floats: dict[str, FloatNode] = {}
-    for node in filter(_has_weights, all_nodes(model)):
-        reason = _reason(node, setting)
-        if reason is None:
-            nodes[node.name or ""] = node.op_type
-        else:
-            floats[node.name or ""] = FloatNode(node.op_type, reason)
-    sums = sums_before_norms(model) if setting.target.parts_norms else frozenset()
-    return QuantPlan(setting.target.name, (), (), groups={}, nodes=nodes, floats=floats, sums=sums)
+    ways = WAYS[setting.form]
+    reasons = {node: _reason(node, setting) for node in all_nodes(model) if _has_weights(node)}
+    smaller = {node: ways[node.op_type].float_kernel for node, reason in reasons.items() if reason is None}
+    told = {node: reason or smaller[node] for node, reason in reasons.items()}
+    return QuantPlan(
+        setting.target.name,
+        points=(),
+        biases=(),
+        groups={},
+        nodes={node.name or "": node.op_type for node, text in told.items() if not text},
+        floats={node.name or "": FloatNode(node.op_type, text) for node, text in told.items() if text},
+        stored=frozenset(node.name or "" for node, text in smaller.items() if text),
+        sums=sums_before_norms(model) if setting.target.parts_norms else frozenset(),
+    )
 
 
 def rewrite(model: ir.Model, plan: QuantPlan, setting: Setting) -> ir.Model:
     """A copy of ``model`` with the nodes of ``plan`` quantized."""
     piece = Workpiece(model, setting)
     ways = WAYS[setting.form]
-    for node in [node for node in all_nodes(piece.model) if node.name in plan.nodes]:
+    for node in [node for node in all_nodes(piece.model) if node.name in {*plan.nodes, *plan.stored}]:
         ways[node.op_type].rewrite(node, piece)
     write_as_sums(piece.model, plan.sums)
     return piece.finish()
