@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxq.fill_channels import fill_channels
 from onnxq.graph import constant_value, insert_behind
 from onnxq.norm_sums import write_as_sums
 from onnxq.numerics import dequantize, quantize, quantize_bias
@@ -32,6 +33,11 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
     quantized = inserter.finish()
     write_as_sums(quantized, plan.sums)
     return quantized
+
+
+def as_written(model: ir.Model, plan: QuantPlan) -> ir.Model:
+    """The same as it goes into the file: also in the shapes that kernels are fast with."""
+    return fill_channels(insert_qdq(model, plan), plan.filled)
 
 
 class _Inserter:

@@ -21,6 +21,7 @@ from onnxq.correction import channel_means, check_correctable, corrected, judge_
 from onnxq.errors import ConfigError
 from onnxq.goal import Goal
 from onnxq.guards import check_files, our_errors
+from onnxq.insert import as_written
 from onnxq.model import load, write
 from onnxq.plan import QuantPlan
 from onnxq.prepare import prepare
@@ -131,7 +132,7 @@ def finish(
         trial = Trial(judge, draft.plan, config)
         look = LastLook(model, simple, samples, config)
         with tables.staged(tables.encode_all(table(), config.tables) if config.tables else {}):
-            write(draft.quantized(), output, validate=partial(_validate, trial, look))
+            write(as_written(draft.model, draft.plan), output, validate=partial(_validate, trial, look))
     return conclude(
         QuantResult(
             request=Request(model, os.fspath(output), known.origin, config),

@@ -165,6 +165,7 @@ class QuantPlan:
             moves Q and DQ across them.
         stored: names of the nodes that stay float and whose weights are stored in fewer bits all the same.
         sums: names of the Adds that stay float and are written as Sum (see `norm_sums`).
+        filled: name -> of what their input channels should be a multiple (see `fill_channels`).
         params: group name -> parameters; filled by `with_params`.
     """
 
@@ -178,6 +179,7 @@ class QuantPlan:
     carried: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     stored: frozenset[str] = frozenset()
     sums: frozenset[str] = frozenset()
+    filled: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def observed(self) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ FLOORS = (
         "onnxq.override",
         "onnxq.progress",
         "onnxq.scratch",
+        "onnxq.fill_channels",
         "onnxq.norm_sums",
         "onnxq.weight_scale",
         "onnxq.yaml_files",

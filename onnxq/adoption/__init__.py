@@ -24,7 +24,7 @@ from onnxq.errors import CalibrationError, ConfigError, ModelError
 from onnxq.evaluate import Judge
 from onnxq.graph import constant_value
 from onnxq.guards import blamed, check_files, our_errors, quantized_node
-from onnxq.insert import insert_qdq
+from onnxq.insert import as_written
 from onnxq.model import load, write
 from onnxq.numerics import dequantize, quantize
 from onnxq.plan import Group, QuantParams, QuantPlan
@@ -94,7 +94,7 @@ def requantize(
         plan = solve(simple, plan, source, known)
         progress("writing and checking the model")
         trial = Trial(Judge(model, samples.to_judge or list(samples)), plan, options)
-        write(insert_qdq(simple, plan), output, validate=trial.run)
+        write(as_written(simple, plan), output, validate=trial.run)
     result = Requantized(
         request=Request(os.fspath(model), os.fspath(output), origin(data), options),
         plan=plan,

@@ -74,6 +74,9 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         floats=_tell(floats, planned, scene, model),
         carried={n.name or "": n.op_type for n in model.graph if is_carried(n, scene)},
         sums=_sums(model, planned, target),
+        filled={
+            n.name or "": rule.channels for n in planned if (rule := target.rules[n.op_type]).channels > 1
+        },
     )
 
 

@@ -43,7 +43,7 @@ ONNXRUNTIME = Target(
     shifted_weights=True,
     bias=BiasStyle.INT32,
     rules={
-        "Conv": OpRule(Role.ANCHOR, depthwise=Role.LINK, group_channels=16),
+        "Conv": OpRule(Role.ANCHOR, depthwise=Role.LINK, group_channels=16, channels=4),
         "MatMul": OpRule(
             Role.ANCHOR,
             output=Output.ALL_OR_NONE,

@@ -149,6 +149,7 @@ _DETAILS: tuple[Callable[[OpRule], str], ...] = (
     lambda rule: f"depthwise: {spelled(rule.depthwise)}" if rule.depthwise else "",
     lambda rule: "without groups" if rule.single_group else "",
     lambda rule: f"at least {rule.group_channels} channels a group" if rule.group_channels else "",
+    lambda rule: f"channels filled up to a multiple of {rule.channels}" if rule.channels > 1 else "",
     lambda rule: "products of two activations too" if rule.dynamic_weight else "",
     lambda rule: f"inputs in {_format(rule.inputs)}" if rule.inputs else "",
     lambda rule: f"two activations in {_format(rule.dynamic_inputs)}" if rule.dynamic_inputs else "",

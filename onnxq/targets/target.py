@@ -59,6 +59,8 @@ class OpRule:
         group_channels: input channels that each group of a grouped convolution must have (depthwise
             ones aside): below, the integer kernel is slower than float.
         single_group: it has an integer kernel only without groups.
+        channels: its integer kernel is faster with a multiple of so many input channels: where Q and DQ right
+            before it are its own, zeros are added to fill them up.
         fused_in_float: what the runtime would fuse with it in float where it alone reads its output, and
             no Q stands behind both (for `Output.ALL_OR_NONE`). An Add that is a bias does no harm.
         sums_with: operators that such a sum is fused into (for `Role.RESIDUAL`).
@@ -82,6 +84,7 @@ class OpRule:
     blocked: Mapping[str, int | float | str] | None = None
     group_channels: int = 0
     single_group: bool = False
+    channels: int = 1
     fused_in_float: frozenset[str] = frozenset()
     sums_with: frozenset[str] = frozenset()
     inputs: QuantSpec | None = None

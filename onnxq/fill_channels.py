@@ -1,0 +1,92 @@
+"""Channels of zeros for convolutions that read few, as pictures with three: integer kernels are faster then.
+
+    x[N, 3, …] -> Q -> DQ -> Conv(w[O, 3, …])
+    x[N, 3, …] -> Pad -> Q -> DQ -> Conv(w[O, 4, …])
+
+The kernels of ONNX Runtime read four channels at a time where there are so many, and else one. Zeros times
+zeros are nothing, so that the outputs stay the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from onnxq.graph import add_initializer, constant_value, input_at, int_attribute, is_op
+
+FEWEST_OUTPUTS = 16
+"""With fewer, the Pad takes longer than the convolution gains."""
+
+
+def fill_channels(model: ir.Model, multiples: Mapping[str, int]) -> ir.Model:
+    """A copy of the Q/DQ ``model`` whose convolutions read a multiple of so many channels, if they can.
+
+    They can where they alone read what Q and DQ right before them make of reals, and alone their weights.
+
+    Args:
+        model: a quantized one.
+        multiples: by the names of the convolutions.
+    """
+    copy = model.clone()
+    for node in list(copy.graph):
+        _fill(copy, node, multiples.get(node.name or "", 1))
+    common.NameFixPass()(copy)
+    return copy
+
+
+def _fill(model: ir.Model, conv: ir.Node, multiple: int) -> None:
+    if multiple == 1:
+        return
+    data, weight = (_source(value, "DequantizeLinear") for value in conv.inputs[:2])
+    quantize = None if data is None else _source(data.inputs[0], "QuantizeLinear")
+    levels = None if weight is None else weight.inputs[0]
+    stored = constant_value(levels)
+    if quantize is None or data is None or weight is None or levels is None or stored is None:
+        return
+    real, scale = quantize.inputs[0], constant_value(data.inputs[1])
+    if real is None or real.shape is None or scale is None or scale.size != 1:
+        return  # where there is a scale a channel there is none for new ones
+    more = -stored.shape[1] % multiple
+    if not more or len(stored) < FEWEST_OUTPUTS or int_attribute(conv, "group", 1) != 1:
+        return
+    zeros = np.broadcast_to(_zero_points(weight, stored), (len(stored), more, *stored.shape[2:]))
+    filled = np.concatenate([stored, zeros], axis=1)
+    weight.replace_input_with(0, add_initializer(model, f"{levels.name}_filled", filled))
+    weight.outputs[0].shape = ir.Shape(filled.shape)
+    quantize.replace_input_with(0, padded := _padded(model, real, more, quantize))
+    for node in (quantize, data):
+        node.outputs[0].shape = padded.shape
+    if not levels.uses():
+        del model.graph.initializers[levels.name or ""]
+
+
+def _source(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node of this type that makes ``value`` for one reader alone."""
+    if value is None or len(value.uses()) != 1 or value.is_graph_output():
+        return None
+    node = value.producer()
+    return node if is_op(node, op_type) else None
+
+
+def _zero_points(weight: ir.Node, stored: NDArray[np.generic]) -> NDArray[np.generic]:
+    """What stands for 0: of each output, or of all."""
+    points = constant_value(input_at(weight, 2))
+    return np.zeros(1, stored.dtype) if points is None else points.reshape(-1, *[1] * (stored.ndim - 1))
+
+
+def _padded(model: ir.Model, real: ir.Value, more: int, reader: ir.Node) -> ir.Value:
+    """``real`` with ``more`` channels of zeros, made in front of ``reader``."""
+    assert real.shape is not None
+    ends = np.zeros((2, len(real.shape)), np.int64)
+    ends[1, 1] = more
+    pads = add_initializer(model, f"{real.name}_pads", ends.reshape(-1))
+    node = ir.node("Pad", [real, pads], name=f"{real.name}_Pad")
+    model.graph.insert_before(reader, node)
+    padded, channels = node.outputs[0], real.shape[1]
+    padded.name, padded.type, padded.shape = f"{real.name}_filled", real.type, real.shape.copy()
+    padded.shape[1] = channels + more if isinstance(channels, int) else None
+    return padded
