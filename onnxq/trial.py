@@ -22,6 +22,9 @@ from onnxq.verify import LEGALITY, Subject, Verdict, ask_runtimes, check
 POOR_SQNR = 10.0
 """dB: below it the error holds more than a tenth of the power of the output itself."""
 
+GOOD_SQNR = 20.0
+"""dB: what is advised as a goal, an error of a hundredth of the power."""
+
 SECONDS = {"auto": 60.0, "full": 3600.0, "off": 0.0}
 """How long a runtime may take to build the model, by `QuantConfig.verify`."""
 
@@ -112,11 +115,27 @@ def doubts(samples: Samples, trial: Trial, float_weights: float) -> Iterator[str
             "Give real samples with --data."
         )
     yield from samples.doubts
-    yield from doubts_of_model(trial, float_weights)
+    advice = "Made-up inputs may not tell." if samples.synthetic else _advice(trial)
+    yield from doubts_of_model(trial, float_weights, advice)
 
 
-def doubts_of_model(trial: Trial, float_weights: float) -> Iterator[str]:
-    """The same, of what was written alone, wherever its ranges come from."""
+def _advice(trial: Trial) -> str:
+    """What brings outputs closer to the float model's."""
+    goal = "a stricter --goal" if trial.config.goal else f"--goal 'sqnr>={GOOD_SQNR:.0f}'"
+    ways = [f"{goal}, which keeps nodes float until it holds"]
+    if _has_few_bits(trial.plan) and not {"adaround", "none"} & set(trial.config.correct):
+        names = " ".join(f"--correct {name}" for name in (*trial.config.correct, "adaround"))
+        ways.append(f"{names}, which learns how weights of few bits are rounded")
+    return f"Try {'; or '.join(ways)}. 'onnxq sensitivity' ranks what costs most, for --exclude."
+
+
+def _has_few_bits(plan: QuantPlan) -> bool:
+    """Whether weights have less than 8 bits."""
+    return any(group.constant and group.spec.dtype.bitwidth < 8 for group in plan.groups.values())
+
+
+def doubts_of_model(trial: Trial, float_weights: float, advice: str) -> Iterator[str]:
+    """The same, of what was written alone, wherever its ranges come from; ``advice`` is for poor outputs."""
     if trial.unfused:
         yield (
             f"planned for integers but run in float on this ONNX Runtime ({len(trial.unfused)} nodes): "
@@ -127,9 +146,7 @@ def doubts_of_model(trial: Trial, float_weights: float) -> Iterator[str]:
             f"{float_weights:.0%} of the weights stay float: expect little gain in size or speed. "
             "'onnxq inspect' tells why, node by node."
         )
-    yield from poor_outputs(
-        trial.quality, "Try another --method, or keep sensitive nodes float with --exclude."
-    )
+    yield from poor_outputs(trial.quality, advice)
 
 
 def poor_outputs(quality: Quality | None, advice: str) -> Iterator[str]:

@@ -109,9 +109,7 @@ def requantize(
         kept=tuple(known),
         calibrated=missing,
     )
-    concluded = conclude(result, started)
-    assert isinstance(concluded, Requantized)
-    return concluded
+    return conclude(result, started)
 
 
 def _checked(config: QuantConfig) -> QuantConfig:
@@ -148,7 +146,7 @@ def _doubts(stripped: Stripped, samples: Samples, trial: Trial, float_weights: f
     if stripped.doubts:
         yield f"quantized in several ways, of which the first counts: {some(stripped.doubts)}"
     yield from samples.doubts
-    yield from doubts_of_model(trial, float_weights)
+    yield from doubts_of_model(trial, float_weights, "Keep sensitive nodes float with --exclude.")
 
 
 def _known(simple: ir.Model, plan: QuantPlan, stripped: Stripped) -> dict[str, QuantParams]:
