@@ -27,7 +27,8 @@ THREADS = (1, 0)
 SECONDS = 3.0
 
 NOT_SLOWER = 0.98
-"""Times as fast as float. Equal models differ by as much when a busy machine times them."""
+"""Times as fast as float, where autotune may well leave nothing in integers: then the two models are equal,
+and differ by as much when a busy machine times them."""
 
 SAMPLES = 20
 
@@ -85,7 +86,7 @@ def _beside(place: Place, case: Case, options: tuple[str, ...] = ()) -> list[Fig
     figures = [Figure("times as fast as float, one thread", speeds[0], peer=speeds[1] if peer else None)]
     if peer is not None:
         against = race(peer, ours, sample, seconds=2 * SECONDS).ratio
-        figures.append(at_least("times as fast as the peer, in turns", against, NOT_SLOWER, form="{:.3f}"))
+        figures.append(at_least("times as fast as the peer, in turns", against, 1.0, form="{:.3f}"))
     return figures
 
 
