@@ -6,16 +6,35 @@ Wider weights cost bytes, float costs time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from onnxq.algorithms.candidates import candidates
 from onnxq.algorithms.ladder import Step, Steps, floated
-from onnxq.algorithms.widening import widenings
+from onnxq.algorithms.widening import Widening, widenings
 from onnxq.plan import QuantPlan
 
-Stage = Sequence[Steps]
-"""Steps that are taken together, those that are worth most first."""
+TRIFLE = 0.01
+"""Of the bytes of a rung: what saves less is not taken back alone. Of many trials on the same samples some
+pass by luck, and for a few bytes that is not worth it."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """Steps that are taken together.
+
+    Attributes:
+        steps: one a node.
+        dear: whether doing without it saves enough to be tried alone.
+    """
+
+    steps: Steps
+    dear: bool = True
+
+
+Stage = Sequence[Move]
+"""Those that are worth most first."""
 
 
 def stages(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> list[Stage]:
@@ -28,7 +47,15 @@ def stages(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> lis
     """
     rungs = widenings(model, plan, noises)
     left = {**noises, **{one.group: one.left for rung in rungs for one in rung}}
-    wider: list[Stage] = [
-        [Steps(Step(node, one.form) for node in one.nodes) for one in rung] for rung in rungs
-    ]
-    return [*wider, [floated(one.nodes) for one in candidates(model, plan, left)]]
+    floats = [Move(floated(one.nodes)) for one in candidates(model, plan, left)]
+    return [*map(_wider, rungs), floats]
+
+
+def _wider(rung: Sequence[Widening]) -> Stage:
+    least = TRIFLE * sum(one.cost for one in rung)
+    return [Move(Steps(Step(n, one.form) for n in one.nodes), one.cost >= least) for one in rung]
+
+
+def taken(moves: Stage) -> Steps:
+    """The steps of all ``moves``."""
+    return Steps().union(*(move.steps for move in moves))

@@ -3,7 +3,7 @@
 All that may be done lies in stages: weights of more bits first, which cost only bytes, and float last. They
 are climbed until the goal holds. Then, stage by stage from the last one back, its steps stand in the order of
 what they are worth: how many of them it takes is found by doubling their number, then by halving the
-interval; and those that turn out to be superfluous are taken back.
+interval; and those that turn out to be superfluous are taken back, if that saves anything to speak of.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from calibrators.checksum import checksum
 from calibrators.fingerprint import fingerprint
 from calibrators.samples import Sample
-from onnxq.algorithms.ascent import Stage, stages
+from onnxq.algorithms.ascent import Stage, stages, taken
 from onnxq.algorithms.attempts import Attempt, Memory
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.gauge import Gauge
@@ -126,14 +126,14 @@ class _Searcher:
         Raises:
             ModelError: only the float model is good enough.
         """
-        taken = Steps()
-        if self.enough(taken, timed=True):
+        steps = Steps()
+        if self.enough(steps, timed=True):
             return
         climbed: list[Stage] = []
         for stage in self._stages():
             climbed.insert(0, stage)
-            taken = taken.union(*stage)
-            if self.enough(taken, timed=True):
+            steps |= taken(stage)
+            if self.enough(steps, timed=True):
                 break
         for stage in climbed:
             self._descend(stage)
@@ -185,10 +185,11 @@ class _Searcher:
     def _descend(self, stage: Stage) -> None:
         """Take back all steps of ``stage`` that are not needed."""
         assert self.best is not None
-        others = self.best.difference(*stage)
-        prefixes = [others.union(*stage[:count]) for count in range(len(stage) + 1)]
-        for steps in reversed(stage[: self._count(prefixes)]):
-            self._take_back(sorted(steps))
+        others = self.best - taken(stage)
+        count = self._count([others | taken(stage[:count]) for count in range(len(stage) + 1)])
+        for move in reversed(stage[:count]):
+            if move.dear:
+                self._take_back(sorted(move.steps))
 
     def _count(self, prefixes: Sequence[Steps]) -> int:
         """Which of ``prefixes`` is the first that is enough; the last one is."""

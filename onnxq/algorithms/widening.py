@@ -28,14 +28,21 @@ class Widening:
         nodes: those that read it.
         form: the type that it gets.
         left: its noise over signal, at the outputs, in that type.
-        worth: the noise that goes, for each byte that comes.
+        gain: the noise that goes.
+        cost: the bytes that come.
     """
 
     group: str
     nodes: tuple[str, ...]
     form: ir.DataType
     left: float
-    worth: float
+    gain: float
+    cost: float
+
+    @property
+    def worth(self) -> float:
+        """Noise for each byte."""
+        return self.gain / self.cost
 
 
 def widenings(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> list[list[Widening]]:
@@ -62,7 +69,7 @@ def _ladder(
     for spec in wider_formats(before, target):
         left = noise * (_span(before) / _span(spec)) ** 2
         cost = max(elements, 1) * (spec.dtype.bitwidth - before.dtype.bitwidth) / 8
-        yield Widening(group.name, nodes, spec.dtype, left, (noise - left) / cost)
+        yield Widening(group.name, nodes, spec.dtype, left, noise - left, cost)
         noise, before = left, spec
 
 

@@ -12,7 +12,7 @@ from benches import CHAIN, bench_for, nudged
 
 import onnxq
 from onnxq.algorithms import correct
-from onnxq.algorithms.ascent import stages
+from onnxq.algorithms.ascent import stages, taken
 from onnxq.algorithms.gauge import Gauge
 from onnxq.algorithms.ladder import Step, Steps, floated
 from onnxq.algorithms.search import search
@@ -175,7 +175,7 @@ FOUR = CONFIG.model_copy(update={"weight": "int4"})
 def all_wider(draft, bench, config=FOUR):
     """``draft`` with 8 bits for all weights."""
     wider = stages(draft.exact, draft.plan, dict.fromkeys(draft.plan.groups, 0.0))[0]
-    return Variants(draft, bench, config)(Steps().union(*wider))
+    return Variants(draft, bench, config)(taken(wider))
 
 
 def between(draft, bench, share, config=FOUR):

@@ -53,8 +53,18 @@ def test_eight_bits_are_as_wide_as_the_target_can():
 def test_float_comes_last_and_counts_only_the_noise_that_wider_weights_leave():
     draft, _ = bench_for(weight="int4")
     wider, floats = stages(draft.exact, draft.plan, noises(draft, w2=0.9, x=0.1))
-    assert wider[0] == {Step("Conv_c", INT8)}
-    assert floats[0] == {Step("Conv_a", FLOAT)}
-    assert {step.node for steps in floats for step in steps} == set(draft.plan.nodes)
+    assert wider[0].steps == {Step("Conv_c", INT8)}
+    assert floats[0].steps == {Step("Conv_a", FLOAT)}
+    assert {step.node for move in floats for step in move.steps} == set(draft.plan.nodes)
     (only,) = stages(*((d := bench_for(CHAIN)[0]).exact, d.plan), noises(d, w2=0.9, x=0.1))
-    assert only[0] == {Step("Conv_c", FLOAT)}
+    assert only[0].steps == {Step("Conv_c", FLOAT)}
+
+
+def test_what_saves_next_to_nothing_is_not_to_be_tried_alone():
+    text = """g (float[N,64] x) => (float[N,2] y) <float[64,64] w, float[64,2] v, float[2,2] u>
+    { a = MatMul (x, w)  r = Relu (a)  b = MatMul (r, v)  s = Relu (b)  y = MatMul (s, u) }"""
+    draft, _ = bench_for(text, weight="int4")
+    wider, floats = stages(draft.exact, draft.plan, noises(draft))
+    dear = {step.node: move.dear for move in wider for step in move.steps}
+    assert dear == {"MatMul_a": True, "MatMul_b": True, "MatMul_y": False}
+    assert all(move.dear for move in floats)
