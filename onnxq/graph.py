@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxq.names import unused
+
 STANDARD_DOMAIN = ""
 """onnx_ir spells ``ai.onnx`` so too."""
 
@@ -89,19 +91,10 @@ def insert_behind(value: ir.Value, nodes: ir.Node | list[ir.Node], graph: ir.Gra
 
 def add_initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
     """A new initializer of the main graph under this name, or the name with a number when it is taken."""
-    taken = model.graph.initializers
-    unique = next(n for n in _numbered(name) if n not in taken)
+    unique = unused(name, model.graph.initializers)
     tensor = ir.tensor(array, name=unique)
     value = ir.Value(
         name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
     )
     model.graph.register_initializer(value)
     return value
-
-
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    count = 0
-    while True:
-        count += 1
-        yield f"{name}_{count}"

@@ -9,8 +9,7 @@ the numbers of the grid are stored, and a QuantizeLinear makes exactly the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import count
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from onnxq.fill_channels import fill_channels
 from onnxq.graph import constant_value, insert_behind
+from onnxq.names import unused
 from onnxq.norm_sums import write_as_sums
 from onnxq.numerics import dequantize, quantize, quantize_bias
 from onnxq.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
@@ -207,14 +207,9 @@ class _Inserter:
         return value
 
     def _unique(self, name: str) -> str:
-        chosen = next(n for n in _variants(name) if n not in self._names)
+        chosen = unused(name, self._names)
         self._names.add(chosen)
         return chosen
-
-
-def _variants(name: str) -> Iterator[str]:
-    yield name
-    yield from (f"{name}_{i}" for i in count(1))
 
 
 def _known(node: ir.Node | None) -> ir.Node:

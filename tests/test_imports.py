@@ -25,6 +25,7 @@ FLOORS = (
         "onnxq.config",
         "onnxq.model",
         "onnxq.graph",
+        "onnxq.names",
         "onnxq.operators",
         "onnxq.override",
         "onnxq.progress",

@@ -24,12 +24,13 @@ from onnxq.algorithms.biases import bias_of
 from onnxq.algorithms.channel_moments import Moments, measure
 from onnxq.algorithms.channels import Channels, Fold, find_channels
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.folding import replace_constant, unused_name
+from onnxq.algorithms.folding import replace_constant
 from onnxq.algorithms.layers import matrices
 from onnxq.algorithms.offsets import BIAS, shifts
 from onnxq.algorithms.padding import pad_with, worth_a_pad
 from onnxq.algorithms.workbench import Workbench
 from onnxq.graph import add_initializer, constant_value, input_at, is_op, supplant
+from onnxq.names import unused_name
 from onnxq.numerics import dequantize
 from onnxq.operators import WEIGHTED
 from onnxq.plan import Group

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.algorithms.channels import Channels, Fold
 from onnxq.graph import add_initializer, constant_value
+from onnxq.names import unused_name
 
 Factors = NDArray[np.float64]
 """One for each label of `Channels`; that of a fixed channel is 1."""
@@ -50,24 +48,6 @@ def replace_constant(
         node.replace_input_with(index, add_initializer(model, name, changed))
     else:
         old.const_value, old.shape = ir.tensor(changed, name=old.name), ir.Shape(changed.shape)
-
-
-def unused_name(name: str, model: ir.Model) -> str:
-    """``name``, or with a number when a tensor of the main graph has it."""
-    taken = ir.convenience.create_value_mapping(model.graph)
-    return next(n for n in variants(name) if n not in taken)
-
-
-def unused_node(name: str, model: ir.Model) -> str:
-    """``name``, or with a number when a node has it."""
-    taken = {node.name for node in model.graph.all_nodes()}
-    return next(n for n in variants(name) if n not in taken)
-
-
-def variants(name: str) -> Iterator[str]:
-    """``name``, and it with a number."""
-    yield name
-    yield from (f"{name}_{i}" for i in count(1))
 
 
 def _fitting(array: NDArray[np.float64], rank: int) -> NDArray[np.float64]:

@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.folding import unused_name, unused_node
 from onnxq.algorithms.sensitivity import sensitivities
 from onnxq.algorithms.workbench import Workbench
 from onnxq.graph import add_initializer, is_op
+from onnxq.names import unused_name, unused_node
 from onnxq.plan import Group
 
 WORTH = 0.02

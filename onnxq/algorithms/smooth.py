@@ -16,11 +16,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.algorithms.channels import FIXED, Channels, Fold
-from onnxq.algorithms.folding import Factors, unused_name, unused_node
+from onnxq.algorithms.folding import Factors
 from onnxq.algorithms.layers import layers
 from onnxq.algorithms.linear import own_weight
 from onnxq.algorithms.reshaping import Labels
 from onnxq.graph import add_initializer, int_attribute
+from onnxq.names import unused_name, unused_node
 from onnxq.plan import QuantPlan
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from onnxq.dynamic.packing import Packed, pack
 from onnxq.dynamic.setting import Form, Setting
 from onnxq.graph import all_nodes, constant_value, supplant
+from onnxq.names import unused
 from onnxq.plan import QuantSpec
 
 Array = NDArray[np.generic]
@@ -151,11 +151,7 @@ class Workpiece:
         return self.model
 
     def _unique(self, name: str) -> str:
-        chosen = name if name not in self._names else ""
-        numbers = count(1)
-        while not chosen:
-            candidate = f"{name}_{next(numbers)}"
-            chosen = candidate if candidate not in self._names else ""
+        chosen = unused(name, self._names)
         self._names.add(chosen)
         return chosen
 
