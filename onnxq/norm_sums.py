@@ -33,4 +33,6 @@ def _is_before_norm(node: ir.Node) -> bool:
     if not is_op(node, "Add") or any(constant_value(value) is not None for value in node.inputs):
         return False
     total = node.outputs[0]
-    return not total.is_graph_output() and sorted(use.node.op_type for use in total.uses()) in _NORMS
+    if total.dtype != ir.DataType.FLOAT or total.is_graph_output():  # Sum has no kernel for float16
+        return False
+    return sorted(use.node.op_type for use in total.uses()) in _NORMS

@@ -10,6 +10,7 @@ import onnxq
 from onnxq.graph import all_nodes
 from onnxq.model import load, write
 from onnxq.norm_sums import sums_before_norms, write_as_sums
+from onnxq.passes.infer_shapes import InferShapesPass
 
 NORM = "z = LayerNormalization<axis=-1>(s, g, b)"
 
@@ -28,8 +29,18 @@ def encoder(norm: str = NORM, total: str = "s = Add(p, x)", opset: int = 17, out
     )
 
 
+def half():
+    """An encoder in float16."""
+    return parse(
+        """g (float16[N,M,64] x, float16[N,M,64] p, float16[64] g, float16[64] b) => (float16[N,M,64] z)
+        { s = Add(p, x)  z = LayerNormalization<axis=-1>(s, g, b) }""",
+        opset=17,
+    )
+
+
 def named(model) -> set:
     """The outputs of the Adds that are found."""
+    InferShapesPass()(model)
     for number, node in enumerate(model.graph):
         node.name = f"node {number}"
     found = sums_before_norms(model)
@@ -49,8 +60,9 @@ def test_a_sum_that_only_a_norm_reads_is_found(norm, opset):
         encoder(norm=f"{NORM} t = Neg(s)", outputs=", float[N,M,64] t"),
         encoder(outputs=", float[N,M,64] s"),
         encoder(norm="z = Softmax(s)"),
+        half(),
     ],
-    ids=["bias", "no sum", "another reader", "graph output", "no norm"],
+    ids=["bias", "no sum", "another reader", "graph output", "no norm", "float16"],
 )
 def test_other_sums_are_left_alone(model):
     assert named(model) == set()
@@ -58,6 +70,7 @@ def test_other_sums_are_left_alone(model):
 
 def test_the_outputs_stay_the_same():
     model, changed = encoder(), encoder()
+    InferShapesPass()(changed)
     for number, node in enumerate(changed.graph):
         node.name = f"node {number}"
     write_as_sums(changed, sums_before_norms(changed))
