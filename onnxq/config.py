@@ -127,7 +127,8 @@ class QuantConfig(BaseModel):
     goal: str | None = _option(
         "goal",
         None,
-        "keep nodes float until it holds on held-out samples: sqnr>=25 (dB), agreement>=0.99",
+        "give weights more bits, then keep nodes float, until it holds on held-out samples: sqnr>=25 (dB), "
+        "agreement>=0.99",
         "GOAL",
     )
     search_log: _Path | None = _option(

@@ -6,9 +6,13 @@ Prints a table for every section named (all of them if none is) and exits 1 when
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import onnx
+import onnx_ir as ir
 
 import bench
 import cases
@@ -162,6 +166,22 @@ def goal(place: Place) -> list[Figure]:
     ]
 
 
+def w4_goal(place: Place) -> list[Figure]:
+    """EfficientNet-Lite0 with --weight int4 --goal agreement>=0.97: whose weights get 8 bits for it."""
+    case, ours = _case(place, "lite0"), place.work / "ours.onnx"
+    run = bench.quantize(case, ours, "--weight", "int4", "--goal", "agreement>=0.97")
+    print(run.output)
+    score = Judge(case).score(ours)
+    bits = Counter(ir.DataType(tensor.data_type).name for tensor in onnx.load(ours).graph.initializer)
+    return [
+        at_least("agreement with float on the evaluation data, %", score.agreement, 97),
+        Figure("SQNR, dB", score.sqnr),
+        Figure("weights of 4 bits", bits["INT4"], form="{:.0f}"),
+        Figure("file size, of float", ours.stat().st_size / case.model.stat().st_size, form="{:.3f}"),
+        Figure("whole command, s", run.seconds, form="{:.1f}"),
+    ]
+
+
 def steps(place: Place) -> list[Figure]:
     """SQNR in dB on the evaluation data, one correction switched on after the other."""
     figures: list[Figure] = []
@@ -184,6 +204,7 @@ SECTIONS: Sections = {
     "minilm": minilm,
     "resnet20": resnet20,
     "goal": goal,
+    "w4-goal": w4_goal,
     "steps": steps,
 }
 

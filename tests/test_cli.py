@@ -652,6 +652,15 @@ def test_a_goal_is_reached_and_the_way_to_it_told(folder, capsys):
     assert float(re.search(r"y: SQNR ([\d.]+) dB", out)[1]) >= 46
 
 
+def test_weights_of_few_bits_get_more_for_a_goal(folder, capsys):
+    options = ("--data", "d.npz", "--weight", "int4", "--correct", "none", "--goal", "sqnr>=25")
+    assert run("quantize", "m.onnx", "o.onnx", *options) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"sqnr>=25 holds with 0 more nodes in float, \d in int8, after \d+ trials", out)
+    assert re.search(r"0 in float, \d in int8: SQNR .* constants [\d.,]+ \w+ \(chosen\)", out)
+    assert re.search(r"weights of more bits: \w+", out)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "part"),
     [
