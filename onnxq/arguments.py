@@ -39,6 +39,7 @@ class Command:
         flags: its own switches, flag -> help; those that take a value name it after a blank. One that is
             also an option of `QuantConfig` takes its place.
         act: does it.
+        idle: options of these groups that mean nothing to it.
     """
 
     help: str
@@ -46,6 +47,7 @@ class Command:
     groups: tuple[str, ...]
     flags: Mapping[str, str]
     act: Callable[[argparse.Namespace, QuantConfig], None]
+    idle: tuple[str, ...] = ()
 
 
 class Parser(argparse.ArgumentParser):
@@ -104,7 +106,7 @@ def _options(command: Command, *, group: str | None = None) -> list[str]:
     fields: Mapping[str, Any] = QuantConfig.model_fields
     here = [name for name, field in fields.items() if field.json_schema_extra["group"] in wanted]
     own = {flag.split()[0] for flag in command.flags}
-    return [name for name in here if _flag(name) not in own]
+    return [name for name in here if _flag(name) not in own and name not in command.idle]
 
 
 def _parser(command: Command, prog: str) -> Parser:

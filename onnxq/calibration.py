@@ -52,6 +52,8 @@ def calibrate(
     """
     config = config or QuantConfig()
     data = config.data if data is None else data
+    if config.mode != "static":
+        raise ConfigError(f"mode {config.mode} finds ranges at run time: there is nothing to calibrate")
     if data is None or config.from_table is not None:
         raise ConfigError("calibration needs real samples: give them as data (--data), and no table")
     if config.save_statistics is not None:

@@ -130,6 +130,10 @@ def _export(args: argparse.Namespace, config: QuantConfig) -> None:
         display.show_export(exported.path, exported.inputs, exported.outputs, exported.sqnr)
 
 
+_CONFIG = {"--config FILE.yaml": "read options from a file; those given here win"}
+_JSON = {"--json": "machine-readable"}
+_NO_PROGRESS = {"--quiet": "show no progress"}
+_QUIET = {"--quiet": "print warnings and errors only"}
 _VERBOSE = {"--verbose": "say what each step does, and all that is known of an error"}
 
 _COMMANDS: Mapping[str, Command] = {
@@ -138,10 +142,10 @@ _COMMANDS: Mapping[str, Command] = {
         files={"model": "the float model", "output": "the int8 model to write"},
         groups=("mode", "data", "ranges", "accuracy", "goal", "speed", "tables", "plan", "running"),
         flags={
-            "--config FILE.yaml": "read options from a file; those given here win",
+            **_CONFIG,
             "--save-config FILE.yaml": "write the options used",
             "--dry-run": "print the plan, with a reason for every node that stays float; write nothing",
-            "--quiet": "print warnings and errors only",
+            **_QUIET,
             "--verbose": "say what each step does, list every node that stays float, "
             "and tell all that is known of an error",
         },
@@ -153,7 +157,7 @@ _COMMANDS: Mapping[str, Command] = {
         groups=("data", "ranges", "plan", "running"),
         flags={
             "--report FILE.html": "also write a report, one HTML file",
-            "--quiet": "print warnings and errors only",
+            **_QUIET,
             **_VERBOSE,
         },
         act=_requantize,
@@ -163,11 +167,13 @@ _COMMANDS: Mapping[str, Command] = {
         files={"model": "the float model", "statistics": "the file to write (.npz)"},
         groups=("data", "plan", "running"),
         flags={
+            **_CONFIG,
             "--target NAME": "for this deployment target only; default: for all of them",
-            "--quiet": "print warnings and errors only",
+            **_QUIET,
             **_VERBOSE,
         },
         act=_calibrate,
+        idle=("verify",),
     ),
     "table": Command(
         help="a calibration table as another program reads it",
@@ -179,13 +185,15 @@ _COMMANDS: Mapping[str, Command] = {
             **_VERBOSE,
         },
         act=_table,
+        idle=("weight_method",),
     ),
     "compare": Command(
         help="accuracy, size and speed of an int8 model against its float original",
         files={"float": "the float model", "int8": "the quantized model"},
         groups=("data", "running"),
-        flags={"--quiet": "show no progress", **_VERBOSE},
+        flags={**_NO_PROGRESS, **_VERBOSE},
         act=_compare,
+        idle=("every_element", "verify"),
     ),
     "verify": Command(
         help="what a target's rules and its runtimes make of a quantized model",
@@ -193,18 +201,20 @@ _COMMANDS: Mapping[str, Command] = {
         groups=("data", "running"),
         flags={
             "--target NAME": "the deployment target; default: onnxruntime",
-            "--json": "machine-readable",
-            "--quiet": "show no progress",
+            **_JSON,
+            **_NO_PROGRESS,
             **_VERBOSE,
         },
         act=_verify,
+        idle=("every_element", "provider", "verify"),
     ),
     "sensitivity": Command(
         help="quantization points ranked by what each costs at the outputs",
         files={"model": "the float model"},
         groups=("data", "ranges", "accuracy", "plan", "running"),
-        flags={"--json": "machine-readable", "--quiet": "show no progress", **_VERBOSE},
+        flags={**_CONFIG, **_JSON, **_NO_PROGRESS, **_VERBOSE},
         act=_sensitivity,
+        idle=("verify",),
     ),
     "export": Command(
         help="a PyTorch module as a float ONNX model that was checked against it",
@@ -217,7 +227,7 @@ _COMMANDS: Mapping[str, Command] = {
         flags={
             "--shape SIZES": "of the one real input, like 1,3,224,224, where the function gives no example",
             "--fixed-batch": "keep the batch size of the example",
-            "--quiet": "print warnings and errors only",
+            **_QUIET,
             **_VERBOSE,
         },
         act=_export,
@@ -227,7 +237,8 @@ _COMMANDS: Mapping[str, Command] = {
         files={"model": "the float model, or one that has Q/DQ"},
         groups=("mode", "plan"),
         flags={
-            "--json": "machine-readable",
+            **_CONFIG,
+            **_JSON,
             "--verbose": "tell of every group, also where they repeat, and all that is known of an error",
         },
         act=_inspect,

@@ -6,12 +6,13 @@ import logging
 import os
 
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.layers import channel_axes
 from onnxq.algorithms.sensitivity import Sensitivity, sensitivities
 from onnxq.calibration import gather
 from onnxq.config import QuantConfig
 from onnxq.correction import channel_means, check_correctable, corrected, judge_of, workbench
+from onnxq.errors import ConfigError
 from onnxq.guards import our_errors
+from onnxq.pipeline import observed
 from onnxq.prepare import prepare
 from onnxq.progress import Progress, silent
 from onnxq.ranges import calibrator, from_statistics, solve
@@ -30,13 +31,14 @@ def rank(
     Raises:
         OnnxqError: the model or the data cannot be used.
     """
+    if config.mode != "static":
+        raise ConfigError(f"mode {config.mode} has no quantization points to rank: use mode static")
     check_correctable(config)
     with our_errors():
         progress("reading the model")
         simple, plan = prepare(model, config)
         samples = open_samples(simple, config.data, config)
-        channels = channel_axes(simple, plan)
-        tensors = tuple(dict.fromkeys((*plan.observed, *channels)))
+        tensors, channels = observed(simple, plan)
         statistics = gather(simple, tensors, samples, config, progress, channels)
         if samples.synthetic:
             logger.warning("ranked on synthetic inputs, which say little: give real samples as data")

@@ -241,6 +241,39 @@ def test_inspect_takes_no_options_of_other_commands(folder, capsys):
 # --- help -----------------------------------------------------------------------------------------
 
 
+IDLE = [
+    ("calibrate", "--verify"),
+    ("compare", "--verify"),
+    ("compare", "--every-element"),
+    ("verify", "--verify"),
+    ("verify", "--provider"),
+    ("sensitivity", "--verify"),
+    ("table", "--weight-method"),
+]
+
+
+@pytest.mark.parametrize(("name", "option"), IDLE)
+def test_no_command_takes_what_means_nothing_to_it(capsys, name, option):
+    assert run(name, "--help") == 0
+    assert f"  {option}" not in capsys.readouterr().out
+    assert run(name, "a.onnx", "b.onnx", f"{option}=auto") == 2
+    assert f"unknown option {option}; valid options: " in capsys.readouterr().err
+
+
+def test_what_quantize_reads_from_a_file_inspect_does_too(folder, capsys):
+    (folder / "c.yaml").write_text("exclude: ['op:Conv']\ngoal: sqnr>=20\n")
+    assert run("inspect", "m.onnx", "--config", "c.yaml") == 0
+    assert "excluded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("files", [("calibrate", "m.onnx", "s.npz"), ("sensitivity", "m.onnx")])
+def test_a_file_for_dynamic_mode_has_nothing_to_calibrate(folder, capsys, files):
+    (folder / "c.yaml").write_text("mode: dynamic\n")
+    assert run(*files, "--data", "d.npz", "--config", "c.yaml") == 2
+    assert "mode dynamic" in capsys.readouterr().err
+    assert not (folder / "s.npz").exists()
+
+
 def test_alone_it_prints_its_help(capsys):
     assert run() == 0
     out = capsys.readouterr().out
