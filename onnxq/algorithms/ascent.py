@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.algorithms.candidates import candidates
+from onnxq.algorithms.candidates import Candidate, candidates
 from onnxq.algorithms.ladder import Step, Steps, floated
 from onnxq.algorithms.widening import Widening, widenings
 from onnxq.plan import QuantPlan
@@ -26,11 +26,11 @@ class Move:
 
     Attributes:
         steps: one a node.
-        dear: whether doing without it saves enough to be tried alone.
+        back: what to try to do without later, one after the other; nothing where that would save too little.
     """
 
     steps: Steps
-    dear: bool = True
+    back: tuple[Steps, ...]
 
 
 Stage = Sequence[Move]
@@ -47,13 +47,20 @@ def stages(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> lis
     """
     rungs = widenings(model, plan, noises)
     left = {**noises, **{one.group: one.left for rung in rungs for one in rung}}
-    floats = [Move(floated(one.nodes)) for one in candidates(model, plan, left)]
-    return [*map(_wider, rungs), floats]
+    return [*map(_wider, rungs), [_float(one) for one in candidates(model, plan, left)]]
 
 
 def _wider(rung: Sequence[Widening]) -> Stage:
+    """Nodes that share weights stay together: else these would be in the file twice."""
     least = TRIFLE * sum(one.cost for one in rung)
-    return [Move(Steps(Step(n, one.form) for n in one.nodes), one.cost >= least) for one in rung]
+    steps = [Steps(Step(node, one.form) for node in one.nodes) for one in rung]
+    return [Move(own, (own,) if one.cost >= least else ()) for own, one in zip(steps, rung, strict=True)]
+
+
+def _float(candidate: Candidate) -> Move:
+    """All nodes may be taken back together, or else some of them."""
+    steps = floated(candidate.nodes)
+    return Move(steps, tuple(dict.fromkeys((steps, *map(Steps, zip(sorted(steps)))))))
 
 
 def taken(moves: Stage) -> Steps:

@@ -46,8 +46,8 @@ class Attempt:
 
     @property
     def cost(self) -> tuple[int, int]:
-        """What had to be given up: a float node is worse than any number of wider ones."""
-        return len(self.floats), len(self.widened)
+        """What had to be given up: float nodes are worse than bytes; these count where weights got wider."""
+        return len(self.floats), self.size if self.widened else 0
 
 
 @dataclass

@@ -19,7 +19,7 @@ from onnxq.algorithms.ascent import Stage, stages, taken
 from onnxq.algorithms.attempts import Attempt, Memory
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.gauge import Gauge
-from onnxq.algorithms.ladder import Step, Steps, highest
+from onnxq.algorithms.ladder import Steps, highest
 from onnxq.algorithms.sensitivity import sensitivities
 from onnxq.algorithms.variants import CLOSED_FORMS, Variants
 from onnxq.algorithms.workbench import Workbench
@@ -188,8 +188,8 @@ class _Searcher:
         others = self.best - taken(stage)
         count = self._count([others | taken(stage[:count]) for count in range(len(stage) + 1)])
         for move in reversed(stage[:count]):
-            if move.dear:
-                self._take_back(sorted(move.steps))
+            for steps in move.back:
+                self.enough(self.best - steps)
 
     def _count(self, prefixes: Sequence[Steps]) -> int:
         """Which of ``prefixes`` is the first that is enough; the last one is."""
@@ -203,14 +203,6 @@ class _Searcher:
             else:
                 bad = middle
         return good
-
-    def _take_back(self, steps: Sequence[Step]) -> None:
-        """Do without those of ``steps`` without which the goal holds too."""
-        assert self.best is not None
-        if self.enough(self.best.difference(steps)) or len(steps) == 1:
-            return
-        for step in steps:
-            self.enough(self.best - {step})
 
     def _unreachable(self) -> ModelError:
         best = max(self.memory.attempts.values(), key=lambda attempt: attempt.value)

@@ -65,6 +65,15 @@ def test_what_saves_next_to_nothing_is_not_to_be_tried_alone():
     { a = MatMul (x, w)  r = Relu (a)  b = MatMul (r, v)  s = Relu (b)  y = MatMul (s, u) }"""
     draft, _ = bench_for(text, weight="int4")
     wider, floats = stages(draft.exact, draft.plan, noises(draft))
-    dear = {step.node: move.dear for move in wider for step in move.steps}
-    assert dear == {"MatMul_a": True, "MatMul_b": True, "MatMul_y": False}
-    assert all(move.dear for move in floats)
+    back = {step.node: move.back for move in wider for step in move.steps}
+    assert {name for name, steps in back.items() if steps} == {"MatMul_a", "MatMul_b"}
+    assert all(move.back for move in floats)
+
+
+def test_what_became_float_together_may_go_back_one_by_one_but_readers_of_the_same_weights_only_together():
+    draft, _ = bench_for(SHARED, weight="int4")
+    wider, floats = stages(draft.exact, draft.plan, noises(draft, w=0.9))
+    assert wider[0].back == (wider[0].steps,)
+    assert len(wider[0].steps) == 2
+    assert floats[0].back == (floats[0].steps, *({step} for step in sorted(floats[0].steps)))
+    assert floats[1].back == (floats[1].steps,)
