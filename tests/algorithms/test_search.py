@@ -413,3 +413,17 @@ def test_a_few_layers_of_a_real_model_make_up_most_of_the_noise(lite0, calibrati
     assert 0 < len(floats) < 0.25 * len(before.plan.nodes)
     assert result.search.curve[0].floats == ()
     assert all(attempt.value >= limit for attempt in result.search.curve if len(attempt.floats) > len(floats))
+
+
+def test_a_real_model_of_four_bits_gets_eight_for_some_layers(resnet20, tmp_path):
+    feeds = [{"input": x[None]} for x in np.random.default_rng(0).normal(size=(20, 3, 32, 32)).astype("f4")]
+    config = QuantConfig(weight="int4", correct="bias", method="minmax")
+    goal = Goal("sqnr", 22)
+    result = onnxq.quantize_static(resnet20, tmp_path / "o.onnx", feeds, config=config, goal=goal)
+    chosen = result.search.chosen
+    assert result.quality.sqnr >= 22 > result.search.curve[0].sqnr
+    assert chosen.floats == ()
+    assert 0 < len(chosen.widened) < len(result.plan.nodes)
+    sizes = [attempt.size for attempt in result.search.curve]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < chosen.size < 0.8 * sizes[-1]
