@@ -110,6 +110,22 @@ def test_a_product_of_activations_in_integers_may_stand_behind_blocks():
     assert [p.spec.dtype for p in plan.points if p.tensor in "hi"] == [ir.DataType.INT8] * 2
 
 
+def test_some_nodes_have_other_types_in_their_blocks():
+    body = "h = MatMul (x, w) g = Gelu (h) y = MatMul (g, v)"
+    plan = plan_of(body, override=("MatMul_h: weight=int8", "MatMul_y: weight=uint4"))
+    assert blocks(plan) == {"w": (0, 32), "v": (0, 32)}
+    assert {p.tensor: p.spec.dtype for p in plan.points} == {"w": ir.DataType.INT8, "v": ir.DataType.UINT4}
+
+
+def test_a_type_that_is_not_for_blocks_is_not_cut(caplog):
+    options = {"target": "tensorrt", "block_size": 64, "override": ("MatMul_y: weight=int8",)}
+    plan = plan_of("y = MatMul (x, m)", constants="float[64,8] m", **options)
+    assert blocks(plan) == {}
+    specs = {point.tensor: (point.spec.dtype, point.spec.axis) for point in plan.points}
+    assert specs == {"x": (ir.DataType.INT8, None), "m": (ir.DataType.INT8, 1)}
+    assert not caplog.text
+
+
 def test_stacks_of_matrices_are_not_cut():
     plan = plan_of("y = MatMul (x, s)", "float[2,N,64] x", "float[2,N,8] y", constants="float[2,64,8] s")
     assert blocks(plan) == {}

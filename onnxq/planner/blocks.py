@@ -14,6 +14,7 @@ import onnx_ir as ir
 from calibrators.words import some
 from onnxq.graph import constant_value, input_at, is_op
 from onnxq.operators import SUMMED_AXIS, WEIGHTED, attribute_value, clip_range
+from onnxq.planner.overrides import block_spec
 from onnxq.planner.scene import Scene, bias_add
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def warn_of_whole(planned: Iterable[ir.Node], scene: Scene) -> None:
         for node in planned
         if scene.target.rules[node.op_type].blocked is not None
         and node not in scene.in_blocks
+        and block_spec(node, scene) is not None
         and constant_value(input_at(node, WEIGHTED[node.op_type].weight)) is not None
     ]
     if whole:
@@ -57,8 +59,8 @@ def warn_of_whole(planned: Iterable[ir.Node], scene: Scene) -> None:
 
 
 def _can_be_cut(node: ir.Node, scene: Scene) -> bool:
-    rule, blocks = scene.rule(node), scene.target.blocks
-    if rule is None or rule.blocked is None or blocks is None or scene.formats.blocked is None:
+    rule, blocks, spec = scene.rule(node), scene.target.blocks, block_spec(node, scene)
+    if rule is None or rule.blocked is None or blocks is None or spec is None:
         return False
     weight = constant_value(input_at(node, WEIGHTED[node.op_type].weight))
     if weight is None or weight.ndim != 2 or not weight.size:
@@ -66,9 +68,8 @@ def _can_be_cut(node: ir.Node, scene: Scene) -> bool:
     for name, wanted in rule.blocked.items():
         if attribute_value(node, name) != wanted:
             return False
-    size = scene.formats.blocked.block_size
-    assert size is not None
-    return not blocks.whole or weight.shape[SUMMED_AXIS[node.op_type](node)] % size == 0
+    assert spec.block_size is not None
+    return not blocks.whole or weight.shape[SUMMED_AXIS[node.op_type](node)] % spec.block_size == 0
 
 
 def _above(node: ir.Node, scene: Scene) -> Iterator[ir.Value]:

@@ -15,6 +15,7 @@ from onnxq.operators import (
     group_channels,
     is_depthwise,
 )
+from onnxq.planner.overrides import weight_spec
 from onnxq.planner.scene import Scene, deselected, fused_output
 from onnxq.targets.target import BiasStyle, OpRule, Output
 
@@ -107,7 +108,7 @@ def _no_format(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
     operator, blocked = WEIGHTED.get(node.op_type), scene.formats.blocked
     if operator is None or blocked is None or scene.formats.weight is not None or node in scene.in_blocks:
         return None
-    if not _constant(node, operator.weight):
+    if not _constant(node, operator.weight) or weight_spec(node, scene) is not None:
         return None
     kind = blocked.dtype.name.lower()
     return f"its {kind} weights would have to be in blocks of {blocked.block_size}, which they cannot be"

@@ -21,13 +21,16 @@ def weight_spec(node: ir.Node, scene: Scene) -> QuantSpec | None:
 
 
 def block_spec(node: ir.Node, scene: Scene) -> QuantSpec | None:
-    """The number format of the node's weights in blocks, without the axis; None: nobody asked for blocks."""
+    """The number format of the node's weights in blocks, without the axis.
+
+    None: nobody asked for blocks, or it is to have a type that the target does not take in blocks.
+    """
     blocked, blocks = scene.formats.blocked, scene.target.blocks
     if blocked is None or blocks is None:
         return None
     own = (one.weight for one in _overrides(node, scene) if one.weight)
     spec = blocks.types.get(ir.DataType[next(own, blocked.dtype.name).upper()])
-    return blocked if spec is None else replace(spec, block_size=blocked.block_size)
+    return None if spec is None else replace(spec, block_size=blocked.block_size)
 
 
 def is_per_tensor(node: ir.Node, scene: Scene) -> bool:
