@@ -27,6 +27,7 @@ from onnxq.torch.calls import output_names as names_in
 from onnxq.torch.naming import name_interface, name_nodes
 from onnxq.torch.norms import check_norms
 from onnxq.torch.quiet import quiet
+from onnxq.torch.tracing import root, trace_free
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +100,7 @@ def capture(
         ModelError: PyTorch cannot trace or export it, or a BatchNorm has no statistics to fold.
     """
     check_norms(module)
-    with torch.no_grad():
-        program = _traced(module, call)
+    program = _traced(module, call)
     with quiet(), torch.no_grad():
         exported = _exported(program, module)
         trace = program.module(check_guards=False)
@@ -160,62 +160,20 @@ def _traced(module: torch.nn.Module, call: Call) -> ExportedProgram:
     Raises:
         ModelError: PyTorch cannot trace it.
     """
-    program = _free(module, call.doubled())
-    if program is not None:
-        return program
-    program = _program(module, call, None)
-    logger.warning(
-        "%s computes with its batch size: it is traced, and can be trained, with batches of %s only",
-        *(type(module).__name__, call.batch),
-    )
-    return program
-
-
-def _free(module: torch.nn.Module, call: Call) -> ExportedProgram | None:
-    """The program for any batch size, None if there is none."""
-    args, kwargs = pytree.tree_map(
-        lambda leaf: {0: Dim.AUTO} if call.is_batched(leaf) else None, (call.args, dict(call.kwargs))
-    )
-    try:
-        program = _program(module, call, (*args, *kwargs.values()))
-    except ModelError:  # that of the example may work, or tells why not
-        return None
-    return None if any(isinstance(size, int) for size in _batch_sizes(program, call)) else program
-
-
-def _program(module: torch.nn.Module, call: Call, shapes: Any) -> ExportedProgram:
-    try:
-        with quiet():
-            return torch.export.export(
-                module, call.args, dict(call.kwargs), dynamic_shapes=shapes, strict=False
-            )
-    except Exception as error:
-        raise ModelError(
-            f"{type(module).__name__} cannot be traced by torch.export: {_last_line(error)}. It finds what "
-            "depends on values of tensors; torch.export's documentation tells how to write it otherwise."
-        ) from error
-
-
-def _batch_sizes(program: ExportedProgram, call: Call) -> list[Any]:
-    """Of the inputs that have one: a number, or a symbol where it is free."""
-    names = set(program.graph_signature.user_inputs)
-    values = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder") if node.name in names]
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
-    return [t.shape[0] for t, given in zip(tensors, call.tensors, strict=True) if call.is_batched(given)]
+    traced = trace_free(module, call, Dim.AUTO, check=lambda _: None)
+    if traced.reason:
+        logger.warning(
+            "%s is traced, and can be trained, with batches of %s only: %s",
+            *(type(module).__name__, call.batch, traced.reason),
+        )
+    return traced.program
 
 
 def _exported(program: ExportedProgram, module: torch.nn.Module) -> Any:
     try:
         return torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
     except Exception as error:
-        raise ModelError(
-            f"{type(module).__name__} cannot be exported to ONNX: {_last_line(error)}"
-        ) from error
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
+        raise ModelError(f"{type(module).__name__} cannot be exported to ONNX: {root(error)}") from error
 
 
 def _origins(graph: fx.Graph, traced: Mapping[str, fx.Node]) -> dict[str, fx.Node]:

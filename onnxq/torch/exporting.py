@@ -12,7 +12,6 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch.utils import _pytree as pytree
 
 from onnxq.errors import ConfigError, ModelError
 from onnxq.model import check_place, write
@@ -22,10 +21,9 @@ from onnxq.torch.faithful import BATCH_SQNR, check_same, same
 from onnxq.torch.naming import name_axes, name_interface, name_nodes
 from onnxq.torch.norms import check_norms
 from onnxq.torch.quiet import quiet
+from onnxq.torch.tracing import Traced, root, trace, trace_free
 
 logger = logging.getLogger(__name__)
-
-_MESSAGE = 400
 
 
 @dataclass(frozen=True)
@@ -85,21 +83,21 @@ def export(
     call = example_call(module, example_inputs)
     with evaluating(module):
         task = _Task(module, call, opset)
-        program, shapes, used = _captured(task, dynamic_batch, dynamic_shapes)
-        model = task.translated(program)
-        name_axes(model, shapes)
-        inputs = list(input_names or _input_names(program))
+        traced = _traced(task, dynamic_batch, dynamic_shapes)
+        model = task.translated(traced.program)
+        name_axes(model, traced.shapes)
+        inputs = list(input_names or _input_names(traced.program))
         with quiet(), torch.no_grad():
             keys = names_in(module(*call.args, **call.kwargs))
         name_interface(model, inputs, list(output_names or _free(keys, inputs)))
-        sizes = _sizes(call, used)
+        sizes = _sizes(call, traced.other)
         found: dict[int, float] = {}
         write(model, path, validate=partial(check_same, module, inputs, sizes, found))
     return Exported(
         path=os.fspath(path),
         inputs=tuple(inputs),
         outputs=tuple(value.name or "" for value in model.graph.outputs),
-        dynamic=used is not None,
+        dynamic=traced.other is not None,
         sqnr=found,
     )
 
@@ -128,14 +126,6 @@ class _Task:
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", type(self.module).__name__)
 
-    def captured(self, shapes: Any, call: Call | None = None) -> torch.export.ExportedProgram:
-        """The module as a graph."""
-        call = call or self.call
-        with quiet(), torch.no_grad():
-            return torch.export.export(
-                self.module, call.args, dict(call.kwargs), dynamic_shapes=shapes, strict=False
-            )
-
     def translated(self, program: torch.export.ExportedProgram) -> ir.Model:
         """The graph as ONNX, nodes named after modules.
 
@@ -146,51 +136,29 @@ class _Task:
             with quiet(), torch.no_grad():
                 made = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=self.opset)
         except Exception as error:
-            raise ModelError(f"{self.kind} cannot be exported to ONNX: {_root(error)}") from error
+            raise ModelError(f"{self.kind} cannot be exported to ONNX: {root(error)}") from error
         assert made is not None
         model: ir.Model = made.model
         name_nodes(model, {name for name, _ in self.module.named_modules(remove_duplicate=False)})
         return model
 
 
-def _captured(
-    task: _Task, dynamic_batch: bool, shapes: Any
-) -> tuple[torch.export.ExportedProgram, Any, Call | None]:
-    """The module as a graph, what varies in it, and a call of another batch size if it takes one."""
+def _traced(task: _Task, dynamic_batch: bool, shapes: Any) -> Traced:
+    """The module as a graph, with a free batch size or ``shapes`` if it takes them."""
     check_norms(task.module)
     if shapes is not None or not dynamic_batch:
-        return _captured_as(task, shapes), shapes, task.call if shapes is not None else None
-    doubled = task.call.doubled()
-    shapes = _batch_shapes(doubled)
-    try:
-        _check_batch(task, doubled)
-        program = task.captured(shapes, doubled)
-    except Exception as error:  # noqa: BLE001 - the sizes of the example are the way out
-        program = _captured_as(task, None)
+        program = trace(task.module, task.call, shapes)
+        traced = Traced(program, shapes, None if shapes is None else task.call)
+    else:
+        check = partial(_check_batch, task)
+        traced = trace_free(task.module, task.call, torch.export.Dim("batch"), check)
+    if traced.reason:
         logger.warning(
             "%s is exported for the sizes of its example inputs only, not for any batch size: %s",
-            *(task.kind, _root(error)),
+            *(task.kind, traced.reason),
         )
-        return program, None, None
-    check_norms(task.module, program)
-    return program, shapes, doubled
-
-
-def _captured_as(task: _Task, shapes: Any) -> torch.export.ExportedProgram:
-    """The module as a graph, with the sizes of the example but for ``shapes``.
-
-    Raises:
-        ModelError: PyTorch cannot capture it.
-    """
-    try:
-        program = task.captured(shapes)
-    except Exception as error:
-        raise ModelError(
-            f"{task.kind} cannot be exported: {_root(error)} What depends on the values of tensors (if, "
-            "while, .item()) has to be written with torch.where or torch.cond."
-        ) from error
-    check_norms(task.module, program)
-    return program
+    check_norms(task.module, traced.program)
+    return traced
 
 
 def _check_batch(task: _Task, doubled: Call) -> None:
@@ -208,15 +176,6 @@ def _check_batch(task: _Task, doubled: Call) -> None:
                 f"with every sample given twice, output {index} is not what it was, twice: the first axis "
                 "does not count samples. Say what may vary with dynamic_shapes."
             )
-
-
-def _batch_shapes(call: Call) -> Any:
-    """For `torch.export`: the first axis of every batched input varies."""
-    batch = torch.export.Dim("batch")
-    args, kwargs = pytree.tree_map(
-        lambda leaf: {0: batch} if call.is_batched(leaf) else None, (call.args, dict(call.kwargs))
-    )
-    return (*args, *kwargs.values())
 
 
 def _input_names(program: torch.export.ExportedProgram) -> list[str]:
@@ -239,12 +198,3 @@ def _sizes(call: Call, larger: Call | None) -> dict[int, Call]:
     """The calls to check, by batch size."""
     calls = (call,) if larger is None or larger is call else (call.first(), call, larger)
     return {one.batch or 0: one for one in calls}
-
-
-def _root(error: BaseException) -> str:
-    """What lies behind an error, on one line: PyTorch wraps it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
-    text = text if len(text) <= _MESSAGE else text[: _MESSAGE - 1] + "…"
-    return text if text.endswith((".", "…")) else f"{text}."
