@@ -9,9 +9,11 @@ from flow import EXACT, check, check_integer_kernels, quantize, run
 from graphs import parse
 
 import zoo
+from onnxq.config import QuantConfig
 from onnxq.model import write
 from onnxq.numerics import dequantize, sqnr
 from onnxq.passes import simplify
+from onnxq.prepare import prepare_loaded
 from onnxq.verify.onnxruntime import kernels, unfused
 
 NETWORK = """g (float[N,16,8,8] x) => (float[N,10] y)
@@ -59,6 +61,26 @@ def test_an_odd_number_of_4_bit_weights(tmp_path):
     np.testing.assert_array_equal(
         run(ir.load(tmp_path / "m.onnx"), flow.feeds)[0], run(flow.int8, flow.feeds)[0]
     )
+
+
+DEPTHWISE = """g (float[N,16,8,8] x) => (float[N,16,8,8] y)
+<float[16,16,1,1] a, float[16,1,3,3] k, float[16,16,1,1] b> {
+    c = Conv (x, a) d = Conv <group=16, pads=[1,1,1,1]> (c, k) e = Conv (d, b) y = Tanh (e)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "weight", "warned"),
+    [
+        (DEPTHWISE, "uint4", True),
+        (DEPTHWISE, "int4", False),
+        (DEPTHWISE, "uint8", False),
+        (NETWORK, "uint4", False),
+    ],
+)
+def test_weights_with_slow_kernels_are_warned_of(text, weight, warned, caplog):
+    prepare_loaded(parse(text), "the model", QuantConfig(weight=weight))
+    assert ("depthwise" in caplog.text and "--weight int4" in caplog.text) is warned
 
 
 def test_weights_are_stored_as_the_plan_says():

@@ -7,7 +7,9 @@ group takes 8, 4, 1.5 times as long as in float (3 x 3, one thread): its groups 
 
 No kernel takes 4-bit weights beside quantized activations: DequantizeLinear of int4 leaves the operator in
 float, and a Q/DQ pair to int8 behind it runs anew each time. A Cast to int8 before DequantizeLinear is
-folded when the model is loaded: the file holds 4 bits a weight, and the kernel runs in integers.
+folded when the model is loaded: the file holds 4 bits a weight, and the kernel runs in integers. Unsigned
+ones become int8 too, whose kernels take any zero point. But where the channels of a depthwise convolution
+have different ones, they are computed one by one, which takes some twenty times as long as in float.
 
 MatMul, and Gemm unless transB, with a scale a block become MatMulNBits. It takes float activations, which
 it rounds to 8 bits by itself, block by block; blocks of powers of two, the last of which may be shorter.
@@ -35,6 +37,8 @@ ONNXRUNTIME = Target(
         "Clip that fuses with it.",
         "A 4-bit weight in blocks gives MatMulNBits, among floats; without blocks it is unpacked to 8 bits "
         "when the model is loaded.",
+        "uint4 without blocks has a zero point a channel, with which depthwise convolutions are many times "
+        "slower than in float: there, ask for int4.",
         "A float Add right before LayerNormalization is written as Sum: fused, the two would be slower.",
     ),
     runtimes=("onnxruntime",),
@@ -101,7 +105,8 @@ ONNXRUNTIME = Target(
         sizes=frozenset({16, 32, 64, 128, 256}),
         among_floats=True,
     ),
-    unpacked={ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.UINT8},
+    unpacked={ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.INT8},
+    slow_depthwise={ir.DataType.UINT4: ir.DataType.INT4},
     guarded=frozenset({"Conv", "ConvTranspose", "Gemm"}),
     parts_norms=True,
 )
