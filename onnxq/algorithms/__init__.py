@@ -51,7 +51,7 @@ class Effect:
         seconds: what it took, its trial included.
         kept: whether it helped.
         fitted_gain: in dB, on the samples that were fitted on; only where those decided, because what the
-            held-out ones lost may be chance.
+            held-out ones gained or lost may be chance.
     """
 
     name: str
@@ -106,23 +106,37 @@ class _Judged:
 
 
 def _effect(name: str, before: _Judged, after: _Judged | None, started: float, bench: Workbench) -> Effect:
-    fitted = None
-    if after is not None and _may_be_chance(before, after):
-        fitted = _gain(bench.fitted(before.draft).noise, bench.fitted(after.draft).noise)
+    kept, fitted = (False, None) if after is None else _decided(before, after, bench)
     return Effect(
         name,
         before.noise,
         None if after is None else after.noise,
         time.perf_counter() - started,
-        kept=after is not None and (after.noise < before.noise or (fitted is not None and fitted > 0)),
+        kept=kept,
         fitted_gain=fitted,
     )
 
 
-def _may_be_chance(before: _Judged, after: _Judged) -> bool:
-    """Whether something was lost, but less than one standard error of the sum over the batches."""
-    lost = np.array(after.quality.each) - np.array(before.quality.each)
-    return len(lost) > 1 and 0 < lost.sum() < np.std(lost, ddof=1) * math.sqrt(len(lost))
+def _decided(before: _Judged, after: _Judged, bench: Workbench) -> tuple[bool, float | None]:
+    """Whether it helped; and what was gained on samples that were fitted on, if they had to decide.
+
+    They speak too well of what was fitted on them: so they, too, must gain more than chance may give.
+    """
+    helped = _helped(before.quality, after.quality)
+    if helped is not None:
+        return helped, None
+    first, second = bench.fitted(before.draft), bench.fitted(after.draft)
+    return _helped(first, second) is True, _gain(first.noise, second.noise)
+
+
+def _helped(before: Quality, after: Quality) -> bool | None:
+    """None: the noise changed by no more than one standard error of the sum of differences of all batches."""
+    changes = np.array(after.each) - np.array(before.each)
+    if len(changes) > 1 and np.isfinite(changes).all():
+        error = np.std(changes, ddof=1) * math.sqrt(len(changes))
+        if 0 < abs(changes.sum()) <= error:
+            return None
+    return after.noise < before.noise
 
 
 def _no_correction(draft: Draft, bench: Workbench) -> Draft | None:

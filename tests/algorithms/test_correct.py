@@ -38,7 +38,8 @@ class Bench:
         return draft
 
     def fitted(self, draft):
-        return Stand(draft.done, self._fitted[draft.done])
+        known = self._fitted[draft.done]
+        return known if isinstance(known, Stand) else Stand(draft.done, known)
 
 
 def times(name, factor):
@@ -87,25 +88,41 @@ def test_nothing_to_do(fakes):
     assert correct(before, [], Bench()) == (before, ())
 
 
-LOSSES = {
-    "chance": ((1.0, 3.0, 2.0, 2.0), (2.0, 2.0, 2.5, 2.0), True),
-    "for sure": ((2.0, 2.0, 2.0, 2.0), (2.1, 2.2, 2.1, 2.2), False),
-    "one batch": ((8.0,), (8.1,), False),
+CHANGES = {
+    "lost by chance": ((1.0, 3.0, 2.0, 2.0), (2.0, 2.0, 2.5, 2.0), None),
+    "gained by chance": ((2.0, 2.0, 2.5, 2.0), (1.0, 3.0, 2.0, 2.0), None),
+    "lost for sure": ((2.0, 2.0, 2.0, 2.0), (2.1, 2.2, 2.1, 2.2), False),
+    "gained for sure": ((2.1, 2.2, 2.1, 2.2), (2.0, 2.0, 2.0, 2.0), True),
+    "no change": ((2.0, 1.0), (1.0, 2.0), False),
+    "one batch worse": ((8.0,), (8.1,), False),
+    "one batch better": ((8.1,), (8.0,), True),
+    "infinite": ((1.0, 2.0), (1.0, math.inf), False),
+    "not a number": ((1.0, 2.0), (1.0, math.nan), False),
     "nothing known": ((), (), False),
 }
+"""Noise of the batches before and after, and whether it helped; None: that may be chance."""
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", CHANGES)
 @pytest.mark.parametrize("fitted", [0.5, 2.0])
 def test_samples_fitted_on_decide_only_what_may_be_chance(kind, fitted, monkeypatch):
-    before, after, chance = LOSSES[kind]
+    before, after, helped = CHANGES[kind]
     start = Stand((), sum(before) or 8.0, before)
     tried = Stand(("try",), sum(after) or 8.5, after)
     monkeypatch.setattr(algorithms, "CORRECTIONS", {"try": lambda draft, bench: tried})
     draft, (effect,) = correct(start, ["try"], Bench({(): 1.0, ("try",): fitted}))
-    assert effect.kept is (chance and fitted < 1)
+    assert effect.kept is (fitted < 1 if helped is None else helped)
     assert draft is (tried if effect.kept else start)
-    assert effect.fitted_gain == (pytest.approx(-10 * math.log10(fitted)) if chance else None)
+    assert effect.fitted_gain == (pytest.approx(-10 * math.log10(fitted)) if helped is None else None)
+
+
+def test_samples_fitted_on_must_gain_more_than_chance(monkeypatch):
+    before, after, _ = CHANGES["gained by chance"]
+    start, tried = Stand((), 8.5, before), Stand(("try",), 8.0, after)
+    monkeypatch.setattr(algorithms, "CORRECTIONS", {"try": lambda draft, bench: tried})
+    draft, (effect,) = correct(start, ["try"], Bench({(): start, ("try",): tried}))
+    assert (draft, effect.kept) == (start, False)
+    assert effect.fitted_gain == pytest.approx(10 * math.log10(8.5 / 8.0))
 
 
 GAINS = [
