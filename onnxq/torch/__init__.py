@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onnxq.torch.exporting import Exported, export
     from onnxq.torch.factory import export_made as export_made
     from onnxq.torch.layers import skip_quant
+    from onnxq.torch.pt2e import quantizer
     from onnxq.torch.ptq import PTQ
     from onnxq.torch.qat import QatResult, convert_qat, prepare_qat
     from onnxq.torch.qat_module import freeze_batch_norms, freeze_ranges
@@ -27,6 +28,7 @@ __all__ = [
     "freeze_batch_norms",
     "freeze_ranges",
     "prepare_qat",
+    "quantizer",
     "skip_quant",
 ]
 
@@ -40,9 +42,13 @@ _HOMES = {
     "freeze_batch_norms": "qat_module",
     "freeze_ranges": "qat_module",
     "prepare_qat": "qat",
+    "quantizer": "pt2e",
     "skip_quant": "layers",
 }
 """Public name -> the module it lives in."""
+
+_NEEDED = {"quantizer": ("torchao", "torchao")}
+"""Public name -> what it needs, and the extra that installs it, where PyTorch alone is not enough."""
 
 
 def __getattr__(name: str) -> Any:
@@ -51,7 +57,8 @@ def __getattr__(name: str) -> Any:
     try:
         home = import_module(f"onnxq.torch.{_HOMES[name]}")
     except ModuleNotFoundError as error:
-        raise ConfigError(f"onnxq.torch needs PyTorch: pip install 'onnxq[torch]' ({error})") from error
+        needed, extra = _NEEDED.get(name, ("PyTorch", "torch"))
+        raise ConfigError(f"onnxq.torch needs {needed}: pip install 'onnxq[{extra}]' ({error})") from error
     return getattr(home, name)
 
 
