@@ -105,12 +105,6 @@ class TensorStatistics:
         """The largest magnitude seen."""
         return max(-self.low, self.high, 0.0)
 
-    @property
-    def mean_range(self) -> tuple[float, float]:
-        """The means of the samples' lows and of their highs; (0, 0) while there are none."""
-        lows, highs = self.trail.seen()
-        return (float(lows.mean(dtype=float)), float(highs.mean(dtype=float))) if lows.size else (0.0, 0.0)
-
     def update(
         self,
         array: NDArray[np.generic],

@@ -186,6 +186,13 @@ class QuantPlan:
         """The tensors whose statistics calibration must collect, each once."""
         return tuple(dict.fromkeys(t for g in self.groups.values() for t in g.observe))
 
+    def has_range_of(self, group: Group) -> bool:
+        """Whether there is a group with just the range of ``group``."""
+        other = self.groups.get(group.name)
+        if other is None or not (group.constant and other.constant):
+            return other == group
+        return other.spec == group.spec
+
     def with_params(self, params: Mapping[str, QuantParams]) -> QuantPlan:
         """The same plan with these parameters (a mapping from group name)."""
         return replace(self, params=MappingProxyType(dict(params)))

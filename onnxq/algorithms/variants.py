@@ -118,7 +118,7 @@ class Variants:
 
     def _params(self, plan: QuantPlan) -> Mapping[str, QuantParams]:
         old = self.draft.plan
-        known = {group.name: old.params[group.name] for group in plan.groups.values() if _same(group, old)}
+        known = {name: old.params[name] for name, group in plan.groups.items() if old.has_range_of(group)}
         new = {name: group for name, group in plan.groups.items() if name not in known}
         weights = {name: self._weight_params(group) for name, group in new.items() if group.constant}
         # Known weights are left as they are: corrections have chosen them for just these scales.
@@ -146,14 +146,6 @@ class Variants:
             threads=bench.threads,
             on_bad=bench.on_bad,
         )
-
-
-def _same(group: Group, plan: QuantPlan) -> bool:
-    """Whether ``plan`` has a group with just this range."""
-    other = plan.groups.get(group.name)
-    if other is None or not (group.constant and other.constant):
-        return other == group
-    return other.spec == group.spec
 
 
 def _changed(draft: Draft, plan: QuantPlan) -> Iterator[tuple[ir.Node, QuantSpec | None]]:

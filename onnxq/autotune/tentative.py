@@ -40,18 +40,10 @@ def tentative(model: ir.Model, plan: QuantPlan, config: QuantConfig, nodes: Coll
     if not nodes:
         return plan
     changed = make_plan(model, get_target(config.target), without(config, nodes))
-    known = {name: plan.params[name] for name, group in changed.groups.items() if _same(group, plan)}
+    known = {name: plan.params[name] for name, group in changed.groups.items() if plan.has_range_of(group)}
     new = {name: group for name, group in changed.groups.items() if name not in known}
     part = solve(model, replace(changed, groups=new, biases=()), partial(_inherited, plan))
     return changed.with_params({**known, **part.params})
-
-
-def _same(group: Group, plan: QuantPlan) -> bool:
-    """Whether ``plan`` has a group with just this range."""
-    other = plan.groups.get(group.name)
-    if other is None or not (group.constant and other.constant):
-        return other == group
-    return other.spec == group.spec
 
 
 def _inherited(plan: QuantPlan, group: Group) -> QuantParams:
