@@ -60,7 +60,9 @@ class Made:
 
     def __init__(self, folder: Path, text: str, given: dict | None = None, **options: object) -> None:
         self.float, self.output = folder / "float.onnx", folder / "dynamic.onnx"
-        ir.save(parse(text, **(given or {})), self.float)
+        model = parse(text, **(given or {}))
+        model.graph.opset_imports.setdefault("com.microsoft", 1)
+        ir.save(model, self.float)
         self.result = onnxq.quantize_dynamic(self.float, self.output, QuantConfig(mode="dynamic", **options))
         self.model = load(self.output)
 
@@ -190,6 +192,44 @@ def test_a_gru_is_stored_in_int8_and_unpacked_at_loading(make, tmp_path):
     assert made.result.plan.nodes == {}, "it does not count as quantized"
     (node,) = made.result.plan.floats.values()
     assert node.reason == "only its weights are int8: there is no integer kernel"
+
+
+FUSED = """g (float[N,6,32] x{inputs}) => (float[N,6,32] y) <float[32,96] w{constants}>
+{{ y = com.microsoft.Attention<num_heads = 4{attributes}>(x, w{rest}) }}"""
+
+
+def fused(inputs="", constants=", float[96] b", attributes="", rest=", b"):
+    return FUSED.format(inputs=inputs, constants=constants, attributes=attributes, rest=rest)
+
+
+@pytest.mark.parametrize("per_tensor", [False, True])
+@pytest.mark.parametrize("mask", [False, True])
+def test_fused_attention_becomes_the_integer_kernel(make, tmp_path, mask, per_tensor):
+    text = fused(inputs=", int32[N,6] m", rest=", b, m") if mask else fused()
+    made = make(text, {"check": False}, per_tensor=per_tensor)
+    assert made.fused(tmp_path) == {"DynamicQuantizeLinear": 1, "QAttention": 1}
+    feeds = {"m": np.tile([1, 1, 1, 1, 0, 0], (2, 1)).astype(np.int32)} if mask else {}
+    assert made.closeness(**feeds) > 30
+    assert made.result.verdicts[0].counts["QAttention"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (fused(rest="", constants=""), "are left out, or computed at run time"),
+        (fused(inputs=", float[32,96] v").replace("(x, w", "(x, v"), "or computed at run time"),
+        (fused(attributes=", qkv_hidden_sizes = [32, 32, 32]"), "does not take all of it: qkv_hidden"),
+        (fused(inputs=", float[N,4,6,6] e", rest=', b, "", "", e'), "more than a mask and a past"),
+    ],
+)
+def test_fused_attention_that_the_integer_kernel_does_not_take(make, text, reason):
+    with pytest.raises(ModelError, match=reason):
+        make(text.replace('""', ""), {"check": False})
+
+
+def test_fused_attention_in_other_forms_is_told_of(make):
+    with pytest.raises(ModelError, match="but not float16"):
+        make(fused(), {"check": False}, weight="float16")
 
 
 def test_only_the_rows_that_are_looked_up_become_float(make, tmp_path):

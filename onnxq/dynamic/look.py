@@ -35,7 +35,7 @@ CPU = "CPUExecutionProvider"
 INTEGER_KERNELS = frozenset(
     {
         *("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"),
-        "DynamicQuantizeLSTM",
+        *("DynamicQuantizeLSTM", "QAttention"),
     }
 )
 """What operators become in ONNX Runtime."""

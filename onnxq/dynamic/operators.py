@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxq.dynamic.attention import attention_obstacle, rewrite_attention
 from onnxq.dynamic.conv import conv_obstacle, rewrite_conv
 from onnxq.dynamic.gather import gather_half_obstacle, gather_obstacle, rewrite_gather
 from onnxq.dynamic.lstm import lstm_obstacle, rewrite_lstm
@@ -39,6 +40,7 @@ WAYS: Mapping[Form, Mapping[str, Way]] = {
         "MatMul": Way(matmul_obstacle, rewrite_matmul),
         "Gemm": Way(gemm_obstacle, rewrite_gemm),
         "Conv": Way(conv_obstacle, rewrite_conv),
+        "Attention": Way(attention_obstacle, rewrite_attention),
         "LSTM": Way(lstm_obstacle, rewrite_lstm),
         "GRU": Way(stored_obstacle, rewrite_stored, "only its weights are int8: there is no integer kernel"),
         "Gather": _GATHER,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.config import QuantConfig
+from onnxq.dynamic.attention import is_fused_attention
 from onnxq.dynamic.common import is_computed
 from onnxq.dynamic.operators import WAYS
 from onnxq.dynamic.setting import Form, Setting
@@ -15,7 +16,12 @@ from onnxq.norm_sums import sums_before_norms, write_as_sums
 from onnxq.plan import FloatNode, QuantPlan
 from onnxq.planner import matches
 
-_NO_KERNEL = "ONNX Runtime has no kernel for it that finds ranges at run time"
+_NO_WAY = {
+    Form.INTEGERS: "ONNX Runtime has no kernel for it that finds ranges at run time",
+    Form.STORED: "only ONNX Runtime's targets have a way for it",
+    Form.HALVES: "its weights can be int8 (for ONNX Runtime), but not float16",
+}
+"""Why an operator with weights that has no way stays float."""
 
 _CONV = "as a rule a convolution is not faster so (--include op:Conv quantizes what matches)"
 
@@ -61,14 +67,14 @@ def _has_weights(node: ir.Node) -> bool:
     if is_op(node, "Gather"):
         table = node.inputs[0]
         return not is_computed(table) and table is not None and table.dtype == ir.DataType.FLOAT
-    return is_op(node, *POSITIONS)
+    return is_op(node, *POSITIONS) or is_fused_attention(node)
 
 
 def _reason(node: ir.Node, setting: Setting) -> str | None:
     """Why ``node`` stays float; None if it does not."""
     way = WAYS[setting.form].get(node.op_type)
     if way is None:
-        return _NO_KERNEL
+        return _NO_WAY[setting.form]
     return _deselected(node, setting.config) or _off(node, setting) or way.obstacle(node)
 
 

@@ -28,9 +28,9 @@ __all__ = [
     "freeze_batch_norms",
     "freeze_ranges",
     "prepare_qat",
-    "quantizer",
     "skip_quant",
 ]
+"""What PyTorch is enough for: ``from onnxq.torch import *`` must not ask for torchao."""
 
 _HOMES = {
     "PTQ": "ptq",
