@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnxq.torch.exporting import Exported, export
     from onnxq.torch.factory import export_made as export_made
     from onnxq.torch.layers import skip_quant
-    from onnxq.torch.pt2e import quantizer
+    from onnxq.torch.pt2e import quantizer as quantizer
     from onnxq.torch.ptq import PTQ
     from onnxq.torch.qat import QatResult, convert_qat, prepare_qat
     from onnxq.torch.qat_module import freeze_batch_norms, freeze_ranges
