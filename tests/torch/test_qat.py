@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -95,9 +98,27 @@ def net() -> Net:
     return settled(Net())
 
 
+@pytest.fixture(scope="module")
+def prepared(net: Net) -> Callable[[str], nn.Module]:
+    """Copies of ``net`` prepared for a target: tracing and exporting it take seconds, and copies are equal."""
+
+    @cache
+    def original(target: str) -> nn.Module:
+        return prepare_qat(net, EXAMPLE, target, CONFIG)
+
+    return lambda target: copy.deepcopy(original(target))
+
+
+@pytest.fixture(scope="module")
+def float_file(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("float") / "float.onnx"
+    export(net, EXAMPLE, path)
+    return path
+
+
 @pytest.fixture(scope="module", params=TARGETS)
-def trained(net: Net, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    module = prepare_qat(net, EXAMPLE, request.param, CONFIG)
+def trained(prepared, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    module = prepared(request.param)
     train(module)
     path = tmp_path_factory.mktemp("qat") / "out.onnx"
     return module, path, convert_qat(module, path)
@@ -111,11 +132,6 @@ def train(module: nn.Module, steps: int = 3, example: torch.Tensor = EXAMPLE) ->
         module(example).square().mean().backward()
         optimizer.step()
     module.eval()
-
-
-def ptq_plan(module: nn.Module, target: str, folder) -> QuantPlan:
-    export(module, EXAMPLE, folder / "float.onnx")
-    return prepare(folder / "float.onnx", CONFIG.model_copy(update={"target": target}))[1]
 
 
 def edges(plan: QuantPlan) -> list:
@@ -134,9 +150,10 @@ def test_the_file_gives_what_the_module_gives(trained) -> None:
     assert result.path == str(path)
 
 
-def test_q_and_dq_stand_where_calibration_alone_would_put_them(trained, net: Net, tmp_path) -> None:
+def test_q_and_dq_stand_where_calibration_alone_would_put_them(trained, float_file: Path) -> None:
     _, path, result = trained
-    assert edges(result.plan) == edges(ptq_plan(net, result.plan.target, tmp_path))
+    config = CONFIG.model_copy(update={"target": result.plan.target})
+    assert edges(result.plan) == edges(prepare(float_file, config)[1])
     assert sum(n.op_type == "DequantizeLinear" for n in onnx.load(path).graph.node) >= len(result.plan.points)
 
 
@@ -174,8 +191,8 @@ def test_weights_of_transposed_convolutions_are_quantized(trained) -> None:
 # --- the module stays what it is -----------------------------------------------------------------------
 
 
-def test_the_class_its_methods_and_attributes_stay(net: Net) -> None:
-    module = prepare_qat(net, EXAMPLE, config=CONFIG)
+def test_the_class_its_methods_and_attributes_stay(net: Net, prepared) -> None:
+    module = prepared("onnxruntime")
     assert isinstance(module, Net)
     assert module.classes == 5
     assert module.notes == {"seen": 3}
@@ -193,8 +210,8 @@ def test_the_users_module_is_not_changed(net: Net) -> None:
     assert not torch.equal(module.state_dict()["head.weight"], before["head.weight"])
 
 
-def test_norms_and_dropout_obey_the_mode(net: Net) -> None:
-    module = prepare_qat(net, EXAMPLE, config=CONFIG).eval()
+def test_norms_and_dropout_obey_the_mode(prepared) -> None:
+    module = prepared("onnxruntime").eval()
     assert torch.equal(module(EXAMPLE), module(EXAMPLE))
     before = module.norm.running_mean.clone()
     module(EXAMPLE + 1)
@@ -205,8 +222,8 @@ def test_norms_and_dropout_obey_the_mode(net: Net) -> None:
     assert not torch.equal(module.norm.running_mean, before)
 
 
-def test_one_norm_alone_can_be_put_to_eval(net: Net) -> None:
-    module = prepare_qat(net, EXAMPLE, config=CONFIG).train()
+def test_one_norm_alone_can_be_put_to_eval(prepared) -> None:
+    module = prepared("onnxruntime").train()
     module.norm.eval()
     before, other = module.norm.running_mean.clone(), module.block.bn1.running_mean.clone()
     module(EXAMPLE + 1)
@@ -214,8 +231,8 @@ def test_one_norm_alone_can_be_put_to_eval(net: Net) -> None:
     assert not torch.equal(module.block.bn1.running_mean, other)
 
 
-def test_what_is_frozen_stays_frozen_through_train(net: Net) -> None:
-    module = prepare_qat(net, EXAMPLE, config=CONFIG)
+def test_what_is_frozen_stays_frozen_through_train(prepared) -> None:
+    module = prepared("onnxruntime")
     freeze_ranges(module)
     freeze_batch_norms(module)
     module.train()
@@ -230,7 +247,7 @@ def test_what_is_frozen_stays_frozen_through_train(net: Net) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_folding_norms_changes_nothing_but_the_rounding(net: Net, training: bool) -> None:
+def test_folding_norms_changes_nothing_but_the_rounding(net: Net, prepared, training: bool) -> None:
     """Without fake quantization the module computes what the user's does, statistics included."""
 
     class Through(nn.Module):
@@ -238,7 +255,7 @@ def test_folding_norms_changes_nothing_but_the_rounding(net: Net, training: bool
             return x
 
     plain = copy.deepcopy(net)
-    module = prepare_qat(net, EXAMPLE, config=CONFIG)
+    module = prepared("onnxruntime")
     quantizers = module.get_submodule(FAKE_QUANTIZERS)
     for name in list(quantizers):
         quantizers[name] = Through()
@@ -252,8 +269,8 @@ def test_folding_norms_changes_nothing_but_the_rounding(net: Net, training: bool
             assert torch.allclose(one, other, atol=1e-4), name
 
 
-def test_checkpoints_bring_everything_back(net: Net, tmp_path) -> None:
-    module = prepare_qat(net, EXAMPLE, "academic-w4a4", CONFIG)
+def test_checkpoints_bring_everything_back(prepared, tmp_path) -> None:
+    module = prepared("academic-w4a4")
     train(module)
     torch.save(module.state_dict(), tmp_path / "state.pt")
     other = prepare_qat(settled(Net()), EXAMPLE * 2, "academic-w4a4", CONFIG)
@@ -264,10 +281,10 @@ def test_checkpoints_bring_everything_back(net: Net, tmp_path) -> None:
     assert twin.head.weight is not module.head.weight
 
 
-def test_it_can_be_wrapped_for_distributed_training(net: Net, tmp_path) -> None:
+def test_it_can_be_wrapped_for_distributed_training(prepared, tmp_path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        wrapped = nn.parallel.DistributedDataParallel(prepare_qat(net, EXAMPLE, "tensorrt", CONFIG))
+        wrapped = nn.parallel.DistributedDataParallel(prepared("tensorrt"))
         train(wrapped)
         freeze_ranges(wrapped)
         assert convert_qat(wrapped, tmp_path / "out.onnx").sqnr >= 30
@@ -282,9 +299,9 @@ def learned(module: nn.Module) -> int:
     return sum(isinstance(part, FakeQuantize) and part.learned for part in module.modules())
 
 
-def test_scales_of_few_bits_are_learned_and_others_if_asked_for(net: Net) -> None:
-    assert learned(prepare_qat(net, EXAMPLE, "onnxruntime", CONFIG)) == 0
-    assert learned(prepare_qat(net, EXAMPLE, "academic-w4a4", CONFIG)) > 0
+def test_scales_of_few_bits_are_learned_and_others_if_asked_for(net: Net, prepared) -> None:
+    assert learned(prepared("onnxruntime")) == 0
+    assert learned(prepared("academic-w4a4")) > 0
     module = prepare_qat(net, EXAMPLE, "onnxruntime", CONFIG, learn_scales=True)
     before = {n: p.detach().clone() for n, p in module.named_parameters() if n.endswith(".scale")}
     train(module)
@@ -304,14 +321,13 @@ def test_any_number_of_bits_for_research(net: Net, bits: int, tmp_path) -> None:
     assert plan.target == f"academic-w{bits}a{bits}"
 
 
-def test_calibration_takes_a_loader_with_labels(net: Net) -> None:
+def test_calibration_takes_a_loader_with_labels(net: Net, prepared) -> None:
     loader = [(EXAMPLE * 2, torch.zeros(4)), (EXAMPLE, torch.zeros(4))]
     wide = prepare_qat(net, EXAMPLE, "tensorrt", CONFIG, data=loader)
-    narrow = prepare_qat(net, EXAMPLE, "tensorrt", CONFIG)
-    scales = [m.get_submodule(FAKE_QUANTIZERS).x.params.scale for m in (wide, narrow)]
+    scales = [m.get_submodule(FAKE_QUANTIZERS).x.params.scale for m in (wide, prepared("tensorrt"))]
     assert scales[0] == pytest.approx(2 * scales[1], rel=1e-5)
     with pytest.raises(CalibrationError, match="0 tensors for 1 inputs"):
-        prepare_qat(net, EXAMPLE, "tensorrt", CONFIG, data=[()])
+        prepare_qat(Leaky().eval(), EXAMPLE, "tensorrt", CONFIG, data=[()])
 
 
 def test_excluded_nodes_stay_float_in_training_too(net: Net) -> None:
@@ -340,7 +356,6 @@ def readers(module: nn.Module, target: str) -> set[tuple[str, str]]:
 
 def convert_plan(module: nn.Module, target: str, **options) -> QuantPlan:
     import tempfile
-    from pathlib import Path
 
     with tempfile.TemporaryDirectory() as folder:
         return convert_qat(
@@ -400,14 +415,14 @@ def test_what_has_no_place_in_training_is_said_and_calibrated(tmp_path, caplog) 
 # --- what is refused -----------------------------------------------------------------------------------
 
 
-def test_clear_errors(net: Net, tmp_path) -> None:
+def test_clear_errors(net: Net, prepared, tmp_path) -> None:
     with pytest.raises(ModelError, match="was not prepared"):
         convert_qat(net, tmp_path / "out.onnx")
     with pytest.raises(TargetError, match="unknown target"):
-        prepare_qat(net, EXAMPLE, "abacus")
+        prepare_qat(nn.Linear(16, 2), EXAMPLE, "abacus")
     with pytest.raises(ConfigError, match="cannot be called with these"):
         prepare_qat(net, (), "tensorrt")
-    module = prepare_qat(net, EXAMPLE, "tensorrt", CONFIG)
+    module = prepared("tensorrt")
     with pytest.raises(ModelError, match="prepared already"):
         prepare_qat(module, EXAMPLE, "tensorrt", CONFIG)
     with torch.no_grad():
