@@ -36,9 +36,9 @@ def randomize(model: ir.Model) -> None:
 @pytest.mark.parametrize("variant", ["dynamo", "dynamo-unoptimized", "torchscript"])
 def test_every_export_of_lite0_becomes_the_same_graph(lite0_models, variant):
     before = load(lite0_models[variant])
-    started = time.perf_counter()
+    started = time.process_time()
     after = simplify(before)
-    assert time.perf_counter() - started < 5, "a fraction of a second on an idle machine"
+    assert time.process_time() - started < 5, "it takes a fraction of a second"
     assert op_counts(after) == LITE0
     feeds = {"input": np.random.default_rng(0).standard_normal((2, 3, 224, 224), np.float32)}
     assert_same_outputs(before, after, feeds)
