@@ -196,8 +196,7 @@ def listen():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("batch_size", ["1", "3"])
+@pytest.mark.parametrize(("batch_size", "number"), [("1", signal.SIGINT), ("3", signal.SIGTERM)])
 @pytest.mark.parametrize(
     "command", [["quantize", "m.onnx", "o.onnx", "--save-statistics"], ["calibrate", "m.onnx"]]
 )
