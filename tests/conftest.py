@@ -6,8 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import zoo
+
+settings.register_profile("any machine", deadline=None)  # a busy one takes its time over an example
+settings.load_profile("any machine")
 
 
 def _shared() -> Path:

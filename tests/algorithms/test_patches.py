@@ -98,7 +98,7 @@ def test_same_padding(op_type, auto_pad, kernel, stride):
     assert_computed(layer(op_type, data, weight, auto_pad=auto_pad, strides=[stride] * 2), normal(data))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(op_type=st.sampled_from(["Conv", "ConvTranspose"]), draw=st.data())
 def test_any_geometry(op_type, draw):
     rank = draw.draw(st.integers(1, 2))

@@ -112,7 +112,7 @@ def test_the_grid_is_the_one_that_is_deployed(grid, share):
     ),
     grid=st.sampled_from(GRIDS),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_range_lies_within_the_data_and_is_not_empty(method, values, grid):
     tensor = of(values)
     low, high = METHODS[method](tensor, grid)
@@ -231,7 +231,6 @@ def direct_divergence(counts: np.ndarray, levels: int, clip: int) -> float:
     counts=st.lists(st.integers(0, 3) | st.integers(0, 10**6), min_size=12, max_size=80),
     levels=st.sampled_from([4, 7, 8]),
 )
-@settings(deadline=None)
 def test_divergences_are_those_of_the_direct_way(counts, levels):
     histogram = np.array([*counts, 1], np.float64)
     clips = np.arange(levels, histogram.size + 1)
@@ -277,7 +276,6 @@ def test_entropy_looks_at_many_candidates_from_all_bins_down():
     clipped=st.integers(0, 5),
     levels=st.sampled_from([4, 7, 8]),
 )
-@settings(deadline=None)
 def test_divergences_of_both_ends_are_those_of_the_direct_way(counts, start, clipped, levels):
     histogram = np.array(counts, np.float64)
     stop = histogram.size - clipped
@@ -370,7 +368,7 @@ def test_mse_is_never_worse_than_minmax(shape, grid):
     hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-1e4, 1e4, width=32)),
     st.sampled_from(GRIDS),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_mse_is_never_worse_than_minmax_on_anything(values, grid):
     tensor = of(values)
     if tensor.amax:

@@ -131,7 +131,7 @@ def models(draw: st.DrawFn) -> ir.Model:
     return parse(f"g (float[N,{CHANNELS},9,9] x) => ({results}) {tensors} {{ {' '.join(b.nodes)} }}")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(models())
 def test_cleaning_changes_no_output(before):
     after = simplify(before)

@@ -60,7 +60,7 @@ def decoded(name, data):
 
 @pytest.mark.parametrize("name", READABLE)
 @given(ACTIVATIONS, st.dictionaries(NAMES, grids(channels=True), max_size=3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @example(dict(EXAMPLE.activations), dict(EXAMPLE.weights))
 def test_what_was_read_is_written_as_before(name, activations, weights):
     assume(activations and not activations.keys() & weights.keys())
@@ -71,7 +71,7 @@ def test_what_was_read_is_written_as_before(name, activations, weights):
 
 @pytest.mark.parametrize("name", HOLD_ALL_GRIDS)
 @given(grids(), grids(channels=True))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_grids_come_back_exactly(name, activation, weight):
     table = decoded(name, content(name, Table({"x": activation}, {"w": weight})))
     for before, after in ((activation, table.activations["x"]), (weight, table.weights["w"])):
@@ -84,7 +84,7 @@ def test_grids_come_back_exactly(name, activation, weight):
 
 
 @given(ACTIVATIONS, st.dictionaries(NAMES, grids(channels=True), max_size=3), RANGES, grids(channels=True))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_our_own_format_loses_nothing(activations, weights, data, weight):
     layers = {"one": Layer(data, weight, weight.low.size), "two": Layer(data, UNSIGNED, 6, 3, winograd=True)}
     table = Table(activations, weights, layers, ("one", "two"), frozenset(activations))
@@ -106,7 +106,7 @@ def test_our_own_format_loses_nothing(activations, weights, data, weight):
 
 @pytest.mark.parametrize("name", ["tensorrt", "mqbench", *HOLD_ALL_GRIDS])
 @given(SCALES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_symmetric_scales_come_back_exactly(name, scale):
     before = exact(INT8, scale)
     after = decoded(name, content(name, Table({"x": before}))).activations["x"]
