@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -136,7 +137,7 @@ def _helped(before: Quality, after: Quality) -> bool | None:
         error = np.std(changes, ddof=1) * math.sqrt(len(changes))
         if 0 < abs(changes.sum()) <= error:
             return None
-    return after.noise < before.noise
+    return not (math.isnan(after.noise) or after.noise >= before.noise)
 
 
 def _no_correction(draft: Draft, bench: Workbench) -> Draft | None:
@@ -152,6 +153,6 @@ def _forms(name: str, tried: Draft, finish: Correction, bench: Workbench) -> Ite
 
 
 def _best(drafts: Iterator[Draft], bench: Workbench) -> _Judged:
-    """The one of ``drafts`` with the least noise; NaN is the most."""
-    judged = [_Judged(draft, bench.quality(draft)) for draft in drafts]
-    return min(judged, key=lambda one: (math.isnan(one.noise), one.noise))
+    """The first of ``drafts``, unless another one is closer by more than chance."""
+    judged = (_Judged(draft, bench.quality(draft)) for draft in drafts)
+    return reduce(lambda best, other: other if _decided(best, other, bench)[0] else best, judged)

@@ -2,11 +2,16 @@
 
 ``E[x x^T]`` is the Hessian of a layer's squared output error with respect to each row of its weights: the
 output error of ``W + dW`` is ``tr(dW E[x x^T] dW^T)``.
+
+Few samples tell little of a large matrix: what fits them best does harm on others. So the covariance is drawn
+towards a multiple of the identity, as far as it differs from batch to batch.
+Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004; here batches
+are what is independent, because the rows of one sample are alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -19,6 +24,8 @@ from onnxq.algorithms.layers import Layer, in_parts
 from onnxq.algorithms.patches import Floats, patches
 from onnxq.algorithms.workbench import Arrays, Workbench
 
+Doubles = NDArray[np.float64]
+
 ROWS = 16
 """Rows for each input of a layer: the moments of K inputs have K^2 entries, which take some times K rows."""
 
@@ -29,6 +36,12 @@ MOST_BYTES = 2**28
 """Of the moments that are gathered in one pass over the samples. What a layer with more inputs has is kept in
 blocks along the diagonal, as if inputs of different blocks had nothing to do with each other."""
 
+LEAST = 1e-5
+"""Of the mean of the diagonal, added to it: inputs that are always zero or always alike leave it singular."""
+
+UNKNOWN = 0.01
+"""How far the covariance is drawn towards the identity where a single batch does not tell."""
+
 _Number = TypeVar("_Number", bound=np.generic)
 
 
@@ -37,12 +50,37 @@ class Moments:
     """Of one layer's rows.
 
     Attributes:
-        second: ``E[x x^T]``, ``[G, K, K]``; or, of B blocks of inputs, ``[G * B, K / B, K / B]``.
+        covariance: of the rows, ``[G, K, K]``; or, of B blocks of inputs, ``[G * B, K / B, K / B]``.
+        mean: of the rows, ``[G, K]``, or of their blocks.
+        doubt: the squared error, over all entries, that the covariance may have by the choice of the batches:
+            ``[G]``. NaN if there was only one.
         rows: how many there were.
     """
 
-    second: Floats
+    covariance: Floats
+    mean: Doubles
+    doubt: Doubles
     rows: int
+
+    @property
+    def second(self) -> Doubles:
+        """``E[x x^T]`` of these rows."""
+        return self.covariance + self._of_means
+
+    @property
+    def expected(self) -> Doubles:
+        """``E[x x^T]`` as it may be expected of other rows, positive definite."""
+        covariance, size = self.covariance.astype(np.float64), self.covariance.shape[-1]
+        middle, whole = (np.trace(each, axis1=1, axis2=2) / size for each in (covariance, self.second))
+        distance = np.square(covariance).sum(axis=(1, 2)) - size * middle**2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.nan_to_num(self.doubt / distance, nan=UNKNOWN, posinf=1.0).clip(max=1.0)
+        towards = np.where(whole > 0, share * middle + LEAST * whole, 1.0)[:, None, None] * np.eye(size)
+        return np.asarray((1 - share)[:, None, None] * covariance + towards + self._of_means)
+
+    @property
+    def _of_means(self) -> Doubles:
+        return np.asarray(self.mean[:, :, None] * self.mean[:, None, :])
 
 
 def gather_moments(
@@ -88,11 +126,11 @@ def _together(model: ir.Model, layers: Sequence[Layer], bench: Workbench) -> lis
     limits = [max(FEWEST, ROWS * layer.shape[2] // samples) for layer in layers]
     picks = [(layer, nodes[layer.name], limit) for layer, limit in zip(layers, limits, strict=True)]
     look = partial(_rows, picks, bench.seed)
-    sums = [_Sums(layer) for layer in layers]
+    sums = [_Sums(layer.shape[0], layer.shape[2], _width(layer)) for layer in layers]
     for found in bench.watch(model, [layer.data.tensor for layer in layers], look):
         for total, rows in zip(sums, found, strict=True):
             total.add(rows)
-    return [(total.layer, total.moments()) for total in sums]
+    return [(layer, total.moments()) for layer, total in zip(layers, sums, strict=True)]
 
 
 def _rows(
@@ -104,35 +142,72 @@ def _rows(
     return [np.ascontiguousarray(rows.transpose(1, 0, 2)) for rows in found]
 
 
-class _Sums:
-    """Of the rows of one layer so far."""
+def moments_of(parts: Iterable[Floats]) -> Moments:
+    """Of the rows of some batches, ``[G, n, K]`` each."""
+    parts = list(parts)
+    total = _Sums(parts[0].shape[0], parts[0].shape[2], parts[0].shape[2])
+    for rows in parts:
+        total.add(rows)
+    return total.moments()
 
-    def __init__(self, layer: Layer) -> None:
-        groups, _, inputs = layer.shape
-        self.layer = layer
-        self.rows = 0
-        self._width = _width(layer)
-        self._second = np.zeros((groups * -(-inputs // self._width), self._width, self._width), np.float32)
+
+class _Sums:
+    """Of the rows so far, counted from about their mean: differences of large numbers would be inexact."""
+
+    def __init__(self, groups: int, inputs: int, width: int) -> None:
+        self._width = width
+        blocks = groups * -(-inputs // width)
+        self._second = np.zeros((blocks, width, width), np.float32)
+        self._first = np.zeros((blocks, width))
+        self._squares = np.zeros(blocks)
+        self._moves = np.zeros(blocks)
+        self._origin: Floats | None = None
+        self._rows = 0
+        self._counts: list[int] = []
         self._waiting: list[Floats] = []
 
     def add(self, rows: Floats) -> None:
         """``rows [G, n, K]``; they are multiplied when there are as many as columns, which is cheaper."""
-        self._waiting.append(rows)
+        finite = np.where(np.isfinite(rows), rows, np.float32(0))
+        self._waiting.append(in_blocks(finite, self._width))
         if sum(part.shape[1] for part in self._waiting) >= rows.shape[2]:
             self._fold()
 
     def moments(self) -> Moments:
+        """Of all of them."""
         self._fold()
-        count = max(self.rows, 1)
-        self._second /= np.float32(count)
-        return Moments(self._second, self.rows)
+        count, counts = max(self._rows, 1), np.array(self._counts or [1])
+        offset, second = self._first / count, self._second.astype(np.float64) / count
+        origin = 0.0 if self._origin is None else self._origin[:, 0].astype(np.float64)
+        covariance = second - offset[:, :, None] * offset[:, None, :]
+        differing = self._squares / count - np.square(second).sum(axis=(1, 2))
+        # An origin beside the mean adds most of what the means of the batches differ along the way to it.
+        away = np.square(offset).sum(axis=1)
+        differing -= 2 * away * (self._moves / count - away)
+        free = count**2 / np.square(counts, dtype=np.float64).sum() - 1  # batches, less one, if all are alike
+        doubt = np.maximum(differing, 0) / free if len(counts) > 1 else np.full(len(second), np.nan)
+        return Moments(covariance.astype(np.float32), origin + offset, doubt, self._rows)
 
     def _fold(self) -> None:
         if not self._waiting:
             return
-        rows = np.concatenate(self._waiting, axis=1)
-        rows[~np.isfinite(rows)] = 0
-        self.rows += rows.shape[1]
-        blocks = in_blocks(rows, self._width)
-        self._second += blocks.transpose(0, 2, 1) @ blocks
+        if self._origin is None:
+            self._origin = np.concatenate(self._waiting, axis=1).mean(axis=1, keepdims=True)
+        parts = [part - self._origin for part in self._waiting]
+        rows = np.concatenate(parts, axis=1)
+        self._second += rows.transpose(0, 2, 1) @ rows
+        self._first += rows.sum(axis=1, dtype=np.float64)
+        for part in parts:
+            self._squares += part.shape[1] * _square(part)
+            self._moves += part.shape[1] * np.square(part.mean(axis=1, dtype=np.float64)).sum(axis=1)
+        self._counts += [part.shape[1] for part in parts]
+        self._rows += rows.shape[1]
         self._waiting = []
+
+
+def _square(rows: Floats) -> Doubles:
+    """``[G]``: the sum of the squared entries of the second moment of ``rows [G, n, K]``."""
+    _, count, inputs = rows.shape
+    turned = rows.transpose(0, 2, 1)
+    product = rows @ turned if count < inputs else turned @ rows
+    return np.asarray(np.square(product, dtype=np.float64).sum(axis=(1, 2)) / max(count, 1) ** 2)

@@ -30,9 +30,6 @@ Doubles = NDArray[np.float64]
 Columns = tuple[NDArray[np.intp] | slice, slice, NDArray[np.intp] | int]
 """One column of each group of ``[G, O, K]``."""
 
-DAMPING = 0.01
-"""Of the mean of the diagonal, added to it: inputs that are always zero or always alike leave H singular."""
-
 BLOCK = 64
 """Columns whose errors are carried to those behind them in one product of matrices."""
 
@@ -60,14 +57,14 @@ def _rounded(node: ir.Node, layer: Layer, moments: Moments, draft: Draft) -> NDA
     values = weights_of(node)
     assert values is not None
     params, spec = draft.plan.params[layer.weight.group], layer.weight.spec
-    second = moments.second.astype(np.float64)
+    second = moments.expected
 
     def blocks(array: NDArray[np.generic]) -> Doubles:
         return in_blocks(matrices(node, array).astype(np.float64), second.shape[1])
 
     exact, grid = blocks(values), grid_of_weights(params, spec, values.shape, blocks)
     nearest = blocks(dequantize(quantize(values, params, spec), params, spec))
-    rounded = round_columns(exact, damped(second), grid)
+    rounded = round_columns(exact, second, grid)
     better = output_error(rounded - exact, second) < output_error(nearest - exact, second)
     chosen = out_of_blocks(np.where(better[:, :, None], rounded, nearest), layer.shape[2])
     return weights(node, chosen.astype(np.float32), values.shape)
@@ -105,13 +102,6 @@ def grid_of_weights(
     )
     lowest, highest = spec.limits
     return Grid(np.where(scale == 0, 1.0, scale), lowest - middle, highest - middle)  # 0: filled up
-
-
-def damped(second: Doubles, share: float = DAMPING) -> Doubles:
-    """``second [G, K, K]``, made safely positive definite by a ``share`` of the mean of its diagonal."""
-    size = second.shape[-1]
-    mean = np.trace(second, axis1=1, axis2=2) / size
-    return np.asarray(second + np.eye(size) * np.where(mean > 0, share * mean, 1.0)[:, None, None])
 
 
 def output_error(errors: Doubles, second: Doubles) -> Doubles:

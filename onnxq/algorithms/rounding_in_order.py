@@ -9,7 +9,7 @@ Li et al., "GPTAQ", 2025, have the same target; Nagel et al., "Up or Down?", 202
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,18 +22,18 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from calibrators.collect import processors
 from calibrators.samples import Sample
 from onnxq.algorithms.bias_correction import correct_biases
-from onnxq.algorithms.biases import Bias, bias_of
+from onnxq.algorithms.biases import bias_of
 from onnxq.algorithms.descent import settle
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers import Layer, matrices, weights, weights_of, with_own_weights
-from onnxq.algorithms.moments import MOST_BYTES
+from onnxq.algorithms.moments import MOST_BYTES, moments_of
 from onnxq.algorithms.partial import can_be_cut
 from onnxq.algorithms.patches import patches
 from onnxq.algorithms.relay import Array, steps
-from onnxq.algorithms.rounding import Grid, damped, grid_of_weights, round_columns, round_weights
+from onnxq.algorithms.rounding import Grid, grid_of_weights, round_columns, round_weights
 from onnxq.algorithms.workbench import Arrays, Workbench
 from onnxq.insert import insert_qdq
-from onnxq.numerics import dequantize, quantize
+from onnxq.numerics import dequantize
 from onnxq.plan import QuantSpec
 
 Doubles = NDArray[np.float64]
@@ -44,9 +44,9 @@ Part = tuple[slice, slice]
 FEW_LEVELS = 32
 """With as many levels as that, rounding errors hardly need more than `round_weights`, which is faster."""
 
-WAYS = (0.5, 1.0)
-"""How much of the change that makes up for the layers before is wanted. Each output gets what serves it best
-on rows to check with, if only what it had."""
+WAYS = (0.0, 0.5, 1.0)
+"""How much of the change that makes up for the layers before is wanted: what serves the layer best on rows to
+check with."""
 
 RIDGE = 0.1
 """Of the mean of the diagonal, added to ``E[q q^T]`` where that change is found."""
@@ -68,7 +68,7 @@ TOGETHER = 256
 """Rows of weights that one thread rounds at a time."""
 
 CHECK_EVERY = 5
-"""Every so-manieth batch is not learned from: its rows decide whether a layer keeps what it was given."""
+"""Every so-manieth batch is not learned from when a way is chosen: its rows decide which."""
 
 
 def round_well(draft: Draft, bench: Workbench) -> Draft | None:
@@ -97,11 +97,10 @@ def round_in_order(draft: Draft, bench: Workbench) -> Draft | None:
             bench.progress("rounding weights in order", found.index(layer), len(found))
             rows = _rows(draft, layer, floats.of(layer.data.tensor), arrays, bench)
             with threadpool_limits(1, "blas"):  # several would give other bits
-                better = _solved(draft, layer, *rows, bench.threads or processors())
-            if better:
-                changed = changed.with_constants(better)
-                _refresh(quantized, changed, better)
-    return changed if changed is not draft else None
+                better = _solved(draft, layer, rows, len(arrays), bench.threads or processors())
+            changed = changed.with_constants(better)
+            _refresh(quantized, changed, better)
+    return changed
 
 
 def _few(draft: Draft) -> list[Layer]:
@@ -187,16 +186,18 @@ class Rows:
     Attributes:
         exact: in the float model, ``[G, n, K]``.
         given: in the quantized one.
+        expected: ``E[q q^T]`` of what is given, as it may be expected of other samples: ``[G, K, K]``.
     """
 
     exact: Floats
     given: Floats
+    expected: Doubles
 
 
 def _rows(
     draft: Draft, layer: Layer, exact: Sequence[Array], given: Sequence[Array], bench: Workbench
-) -> tuple[Rows, Rows]:
-    """Rows to learn from, and rows of other batches to check with; the same ones where there are too few.
+) -> Callable[[Iterable[int]], Rows]:
+    """Batches, by their numbers -> their rows.
 
     ``given`` are integers, which become reals one batch at a time: all together they would take four times
     the memory.
@@ -207,69 +208,78 @@ def _rows(
     most = min(max(FEWEST_ROWS, ROWS * inputs), ROW_BYTES // (4 * groups * inputs))
     limit = max(1, most // sum(len(array) for array in given))
 
-    def picked(arrays: Sequence[Array], kept: Sequence[int], real: Callable[[Array], Array]) -> Floats:
-        found = [patches(node, real(arrays[i]), limit, np.random.default_rng((bench.seed, i))) for i in kept]
-        rows = np.concatenate(found).transpose(1, 0, 2)
-        return np.ascontiguousarray(np.where(np.isfinite(rows), rows, np.float32(0)))
+    def picked(number: int, array: Array) -> Floats:
+        rows = patches(node, array, limit, np.random.default_rng((bench.seed, number)))
+        return np.asarray(np.where(np.isfinite(rows), rows, np.float32(0)).transpose(1, 0, 2))
 
-    every = range(len(given))
-    check = every[CHECK_EVERY - 1 :: CHECK_EVERY] or every
-    learn = [i for i in every if i not in check] or list(every)
-    first, second = (
-        Rows(picked(exact, part, np.asarray), picked(given, part, real)) for part in (learn, list(check))
-    )
-    return first, second
+    def rows(batches: Iterable[int]) -> Rows:
+        pairs = [(picked(i, exact[i]), picked(i, real(given[i]))) for i in batches]
+        first, second = zip(*pairs, strict=True)
+        return Rows(np.concatenate(first, 1), np.concatenate(second, 1), moments_of(second).expected)
+
+    return rows
 
 
 def _solved(
-    draft: Draft, layer: Layer, learn: Rows, check: Rows, threads: int
+    draft: Draft, layer: Layer, rows: Callable[[Iterable[int]], Rows], count: int, threads: int
 ) -> Mapping[str, NDArray[np.generic]]:
-    """Other values for the layer's weights and bias; none, if they have more error on ``check``."""
-    node, current = draft.exact.graph.node(layer.name), draft.model.graph.node(layer.name)
-    exact, rounded, bias = weights_of(node), weights_of(current), bias_of(node)
+    """Other values for the layer's weights and bias, from the rows of ``count`` batches."""
+    node = draft.exact.graph.node(layer.name)
+    exact, bias = weights_of(node), bias_of(node)
     assert exact is not None
-    assert rounded is not None
-    params, spec = draft.plan.params[layer.weight.group], layer.weight.spec
-    stored = dequantize(quantize(rounded, params, spec), params, spec)
-    grid = grid_of_weights(params, spec, exact.shape, partial(_doubles, node))
-    before, given = _doubles(node, exact), _doubles(node, stored)
-    tried = [given, *rounded_for(before, learn, grid, threads)]
-    errors = np.stack([_errors(before, one, check, bias) for one in tried])
-    if not errors[1:].sum(axis=(1, 2)).min() < errors[0].sum():
-        return {}
-    after = np.take_along_axis(np.stack(tried), errors.argmin(axis=0)[None, :, :, None], 0)[0]
+    grid = grid_of_weights(
+        draft.plan.params[layer.weight.group], layer.weight.spec, exact.shape, partial(_doubles, node)
+    )
+    before, every = _doubles(node, exact), rows(range(count))
+    way = _best_way(before, rows, count, grid, threads)
+    (after,) = rounded_for(before, every, grid, (way,), threads)
     values = {layer.weight.tensor: weights(node, after.astype(np.float32), exact.shape)}
     if bias is not None:
-        shift = _shift(before, after, learn).reshape(-1)
+        shift = _shift(before, after, every).reshape(-1)
         values[bias.tensor] = np.asarray(bias.plus(shift).values, np.float32)
     return values
+
+
+def _best_way(
+    exact: Doubles, rows: Callable[[Iterable[int]], Rows], count: int, grid: Grid, threads: int
+) -> float:
+    """The one of `WAYS` with the least error on batches that it was not found on."""
+    check = range(CHECK_EVERY - 1, count, CHECK_EVERY)
+    if not check:
+        return WAYS[0]
+    learn, held = rows(i for i in range(count) if i not in check), rows(check)
+    tried = rounded_for(exact, learn, grid, WAYS, threads)
+    return min(zip(WAYS, tried, strict=True), key=lambda one: _error(exact, one[1], held))[0]
 
 
 def _doubles(node: ir.Node, weight: NDArray[np.generic]) -> Doubles:
     return matrices(node, weight).astype(np.float64)
 
 
-def rounded_for(exact: Doubles, rows: Rows, grid: Grid, threads: int = 1) -> list[Doubles]:
+def rounded_for(
+    exact: Doubles, rows: Rows, grid: Grid, ways: Sequence[float], threads: int = 1
+) -> list[Doubles]:
     """``exact [G, O, K]`` on the grid, so that on what is given it makes about what was to be made.
 
-    One for each of `WAYS`; the same bits for any number of threads.
+    One for each of ``ways``: how much of the change is wanted that makes up for the layers before. The same
+    bits for any number of threads.
     """
     count = rows.given.shape[1]
     with ThreadPoolExecutor(threads) as pool:
-        second, cross = pool.map(
-            lambda part: (part.transpose(0, 2, 1) @ rows.given).astype(np.float64) / count,
-            (rows.given, rows.exact - rows.given),
+        cross = ((rows.exact - rows.given).transpose(0, 2, 1) @ rows.given).astype(np.float64) / count
+        safe = rows.expected
+        steep = safe + RIDGE * np.einsum("gkk->g", safe)[:, None, None] / safe.shape[1] * np.eye(
+            safe.shape[1]
         )
-        steep, safe = damped(second, RIDGE), damped(second)
 
         def one(part: Part) -> list[Doubles]:
             change = np.linalg.solve(steep[part[0]], (exact[part] @ cross[part[0]]).transpose(0, 2, 1))
             here, there = safe[part[0]], grid.of(part)
-            every = [exact[part] + way * change.transpose(0, 2, 1) for way in WAYS]
+            every = [exact[part] + way * change.transpose(0, 2, 1) for way in ways]
             return [settle(wanted, round_columns(wanted, here, there), here, there) for wanted in every]
 
         parts = list(_parts(exact.shape))
-        rounded = [np.empty_like(exact) for _ in WAYS]
+        rounded = [np.empty_like(exact) for _ in ways]
         for part, found in zip(parts, pool.map(one, parts), strict=True):
             for whole, piece in zip(rounded, found, strict=True):
                 whole[part] = piece
@@ -291,10 +301,8 @@ def _shift(exact: Doubles, rounded: Doubles, rows: Rows) -> Doubles:
     return np.asarray((exact @ wanted - rounded @ made)[:, :, 0])
 
 
-def _errors(exact: Doubles, rounded: Doubles, rows: Rows, bias: Bias | None) -> Doubles:
-    """The sum of the squared errors of each output, ``[G, O]``; a bias takes away their mean."""
+def _error(exact: Doubles, rounded: Doubles, rows: Rows) -> float:
+    """The sum of the squared errors of the outputs, without their means, which the bias takes away."""
     first, second = (part.astype(np.float32).transpose(0, 2, 1) for part in (exact, rounded))
     off = rows.exact @ first - rows.given @ second
-    if bias is not None:
-        off -= off.mean(axis=1, keepdims=True)
-    return np.asarray(np.square(off, dtype=np.float64).sum(axis=1))
+    return float(np.square(off - off.mean(axis=1, keepdims=True), dtype=np.float64).sum())

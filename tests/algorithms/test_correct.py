@@ -166,7 +166,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path):
     model = save_model(tmp_path / "m.onnx")
     paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
     results = [
-        quantize_static(model, path, samples(), QuantConfig(correct=QUICK, threads=threads))
+        quantize_static(model, path, samples(), QuantConfig(correct=QUICK, weight="int4", threads=threads))
         for path, threads in zip(paths, (1, 2), strict=True)
     ]
     assert [v.name for v in results[0].corrections] == list(QUICK)

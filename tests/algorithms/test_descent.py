@@ -4,9 +4,10 @@ from itertools import product
 
 import numpy as np
 import pytest
+from benches import damped
 
 from onnxq.algorithms.descent import settle
-from onnxq.algorithms.rounding import BLOCK, Grid, damped, output_error, round_columns
+from onnxq.algorithms.rounding import BLOCK, Grid, output_error, round_columns
 
 
 def scene(groups, outputs, inputs, scale=0.3, seed=0):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from calibrators.samples import Sample
 from onnxq.algorithms import moments
 from onnxq.algorithms.layers import layers
-from onnxq.algorithms.moments import gather_moments, in_blocks, out_of_blocks
+from onnxq.algorithms.moments import gather_moments, in_blocks, moments_of, out_of_blocks
 from onnxq.algorithms.patches import patches
 
 DEPTHWISE = """g (float[N,4,6,6] x) => (float[N,4] y) <float[4,1,3,3] w, float[4] b, float[4,4] v>
@@ -74,7 +74,7 @@ def test_of_a_huge_layer_only_blocks_along_the_diagonal_are_kept(monkeypatch):
     (blocks,) = (m.second for name, m in gathered(draft, bench)[0].items() if name == "Conv_c")
     count, width, _ = blocks.shape
     assert count > 1
-    assert blocks.nbytes <= 1.25 * limit, "the last one is filled up"
+    assert 4 * blocks.size <= 1.25 * limit, "the last one is filled up"
     for number, block in enumerate(blocks):
         start, end = number * width, min((number + 1) * width, 72)
         np.testing.assert_allclose(
@@ -104,3 +104,63 @@ def test_blocks_are_joined_again(groups, count, inputs, width):
         block = blocks[group * number + start // width]
         expected = matrices[group, :, start : start + width]
         assert np.array_equal(block[:, : expected.shape[1]], expected)
+
+
+# --- What may be expected of other rows -----------------------------------------------------------
+
+
+def batches(count, rows, inputs, seed=0, own=1.0, mean=0.0):
+    """Rows that are alike within a batch, the more so the larger ``own`` is."""
+    rng = np.random.default_rng(seed)
+    alike = own * rng.normal(size=(count, 2, 1, inputs))
+    return [np.float32(mean + one + rng.normal(size=(2, rows, inputs))) for one in alike]
+
+
+def squared(array):
+    return np.square(array).sum(axis=(1, 2))
+
+
+def test_the_doubt_is_the_variance_of_the_mean_over_batches():
+    parts = batches(30, 8, 6, mean=3.0)
+    found = moments_of(parts)
+    mean = np.concatenate(parts, 1).mean(1, keepdims=True, dtype=np.float64)
+    each = np.array([(part - mean).transpose(0, 2, 1) @ (part - mean) / 8 for part in parts])
+    np.testing.assert_allclose(found.covariance, each.mean(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.mean, mean[:, 0], rtol=1e-5)
+    expected = each.var(axis=0, ddof=1).sum(axis=(1, 2)) / 30
+    np.testing.assert_allclose(found.doubt, expected, rtol=0.2)  # not exact: it is counted from the first rows' mean
+
+
+@pytest.mark.parametrize("count", [4, 12, 50])
+@pytest.mark.parametrize("own", [0.0, 2.0])
+def test_it_is_closer_to_the_truth_than_what_was_seen(count, own):
+    found = moments_of(batches(count, 5, 20, own=own, mean=1.0))
+    truth = 1 + (1 + own**2) * np.eye(20)
+    assert (squared(found.expected - truth) < squared(found.second - truth)).all()
+
+
+def test_many_samples_are_believed():
+    parts = batches(2000, 5, 4)
+    found = moments_of([part * np.float32([1, 2, 3, 4]) for part in parts])
+    np.testing.assert_allclose(found.expected, found.second, rtol=0.02, atol=0.1)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("kind", ["dead inputs", "all dead", "all alike", "few rows"])
+def test_it_is_always_positive_definite(kind, scale, count, mean):
+    parts = batches(count, 3, 12, mean=mean)
+    for part in parts:
+        if kind == "dead inputs":
+            part[:, :, 3:6] = 0
+        elif kind == "all dead":
+            part[:] = 0
+        elif kind == "all alike":
+            part[:] = part[:1, :1, :1]
+        part *= np.float32(scale)
+    found = moments_of(parts).expected
+    values = np.linalg.eigvalsh(found)
+    assert np.isfinite(found).all()
+    assert (values > 1e-7 * values.max(axis=1, keepdims=True)).all()
+    np.linalg.cholesky(found)

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from benches import CHAIN, bench_for
+from benches import CHAIN, bench_for, damped
 
 from onnxq.algorithms import moments
 from onnxq.algorithms.layers import layers, matrices, weights_of
-from onnxq.algorithms.rounding import BLOCK, Grid, damped, output_error, round_columns, round_weights
+from onnxq.algorithms.rounding import BLOCK, Grid, output_error, round_columns, round_weights
 from onnxq.numerics import dequantize, quantize
 
 MATRIX = """g (float[N,16,24] x) => (float[N,16,6] y) <float[24,40] w1, float[40] b1, float[40,6] w2>
@@ -133,13 +133,6 @@ def test_dead_inputs_go_to_nearest_and_change_nothing():
     assert np.array_equal(rounded[:, :, 3:6], nearest(exact, grid)[:, :, 3:6])
 
 
-def test_damping_leaves_no_eigenvalue_near_zero():
-    for second in SINGULAR.values():
-        before, after = np.linalg.eigvalsh(second), np.linalg.eigvalsh(damped(second))
-        assert (after > 1e-4 * after.max(axis=1, keepdims=True)).all()
-        assert (after >= before - 1e-9 * np.abs(before).max()).all()
-
-
 # --- whole models ---------------------------------------------------------------------------------
 
 
@@ -164,8 +157,8 @@ def output_errors(draft, other, bench):
         stored = dequantize(quantize(weights_of(new), params, spec), params, spec)
         off = (matrices(node, stored) - matrices(node, weights_of(node))).astype(np.float64)
         (found,) = next(moments.gather_moments(draft.exact, [layer], bench))
-        if found[1].second.shape[1] == layer.shape[2]:
-            errors[layer.name] = output_error(off, found[1].second.astype(np.float64)).sum()
+        if found[1].mean.shape[1] == layer.shape[2]:
+            errors[layer.name] = output_error(off, found[1].expected).sum()
     return errors
 
 
@@ -198,7 +191,8 @@ def test_weights_lie_on_their_grid_and_no_layer_is_worse(text, options):
         assert (after.dtype, after.shape) == (before.dtype, before.shape)
     old, new = (output_errors(draft, one, bench) for one in (draft, rounded))
     assert all(new[name] <= old[name] * (1 + 1e-6) for name in old)
-    assert sum(new.values()) < sum(old.values())
+    if options:  # of 8 bits there may be nothing to gain
+        assert sum(new.values()) < sum(old.values())
 
 
 def test_nothing_it_was_given_is_changed_and_it_is_deterministic():
@@ -237,7 +231,7 @@ def test_a_huge_layer_is_rounded_in_blocks_and_still_comes_closer(monkeypatch):
 
     def watched(*given):
         for part in gathered(*given):
-            held.append(sum(found.second.nbytes for _, found in part))
+            held.append(sum(found.covariance.nbytes for _, found in part))
             yield part
 
     monkeypatch.setattr("onnxq.algorithms.rounding.gather_moments", watched)

@@ -12,6 +12,7 @@ from onnxq.algorithms.bias_correction import correct_biases
 from onnxq.algorithms.biases import bias_of
 from onnxq.algorithms.descent import Grid
 from onnxq.algorithms.layers import layers
+from onnxq.algorithms.moments import moments_of
 from onnxq.algorithms.rounding import round_weights
 from onnxq.algorithms.rounding_in_order import Rows, round_in_order, round_well, rounded_for
 from onnxq.numerics import dequantize, quantize
@@ -105,10 +106,26 @@ def test_each_layer_sees_what_became_of_those_before(monkeypatch):
             np.testing.assert_array_equal(run, relayed)
 
 
-def test_what_does_not_hold_on_other_batches_is_not_taken(monkeypatch):
-    draft, bench = bench_for(bits=4, count=20)
-    monkeypatch.setattr(module, "rounded_for", lambda exact, *_: [np.zeros_like(exact)])
-    assert round_in_order(draft, bench) is None
+@pytest.mark.parametrize("best", module.WAYS)
+def test_the_way_that_serves_other_batches_best_is_gone(monkeypatch, best):
+    exact, rows, grid = task(1, 12, 10)
+    asked = []
+
+    def rounded(exact, learn, grid, ways, threads):
+        return [exact if way == best else np.zeros_like(exact) for way in ways]
+
+    def some(batches):
+        asked.append(list(batches))
+        return rows
+
+    monkeypatch.setattr(module, "rounded_for", rounded)
+    assert module._best_way(exact, some, 7, grid, 1) == best
+    assert asked == [[0, 1, 2, 3, 5, 6], [4]]
+
+
+def test_few_batches_make_up_for_nothing():
+    exact, rows, grid = task(1, 12, 10)
+    assert module._best_way(exact, lambda _: rows, 4, grid, 1) == 0
 
 
 def test_the_whole_is_dropped_if_it_is_no_better_on_held_out_samples(monkeypatch):
@@ -156,9 +173,14 @@ def task(groups, outputs, inputs, seed=0):
     full = np.ones_like(exact)
     return (
         exact,
-        Rows(rows.astype(np.float32), 0.9 * rows.astype(np.float32)),
+        made(rows.astype(np.float32), 0.9 * rows.astype(np.float32)),
         Grid(0.3 * full, -8 * full, 7 * full),
     )
+
+
+def made(exact, given):
+    """Rows of one batch."""
+    return Rows(exact, given, moments_of([given]).expected)
 
 
 def missing(exact, rounded, rows):
@@ -168,16 +190,15 @@ def missing(exact, rounded, rows):
 @pytest.mark.parametrize("shape", [(1, 12, 10), (6, 1, 9), (2, 5, 8)], ids=str)
 def test_weights_make_up_for_what_the_rows_have_lost(shape):
     exact, rows, grid = task(*shape)
-    blind = rounded_for(exact, Rows(rows.given, rows.given), grid)[0]
-    assert all(
-        missing(exact, one, rows) < 0.9 * missing(exact, blind, rows)
-        for one in rounded_for(exact, rows, grid)
-    )
+    blind, half, whole = rounded_for(exact, rows, grid, (0.0, 0.5, 1.0))
+    assert np.array_equal(blind, rounded_for(exact, made(rows.given, rows.given), grid, (1.0,))[0])
+    assert missing(exact, half, rows) < 0.9 * missing(exact, blind, rows)
+    assert missing(exact, whole, rows) < 0.9 * missing(exact, blind, rows)
 
 
 @pytest.mark.parametrize("shape", [(1, 12, 10), (6, 1, 9), (5, 3, 4)], ids=str)
 def test_parts_are_rounded_as_the_whole(shape, monkeypatch):
     exact, rows, grid = task(*shape)
-    whole = rounded_for(exact, rows, grid, threads=2)
+    whole = rounded_for(exact, rows, grid, module.WAYS, threads=2)
     monkeypatch.setattr(module, "TOGETHER", 4)
-    np.testing.assert_allclose(rounded_for(exact, rows, grid, threads=2), whole, atol=1e-9)
+    np.testing.assert_allclose(rounded_for(exact, rows, grid, module.WAYS, threads=2), whole, atol=1e-9)
