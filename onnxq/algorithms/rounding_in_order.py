@@ -2,8 +2,8 @@
 
 A layer is to give what the float one gives, ``W x + b``, from what it gets in the quantized model, ``q``. The
 weights that do so best are ``W + W E[(x - q) q^T] E[q q^T]^-1``. They are measured on few samples, so that
-the inverse is damped strongly, and perhaps only a part of the way is gone. What is then wanted is rounded as in
-`onnxq.algorithms.rounding`, and the bias takes the shift of the mean that is left.
+the inverse is damped strongly, and perhaps only a part of the way is gone. What is then wanted is rounded as
+in `onnxq.algorithms.rounding`, and the bias takes the shift of the mean that is left.
 Li et al., "GPTAQ", 2025, have the same target; Nagel et al., "Up or Down?", 2020, the same inputs.
 """
 
