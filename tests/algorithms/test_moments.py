@@ -128,7 +128,9 @@ def test_the_doubt_is_the_variance_of_the_mean_over_batches():
     np.testing.assert_allclose(found.covariance, each.mean(0), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.mean, mean[:, 0], rtol=1e-5)
     expected = each.var(axis=0, ddof=1).sum(axis=(1, 2)) / 30
-    np.testing.assert_allclose(found.doubt, expected, rtol=0.2)  # not exact: it is counted from the first rows' mean
+    np.testing.assert_allclose(
+        found.doubt, expected, rtol=0.2
+    )  # not exact: it is counted from the first rows' mean
 
 
 @pytest.mark.parametrize("count", [4, 12, 50])
