@@ -25,7 +25,7 @@ FEWEST_OUTPUTS = 16
 def fill_channels(model: ir.Model, multiples: Mapping[str, int]) -> ir.Model:
     """A copy of the Q/DQ ``model`` whose convolutions read a multiple of so many channels, if they can.
 
-    They can where they alone read what Q and DQ right before them make of reals, and alone their weights.
+    They can where they alone read what Q and DQ make of the graph's input, and alone their weights.
 
     Args:
         model: a quantized one.
@@ -48,7 +48,9 @@ def _fill(model: ir.Model, conv: ir.Node, multiple: int) -> None:
     if quantize is None or data is None or weight is None or levels is None or stored is None:
         return
     real, scale = quantize.inputs[0], constant_value(data.inputs[1])
-    if real is None or real.shape is None or scale is None or scale.size != 1:
+    if real is None or not real.is_graph_input() or real.shape is None:
+        return  # elsewhere Q fuses with what makes the tensor, and a Pad would part them
+    if scale is None or scale.size != 1:
         return  # where there is a scale a channel there is none for new ones
     more = -stored.shape[1] % multiple
     if not more or len(stored) < FEWEST_OUTPUTS or int_attribute(conv, "group", 1) != 1:

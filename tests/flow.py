@@ -19,7 +19,7 @@ from calibrators.samples import Sample
 from calibrators.session import open_session
 from onnxq.config import QuantConfig
 from onnxq.graph import all_nodes
-from onnxq.insert import insert_qdq
+from onnxq.insert import as_written
 from onnxq.numerics import sqnr
 from onnxq.operators import WEIGHTED
 from onnxq.passes import simplify
@@ -88,7 +88,7 @@ def quantize_for(
     flows = []
     for plan, config in zip(plans, configs, strict=True):
         plan = solve(simple, plan, from_statistics(statistics, CALIBRATORS[config.method]))
-        flows.append(Flow(model, simple, plan, insert_qdq(simple, plan), feeds))
+        flows.append(Flow(model, simple, plan, as_written(simple, plan), feeds))
     return flows
 
 

@@ -24,7 +24,7 @@ def stem(channels: int = 3, outputs: int = 16, group: int = 1, size: str = "14, 
 def written(model, **options):
     """As it is without the zeros, and with them."""
     flow = quantize(model, **options)
-    return flow.int8, as_written(flow.simple, flow.plan)
+    return insert_qdq(flow.simple, flow.plan), flow.int8
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5, 6])
@@ -53,6 +53,18 @@ def test_others_stay_as_they_are(model):
     assert op_counts(after) == op_counts(before)
 
 
+def test_between_integers_nothing_is_put():
+    """Behind a layer, Q fuses with it."""
+    model = parse(
+        """g (float[N, 4, 14, 14] x) => (float[N, 10] y)
+        <float[6, 4, 1, 1] u, float[6] a, float[16, 6, 3, 3] w, float[16] b, float[10, 16] v, float[10] d>
+        { s = Conv(x, u, a)  t = Relu(s)  c = Conv(t, w, b)  r = Relu(c)  p = GlobalAveragePool(r)
+          f = Flatten(p)  y = Gemm<transB=1>(f, v, d) }"""
+    )
+    before, after = written(model)
+    assert op_counts(after) == op_counts(before)
+
+
 def test_what_is_not_known_of_the_shape_does_not_matter():
     before, after = written(stem(size="H, W"))
     assert op_counts(after)["Pad"] == 1
@@ -71,4 +83,3 @@ def test_the_model_given_stays_as_it_is():
     as_written(flow.simple, flow.plan)
     assert op_counts(flow.simple) == {"Conv": 1, "Relu": 1, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
     assert np.array_equal(constant_value(flow.simple.graph.initializers["w"]), weights)
-    assert op_counts(insert_qdq(flow.simple, flow.plan)) == op_counts(flow.int8)

@@ -59,8 +59,8 @@ class OpRule:
         group_channels: input channels that each group of a grouped convolution must have (depthwise
             ones aside): below, the integer kernel is slower than float.
         single_group: it has an integer kernel only without groups.
-        channels: its integer kernel is faster with a multiple of so many input channels: where Q and DQ right
-            before it are its own, zeros are added to fill them up.
+        channels: its integer kernel is faster with a multiple of so many input channels: where it alone reads
+            the graph's input in integers, zeros are added to fill them up.
         fused_in_float: what the runtime would fuse with it in float where it alone reads its output, and
             no Q stands behind both (for `Output.ALL_OR_NONE`). An Add that is a bias does no harm.
         sums_with: operators that such a sum is fused into (for `Role.RESIDUAL`).
