@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def correct(draft: Draft, names: Collection[str], bench: Workbench) -> tuple[Dra
 
     The gains of those that are kept add up to that of all of them together.
     """
-    base, best, effects = draft, _Judged(draft, bench.quality(draft)), []
+    base, best, effects = draft, _Judged(draft, bench), []
     finish = correct_biases if FINISH in names else _no_correction
     for name, correction in CORRECTIONS.items():
         if name not in names:
@@ -87,7 +87,7 @@ def correct(draft: Draft, names: Collection[str], bench: Workbench) -> tuple[Dra
         started = time.perf_counter()
         tried = correction(base, bench)
         found = None if tried is None else _best(_forms(name, tried, finish, bench), bench)
-        effect = _effect(name, best, found, started, bench)
+        effect = _effect(name, best, found, started)
         if tried is not None and found is not None and effect.kept:
             base, best = base if name == FINISH else tried, found
         effects.append(effect)
@@ -96,18 +96,26 @@ def correct(draft: Draft, names: Collection[str], bench: Workbench) -> tuple[Dra
 
 @dataclass(frozen=True)
 class _Judged:
-    """A draft, and how close it comes on the held-out samples."""
+    """A draft, and how close it comes on the held-out samples; if asked, on those that were fitted on too."""
 
     draft: Draft
-    quality: Quality
+    bench: Workbench
+
+    @cached_property
+    def quality(self) -> Quality:
+        return self.bench.quality(self.draft)
+
+    @cached_property
+    def fitted(self) -> Quality:
+        return self.bench.fitted(self.draft)
 
     @property
     def noise(self) -> float:
         return self.quality.noise
 
 
-def _effect(name: str, before: _Judged, after: _Judged | None, started: float, bench: Workbench) -> Effect:
-    kept, fitted = (False, None) if after is None else _decided(before, after, bench)
+def _effect(name: str, before: _Judged, after: _Judged | None, started: float) -> Effect:
+    kept, fitted = (False, None) if after is None else _decided(before, after)
     return Effect(
         name,
         before.noise,
@@ -118,7 +126,7 @@ def _effect(name: str, before: _Judged, after: _Judged | None, started: float, b
     )
 
 
-def _decided(before: _Judged, after: _Judged, bench: Workbench) -> tuple[bool, float | None]:
+def _decided(before: _Judged, after: _Judged) -> tuple[bool, float | None]:
     """Whether it helped; and what was gained on samples that were fitted on, if they had to decide.
 
     They speak too well of what was fitted on them: so they, too, must gain more than chance may give.
@@ -126,8 +134,7 @@ def _decided(before: _Judged, after: _Judged, bench: Workbench) -> tuple[bool, f
     helped = _helped(before.quality, after.quality)
     if helped is not None:
         return helped, None
-    first, second = bench.fitted(before.draft), bench.fitted(after.draft)
-    return _helped(first, second) is True, _gain(first.noise, second.noise)
+    return _helped(before.fitted, after.fitted) is True, _gain(before.fitted.noise, after.fitted.noise)
 
 
 def _helped(before: Quality, after: Quality) -> bool | None:
@@ -154,5 +161,5 @@ def _forms(name: str, tried: Draft, finish: Correction, bench: Workbench) -> Ite
 
 def _best(drafts: Iterator[Draft], bench: Workbench) -> _Judged:
     """The first of ``drafts``, unless another one is closer by more than chance."""
-    judged = (_Judged(draft, bench.quality(draft)) for draft in drafts)
-    return reduce(lambda best, other: other if _decided(best, other, bench)[0] else best, judged)
+    judged = (_Judged(draft, bench) for draft in drafts)
+    return reduce(lambda best, other: other if _decided(best, other)[0] else best, judged)

@@ -194,20 +194,14 @@ class _Sums:
         if self._origin is None:
             self._origin = np.concatenate(self._waiting, axis=1).mean(axis=1, keepdims=True)
         parts = [part - self._origin for part in self._waiting]
-        rows = np.concatenate(parts, axis=1)
-        self._second += rows.transpose(0, 2, 1) @ rows
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        product = rows.transpose(0, 2, 1) @ rows
+        self._second += product
         self._first += rows.sum(axis=1, dtype=np.float64)
         for part in parts:
-            self._squares += part.shape[1] * _square(part)
+            squared = part @ part.transpose(0, 2, 1) if len(parts) > 1 else product  # of equal squares
+            self._squares += np.square(squared, dtype=np.float64).sum(axis=(1, 2)) / max(part.shape[1], 1)
             self._moves += part.shape[1] * np.square(part.mean(axis=1, dtype=np.float64)).sum(axis=1)
         self._counts += [part.shape[1] for part in parts]
         self._rows += rows.shape[1]
         self._waiting = []
-
-
-def _square(rows: Floats) -> Doubles:
-    """``[G]``: the sum of the squared entries of the second moment of ``rows [G, n, K]``."""
-    _, count, inputs = rows.shape
-    turned = rows.transpose(0, 2, 1)
-    product = rows @ turned if count < inputs else turned @ rows
-    return np.asarray(np.square(product, dtype=np.float64).sum(axis=(1, 2)) / max(count, 1) ** 2)
