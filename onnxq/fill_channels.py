@@ -22,25 +22,21 @@ FEWEST_OUTPUTS = 16
 """With fewer, the Pad takes longer than the convolution gains."""
 
 
-def fill_channels(model: ir.Model, multiples: Mapping[str, int]) -> ir.Model:
-    """A copy of the Q/DQ ``model`` whose convolutions read a multiple of so many channels, if they can.
+def fill_channels(model: ir.Model, multiples: Mapping[str, int]) -> None:
+    """Let convolutions of the Q/DQ ``model`` read a multiple of so many channels, if they can.
 
     They can where they alone read what Q and DQ make of the graph's input, and alone their weights.
 
     Args:
-        model: a quantized one.
+        model: a quantized one; it is changed.
         multiples: by the names of the convolutions.
     """
-    copy = model.clone()
-    for node in list(copy.graph):
-        _fill(copy, node, multiples.get(node.name or "", 1))
-    common.NameFixPass()(copy)
-    return copy
+    for node in [node for node in model.graph if node.name in multiples]:
+        _fill(model, node, multiples[node.name or ""])
+    common.NameFixPass()(model)
 
 
 def _fill(model: ir.Model, conv: ir.Node, multiple: int) -> None:
-    if multiple == 1:
-        return
     data, weight = (_source(value, "DequantizeLinear") for value in conv.inputs[:2])
     quantize = None if data is None else _source(data.inputs[0], "QuantizeLinear")
     levels = None if weight is None else weight.inputs[0]

@@ -37,7 +37,9 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
 
 def as_written(model: ir.Model, plan: QuantPlan) -> ir.Model:
     """The same as it goes into the file: also in the shapes that kernels are fast with."""
-    return fill_channels(insert_qdq(model, plan), plan.filled)
+    quantized = insert_qdq(model, plan)
+    fill_channels(quantized, plan.filled)
+    return quantized
 
 
 class _Inserter:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
@@ -186,12 +186,17 @@ class Rows:
     Attributes:
         exact: in the float model, ``[G, n, K]``.
         given: in the quantized one.
-        expected: ``E[q q^T]`` of what is given, as it may be expected of other samples: ``[G, K, K]``.
+        counts: how many of them each batch has.
     """
 
     exact: Floats
     given: Floats
-    expected: Doubles
+    counts: Sequence[int]
+
+    @cached_property
+    def expected(self) -> Doubles:
+        """``E[q q^T]`` of what is given, as it may be expected of other samples: ``[G, K, K]``."""
+        return moments_of(np.split(self.given, np.cumsum(self.counts)[:-1], axis=1)).expected
 
 
 def _rows(
@@ -215,7 +220,8 @@ def _rows(
     def rows(batches: Iterable[int]) -> Rows:
         pairs = [(picked(i, exact[i]), picked(i, real(given[i]))) for i in batches]
         first, second = zip(*pairs, strict=True)
-        return Rows(np.concatenate(first, 1), np.concatenate(second, 1), moments_of(second).expected)
+        counts = [part.shape[1] for part in second]
+        return Rows(np.concatenate(first, 1), np.concatenate(second, 1), counts)
 
     return rows
 

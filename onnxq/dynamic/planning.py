@@ -56,7 +56,8 @@ def rewrite(model: ir.Model, plan: QuantPlan, setting: Setting) -> ir.Model:
     """A copy of ``model`` with the nodes of ``plan`` quantized."""
     piece = Workpiece(model, setting)
     ways = WAYS[setting.form]
-    for node in [node for node in all_nodes(piece.model) if node.name in {*plan.nodes, *plan.stored}]:
+    chosen = {*plan.nodes, *plan.stored}
+    for node in [node for node in all_nodes(piece.model) if node.name in chosen]:
         ways[node.op_type].rewrite(node, piece)
     write_as_sums(piece.model, plan.sums)
     return piece.finish()
