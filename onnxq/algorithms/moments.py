@@ -65,22 +65,19 @@ class Moments:
     @property
     def second(self) -> Doubles:
         """``E[x x^T]`` of these rows."""
-        return self.covariance + self._of_means
+        return np.asarray(self.covariance + self.mean[:, :, None] * self.mean[:, None, :])
 
     @property
     def expected(self) -> Doubles:
         """``E[x x^T]`` as it may be expected of other rows, positive definite."""
         covariance, size = self.covariance.astype(np.float64), self.covariance.shape[-1]
-        middle, whole = (np.trace(each, axis1=1, axis2=2) / size for each in (covariance, self.second))
+        middle = np.trace(covariance, axis1=1, axis2=2) / size
+        whole = middle + np.square(self.mean).sum(axis=1) / size
         distance = np.square(covariance).sum(axis=(1, 2)) - size * middle**2
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.nan_to_num(self.doubt / distance, nan=UNKNOWN, posinf=1.0).clip(max=1.0)
         towards = np.where(whole > 0, share * middle + LEAST * whole, 1.0)[:, None, None] * np.eye(size)
-        return np.asarray((1 - share)[:, None, None] * covariance + towards + self._of_means)
-
-    @property
-    def _of_means(self) -> Doubles:
-        return np.asarray(self.mean[:, :, None] * self.mean[:, None, :])
+        return np.asarray(self.second - share[:, None, None] * covariance + towards)
 
 
 def gather_moments(
