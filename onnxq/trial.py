@@ -122,7 +122,7 @@ def doubts(samples: Samples, trial: Trial, float_weights: float) -> Iterator[str
 def _advice(trial: Trial) -> str:
     """What brings outputs closer to the float model's."""
     goal = "a stricter --goal" if trial.config.goal else f"--goal 'sqnr>={GOOD_SQNR:.0f}'"
-    ways = [f"{goal}, which keeps nodes float until it holds"]
+    ways = [f"{goal}, which widens weights or keeps nodes float until it holds"]
     if _has_few_bits(trial.plan) and not {"adaround", "none"} & set(trial.config.correct):
         names = " ".join(f"--correct {name}" for name in (*trial.config.correct, "adaround"))
         ways.append(f"{names}, which learns how weights of few bits are rounded")

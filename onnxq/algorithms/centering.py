@@ -21,7 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.algorithms.biases import bias_of
-from onnxq.algorithms.channel_moments import Moments, measure
+from onnxq.algorithms.channel_moments import ChannelMoments, measure
 from onnxq.algorithms.channels import Channels, Fold, find_channels
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.folding import replace_constant
@@ -60,7 +60,7 @@ def center(draft: Draft, bench: Workbench) -> Draft | None:
     return bench.recalibrate(shifted(draft.exact, channels, offsets, padded))
 
 
-def _ends(draft: Draft, group: Group, seen: Moments) -> tuple[Offsets, Offsets]:
+def _ends(draft: Draft, group: Group, seen: ChannelMoments) -> tuple[Offsets, Offsets]:
     """The smallest and the largest value of each channel, as far as the range of the tensor goes."""
     limits = np.array(group.spec.limits).astype(group.spec.dtype.numpy())
     low, high = dequantize(limits, draft.plan.params[group.name], group.spec).astype(np.float64)

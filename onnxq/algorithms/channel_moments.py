@@ -26,7 +26,7 @@ HEADROOMS = np.geomspace(1.0, 1024.0, 101)
 
 
 @dataclass(frozen=True)
-class Moments:
+class ChannelMoments:
     """What was seen of each channel of a tensor, in the order of its labels.
 
     Attributes:
@@ -79,7 +79,7 @@ def headroom(highs: NDArray[np.float64], lows: NDArray[np.float64]) -> float:
 
 def measure(
     model: ir.Model, channels: Channels, tensors: Sequence[str], bench: Workbench
-) -> dict[str, Moments]:
+) -> dict[str, ChannelMoments]:
     """Run the samples once and look at the channels of ``tensors``.
 
     Raises:
@@ -91,9 +91,9 @@ def measure(
     return {name: joined([seen[name] for seen in batches]) for name in shapes}
 
 
-def joined(parts: Sequence[Moments]) -> Moments:
+def joined(parts: Sequence[ChannelMoments]) -> ChannelMoments:
     """Those of all batches, in order."""
-    return Moments(
+    return ChannelMoments(
         highs=np.concatenate([part.highs for part in parts]),
         lows=np.concatenate([part.lows for part in parts]),
         total=np.sum([part.total for part in parts], axis=0),
@@ -104,14 +104,14 @@ def joined(parts: Sequence[Moments]) -> Moments:
 
 def _look(
     shapes: Mapping[str, tuple[int, ...]], counts: Sequence[int], number: int, arrays: Arrays
-) -> dict[str, Moments]:
+) -> dict[str, ChannelMoments]:
     return {
         name: moments(np.asarray(arrays[name], np.float32), shape, counts[number])
         for name, shape in shapes.items()
     }
 
 
-def moments(array: NDArray[np.float32], shape: Sequence[int], samples: int = 1) -> Moments:
+def moments(array: NDArray[np.float32], shape: Sequence[int], samples: int = 1) -> ChannelMoments:
     """Of an array whose labels have this ``shape``: 1 where they do not change, () for one label for all.
 
     Samples are told apart where the first axis counts them.
@@ -121,7 +121,7 @@ def moments(array: NDArray[np.float32], shape: Sequence[int], samples: int = 1) 
     within = axes[1:] if apart else axes
     rows = samples if apart else 1
     total = array.sum(axis=axes, dtype=np.float64).reshape(-1)
-    return Moments(
+    return ChannelMoments(
         highs=array.max(axis=within, initial=-np.inf).reshape(rows, -1).astype(np.float64),
         lows=array.min(axis=within, initial=np.inf).reshape(rows, -1).astype(np.float64),
         total=total,

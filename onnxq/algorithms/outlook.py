@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.algorithms.balance import Reals, Step, Term, Weights
-from onnxq.algorithms.channel_moments import Moments
+from onnxq.algorithms.channel_moments import ChannelMoments
 from onnxq.algorithms.channels import Channels
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers import matrices_of, weights_of
@@ -79,7 +79,7 @@ class Outlook:
         observed = [name for group in self._groups for name in group.observe]
         return [*ends, *observed]
 
-    def terms(self, seen: Mapping[str, Moments], heard: Mapping[str, float]) -> list[Term]:
+    def terms(self, seen: Mapping[str, ChannelMoments], heard: Mapping[str, float]) -> list[Term]:
         """One for every scale and one for the weights of every layer: what noise each makes at the outputs.
 
         How noise spreads over channels is taken from the layers that read them; how much of it reaches the
@@ -114,7 +114,9 @@ class Outlook:
             reach[reader.data] = reach.get(reader.data, 0.0) + each
         return reach
 
-    def _step(self, group: Group, seen: Mapping[str, Moments], reach: Mapping[str | None, Reals]) -> Step:
+    def _step(
+        self, group: Group, seen: Mapping[str, ChannelMoments], reach: Mapping[str | None, Reals]
+    ) -> Step:
         """All channels of all tensors that decide on a scale."""
         parts = [self._part(name, group, seen[name], reach) for name in group.observe]
         labels, high, low, gain = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -122,7 +124,7 @@ class Outlook:
         return Step(labels, high, low, gain, highest - lowest, group.spec.symmetric)
 
     def _part(
-        self, name: str, group: Group, seen: Moments, reach: Mapping[str | None, Reals]
+        self, name: str, group: Group, seen: ChannelMoments, reach: Mapping[str | None, Reals]
     ) -> tuple[Labels, Reals, Reals, Reals]:
         """Labels, largest values, negated smallest ones and gains of one tensor."""
         labels = self._channels.of(name).reshape(-1)
@@ -162,7 +164,7 @@ def _inputs(node: ir.Node, shape: Sequence[int], columns: int) -> int:
     return columns // int(np.prod(shape[2:])) if "Conv" in node.op_type else columns
 
 
-def _weights(reader: _Reader, spec: QuantSpec, seen: Mapping[str, Moments], gain: float) -> Weights:
+def _weights(reader: _Reader, spec: QuantSpec, seen: Mapping[str, ChannelMoments], gain: float) -> Weights:
     variance = seen[reader.data].variance
     lowest, highest = spec.limits
     return Weights(

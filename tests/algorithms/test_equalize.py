@@ -15,7 +15,7 @@ from graphs import assert_same_outputs, op_counts, parse, run
 from calibrators.collect import collect
 from calibrators.samples import Sample
 from onnxq.algorithms.balance import Step, Weights, balance, noise
-from onnxq.algorithms.channel_moments import Moments, headroom
+from onnxq.algorithms.channel_moments import ChannelMoments, headroom
 from onnxq.algorithms.channels import find_channels
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.equalize import equalize
@@ -236,7 +236,7 @@ def test_a_channel_that_answered_once_makes_all_careful() -> None:
 
 def test_one_sample_tells_nothing() -> None:
     highs = np.linspace(0.1, 1, 8)[None]
-    high, low, _ = Moments(highs, -highs, highs[0], highs[0], 1).ends()
+    high, low, _ = ChannelMoments(highs, -highs, highs[0], highs[0], 1).ends()
     assert (high == 1.0).all()
     assert (low == -1.0).all()
 
@@ -244,6 +244,6 @@ def test_one_sample_tells_nothing() -> None:
 def test_a_silent_channel_counts_as_large() -> None:
     highs = np.ones((50, 4))
     highs[:, 2] = 0
-    high, _, silent = Moments(highs, 0 * highs, highs[0], highs[0], 50).ends()
+    high, _, silent = ChannelMoments(highs, 0 * highs, highs[0], highs[0], 50).ends()
     assert silent.tolist() == [False, False, True, False]
     assert high[2] == 1.0
