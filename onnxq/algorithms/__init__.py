@@ -51,8 +51,8 @@ class Effect:
         before, after: noise over signal at the outputs; ``after`` is None where there was nothing to do.
         seconds: what it took, its trial included.
         kept: whether it helped.
-        fitted_gain: in dB, on the samples that were fitted on; only where those decided, because what the
-            held-out ones gained or lost may be chance.
+        fitted_gain: in dB, on the samples that were fitted on; only where they helped to decide, because what
+            the held-out ones gained or lost may be chance.
     """
 
     name: str
@@ -127,17 +127,32 @@ def _effect(name: str, before: _Judged, after: _Judged | None, started: float) -
 
 
 def _decided(before: _Judged, after: _Judged) -> tuple[bool, float | None]:
-    """Whether it helped; and what was gained on samples that were fitted on, if they had to decide.
+    """Whether it helped; and what was gained on samples that were fitted on, if they had to decide, too.
 
-    They speak too well of what was fitted on them: so they, too, must gain more than chance may give.
+    They speak too well of what was fitted on them: held-out ones are asked first, and count with them.
     """
     helped = _helped(before.quality, after.quality)
     if helped is not None:
         return helped, None
-    return _helped(before.fitted, after.fitted) is True, _gain(before.fitted.noise, after.fitted.noise)
+    together = _helped(_pooled(before), _pooled(after))
+    return together is True, _gain(before.fitted.noise, after.fitted.noise)
 
 
-def _helped(before: Quality, after: Quality) -> bool | None:
+@dataclass(frozen=True)
+class _Pooled:
+    """What a `Quality` says of noise, of samples held out and fitted on."""
+
+    noise: float
+    each: tuple[float, ...]
+
+
+def _pooled(judged: _Judged) -> _Pooled:
+    both = judged.quality, judged.fitted
+    each = [noise * quality.samples for quality in both for noise in quality.each]
+    return _Pooled(sum(quality.noise * quality.samples for quality in both), tuple(each))
+
+
+def _helped(before: Quality | _Pooled, after: Quality | _Pooled) -> bool | None:
     """None: the noise changed by no more than one standard error of the sum of differences of all batches."""
     changes = np.array(after.each) - np.array(before.each)
     if len(changes) > 1 and np.isfinite(changes).all():

@@ -18,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxq.algorithms.biases import bias_of
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers import Layer, matrices, weights_of
-from onnxq.algorithms.patches import patches
+from onnxq.algorithms.patches import finite, patches
 from onnxq.algorithms.soft_rounding import Task
 from onnxq.algorithms.workbench import Arrays, Workbench
 from onnxq.graph import input_at, sole_output
@@ -120,7 +120,7 @@ def _picked(node: ir.Node, layer: Layer, data: NDArray[np.generic], number: int,
     samples = sum(batch.count for batch in bench.fit)
     limit = max(1, _most_rows(layer) // max(samples, 1))
     rows = patches(node, data, limit, np.random.default_rng((bench.seed, number)))
-    return np.ascontiguousarray(np.where(np.isfinite(rows), rows, np.float32(0)).transpose(1, 0, 2))
+    return np.ascontiguousarray(finite(rows).transpose(1, 0, 2))
 
 
 # --- What is behind a layer ---------------------------------------------------------------------

@@ -5,8 +5,8 @@ output error of ``W + dW`` is ``tr(dW E[x x^T] dW^T)``.
 
 Few samples tell little of a large matrix: what fits them best does harm on others. So the covariance is drawn
 towards a multiple of the identity, as far as it differs from batch to batch.
-Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004; here batches
-are what is independent, because the rows of one sample are alike.
+Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004; here batches,
+some of them together, are what is independent, because the rows of one sample are alike.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from onnxq.algorithms.layers import Layer, in_parts
-from onnxq.algorithms.patches import Floats, patches
+from onnxq.algorithms.patches import Floats, finite, patches
 from onnxq.algorithms.workbench import Arrays, Workbench
 
 Doubles = NDArray[np.float64]
@@ -31,6 +32,10 @@ ROWS = 16
 
 FEWEST = 8
 """Rows of a sample at least."""
+
+UNITS = 16
+"""The batches make so many parts or some more, which are compared with each other: still more would tell the
+same, and take longer."""
 
 MOST_BYTES = 2**28
 """Of the moments that are gathered in one pass over the samples. What a layer with more inputs has is kept in
@@ -123,10 +128,11 @@ def _together(model: ir.Model, layers: Sequence[Layer], bench: Workbench) -> lis
     limits = [max(FEWEST, ROWS * layer.shape[2] // samples) for layer in layers]
     picks = [(layer, nodes[layer.name], limit) for layer, limit in zip(layers, limits, strict=True)]
     look = partial(_rows, picks, bench.seed)
-    sums = [_Sums(layer.shape[0], layer.shape[2], _width(layer)) for layer in layers]
-    for found in bench.watch(model, [layer.data.tensor for layer in layers], look):
-        for total, rows in zip(sums, found, strict=True):
-            total.add(rows)
+    sums = [_Sums(layer.shape[0], layer.shape[2], _width(layer), len(bench.fit)) for layer in layers]
+    with threadpool_limits(1, "blas"):  # the other cores run the model
+        for found in bench.watch(model, [layer.data.tensor for layer in layers], look):
+            for total, rows in zip(sums, found, strict=True):
+                total.add(rows)
     return [(layer, total.moments()) for layer, total in zip(layers, sums, strict=True)]
 
 
@@ -136,13 +142,13 @@ def _rows(
     """Each layer's rows of one batch, as ``[G, n, K]``."""
     rng = np.random.default_rng((seed, number))
     found = (patches(node, arrays[layer.data.tensor], limit, rng) for layer, node, limit in picks)
-    return [np.ascontiguousarray(rows.transpose(1, 0, 2)) for rows in found]
+    return [np.ascontiguousarray(finite(rows).transpose(1, 0, 2)) for rows in found]
 
 
 def moments_of(parts: Iterable[Floats]) -> Moments:
     """Of the rows of some batches, ``[G, n, K]`` each."""
     parts = list(parts)
-    total = _Sums(parts[0].shape[0], parts[0].shape[2], parts[0].shape[2])
+    total = _Sums(parts[0].shape[0], parts[0].shape[2], parts[0].shape[2], len(parts))
     for rows in parts:
         total.add(rows)
     return total.moments()
@@ -151,54 +157,53 @@ def moments_of(parts: Iterable[Floats]) -> Moments:
 class _Sums:
     """Of the rows so far, counted from about their mean: differences of large numbers would be inexact."""
 
-    def __init__(self, groups: int, inputs: int, width: int) -> None:
+    def __init__(self, groups: int, inputs: int, width: int, batches: int) -> None:
         self._width = width
+        self._together = max(1, batches // UNITS)
         blocks = groups * -(-inputs // width)
         self._second = np.zeros((blocks, width, width), np.float32)
         self._first = np.zeros((blocks, width))
         self._squares = np.zeros(blocks)
         self._moves = np.zeros(blocks)
         self._origin: Floats | None = None
-        self._rows = 0
         self._counts: list[int] = []
         self._waiting: list[Floats] = []
 
     def add(self, rows: Floats) -> None:
-        """``rows [G, n, K]``; they are multiplied when there are as many as columns, which is cheaper."""
-        finite = np.where(np.isfinite(rows), rows, np.float32(0))
-        self._waiting.append(in_blocks(finite, self._width))
-        if sum(part.shape[1] for part in self._waiting) >= rows.shape[2]:
+        """``rows [G, n, K]`` of the next batch."""
+        self._waiting.append(in_blocks(rows, self._width))
+        if len(self._waiting) == self._together:
             self._fold()
 
     def moments(self) -> Moments:
         """Of all of them."""
-        self._fold()
-        count, counts = max(self._rows, 1), np.array(self._counts or [1])
+        if self._waiting:
+            self._fold()
+        rows, counts = sum(self._counts), np.array(self._counts or [1])
+        count = max(rows, 1)
         offset, second = self._first / count, self._second.astype(np.float64) / count
         origin = 0.0 if self._origin is None else self._origin[:, 0].astype(np.float64)
         covariance = second - offset[:, :, None] * offset[:, None, :]
         differing = self._squares / count - np.square(second).sum(axis=(1, 2))
-        # An origin beside the mean adds most of what the means of the batches differ along the way to it.
+        # An origin beside the mean adds most of what the means of the units differ along the way to it.
         away = np.square(offset).sum(axis=1)
         differing -= 2 * away * (self._moves / count - away)
-        free = count**2 / np.square(counts, dtype=np.float64).sum() - 1  # batches, less one, if all are alike
+        free = count**2 / np.square(counts, dtype=np.float64).sum() - 1  # units, less one, if all are alike
         doubt = np.maximum(differing, 0) / free if len(counts) > 1 else np.full(len(second), np.nan)
-        return Moments(covariance.astype(np.float32), origin + offset, doubt, self._rows)
+        return Moments(covariance.astype(np.float32), origin + offset, doubt, rows)
 
     def _fold(self) -> None:
-        if not self._waiting:
-            return
+        """One more unit."""
+        rows = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting, axis=1)
         if self._origin is None:
-            self._origin = np.concatenate(self._waiting, axis=1).mean(axis=1, keepdims=True)
-        parts = [part - self._origin for part in self._waiting]
-        rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            self._origin = rows.mean(axis=1, keepdims=True)
+        rows = rows - self._origin
+        count = rows.shape[1]
+        first = np.ones((1, count), np.float32) @ rows  # numpy's sums take ten times as long
         product = rows.transpose(0, 2, 1) @ rows
         self._second += product
-        self._first += rows.sum(axis=1, dtype=np.float64)
-        for part in parts:
-            squared = part @ part.transpose(0, 2, 1) if len(parts) > 1 else product  # of equal squares
-            self._squares += np.square(squared, dtype=np.float64).sum(axis=(1, 2)) / max(part.shape[1], 1)
-            self._moves += part.shape[1] * np.square(part.mean(axis=1, dtype=np.float64)).sum(axis=1)
-        self._counts += [part.shape[1] for part in parts]
-        self._rows += rows.shape[1]
+        self._first += first[:, 0]
+        self._squares += np.square(product, dtype=np.float64).sum(axis=(1, 2)) / max(count, 1)
+        self._moves += np.square(first[:, 0], dtype=np.float64).sum(axis=1) / max(count, 1)
+        self._counts.append(count)
         self._waiting = []

@@ -30,6 +30,12 @@ def patches(node: ir.Node, data: NDArray[np.generic], limit: int, rng: np.random
     return _PATCHES[node.op_type](node, np.asarray(data, np.float32), limit, rng)
 
 
+def finite(rows: Floats) -> Floats:
+    """``rows`` with zeros in place of what is infinite or no number."""
+    known = np.isfinite(rows)
+    return rows if known.all() else np.where(known, rows, np.float32(0))
+
+
 def _conv_patches(node: ir.Node, data: Floats, limit: int, rng: np.random.Generator) -> Floats:
     return _gathered(node, data, limit, rng, _conv_places)
 

@@ -28,7 +28,7 @@ from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers import Layer, matrices, weights, weights_of, with_own_weights
 from onnxq.algorithms.moments import MOST_BYTES, moments_of
 from onnxq.algorithms.partial import can_be_cut
-from onnxq.algorithms.patches import patches
+from onnxq.algorithms.patches import finite, patches
 from onnxq.algorithms.relay import Array, steps
 from onnxq.algorithms.rounding import Grid, grid_of_weights, round_columns, round_weights
 from onnxq.algorithms.workbench import Arrays, Workbench
@@ -215,7 +215,7 @@ def _rows(
 
     def picked(number: int, array: Array) -> Floats:
         rows = patches(node, array, limit, np.random.default_rng((bench.seed, number)))
-        return np.asarray(np.where(np.isfinite(rows), rows, np.float32(0)).transpose(1, 0, 2))
+        return np.asarray(finite(rows).transpose(1, 0, 2))
 
     def rows(batches: Iterable[int]) -> Rows:
         pairs = [(picked(i, exact[i]), picked(i, real(given[i]))) for i in batches]

@@ -24,6 +24,7 @@ class Stand:
     done: tuple[str, ...]
     noise: float
     each: tuple[float, ...] = ()
+    samples: int = 4
 
 
 class Bench:
@@ -38,8 +39,7 @@ class Bench:
         return draft
 
     def fitted(self, draft):
-        known = self._fitted[draft.done]
-        return known if isinstance(known, Stand) else Stand(draft.done, known)
+        return self._fitted[draft.done]
 
 
 def times(name, factor):
@@ -104,25 +104,35 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-@pytest.mark.parametrize("fitted", [0.5, 2.0])
-def test_samples_fitted_on_decide_only_what_may_be_chance(kind, fitted, monkeypatch):
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_samples_fitted_on_decide_only_what_may_be_chance(kind, factor, monkeypatch):
     before, after, helped = CHANGES[kind]
     start = Stand((), sum(before) or 8.0, before)
     tried = Stand(("try",), sum(after) or 8.5, after)
     monkeypatch.setattr(algorithms, "CORRECTIONS", {"try": lambda draft, bench: tried})
-    draft, (effect,) = correct(start, ["try"], Bench({(): 1.0, ("try",): fitted}))
-    assert effect.kept is (fitted < 1 if helped is None else helped)
+    fitted = {(): Stand((), 8.0, (2.0,) * 4), ("try",): Stand(("try",), 8.0 * factor, (2.0 * factor,) * 4)}
+    draft, (effect,) = correct(start, ["try"], Bench(fitted))
+    assert effect.kept is (factor < 1 if helped is None else helped)
     assert draft is (tried if effect.kept else start)
-    assert effect.fitted_gain == (pytest.approx(-10 * math.log10(fitted)) if helped is None else None)
+    assert effect.fitted_gain == (pytest.approx(-10 * math.log10(factor)) if helped is None else None)
 
 
-def test_samples_fitted_on_must_gain_more_than_chance(monkeypatch):
+def test_all_samples_together_must_gain_more_than_chance(monkeypatch):
     before, after, _ = CHANGES["gained by chance"]
     start, tried = Stand((), 8.5, before), Stand(("try",), 8.0, after)
     monkeypatch.setattr(algorithms, "CORRECTIONS", {"try": lambda draft, bench: tried})
     draft, (effect,) = correct(start, ["try"], Bench({(): start, ("try",): tried}))
     assert (draft, effect.kept) == (start, False)
     assert effect.fitted_gain == pytest.approx(10 * math.log10(8.5 / 8.0))
+
+
+def test_what_held_out_samples_gain_counts_together_with_the_others(monkeypatch):
+    """Either alone might be chance; together they are not."""
+    start, tried = Stand((), 8.0, (2.0, 2.0, 2.0, 2.0)), Stand(("try",), 7.4, (1.5, 2.2, 1.5, 2.2))
+    monkeypatch.setattr(algorithms, "CORRECTIONS", {"try": lambda draft, bench: tried})
+    assert algorithms._helped(start, tried) is None
+    _, (effect,) = correct(start, ["try"], Bench({(): start, ("try",): tried}))
+    assert effect.kept
 
 
 GAINS = [

@@ -244,8 +244,8 @@ def test_wider_weights_are_the_exact_ones_and_the_others_keep_their_corrections(
 
 
 def test_wider_weights_have_what_corrections_give_to_a_model_that_is_all_so_wide():
-    draft, bench = bench_for(weight="int4")
-    wide = bench_for()[0]
+    draft, bench = bench_for(weight="int4", count=40, held=16)
+    wide = bench_for(count=40, held=16)[0]
     expected, effects = correct(wide, CLOSED_FORMS, bench)
     assert any(effect.kept for effect in effects)
     variants = Variants(nudged(draft), bench, FOUR, CLOSED_FORMS)
