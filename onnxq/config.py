@@ -256,6 +256,11 @@ class QuantConfig(BaseModel):
                 f"mode dynamic finds ranges at run time; for mode static only: {', '.join(given)}. "
                 "Leave them out, or use mode static"
             )
+        tried = set() if self.correct == type(self).model_fields["correct"].default else set(self.correct)
+        if self.mode == "dynamic" and (others := tried - {"equalize", "none"}):
+            raise ValueError(
+                f"mode dynamic takes equalize or none (correct), got {', '.join(sorted(others))}"
+            )
         return self
 
     @property
@@ -319,7 +324,7 @@ def _parsed(overrides: tuple[str, ...]) -> tuple[Override, ...]:
 
 
 STATIC_ONLY = (
-    *("method", "percentile", "every_element", "correct", "time_limit", "goal", "search_log", "autotune"),
+    *("method", "percentile", "every_element", "time_limit", "goal", "search_log", "autotune"),
     *("from_table", "table", "table_format", "save_statistics", "activation", "block_size"),
     *("quantize_outputs", "override"),
 )

@@ -209,8 +209,11 @@ def _bytes(sample: Sample) -> int:
     return sum(array.nbytes for array in sample.feeds.values())
 
 
-def open_samples(model: ir.Model, data: Data | None, config: QuantConfig) -> Samples:
-    """The samples of ``data``; synthetic ones without it; none if ranges come from a table.
+def open_samples(
+    model: ir.Model, data: Data | None, config: QuantConfig, made_up: int = SYNTHETIC_SAMPLES
+) -> Samples:
+    """The samples of ``data``; without it ``made_up`` ones, if ``config`` does not say how many; none if
+    ranges come from a table.
 
     Raises:
         CalibrationError: the data cannot be read or does not fit the model.
@@ -223,7 +226,7 @@ def open_samples(model: ir.Model, data: Data | None, config: QuantConfig) -> Sam
         source = open_data(data, inputs, preprocess=config.preprocess, limit=config.samples, on_bad=bad[0])
         block = fixed_batch(inputs) or 1
         return Samples(source, source.total, block=block, unreadable=bad[0], refused=bad[1])
-    count = config.samples or SYNTHETIC_SAMPLES
+    count = config.samples or made_up
     return Samples(synthetic_samples(model, inputs, count, config.seed), count, synthetic=True)
 
 

@@ -80,7 +80,7 @@ def headroom(highs: NDArray[np.float64], lows: NDArray[np.float64]) -> float:
 def measure(
     model: ir.Model, channels: Channels, tensors: Sequence[str], bench: Workbench
 ) -> dict[str, ChannelMoments]:
-    """Run the samples once and look at the channels of ``tensors``.
+    """Run the samples once and look at the channels of ``tensors``; nothing if the model takes none of them.
 
     Raises:
         CalibrationError: the model does not load, or does not take a sample.
@@ -88,7 +88,7 @@ def measure(
     shapes = {name: channels.of(name).shape for name in tensors}
     look = partial(_look, shapes, [sample.count for sample in bench.fit])
     batches = list(bench.watch(model, list(shapes), look))
-    return {name: joined([seen[name] for seen in batches]) for name in shapes}
+    return {name: joined([seen[name] for seen in batches]) for name in shapes if batches}
 
 
 def joined(parts: Sequence[ChannelMoments]) -> ChannelMoments:

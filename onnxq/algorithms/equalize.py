@@ -10,13 +10,14 @@ The float model computes what it did; quantized, small channels get more integer
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxq.algorithms.balance import Reals, Term, balance, noise
 from onnxq.algorithms.channel_moments import measure
-from onnxq.algorithms.channels import find_channels
+from onnxq.algorithms.channels import Channels, find_channels
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.folding import folded
 from onnxq.algorithms.linear import RULES
@@ -48,26 +49,59 @@ def equalize(draft: Draft, bench: Workbench) -> Draft | None:
     Raises:
         CalibrationError: the model does not take a sample.
     """
-    channels, places = find_places(draft.exact, draft.plan, find_channels(draft.exact, RULES))
-    outlook = Outlook(draft, channels)
+    channels, places, outlook = _scalable(draft)
     if not outlook.needed:
         return None  # nothing quantized has channels that could be scaled
     bench.progress("measuring channels")
     ranked = sensitivities(draft, bench, outlook.groups, SAMPLES)
     heard = {one.group.name: one.quality.noise for one in ranked}
     terms = outlook.terms(measure(draft.exact, channels, outlook.needed, bench), heard)
-    logs = balance(terms, channels.count)
-    worth = worthwhile(places, terms, logs)
-    for place in places:
-        if place not in worth:
-            logs[place.labels] = 0.0
+    logs, worth = _factors(terms, channels, places)
     before, after = noise(terms, np.zeros_like(logs)), noise(terms, logs)
     logger.debug("predicted noise: %g -> %g", before, after)
     if before - after < ENOUGH * sum(heard.values()):
         return None
     bench.progress("calibrating the equalized model")
+    return bench.recalibrate(_scaled(draft.exact, channels, logs, worth))
+
+
+def equalized(draft: Draft, bench: Workbench) -> ir.Model | None:
+    """``draft.exact`` with equalized channels, for operators that find their ranges at run time.
+
+    What was never seen is not clipped there, so that small gains are taken, too. All layers count alike. None
+    where there is nothing to scale, or the model takes no sample.
+
+    Raises:
+        CalibrationError: the model does not take a sample.
+    """
+    channels, places, outlook = _scalable(draft)
+    seen = measure(draft.exact, channels, outlook.needed, bench) if outlook.needed else {}
+    if not seen:
+        return None
+    logs, worth = _factors(outlook.terms(seen), channels, places)
+    return _scaled(draft.exact, channels, logs, worth)
+
+
+def _scalable(draft: Draft) -> tuple[Channels, list[Place], Outlook]:
+    channels, places = find_places(draft.exact, draft.plan, find_channels(draft.exact, RULES))
+    return channels, places, Outlook(draft, channels)
+
+
+def _factors(
+    terms: Sequence[Term], channels: Channels, places: Sequence[Place]
+) -> tuple[Reals, Collection[Place]]:
+    """Logarithms of the factors, and the places that are worth a Mul."""
+    logs = balance(terms, channels.count)
+    worth = worthwhile(places, terms, logs)
+    for place in places:
+        if place not in worth:
+            logs[place.labels] = 0.0
+    return logs, worth
+
+
+def _scaled(model: ir.Model, channels: Channels, logs: Reals, worth: Collection[Place]) -> ir.Model:
     factors = np.exp(logs)
-    return bench.recalibrate(with_muls(folded(draft.exact, channels, factors), worth, factors))
+    return with_muls(folded(model, channels, factors), worth, factors)
 
 
 def worthwhile(places: Sequence[Place], terms: Sequence[Term], logs: Reals) -> list[Place]:

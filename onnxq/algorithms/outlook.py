@@ -22,6 +22,10 @@ WEIGHT_SHARE = 0.5
 """What is left of the weights' noise once they are rounded with an eye on their inputs."""
 
 
+ROWS = 256
+"""Of the rows of a matrix, each with a scale of its own, about so many stand for all."""
+
+
 @dataclass(frozen=True)
 class _Reader:
     """A node with constant weights, beside what the channels are to it.
@@ -79,22 +83,22 @@ class Outlook:
         observed = [name for group in self._groups for name in group.observe]
         return [*ends, *observed]
 
-    def terms(self, seen: Mapping[str, ChannelMoments], heard: Mapping[str, float]) -> list[Term]:
+    def terms(
+        self, seen: Mapping[str, ChannelMoments], heard: Mapping[str, float] | None = None
+    ) -> list[Term]:
         """One for every scale and one for the weights of every layer: what noise each makes at the outputs.
 
         How noise spreads over channels is taken from the layers that read them; how much of it reaches the
-        outputs of the model was measured.
+        outputs of the model was measured, or is taken to be the same share for all of them.
 
         Args:
             seen: moments of all `needed`.
-            heard: noise over signal at the outputs that each of `groups` makes alone.
+            heard: noise over signal at the outputs that each of `groups` makes alone, if it is known.
         """
         gains = [1 / (seen[reader.output].variance.sum() or np.inf) for reader in self._readers]
         reach = self._reach(gains)
         steps = [self._step(group, seen, reach) for group in self._groups]
-        unscaled = np.zeros(self._channels.count)
-        costs = [step.cost(unscaled)[0] for step in steps]
-        louder = {g.name: heard[g.name] / c if c else 0.0 for g, c in zip(self._groups, costs, strict=True)}
+        louder = self._louder(steps, heard)
         usual = float(np.mean(list(louder.values()))) if louder else 1.0
         weights = [
             _weights(reader, reader.spec, seen, gain * louder.get(self._group_of.get(reader.data, ""), usual))
@@ -103,6 +107,13 @@ class Outlook:
         ]
         scaled = (replace(s, gain=s.gain * louder[g.name]) for s, g in zip(steps, self._groups, strict=True))
         return [*scaled, *weights]
+
+    def _louder(self, steps: Sequence[Step], heard: Mapping[str, float] | None) -> dict[str, float]:
+        """For each group, how much of the noise that its readers give on is heard at the outputs."""
+        unscaled = np.zeros(self._channels.count)
+        costs = [step.cost(unscaled)[0] for step in steps]
+        pairs = zip(self._groups, costs, strict=True)
+        return {g.name: (1.0 if heard is None else heard[g.name] / c) if c else 0.0 for g, c in pairs}
 
     def _reach(self, gains: Sequence[float]) -> dict[str | None, Reals]:
         """How much of a channel's noise the layers give on: those that read a tensor; None: all, by label."""
@@ -167,13 +178,14 @@ def _inputs(node: ir.Node, shape: Sequence[int], columns: int) -> int:
 def _weights(reader: _Reader, spec: QuantSpec, seen: Mapping[str, ChannelMoments], gain: float) -> Weights:
     variance = seen[reader.data].variance
     lowest, highest = spec.limits
+    every = 1 if spec.axis is None else max(1, reader.weight.shape[1] // ROWS)
     return Weights(
-        size=np.abs(reader.weight).max(axis=3),
+        size=np.abs(reader.weight[:, ::every]).max(axis=3),
         columns=reader.columns,
-        rows=reader.rows,
+        rows=reader.rows[:, ::every],
         spread=np.broadcast_to(variance, reader.columns.size).reshape(reader.columns.shape)
         * reader.weight.shape[3],
         levels=(highest - lowest) // 2,
         per_row=spec.axis is not None,
-        gain=gain * WEIGHT_SHARE,
+        gain=gain * WEIGHT_SHARE * reader.weight.shape[1] / len(range(0, reader.weight.shape[1], every)),
     )

@@ -1,8 +1,9 @@
-"""Dynamic quantization: weights in int8, ranges of activations found at run time; no calibration.
+"""Dynamic quantization: weights in int8, ranges of activations found at run time; no data is needed.
 
 ::
 
     prepare      the cleaned model, and which of its operators are quantized (planning.py)
+    smooth       large channels are made smaller where weights can take that in, if it helps (smoothing.py)
     rewrite      one operator a file; operators.py lists them, setting.py says in which form a target has them
     write        checked, compared with the original (look.py), then renamed into place: whole or not at all
 """
@@ -16,9 +17,10 @@ from typing import NoReturn
 import onnx_ir as ir
 
 from onnxq.config import QuantConfig
-from onnxq.dynamic.look import Look
-from onnxq.dynamic.planning import plan_nodes, rewrite
+from onnxq.dynamic.look import Look, judge_for
+from onnxq.dynamic.planning import plan_nodes
 from onnxq.dynamic.setting import Setting, find_setting
+from onnxq.dynamic.smoothing import rewrite_well
 from onnxq.errors import ConfigError, ModelError
 from onnxq.guards import blamed, check_files, check_is_float, check_patterns, our_errors
 from onnxq.model import load, write
@@ -33,6 +35,9 @@ from onnxq.targets import get_target
 __all__ = ["prepare_dynamic", "quantize_dynamic"]
 
 Path = str | os.PathLike[str]
+
+MADE_UP = 20
+"""Samples without data: a fifth of them is held out, and they are small."""
 
 
 def quantize_dynamic(
@@ -49,8 +54,8 @@ def quantize_dynamic(
         output: path of the model to write.
         config: the options, with or without ``mode="dynamic"``; defaults if None. ``include`` and ``exclude``
             choose by operator type and node name.
-        data: as ``config.data``, or any iterable of ``{input name: array}`` batches: what accuracy and speed
-            are measured on; made-up inputs if None. Nothing else depends on it.
+        data: as ``config.data``, or any iterable of ``{input name: array}`` batches: they show which channels
+            are large, and every fifth is held out to measure accuracy and speed on. Made-up inputs if None.
         progress: told how far the work is.
 
     Raises:
@@ -63,11 +68,12 @@ def quantize_dynamic(
     with our_errors():
         progress("reading the model")
         simple, plan, setting = _prepare(model, config)
+        samples = open_samples(simple, data, config, made_up=MADE_UP)
+        judge = judge_for(model, simple, samples, config)
         progress("quantizing weights")
-        quantized = rewrite(simple, plan, setting)
+        quantized, effects = rewrite_well(simple, plan, setting, samples, judge, progress)
         progress("writing and checking the model")
-        samples = open_samples(simple, data, config)
-        look = Look(model, simple, plan, samples, setting)
+        look = Look(model, samples, judge, setting)
         write(quantized, output, validate=look.run)
     return conclude(
         QuantResult(
@@ -80,6 +86,7 @@ def quantize_dynamic(
             skipped=samples.skipped,
             warnings=tuple(look.doubts),
             speed=look.speed,
+            corrections=effects,
         ),
         started,
     )

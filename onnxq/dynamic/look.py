@@ -16,12 +16,12 @@ import onnx_ir as ir
 from calibrators.errors import CalibrationError
 from calibrators.session import open_session
 from onnxq.autotune.contest import clearly_faster
+from onnxq.config import QuantConfig
 from onnxq.dynamic.setting import Form, Setting
 from onnxq.evaluate import Judge, Quality
 from onnxq.graph import all_nodes
-from onnxq.plan import QuantPlan
 from onnxq.race import Speed, in_turns
-from onnxq.samples import HELD_SAMPLES, Samples, in_batches
+from onnxq.samples import Samples, in_batches
 from onnxq.speed import LEAST_TURNS, QUICK, SECONDS, TURNS
 from onnxq.trial import poor_outputs
 from onnxq.verify import Verdict
@@ -31,6 +31,9 @@ from onnxq.verify.verdict import judged
 logger = logging.getLogger(__name__)
 
 CPU = "CPUExecutionProvider"
+
+READ = 256
+"""Samples to fit on at most: what they show are sizes, which more of them hardly change."""
 
 INTEGER_KERNELS = frozenset(
     {
@@ -47,9 +50,8 @@ class Look:
 
     Attributes:
         original: the float model as the user has it.
-        simple: the float model, cleaned.
-        plan: which nodes are quantized.
-        samples: to judge by.
+        samples: where those to judge by come from.
+        judge: knows the original and these samples.
         setting: what was asked for.
         quality: against the original; None if it was not measured.
         speed: None if nothing was timed: another runtime runs the target, or there is no sample.
@@ -57,9 +59,8 @@ class Look:
     """
 
     original: str | os.PathLike[str]
-    simple: ir.Model
-    plan: QuantPlan
     samples: Samples
+    judge: Judge
     setting: Setting
     quality: Quality | None = None
     speed: Speed | None = None
@@ -74,23 +75,10 @@ class Look:
         """
         if self.setting.form is Form.INTEGERS:
             self.verdicts = (self._kernels(draft),)
-        judge = self._judge()
-        quality = judge.quality(draft)
+        quality = self.judge.quality(draft)
         if quality.samples:
             self.quality = quality
-            self._race(draft, judge)
-
-    def _judge(self) -> Judge:
-        config = self.setting.config
-        first = islice(self.samples.source, config.samples or HELD_SAMPLES)
-        on_bad = _unsuited if self.samples.synthetic else self.samples.refused
-        return Judge(
-            self.original,
-            in_batches(first, self.simple, config),
-            providers=config.providers,
-            threads=config.threads,
-            on_bad=on_bad,
-        )
+            self._race(draft)
 
     def _kernels(self, draft: Path) -> Verdict:
         """What operators became, in bodies of control flow too."""
@@ -102,21 +90,19 @@ class Look:
         summary = ", ".join(f"{count} {kind}" for kind, count in found.most_common())
         return judged(RUNTIME, f"integer kernels: {summary or 'none'}", counts=found)
 
-    def _race(self, draft: Path, judge: Judge) -> None:
+    def _race(self, draft: Path) -> None:
         config = self.setting.config
         if RUNTIME not in self.setting.target.runtimes or config.providers != (CPU,):
             return
         sessions = [open_session(path, threads=config.threads) for path in (self.original, draft)]
-        times = in_turns(sessions, judge.samples[0], seconds=SECONDS, least=LEAST_TURNS, most=TURNS)
+        times = in_turns(sessions, self.judge.samples[0], seconds=SECONDS, least=LEAST_TURNS, most=TURNS)
         self.speed = Speed.of(times)
         self._slower = clearly_faster([times], 0, 1)
 
     @property
     def judged_on(self) -> str:
         """What kind of samples, in words."""
-        if self.quality is None:
-            return "nothing"
-        return "synthetic inputs" if self.samples.synthetic else "the samples given"
+        return "nothing" if self.quality is None else self.samples.judged_on
 
     @property
     def doubts(self) -> Iterator[str]:
@@ -132,5 +118,21 @@ class Look:
         yield from poor_outputs(self.quality, "Keep sensitive nodes float with --exclude.")
 
 
-def _unsuited(error: CalibrationError, samples: int) -> None:
+def judge_for(
+    original: str | os.PathLike[str], simple: ir.Model, samples: Samples, config: QuantConfig
+) -> Judge:
+    """Knows the original as the user has it, and samples that nothing is fitted on; the first are read."""
+    for _ in islice(samples, READ):
+        pass
+    return Judge(
+        original,
+        in_batches(samples.to_judge, simple, config),
+        providers=config.providers,
+        threads=config.threads,
+        on_bad=unsuited if samples.synthetic else samples.refused,
+    )
+
+
+def unsuited(error: CalibrationError, samples: int) -> None:
+    """Made-up inputs fit a model or do not."""
     logger.info("made-up inputs do not suit the model: %s", error)

@@ -39,7 +39,7 @@ def gemm_obstacle(node: ir.Node) -> str | None:
             return f"its {name} is {actual}, the integer kernel needs {wanted}"
     if not is_computed(node.inputs[0]):
         return "its first operand is a constant"
-    return _matrix_obstacle(node, columns=_columns(node))
+    return _matrix_obstacle(node, columns=columns_of(node))
 
 
 def rewrite_matmul(node: ir.Node, piece: Workpiece) -> None:
@@ -62,7 +62,7 @@ def rewrite_gemm(node: ir.Node, piece: Workpiece) -> None:
     assert data is not None
     assert weight is not None
     levels, scale, zero = piece.quantized(data, node)
-    columns = _columns(node)
+    columns = columns_of(node)
     factors, factor_scale = piece.packed(weight, columns, _COLUMNS if columns else _ROWS)
     real = _product(node, [levels, factors, zero], scale, factor_scale, piece)
     bias = input_at(node, 2)
@@ -99,9 +99,9 @@ def _row(bias: ir.Value, piece: Workpiece) -> ir.Value:
     return piece.constant(f"{bias.name}_row", array.reshape(-1))
 
 
-def _columns(node: ir.Node) -> int:
-    """The axis of a Gemm's weight that has its columns."""
-    return 0 if attribute_value(node, "transB") else 1
+def columns_of(node: ir.Node) -> int:
+    """The axis of the weight of a MatMul or Gemm that its columns lie along."""
+    return 0 if node.op_type == "Gemm" and attribute_value(node, "transB") else 1
 
 
 def _too_flat(*values: ir.Value | None) -> str | None:

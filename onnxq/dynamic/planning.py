@@ -10,7 +10,7 @@ from onnxq.dynamic.common import is_computed
 from onnxq.dynamic.operators import WAYS
 from onnxq.dynamic.setting import Form, Setting
 from onnxq.dynamic.stored import POSITIONS
-from onnxq.dynamic.workpiece import Workpiece
+from onnxq.dynamic.workpiece import Known, Workpiece
 from onnxq.graph import all_nodes, is_op
 from onnxq.norm_sums import sums_before_norms, write_as_sums
 from onnxq.plan import FloatNode, QuantPlan
@@ -52,9 +52,9 @@ def plan_nodes(model: ir.Model, setting: Setting) -> QuantPlan:
     )
 
 
-def rewrite(model: ir.Model, plan: QuantPlan, setting: Setting) -> ir.Model:
-    """A copy of ``model`` with the nodes of ``plan`` quantized."""
-    piece = Workpiece(model, setting)
+def rewrite(model: ir.Model, plan: QuantPlan, setting: Setting, known: Known | None = None) -> ir.Model:
+    """A copy of ``model`` with the nodes of ``plan`` quantized; ``known`` remembers rounded weights."""
+    piece = Workpiece(model, setting, {} if known is None else known)
     ways = WAYS[setting.form]
     chosen = {*plan.nodes, *plan.stored}
     for node in [node for node in all_nodes(piece.model) if node.name in chosen]:

@@ -38,6 +38,9 @@ class Layout:
 
 AS_IT_IS = Layout()
 
+Known = dict[Hashable, Packed]
+"""Weights of one setting that are rounded already: forms of a model have most of them in common."""
+
 
 class Workpiece:
     """What is put into the model goes right before the node that it is for, into its graph.
@@ -50,9 +53,11 @@ class Workpiece:
         setting: what is asked for.
     """
 
-    def __init__(self, model: ir.Model, setting: Setting) -> None:
+    def __init__(self, model: ir.Model, setting: Setting, known: Known) -> None:
+        """A copy of ``model``; what ``known`` has of its weights is not rounded again."""
         self.model = model.clone()
         self.setting = setting
+        self._known = known
         nodes = list(all_nodes(self.model))
         values = [v for graph in self.model.graphs() for v in (*graph.inputs, *graph.initializers.values())]
         values += [value for node in nodes for value in node.outputs]
@@ -102,15 +107,21 @@ class Workpiece:
         """The integers and the scales of ``weight``."""
         key = ("packed", weight, axis, layout)
         if key not in self._made:
-            setting = self.setting
-            refine = setting.config.weight_method == "mse"
-            packed = layout.pack(_array(weight), setting.weight, setting.axis(axis), refine)
+            packed = self._packed(weight, axis, layout)
             self._made[key] = (
                 self.constant(f"{weight.name}_quantized", layout.integers(packed.integers)),
                 self.constant(f"{weight.name}_scale", layout.scale(packed.scale)),
             )
         integers, scale = self._made[key]
         return integers, scale
+
+    def _packed(self, weight: ir.Value, axis: int | None, layout: Layout) -> Packed:
+        setting = self.setting
+        key = (weight.const_value, setting.axis(axis), layout.pack)
+        if key not in self._known:
+            refine = setting.config.weight_method == "mse"
+            self._known[key] = layout.pack(_array(weight), setting.weight, key[1], refine)
+        return self._known[key]
 
     def half(self, weight: ir.Value) -> ir.Value:
         """``weight`` in float16."""
