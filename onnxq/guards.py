@@ -13,16 +13,12 @@ import onnx_ir as ir
 
 import calibrators.errors
 from calibrators.session import open_session
-from calibrators.words import some
 from onnxq.config import QuantConfig
 from onnxq.errors import CalibrationError, ModelError, OnnxqError
 from onnxq.graph import all_nodes
 from onnxq.model import check_place, check_valid, files_of
-from onnxq.operators import is_depthwise
-from onnxq.plan import QuantPlan
 from onnxq.planner import matches
 from onnxq.tables import format_for
-from onnxq.targets.target import Target
 
 logger = logging.getLogger(__name__)
 
@@ -114,20 +110,6 @@ def check_patterns(model: ir.Model, config: QuantConfig) -> None:
         if not any(matches(node, pattern) for node in all_nodes(model)):
             logger.warning(
                 "pattern %r matches no node of the cleaned model: a typo? 'onnxq inspect' lists them", pattern
-            )
-
-
-def warn_of_slow_weights(model: ir.Model, plan: QuantPlan, target: Target) -> None:
-    """Warn of weights that slow their operators down, and name those that do not."""
-    points = {point.consumer: point.spec.dtype for point in plan.points if point.input_index == 1}
-    for slow, better in target.slow_depthwise.items():
-        found = [node.name or "" for node in all_nodes(model) if is_depthwise(node)]
-        found = [name for name in found if points.get(name) == slow]
-        if found:
-            logger.warning(
-                "%s computes depthwise convolutions with %s weights many times slower than in float; "
-                "--weight %s has the same size and is fast: %s",
-                *(target.name, slow.name.lower(), better.name.lower(), some(found)),
             )
 
 

@@ -3,8 +3,9 @@
 An activation gets one QuantizeLinear for each of its groups, and one DequantizeLinear for each reader:
 ONNX Runtime fuses a DequantizeLinear only into its single reader. A constant is stored in integers,
 once for each group however many share it, with one DequantizeLinear for each reader. Where kernels do not
-take the type that it is stored in, a Cast stands between them; where the runtime wants constants in float,
-the numbers of the grid are stored, and a QuantizeLinear makes exactly the same integers of them.
+take the type that it is stored in, a Cast stands between them, and a Sub takes the zero points away; where
+the runtime wants constants in float, the numbers of the grid are stored, and a QuantizeLinear makes exactly
+the same integers of them.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class _Inserter:
         self._names = set(self._values) | {name for name in self._nodes if name}
         self._integers: dict[tuple[str, ...], ir.Value] = {}
         self._scales: dict[tuple[str | int, ...], tuple[ir.Value, ...]] = {}
+        self._last: ir.Node | None = None
 
     def quantize_edge(self, point: QuantPoint) -> None:
         """Let ``point``'s consumer read integers, through a DequantizeLinear of its own."""
@@ -100,19 +102,40 @@ class _Inserter:
         if group.as_reals:
             return self._quantize(self._on_grid(value, dequantize(integers, params, group.spec)), group)
         stored = self._constant(f"{value.name}_quantized", integers)
-        return stored if group.unpacked is None else self._cast(stored, group.unpacked)
+        return (
+            stored if group.unpacked is None else self._unpacked(stored, integers.ndim, group, group.unpacked)
+        )
 
     def _on_grid(self, value: ir.Value, reals: NDArray[np.float32]) -> ir.Value:
         stored = self._constant(f"{value.name}_on_grid", reals)
         stored.shape = value.shape
         return stored
 
-    def _cast(self, stored: ir.Value, dtype: ir.DataType) -> ir.Value:
-        node = ir.node("Cast", [stored], attributes={"to": dtype}, name=self._unique(f"{stored.name}_Cast"))
+    def _unpacked(self, stored: ir.Value, rank: int, group: Group, dtype: ir.DataType) -> ir.Value:
+        """``stored`` in a wider type, less its zero points: what the runtime computes once, at loading."""
+        zero, spec = self._plan.params[group.name].zero_point, group.spec
+        if zero.any():
+            shape = [-1 if axis == spec.axis else 1 for axis in range(rank)]
+            zeros = self._constant(f"{stored.name}_zero_points", zero.reshape(shape))
+            pair = [self._before_all("Cast", [value], {"to": ir.DataType.INT32}) for value in (stored, zeros)]
+            stored = self._before_all("Sub", pair, {})
+        return self._before_all("Cast", [stored], {"to": dtype})
+
+    def _before_all(
+        self, op_type: str, inputs: list[ir.Value], attributes: Mapping[str, ir.DataType]
+    ) -> ir.Value:
+        """What a new node makes of constants; it stands behind the last one of its kind."""
+        name = inputs[0].name
+        node = ir.node(op_type, inputs, attributes=attributes, name=self._unique(f"{name}_{op_type}"))
         out = node.outputs[0]
-        out.name = self._unique(f"{stored.name}_unpacked")
-        out.dtype, out.shape = dtype, stored.shape
-        self._graph.insert_before(self._graph[0], node)
+        out.name = self._unique(f"{name}_unpacked")
+        out.type = ir.TensorType(attributes["to"]) if attributes else inputs[0].type
+        out.shape = inputs[0].shape
+        if self._last is None:
+            self._graph.insert_before(self._graph[0], node)
+        else:
+            self._graph.insert_after(self._last, node)
+        self._last = node
         return out
 
     def _quantize(self, value: ir.Value, group: Group) -> ir.Value:
@@ -187,7 +210,7 @@ class _Inserter:
     def _zero_points(self, group: Group, params: QuantParams) -> tuple[ir.Value, ...]:
         """In the type that DequantizeLinear reads. Those of blocks are many, and left out where all are 0."""
         dtype = group.unpacked or group.spec.dtype
-        values = params.zero_point.astype(np.int32)
+        values = params.zero_point.astype(np.int32) * (group.unpacked is None)
         if group.spec.block_size is not None and not values.any():
             return ()
         return (self._constant(f"{group.name}_zero_point", values.astype(dtype.numpy())),)

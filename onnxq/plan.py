@@ -121,7 +121,8 @@ class Group:
         bounds: the range cannot usefully exceed these (low, high).
         fixed: the range must be exactly this, whatever was observed.
         constant: an initializer (weights, or a constant operand).
-        unpacked: the type that the stored integers are cast to before they are dequantized; None: not.
+        unpacked: the type that the stored integers, less their zero points, are cast to before they are
+            dequantized; None: not.
         averaged: over how many of its elements the network behind it averages; rounding errors cancel
             there, clipping errors do not.
         as_reals: the constant is stored in float, on its grid, with a QuantizeLinear behind it.

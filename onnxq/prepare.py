@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxq.config import QuantConfig
 from onnxq.errors import ModelError, TargetError
-from onnxq.guards import blamed, check_is_float, check_patterns, warn_of_slow_weights
+from onnxq.guards import blamed, check_is_float, check_patterns
 from onnxq.model import load
 from onnxq.passes import simplify
 from onnxq.plan import QuantPlan
@@ -53,7 +53,6 @@ def _planned(simple: ir.Model, name: ModelPath, target: Target, config: QuantCon
     if not plan.points:
         raise _nothing(name, [plan])
     check_weights(simple, plan)
-    warn_of_slow_weights(simple, plan, target)
     return plan
 
 

@@ -37,8 +37,6 @@ ONNXRUNTIME = Target(
         "Clip that fuses with it.",
         "A 4-bit weight in blocks gives MatMulNBits, among floats; without blocks it is unpacked to 8 bits "
         "when the model is loaded.",
-        "uint4 without blocks has a zero point a channel, with which depthwise convolutions are many times "
-        "slower than in float: there, ask for int4.",
         "A float Add right before LayerNormalization is written as Sum: fused, the two would be slower.",
     ),
     runtimes=("onnxruntime",),
@@ -106,7 +104,6 @@ ONNXRUNTIME = Target(
         among_floats=True,
     ),
     unpacked={ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.INT8},
-    slow_depthwise={ir.DataType.UINT4: ir.DataType.INT4},
     guarded=frozenset({"Conv", "ConvTranspose", "Gemm"}),
     parts_norms=True,
 )

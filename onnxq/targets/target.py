@@ -164,10 +164,9 @@ class Target:
         weight_types: what ``--weight`` may ask for, and the number formats that it then gets.
         blocks: what it may ask for together with ``--block-size``; None: nothing.
         unpacked: type of stored weights -> the type that kernels take, where they take not that one. A
-            Cast between them and DequantizeLinear makes it, which the runtime folds when it loads: the
-            file is small and the kernel an integer one. Weights in blocks need none.
-        slow_depthwise: types of weights with a zero point a channel, with which the kernel of depthwise
-            convolutions is many times slower than in float -> the type to ask for instead.
+            Cast between them and DequantizeLinear makes it, and a Sub takes zero points away, with which
+            kernels may be slow; the runtime folds them when it loads: the file is small and the kernel an
+            integer one. Weights in blocks need none.
         guarded: operators whose float weights and biases the runtime quantizes by itself where they stand
             between a per-tensor DQ and a Q: weights per tensor, biases to int32 with input scale x weight
             scale, which is coarse for few bits. A DQ in front of them repeats its scale for each channel,
@@ -192,7 +191,6 @@ class Target:
     unequal: frozenset[str] = frozenset()
     blocks: Blocks | None = None
     unpacked: Mapping[ir.DataType, ir.DataType] = field(default_factory=dict)
-    slow_depthwise: Mapping[ir.DataType, ir.DataType] = field(default_factory=dict)
     about: str = ""
     notes: tuple[str, ...] = ()
     runtimes: tuple[str, ...] = ()

@@ -145,7 +145,7 @@ def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
 
 
 def is_stored(value: ir.Value | None) -> bool:
-    """Whether ``value`` is a constant, perhaps behind Q, DQ, Cast and Transpose."""
+    """Whether ``value`` is a constant, perhaps behind Q, DQ, Cast, Sub (of zero points) and Transpose."""
     return stored(value) is not None
 
 
@@ -156,7 +156,7 @@ def stored(value: ir.Value | None) -> NDArray[np.generic] | None:
     return constant(value)
 
 
-_PASSED = frozenset({QUANTIZE, DEQUANTIZE, "Cast", "Identity", "Transpose"})
+_PASSED = frozenset({QUANTIZE, DEQUANTIZE, "Cast", "Sub", "Identity", "Transpose"})
 
 
 def integer_type(node: ir.Node) -> ir.DataType | None:
