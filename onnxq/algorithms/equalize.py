@@ -15,14 +15,13 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.algorithms.balance import Reals, Term, balance, noise
+from onnxq.algorithms.balance import Reals, Step, Term, balance, noise
 from onnxq.algorithms.channel_moments import measure
 from onnxq.algorithms.channels import Channels, find_channels
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.folding import folded
 from onnxq.algorithms.linear import RULES
 from onnxq.algorithms.outlook import Outlook
-from onnxq.algorithms.sensitivity import sensitivities
 from onnxq.algorithms.smooth import Place, find_places, with_muls
 from onnxq.algorithms.workbench import Workbench
 
@@ -34,9 +33,6 @@ ENOUGH = 0.3
 take up the room that small channels have for values never seen: samples like those that were fitted on do not
 show what that costs.
 """
-
-SAMPLES = 4
-"""That tell how much of the noise of a tensor reaches the outputs."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +49,12 @@ def equalize(draft: Draft, bench: Workbench) -> Draft | None:
     if not outlook.needed:
         return None  # nothing quantized has channels that could be scaled
     bench.progress("measuring channels")
-    ranked = sensitivities(draft, bench, outlook.groups, SAMPLES)
-    heard = {one.group.name: one.quality.noise for one in ranked}
-    terms = outlook.terms(measure(draft.exact, channels, outlook.needed, bench), heard)
+    terms = outlook.terms(measure(draft.exact, channels, outlook.needed, bench))
     logs, worth = _factors(terms, channels, places)
-    before, after = noise(terms, np.zeros_like(logs)), noise(terms, logs)
+    unscaled = np.zeros_like(logs)
+    before, after = noise(terms, unscaled), noise(terms, logs)
     logger.debug("predicted noise: %g -> %g", before, after)
-    if before - after < ENOUGH * sum(heard.values()):
+    if before - after < ENOUGH * noise([t for t in terms if isinstance(t, Step)], unscaled):
         return None
     bench.progress("calibrating the equalized model")
     return bench.recalibrate(_scaled(draft.exact, channels, logs, worth))
@@ -68,8 +63,8 @@ def equalize(draft: Draft, bench: Workbench) -> Draft | None:
 def equalized(draft: Draft, bench: Workbench) -> ir.Model | None:
     """``draft.exact`` with equalized channels, for operators that find their ranges at run time.
 
-    What was never seen is not clipped there, so that small gains are taken, too. All layers count alike. None
-    where there is nothing to scale, or the model takes no sample.
+    What was never seen is not clipped there, so that small gains are taken, too. None where there is nothing
+    to scale, or the model takes no sample.
 
     Raises:
         CalibrationError: the model does not take a sample.

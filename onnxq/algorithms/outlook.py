@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -58,7 +58,6 @@ class Outlook:
 
     Attributes:
         needed: the tensors to be measured.
-        groups: names of the groups of tensors whose noise they change.
     """
 
     def __init__(self, draft: Draft, channels: Channels) -> None:
@@ -67,8 +66,6 @@ class Outlook:
         self._readers = [reader for reader in _readers(draft, channels) if reader.is_free]
         groups = draft.plan.groups.values()
         self._groups = [g for g in groups if any(channels.of(name).any() for name in g.observe)]
-        self._group_of = {point.tensor: point.group for point in draft.plan.points}
-        self.groups = frozenset(group.name for group in self._groups)
         known = {reader.output for reader in self._readers}
         self._shared = {
             value.name
@@ -83,37 +80,25 @@ class Outlook:
         observed = [name for group in self._groups for name in group.observe]
         return [*ends, *observed]
 
-    def terms(
-        self, seen: Mapping[str, ChannelMoments], heard: Mapping[str, float] | None = None
-    ) -> list[Term]:
-        """One for every scale and one for the weights of every layer: what noise each makes at the outputs.
+    def terms(self, seen: Mapping[str, ChannelMoments]) -> list[Term]:
+        """One for every scale and one for the weights of every layer: what noise each makes.
 
-        How noise spreads over channels is taken from the layers that read them; how much of it reaches the
-        outputs of the model was measured, or is taken to be the same share for all of them.
+        How noise spreads over channels is taken from the layers that read them, and all layers count alike:
+        noise is held against the variance of their outputs. What of it reaches the outputs of the model could
+        be measured, each tensor quantized alone; that takes time, and gave no better factors.
 
         Args:
             seen: moments of all `needed`.
-            heard: noise over signal at the outputs that each of `groups` makes alone, if it is known.
         """
         gains = [1 / (seen[reader.output].variance.sum() or np.inf) for reader in self._readers]
         reach = self._reach(gains)
         steps = [self._step(group, seen, reach) for group in self._groups]
-        louder = self._louder(steps, heard)
-        usual = float(np.mean(list(louder.values()))) if louder else 1.0
         weights = [
-            _weights(reader, reader.spec, seen, gain * louder.get(self._group_of.get(reader.data, ""), usual))
+            _weights(reader, reader.spec, seen, gain)
             for reader, gain in zip(self._readers, gains, strict=True)
             if reader.spec is not None
         ]
-        scaled = (replace(s, gain=s.gain * louder[g.name]) for s, g in zip(steps, self._groups, strict=True))
-        return [*scaled, *weights]
-
-    def _louder(self, steps: Sequence[Step], heard: Mapping[str, float] | None) -> dict[str, float]:
-        """For each group, how much of the noise that its readers give on is heard at the outputs."""
-        unscaled = np.zeros(self._channels.count)
-        costs = [step.cost(unscaled)[0] for step in steps]
-        pairs = zip(self._groups, costs, strict=True)
-        return {g.name: (1.0 if heard is None else heard[g.name] / c) if c else 0.0 for g, c in pairs}
+        return [*steps, *weights]
 
     def _reach(self, gains: Sequence[float]) -> dict[str | None, Reals]:
         """How much of a channel's noise the layers give on: those that read a tensor; None: all, by label."""
