@@ -133,9 +133,9 @@ def quantize_peer(case: Case, output: Path, *options: str) -> Run:
     return measured([*command, *case.peer_options, *options])
 
 
-def outputs(model: Path, samples: Iterable[Feeds], threads: int = 2) -> Floats:
+def outputs(model: Path, samples: Iterable[Feeds], threads: int = 2, optimize: bool = True) -> Floats:
     """The first output over all samples, joined along the first axis."""
-    session = open_session(model, threads=threads)
+    session = open_session(model, threads=threads, optimize=optimize)
     return np.concatenate([session.run(None, dict(feeds))[0] for feeds in samples])
 
 

@@ -22,6 +22,7 @@ import evaldata
 import zoo
 from bench import Figure, Floats, Place, Sections, at_least, at_most, exactly
 from onnxq.numerics import sqnr
+from onnxq.targets import get_target
 from onnxq.torch import convert_qat, freeze_batch_norms, freeze_ranges, prepare_qat
 from onnxq.torch.qat import QatResult
 
@@ -99,7 +100,8 @@ class Trained:
         path = place.work / f"{target}.onnx"
         self.result: QatResult = convert_qat(module, path)
         self._module = self._outputs(module)
-        self._file = bench.outputs(path, [{"x": batch} for batch in self._batches])
+        own = "onnxruntime" in get_target(target).runtimes  # for others its kernels on integers mean nothing
+        self._file = bench.outputs(path, [{"x": batch} for batch in self._batches], optimize=own)
         self._minutes = (time.perf_counter() - started) / 60
         self._epochs = course.epochs
 

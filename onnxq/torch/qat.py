@@ -36,6 +36,7 @@ from onnxq.prepare import prepare_loaded
 from onnxq.progress import silent
 from onnxq.ranges import calibrator, from_statistics, solve
 from onnxq.samples import Data, open_samples
+from onnxq.targets import get_target
 from onnxq.torch.calls import Call, Example, example_call, to_numpy
 from onnxq.torch.capture import Seen, capture
 from onnxq.torch.exporting import evaluating
@@ -114,10 +115,12 @@ def prepare_qat(
         output_names: names of its outputs.
 
     Raises:
-        OnnxqError: the module cannot be exported, has nothing to quantize, or the data does not fit.
+        OnnxqError: the target is unknown, the module cannot be exported or has nothing to quantize, or the
+            data does not fit.
     """
     options = config or QuantConfig()
     options = options if target is None else options.model_copy(update={"target": target})
+    get_target(options.target)  # a wrong name is told before the work
     if isinstance(module, QatModule):
         raise ModelError(
             f"{type(module).__name__} is prepared already: train it, then give it to convert_qat()"
