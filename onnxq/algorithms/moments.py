@@ -170,8 +170,9 @@ class _Sums:
         self._waiting: list[Floats] = []
 
     def add(self, rows: Floats) -> None:
-        """``rows [G, n, K]`` of the next batch."""
-        self._waiting.append(in_blocks(rows, self._width))
+        """``rows [G, n, K]`` of the next batch; it may have none."""
+        if rows.shape[1]:
+            self._waiting.append(in_blocks(rows, self._width))
         if len(self._waiting) == self._together:
             self._fold()
 
@@ -203,7 +204,7 @@ class _Sums:
         product = rows.transpose(0, 2, 1) @ rows
         self._second += product
         self._first += first[:, 0]
-        self._squares += np.square(product, dtype=np.float64).sum(axis=(1, 2)) / max(count, 1)
-        self._moves += np.square(first[:, 0], dtype=np.float64).sum(axis=1) / max(count, 1)
+        self._squares += np.square(product, dtype=np.float64).sum(axis=(1, 2)) / count
+        self._moves += np.square(first[:, 0], dtype=np.float64).sum(axis=1) / count
         self._counts.append(count)
         self._waiting = []

@@ -133,6 +133,22 @@ def test_the_doubt_is_the_variance_of_the_mean_over_batches():
     )  # not exact: it is counted from the first rows' mean
 
 
+def test_of_many_batches_some_together_tell_the_same():
+    parts = batches(400, 8, 6, own=1.0)
+    each = np.array([part.transpose(0, 2, 1) @ part / 8 for part in parts])
+    expected = each.var(axis=0, ddof=1).sum(axis=(1, 2)) / 400
+    np.testing.assert_allclose(moments_of(parts).doubt, expected, rtol=0.4)
+
+
+def test_a_batch_without_rows_is_passed_over():
+    parts = batches(5, 8, 6)
+    empty = parts[0][:, :0]
+    found, expected = moments_of([empty, *parts, empty]), moments_of(parts)
+    np.testing.assert_array_equal(found.expected, expected.expected)
+    assert moments_of([empty]).rows == 0
+    np.linalg.cholesky(moments_of([empty]).expected)
+
+
 @pytest.mark.parametrize("count", [4, 12, 50])
 @pytest.mark.parametrize("own", [0.0, 2.0])
 def test_it_is_closer_to_the_truth_than_what_was_seen(count, own):
