@@ -118,7 +118,7 @@ class QuantConfig(BaseModel):
         "accuracy",
         ("center", "equalize", "rounding", "bias"),
         "a correction to try, kept if it helps on held-out samples: center, equalize, ranges, rounding, "
-        "adaround (slow; for few bits), bias, full-bias, or none",
+        "adaround (slow; for few bits), bias, full-bias, or none; in mode dynamic equalize or none",
         "NAME",
     )
     time_limit: float = _option(

@@ -25,7 +25,6 @@ from calibrators.stability import Stability, run_stability, stability
 from calibrators.statistics import Statistics
 from calibrators.words import some
 from onnxq.adoption import Requantized
-from onnxq.algorithms import Effect
 from onnxq.algorithms.attempts import Attempt
 from onnxq.algorithms.search import Search
 from onnxq.algorithms.sensitivity import Sensitivity
@@ -374,22 +373,10 @@ def _reference(result: QuantResult) -> str:
 def _correction_rows(result: QuantResult) -> Iterator[str]:
     """What each correction gave, or why there is none."""
     for one in result.corrections:
-        yield f"{one.name}: {_effect(one)} ({one.seconds:.1f} s)"
+        yield f"{one.name}: {one.outcome} ({one.seconds:.1f} s)"
     wanted = result.request.config.mode == "static" and result.request.config.correct != ("none",)
     if not result.corrections and wanted:
         yield "none: there are no held-out samples to prove one on"
-
-
-def _effect(effect: Effect) -> str:
-    if effect.after is None:
-        return "nothing to do"
-    if effect.fitted_gain is not None:
-        kept = "kept" if effect.kept else "dropped"
-        fitted = f"{effect.fitted_gain:+.2f} dB on samples that were fitted on"
-        return f"{kept}, SQNR {effect.gain:+.2f} dB may be chance; {fitted}"
-    if effect.kept:
-        return f"SQNR {effect.gain:+.2f} dB"
-    return f"dropped, SQNR would change by {effect.gain:+.2f} dB"
 
 
 def _search_rows(search: Search) -> Iterator[str]:

@@ -18,7 +18,18 @@ from onnxq.evaluate import Quality
 from onnxq.model import size_on_disk
 from onnxq.plan import QuantPlan
 from onnxq.race import Speed
-from onnxq.report import Accuracy, Checked, Found, Reached, Report, Request, Try, versions, write_report
+from onnxq.report import (
+    Accuracy,
+    Checked,
+    Corrected,
+    Found,
+    Reached,
+    Report,
+    Request,
+    Try,
+    versions,
+    write_report,
+)
 from onnxq.tables.table import Table
 from onnxq.verify import Verdict
 
@@ -97,6 +108,7 @@ class QuantResult:
             versions=versions(),
             reached=_reached(self.search) if self.search else None,
             checked=tuple(map(_checked, self.verdicts)),
+            corrected=tuple(Corrected(one.name, one.outcome, one.seconds) for one in self.corrections),
         )
 
 

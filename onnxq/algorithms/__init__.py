@@ -67,6 +67,19 @@ class Effect:
         """Of the SQNR, in dB; negative if it did harm."""
         return 0.0 if self.after is None else _gain(self.before, self.after)
 
+    @property
+    def outcome(self) -> str:
+        """What came of it, in words."""
+        if self.after is None:
+            return "nothing to do"
+        if self.fitted_gain is not None:
+            kept = "kept" if self.kept else "dropped"
+            fitted = f"{self.fitted_gain:+.2f} dB on samples that were fitted on"
+            return f"{kept}, SQNR {self.gain:+.2f} dB may be chance; {fitted}"
+        if self.kept:
+            return f"SQNR {self.gain:+.2f} dB"
+        return f"dropped, SQNR would change by {self.gain:+.2f} dB"
+
 
 def _gain(before: float, after: float) -> float:
     if after == 0 or before == 0:

@@ -44,7 +44,8 @@ def rewrite_well(
     """
     known: Known = {}
     plain, points = rewrite(model, plan, setting, known), tuple(_points(model, plan, setting))
-    if NAME not in setting.config.correct or "none" in setting.config.correct or not points:
+    wanted = NAME in setting.config.correct and "none" not in setting.config.correct
+    if not (wanted and points and samples.independent):
         return plain, ()
     started = time.perf_counter()
     before = judge.quality(plain)

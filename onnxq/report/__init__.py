@@ -12,11 +12,12 @@ from onnxq.errors import ModelError
 from onnxq.report.activations import judged
 from onnxq.report.goal import Reached, Try
 from onnxq.report.page import page
-from onnxq.report.report import Accuracy, Checked, Found, Report, Request
+from onnxq.report.report import Accuracy, Checked, Corrected, Found, Report, Request
 
 __all__ = [
     "Accuracy",
     "Checked",
+    "Corrected",
     "Found",
     "Reached",
     "Report",

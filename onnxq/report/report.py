@@ -77,6 +77,21 @@ class Checked:
 
 
 @dataclass(frozen=True)
+class Corrected:
+    """What came of one correction.
+
+    Attributes:
+        name: the correction's.
+        outcome: in words.
+        seconds: what it took.
+    """
+
+    name: str
+    outcome: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Report:
     """One quantization.
 
@@ -93,6 +108,7 @@ class Report:
         versions: of programs that took part, by name.
         reached: how the goal was reached; None if there was none.
         checked: what the target's rules and its runtimes said; empty if they were not asked.
+        corrected: what was tried to come closer to float, in that order.
     """
 
     request: Request
@@ -109,6 +125,7 @@ class Report:
     versions: Mapping[str, str]
     reached: Reached | None = None
     checked: tuple[Checked, ...] = ()
+    corrected: tuple[Corrected, ...] = ()
 
     @property
     def stability(self) -> RunStability | None:

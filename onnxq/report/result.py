@@ -17,7 +17,9 @@ UNKNOWN = "unknown"
 def result(report: Report) -> Markup:
     """The figures that matter, and each output's accuracy."""
     tiles = [element("div", element("b", value), element("span", name)) for name, value in _figures(report)]
-    return joined([element("div", *tiles, class_="tiles"), _accuracy(report), goal(report.reached)])
+    return joined(
+        [element("div", *tiles, class_="tiles"), _accuracy(report), _corrected(report), goal(report.reached)]
+    )
 
 
 def _figures(report: Report) -> Iterator[tuple[str, str]]:
@@ -52,6 +54,19 @@ def _rows(report: Report) -> Iterator[list[Cell]]:
         sqnr = None if math.isnan(accuracy.sqnr) else accuracy.sqnr
         yield [Cell(name), number(sqnr, "{:.2f} dB"), number(accuracy.agreement, "{:.1%}")]
 
+
+def _corrected(report: Report) -> Markup:
+    if not report.corrected:
+        return Markup()
+    rows = ([Cell(one.name), Cell(one.outcome), number(one.seconds, "{:.1f} s")] for one in report.corrected)
+    return table(_CORRECTIONS, rows, "corrections")
+
+
+_CORRECTIONS = (
+    Column("correction", "what was tried to come closer to float, one on top of the other"),
+    Column("what came of it", "on samples that it was not fitted on, where nothing else is said"),
+    Column("time", numbers=True),
+)
 
 _COLUMNS = (
     Column("output"),

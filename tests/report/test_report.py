@@ -25,6 +25,7 @@ from onnxq.plan import FloatNode, Group, QuantParams, QuantPlan, QuantSpec
 from onnxq.report import (
     Accuracy,
     Checked,
+    Corrected,
     Found,
     Reached,
     Report,
@@ -127,6 +128,18 @@ def text_of(made):
 
 
 # --- what it tells --------------------------------------------------------------------------------
+
+
+def test_what_corrections_gave():
+    tried = (Corrected("bias", "SQNR +3.75 dB", 0.5), Corrected("rounding", "nothing to do", 6.0))
+    text = text_of(report(corrected=tried))
+    for told in (
+        "correction what came of it time",
+        "bias SQNR +3.75 dB 0.5 s",
+        "rounding nothing to do 6.0 s",
+    ):
+        assert told in text
+    assert "what came of it" not in text_of(report())
 
 
 def test_what_was_asked_and_what_came_out():
