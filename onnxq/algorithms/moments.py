@@ -19,7 +19,6 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from onnxq.algorithms.layers import Layer, in_parts
 from onnxq.algorithms.patches import Floats, finite, patches
@@ -129,10 +128,9 @@ def _together(model: ir.Model, layers: Sequence[Layer], bench: Workbench) -> lis
     picks = [(layer, nodes[layer.name], limit) for layer, limit in zip(layers, limits, strict=True)]
     look = partial(_rows, picks, bench.seed)
     sums = [_Sums(layer.shape[0], layer.shape[2], _width(layer), len(bench.fit)) for layer in layers]
-    with threadpool_limits(1, "blas"):  # the other cores run the model
-        for found in bench.watch(model, [layer.data.tensor for layer in layers], look):
-            for total, rows in zip(sums, found, strict=True):
-                total.add(rows)
+    for found in bench.watch(model, [layer.data.tensor for layer in layers], look):
+        for total, rows in zip(sums, found, strict=True):
+            total.add(rows)
     return [(layer, total.moments()) for layer, total in zip(layers, sums, strict=True)]
 
 

@@ -152,6 +152,8 @@ def is_stored(value: ir.Value | None) -> bool:
 def stored(value: ir.Value | None) -> NDArray[np.generic] | None:
     """The constant that ``value`` was made of; None if it was made of something computed."""
     while value is not None and (maker := value.producer()) is not None and maker.op_type in _PASSED:
+        if maker.op_type == "Sub" and not is_stored(maker.inputs[1]):
+            return None
         value = maker.inputs[0]
     return constant(value)
 

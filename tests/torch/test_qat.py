@@ -419,6 +419,8 @@ def test_clear_errors(net: Net, prepared, tmp_path) -> None:
     with pytest.raises(ModelError, match="was not prepared"):
         convert_qat(net, tmp_path / "out.onnx")
     with pytest.raises(TargetError, match="unknown target"):
+        prepare_qat(nn.Linear(16, 2), EXAMPLE, "abacus")
+    with pytest.raises(TargetError, match="unknown target"):
         prepare_qat(net, (), "abacus")  # before anything else is looked at
     with pytest.raises(ConfigError, match="cannot be called with these"):
         prepare_qat(net, (), "tensorrt")

@@ -18,6 +18,7 @@ from qdq_models import (
 
 from onnxq.targets import TARGETS
 from onnxq.verify.legality import check
+from onnxq.verify.qdq import is_stored
 
 
 @pytest.mark.parametrize(("changes", "expected", "_"), WRONG_FOR_TENSORRT.values(), ids=WRONG_FOR_TENSORRT)
@@ -200,3 +201,11 @@ def test_weights_in_blocks():
     model = named(parse(text.format(kind="int8", blocks=2), opset=21, ir_version=10, w=3, t=0.1))
     assert check(subject(model, "onnxruntime")).status == "passed"
     assert "weights are int8" in messages(check(subject(model, "openvino")))
+
+
+@pytest.mark.parametrize(("zero", "expected"), [("c", True), ("x", False)])
+def test_a_difference_is_stored_only_if_both_sides_are(zero, expected):
+    graph = parse(
+        f"g (float[2] x) => (float[2] y) <float[2] w, float[2] c> {{ d = Sub(w, {zero})  y = Add(d, x) }}",
+    ).graph
+    assert is_stored(graph.node(0).outputs[0]) is expected
