@@ -6,24 +6,21 @@ serves many layers; the quantized one runs again for each, as far as the integer
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from onnxq.algorithms.behind import behind
 from onnxq.algorithms.biases import bias_of
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers import Layer, matrices, weights_of
 from onnxq.algorithms.patches import finite, patches
 from onnxq.algorithms.soft_rounding import Task
 from onnxq.algorithms.workbench import Arrays, Workbench
-from onnxq.graph import input_at, sole_output
 from onnxq.numerics import dequantize, quantize, spread
-from onnxq.operators import WEIGHTED, clip_range
 
 Floats = NDArray[np.float32]
 
@@ -36,11 +33,11 @@ def aims(model: ir.Model, chosen: Sequence[Layer], bench: Workbench) -> list[Flo
     """What some layers of the float ``model`` give, behind their Relu or Clip: ``[G, n, O]`` of each."""
     nodes = [model.graph.node(layer.name) for layer in chosen]
     transposed = [matrices(node, _weights(node)).transpose(0, 2, 1) for node in nodes]
-    behind = [_behind(node, layer) for node, layer in zip(nodes, chosen, strict=True)]
+    ends = [behind(node, layer) for node, layer in zip(nodes, chosen, strict=True)]
 
     def look(number: int, arrays: Arrays) -> list[Floats]:
         return [
-            behind[i].of(_picked(nodes[i], layer, arrays[layer.data.tensor], number, bench) @ transposed[i])
+            ends[i].of(_picked(nodes[i], layer, arrays[layer.data.tensor], number, bench) @ transposed[i])
             for i, layer in enumerate(chosen)
         ]
 
@@ -69,7 +66,7 @@ def task(draft: Draft, layer: Layer, aim: Floats, bench: Workbench) -> Task:
         return matrices(node, np.broadcast_to(spread(values, spec, exact.shape), exact.shape))
 
     scale, middle = everywhere(params.scale), everywhere(params.zero_point)
-    behind = _behind(current, layer)
+    end = behind(current, layer)
     return Task(
         exact=matrices(node, exact) / scale,
         levels=matrices(node, quantize(rounded, params, spec)) - middle,
@@ -78,8 +75,8 @@ def task(draft: Draft, layer: Layer, aim: Floats, bench: Workbench) -> Task:
         highest=spec.limits[1] - middle,
         rows=_rows(draft, layer, bench),
         wanted=aim,
-        bias=behind.bias,
-        limits=behind.limits,
+        bias=end.bias,
+        limits=end.limits,
         biased=bias_of(current) is not None,
     )
 
@@ -121,48 +118,3 @@ def _picked(node: ir.Node, layer: Layer, data: NDArray[np.generic], number: int,
     limit = max(1, _most_rows(layer) // max(samples, 1))
     rows = patches(node, data, limit, np.random.default_rng((bench.seed, number)))
     return np.ascontiguousarray(finite(rows).transpose(1, 0, 2))
-
-
-# --- What is behind a layer ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Behind:
-    """What is done to the products of a layer.
-
-    Attributes:
-        bias: ``[G, 1, O]``; zeros where it is not known, and then it is the same in both models.
-        limits: of the Relu or Clip that alone reads the sum; infinite if there is none.
-    """
-
-    bias: Floats
-    limits: tuple[float, float] = (-math.inf, math.inf)
-
-    def of(self, products: Floats) -> Floats:
-        return (products + self.bias).clip(*self.limits)
-
-
-def _behind(node: ir.Node, layer: Layer) -> _Behind:
-    groups, outputs, _ = layer.shape
-    bias, slot = bias_of(node), WEIGHTED[node.op_type].bias
-    if bias is None:
-        zeros = np.zeros((groups, 1, outputs), np.float32)
-        unknown = slot is not None and input_at(node, slot) is not None
-        return _Behind(zeros) if unknown else _Behind(zeros, _limits(_reader(node)))
-    adds = node if bias.holder == node.name else _reader(node)
-    values = bias.values.reshape(groups, 1, outputs).astype(np.float32)
-    return _Behind(values, _limits(_reader(adds)))
-
-
-def _limits(reader: ir.Node | None) -> tuple[float, float]:
-    limits = None if reader is None else clip_range(reader)
-    return limits or (-math.inf, math.inf)
-
-
-def _reader(node: ir.Node | None) -> ir.Node | None:
-    """The only node that reads what ``node`` makes, if there is just one."""
-    value = None if node is None else sole_output(node)
-    if value is None or value.is_graph_output():
-        return None
-    readers = [use.node for use in value.uses()]
-    return readers[0] if len(readers) == 1 else None

@@ -3,7 +3,8 @@
 A layer is to give what the float one gives, ``W x + b``, from what it gets in the quantized model, ``q``. The
 weights that do so best are ``W + W E[(x - q) q^T] E[q q^T]^-1``. They are measured on few samples, so that
 the inverse is damped strongly, and perhaps only a part of the way is gone. What is then wanted is rounded as
-in `onnxq.algorithms.rounding`, and the bias takes the shift of the mean that is left.
+in `onnxq.algorithms.rounding`, and the bias becomes what serves best behind a Relu or Clip: where that cuts
+off, errors do no harm, and need not be made up for.
 Li et al., "GPTAQ", 2025, have the same target; Nagel et al., "Up or Down?", 2020, the same inputs.
 """
 
@@ -21,6 +22,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from calibrators.collect import processors
 from calibrators.samples import Sample
+from onnxq.algorithms.behind import Behind, behind
 from onnxq.algorithms.bias_correction import correct_biases
 from onnxq.algorithms.biases import bias_of
 from onnxq.algorithms.descent import settle
@@ -66,6 +68,12 @@ FEWEST = 8
 
 TOGETHER = 256
 """Rows of weights that one thread rounds at a time."""
+
+ITERATIONS = 6
+"""Towards the bias that is best behind a Relu or Clip."""
+
+TOO_FEW = 0.02
+"""Of all rows: if a Relu or Clip lets fewer through, they say too little for a whole step."""
 
 CHECK_EVERY = 5
 """Every so-manieth batch is not learned from when a way is chosen: its rows decide which."""
@@ -236,18 +244,18 @@ def _solved(
     grid = grid_of_weights(
         draft.plan.params[layer.weight.group], layer.weight.spec, exact.shape, partial(_doubles, node)
     )
-    before, every = _doubles(node, exact), rows(range(count))
-    way = _best_way(before, rows, count, grid, threads)
+    end, before, every = behind(node, layer), _doubles(node, exact), rows(range(count))
+    way = _best_way(before, end, rows, count, grid, threads)
     (after,) = rounded_for(before, every, grid, (way,), threads)
     values = {layer.weight.tensor: weights(node, after.astype(np.float32), exact.shape)}
     if bias is not None:
-        shift = _shift(before, after, every).reshape(-1)
+        shift = Outputs(before, after, end, every).shift.astype(np.float64).reshape(-1)
         values[bias.tensor] = np.asarray(bias.plus(shift).values, np.float32)
     return values
 
 
 def _best_way(
-    exact: Doubles, rows: Callable[[Iterable[int]], Rows], count: int, grid: Grid, threads: int
+    exact: Doubles, end: Behind, rows: Callable[[Iterable[int]], Rows], count: int, grid: Grid, threads: int
 ) -> float:
     """The one of `WAYS` with the least error on batches that it was not found on."""
     check = range(CHECK_EVERY - 1, count, CHECK_EVERY)
@@ -255,7 +263,7 @@ def _best_way(
         return WAYS[0]
     learn, held = rows(i for i in range(count) if i not in check), rows(check)
     tried = rounded_for(exact, learn, grid, WAYS, threads)
-    return min(zip(WAYS, tried, strict=True), key=lambda one: _error(exact, one[1], held))[0]
+    return min(zip(WAYS, tried, strict=True), key=lambda one: Outputs(exact, one[1], end, held).error)[0]
 
 
 def _doubles(node: ir.Node, weight: NDArray[np.generic]) -> Doubles:
@@ -301,14 +309,35 @@ def _parts(shape: tuple[int, ...]) -> Iterator[Part]:
             yield slice(first, first + wide), slice(row, row + TOGETHER)
 
 
-def _shift(exact: Doubles, rounded: Doubles, rows: Rows) -> Doubles:
-    """The mean of the outputs that is missing, ``[G, O]``."""
-    wanted, made = (part.mean(axis=1, dtype=np.float64)[:, :, None] for part in (rows.exact, rows.given))
-    return np.asarray((exact @ wanted - rounded @ made)[:, :, 0])
+class Outputs:
+    """What rounded weights make of rows, beside what the float layer makes of them, behind its Relu or Clip.
 
+    Attributes:
+        shift: of the bias, with which the squared error is least: ``[G, 1, O]``. By Gauss-Newton iterations,
+            of which one finds the mean that is missing, if nothing is cut off.
+    """
 
-def _error(exact: Doubles, rounded: Doubles, rows: Rows) -> float:
-    """The sum of the squared errors of the outputs, without their means, which the bias takes away."""
-    first, second = (part.astype(np.float32).transpose(0, 2, 1) for part in (exact, rounded))
-    off = rows.exact @ first - rows.given @ second
-    return float(np.square(off - off.mean(axis=1, keepdims=True), dtype=np.float64).sum())
+    def __init__(self, exact: Doubles, rounded: Doubles, end: Behind, rows: Rows) -> None:
+        first, second = (part.astype(np.float32).transpose(0, 2, 1) for part in (exact, rounded))
+        self._limits = end.limits
+        self._wanted = end.of(rows.exact @ first)
+        self._sums = rows.given @ second + end.bias
+        self.shift = np.zeros(end.bias.shape, np.float32)
+        for _ in range(ITERATIONS if np.isfinite(end.limits).any() else 1):
+            self.shift = self.shift + self._step()
+
+    @property
+    def error(self) -> float:
+        """The sum over all rows and outputs."""
+        return float(np.square(self._missing(self._sums + self.shift), dtype=np.float64).sum())
+
+    def _missing(self, sums: Floats) -> Floats:
+        return np.asarray(self._wanted - sums.clip(*self._limits))
+
+    def _step(self) -> Floats:
+        """Of the shift, towards the least error."""
+        sums, (low, high) = self._sums + self.shift, self._limits
+        through = (low < sums) & (sums < high)
+        missing = np.where(through, self._missing(sums), 0).sum(axis=1, keepdims=True, dtype=np.float64)
+        count = through.sum(axis=1, keepdims=True).clip(TOO_FEW * sums.shape[1])
+        return np.asarray(missing / count, np.float32)

@@ -8,12 +8,13 @@ from benches import CHAIN, bench_for
 
 from calibrators.samples import Sample
 from onnxq.algorithms import rounding_in_order as module
+from onnxq.algorithms.behind import Behind
 from onnxq.algorithms.bias_correction import correct_biases
 from onnxq.algorithms.biases import bias_of
 from onnxq.algorithms.descent import Grid
 from onnxq.algorithms.layers import layers
 from onnxq.algorithms.rounding import round_weights
-from onnxq.algorithms.rounding_in_order import Rows, round_in_order, round_well, rounded_for
+from onnxq.algorithms.rounding_in_order import Outputs, Rows, round_in_order, round_well, rounded_for
 from onnxq.numerics import dequantize, quantize
 
 ROWS = """g (float[N,20,12] x) => (float[N,20,5] y)
@@ -118,13 +119,13 @@ def test_the_way_that_serves_other_batches_best_is_gone(monkeypatch, best):
         return rows
 
     monkeypatch.setattr(module, "rounded_for", rounded)
-    assert module._best_way(exact, some, 7, grid, 1) == best
+    assert module._best_way(exact, open_end(1, 12), some, 7, grid, 1) == best
     assert asked == [[0, 1, 2, 3, 5, 6], [4]]
 
 
 def test_few_batches_make_up_for_nothing():
     exact, rows, grid = task(1, 12, 10)
-    assert module._best_way(exact, lambda _: rows, 4, grid, 1) == 0
+    assert module._best_way(exact, open_end(1, 12), lambda _: rows, 4, grid, 1) == 0
 
 
 def test_the_whole_is_dropped_if_it_is_no_better_on_held_out_samples(monkeypatch):
@@ -182,6 +183,10 @@ def made(exact, given):
     return Rows(exact, given, [given.shape[1]])
 
 
+def open_end(groups, outputs, limits=(-np.inf, np.inf)):
+    return Behind(np.zeros((groups, 1, outputs), np.float32), limits)
+
+
 def missing(exact, rounded, rows):
     return np.square(rows.exact @ exact.transpose(0, 2, 1) - rows.given @ rounded.transpose(0, 2, 1)).mean()
 
@@ -201,3 +206,48 @@ def test_parts_are_rounded_as_the_whole(shape, monkeypatch):
     whole = rounded_for(exact, rows, grid, module.WAYS, threads=2)
     monkeypatch.setattr(module, "TOGETHER", 4)
     np.testing.assert_allclose(rounded_for(exact, rows, grid, module.WAYS, threads=2), whole, atol=1e-9)
+
+
+# --- The bias -------------------------------------------------------------------------------------
+
+
+def cut(limits, seed=0):
+    """Float and rounded weights, what is behind them, and rows."""
+    exact, rows, grid = task(1, 40, 10, seed)
+    (rounded,) = rounded_for(exact, rows, grid, (0.0,))
+    bias = np.random.default_rng(seed).normal(size=(1, 1, 40)).astype(np.float32)
+    return exact, rounded, Behind(bias, limits), rows
+
+
+def left(exact, rounded, end, rows, shift):
+    """Squared errors behind the activation, by output, with another bias."""
+    wanted = end.of(rows.exact @ exact.transpose(0, 2, 1).astype(np.float32))
+    found = end.of(rows.given @ rounded.transpose(0, 2, 1).astype(np.float32) + shift)
+    return np.square(wanted - found, dtype=np.float64).sum(axis=1)
+
+
+def test_without_an_activation_the_bias_takes_the_mean_that_is_missing():
+    exact, rounded, end, rows = cut((-np.inf, np.inf))
+    off = rows.exact @ exact.transpose(0, 2, 1) - rows.given @ rounded.transpose(0, 2, 1)
+    outputs = Outputs(exact, rounded, end, rows)
+    np.testing.assert_allclose(outputs.shift, off.mean(axis=1, keepdims=True), atol=1e-5)
+    assert outputs.error == pytest.approx(np.square(off - off.mean(axis=1)).sum(), rel=1e-4)
+
+
+@pytest.mark.parametrize("limits", [(0, np.inf), (0, 1), (-1, 2)], ids=str)
+def test_the_bias_is_the_best_one_behind_an_activation(limits):
+    given = cut(limits)
+    outputs = Outputs(*given)
+    least = left(*given, outputs.shift)
+    assert outputs.error == pytest.approx(least.sum(), rel=1e-5)
+    plain = Outputs(given[0], given[1], open_end(1, 40), given[3]).shift
+    assert least.sum() < 0.98 * left(*given, plain).sum()
+    for move in (-0.1, 0.1):
+        assert least.sum() < left(*given, outputs.shift + move * np.abs(outputs.shift).max()).sum()
+
+
+def test_a_channel_that_is_always_cut_off_keeps_its_bias():
+    exact, rounded, end, rows = cut((0, np.inf))
+    outputs = Outputs(exact, rounded, replace(end, bias=end.bias - 1e4), rows)
+    assert not outputs.shift.any()
+    assert outputs.error == 0
