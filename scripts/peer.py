@@ -35,7 +35,12 @@ METHODS = {
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8, "int4": QuantType.QInt4}
+TYPES = {
+    "uint8": QuantType.QUInt8,
+    "int8": QuantType.QInt8,
+    "uint4": QuantType.QUInt4,
+    "int4": QuantType.QInt4,
+}
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]  # the library has no types
