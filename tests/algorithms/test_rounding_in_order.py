@@ -183,8 +183,9 @@ def made(exact, given):
     return Rows(exact, given, [given.shape[1]])
 
 
-def open_end(groups, outputs, limits=(-np.inf, np.inf)):
-    return Behind(np.zeros((groups, 1, outputs), np.float32), limits)
+def open_end(groups, outputs):
+    """No bias and no activation."""
+    return Behind(np.zeros((groups, 1, outputs), np.float32))
 
 
 def missing(exact, rounded, rows):
