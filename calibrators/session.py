@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -20,6 +23,9 @@ INLINE_BYTES = 256
 
 INLINE_LIMIT = 2**30
 """Weights, in bytes, that are handed over in memory. Protobuf stops at 2 GiB; files have no limit."""
+
+NAME_TAKEN = "AddInitializedOrtValue"
+"""Stands in ONNX Runtime's message when it makes two tensors of one name."""
 
 SILENT = 4
 """ONNX Runtime's severity "fatal": what it would log as an error is also raised, and we raise it on."""
@@ -44,6 +50,7 @@ def open_session(
     threads: int = 0,
     optimize: bool = True,
     alone: bool = True,
+    exact: bool = True,
     save_fused: str | os.PathLike[str] | None = None,
     profile: str | os.PathLike[str] | None = None,
 ) -> ort.InferenceSession:
@@ -59,6 +66,10 @@ def open_session(
         alone: nothing else is to be done meanwhile, and runs come one after the other: idle threads
             keep a processor busy for a while, ready for the next node, and memory is planned for a whole
             run at once.
+        exact: add up products of 8-bit integers exactly on every processor. Without VNNI, ONNX Runtime's
+            kernels add pairs of them in 16 bits, which saturate: then the outputs would tell of this machine,
+            not of the model. Exact kernels are slower there, so times are taken without; elsewhere it is the
+            same.
         save_fused: write the graph there as it is after fusions (weights in a file beside it); later
             rewrites, of the memory layout, are left out, so that nodes keep their names.
         profile: note how long each node takes: `end_profiling` gives the file's name, which begins with
@@ -76,6 +87,44 @@ def open_session(
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile)
         _save_graph(options, Path(f"{os.fspath(profile)}.onnx"))
+    if exact and saturates() and not _has_blocks(model):
+        return _open_exact(model, outputs, options, providers)
+    return _open(model, outputs, options, providers)
+
+
+@cache
+def saturates() -> bool:
+    """Whether ONNX Runtime's kernels for u8 x s8 add pairs of products in 16 bits here, which saturate.
+
+    So they do on x86 without VNNI: 2 * 255 * 127 does not fit. Weights of 7 bits do.
+    """
+    width = 32
+    weights = onnx.numpy_helper.from_array(np.full((width, width), 127, np.int8), "w")
+    product = onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [1, width])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [1, width])
+    graph = onnx.helper.make_graph([product], "product", [x], [y], [weights])
+    opsets = [onnx.helper.make_opsetid("", 13)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    session = _create(model.SerializeToString(), _options(1, True, True), ("CPUExecutionProvider",))
+    (found,) = session.run(None, {"x": np.full((1, width), 255, np.uint8)})
+    return bool(found[0, 0] != 255 * 127 * width)
+
+
+def brief(error: BaseException) -> str:
+    """What a runtime error says, on one line and without the parts that only its developers read."""
+    text = " ".join(str(error).split())
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]
+    return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
+
+
+def _open(
+    model: ir.Model | str | os.PathLike[str],
+    outputs: Sequence[str],
+    options: ort.SessionOptions,
+    providers: Sequence[str],
+) -> ort.InferenceSession:
     if not isinstance(model, ir.Model):
         if not outputs:
             return _create(os.fspath(model), options, providers)
@@ -89,12 +138,53 @@ def open_session(
         return _create(str(path), options, providers)
 
 
-def brief(error: BaseException) -> str:
-    """What a runtime error says, on one line and without the parts that only its developers read."""
-    text = " ".join(str(error).split())
-    if text.startswith("[ONNXRuntimeError]"):
-        text = text.split(" : ", 3)[-1]
-    return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
+def _has_blocks(model: ir.Model | str | os.PathLike[str]) -> bool:
+    """Whether int8 weights have a scale per block: their kernels are exact, and the option breaks them."""
+    loaded = model if isinstance(model, ir.Model) else load_model(model)
+    return any(
+        node.op_type == "DequantizeLinear"
+        and "block_size" in node.attributes
+        and node.inputs[0] is not None
+        and node.inputs[0].dtype == ir.DataType.INT8
+        for graph in loaded.graphs()
+        for node in graph
+    )
+
+
+def _open_exact(
+    model: ir.Model | str | os.PathLike[str],
+    outputs: Sequence[str],
+    options: ort.SessionOptions,
+    providers: Sequence[str],
+) -> ort.InferenceSession:
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        return _open(model, outputs, options, providers)
+    except CalibrationError as error:
+        if NAME_TAKEN not in str(error.__cause__):
+            raise
+    return _open(_with_own_weights(model), outputs, options, providers)
+
+
+def _with_own_weights(model: ir.Model | str | os.PathLike[str]) -> ir.Model:
+    """A copy in which each reader of int8 weights has its own, under its own name; the data stay shared.
+
+    ONNX Runtime makes unsigned weights of them for exact kernels, once a reader and always under one name.
+    """
+    copy = model.clone() if isinstance(model, ir.Model) else load_model(model)
+    for graph in copy.graphs():
+        for value in list(graph.initializers.values()):
+            if value.dtype == ir.DataType.INT8:
+                for number, use in enumerate(list(value.uses())[1:]):
+                    own = ir.Value(
+                        name=f"{value.name}/{number}",
+                        type=value.type,
+                        shape=value.shape,
+                        const_value=value.const_value,
+                    )
+                    graph.register_initializer(own)
+                    use.node.replace_input_with(use.idx, own)
+    return copy
 
 
 def _check_providers(providers: Sequence[str]) -> None:

@@ -127,7 +127,7 @@ class LastLook:
         known = bool(self.samples.given) or self.config.autotune
         if not known or not _runs_here(self.config) or self.config.providers != (_PROVIDER,):
             return
-        sessions = [open_session(path, threads=self.config.threads) for path in (self.original, draft)]
+        sessions = [open_session(p, threads=self.config.threads, exact=False) for p in (self.original, draft)]
         try:
             sample = timing_sample(sessions[0], self.model, self.samples, self.config)
         except CalibrationError as error:  # the model is good, only its speed stays unknown

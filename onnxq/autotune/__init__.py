@@ -171,7 +171,7 @@ class _Tuner:
         heats = []
         for _ in range(HEATS):
             sessions = [
-                open_session(model, providers=self.config.providers, threads=self.config.threads)
+                open_session(model, providers=self.config.providers, threads=self.config.threads, exact=False)
                 for model in models
             ]
             heats.append(

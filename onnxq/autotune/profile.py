@@ -64,13 +64,13 @@ def profiles(
     Raises:
         CalibrationError: ONNX Runtime refuses a model.
     """
-    plain = [open_session(model, providers=providers, threads=threads) for model in models]
+    plain = [open_session(model, providers=providers, threads=threads, exact=False) for model in models]
     times = np.median(in_turns(plain, sample, seconds=seconds / 2, most=TURNS), axis=0)
     del plain
     with tempfile.TemporaryDirectory(prefix="autotune-", ignore_cleanup_errors=True) as folder:
         places = [Path(folder) / f"model{i}" for i in range(len(models))]
         sessions = [
-            open_session(model, providers=providers, threads=threads, profile=place)
+            open_session(model, providers=providers, threads=threads, exact=False, profile=place)
             for model, place in zip(models, places, strict=True)
         ]
         in_turns(sessions, sample, seconds=seconds / 2, most=TURNS)

@@ -94,7 +94,7 @@ class Look:
         config = self.setting.config
         if RUNTIME not in self.setting.target.runtimes or config.providers != (CPU,):
             return
-        sessions = [open_session(path, threads=config.threads) for path in (self.original, draft)]
+        sessions = [open_session(p, threads=config.threads, exact=False) for p in (self.original, draft)]
         times = in_turns(sessions, self.judge.samples[0], seconds=SECONDS, least=LEAST_TURNS, most=TURNS)
         self.speed = Speed.of(times)
         self._slower = clearly_faster([times], 0, 1)

@@ -10,6 +10,7 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from graphs import parse
 
 from calibrators import session as module
 from calibrators.errors import CalibrationError
@@ -151,3 +152,15 @@ def test_brief():
     assert brief(ValueError("[ONNXRuntimeError] : 1 : FAIL : a : b\n  c")) == "a : b c"
     assert brief(ValueError("plain")) == "plain"
     assert len(brief(ValueError("x" * 5000))) == module.MESSAGE_LIMIT
+
+
+SHARED = """g (uint8[N,8] x) => (float[N,8] y, float[N,8] z) <float s, uint8 zero, float[8] ws, int8[8,8] w>
+{ a = DequantizeLinear(x, s, zero)  d = DequantizeLinear<axis=1>(w, ws)  e = DequantizeLinear<axis=1>(w, ws)
+  y = MatMul(a, d)  b = DequantizeLinear(x, s, zero)  z = MatMul(b, e) }"""
+
+
+def test_sums_of_products_are_exact_on_every_processor():
+    """255 * 127 * 2 does not fit in the 16 bits in which kernels without VNNI add; weights are shared."""
+    given = {"s": 1.0, "zero": 0, "ws": np.ones(8), "w": np.full((8, 8), 127)}
+    found = open_session(parse(SHARED, **given)).run(None, {"x": np.full((2, 8), 255, np.uint8)})
+    assert all(np.array_equal(array, np.full((2, 8), 8 * 255 * 127)) for array in found)
