@@ -1,9 +1,13 @@
-"""One pass over the data: run the model, and fold what its tensors hold into statistics.
+"""One pass over the data, on several threads.
+
+One pass over the data: run the model, and fold what its tensors hold into statistics.
 
 Several batches are under way at a time, each on one thread from its run to the last count: that keeps all
 processors busy, with values that are still in their caches. Each thread folds into statistics that are its
 own at that time; in the end they are merged, which is exact, so that the result depends neither on the number
 of threads nor on who came first.
+
+What several threads gather at once: a set of statistics for each, merged in the end.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -22,23 +27,24 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from calibrators.batching import parts
+from calibrators.data.bad_samples import OnBad, refuse
+from calibrators.data.batching import parts
+from calibrators.data.samples import Sample, input_specs
 from calibrators.errors import CalibrationError
 from calibrators.fingerprint import fingerprint
-from calibrators.gathered import Gathered
-from calibrators.samples import Sample, input_specs
 from calibrators.session import RUNTIME_ERRORS, brief, load_model, open_session
-from calibrators.statistics import Statistics
-from calibrators.tensor_statistics import TensorStatistics
-from calibrators.usable import OnBad, refuse
+from calibrators.statistics import Statistics, TensorStatistics
 
 logger = logging.getLogger(__name__)
+
 
 SELECTION = 8192
 """Elements of a sample's tensor that are counted into its histogram, unless all are to be."""
 
+
 MOST_BYTES = 2**30
 """What the observed tensors of all batches under way may take together."""
+
 
 WAITING = 2
 """Batches that may wait for a thread, so that none has to wait for the source."""
@@ -317,3 +323,49 @@ def processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class Gathered:
+    """What the threads have gathered: several sets of statistics, each lent to one thread at a time.
+
+    Attributes:
+        ran: set when a batch has run, or cannot be run.
+        samples: samples taken in so far.
+        end: the number after that of the last sample that was taken in or refused.
+        largest: the most bytes that the observed tensors of one batch took.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.ran = threading.Event()
+        self._idle: list[dict[str, TensorStatistics]] = []
+        self.samples = 0
+        self.end = 0
+        self.largest = 0
+
+    def borrow(self) -> dict[str, TensorStatistics]:
+        """Statistics by tensor that nobody else folds into."""
+        with self._lock:
+            return self._idle.pop() if self._idle else {}
+
+    def give_back(self, found: dict[str, TensorStatistics]) -> None:
+        """A whole batch was folded."""
+        with self._lock:
+            self._idle.append(found)
+
+    def count(self, samples: int, end: int, size: int = 0) -> None:
+        """``samples`` of a batch numbered up to ``end`` were taken in, whose tensors took ``size`` bytes."""
+        with self._lock:
+            self.samples += samples
+            self.end = max(self.end, end)
+            self.largest = max(self.largest, size)
+        self.ran.set()
+
+    def statistics(self, names: Sequence[str], first: int, fingerprint: str) -> Statistics:
+        """All of it, merged; ``first`` is the number of the first sample."""
+        tensors = {
+            name: reduce(TensorStatistics.merge, [part[name] for part in self._idle] or [TensorStatistics()])
+            for name in names
+        }
+        span = (first, max(first, self.end))
+        return Statistics(tensors, self.samples, span=span, fingerprint=fingerprint)

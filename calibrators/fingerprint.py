@@ -1,13 +1,19 @@
-"""A short name for a model by what it computes: statistics tell by it which model they belong to."""
+"""Fingerprints: which model statistics belong to, and which samples a run was given.
+
+A short name for a model by what it computes: statistics tell by it which model they belong to.
+
+Arrays as bytes, and checksums of them: whether two runs were given the same.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import zlib
 from typing import Protocol
 
+import numpy as np
 import onnx_ir as ir
-
-from calibrators.checksum import content
+from numpy.typing import NDArray
 
 
 class _Digest(Protocol):
@@ -49,3 +55,18 @@ def _add_tensor(digest: _Digest, tensor: ir.TensorProtocol) -> None:
     array = tensor.numpy()
     digest.update(f"{tensor.dtype} {array.shape}".encode())
     digest.update(content(array))
+
+
+Array = NDArray[np.generic]
+
+
+def content(array: Array) -> bytes | memoryview:
+    """The values in C order, without a copy where they lie in one piece; of text, its spelling."""
+    if array.dtype.hasobject:
+        return repr(array.tolist()).encode()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def checksum(array: Array, before: int = 0) -> int:
+    """CRC-32 of the values, going on from ``before``: the same however a stretch of them is cut."""
+    return zlib.crc32(content(array), before)

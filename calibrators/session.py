@@ -1,8 +1,14 @@
-"""Open ONNX Runtime sessions: the one place where a model becomes something that runs."""
+"""ONNX Runtime sessions, and external weights read into memory.
+
+Open ONNX Runtime sessions: the one place where a model becomes something that runs.
+
+Weights in files -> in memory. onnx_ir itself closes the mapped file, even if arrays of it are in use.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -16,13 +22,14 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from calibrators.errors import CalibrationError
-from calibrators.external import load_external
 
 INLINE_BYTES = 256
 """A tensor of at most so many stays in the model, where shape inference finds it."""
 
+
 INLINE_LIMIT = 2**30
 """Weights, in bytes, that are handed over in memory. Protobuf stops at 2 GiB; files have no limit."""
+
 
 NAME_TAKEN = "AddInitializedOrtValue"
 """Stands in ONNX Runtime's message when it makes two tensors of one name."""
@@ -30,7 +37,9 @@ NAME_TAKEN = "AddInitializedOrtValue"
 SILENT = 4
 """ONNX Runtime's severity "fatal": what it would log as an error is also raised, and we raise it on."""
 
+
 MESSAGE_LIMIT = 300
+
 
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
@@ -301,3 +310,17 @@ def _write(model: ir.Model, path: Path) -> None:
         raise CalibrationError(
             f"a temporary copy of the model cannot be written to {path.parent}: {brief(error)}"
         ) from error
+
+
+def load_external(model: ir.Model, most_bytes: int = sys.maxsize) -> None:
+    """Let initializers of at most ``most_bytes``, in all graphs of ``model``, hold their values in memory."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= most_bytes:
+                value.const_value = in_memory(tensor)
+
+
+def in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """The same tensor, with values of its own."""
+    return ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxq import torch as torch
-    from onnxq.adoption import Requantized, requantize
-    from onnxq.calibration import calibrate
-    from onnxq.config import QuantConfig
-    from onnxq.dynamic import quantize_dynamic
-    from onnxq.errors import CalibrationError, ConfigError, ModelError, OnnxqError, TargetError
-    from onnxq.goal import Goal
-    from onnxq.loop import Calibration
-    from onnxq.result import QuantResult
-    from onnxq.static import quantize_static
+    from onnxq.api import quantize_static
+    from onnxq.core.config import QuantConfig
+    from onnxq.core.errors import CalibrationError, ConfigError, ModelError, OnnxqError, TargetError
+    from onnxq.core.goal import Goal
+    from onnxq.pipelines.calibrate import Calibration, calibrate
+    from onnxq.pipelines.dynamic import quantize_dynamic
+    from onnxq.pipelines.requantize import Requantized, requantize
+    from onnxq.pipelines.result import QuantResult
 
     __version__: str
 
@@ -41,20 +40,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Calibration": "loop",
-    "CalibrationError": "errors",
-    "ConfigError": "errors",
-    "Goal": "goal",
-    "ModelError": "errors",
-    "OnnxqError": "errors",
-    "QuantConfig": "config",
-    "QuantResult": "result",
-    "Requantized": "adoption",
-    "TargetError": "errors",
-    "calibrate": "calibration",
-    "quantize_dynamic": "dynamic",
-    "quantize_static": "static",
-    "requantize": "adoption",
+    "Calibration": "pipelines.calibrate",
+    "CalibrationError": "core.errors",
+    "ConfigError": "core.errors",
+    "Goal": "core.goal",
+    "ModelError": "core.errors",
+    "OnnxqError": "core.errors",
+    "QuantConfig": "core.config",
+    "QuantResult": "pipelines.result",
+    "Requantized": "pipelines.requantize",
+    "TargetError": "core.errors",
+    "calibrate": "pipelines.calibrate",
+    "quantize_dynamic": "pipelines.dynamic",
+    "quantize_static": "api",
+    "requantize": "pipelines.requantize",
 }
 """Public name -> the module it lives in."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from onnxq.cli import quantize as main
+from onnxq.cli.commands import quantize as main
 
 if __name__ == "__main__":
     sys.exit(main())

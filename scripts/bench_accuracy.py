@@ -18,12 +18,12 @@ import bench
 import cases
 import evaldata
 from bench import Figure, Floats, Place, Sections, at_least, at_most
+from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
-from calibrators.samples import Sample
 from cases import Case
-from onnxq.config import QuantConfig
-from onnxq.numerics import sqnr
-from onnxq.race import race
+from onnxq.core.config import QuantConfig
+from onnxq.core.numerics import sqnr
+from onnxq.verify.latency import race
 
 DEFAULTS: tuple[str, ...] = QuantConfig().correct
 LEARNED = (*DEFAULTS, "adaround")

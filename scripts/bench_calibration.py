@@ -22,11 +22,11 @@ from calibrators.methods import CALIBRATORS
 from calibrators.statistics import Statistics
 from cases import Case
 from measure import measured
-from onnxq.config import QuantConfig
-from onnxq.numerics import sqnr
-from onnxq.pipeline import quantize_static
-from onnxq.prepare import prepare
-from onnxq.ranges import calibrator, from_statistics
+from onnxq.calibration.qparams import calibrator, from_statistics
+from onnxq.core.config import QuantConfig
+from onnxq.core.numerics import sqnr
+from onnxq.pipelines.prepare import prepare
+from onnxq.pipelines.static import quantize_static
 
 OURS = ("onnxq", "onnxq-every")
 MEMORY = ("onnxq", "entropy")

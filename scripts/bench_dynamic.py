@@ -20,12 +20,12 @@ import bench
 import cases
 import evaldata
 from bench import Figure, Floats, Place, Sections, at_least, at_most, exactly
-from calibrators.samples import Sample
+from calibrators.data.samples import Sample
 from calibrators.session import open_session
 from cases import Feeds
 from measure import measured
-from onnxq.numerics import sqnr
-from onnxq.race import in_turns
+from onnxq.core.numerics import sqnr
+from onnxq.verify.latency import in_turns
 from onnxq.verify.onnxruntime import kernels
 
 if TYPE_CHECKING:

@@ -21,10 +21,9 @@ import cases
 import evaldata
 import zoo
 from bench import Figure, Floats, Place, Sections, at_least, at_most, exactly
-from onnxq.numerics import sqnr
-from onnxq.targets import get_target
-from onnxq.torch import convert_qat, freeze_batch_norms, freeze_ranges, prepare_qat
-from onnxq.torch.qat import QatResult
+from onnxq.core.numerics import sqnr
+from onnxq.targets.lookup import get_target
+from onnxq.torch import QatResult, convert_qat, freeze_batch_norms, freeze_ranges, prepare_qat
 
 BATCH = 128
 CALIBRATION = 256

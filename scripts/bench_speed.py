@@ -17,9 +17,9 @@ import cases
 import speed_models
 import zoo
 from bench import Figure, Place, Sections, at_least
-from calibrators.samples import Sample
+from calibrators.data.samples import Sample
 from cases import Case
-from onnxq.race import race
+from onnxq.verify.latency import race
 
 THREADS = (1, 0)
 """One, and all."""

@@ -13,13 +13,13 @@ from functools import partial
 import bench
 import cases
 from bench import Figure, Place, Sections, at_most, exactly
-from calibrators.samples import Sample
-from onnxq.config import QuantConfig
-from onnxq.operators import WEIGHTED
-from onnxq.prepare import prepare
-from onnxq.race import race
-from onnxq.verification import verify_file
-from onnxq.verify import Verdict
+from calibrators.data.samples import Sample
+from onnxq.core.config import QuantConfig
+from onnxq.graph.operators import WEIGHTED
+from onnxq.pipelines.prepare import prepare
+from onnxq.pipelines.verify import verify_file
+from onnxq.verify.latency import race
+from onnxq.verify.verdict import Verdict
 
 SECONDS = 3.0
 

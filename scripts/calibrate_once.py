@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrators.collect import collect
-from calibrators.samples import Sample
+from calibrators.data.samples import Sample
 from calibrators.session import open_session
-from onnxq.config import QuantConfig
-from onnxq.prepare import prepare
+from onnxq.core.config import QuantConfig
+from onnxq.pipelines.prepare import prepare
 
 Feeds = Mapping[str, NDArray[Any]]
 OURS = {"onnxq": False, "onnxq-every": True}

@@ -21,7 +21,7 @@ from rich.table import Table
 import cases
 from bench import evaluation_data
 from cases import Case
-from onnxq.config import TableFormat
+from onnxq.core.config import TableFormat
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -38,6 +38,7 @@ def resnet20(case: Case) -> Commands:
     """Every mode, type and table format, on the network that takes seconds."""
     model, data = str(case.model), ("--data", str(case.data))
     tables = [part for name in FORMATS for part in ("--table", f"{{out}}/resnet20-{name}.table")]
+    known = "{out}/resnet20-json.table"
     formats = [part for name in FORMATS for part in ("--table-format", name)]
     return {
         "resnet20.onnx": ("quantize", model, *data, *tables, *formats),
@@ -50,7 +51,7 @@ def resnet20(case: Case) -> Commands:
         "resnet20.npz": ("calibrate", model, *data),
         "resnet20-saved.onnx": ("quantize", model, "--from-table", "{out}/resnet20.npz"),
         "resnet20-again.onnx": ("requantize", "{out}/resnet20.onnx", "--target", "tensorrt"),
-        **{f"read-{name}.table": ("table", "{out}/resnet20-json.table", "--format", name) for name in FORMATS},
+        **{f"read-{name}.table": ("table", known, "--format", name) for name in FORMATS},
         "statistics.table": ("table", "{out}/resnet20.npz", "--format", "json"),
     }
 
@@ -62,7 +63,7 @@ def lite0(case: Case) -> Commands:
         "lite0.onnx": ("quantize", model, *data),
         "lite0-tensorrt.onnx": ("quantize", model, *data, "--target", "tensorrt"),
         "lite0.npz": ("calibrate", model, *data),
-        "lite0-again.onnx": ("requantize", "{out}/lite0-tensorrt.onnx"),
+        "lite0-again.onnx": ("requantize", "{out}/lite0-tensorrt.onnx", *data),
         "lite0-int4.onnx": ("quantize", model, *data, "--weight", "int4"),
     }
 

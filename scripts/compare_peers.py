@@ -18,13 +18,13 @@ import cases
 import evaldata
 import zoo
 from bench import Figure, Floats, Place, Sections, at_least, at_most, exactly
-from calibrators.samples import Sample
+from calibrators.data.samples import Sample
 from cases import Case
 from measure import measured
-from onnxq.model import load, write
-from onnxq.numerics import sqnr
-from onnxq.passes import simplify
-from onnxq.race import race
+from onnxq.core.numerics import sqnr
+from onnxq.graph.files import load, write
+from onnxq.graph.passes import simplify
+from onnxq.verify.latency import race
 
 
 def lite0(place: Place) -> list[Figure]:

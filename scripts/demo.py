@@ -22,9 +22,9 @@ from rich.table import Table
 import bench
 import evaldata
 import zoo
-from calibrators.samples import Sample
-from onnxq.numerics import sqnr
-from onnxq.race import race
+from calibrators.data.samples import Sample
+from onnxq.core.numerics import sqnr
+from onnxq.verify.latency import race
 
 FOLDER = Path("build") / "demo"
 

@@ -19,18 +19,18 @@ from matplotlib import pyplot
 from numpy.typing import NDArray
 
 import bench
-from calibrators.histogram import Histogram
 from calibrators.methods import CALIBRATORS
-from calibrators.stability import stability
 from calibrators.statistics import TensorStatistics
-from calibrators.trail import Trail
+from calibrators.statistics.histogram import Histogram
+from calibrators.statistics.sample_extremes import Trail
+from calibrators.statistics.stability import stability
 from cases import CASES, Case
-from onnxq.calibration import calibrate
-from onnxq.config import QuantConfig
-from onnxq.plan import QuantPlan
-from onnxq.prepare import prepare
-from onnxq.ranges import ranges
-from onnxq.report.chart import cumulative
+from onnxq.calibration.qparams import ranges
+from onnxq.core.config import QuantConfig
+from onnxq.core.plan import QuantPlan
+from onnxq.pipelines.calibrate import calibrate
+from onnxq.pipelines.prepare import prepare
+from onnxq.pipelines.report.chart import cumulative
 
 Ends = tuple[float, float]
 Curve = tuple[NDArray[Any], NDArray[Any]]

@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -17,72 +18,68 @@ PACKAGES = ("calibrators", "onnxq")
 
 FLOORS = (
     {"calibrators"},
-    {
-        "onnxq.errors",
-        "onnxq.goal",
-        "onnxq.plan",
-        "onnxq.numerics",
-        "onnxq.config",
-        "onnxq.model",
-        "onnxq.graph",
-        "onnxq.names",
-        "onnxq.operators",
-        "onnxq.override",
-        "onnxq.progress",
-        "onnxq.scratch",
-        "onnxq.fill_channels",
-        "onnxq.norm_sums",
-        "onnxq.weight_scale",
-        "onnxq.yaml_files",
-    },
-    {
-        "onnxq.targets",
-        "onnxq.passes",
-        "onnxq.tables",
-        "onnxq.report",
-    },
-    {"onnxq.planner", "onnxq.ranges", "onnxq.samples", "onnxq.insert", "onnxq.verify"},
-    {
-        "onnxq.adoption",
-        "onnxq.algorithms",
-        "onnxq.autotune",
-        "onnxq.calibration",
-        "onnxq.compare",
-        "onnxq.conversion",
-        "onnxq.correction",
-        "onnxq.dynamic",
-        "onnxq.evaluate",
-        "onnxq.guards",
-        "onnxq.inspection",
-        "onnxq.loop",
-        "onnxq.pipeline",
-        "onnxq.prepare",
-        "onnxq.race",
-        "onnxq.ranking",
-        "onnxq.reach",
-        "onnxq.result",
-        "onnxq.speed",
-        "onnxq.trial",
-        "onnxq.verification",
-    },
-    {
-        "onnxq.quantize",
-        "onnxq.cli",
-        "onnxq.arguments",
-        "onnxq.endings",
-        "onnxq.display",
-        "onnxq.outline",
-        "onnxq.static",
-        "onnxq.torch",
-    },
-    {"onnxq"},
+    {"onnxq.core"},
+    {"onnxq.graph", "onnxq.targets"},
+    {"onnxq.calibration", "onnxq.planner", "onnxq.verify"},
+    {"onnxq.algorithms"},
+    {"onnxq.pipelines"},
+    {"onnxq.torch"},
+    {"onnxq.api", "onnxq.cli"},
+    {"onnxq", "onnxq.quantize"},
 )
-"""From the ground up. A unit is a module, or a whole subpackage."""
+"""From the ground up, folders but for the two modules at the top."""
 
-SIDEWAYS = {1, 4, 5}
-"""Floors (counted from 0) whose units may import each other, as long as there is no circle."""
+COMMAND_LINE = {"onnxq.quantize", "onnxq.cli.__main__", "onnxq.cli.exit_codes"}
 
-COMMAND_LINE = {"onnxq.quantize", "onnxq.cli", "onnxq.endings"}
+TOP = {
+    *("__init__.py", "quantize.py", "api.py", "py.typed"),
+    *(
+        "cli",
+        "torch",
+        "pipelines",
+        "algorithms",
+        "calibration",
+        "planner",
+        "verify",
+        "graph",
+        "targets",
+        "core",
+    ),
+}
+"""All that lies directly in ``onnxq/``."""
+
+MOST_MODULES, MOST_FOLDERS = 15, 6
+FEWEST_LINES, MOST_LINES, MOST_LINES_OF_INIT = 40, 400, 60
+
+LAZY = {"onnxq", "onnxq.torch"}
+"""Packages whose names are imported when first asked for: their ``__init__`` has the code that does it."""
+
+ORDERED = {"onnxq.graph.passes"}
+"""The one package whose ``__init__`` does work: it is the order of the passes."""
+
+PLUG_INS = (
+    *("calibrators.methods", "onnxq.calibration.tables", "onnxq.targets"),
+    *("onnxq.pipelines.dynamic", "onnxq.pipelines.report", "onnxq.verify.workers"),
+)
+"""Folders with one plug-in a file: a method, a format, a target, an operator, a section."""
+
+SHORT = {
+    *("onnxq.quantize", "onnxq.cli.__main__", "onnxq.targets.__main__"),
+    *(
+        "onnxq.core.errors",
+        "onnxq.core.progress",
+        "calibrators.errors",
+        "calibrators.grid",
+        "calibrators.atomic",
+    ),
+}
+"""Entry points, and values that several folders share."""
+
+TWICE = {
+    *("__init__", "__main__", "context", "acceptance", "onnxruntime", "tensorrt", "openvino", "qualcomm"),
+    *("goal", "plan", "calibration"),
+}
+"""Names that several modules may have: runtimes, sections of the report, what layout and context call so."""
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
@@ -139,7 +136,7 @@ def wrong(importer: str, imported: str) -> bool:
     here, there = floor(importer), floor(imported)
     if unit(importer) == unit(imported):
         return False
-    return there > here or (there == here and here not in SIDEWAYS)
+    return there >= here
 
 
 def circle(known: dict[str, Path]) -> list[str]:
@@ -175,12 +172,69 @@ def imported_names(node: ast.AST) -> set[str]:
     return set()
 
 
+def is_constant(statement: ast.stmt) -> bool:
+    """Whether an assignment in an ``__init__`` is ``__all__`` or a constant."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    return bool(names) and all(name == "__all__" or name.strip("_")[:1].isupper() for name in names)
+
+
+def logic(path: Path) -> list[int]:
+    """The lines of an ``__init__`` that are neither docstring, import nor constant."""
+    allowed = (ast.Import, ast.ImportFrom)
+    return [
+        statement.lineno
+        for statement in ast.parse(path.read_text("utf-8")).body
+        if not isinstance(statement, allowed)
+        and not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+        and not is_constant(statement)
+    ]
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text("utf-8").splitlines())
+
+
+def folders() -> list[Path]:
+    """Every folder with modules."""
+    return sorted({path.parent for path in MODULES.values()})
+
+
 def test_no_arrow_goes_up_or_sideways() -> None:
     assert [arrow for arrow in arrows(MODULES) if wrong(*arrow)] == []
 
 
 def test_no_circle() -> None:
     assert circle(MODULES) == []
+
+
+def test_the_top_is_what_the_story_names() -> None:
+    found = {path.name for path in (ROOT / "onnxq").iterdir() if path.name != "__pycache__"}
+    assert found == TOP
+
+
+@pytest.mark.parametrize("folder", folders(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_folder_can_be_held_in_mind(folder: Path) -> None:
+    inside = [path for path in folder.iterdir() if path.is_dir() and path in folders()]
+    assert len(list(folder.glob("*.py"))) <= MOST_MODULES
+    assert len(inside) <= MOST_FOLDERS or folder == ROOT / "onnxq"
+
+
+@pytest.mark.parametrize("name", [name for name, path in MODULES.items() if path.name == "__init__.py"])
+def test_an_init_has_no_logic(name: str) -> None:
+    assert name in ORDERED or lines(MODULES[name]) <= MOST_LINES_OF_INIT or name in LAZY
+    assert name in LAZY | ORDERED or logic(MODULES[name]) == []
+
+
+@pytest.mark.parametrize("name", [name for name, path in MODULES.items() if path.name != "__init__.py"])
+def test_a_file_holds_one_idea(name: str) -> None:
+    assert lines(MODULES[name]) <= MOST_LINES
+    assert lines(MODULES[name]) >= FEWEST_LINES or name in SHORT or name.startswith(PLUG_INS)
+
+
+def test_a_name_is_used_once() -> None:
+    stems = Counter(path.stem for name, path in MODULES.items() if name.startswith("onnxq"))
+    assert [stem for stem, count in stems.items() if count > 1 and stem not in TWICE] == []
 
 
 def test_every_import_of_ours_exists() -> None:
@@ -213,9 +267,9 @@ def test_the_library_logs_and_never_prints(name: str) -> None:
 
 def test_the_rules_see_a_wrong_arrow_and_a_circle(tmp_path: Path) -> None:
     files = {
-        "onnxq/plan.py": "def late():\n    from onnxq import planner\n",
-        "onnxq/planner.py": "from onnxq.plan import QuantPlan\n",
-        "onnxq/passes/fold.py": "from ..targets import rules\n",
+        "onnxq/core/plan.py": "def late():\n    from onnxq.planner import planner\n",
+        "onnxq/planner/planner.py": "from onnxq.core.plan import QuantPlan\n",
+        "onnxq/graph/fold.py": "from ..targets import rules\n",
         "onnxq/targets/rules.py": "import calibrators\n",
         "onnxq/targets/__init__.py": "from . import rules\n",
         "calibrators/__init__.py": "",
@@ -226,10 +280,16 @@ def test_the_rules_see_a_wrong_arrow_and_a_circle(tmp_path: Path) -> None:
         path.write_text(text, "utf-8")
     known = modules(tmp_path)
     assert sorted(arrow for arrow in arrows(known) if wrong(*arrow)) == [
-        ("onnxq.passes.fold", "onnxq.targets.rules"),
-        ("onnxq.plan", "onnxq.planner"),
+        ("onnxq.core.plan", "onnxq.planner.planner"),
+        ("onnxq.graph.fold", "onnxq.targets.rules"),
     ]
-    assert set(circle(known)) == {"onnxq.plan", "onnxq.planner"}
+    assert set(circle(known)) == {"onnxq.core.plan", "onnxq.planner.planner"}
+
+
+def test_the_rules_see_logic_in_an_init(tmp_path: Path) -> None:
+    file = tmp_path / "__init__.py"
+    file.write_text('"""Doc."""\nimport os\nTARGETS = {}\n__all__ = []\ndef f(): ...\nname = 1\n', "utf-8")
+    assert logic(file) == [5, 6]
 
 
 HELP = """

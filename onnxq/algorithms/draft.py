@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.insert import insert_qdq
-from onnxq.plan import QuantPlan
+from onnxq.core.plan import QuantPlan
+from onnxq.graph.insert_qdq import insert_qdq
 
 
 @dataclass(frozen=True)

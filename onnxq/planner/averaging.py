@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-from onnxq.graph import is_broadcast, is_op
-from onnxq.operators import AVERAGED, BROADCASTING, data_inputs
+from onnxq.graph.nodes import is_broadcast, is_op
+from onnxq.graph.operators import AVERAGED, BROADCASTING, data_inputs
 
 MANY = 1024
 """Not counted further."""

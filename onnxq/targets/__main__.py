@@ -5,6 +5,6 @@ from __future__ import annotations
 import sys
 
 from onnxq.targets import TARGETS
-from onnxq.targets.page import page
+from onnxq.targets.docs_page import page
 
 sys.stdout.write(page(TARGETS.values()))

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnxq.targets.formats import S8, U8
-from onnxq.targets.target import BiasStyle, Ends, OpRule, Output, Role, Target
+from onnxq.targets.target import S8, U8, BiasStyle, Ends, OpRule, Output, Role, Target
 
 _NAME = re.compile(r"academic-w([2-8])a([2-8])")
 

@@ -1,4 +1,6 @@
-"""ONNX Runtime on x86 with VNNI or AMX: unsigned activations times signed weights.
+"""ONNX Runtime on x86 with VNNI or AMX, on x86 without them, and on Arm.
+
+ONNX Runtime on x86 with VNNI or AMX: unsigned activations times signed weights.
 
 Only operators with an integer kernel stand here, and only where that kernel is the faster one. A MatMul
 of two activations is not: u8 x u8 takes as long as float. A depthwise convolution in integers takes as
@@ -14,6 +16,16 @@ have different ones, they are computed one by one, which takes some twenty times
 MatMul, and Gemm unless transB, with a scale a block become MatMulNBits. It takes float activations, which
 it rounds to 8 bits by itself, block by block; blocks of powers of two, the last of which may be shorter.
 With Q/DQ right before or behind, also across a Relu or a Reshape, the operator runs in float instead.
+
+ONNX Runtime on x86 without VNNI: AVX2 and the first AVX-512.
+
+There u8 x s8 is summed up in pairs to 16 bits, which saturate: 255 * 127 * 2 > 32767. With weights of 7 bits
+they cannot. Unsigned weights (``--weight uint8``) go another way, which does not saturate and is slower.
+
+ONNX Runtime on Arm: sdot, udot and smmla take signed and unsigned activations alike.
+
+The fusions are those of x86. Which type of activations is faster depends on the core: measure both. Depthwise
+convolutions have kernels of their own there, but no figures were taken on Arm, so the rules of x86 stand.
 """
 
 from __future__ import annotations
@@ -22,12 +34,29 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnxq.targets.formats import S4, S8_NARROW, U4, U8
-from onnxq.targets.target import BiasStyle, Blocks, FloatInputs, OpRule, Output, Role, Target
+from onnxq.targets.target import (
+    S4,
+    S8_NARROW,
+    S8_OF_7_BITS,
+    U4,
+    U8,
+    BiasStyle,
+    Blocks,
+    FloatInputs,
+    OpRule,
+    Output,
+    Role,
+    Target,
+)
 
 _LINK = OpRule(Role.LINK)
+
+
 _BINARY = OpRule(Role.LINK, float_inputs=FloatInputs.BROADCAST)
+
+
 _SAME = OpRule(Role.LINK, same_params=True)
+
 
 ONNXRUNTIME = Target(
     name="onnxruntime",
@@ -106,4 +135,25 @@ ONNXRUNTIME = Target(
     unpacked={ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.INT8},
     guarded=frozenset({"Conv", "ConvTranspose", "Gemm"}),
     parts_norms=True,
+)
+
+
+ONNXRUNTIME_AVX2 = replace(
+    ONNXRUNTIME,
+    name="onnxruntime-avx2",
+    about="ONNX Runtime's CPU provider on x86 without VNNI, where sums of u8 times s8 saturate at 16 bits.",
+    notes=("Weights have 7 bits, -64 to 63, so that nothing saturates.", *ONNXRUNTIME.notes),
+    weight=S8_OF_7_BITS,
+    weight_types={**ONNXRUNTIME.weight_types, ir.DataType.INT8: S8_OF_7_BITS},
+)
+
+
+ONNXRUNTIME_ARM = replace(
+    ONNXRUNTIME,
+    name="onnxruntime-arm",
+    about="ONNX Runtime's CPU provider on 64-bit Arm (sdot, udot, smmla).",
+    notes=(
+        "Measure --activation int8 too: which type is faster depends on the core. Nothing was timed on Arm.",
+        *ONNXRUNTIME.notes,
+    ),
 )

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.targets.formats import S8, S8_NARROW, U8
-from onnxq.targets.target import BiasStyle, OpRule, Output, Role, Target
+from onnxq.targets.target import S8, S8_NARROW, U8, BiasStyle, OpRule, Output, Role, Target
 
 _INPUTS = OpRule(Role.ANCHOR, output=Output.FREE)
 

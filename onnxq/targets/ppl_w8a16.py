@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnxq.targets.formats import U8, U16
-from onnxq.targets.qnn import QNN
+from onnxq.targets.qualcomm import QNN
+from onnxq.targets.target import U8, U16
 
 PPL_W8A16 = replace(
     QNN,

@@ -1,14 +1,19 @@
-"""The shape of a deployment target: a table of rules, no code."""
+"""A deployment target as a table of rules, and the number formats that several targets share.
+
+The shape of a deployment target: a table of rules, no code.
+
+The number formats that several targets have.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import onnx_ir as ir
 
-from onnxq.plan import QuantSpec
+from onnxq.core.plan import QuantSpec
 
 
 class Role(Enum):
@@ -66,8 +71,8 @@ class OpRule:
         sums_with: operators that such a sum is fused into (for `Role.RESIDUAL`).
         inputs: number format of its computed inputs, if not that of all activations.
         dynamic_inputs: the same where its second operand is computed at run time.
-        bias: of an operator that is none of `onnxq.operators.WEIGHTED`: the input that is stored as a bias,
-            with the scales of the inputs 0 and 1.
+        bias: of an operator that is none of `onnxq.graph.operators.WEIGHTED`: the input that is stored as a
+            bias, with the scales of the inputs 0 and 1.
     """
 
     role: Role
@@ -202,3 +207,27 @@ class Target:
     shifted_weights: bool = False
     parts_norms: bool = False
     bias_types: frozenset[ir.DataType] = frozenset({ir.DataType.FLOAT, ir.DataType.INT32})
+
+
+U8 = QuantSpec(ir.DataType.UINT8, symmetric=False)
+
+
+U16 = QuantSpec(ir.DataType.UINT16, symmetric=False)
+
+
+S8 = QuantSpec(ir.DataType.INT8, symmetric=True)
+
+
+S8_NARROW = replace(S8, narrow_range=True)
+
+
+S8_OF_7_BITS = replace(S8, reduce_bits=1)
+
+
+S8_POWER_OF_TWO = replace(S8, power_of_two=True)
+
+
+S4 = QuantSpec(ir.DataType.INT4, symmetric=True)
+
+
+U4 = QuantSpec(ir.DataType.UINT4, symmetric=False)

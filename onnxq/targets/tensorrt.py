@@ -1,18 +1,24 @@
-"""TensorRT 10 and later, explicit quantization: signed, zero point 0, inputs of weighted operators.
+"""TensorRT 10 and later, and TensorRT 8 and 9.
+
+TensorRT 10 and later, explicit quantization: signed, zero point 0, inputs of weighted operators.
 
 4-bit weights are for MatMul and Gemm with float activations, in blocks along the summed axis; there is no
 4-bit convolution, and none beside quantized activations. The documentation names no sizes of blocks; 64
 and 128, the usual ones, are assumed (no engine was built with them), and they must divide the axis.
+
+TensorRT 8 and 9: as 10, but weights are float in the file, with Q and DQ behind them, and no 4 bits.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
-from onnxq.targets.formats import S4, S8, S8_NARROW
-from onnxq.targets.target import BiasStyle, Blocks, OpRule, Output, Role, Target
+from onnxq.targets.target import S4, S8, S8_NARROW, BiasStyle, Blocks, OpRule, Output, Role, Storage, Target
 
 _INPUTS = OpRule(Role.ANCHOR, output=Output.FREE)
+
 
 TENSORRT = Target(
     name="tensorrt",
@@ -54,4 +60,18 @@ TENSORRT = Target(
             "Expand",
         )
     ),
+)
+
+
+TENSORRT8 = replace(
+    TENSORRT,
+    name="tensorrt8",
+    about="TensorRT 8 and 9, explicit quantization.",
+    notes=(
+        "The file is as large as the float model: weights are stored in float, on their grid. The engine's "
+        "are of 8 bits.",
+        *TENSORRT.notes,
+    ),
+    blocks=None,
+    storage=Storage.REALS,
 )

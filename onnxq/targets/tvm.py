@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxq.targets.qnn import EVERYTHING
-from onnxq.targets.snpe import SNPE
+from onnxq.targets.qualcomm import EVERYTHING, SNPE
 
 _QUANTIZED = ("Conv", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool")
 

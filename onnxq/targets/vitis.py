@@ -10,9 +10,8 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnxq.targets.formats import S8_POWER_OF_TWO
-from onnxq.targets.qnn import EVERYTHING, QNN
-from onnxq.targets.target import BiasStyle
+from onnxq.targets.qualcomm import EVERYTHING, QNN
+from onnxq.targets.target import S8_POWER_OF_TWO, BiasStyle
 
 _NONE_OF = frozenset({"LayerNormalization", "InstanceNormalization", "Where", "Gelu", "Exp", "Log"})
 

@@ -18,9 +18,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import onnx.defs
 import onnx_ir as ir
 
-from onnxq.errors import TargetError
+from onnxq.core.errors import TargetError
+from onnxq.core.yaml_files import read_mapping
 from onnxq.targets.target import Target
-from onnxq.yaml_files import read_mapping
 
 SUFFIXES = (".yaml", ".yml")
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from onnxq.errors import ConfigError
+from onnxq.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from onnxq.torch.exporting import Exported, export
     from onnxq.torch.factory import export_made as export_made
-    from onnxq.torch.layers import skip_quant
-    from onnxq.torch.pt2e import quantizer as quantizer
+    from onnxq.torch.module_patterns import skip_quant
     from onnxq.torch.ptq import PTQ
-    from onnxq.torch.qat import QatResult, convert_qat, prepare_qat
-    from onnxq.torch.qat_module import freeze_batch_norms, freeze_ranges
+    from onnxq.torch.qat.module import freeze_batch_norms, freeze_ranges
+    from onnxq.torch.qat.pt2e import quantizer as quantizer
+    from onnxq.torch.qat.workflow import QatResult, convert_qat, prepare_qat
 
 __all__ = [
     "PTQ",
@@ -35,15 +35,15 @@ __all__ = [
 _HOMES = {
     "PTQ": "ptq",
     "Exported": "exporting",
-    "QatResult": "qat",
-    "convert_qat": "qat",
+    "QatResult": "qat.workflow",
+    "convert_qat": "qat.workflow",
     "export": "exporting",
     "export_made": "factory",
-    "freeze_batch_norms": "qat_module",
-    "freeze_ranges": "qat_module",
-    "prepare_qat": "qat",
-    "quantizer": "pt2e",
-    "skip_quant": "layers",
+    "freeze_batch_norms": "qat.module",
+    "freeze_ranges": "qat.module",
+    "prepare_qat": "qat.workflow",
+    "quantizer": "qat.pt2e",
+    "skip_quant": "module_patterns",
 }
 """Public name -> the module it lives in."""
 

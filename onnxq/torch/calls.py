@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
-from onnxq.errors import CalibrationError, ConfigError
+from onnxq.core.errors import CalibrationError, ConfigError
 
 Example = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, positional arguments, or arguments by name."""

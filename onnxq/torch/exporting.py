@@ -13,15 +13,13 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from onnxq.errors import ConfigError, ModelError
-from onnxq.model import check_place, write
+from onnxq.core.errors import ConfigError, ModelError
+from onnxq.graph.files import check_place, write
 from onnxq.torch.calls import Call, Example, example_call
 from onnxq.torch.calls import output_names as names_in
-from onnxq.torch.faithful import BATCH_SQNR, check_same, same
+from onnxq.torch.faithful import BATCH_SQNR, check_norms, check_same, same
 from onnxq.torch.naming import name_axes, name_interface, name_nodes
-from onnxq.torch.norms import check_norms
-from onnxq.torch.quiet import quiet
-from onnxq.torch.tracing import Traced, root, trace, trace_free
+from onnxq.torch.tracing import Traced, quiet, root, trace, trace_free
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from onnxq.errors import ConfigError
+from onnxq.core.errors import ConfigError
 from onnxq.torch.calls import Example
 from onnxq.torch.exporting import Exported, export
 

@@ -1,4 +1,4 @@
-"""Whether an ONNX model gives what the PyTorch module gives."""
+"""Whether an ONNX model computes what the PyTorch module computes, and which modules are refused before."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import calibrators.errors
 from calibrators.session import RUNTIME_ERRORS, brief, open_session
-from onnxq.errors import ModelError
-from onnxq.numerics import sqnr
+from onnxq.core.errors import ModelError
+from onnxq.core.numerics import sqnr
 from onnxq.torch.calls import Call, to_numpy
-from onnxq.torch.quiet import quiet
+from onnxq.torch.tracing import quiet
 
 LEAST_SQNR = 50.0
 """dB: two runtimes add float32 numbers in other orders, which leaves 90 dB and more even of deep networks."""
 
+
 BATCH_SQNR = 60.0
 """dB: in another batch size PyTorch itself may take other kernels."""
+
 
 _EQUAL = 0.99
 """The share of integers that must be equal: a tie may fall to either side."""
@@ -111,3 +114,36 @@ def same(one: torch.Tensor, other: torch.Tensor, least: float) -> bool:
 
 def _differs(size: int, how: str) -> ModelError:
     return ModelError(f"the exported model {how} (batch size {size})")
+
+
+_TRAINING = 5
+"""The place of ``training`` among the arguments of ``aten.batch_norm``."""
+
+
+def check_norms(module: torch.nn.Module, program: torch.export.ExportedProgram | None = None) -> None:
+    """Refuse what gives a sample another output in every batch, and so has no fixed scale and shift to fold.
+
+    Args:
+        module: in eval mode.
+        program: the graph of it, where also F.batch_norm(…, training=True) shows.
+
+    Raises:
+        ModelError: there is such a BatchNorm.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, _BatchNorm) and not isinstance(part, torch.nn.modules.instancenorm._InstanceNorm):
+            if part.training:
+                raise _refusal(name, "it stays in training mode after eval()")
+            if part.running_mean is None:
+                raise _refusal(name, "track_running_stats is False")
+    for node in program.graph.nodes if program is not None else ():
+        if node.target is torch.ops.aten.batch_norm.default and node.args[_TRAINING]:
+            scopes = list((node.meta.get("nn_module_stack") or {}).values())
+            raise _refusal(str(scopes[-1][0]) if scopes else "", "batch_norm is called with training=True")
+
+
+def _refusal(name: str, why: str) -> ModelError:
+    return ModelError(
+        f"BatchNorm {name!r} is in training mode: {why}. It would compute with the statistics of each batch, "
+        "which no quantized model can. Let it have running statistics, and use them in eval mode."
+    )

@@ -14,8 +14,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxq.errors import ConfigError
-from onnxq.passes.unique_names import UniqueNamesPass
+from onnxq.core.errors import ConfigError
+from onnxq.graph.passes.names import UniqueNamesPass
 
 _SCOPES, _CLASSES, _TRACE = (
     "pkg.torch.onnx.name_scopes",

@@ -7,20 +7,21 @@ import os
 import weakref
 import zlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from onnxq.config import QuantConfig
-from onnxq.errors import CalibrationError, ConfigError
-from onnxq.goal import Goal
-from onnxq.loop import Calibration
-from onnxq.progress import Progress, silent
-from onnxq.result import QuantResult
-from onnxq.scratch import Scratch
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import CalibrationError, ConfigError
+from onnxq.core.goal import Goal
+from onnxq.core.progress import Progress, silent
+from onnxq.pipelines.calibrate import Calibration
+from onnxq.pipelines.result import QuantResult
 from onnxq.torch.calls import Example, bind, example_call, to_numpy
 from onnxq.torch.exporting import Exported, export
-from onnxq.torch.layers import Layers, Which
+from onnxq.torch.module_patterns import Layers, Which
 
 
 class PTQ:
@@ -134,8 +135,9 @@ class _Prepared:
         self, module: torch.nn.Module, example: Example, config: QuantConfig, layers: Layers, shapes: Any
     ) -> None:
         """Export the module, plan, and observe its calls from now on."""
-        self._scratch = Scratch()
-        path = self._scratch.path / f"{type(module).__name__}.onnx"
+        self._folder = TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True)
+        self._remove_folder = weakref.finalize(self, self._folder.cleanup)
+        path = Path(self._folder.name) / f"{type(module).__name__}.onnx"
         exported = export(module, example, path, dynamic_shapes=shapes)
         self._calibration = Calibration(path, layers.added_to(config, module, path))
         self._weights = checksum(module)
@@ -163,7 +165,7 @@ class _Prepared:
         """End the observation."""
         self._hook.remove()
         self._calibration.close()
-        self._scratch.remove()
+        self._remove_folder()
 
 
 class _Observer:

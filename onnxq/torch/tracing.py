@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +14,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from onnxq.errors import ModelError
+from onnxq.core.errors import ModelError
 from onnxq.torch.calls import Call
-from onnxq.torch.quiet import quiet
 
 _MESSAGE = 400
 
@@ -101,3 +104,20 @@ def root(error: BaseException) -> str:
     text = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
     text = text if len(text) <= _MESSAGE else text[: _MESSAGE - 1] + "…"
     return text if text.endswith((".", "…")) else f"{text}."
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing is printed, logged or warned of in the ``with`` block; errors are raised as ever."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -15,11 +15,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.graph import input_at
-from onnxq.operators import WEIGHTED
-from onnxq.plan import OPSET, OPSET_OF_BLOCKS, QuantSpec
-from onnxq.targets.target import BiasStyle, OpRule, Output, Target
-from onnxq.verify.qdq import (
+from onnxq.core.plan import OPSET, OPSET_OF_BLOCKS, QuantSpec
+from onnxq.graph.nodes import input_at
+from onnxq.graph.operators import WEIGHTED
+from onnxq.graph.read_qdq import (
     DEQUANTIZE,
     QUANTIZE,
     SCALE,
@@ -35,6 +34,7 @@ from onnxq.verify.qdq import (
     scaled_by_both,
     unclipped,
 )
+from onnxq.targets.target import BiasStyle, OpRule, Output, Target
 from onnxq.verify.subject import Subject
 from onnxq.verify.verdict import Finding, Severity, Verdict, judged, unchecked
 

@@ -18,15 +18,15 @@ import onnx
 from numpy.typing import NDArray
 
 from calibrators.collect import run_batch
+from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
-from calibrators.samples import Sample
 from calibrators.session import open_session
-from onnxq.graph import input_at
-from onnxq.numerics import sqnr
-from onnxq.operators import WEIGHTED as OPERATORS
-from onnxq.verify.qdq import called
+from onnxq.core.numerics import sqnr
+from onnxq.graph.nodes import input_at
+from onnxq.graph.operators import WEIGHTED as OPERATORS
+from onnxq.graph.read_qdq import called
+from onnxq.verify.float_fallback import finding
 from onnxq.verify.subject import Subject
-from onnxq.verify.traps import finding
 from onnxq.verify.verdict import Finding, Verdict, judged, refused
 
 RUNTIME = "onnxruntime"

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from calibrators.samples import Sample
-from onnxq.model import load, write
-from onnxq.operators import WEIGHTED
-from onnxq.passes.unique_names import UniqueNamesPass
+from calibrators.data.samples import Sample
+from onnxq.graph.files import load, write
+from onnxq.graph.operators import WEIGHTED
+from onnxq.graph.passes.names import UniqueNamesPass
+from onnxq.graph.read_qdq import DEQUANTIZE, layers, links
 from onnxq.targets.target import Target
-from onnxq.verify.qdq import DEQUANTIZE, layers, links
 from onnxq.verify.verdict import Verdict
 
 SECONDS = 600.0

@@ -9,12 +9,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxq.operators import WEIGHTED
-from onnxq.verify.ask import ask, installed
-from onnxq.verify.computed import closeness, files
-from onnxq.verify.qdq import called
+from onnxq.graph.operators import WEIGHTED
+from onnxq.graph.read_qdq import called
+from onnxq.verify.float_fallback import finding
+from onnxq.verify.process import ask, installed
+from onnxq.verify.reference import closeness, files
 from onnxq.verify.subject import Subject
-from onnxq.verify.traps import finding
 from onnxq.verify.verdict import Finding, Verdict, judged, refused, unchecked
 
 RUNTIME = "tensorrt"

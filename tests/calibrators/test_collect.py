@@ -13,12 +13,12 @@ import pytest
 
 from calibrators import collect as collecting
 from calibrators.collect import Collector, run_batch
+from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 from calibrators.fingerprint import fingerprint
-from calibrators.samples import Sample
 from calibrators.session import open_session
-from calibrators.statistics import Statistics
-from calibrators.tensor_statistics import Extreme, TensorStatistics
+from calibrators.statistics import Statistics, TensorStatistics
+from calibrators.statistics.tensor import Extreme
 
 TEXT = """
 <ir_version: 8, opset_import: ["": 17]>

@@ -11,8 +11,8 @@ import pytest
 from calibrators.methods import CALIBRATORS
 from calibrators.statistics import TensorStatistics
 from cases import Case
-from onnxq.plan import Group, QuantPlan, QuantSpec
-from onnxq.ranges import ranges
+from onnxq.calibration.qparams import ranges
+from onnxq.core.plan import Group, QuantPlan, QuantSpec
 
 SUBJECT = drawing.Subject("net", "x", "A tensor")
 

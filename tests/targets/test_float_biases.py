@@ -6,16 +6,16 @@ import pytest
 from graphs import parse
 
 from calibrators.collect import collect
+from calibrators.data.samples import Sample
 from calibrators.methods import CALIBRATORS
-from calibrators.samples import Sample
 from calibrators.session import open_session
-from onnxq.config import QuantConfig
-from onnxq.insert import insert_qdq
-from onnxq.numerics import sqnr
-from onnxq.passes import simplify
+from onnxq.calibration.qparams import from_statistics, solve
+from onnxq.core.config import QuantConfig
+from onnxq.core.numerics import sqnr
+from onnxq.graph.insert_qdq import insert_qdq
+from onnxq.graph.passes import simplify
 from onnxq.planner import make_plan
-from onnxq.ranges import from_statistics, solve
-from onnxq.targets import get_target
+from onnxq.targets.lookup import get_target
 
 LAYERS = """g (float[N,4,8,8] x) => (float[N,4,8,8] y)
 <float[4,4,1,1] v, float[4,4,1,1] w, float[4,4,1,1] u, float[4] b, float[4] c> {

@@ -5,13 +5,14 @@ import pytest
 from flow import check_interface, check_reasons, quantize, run
 from graphs import parse
 
-from onnxq.config import QuantConfig
-from onnxq.errors import OnnxqError, TargetError
-from onnxq.numerics import sqnr
-from onnxq.pipeline import quantize_static
-from onnxq.plan import QuantSpec
-from onnxq.planner.formats import find_formats
-from onnxq.targets import TARGETS, get_target
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import OnnxqError, TargetError
+from onnxq.core.numerics import sqnr
+from onnxq.core.plan import QuantSpec
+from onnxq.pipelines.static import quantize_static
+from onnxq.planner.number_formats import find_formats
+from onnxq.targets import TARGETS
+from onnxq.targets.lookup import get_target
 from onnxq.targets.target import Blocks, FloatInputs, OpRule, Output, Role, Storage
 
 NET = """g (float[N,4,8,8] x) => (float[N,3] y) <float[8,4,3,3] w, float[8] b, float[3,8] m> {

@@ -14,8 +14,8 @@ from torch import nn  # noqa: E402
 from torch_modules import Net, pictures, settled  # noqa: E402
 
 import onnxq.torch  # noqa: E402
-from onnxq import cli  # noqa: E402
-from onnxq.errors import ConfigError, ModelError  # noqa: E402
+from onnxq.cli import commands  # noqa: E402
+from onnxq.core.errors import ConfigError, ModelError  # noqa: E402
 from onnxq.torch import export  # noqa: E402
 
 
@@ -295,7 +295,7 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_the_command(folder, capsys, arguments):
-    assert cli.main(["export", arguments[0], "o.onnx", *arguments[1:]]) == 0
+    assert commands.main(["export", arguments[0], "o.onnx", *arguments[1:]]) == 0
     out = capsys.readouterr().out
     assert "o.onnx was exported" in out
     assert "SQNR against PyTorch" in out
@@ -317,7 +317,7 @@ def test_the_command(folder, capsys, arguments):
     ],
 )
 def test_factories_that_do_not_go(folder, capsys, arguments, message):
-    assert cli.main(["export", arguments[0], "o.onnx", *arguments[1:]]) == 2
+    assert commands.main(["export", arguments[0], "o.onnx", *arguments[1:]]) == 2
     assert message in capsys.readouterr().err
     assert not (folder / "o.onnx").exists()
 
@@ -326,5 +326,5 @@ def test_a_missing_pytorch_is_named(monkeypatch, capsys):
     for name in [name for name in sys.modules if name == "torch" or name.startswith("onnxq.torch.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert cli.main(["export", "a:b", "o.onnx"]) == 2
+    assert commands.main(["export", "a:b", "o.onnx"]) == 2
     assert "onnxq.torch needs PyTorch: pip install 'onnxq[torch]'" in capsys.readouterr().err

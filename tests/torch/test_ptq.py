@@ -3,6 +3,7 @@
 import copy
 import gc
 import threading
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,8 +16,8 @@ from torch import nn  # noqa: E402
 from torch_modules import Net, pictures, settled  # noqa: E402
 
 import onnxq  # noqa: E402
-from onnxq.config import QuantConfig  # noqa: E402
-from onnxq.errors import CalibrationError, ConfigError  # noqa: E402
+from onnxq.core.config import QuantConfig  # noqa: E402
+from onnxq.core.errors import CalibrationError, ConfigError  # noqa: E402
 from onnxq.torch import PTQ, export, skip_quant  # noqa: E402
 
 DATA = pictures(20)
@@ -130,7 +131,7 @@ def test_a_forgotten_model_leaves_nothing_behind(net):
     ptq = PTQ(CONFIG)
     model = ptq.prepare(net, DATA[:1])
     model(DATA[:2])
-    folder = ptq._prepared[model]._scratch.path
+    folder = Path(ptq._prepared[model]._folder.name)
     assert folder.exists()
     del model
     gc.collect()

@@ -16,9 +16,9 @@ from qdq_models import (
     subject,
 )
 
+from onnxq.graph.read_qdq import is_stored
 from onnxq.targets import TARGETS
 from onnxq.verify.legality import check
-from onnxq.verify.qdq import is_stored
 
 
 @pytest.mark.parametrize(("changes", "expected", "_"), WRONG_FOR_TENSORRT.values(), ids=WRONG_FOR_TENSORRT)

@@ -8,7 +8,7 @@ from graphs import parse
 from qdq_models import NO_Q, SIGNED, WRONG_FOR_TENSORRT, conv, messages, named, subject
 
 from calibrators.session import open_session
-from onnxq.verify import ask, legality, tensorrt
+from onnxq.verify import legality, process, tensorrt
 
 HERE = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None and importlib.util.find_spec("tensorrt") is None,
@@ -102,9 +102,13 @@ def test_without_tensorrt_nothing_has_passed(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("answer", "status", "words"),
     [
-        (ask.Answer(failure="it crashed (SIGSEGV)"), "failed", "no engine was built: it crashed (SIGSEGV)"),
-        (ask.Answer(failure="no end after 60 s", timed_out=True), "not checked", "no end after 60 s"),
-        (ask.Answer({"version": "1", "built": False, "errors": []}), "failed", "does not say why"),
+        (
+            process.Answer(failure="it crashed (SIGSEGV)"),
+            "failed",
+            "no engine was built: it crashed (SIGSEGV)",
+        ),
+        (process.Answer(failure="no end after 60 s", timed_out=True), "not checked", "no end after 60 s"),
+        (process.Answer({"version": "1", "built": False, "errors": []}), "failed", "does not say why"),
     ],
 )
 def test_a_build_that_fails_is_no_error_of_ours(monkeypatch, tmp_path, answer, status, words):
@@ -126,7 +130,7 @@ def test_what_a_gpu_computes_is_compared(monkeypatch, tmp_path, error, status):
         session = open_session(path, optimize=False)
         y = session.run(["y"], dict(np.load(feeds)))[0]
         np.savez(outputs, y=y * (1 + error))
-        return ask.Answer({"version": "1", "built": True, "layers": [layer], "ran": True, "why_not": ""})
+        return process.Answer({"version": "1", "built": True, "layers": [layer], "ran": True, "why_not": ""})
 
     monkeypatch.setattr(tensorrt, "installed", lambda *modules: "tensorrt")
     monkeypatch.setattr(tensorrt, "ask", played)

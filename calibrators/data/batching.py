@@ -1,0 +1,129 @@
+"""Join samples to the batches that a model takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+
+from calibrators.data.samples import Array, InputSpec, Sample, batched, fixed_batch
+from calibrators.errors import CalibrationError
+
+log = logging.getLogger(__name__)
+
+Group: TypeAlias = list[Sample]
+
+
+def batches(samples: Iterable[Sample], inputs: Sequence[InputSpec], batch_size: int) -> Iterator[Sample]:
+    """Concatenate neighbouring samples of one shape along axis 0 to at most ``batch_size`` of them.
+
+    A batch that comes larger stays as it is. If the model fixes the batch size, every batch has
+    exactly that size: an incomplete one in the end is left out, and one that cannot be left out
+    (the only one, or one of its shape) is filled by repeating its samples, both with a warning.
+
+    Raises:
+        CalibrationError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise CalibrationError(f"batch size {batch_size}: expected at least 1")
+    names = batched(inputs)
+    fixed = fixed_batch(inputs)
+    if fixed is None:
+        return (_join(group, names) for group in _groups(samples, names, batch_size))
+    if batch_size not in (1, fixed):
+        log.info("the model fixes the batch size to %d: %d is not used", fixed, batch_size)
+    pieces = (piece for sample in samples for piece in _singles(sample, names))
+    return _exact(_groups(pieces, names, fixed), names, fixed)
+
+
+def cut(sample: Sample, names: frozenset[str], start: int, stop: int) -> Sample:
+    """Samples ``start`` to ``stop`` of a batch whose inputs ``names`` have a batch axis."""
+    feeds = {name: a[start:stop] if name in names else a for name, a in sample.feeds.items()}
+    return replace(sample, feeds=feeds, count=stop - start, members=sample.members[start:stop])
+
+
+def parts(batch: Sample, inputs: Sequence[InputSpec]) -> list[Sample]:
+    """The samples of a batch one by one; the batch itself if it cannot be cut, or if its size is fixed."""
+    names = batched(inputs) & batch.feeds.keys()
+    able = batch.joinable and all(len(batch.feeds[name]) == batch.count for name in names)
+    if not able or fixed_batch(inputs) is not None:
+        return [batch]
+    return [replace(one, name=batch.name_of(i)) for i, one in enumerate(_singles(batch, names))]
+
+
+def _singles(sample: Sample, names: frozenset[str]) -> Iterator[Sample]:
+    if not sample.joinable or sample.count == 1:
+        return iter([sample])
+    return (cut(sample, names, i, i + 1) for i in range(sample.count))
+
+
+def _groups(samples: Iterable[Sample], names: frozenset[str], size: int) -> Iterator[Group]:
+    """Neighbours that go together, at most ``size`` samples a group unless one alone has more."""
+    group: Group = []
+    for sample in samples:
+        if group and (_count(group) + sample.count > size or not _agree(group[-1], sample, names)):
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group
+
+
+def _count(group: Group) -> int:
+    return sum(sample.count for sample in group)
+
+
+def _agree(a: Sample, b: Sample, names: frozenset[str]) -> bool:
+    """May they stand in one batch: same shapes, and the same values where there is no batch axis?"""
+    return (
+        a.joinable
+        and b.joinable
+        and all(
+            x.shape[1:] == b.feeds[n].shape[1:] if n in names else np.array_equal(x, b.feeds[n])
+            for n, x in a.feeds.items()
+        )
+    )
+
+
+def _join(group: Group, names: frozenset[str]) -> Sample:
+    if len(group) == 1:
+        return group[0]
+    feeds: dict[str, Array] = {
+        name: np.concatenate([s.feeds[name] for s in group]) if name in names else value
+        for name, value in group[0].feeds.items()
+    }
+    ends = dict.fromkeys((group[0].name, group[-1].name))
+    members = tuple(sample.name_of(i) for sample in group for i in range(sample.count))
+    return Sample(" to ".join(ends), feeds, _count(group), members=members)
+
+
+def _exact(groups: Iterable[Group], names: frozenset[str], size: int) -> Iterator[Sample]:
+    """Every group as a batch of exactly ``size``; the count stays that of the real samples."""
+    made = 0
+    last: Group = []
+    for group in groups:
+        if last:
+            yield _filled(last, names, size)
+            made += 1
+        last = group
+    if made and last and last[0].joinable and _count(last) < size:
+        log.warning(
+            "the model fixes the batch size to %d: %d samples that fill no batch are left out",
+            size,
+            _count(last),
+        )
+    elif last:
+        yield _filled(last, names, size)
+
+
+def _filled(group: Group, names: frozenset[str], size: int) -> Sample:
+    count = _count(group)
+    batch = _join(group, names)
+    if not batch.joinable or count == size:
+        return batch
+    log.warning("samples are repeated where there are fewer of one shape than the %d the model takes", size)
+    indices = np.arange(size) % count
+    return replace(batch, feeds={n: a[indices] if n in names else a for n, a in batch.feeds.items()})

@@ -1,0 +1,259 @@
+"""Open calibration data in any of its forms: arrays, directories of arrays or pictures, Python iterables.
+
+====================================  ============================================================
+``.npz``                              arrays named after the inputs, axis 0 counts samples
+``.npy``                              the same for a model with one input
+directory of ``.npz`` and ``.npy``    one sample or batch a file; shapes may differ between files
+picture, or directory of pictures     decoded and preprocessed for a model that takes pictures
+iterable of ``{input name: array}``   one batch an item; bare arrays and (input, label) pairs too
+====================================  ============================================================
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibrators.data import arrays, images, preprocess
+from calibrators.data.bad_samples import OnBad, usable
+from calibrators.data.batching import batches, cut
+from calibrators.data.fit import fit_sample
+from calibrators.data.samples import Array, DataSource, InputSpec, Sample, batched, describe, input_specs
+from calibrators.errors import CalibrationError
+
+__all__ = ["DataSource", "InputSpec", "Sample", "batches", "input_specs", "open_data"]
+
+log = logging.getLogger(__name__)
+
+Inputs = Sequence[InputSpec]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is asked of the data: the arguments of `open_data`."""
+
+    inputs: Inputs
+    preprocess: str | None
+    limit: int | None
+    on_bad: OnBad | None
+
+
+def open_data(
+    source: str | os.PathLike[str] | Iterable[Any],
+    inputs: Inputs,
+    *,
+    preprocess: str | None = None,
+    limit: int | None = None,
+    on_bad: OnBad | None = None,
+) -> DataSource:
+    """The samples of ``source``, checked and cast to the inputs' types, in a lazy stream.
+
+    Files are checked against the inputs here, by their headers; values only when they are read.
+
+    Args:
+        source: a path, or an iterable as in the table above. Tensors of any library are taken
+            that have ``numpy()``. An iterator can be read only once.
+        inputs: what the model takes, see `input_specs`.
+        preprocess: for pictures, see `calibrators.data.preprocess.parse_preprocess`; None: the default.
+        limit: use at most so many samples: the first ones; of pictures, which often lie sorted by
+            class, some spread evenly over all.
+        on_bad: told of every sample, or file in a directory, that is damaged, does not fit the inputs
+            or holds NaN or Inf, each time it comes by; it is skipped then. None: it is an error.
+
+    Raises:
+        CalibrationError: there is no such path, nothing usable in it, or it does not fit the
+            inputs; while iterating: a bad sample, or there are no samples.
+    """
+    if limit is not None and limit < 1:
+        raise CalibrationError(f"at most {limit} samples: expected a limit of at least 1")
+    wanted = _Wanted(inputs, preprocess, limit, on_bad)
+    if isinstance(source, str | os.PathLike):
+        opened = _open_path(Path(source), wanted)
+    else:
+        opened = _open_iterable(source, wanted)
+    total = opened.total if limit is None or opened.total is None else min(limit, opened.total)
+    return DataSource(lambda: _limited(opened, batched(inputs), limit), total)
+
+
+def _limited(samples: Iterable[Sample], names: frozenset[str], limit: int | None) -> Iterator[Sample]:
+    """At most ``limit`` samples, and at least one."""
+    done = 0
+    for sample in samples:
+        left = sample.count if limit is None else limit - done
+        yield cut(sample, names, 0, left) if sample.joinable and sample.count > left else sample
+        done += sample.count
+        if limit is not None and done >= limit:
+            return
+    if not done:
+        raise CalibrationError("the data holds no samples (an iterator can be read only once: pass a list)")
+
+
+def _open_path(path: Path, wanted: _Wanted) -> DataSource:
+    if path.is_dir():
+        return _open_directory(path, wanted)
+    if not path.exists():
+        raise CalibrationError(f"{path}: no such file or directory: give the path of the calibration data")
+    suffix = path.suffix.lower()
+    if suffix in images.SUFFIXES:
+        return _open_images([path], wanted)
+    if suffix in arrays.SUFFIXES:
+        return _open_arrays([_inspect(path, wanted)], wanted)
+    raise CalibrationError(f"{path}: '{suffix}' files are not read: expected {_expected()}")
+
+
+def _open_directory(path: Path, wanted: _Wanted) -> DataSource:
+    files = _files(path)
+    pictures = [f for f in files if f.suffix.lower() in images.SUFFIXES]
+    stored = [f for f in files if f.suffix.lower() in arrays.SUFFIXES]
+    if pictures and stored:
+        raise CalibrationError(
+            f"{path}: holds both pictures ({pictures[0].name}) and arrays ({stored[0].name}): keep one kind"
+        )
+    if not pictures and not stored:
+        holds = f"none of its {len(files)} files can be read" if files else "the directory is empty"
+        raise CalibrationError(f"{path}: {holds}: expected {_expected()}")
+    log.debug("%s: %d of %d files are read", path, len(pictures) + len(stored), len(files))
+    if pictures:
+        return _open_images(pictures, wanted)
+    inspected = usable((partial(_inspect, f, wanted, in_directory=True) for f in stored), wanted.on_bad)
+    return _open_arrays(_until(wanted.limit, inspected), wanted)
+
+
+def _inspect(path: Path, wanted: _Wanted, in_directory: bool = False) -> arrays.ArrayFile:
+    skips = wanted.on_bad is not None
+    return arrays.inspect_file(path, wanted.inputs, in_directory=in_directory, thorough=skips)
+
+
+def _until(limit: int | None, files: Iterable[arrays.ArrayFile]) -> list[arrays.ArrayFile]:
+    """The first files, as many as hold ``limit`` samples."""
+    found: list[arrays.ArrayFile] = []
+    count = 0
+    for file in files:
+        found.append(file)
+        count += file.count
+        if limit is not None and count >= limit:
+            break
+    return found
+
+
+def _files(root: Path) -> list[Path]:
+    """All files below, sorted, without those that are hidden or lie in a hidden directory."""
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _expected() -> str:
+    return f"arrays ({' '.join(sorted(arrays.SUFFIXES))}) or pictures ({' '.join(sorted(images.SUFFIXES))})"
+
+
+def _open_arrays(files: Sequence[arrays.ArrayFile], wanted: _Wanted) -> DataSource:
+    _is_not_used(wanted.preprocess)
+    if ignored := {name: file.path for file in reversed(files) for name in file.ignored}:
+        for name, path in ignored.items():
+            log.warning("%s: array '%s' is no input of the model: ignored", path, name)
+    return DataSource(
+        lambda: usable((load for file in files for load in file.loads()), wanted.on_bad),
+        sum(f.count for f in files),
+    )
+
+
+def _is_not_used(preprocess: str | None) -> None:
+    if preprocess is not None:
+        log.warning("preprocess '%s' is not used: it is for pictures, and the data are arrays", preprocess)
+
+
+def _open_images(paths: Sequence[Path], wanted: _Wanted) -> DataSource:
+    spec = images.image_input(wanted.inputs)
+    settings = preprocess.parse_preprocess(wanted.preprocess or preprocess.DEFAULT)
+    images.frame_for(settings, spec)
+    limit = wanted.limit
+    if limit is not None and limit < len(paths):
+        paths = [paths[i * len(paths) // limit] for i in range(limit)]
+    loads = [partial(_image, path, settings, spec) for path in paths]
+    return DataSource(lambda: usable(loads, wanted.on_bad), len(paths))
+
+
+def _image(path: Path, settings: preprocess.Preprocess, spec: InputSpec) -> Sample:
+    joinable = spec.shape is None or len(spec.shape) == 4
+    return Sample(str(path), {spec.name: images.load_image(path, settings, spec)}, 1, joinable)
+
+
+def _open_iterable(source: Iterable[Any], wanted: _Wanted) -> DataSource:
+    inputs = wanted.inputs
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise CalibrationError(
+            f"data of type {type(source).__name__}: expected a path, or an iterable such as a list of "
+            f"{{input name: array}}; the model takes {describe(inputs)}"
+        )
+    _is_not_used(wanted.preprocess)
+
+    def loads() -> Iterator[partial[Sample]]:
+        for i, item in enumerate(source):
+            yield partial(from_item, item, inputs, f"item {i} of the data")
+
+    return DataSource(lambda: usable(loads(), wanted.on_bad))
+
+
+def from_item(item: Any, inputs: Inputs, where: str) -> Sample:
+    """One item of an iterable as the batch it is; a lone sample without batch axis gets one.
+
+    Raises:
+        CalibrationError: it does not fit the inputs; ``where`` names it.
+    """
+    feeds = {name: _with_batch_axis(a, name, inputs) for name, a in _feeds(item, inputs, where).items()}
+    names = batched(inputs)
+    counts = {feeds[name].shape[0] for name in names if feeds[name].ndim}
+    joinable = len(counts) == 1
+    count = counts.pop() if joinable else 1
+    if count == 0:
+        raise CalibrationError(f"{where}: the arrays hold no samples (their first axis has size 0)")
+    return fit_sample(Sample(where, feeds, count, joinable), tuple(inputs))
+
+
+def _feeds(item: Any, inputs: Inputs, where: str) -> dict[str, Array]:
+    if isinstance(item, list | tuple) and item and _is_data(item[0]):
+        item = item[0]
+    if isinstance(item, Mapping):
+        if missing := [spec.name for spec in inputs if spec.name not in item]:
+            raise CalibrationError(
+                f"{where}: nothing for input {', '.join(map(repr, missing))}, only for "
+                f"{', '.join(map(repr, item)) or 'none'}. The model takes {describe(inputs)}"
+            )
+        return {spec.name: _to_array(item[spec.name], where, spec.name) for spec in inputs}
+    if len(inputs) != 1:
+        raise CalibrationError(
+            f"{where} is a {type(item).__name__}, the model takes several inputs: {describe(inputs)}. "
+            "Give {input name: array}"
+        )
+    return {inputs[0].name: _to_array(item, where, inputs[0].name)}
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, Mapping | np.ndarray) or hasattr(value, "numpy")
+
+
+def _to_array(value: Any, where: str, name: str) -> Array:
+    """An array, or a tensor of another library by its methods (on a GPU it must come to the CPU first)."""
+    try:
+        for step in ("detach", "cpu", "numpy"):
+            if not isinstance(value, np.ndarray) and hasattr(value, step):
+                value = getattr(value, step)()
+        return np.array(value)  # a copy: whoever gives the samples may fill one buffer again and again
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise CalibrationError(f"{where}: the value for input '{name}' is no array ({e})") from e
+
+
+def _with_batch_axis(array: Array, name: str, inputs: Inputs) -> Array:
+    shape = next(spec.shape for spec in inputs if spec.name == name)
+    missing = shape is not None and name in batched(inputs) and array.ndim == len(shape) - 1
+    return array[None] if missing else array

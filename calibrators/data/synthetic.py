@@ -1,0 +1,236 @@
+"""Synthetic inputs, made from the types and shapes of a model alone.
+
+Made-up inputs, so that a model can be calibrated when nothing is known of its data.
+
+Types and shapes are right; ranges are a guess, so nothing follows for accuracy. Pictures are smooth
+noise of mean 0 and variance 1, token ids stay inside the embedding table they index, other integers
+are 1 (an attention mask that hides nothing). Free dimensions get sizes that the model really runs with.
+
+Which inputs are indices into a table, and how large that table is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calibrators.data.samples import Array, DataSource, InputSpec, Sample, batched, describe, fixed_batch
+from calibrators.errors import CalibrationError
+
+log = logging.getLogger(__name__)
+
+
+ATTEMPTS: Sequence[Mapping[str, int]] = (
+    {"picture": 224, "sequence": 16},
+    {"picture": 256, "sequence": 128},
+    {"picture": 32, "sequence": 32},
+    {"picture": 640, "sequence": 1},
+    {"picture": 64, "sequence": 512},
+)
+"""Sizes to try for free dimensions: those of a picture (input with four axes), and all others."""
+
+
+COARSE = 16
+"""Pixels between the knots of the smooth part of a picture."""
+
+
+TEXTURE = 0.5
+"""Standard deviation of the white part of a picture, that of the smooth part being 1."""
+
+
+Generator = np.random.Generator
+
+
+def synthetic_samples(model: ir.Model, inputs: Sequence[InputSpec], count: int, seed: int) -> DataSource:
+    """``count`` samples of random values with the right types and shapes; the same for the same seed.
+
+    If sizes must be guessed, the model is run once with each guess until one works.
+
+    Raises:
+        CalibrationError: an input's rank is unknown, its type is not one of numbers, or the model
+            runs with none of the guessed sizes.
+    """
+    for spec in inputs:
+        if spec.shape is None or spec.dtype.kind not in "biuf":
+            raise CalibrationError(f"no data can be made up for input {spec}: give calibration data (--data)")
+    bounds = id_bounds(model)
+    shapes = _working_shapes(model, inputs, bounds, seed)
+    log.debug("synthetic inputs: %s", ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()))
+    runs = -(-count // (fixed_batch(inputs) or 1))
+    return DataSource(lambda: (_sample(inputs, shapes, bounds, seed, i) for i in range(runs)), count)
+
+
+def _working_shapes(
+    model: ir.Model, inputs: Sequence[InputSpec], bounds: Mapping[str, int], seed: int
+) -> dict[str, tuple[int, ...]]:
+    guesses = [_shapes(inputs, sizes) for sizes in ATTEMPTS]
+    if all(guess == guesses[0] for guess in guesses):
+        return guesses[0]
+    # Imported here: ONNX Runtime is heavy, and most calls have data or fixed shapes.
+    from calibrators.session import RUNTIME_ERRORS, brief, open_session
+
+    session = open_session(model)
+    reason = ""
+    for shapes in guesses:
+        feeds = _sample(inputs, shapes, bounds, seed, 0).feeds
+        try:
+            session.run(None, dict(feeds))
+        except RUNTIME_ERRORS as e:
+            reason = brief(e)
+        else:
+            return shapes
+    raise CalibrationError(
+        f"the model takes {describe(inputs)}, and runs with none of the sizes tried for its free dimensions: "
+        f"give calibration data (--data). The last failure: {reason}"
+    )
+
+
+def _shapes(inputs: Sequence[InputSpec], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Every input's shape; a symbol has one size wherever it stands, also within ``past + 1``."""
+    known: dict[str, int] = {}
+    for spec in inputs:
+        for axis, dim in enumerate(spec.shape or ()):
+            if isinstance(dim, str):
+                known.setdefault(dim, _size(spec, axis, inputs, sizes))
+    return {
+        spec.name: tuple(
+            _resolved(dim, known) if dim is not None else _size(spec, axis, inputs, sizes)
+            for axis, dim in enumerate(spec.shape or ())
+        )
+        for spec in inputs
+    }
+
+
+def _resolved(dim: int | str, known: Mapping[str, int]) -> int:
+    """The size of a dimension: an expression is worked out if all its symbols are known."""
+    if isinstance(dim, int):
+        return dim
+    symbolic = ir.SymbolicDim(dim)
+    try:
+        parts = symbolic.free_symbols()
+        if dim not in parts and parts <= known.keys():
+            size = symbolic.evaluate({part: known[part] for part in parts})
+            return max(1, size) if isinstance(size, int) else known[dim]
+    except ValueError:
+        log.debug("dimension '%s' is no expression", dim)
+    return known[dim]
+
+
+def _size(spec: InputSpec, axis: int, inputs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
+    """The guess for a free axis, by where it stands."""
+    dim = spec.shape[axis] if spec.shape else None
+    if axis == 0 and spec.name in batched(inputs) and len(spec.shape or ()) > 1:
+        return 1
+    if isinstance(dim, str) and "batch" in dim.lower():
+        return 1
+    if len(spec.shape or ()) != 4:
+        return sizes["sequence"]
+    return sizes["picture"] if axis in _picture_axes(spec) else 3
+
+
+def _picture_axes(spec: InputSpec) -> tuple[int, int]:
+    """Height and width of an input with four axes."""
+    shape = spec.shape or ()
+    return (1, 2) if shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else (2, 3)
+
+
+def _sample(
+    inputs: Sequence[InputSpec],
+    shapes: Mapping[str, tuple[int, ...]],
+    bounds: Mapping[str, int],
+    seed: int,
+    index: int,
+) -> Sample:
+    rng = np.random.default_rng([seed, index])
+    feeds = {spec.name: _values(spec, shapes[spec.name], bounds.get(spec.name), rng) for spec in inputs}
+    size = fixed_batch(inputs) or 1
+    joinable = {shapes[name][0] for name in batched(inputs)} == {size}
+    return Sample(f"synthetic sample {index}", feeds, size if joinable else 1, joinable)
+
+
+def _values(spec: InputSpec, shape: tuple[int, ...], bound: int | None, rng: Generator) -> Array:
+    if spec.dtype.kind == "b":
+        return np.ones(shape, bool)
+    if spec.dtype.kind in "iu":
+        if bound is not None:
+            return rng.integers(0, bound, shape).astype(spec.dtype)
+        if spec.dtype != np.uint8 or len(shape) != 4:
+            return np.ones(shape, spec.dtype)
+        return np.clip(128 + 64 * _picture(spec, shape, rng), 0, 255).astype(np.uint8)
+    values = _picture(spec, shape, rng) if len(shape) == 4 else rng.standard_normal(shape)
+    return np.asarray(values, spec.dtype)
+
+
+def _picture(spec: InputSpec, shape: tuple[int, ...], rng: Generator) -> NDArray[np.float64]:
+    """Smooth noise with some texture, as photographs have, of mean 0 and variance 1 over all pixels."""
+    axes = _picture_axes(spec)
+    knots = [max(2, -(-size // COARSE)) if axis in axes else size for axis, size in enumerate(shape)]
+    smooth = rng.standard_normal(knots)
+    for axis in axes:
+        smooth = np.moveaxis(
+            _interpolation(shape[axis], knots[axis]) @ np.moveaxis(smooth, axis, -2), -2, axis
+        )
+    values = smooth / max(float(smooth.std()), 1e-6) + TEXTURE * rng.standard_normal(shape)
+    result: NDArray[np.float64] = (values - values.mean()) / max(float(values.std()), 1e-6)
+    return result
+
+
+def _interpolation(size: int, knots: int) -> NDArray[np.float64]:
+    """Linear interpolation from ``knots`` values to ``size``: [size, knots], each row sums to 1."""
+    position = np.linspace(0, knots - 1, size)[:, None]
+    weights: NDArray[np.float64] = np.maximum(0, 1 - np.abs(position - np.arange(knots)))
+    return weights
+
+
+CARRIERS = frozenset(
+    {
+        "Cast",
+        "Expand",
+        "Flatten",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+"""Operators that only pass their first input's integers on."""
+
+
+def id_bounds(model: ir.Model) -> dict[str, int]:
+    """Input name -> number of entries of the smallest table that a Gather looks up with its values.
+
+    Only tables of a known size count, and only values that reach the Gather unchanged.
+    """
+    bounds = {value.name or "": list(_tables(value)) for value in model.graph.inputs}
+    return {name: min(sizes) for name, sizes in bounds.items() if sizes}
+
+
+def _tables(start: ir.Value) -> Iterator[int]:
+    waiting, seen = [start], {id(start)}
+    while waiting:
+        value = waiting.pop()
+        for node, index in value.uses():
+            if (size := _table_size(node, index)) is not None:
+                yield size
+            if node.op_type in CARRIERS and index == 0:
+                waiting += [out for out in node.outputs if id(out) not in seen]
+                seen |= {id(out) for out in node.outputs}
+
+
+def _table_size(node: ir.Node, index: int) -> int | None:
+    """The length of the axis that ``node`` indexes with its input ``index``, if it is fixed."""
+    if node.op_type != "Gather" or index != 1 or node.inputs[0] is None:
+        return None
+    table, axis = node.inputs[0], node.attributes.get_int("axis", 0)
+    shape = table.const_value.shape if table.const_value is not None else table.shape
+    if shape is None or not -len(shape) <= axis < len(shape):
+        return None
+    size = shape[axis]
+    return size if isinstance(size, int) and size > 0 else None

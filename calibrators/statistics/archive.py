@@ -1,0 +1,179 @@
+"""The file that statistics are kept in: an ``.npz`` of columns, with a JSON header that says what it is.
+
+A column has one row for each tensor. What differs in length from tensor to tensor lies end to end in one
+array, beside a column of the lengths.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrators.atomic import drafts
+from calibrators.errors import CalibrationError
+from calibrators.statistics.channel_means import ChannelMeans
+from calibrators.statistics.exact_sum import WINDOWS, ExactSum
+from calibrators.statistics.histogram import EXPONENTS, SIDE, Histogram
+from calibrators.statistics.sample_extremes import Trail
+from calibrators.statistics.tensor import Extreme, TensorStatistics
+
+FORMAT = "calibration statistics"
+VERSION = 2
+HEADER = "header"
+
+Arrays = Mapping[str, NDArray[Any]]
+
+_COLUMNS: tuple[tuple[str, type, Callable[[TensorStatistics], object]], ...] = (
+    ("low", np.float64, lambda t: t.low),
+    ("high", np.float64, lambda t: t.high),
+    ("low_number", np.int64, lambda t: t.lowest.number),
+    ("high_number", np.int64, lambda t: t.highest.number),
+    ("low_name", np.str_, lambda t: t.lowest.name),
+    ("high_name", np.str_, lambda t: t.highest.name),
+    ("count", np.int64, lambda t: t.count),
+    ("nonfinite", np.int64, lambda t: t.nonfinite),
+    ("samples", np.int64, lambda t: t.samples),
+    ("exponent", np.int64, lambda t: t.histogram.exponent),
+    ("block", np.int64, lambda t: t.trail.block),
+    ("entries", np.int64, lambda t: len(t.trail.lows)),
+    ("channel_axis", np.int64, lambda t: t.channels.axis if t.channels else 0),
+    ("channels", np.int64, lambda t: t.channels.counts.size if t.channels else 0),
+)
+"""One value a tensor."""
+
+_ARRAYS: tuple[
+    tuple[str, type, tuple[int, ...], str, Callable[[TensorStatistics], NDArray[Any] | None]], ...
+] = (
+    ("counts", np.int64, (2 * SIDE,), "", lambda t: t.histogram.counts[None]),
+    ("trail_lows", np.float32, (), "entries", lambda t: t.trail.lows),
+    ("trail_highs", np.float32, (), "entries", lambda t: t.trail.highs),
+    (
+        "channel_sums",
+        np.int64,
+        (WINDOWS,),
+        "channels",
+        lambda t: t.channels.sums.windows if t.channels else None,
+    ),
+    ("channel_counts", np.int64, (), "channels", lambda t: t.channels.counts if t.channels else None),
+)
+"""Name, type, shape of a row, the column that has the number of rows ("": one row), where they are."""
+
+
+def write(path: Path, header: Mapping[str, object], tensors: Sequence[TensorStatistics]) -> None:
+    """Write ``header`` (JSON values) and ``tensors`` to ``path``, which is replaced at the very end.
+
+    Raises:
+        CalibrationError: the file cannot be written.
+    """
+    text = json.dumps({"format": FORMAT, "version": VERSION, **header})
+    arrays: dict[str, Any] = {HEADER: np.frombuffer(text.encode(), np.uint8)}
+    arrays |= {name: np.array([get(t) for t in tensors], kind) for name, kind, get in _COLUMNS}
+    for name, kind, shape, _, get_rows in _ARRAYS:
+        parts = [rows for t in tensors if (rows := get_rows(t)) is not None]
+        arrays[name] = np.concatenate([np.empty((0, *shape), kind), *parts])
+    try:
+        with drafts([path]) as beside, beside[path].open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    except OSError as error:
+        raise CalibrationError(
+            f"statistics cannot be written to {path}: {error.strerror or error}"
+        ) from error
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[TensorStatistics]]:
+    """The header and the tensors of a file that `write` made.
+
+    Raises:
+        CalibrationError: no such file, a damaged one, another format or another version.
+    """
+    header, arrays = _read_arrays(path)
+    try:
+        return header, list(_tensors(arrays))
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> CalibrationError:
+    """What to say of a file whose content does not fit together."""
+    return CalibrationError(f"{path} is damaged: {error!r}; collect the statistics anew")
+
+
+def _read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file):
+            pass
+        with np.load(path, allow_pickle=False) as archive:
+            if HEADER not in archive:
+                raise CalibrationError(f"{path} does not hold calibration statistics")
+            header = json.loads(archive[HEADER].tobytes())
+            _check(path, header)
+            return header, {name: archive[name] for name in archive.files if name != HEADER}
+    except OSError as error:
+        raise CalibrationError(f"statistics cannot be read from {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise CalibrationError(
+            f"{path} does not hold calibration statistics, or is damaged: {error}"
+        ) from error
+
+
+def _check(path: Path, header: object) -> None:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise CalibrationError(f"{path} does not hold calibration statistics")
+    if header.get("version") != VERSION:
+        raise CalibrationError(
+            f"{path} holds statistics of version {header.get('version')}, expected {VERSION}; "
+            "collect them anew with this release"
+        )
+
+
+def _tensors(arrays: Arrays) -> Iterator[TensorStatistics]:
+    """KeyError or ValueError if the arrays do not fit together."""
+    tensors = len(arrays["low"])
+    columns = {name: _typed(arrays, name, kind, (tensors,)).tolist() for name, kind, _ in _COLUMNS}
+    rows = {}
+    for name, kind, shape, lengths, _ in _ARRAYS:
+        ends = np.cumsum(columns[lengths] if lengths else [1] * tensors, dtype=np.int64)
+        whole = _typed(arrays, name, kind, (int(ends[-1]) if tensors else 0, *shape))
+        rows[name] = np.split(whole, ends[:-1]) if tensors else []
+    for i in range(tensors):
+        single = {name: values[i] for name, values in columns.items()}
+        yield _tensor(single, {name: parts[i].copy() for name, parts in rows.items()})
+
+
+def _typed(arrays: Arrays, name: str, kind: type, shape: tuple[int, ...]) -> NDArray[Any]:
+    array: NDArray[Any] = arrays[name].astype(kind, casting="safe")
+    if array.shape != shape:
+        raise ValueError(f"{name} of shape {array.shape}, expected {shape}")
+    return array
+
+
+def _tensor(row: Mapping[str, Any], rows: Arrays) -> TensorStatistics:
+    counts = rows["counts"][0]
+    _require((counts >= 0).all() and counts.sum() == row["count"], "the counts do not add up")
+    _require(row["exponent"] in EXPONENTS, f"exponent {row['exponent']}")
+    _require(row["block"] > 0, f"{row['block']} samples to an entry")
+    if row["count"]:
+        _require(-math.inf < row["low"] <= row["high"] < math.inf, f"range [{row['low']}, {row['high']}]")
+    tensor = TensorStatistics()
+    tensor.lowest = Extreme(row["low"], row["low_number"], row["low_name"])
+    tensor.highest = Extreme(row["high"], row["high_number"], row["high_name"])
+    tensor.count, tensor.nonfinite, tensor.samples = row["count"], row["nonfinite"], row["samples"]
+    tensor.histogram = Histogram(row["exponent"], counts)
+    tensor.trail = Trail(rows["trail_lows"], rows["trail_highs"], row["block"])
+    if row["channels"]:
+        sums = ExactSum(rows["channel_sums"])
+        tensor.channels = ChannelMeans(row["channel_axis"], sums, rows["channel_counts"])
+    return tensor
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ValueError(problem)

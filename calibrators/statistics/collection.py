@@ -1,0 +1,131 @@
+"""The statistics of many tensors: what a calibration run gives, and what is kept of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from calibrators.errors import CalibrationError, some
+from calibrators.statistics import archive
+from calibrators.statistics.tensor import TensorStatistics
+
+__all__ = ["Statistics", "TensorStatistics"]
+
+
+class Statistics(Mapping[str, TensorStatistics]):
+    """Statistics by tensor name.
+
+    Attributes:
+        samples: how many samples they come from.
+        span: the numbers that those have in the stream of data: from the first up to, but not
+            including, the last. Samples that were passed over have numbers too.
+        complete: the data was read to its end.
+        fingerprint: of the model they were collected on, see `calibrators.fingerprint`; "" if unknown.
+        checksum: of the samples; "" if unknown, as after merging.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, TensorStatistics],
+        samples: int,
+        *,
+        span: tuple[int, int] | None = None,
+        complete: bool = True,
+        fingerprint: str = "",
+        checksum: str = "",
+    ) -> None:
+        self._tensors = dict(tensors)
+        self.samples = samples
+        self.span = span or (0, samples)
+        self.complete = complete
+        self.fingerprint = fingerprint
+        self.checksum = checksum
+
+    def __getitem__(self, name: str) -> TensorStatistics:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Tensors of which not one finite value was seen: no method can give them a range."""
+        return tuple(name for name, tensor in self.items() if not tensor.count)
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Of our samples and ``other``'s: parts of one stream of data, in any order, or two streams.
+
+        Samples whose numbers overlap ours come from another stream: they are taken to follow ours.
+
+        Raises:
+            CalibrationError: the two do not describe the same tensors of the same model.
+        """
+        self._require_same_tensors(other)
+        apart = other.span[0] >= self.span[1] or other.span[1] <= self.span[0]
+        later = 0 if apart or not self.samples else self.span[1]
+        try:
+            tensors = {name: tensor.merge(other[name], later) for name, tensor in self.items()}
+        except ValueError as error:
+            raise CalibrationError(f"these statistics cannot be merged: {error}") from error
+        first, last = other.span[0] + later, other.span[1] + later
+        return Statistics(
+            tensors,
+            self.samples + other.samples,
+            span=(min(self.span[0], first), max(self.span[1], last)),
+            complete=self.complete and other.complete,
+            fingerprint=self.fingerprint,
+        )
+
+    def _require_same_tensors(self, other: Statistics) -> None:
+        if self.fingerprint and other.fingerprint and self.fingerprint != other.fingerprint:
+            raise CalibrationError("statistics of different models cannot be merged")
+        different = sorted(self.keys() ^ other.keys())
+        if different:
+            raise CalibrationError(
+                f"statistics of different tensors cannot be merged; only one of the two has {some(different)}"
+            )
+
+    def save(self, path: str | os.PathLike[str], *, complete: bool | None = None) -> None:
+        """Write an ``.npz`` file, whole or not at all; the same statistics give the same bytes.
+
+        Args:
+            path: is replaced at the very end.
+            complete: if given, takes the place of our ``complete``.
+
+        Raises:
+            CalibrationError: the file cannot be written.
+        """
+        header = {
+            "samples": self.samples,
+            "span": list(self.span),
+            "complete": self.complete if complete is None else complete,
+            "fingerprint": self.fingerprint,
+            "checksum": self.checksum,
+            "tensors": list(self),
+        }
+        archive.write(Path(path), header, list(self.values()))
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Statistics:
+        """Read what `save` wrote.
+
+        Raises:
+            CalibrationError: there is no such file, it is damaged, or it is something else.
+        """
+        header, tensors = archive.read(Path(path))
+        try:
+            first, last = map(int, header["span"])
+            return Statistics(
+                dict(zip(map(str, header["tensors"]), tensors, strict=True)),
+                int(header["samples"]),
+                span=(first, last),
+                complete=bool(header["complete"]),
+                fingerprint=str(header["fingerprint"]),
+                checksum=str(header["checksum"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise archive.damaged(Path(path), error) from error

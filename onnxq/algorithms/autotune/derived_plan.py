@@ -1,0 +1,63 @@
+"""A plan with some of its nodes float, with ranges that follow from those that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
+from glob import escape
+
+import onnx_ir as ir
+
+from onnxq.calibration.qparams import solve
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import CalibrationError
+from onnxq.core.numerics import params_from_range
+from onnxq.core.plan import Group, QuantParams, QuantPlan
+from onnxq.planner import make_plan
+from onnxq.targets.lookup import get_target
+
+
+def without(config: QuantConfig, nodes: Collection[str]) -> QuantConfig:
+    """``config`` with ``nodes`` excluded too."""
+    return config.model_copy(update={"exclude": (*config.exclude, *map(escape, sorted(nodes)))})
+
+
+def tentative(model: ir.Model, plan: QuantPlan, config: QuantConfig, nodes: Collection[str]) -> QuantPlan:
+    """The plan of ``model`` with ``nodes`` float.
+
+    A tensor that shared its parameters with others keeps the range that they had together.
+
+    Args:
+        model: the cleaned float model.
+        plan: with nothing kept float for the sake of time, and with parameters.
+        config: how it was planned.
+        nodes: names.
+
+    Raises:
+        CalibrationError: a tensor that was not quantized has to be now, and no range is known of it.
+    """
+    if not nodes:
+        return plan
+    changed = make_plan(model, get_target(config.target), without(config, nodes))
+    known = {name: plan.params[name] for name, group in changed.groups.items() if plan.has_range_of(group)}
+    new = {name: group for name, group in changed.groups.items() if name not in known}
+    part = solve(model, replace(changed, groups=new, biases=()), partial(_inherited, plan))
+    return changed.with_params({**known, **part.params})
+
+
+def _inherited(plan: QuantPlan, group: Group) -> QuantParams:
+    """Parameters for what all the groups of ``plan`` hold that ``group`` has tensors of."""
+    names = {*group.observe, *group.tensors}
+    known = [old for old in plan.groups.values() if not old.constant and not names.isdisjoint(old.tensors)]
+    if not known:
+        raise CalibrationError(f"no range is known of tensor {group.name!r}: calibrate with data")
+    ranges = [_range(plan.params[old.name], old) for old in known]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    return params_from_range(low, high, group.spec, group.bounds)
+
+
+def _range(params: QuantParams, group: Group) -> tuple[float, float]:
+    """The ends of the grid."""
+    low, high = (float((end - int(params.zero_point)) * params.scale) for end in group.spec.limits)
+    return low, high

@@ -1,0 +1,143 @@
+"""Costs of fused groups and of Q/DQ between them, and the minimum cut.
+
+What each fused group takes in float and in integers, and what it costs to go from one to the other.
+
+Which fused groups are best run in integers, if times add up: the cheapest cut between both worlds.
+
+Each group pays for the side that it is on, and each tensor that crosses from one side to the other pays for Q
+or DQ. That is a minimum s-t cut; see Kolmogorov and Zabih, "What energy functions can be minimized via graph
+cuts?", 2004.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import networkx
+import numpy as np
+
+from onnxq.algorithms.autotune.fusion_groups import Parts, Tie, Unit
+from onnxq.algorithms.autotune.kernel_trace import Traced
+
+
+@dataclass
+class Costs:
+    """Grows with every model that is timed. All times in seconds.
+
+    Attributes:
+        parts: the fused groups.
+        reference: a run of the float model. Others are slower or faster at other times, as the machine is.
+    """
+
+    parts: Parts
+    reference: float
+    _units: dict[tuple[Unit, bool], list[float]] = field(default_factory=lambda: defaultdict(list))
+    _ties: dict[tuple[str, bool], list[float]] = field(default_factory=lambda: defaultdict(list))
+    _elements: dict[str, int] = field(default_factory=dict)
+
+    def learn(self, traced: Traced, integers: Collection[str], reference: float) -> None:
+        """From a model with ``integers`` in integers; a run of the float model took ``reference`` then."""
+        scale = self.reference / reference
+        self._elements |= traced.elements
+        times: dict[Unit, float] = defaultdict(float)
+        for name, seconds in traced.nodes.items():
+            times[self.parts.of_node[name]] += seconds * scale
+        for tensor, unit in self.parts.makers.items():
+            times[unit] += traced.tensors.get(tensor, 0.0) * scale
+        inside = {unit for unit in self.parts.units if not unit.planned.isdisjoint(integers)}
+        for tie in self.parts.ties:
+            self._learn_tie(tie, traced.tensors.get(tie.tensor, 0.0) * scale, inside, times)
+        for unit in self.parts.units:
+            self._units[unit, unit in inside].append(times[unit])
+
+    def _learn_tie(self, tie: Tie, seconds: float, inside: set[Unit], times: dict[Unit, float]) -> None:
+        made = tie.source in inside
+        reads = any(unit in inside for unit in tie.integers)
+        floats = [u for u in (*tie.integers, *tie.floats) if u not in inside or u in tie.floats]
+        if made and floats:
+            self._ties[tie.tensor, True].append(seconds / len(floats))
+        elif not made and reads:
+            self._ties[tie.tensor, False].append(seconds)
+        elif tie.source is not None:
+            times[tie.source] += seconds
+
+    def seconds(self, unit: Unit, in_integers: bool) -> float:
+        """What a group takes, as it was last seen: models get ever closer to the best."""
+        seen = self._units[unit, in_integers]
+        return seen[-1] if seen else 0.0
+
+    def to_integers(self, tie: Tie) -> float:
+        """What it costs to quantize the tensor."""
+        return self._crossing(tie, leaves=False)
+
+    def to_float(self, tie: Tie) -> float:
+        """What it costs to dequantize it, for one reader."""
+        return self._crossing(tie, leaves=True)
+
+    def _crossing(self, tie: Tie, leaves: bool) -> float:
+        seen = self._ties.get((tie.tensor, leaves))
+        if seen:
+            return seen[-1]
+        return _line(self._seen(leaves) or self._seen(not leaves), self._elements.get(tie.tensor, 0))
+
+    def _seen(self, leaves: bool) -> list[tuple[int, float]]:
+        """(elements, seconds) of the tensors that were seen to cross."""
+        return [
+            (self._elements.get(tensor, 0), seen[-1])
+            for (tensor, way), seen in self._ties.items()
+            if way is leaves
+        ]
+
+
+def _line(points: Sequence[tuple[int, float]], elements: int) -> float:
+    """What ``elements`` take if time grows in proportion, or by the least squares if that is known better."""
+    if not points:
+        return 0.0
+    counts, times = np.array(points).T
+    if len(points) > 2 and np.ptp(counts):
+        slope, start = np.polyfit(counts, times, 1)
+        if slope > 0 and start > 0:
+            return float(start + slope * elements)
+    return float(times.sum() / max(counts.sum(), 1) * elements)
+
+
+_INTEGERS, _FLOAT = object(), object()
+"""Source and sink."""
+
+
+_NANO = 1e9
+"""Capacities are whole nanoseconds: sums of fractions would never quite agree."""
+
+
+def cheapest(costs: Costs) -> frozenset[Unit]:
+    """The groups that are to be in integers, of those that the plan has in integers."""
+    graph = networkx.DiGraph()
+    graph.add_nodes_from((_INTEGERS, _FLOAT))
+    for unit in costs.parts.units:
+        if unit.planned:
+            _pay(graph, _INTEGERS, unit, costs.seconds(unit, in_integers=False))
+            _pay(graph, unit, _FLOAT, costs.seconds(unit, in_integers=True))
+    for tie in costs.parts.ties:
+        _tie(graph, tie, costs)
+    _, (inside, _) = networkx.minimum_cut(graph, _INTEGERS, _FLOAT)
+    return frozenset(unit for unit in inside if isinstance(unit, Unit))
+
+
+def _tie(graph: networkx.DiGraph, tie: Tie, costs: Costs) -> None:
+    """DQ for each float reader of a tensor in integers; one Q for all integer readers of a float one."""
+    if tie.source is not None:
+        for reader in (*tie.integers, *tie.floats):
+            outside = reader in tie.floats or reader is None
+            _pay(graph, tie.source, _FLOAT if outside else reader, costs.to_float(tie))
+    if tie.integers:
+        for reader in tie.integers:
+            graph.add_edge(reader, tie)  # without a capacity it cannot be cut
+        _pay(graph, tie, tie.source or _FLOAT, costs.to_integers(tie))
+
+
+def _pay(graph: networkx.DiGraph, here: object, there: object, seconds: float) -> None:
+    """What it costs to have ``here`` in integers and ``there`` in float; several such costs add up."""
+    paid = graph.get_edge_data(here, there, {}).get("capacity", 0)
+    graph.add_edge(here, there, capacity=paid + round(seconds * _NANO))

@@ -1,0 +1,1 @@
+"""Cross-layer equalization and activation centering: factors and shifts of channels."""

@@ -1,0 +1,169 @@
+"""Factors of channels into the constants of a model, or into a Mul where no constant takes them.
+
+Factors of channels -> a model whose constants have taken them in.
+
+Places for factors where the graph has none: a multiplication in front of the layers that read a tensor.
+
+SmoothQuant (Xiao et al., 2022) divides the outputs of a LayerNormalization by factors that the matrices
+behind it take in. In a BERT the sum beside them reads the same tensor, and behind a Gelu there is nothing
+to take factors in at all. There a Mul by a vector does it, one for all the layers that read the tensor. It
+costs a little time, so it stands only where the tensor comes in float anyway, and only where it gains much.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxq.algorithms.channels.labels import FIXED, Channels, Fold, Labels
+from onnxq.algorithms.channels.scale_rules import own_weight
+from onnxq.algorithms.layers.matrices import layers
+from onnxq.core.plan import QuantPlan
+from onnxq.graph.nodes import add_initializer, constant_value, int_attribute, unused_name, unused_node
+
+Factors = NDArray[np.float64]
+"""One for each label of `Channels`; that of a fixed channel is 1."""
+
+
+def folded(model: ir.Model, channels: Channels, factors: Factors) -> ir.Model:
+    """A copy of ``model`` that computes the same, with every channel c multiplied by ``factors[c]``.
+
+    A constant that others read too is copied for the one that changes it.
+    """
+    copy = model.clone()
+    nodes = {node.name: node for node in copy.graph}
+    for fold in channels.folds:
+        factor = factors[fold.up] / factors[fold.down]
+        if (factor != 1).any():
+            _take_in(copy, nodes[fold.node], fold, factor)
+    return copy
+
+
+def _take_in(model: ir.Model, node: ir.Node, fold: Fold, factor: Factors) -> None:
+    array = constant_value(node.inputs[fold.index])
+    assert array is not None
+    replace_constant(model, node, fold.index, array.astype(np.float64) * factor, "scaled")
+
+
+def replace_constant(
+    model: ir.Model, node: ir.Node, index: int, values: NDArray[np.float64], done: str
+) -> None:
+    """Give a node another constant of the same type; where others read the old one too, beside it."""
+    old = node.inputs[index]
+    array = constant_value(old)
+    assert old is not None
+    assert array is not None
+    changed = np.asarray(_fitting(values, array.ndim), array.dtype)
+    if len(old.uses()) > 1 or old.is_graph_output():
+        name = unused_name(f"{old.name}_{done}", model)
+        node.replace_input_with(index, add_initializer(model, name, changed))
+    else:
+        old.const_value, old.shape = ir.tensor(changed, name=old.name), ir.Shape(changed.shape)
+
+
+def _fitting(array: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
+    """Without leading dimensions of size 1 that the constant did not have before."""
+    while array.ndim > rank and array.shape[0] == 1:
+        array = array[0]
+    return array
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a Mul could stand: in front of ``readers``, names of nodes whose input 0 is ``tensor``."""
+
+    tensor: str
+    readers: tuple[str, ...]
+    labels: Labels
+
+
+def find_places(model: ir.Model, plan: QuantPlan, channels: Channels) -> tuple[Channels, list[Place]]:
+    """Tensors that matrices alone read in integers, that come in float and whose channels are all fixed.
+
+    Gives ``channels`` with labels for them, too.
+    """
+    nodes = {node.name or "": node for node in model.graph}
+    readers = _readers(model, plan)
+    alone = {group.tensors[0] for group in plan.groups.values() if len(group.tensors) == 1}
+    places, count = [], channels.count
+    for value in _floats(model, plan):
+        name = value.name or ""
+        names = readers.get(name, ())
+        if not names or name not in alone or channels.of(name).any() or value.shape is None:
+            continue
+        if all(_takes_columns(nodes[reader]) for reader in names):
+            size = _columns(nodes[names[0]])
+            labels = np.arange(count, count + size).reshape(*(1,) * (len(value.shape) - 1), size)
+            places.append(Place(name, names, labels))
+            count += size
+    return _extended(channels, places, nodes, count), places
+
+
+def _floats(model: ir.Model, plan: QuantPlan) -> Iterator[ir.Value]:
+    """What nodes compute that are not quantized."""
+    return (value for node in model.graph if node.name not in plan.nodes for value in node.outputs)
+
+
+def _readers(model: ir.Model, plan: QuantPlan) -> dict[str, tuple[str, ...]]:
+    """For each tensor that only layers read in integers, as their data: their names."""
+    data = {
+        (one.name, one.data.input_index) for one in layers(model, plan) if one.op_type in ("Gemm", "MatMul")
+    }
+    found: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for point in plan.points:
+        found[point.tensor].append((point.consumer, point.input_index))
+    return {
+        tensor: tuple(name for name, _ in edges) for tensor, edges in found.items() if data.issuperset(edges)
+    }
+
+
+def _takes_columns(node: ir.Node) -> bool:
+    return own_weight(node) is not None and not int_attribute(node, "transA", 0)
+
+
+def _columns(node: ir.Node) -> int:
+    weight = own_weight(node)
+    assert weight is not None
+    return int(weight.shape[int_attribute(node, "transB", 0)])
+
+
+def _extended(
+    channels: Channels, places: Collection[Place], nodes: Mapping[str, ir.Node], count: int
+) -> Channels:
+    folds = [
+        Fold(reader, 1, np.full((), FIXED, np.int64), _down(nodes[reader], place.labels.reshape(-1)))
+        for place in places
+        for reader in place.readers
+    ]
+    labels = {**channels.labels, **{place.tensor: place.labels for place in places}}
+    return replace(channels, labels=labels, count=count, folds=(*channels.folds, *folds))
+
+
+def _down(node: ir.Node, columns: Labels) -> Labels:
+    return columns[None, :] if int_attribute(node, "transB", 0) else columns[:, None]
+
+
+def with_muls(model: ir.Model, places: Collection[Place], factors: Factors) -> ir.Model:
+    """A copy that multiplies the tensors of ``places`` by their factors in front of those readers."""
+    copy = model.clone()
+    values = ir.convenience.create_value_mapping(copy.graph)
+    nodes = {node.name: node for node in copy.graph}
+    for place in places:
+        value = values[place.tensor]
+        vector = factors[place.labels.reshape(-1)].astype(np.float32)
+        scale = add_initializer(copy, unused_name(f"{place.tensor}_factors", copy), vector)
+        node = ir.node("Mul", [value, scale], name=unused_node(f"{place.tensor}_smooth", copy))
+        out = node.outputs[0]
+        out.name = unused_name(f"{place.tensor}_smooth", copy)
+        out.type, out.shape = value.type, value.shape
+        producer = value.producer()
+        assert producer is not None
+        copy.graph.insert_after(producer, node)
+        for reader in place.readers:
+            nodes[reader].replace_input_with(0, out)
+    return copy

@@ -1,0 +1,388 @@
+"""What factors of channels each operator lets through, takes up or gives off: the rules of `channels`.
+
+Operators that are no rule's stay as they are, with all that they read: Sigmoid, Softmax, Gelu ... A rule
+says None as soon as it meets something that it is not sure of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxq.algorithms.channels.labels import Labels, Rule, Ties, hold_inputs, reshaped
+from onnxq.graph.nodes import constant_value, input_at, int_attribute, ints_attribute, is_broadcast
+from onnxq.graph.operators import clip_range
+
+_Labelled = Sequence[Labels] | None
+
+
+# --- Weights: factors of the output multiply rows, those of the input divide columns -----------
+
+
+def _conv(node: ir.Node, ties: Ties) -> _Labelled:
+    weight, channels = own_weight(node), ties.of(node.inputs[0])
+    if weight is None or channels.ndim != weight.ndim or not _only_along(channels, 1):
+        return None
+    groups, taps = int_attribute(node, "group", 1), (1,) * (weight.ndim - 2)
+    columns = np.broadcast_to(channels.reshape(-1), groups * weight.shape[1]).reshape(groups, -1)
+    rows = _output(node, len(weight), 2, ties)
+    each = np.repeat(columns, len(weight) // groups, axis=0)
+    ties.fold(node, 1, up=rows.reshape(-1, 1, *taps), down=each.reshape(*each.shape, *taps))
+    return [rows.reshape(1, -1, *taps)]
+
+
+def _conv_transpose(node: ir.Node, ties: Ties) -> _Labelled:
+    weight, channels = own_weight(node), ties.of(node.inputs[0])
+    if weight is None or channels.ndim != weight.ndim or not _only_along(channels, 1):
+        return None
+    groups, taps = int_attribute(node, "group", 1), (1,) * (weight.ndim - 2)
+    columns = np.broadcast_to(channels.reshape(-1), len(weight))
+    rows = _output(node, groups * weight.shape[1], 2, ties)
+    each = np.repeat(rows.reshape(groups, -1), len(weight) // groups, axis=0)
+    ties.fold(node, 1, up=each.reshape(*each.shape, *taps), down=columns.reshape(-1, 1, *taps))
+    return [rows.reshape(1, -1, *taps)]
+
+
+def _gemm(node: ir.Node, ties: Ties) -> _Labelled:
+    weight, channels = own_weight(node), ties.of(node.inputs[0])
+    if weight is None or int_attribute(node, "transA", 0) or not _only_along(channels, 1):
+        return None
+    transposed = int_attribute(node, "transB", 0)
+    rows = _output(node, weight.shape[1 - transposed], 2, ties)
+    columns = channels.reshape(-1)
+    up, down = (rows[:, None], columns) if transposed else (rows, columns[:, None])
+    ties.fold(node, 1, up=up, down=down)
+    return [rows[None]]
+
+
+def _matmul(node: ir.Node, ties: Ties) -> _Labelled:
+    if constant_value(node.inputs[0]) is not None:
+        return None
+    if constant_value(node.inputs[1]) is None:
+        return _product(node, ties)
+    weight, channels = own_weight(node), ties.of(node.inputs[0])
+    if weight is None or weight.ndim != 2 or not _only_along(channels, channels.ndim - 1):
+        return None
+    rows = _output(node, weight.shape[1], 2, ties)
+    ties.fold(node, 1, up=rows, down=channels.reshape(-1, 1))
+    return [rows.reshape(*(1,) * (channels.ndim - 1), -1)]
+
+
+def _product(node: ir.Node, ties: Ties) -> _Labelled:
+    """Of two computed matrices, as in attention: columns of the second are columns of the output."""
+    left, right = (ties.of(value) for value in node.inputs)
+    if min(left.ndim, right.ndim) < 2 or right.shape[-2] != 1:
+        return None
+    ties.hold(left)
+    rank = max(left.ndim, right.ndim)
+    return [right.reshape(*(1,) * (rank - right.ndim), *right.shape)]
+
+
+def own_weight(node: ir.Node) -> NDArray[np.generic] | None:
+    """The constant weights of a node, if nobody else reads them."""
+    value = input_at(node, 1)
+    weight = constant_value(value)
+    if value is None or weight is None or len(value.uses()) != 1 or value.is_graph_output():
+        return None
+    return weight if weight.ndim >= 2 and weight.size else None
+
+
+def _output(node: ir.Node, channels: int, bias: int, ties: Ties) -> Labels:
+    """New labels of a weighted node's output, which its bias takes up too; a computed bias fixes them."""
+    rows = ties.fresh([channels])
+    value = input_at(node, bias)
+    if constant_value(value) is not None:
+        ties.fold(node, bias, up=rows)
+    elif value is not None:
+        ties.hold(rows)
+        ties.hold(ties.of(value))
+    return rows
+
+
+def _only_along(labels: Labels, axis: int) -> bool:
+    """Whether the labels change along this axis only."""
+    return 0 <= axis < labels.ndim and labels.size == labels.shape[axis]
+
+
+def _normalized(node: ir.Node, ties: Ties) -> _Labelled:
+    """Scale and offset of a normalization take up any factors of its output; its input has none to give."""
+    scale = constant_value(input_at(node, 1))
+    axis = NORMALIZED[node.op_type](node)
+    if scale is None or scale.ndim != 1 or axis is None or int_attribute(node, "training_mode", 0):
+        return None
+    hold_inputs(node, ties)
+    rows = _output(node, scale.size, 2, ties)
+    ties.fold(node, 1, up=rows)
+    rank = ties.of(node.inputs[0]).ndim
+    return [rows.reshape([-1 if d == axis % rank else 1 for d in range(rank)])] if rank else None
+
+
+def _last_axis(node: ir.Node) -> int | None:
+    """Of a LayerNormalization over one axis."""
+    axis, labels = int_attribute(node, "axis", -1), node.inputs[0]
+    rank = None if labels is None or labels.shape is None else len(labels.shape)
+    return -1 if axis == -1 or (rank is not None and axis == rank - 1) else None
+
+
+NORMALIZED: Mapping[str, Callable[[ir.Node], int | None]] = {
+    "BatchNormalization": lambda node: 1,
+    "InstanceNormalization": lambda node: 1,
+    "LayerNormalization": _last_axis,
+    "RMSNormalization": _last_axis,
+}
+
+
+# --- Elementwise ------------------------------------------------------------------------------
+
+
+def _sum(node: ir.Node, ties: Ties) -> _Labelled:
+    """Add, Sub, Max, Min: all that meets has one factor, and constants take it up."""
+    computed = [ties.of(value) for value in node.inputs if constant_value(value) is None]
+    if not computed:
+        return None
+    rank = ties.of(node.outputs[0]).ndim
+    shape = _joint_shape(computed)
+    out = np.broadcast_to(max(computed, key=lambda labels: labels.size), (1,) * (rank - len(shape)) + shape)
+    for labels in computed:
+        ties.tie(out, labels)
+    for index, value in enumerate(node.inputs):
+        if constant_value(value) is not None:
+            ties.fold(node, index, up=out)
+    return [out] if rank else None
+
+
+def _joint_shape(several: Sequence[Labels]) -> tuple[int, ...]:
+    return np.broadcast_shapes(*(labels.shape for labels in several))
+
+
+def _mul(node: ir.Node, ties: Ties) -> _Labelled:
+    constants = [index for index, value in enumerate(node.inputs) if constant_value(value) is not None]
+    if len(constants) == 2:
+        return None
+    if constants:
+        return _scaled(node, 1 - constants[0], constants[0], ties)
+    one, other = node.inputs
+    assert one is not None
+    assert other is not None
+    data = 1 if is_broadcast(one, other) else 0
+    hold_inputs(node, ties, but=[data])
+    return same(node, ties, data)
+
+
+def _div(node: ir.Node, ties: Ties) -> _Labelled:
+    if constant_value(node.inputs[0]) is not None:
+        return None
+    if constant_value(node.inputs[1]) is not None:
+        return _scaled(node, 0, 1, ties)
+    hold_inputs(node, ties, but=[0])
+    return same(node, ties)
+
+
+def _scaled(node: ir.Node, data: int, constant: int, ties: Ties) -> _Labelled:
+    """A vector takes up what its output is to have beside its input; a single number does not."""
+    values, channels = constant_value(node.inputs[constant]), ties.of(node.inputs[data])
+    assert values is not None
+    shape = values.shape[max(0, values.ndim - channels.ndim) :]
+    if values.size == 1 and values.ndim <= channels.ndim:
+        return [channels]
+    if not channels.ndim or values.ndim > channels.ndim or max(shape) != values.size:
+        return None
+    shape = _joint_shape([np.zeros(shape, np.int64), channels])
+    out = ties.fresh((1,) * (channels.ndim - len(shape)) + shape)
+    up, down = (channels, out) if node.op_type == "Div" else (out, channels)
+    ties.fold(node, constant, up=up, down=down)
+    return [out]
+
+
+def same(node: ir.Node, ties: Ties, data: int = 0) -> _Labelled:
+    """The output has the factors of its data, as long as it has as many channels."""
+    value, out = node.inputs[data], node.outputs[0]
+    channels = ties.of(value)
+    if value is None or value.shape is None or out.shape is None or len(out.shape) < channels.ndim:
+        return None
+    missing = len(out.shape) - channels.ndim
+    for axis, size in enumerate(channels.shape):
+        if size > 1 and out.shape[axis + missing] != size:
+            return None
+    hold_inputs(node, ties, but=[data])
+    return [channels.reshape(*(1,) * missing, *channels.shape)]
+
+
+def _pad(node: ir.Node, ties: Ties) -> _Labelled:
+    """Only with zeros, or with values of the tensor itself."""
+    filled = input_at(node, 2)
+    value = constant_value(filled)
+    if filled is not None and (value is None or value.any()):
+        return None
+    return same(node, ties)
+
+
+def _resize(node: ir.Node, ties: Ties) -> _Labelled:
+    mode = node.attributes.get("coordinate_transformation_mode")
+    return None if mode is not None and mode.as_string() == "tf_crop_and_resize" else same(node, ties)
+
+
+def _clip(node: ir.Node, ties: Ties) -> _Labelled:
+    """Only to limits that a multiple has too.
+
+    A channel that a Clip to [0, 6] was never seen to clip could be enlarged up to 6. That was tried, and
+    cost far more than it gave: some of what was not seen is much larger, and is then lost.
+    """
+    return same(node, ties) if clip_range(node) in _HOMOGENEOUS else None
+
+
+_HOMOGENEOUS = {(0.0, math.inf), (-math.inf, 0.0), (-math.inf, math.inf)}
+
+
+# --- Elements that move -----------------------------------------------------------------------
+
+
+def _reshape(node: ir.Node, ties: Ties) -> _Labelled:
+    value, out = node.inputs[0], node.outputs[0]
+    if value is None or value.shape is None or out.shape is None:
+        return None
+    hold_inputs(node, ties, but=[0])
+    labels = reshaped(ties.of(value), tuple(value.shape), tuple(out.shape))
+    return None if labels is None else [labels]
+
+
+def _transpose(node: ir.Node, ties: Ties) -> _Labelled:
+    labels = ties.of(node.inputs[0])
+    order = ints_attribute(node, "perm", tuple(reversed(range(labels.ndim))))
+    return [labels.transpose(order)] if len(order) == labels.ndim else None
+
+
+def _reduce(node: ir.Node, ties: Ties) -> _Labelled:
+    """Not over channels."""
+    labels, axes = ties.of(node.inputs[0]), _axes(node)
+    if axes is None or not labels.ndim or (not axes and int_attribute(node, "noop_with_empty_axes", 0)):
+        return None
+    chosen = {axis % labels.ndim for axis in axes} if axes else set(range(labels.ndim))
+    if any(labels.shape[axis] > 1 for axis in chosen):
+        return None
+    return [labels if int_attribute(node, "keepdims", 1) else labels.squeeze(tuple(chosen))]
+
+
+def _axes(node: ir.Node) -> tuple[int, ...] | None:
+    """Of an attribute, or of the second input; () where neither is given, None if computed."""
+    value = input_at(node, 1)
+    if value is None:
+        return ints_attribute(node, "axes", ())
+    constant = constant_value(value)
+    return None if constant is None else tuple(int(axis) for axis in constant.reshape(-1))
+
+
+def _concat(node: ir.Node, ties: Ties) -> _Labelled:
+    out = node.outputs[0]
+    rank = 0 if out.shape is None else len(out.shape)
+    axis = int_attribute(node, "axis", 0) % max(rank, 1)
+    computed = [ties.of(value) for value in node.inputs if constant_value(value) is None]
+    sizes = [_size(value, axis) for value in node.inputs]
+    if not rank or not computed or any(labels.ndim != rank for labels in computed):
+        return None
+    if max(labels.shape[axis] for labels in computed) == 1:
+        return _sum(node, ties)
+    if None in sizes:
+        return None
+    parts = [_part(node, i, size or 0, axis, ties) for i, size in enumerate(sizes)]
+    joint = _joint_shape([labels.take([0], axis) for labels in parts])
+    wide = [np.broadcast_to(p, (*joint[:axis], p.shape[axis], *joint[axis + 1 :])) for p in parts]
+    return [np.concatenate(wide, axis)]
+
+
+def _part(node: ir.Node, index: int, size: int, axis: int, ties: Ties) -> Labels:
+    """One input of a Concat, with a label for each index of its axis; a constant takes new ones up."""
+    value = node.inputs[index]
+    rank = ties.of(node.outputs[0]).ndim
+    shape = tuple(size if d == axis else 1 for d in range(rank))
+    if constant_value(value) is not None:
+        labels = ties.fresh(shape)
+        ties.fold(node, index, up=labels)
+        return labels
+    labels = ties.of(value)
+    return np.broadcast_to(labels, np.broadcast_shapes(labels.shape, shape))
+
+
+def _size(value: ir.Value | None, axis: int) -> int | None:
+    size = None if value is None or value.shape is None else value.shape[axis]
+    return size if isinstance(size, int) and size else None
+
+
+def _split(node: ir.Node, ties: Ties) -> _Labelled:
+    labels = ties.of(node.inputs[0])
+    if not labels.ndim:
+        return None
+    axis = int_attribute(node, "axis", 0) % labels.ndim
+    if labels.shape[axis] == 1:
+        return [labels] * len(node.outputs)
+    sizes = [_size(value, axis) for value in node.outputs]
+    if None in sizes or sum(size or 0 for size in sizes) != labels.shape[axis]:
+        return None
+    return np.split(labels, np.cumsum([size or 0 for size in sizes])[:-1], axis)
+
+
+def _slice(node: ir.Node, ties: Ties) -> _Labelled:
+    labels, given = ties.of(node.inputs[0]), [constant_value(value) for value in node.inputs[1:]]
+    axes = given[2] if len(given) > 2 else None
+    if not labels.ndim or (axes is None and input_at(node, 3) is not None):
+        return None
+    chosen = range(labels.ndim) if axes is None else [int(axis) % labels.ndim for axis in axes]
+    if all(labels.shape[axis] == 1 for axis in chosen):
+        return [labels]
+    if given[0] is None or given[1] is None or (given[3:] == [None] and input_at(node, 4) is not None):
+        return None
+    steps = given[3] if len(given) > 3 and given[3] is not None else np.ones(given[0].size, np.int64)
+    for axis, start, stop, step in zip(chosen, given[0], given[1], steps, strict=False):
+        if labels.shape[axis] > 1:
+            size = labels.shape[axis]
+            labels = labels.take(_indices(int(start), int(stop), int(step), size), axis)
+    return [labels]
+
+
+def _indices(start: int, stop: int, step: int, size: int) -> NDArray[np.int64]:
+    """What Slice takes of an axis. An end before the first element is written as a large negative number."""
+    end = None if step < 0 and stop < -size else stop
+    return np.arange(size)[slice(start, end, step)]
+
+
+def _gather(node: ir.Node, ties: Ties) -> _Labelled:
+    labels, indices = ties.of(node.inputs[0]), constant_value(node.inputs[1])
+    if constant_value(node.inputs[0]) is not None or not labels.ndim or indices is None:
+        return None
+    axis = int_attribute(node, "axis", 0) % labels.ndim
+    return [labels.take(np.asarray(indices, np.int64) * (labels.shape[axis] > 1), axis)]
+
+
+MOVES: Mapping[str, Rule] = {
+    **dict.fromkeys(("Identity", "Dropout", "Expand", "MaxPool", "GlobalAveragePool", "GlobalMaxPool"), same),
+    "Resize": _resize,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
+    "Transpose": _transpose,
+    **dict.fromkeys(("ReduceMean", "ReduceMax", "ReduceMin"), _reduce),
+    "Concat": _concat,
+    "Split": _split,
+    "Slice": _slice,
+    "Gather": _gather,
+}
+"""What moves, chooses or averages elements: what is done to all elements of a channel passes through."""
+
+RULES: Mapping[str, Rule] = {
+    **MOVES,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    **dict.fromkeys(NORMALIZED, _normalized),
+    **dict.fromkeys(("Add", "Sub", "Sum", "Max", "Min"), _sum),
+    "Mul": _mul,
+    "Div": _div,
+    **dict.fromkeys(("Relu", "LeakyRelu", "PRelu", "Neg", "Abs", "AveragePool"), same),
+    "Pad": _pad,
+    "Clip": _clip,
+    "ReduceSum": _reduce,
+}
+"""By operator of the standard domain."""

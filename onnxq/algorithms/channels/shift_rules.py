@@ -1,0 +1,223 @@
+"""Which channels may be moved by a constant, and what makes up for it: the rules of `centering`.
+
+They are rules of `channels`, of sums instead of products: if a channel with label c is lowered by an offset
+o[c], then a constant of the graph (`Fold`) loses ``o[up]`` and gains ``o[down]``, and a bias gains what the
+weights beside it make of the offsets of their input, ``W o[down]``, if the fold stands at the weights. What
+the graph computes stays the same, whatever the offsets are.
+
+Zeros that pad an input have no offset: a convolution that pads takes none, unless a Pad with another number
+does it instead. A sum of two tensors may have any
+offset, if one of them is read by nobody else and comes from a bias, which makes up the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.algorithms.channels.labels import FIXED, Labels, Rule, Ties, hold_inputs
+from onnxq.algorithms.channels.scale_rules import MOVES, NORMALIZED, same
+from onnxq.algorithms.layers.biases import bias_of
+from onnxq.graph.nodes import constant_value, input_at, int_attribute, ints_attribute, is_op
+from onnxq.graph.operators import INPUT_CHANNELS, clip_range
+
+_Labelled = Sequence[Labels] | None
+
+
+BIAS = 2
+"""The position of a bias among the inputs of layers and of normalizations."""
+
+
+# --- Weights: the bias takes up offsets of the output, and what becomes of those of the input ----
+
+
+def _conv(node: ir.Node, ties: Ties, padded: Collection[str] = ()) -> _Labelled:
+    weight = constant_value(node.inputs[1])
+    rows = None if weight is None else _rows(node, len(weight), 1, weight.ndim, ties)
+    if weight is None or rows is None or not _through(node, weight.shape, ties):
+        hold_inputs(node, ties)
+    elif node.name in padded:
+        _one_for_all(ties.of(node.inputs[0]), ties)
+    elif reads_zeros(node, weight.shape):
+        hold_inputs(node, ties)
+    return None if rows is None else [rows]
+
+
+def _conv_transpose(node: ir.Node, ties: Ties) -> _Labelled:
+    """What its input has is not added up equally often everywhere."""
+    weight = constant_value(node.inputs[1])
+    hold_inputs(node, ties)
+    size = 0 if weight is None else weight.shape[1] * int_attribute(node, "group", 1)
+    rows = None if weight is None else _rows(node, size, 1, weight.ndim, ties)
+    return None if rows is None else [rows]
+
+
+def _gemm(node: ir.Node, ties: Ties) -> _Labelled:
+    weight = constant_value(node.inputs[1])
+    if weight is None or any(node.attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta")):
+        return None
+    rows = _rows(node, weight.shape[1 - int_attribute(node, "transB", 0)], 1, 2, ties)
+    if rows is None or int_attribute(node, "transA", 0) or not _through(node, weight.shape, ties):
+        hold_inputs(node, ties)
+    return None if rows is None else [rows]
+
+
+def _matmul(node: ir.Node, ties: Ties) -> _Labelled:
+    """The Add behind it takes up the offsets of the output."""
+    weight, data = constant_value(node.inputs[1]), ties.of(node.inputs[0])
+    if weight is None or weight.ndim != 2 or bias_of(node) is None or not _only_last(data, len(weight)):
+        return None
+    ties.fold(node, 1, down=data.reshape(-1))
+    return [np.full((1,) * data.ndim, FIXED, np.int64)]
+
+
+def _only_last(labels: Labels, size: int) -> bool:
+    return labels.ndim > 0 and labels.size == labels.shape[-1] == size
+
+
+def _normalized(node: ir.Node, ties: Ties) -> _Labelled:
+    """The bias takes up any offsets; the input has none to give."""
+    scale, axis = constant_value(input_at(node, 1)), NORMALIZED[node.op_type](node)
+    if scale is None or scale.ndim != 1 or axis is None or int_attribute(node, "training_mode", 0):
+        return None
+    hold_inputs(node, ties)
+    rows = _rows(node, scale.size, axis, ties.of(node.inputs[0]).ndim, ties)
+    return None if rows is None else [rows]
+
+
+def _rows(node: ir.Node, channels: int, axis: int, rank: int, ties: Ties) -> Labels | None:
+    """New labels of the output along ``axis``, which the bias takes up; None where it is computed."""
+    value = input_at(node, BIAS)
+    if not rank or (value is not None and constant_value(value) is None):
+        return None
+    rows = ties.fresh([channels])
+    ties.fold(node, BIAS, up=rows)
+    return rows.reshape([-1 if d == axis % rank else 1 for d in range(rank)])
+
+
+def _through(node: ir.Node, weight: Sequence[int], ties: Ties) -> bool:
+    """Let the bias make up for offsets of the input, if they change along its channels only."""
+    data = ties.of(node.inputs[0])
+    axis, size = INPUT_CHANNELS[node.op_type](node, tuple(weight))
+    if not data.ndim or data.size != data.shape[axis]:
+        return False
+    ties.fold(node, 1, down=np.broadcast_to(data.reshape(-1), size))
+    return True
+
+
+def reads_zeros(node: ir.Node, weight: Sequence[int]) -> bool:
+    """Whether a convolution with a weight of this shape reads zeros around its input."""
+    same_size = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    return any(ints_attribute(node, "pads", ())) or (same_size and any(size != 1 for size in weight[2:]))
+
+
+def _one_for_all(labels: Labels, ties: Ties) -> Labels:
+    """Ties all channels together, and gives a label for them."""
+    one = ties.fresh((1,) * labels.ndim)
+    ties.tie(labels, one)
+    return one
+
+
+# --- Elementwise ------------------------------------------------------------------------------
+
+
+def _add(node: ir.Node, ties: Ties) -> _Labelled:
+    constants = [index for index, value in enumerate(node.inputs) if constant_value(value) is not None]
+    if not constants:
+        return _residual(node, ties)
+    return _moved(node, 1 - constants[0], constants[0], ties) if len(constants) == 1 else None
+
+
+def _moved(node: ir.Node, data: int, constant: int, ties: Ties) -> _Labelled:
+    """A vector takes up what its output is to have beside its input; a single number does not."""
+    values, channels = constant_value(node.inputs[constant]), ties.of(node.inputs[data])
+    assert values is not None
+    if not channels.ndim or values.ndim > channels.ndim:
+        return None
+    if values.size == 1:
+        return [channels]
+    shape = (1,) * (channels.ndim - values.ndim) + values.shape
+    if max(shape) != values.size or np.broadcast_shapes(shape, channels.shape) != shape:
+        return None
+    out = ties.fresh(shape)
+    ties.fold(node, constant, up=out, down=channels)
+    return [out]
+
+
+def _residual(node: ir.Node, ties: Ties) -> _Labelled:
+    """The sum has offsets of its own; the later of its terms that can gives what is missing."""
+    free = [index for index, value in enumerate(node.inputs) if ties.of(value).size > 1 and _taker(value)]
+    if not free or not _same_shape(*node.inputs):
+        return None
+    last = max(free, key=lambda index: ties.of(node.inputs[index]).max())  # labels grow along the graph
+    moved, other = node.inputs[last], ties.of(node.inputs[1 - last])
+    assert moved is not None
+    rows, taker = ties.of(moved), _taker(moved)
+    if taker is None or other.shape not in (rows.shape, (1,) * rows.ndim):
+        return None
+    out = ties.fresh(rows.shape)
+    ties.tie(rows, out)
+    down = np.broadcast_to(other, rows.shape)
+    ties.fold(*taker, down=down if is_op(taker[0], "Add") else down.reshape(-1))
+    ties.set(moved, np.full((1,) * rows.ndim, FIXED, np.int64))  # nobody asks for its own middle
+    return [out]
+
+
+def _taker(value: ir.Value | None) -> tuple[ir.Node, int] | None:
+    """The node that makes the tensor, for one reader, and the input of it that is a bias."""
+    node = None if value is None else value.producer()
+    if value is None or node is None or value.is_graph_output() or len(tuple(value.uses())) != 1:
+        return None
+    if is_op(node, *INPUT_CHANNELS):
+        return node, BIAS
+    constants = [index for index, one in enumerate(node.inputs) if constant_value(one) is not None]
+    return (node, constants[0]) if is_op(node, "Add") and len(constants) == 1 else None
+
+
+def _same_shape(one: ir.Value | None, other: ir.Value | None) -> bool:
+    shapes = [value.shape for value in (one, other) if value is not None]
+    return len(shapes) == 2 and None not in shapes and shapes[0] == shapes[1]
+
+
+def _clip(node: ir.Node, ties: Ties) -> _Labelled:
+    """The limits move along, by one offset for all channels."""
+    labels = ties.of(node.inputs[0])
+    if clip_range(node) is None or not labels.ndim:
+        return None
+    one = _one_for_all(labels, ties)
+    for index in (LOW, HIGH) if node.op_type == "Clip" else (LOW,):
+        ties.fold(node, index, up=one.reshape(()))
+    return [labels]
+
+
+LOW, HIGH = 1, 2
+"""Positions of the limits among the inputs of a Clip."""
+
+
+def _average_pool(node: ir.Node, ties: Ties) -> _Labelled:
+    """Zeros around its input that it counts have no offset."""
+    padded = any(ints_attribute(node, "pads", ())) or "auto_pad" in node.attributes
+    counts = padded and int_attribute(node, "count_include_pad", 0)
+    return None if counts else same(node, ties)
+
+
+SHIFTS: Mapping[str, Rule] = {
+    **MOVES,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    **dict.fromkeys(NORMALIZED, _normalized),
+    "Add": _add,
+    **dict.fromkeys(("Relu", "Clip"), _clip),
+    "AveragePool": _average_pool,
+}
+"""By operator of the standard domain."""
+
+
+def shifts(padded: Collection[str]) -> Mapping[str, Rule]:
+    """The rules where the convolutions with these names may get a Pad in front of them."""
+    return {**SHIFTS, "Conv": partial(_conv, padded=padded)}

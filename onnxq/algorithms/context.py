@@ -1,0 +1,182 @@
+"""What corrections work with: samples to fit on, held-out samples to evaluate on, and models to run."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TypeVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calibrators.collect import collect, processors, run_batch
+from calibrators.data.bad_samples import OnBad, refuse
+from calibrators.data.samples import Sample
+from calibrators.errors import CalibrationError
+from calibrators.session import open_session
+from calibrators.statistics import TensorStatistics
+from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.layers.matrices import channel_axes
+from onnxq.calibration.qparams import calibrator, from_statistics, solve
+from onnxq.calibration.sample_split import Samples, in_batches
+from onnxq.core.config import QuantConfig
+from onnxq.core.progress import Progress, silent
+from onnxq.planner import make_plan
+from onnxq.targets.lookup import get_target
+from onnxq.verify.accuracy import Judge, Quality
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Everything that a correction may ask for.
+
+    Attributes:
+        fit: batches to fit on.
+        judge: knows the original and the held-out samples.
+        recalibrate: float model -> a draft of it, planned and with ranges anew, from the batches to fit on.
+        providers, threads: to run models.
+        seed: for whatever is random.
+        time_limit: seconds that a correction which learns may take.
+        progress: told how far the work is.
+        on_bad: told of batches that a model does not take, which are passed over; None: that is an error.
+    """
+
+    fit: Sequence[Sample]
+    judge: Judge
+    recalibrate: Callable[[ir.Model], Draft]
+    providers: Sequence[str] = ("CPUExecutionProvider",)
+    threads: int = 0
+    seed: int = 0
+    time_limit: float = math.inf
+    progress: Progress = field(default=silent)
+    on_bad: OnBad | None = None
+
+    def error(self, draft: Draft) -> float:
+        """Noise over signal at the outputs, on the held-out samples."""
+        return self.quality(draft).noise
+
+    def quality(self, draft: Draft) -> Quality:
+        """How close the outputs come, on the held-out samples."""
+        return self.judge.quality(draft.quantized())
+
+    def fitted(self, draft: Draft) -> Quality:
+        """The same on samples that were fitted on: about twice as many."""
+        return self._fitted.quality(draft.quantized())
+
+    @cached_property
+    def _fitted(self) -> Judge:
+        return self.judge.on(self.fit[: 2 * len(self.judge.samples)])
+
+    def watch(
+        self,
+        model: ir.Model,
+        tensors: Sequence[str],
+        look: Callable[[int, Arrays], _Found],
+        samples: Iterable[Sample] | None = None,
+    ) -> Iterator[_Found]:
+        """Run ``model`` and give what ``look`` finds in some of its tensors, batch by batch, in order.
+
+        Several batches run side by side, on one thread each; the same samples give the same bits.
+
+        Args:
+            model: what to run; tensors of its main graph may be looked at.
+            tensors: their names.
+            look: batch number, arrays by name -> what is wanted of them. Called on several threads.
+            samples: the batches; those to fit on if None.
+
+        Raises:
+            CalibrationError: the model does not load, or does not take a batch.
+        """
+        names = list(dict.fromkeys(tensors))
+        count = self.threads or processors()
+        session = open_session(model, outputs=names, providers=self.providers, threads=1, alone=False)
+
+        def one(number: int, batch: Sample) -> list[_Found]:
+            try:
+                arrays = run_batch(session, names, batch)
+            except CalibrationError as error:
+                if self.on_bad is None:
+                    refuse(error)
+                self.on_bad(error, batch.count)
+                return []
+            return [look(number, dict(zip(names, arrays, strict=True)))]
+
+        with ThreadPoolExecutor(count) as pool:
+            under_way: deque[Future[list[_Found]]] = deque()
+            for number, batch in enumerate(self.fit if samples is None else samples):
+                under_way.append(pool.submit(one, number, batch))
+                if len(under_way) > count:
+                    yield from under_way.popleft().result()
+            while under_way:
+                yield from under_way.popleft().result()
+
+
+def judge_of(model: str | os.PathLike[str], simple: ir.Model, samples: Samples, config: QuantConfig) -> Judge:
+    """Knows the original as the user has it, and the samples that nothing was fitted on."""
+    return Judge(
+        model,
+        in_batches(samples.to_judge, simple, config),
+        providers=config.providers,
+        threads=config.threads,
+        on_bad=samples.on_refused,
+    )
+
+
+def workbench(
+    model: ir.Model, samples: Samples, judge: Judge, config: QuantConfig, progress: Progress
+) -> Workbench:
+    """What corrections of ``model`` work with."""
+    again = samples.on_refused if samples.refused is None else _passed_over
+    fit = list(in_batches(samples.to_fit, model, config))
+    return Workbench(
+        fit=fit,
+        judge=judge,
+        recalibrate=partial(_recalibrated, fit=fit, config=config, progress=progress, on_bad=again),
+        providers=config.providers,
+        threads=config.threads,
+        seed=config.seed,
+        time_limit=config.time_limit,
+        progress=progress,
+        on_bad=again,
+    )
+
+
+def _passed_over(error: CalibrationError, samples: int) -> None:
+    """What calibration has told of already."""
+
+
+def channel_means(statistics: Mapping[str, TensorStatistics]) -> dict[str, NDArray[np.float64]]:
+    """The means of the channels of each tensor that they were gathered of, ``[C]``."""
+    return {name: t.channels.value for name, t in statistics.items() if t.channels is not None}
+
+
+def _recalibrated(
+    model: ir.Model, fit: list[Sample], config: QuantConfig, progress: Progress, on_bad: OnBad | None = None
+) -> Draft:
+    """A plan for ``model`` as for the original, with ranges from ``fit``."""
+    plan = make_plan(model, get_target(config.target), config)
+    channels = channel_axes(model, plan)
+    statistics = collect(
+        model,
+        [*plan.observed, *channels],
+        fit,
+        on_batch=lambda done: progress("calibrating again", done),
+        channels=channels,
+        every_element=config.every_element,
+        providers=config.providers,
+        threads=config.threads,
+        on_bad=on_bad,
+    )
+    plan = solve(model, plan, from_statistics(statistics, calibrator(config)))
+    return Draft(model, model, plan, channel_means(statistics))

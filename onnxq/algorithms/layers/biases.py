@@ -1,0 +1,129 @@
+"""Where a layer's bias is, and the activation that follows the product.
+
+Where a layer's bias is: an input of its own, or a constant that an Add behind it adds.
+
+What becomes of the products of a layer: a bias is added, and a Relu or Clip behind it may cut them off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxq.algorithms.draft import with_constants
+from onnxq.algorithms.layers.matrices import Layer
+from onnxq.graph.nodes import constant_value, input_at, is_op, sole_output
+from onnxq.graph.operators import WEIGHTED, clip_range
+
+
+@dataclass(frozen=True)
+class Bias:
+    """One bias, and where it is read.
+
+    Attributes:
+        holder: the name of the node that reads it.
+        index: as which of its inputs.
+        tensor: its initializer.
+        values: its values, in the shape that they are stored in.
+    """
+
+    holder: str
+    index: int
+    tensor: str
+    values: NDArray[np.float64]
+
+    def plus(self, shift: NDArray[np.float64]) -> Bias:
+        """With ``shift [C]`` added to its C values."""
+        return replace(self, values=self.values + shift.reshape(self.values.shape))
+
+
+def bias_of(node: ir.Node) -> Bias | None:
+    """The constant bias of a layer, one value for each output channel, that nothing else reads; or None."""
+    operator = WEIGHTED[node.op_type]
+    if operator.bias is not None:
+        beta = node.attributes.get_float("beta", 1.0)
+        return _bias(node, operator.bias, node) if beta == 1 else None
+    output = sole_output(node)
+    uses = tuple(output.uses()) if output is not None and not output.is_graph_output() else ()
+    if len(uses) != 1 or not is_op(uses[0].node, "Add"):
+        return None
+    return _bias(uses[0].node, 1 - uses[0].idx, node)
+
+
+def _bias(holder: ir.Node, index: int, node: ir.Node) -> Bias | None:
+    value = input_at(holder, index)
+    known = constant_value(value)
+    if value is None or known is None or len(tuple(value.uses())) != 1 or value.is_graph_output():
+        return None
+    if known.size != _channels(node) or known.size not in known.shape[-1:]:
+        return None
+    return Bias(holder.name or "", index, value.name or "", known.astype(np.float64))
+
+
+def _channels(node: ir.Node) -> int:
+    """How many output channels a layer has."""
+    weight = node.inputs[WEIGHTED[node.op_type].weight]
+    assert weight is not None
+    assert weight.shape is not None
+    shape = tuple(int(size) for size in weight.shape.numpy())
+    if node.op_type == "ConvTranspose":
+        return shape[1] * node.attributes.get_int("group", 1)
+    axis = WEIGHTED[node.op_type].channel_axis(node, len(shape))
+    return 0 if axis is None else shape[axis]
+
+
+def with_biases(model: ir.Model, biases: Iterable[Bias]) -> ir.Model:
+    """A copy of ``model`` with these biases."""
+    return with_constants(model, {bias.tensor: bias.values for bias in biases})
+
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What is done to the products of a layer.
+
+    Attributes:
+        bias: ``[G, 1, O]``; zeros where it is not known, and then it is the same in both models.
+        limits: of the Relu or Clip that alone reads the sum; infinite if there is none.
+    """
+
+    bias: Floats
+    limits: tuple[float, float] = (-math.inf, math.inf)
+
+    def of(self, products: Floats) -> Floats:
+        """What the products, ``[G, n, O]``, become."""
+        return (products + self.bias).clip(*self.limits)
+
+
+def behind(node: ir.Node, layer: Layer) -> Behind:
+    """What is behind ``layer``, which ``node`` computes."""
+    groups, outputs, _ = layer.shape
+    bias, slot = bias_of(node), WEIGHTED[node.op_type].bias
+    if bias is None:
+        zeros = np.zeros((groups, 1, outputs), np.float32)
+        unknown = slot is not None and input_at(node, slot) is not None
+        return Behind(zeros) if unknown else Behind(zeros, _limits(_reader(node)))
+    adds = node if bias.holder == node.name else _reader(node)
+    values = bias.values.reshape(groups, 1, outputs).astype(np.float32)
+    return Behind(values, _limits(_reader(adds)))
+
+
+def _limits(reader: ir.Node | None) -> tuple[float, float]:
+    limits = None if reader is None else clip_range(reader)
+    return limits or (-math.inf, math.inf)
+
+
+def _reader(node: ir.Node | None) -> ir.Node | None:
+    """The only node that reads what ``node`` makes, if there is just one."""
+    value = None if node is None else sole_output(node)
+    if value is None or value.is_graph_output():
+        return None
+    readers = [use.node for use in value.uses()]
+    return readers[0] if len(readers) == 1 else None

@@ -1,0 +1,124 @@
+"""How far a draft is from the goal."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxq.algorithms.context import Workbench
+from onnxq.algorithms.mixed_precision.agreement import Doubles, Margins, float_gaps, joined
+from onnxq.algorithms.mixed_precision.trials import Attempt
+from onnxq.core.errors import CalibrationError, ConfigError
+from onnxq.core.goal import Goal, Metric
+from onnxq.graph.files import write
+from onnxq.verify.accuracy import Quality
+from onnxq.verify.latency import race
+
+RACE_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Measures models on the held-out samples.
+
+    Attributes:
+        goal: what counts.
+        bench: the samples.
+        exact: the float model.
+    """
+
+    goal: Goal
+    bench: Workbench
+    exact: ir.Model
+
+    def measure(self, model: ir.Model, floats: Sequence[str], widened: Mapping[str, str]) -> Attempt:
+        """What ``model`` gives, in which ``floats`` are kept float and weights are ``widened``.
+
+        Raises:
+            CalibrationError: there are no samples to measure on.
+            ConfigError: the goal cannot be measured on such a model.
+        """
+        margins = [Margins(gaps) for gaps in self._gaps]
+
+        def look(expected: Sequence[Any], given: Sequence[Any]) -> None:
+            for margin, one, other in zip(margins, expected, given, strict=False):  # none if not needed
+                margin.look(one, other)
+
+        quality = self.bench.judge.quality(model, look=look)
+        if not quality.samples:
+            raise CalibrationError(
+                f"the goal {self.goal} needs samples to be measured on: give data (--data)"
+            )
+        return Attempt(
+            floats=tuple(floats),
+            widened=widened,
+            value=self._value(model, quality, margins),
+            sqnr=quality.sqnr,
+            agreement=quality.agreement,
+            size=_bytes(model),
+        )
+
+    def speed(self, model: ir.Model) -> float:
+        """How many times as fast as the float model it is."""
+        sample = self.bench.judge.samples[0]
+        threads = self.bench.threads or 1
+        options = {"providers": self.bench.providers, "threads": threads, "seconds": RACE_SECONDS}
+        return race(self.exact, model, sample, **options).ratio  # type: ignore[arg-type]
+
+    def _value(self, model: ir.Model, quality: Quality, margins: Sequence[Margins]) -> float:
+        if not isinstance(self.goal.metric, str):
+            return _own(self.goal.metric, model)
+        value = _VALUES[self.goal.metric](quality, margins, self.goal.at_least)
+        if value is None or value != value:
+            raise ConfigError(
+                f"the goal {self.goal} does not suit the model: its outputs have no {self.goal.name}"
+            )
+        return value
+
+    @cached_property
+    def _gaps(self) -> Sequence[Doubles]:
+        """Of the float model on the samples to fit on, output by output; empty where no goal needs them."""
+        if self.goal.metric != "agreement":
+            return ()
+        names = [value.name or "" for value in self.exact.graph.outputs]
+        found = self.bench.watch(self.exact, names, lambda _, arrays: float_gaps([arrays[n] for n in names]))
+        return [joined(parts) for parts in zip(*found, strict=True)]
+
+
+def _sqnr(quality: Quality, _: Sequence[Margins], __: float) -> float | None:
+    return quality.sqnr
+
+
+def _agreement(quality: Quality, margins: Sequence[Margins], limit: float) -> float | None:
+    """The worst output's: counted where there are decisions enough, or no scores, and else estimated."""
+    values = [
+        counted if margin.resolves(limit) or (estimated := margin.agreement()) is None else estimated
+        for output, margin in zip(quality.outputs.values(), margins, strict=True)
+        if (counted := output.agreement) is not None
+    ]
+    return min(values, default=None)
+
+
+_VALUES: Mapping[str, Callable[[Quality, Sequence[Margins], float], float | None]] = {
+    "sqnr": _sqnr,
+    "agreement": _agreement,
+}
+
+
+def _bytes(model: ir.Model) -> int:
+    """What the constants take in the file."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _own(metric: Metric, model: ir.Model) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write(model, path)
+        return float(metric(path))

@@ -1,0 +1,1 @@
+"""Sensitivity analysis: the output error of each quantization point, quantized alone."""

@@ -1,0 +1,105 @@
+"""The float model with one group of quantization points quantized and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.layers.biases import Bias, bias_of
+from onnxq.core.numerics import dequantize, quantize
+from onnxq.core.plan import GRAPH_OUTPUT, Group, QuantParams, QuantPoint, QuantSpec
+from onnxq.graph.nodes import add_initializer, all_nodes, constant_value, insert_behind
+from onnxq.graph.operators import WEIGHTED
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Attributes:
+    model: the changed copy.
+    seeds: its nodes that the change begins with; nodes that they do not reach compute what they did.
+    """
+
+    model: ir.Model
+    seeds: tuple[ir.Node, ...]
+
+
+def quantize_alone(draft: Draft, group: Group) -> Alone:
+    """``draft.exact`` with the edges of ``group`` rounded to its grid.
+
+    Weights are those of ``draft.model``, and the biases that make up for them come along. Activations are
+    rounded by plain float operators: the runtime would fuse Q/DQ with what is around them.
+    """
+    copy = draft.exact.clone()
+    points = [point for point in draft.plan.points if point.group == group.name]
+    nodes = {node.name or "": node for node in all_nodes(copy)}
+    if group.constant:
+        return Alone(copy, tuple(_round_weights(copy, draft, group, points, nodes)))
+    return Alone(copy, tuple(_round_activations(copy, draft.plan.params[group.name], points, nodes)))
+
+
+def _round_weights(
+    copy: ir.Model, draft: Draft, group: Group, points: Collection[QuantPoint], nodes: dict[str, ir.Node]
+) -> Iterable[ir.Node]:
+    params, stored = draft.plan.params[group.name], draft.model.graph.initializers
+    rounded: dict[str, ir.Value] = {}
+    for point in points:
+        if point.tensor not in rounded:
+            real = constant_value(stored[point.tensor])
+            assert real is not None
+            values = dequantize(quantize(real, params, group.spec), params, group.spec)
+            rounded[point.tensor] = add_initializer(copy, f"{point.tensor}_rounded", values)
+        nodes[point.consumer].replace_input_with(point.input_index, rounded[point.tensor])
+        yield nodes[point.consumer]
+    for bias in biases_with(draft, points):
+        copy.graph.initializers[bias.tensor].const_value = stored[bias.tensor].const_value
+        yield nodes[bias.holder]
+
+
+def biases_with(draft: Draft, points: Iterable[QuantPoint]) -> Iterator[Bias]:
+    """The biases of ``draft.model`` that make up for the weights at ``points``."""
+    readers = {(point.consumer, point.input_index) for point in points}
+    for node in draft.model.graph:
+        operator = WEIGHTED.get(node.op_type)
+        if operator is not None and (node.name or "", operator.weight) in readers:
+            bias = bias_of(node)
+            if bias is not None:
+                yield bias
+
+
+def _round_activations(
+    copy: ir.Model, params: QuantParams, points: Iterable[QuantPoint], nodes: dict[str, ir.Node]
+) -> Iterable[ir.Node]:
+    values = ir.convenience.create_value_mapping(copy.graph)
+    rounded: dict[str, ir.Value] = {}
+    for point in points:
+        if point.tensor not in rounded:
+            chain = _rounding(copy, values[point.tensor], params, point.spec)
+            rounded[point.tensor] = chain[-1].outputs[0]
+            yield from chain
+        if point.consumer == GRAPH_OUTPUT:
+            copy.graph.outputs[point.input_index] = rounded[point.tensor]
+        else:
+            nodes[point.consumer].replace_input_with(point.input_index, rounded[point.tensor])
+
+
+def _rounding(model: ir.Model, value: ir.Value, params: QuantParams, spec: QuantSpec) -> list[ir.Node]:
+    """``clip(round(x / scale)) * scale``, as `quantize` and `dequantize` compute it, behind ``value``."""
+    zero = params.zero_point.astype(np.float32)
+    numbers = {"scale": params.scale, "low": spec.limits[0] - zero, "high": spec.limits[1] - zero}
+    scale, low, high = (
+        add_initializer(model, f"{value.name}_{name}", np.asarray(number, np.float32))
+        for name, number in numbers.items()
+    )
+    nodes: list[ir.Node] = []
+    source = value
+    for op_type, others in (("Div", [scale]), ("Round", []), ("Clip", [low, high]), ("Mul", [scale])):
+        node = ir.node(op_type, [source, *others], name=f"{value.name}_rounding_{op_type}")
+        source = node.outputs[0]
+        source.name, source.type, source.shape = f"{node.name}_output", value.type, value.shape
+        nodes.append(node)
+    insert_behind(value, nodes, model.graph)
+    return nodes

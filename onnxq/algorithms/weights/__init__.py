@@ -1,0 +1,1 @@
+"""Corrections of weights and biases: bias correction, GPTQ, AdaRound."""

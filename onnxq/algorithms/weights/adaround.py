@@ -1,0 +1,223 @@
+"""AdaRound over the layers of a model, and the problem that each layer has to solve.
+
+AdaRound: layer after layer, weights rounded so that the layer gives what the float one gives.
+
+The optimizer for one layer is in `soft_rounding.py`.
+Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020.
+
+What each layer has to learn: its rows as the quantized model makes them, and what the float layer gives.
+
+Both are looked at in the same places. The float model does not change, so that one pass over the samples
+serves many layers; the quantized one runs again for each, as far as the integers that the layer reads.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from calibrators.collect import processors
+from onnxq.algorithms.context import Arrays, Workbench
+from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.layers.biases import behind, bias_of
+from onnxq.algorithms.layers.im2col import finite, patches
+from onnxq.algorithms.layers.matrices import Layer, in_parts, matrices, weights, weights_of, with_own_weights
+from onnxq.algorithms.weights.soft_rounding import Task, check_torch, learn
+from onnxq.core.numerics import dequantize, quantize, spread
+
+Floats = NDArray[np.float32]
+
+
+AIM_BYTES = 2**28
+"""Of the aims of all layers that are taken in one pass over the samples; a single layer may take more."""
+
+
+STRETCHES = 25
+
+
+CHECK_EVERY = 5
+"""The rows of a layer are cut into so many stretches; every fifth is not learned from, but decides whether
+to keep what was learned."""
+
+
+OVERHEAD = 2**14
+"""What an iteration costs besides the weights, in weights."""
+
+
+def learn_rounding(draft: Draft, bench: Workbench) -> Draft | None:
+    """Learn how the weights of every layer of ``draft`` are rounded, and its bias, from how they are now on.
+
+    Layers share ``bench.time_limit`` by their size. The same samples, seed and number of threads give the
+    same bytes where it cuts nothing short; where it does, they depend on the machine too.
+
+    Raises:
+        ConfigError: PyTorch is not installed.
+    """
+    check_torch()
+    found = with_own_weights(draft.exact, draft.plan)
+    clock = _Clock(time.monotonic() + bench.time_limit, sum(map(_cost, found)))
+    changed = draft
+    for part in in_parts(found, aim_bytes, AIM_BYTES):
+        if clock.left <= 0:
+            break
+        for layer, aim in zip(part, aims(draft.exact, part, bench), strict=True):
+            if clock.left > 0:
+                bench.progress("AdaRound", found.index(layer), len(found))
+                changed = _with_learned(changed, layer, aim, clock.share(_cost(layer)), bench)
+    return changed if changed is not draft else None
+
+
+def _with_learned(draft: Draft, layer: Layer, aim: Floats, seconds: float, bench: Workbench) -> Draft:
+    """``draft`` with what one layer learned, if it holds on rows that it was not learned from."""
+    fit, check = _halves(task(draft, layer, aim, bench))
+    if check.rows.shape[1] == 0:
+        return draft
+    learned = learn(fit, seconds, bench.seed, bench.threads or processors())
+    if not replace(check, levels=learned.levels, bias=learned.bias).error() < check.error():
+        return draft
+    node = draft.model.graph.node(layer.name)
+    values, bias = weights_of(node), bias_of(node)
+    assert values is not None
+    arrays = {layer.weight.tensor: weights(node, learned.levels * learned.scale, values.shape)}
+    if bias is not None:
+        arrays[bias.tensor] = learned.bias.reshape(bias.values.shape)
+    return draft.with_constants(arrays)
+
+
+@dataclass
+class _Clock:
+    """Shares out the time that is left, by what there is left to do."""
+
+    deadline: float
+    to_do: float
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.deadline - time.monotonic()
+
+    def share(self, cost: float) -> float:
+        """Seconds for what costs so much, which then counts as done."""
+        seconds = self.left * cost / self.to_do
+        self.to_do -= cost
+        return seconds
+
+
+def _cost(layer: Layer) -> float:
+    return math.prod(layer.shape) + OVERHEAD
+
+
+def _halves(whole: Task) -> tuple[Task, Task]:
+    """Rows to learn from, and rows to check with: whole stretches, because neighbours are alike."""
+    count = whole.rows.shape[1]
+    stretch = np.arange(count) * min(STRETCHES, count) // max(count, 1)
+    held = stretch % CHECK_EVERY == CHECK_EVERY - 1
+    fit, check = (
+        replace(whole, rows=whole.rows[:, part], wanted=whole.wanted[:, part]) for part in (~held, held)
+    )
+    return fit, check
+
+
+ROWS = 2**13
+"""Rows of a layer, at most; and with what it makes of them they take no more bytes than:"""
+
+
+ROW_BYTES = 2**26
+
+
+def aims(model: ir.Model, chosen: Sequence[Layer], bench: Workbench) -> list[Floats]:
+    """What some layers of the float ``model`` give, behind their Relu or Clip: ``[G, n, O]`` of each."""
+    nodes = [model.graph.node(layer.name) for layer in chosen]
+    transposed = [matrices(node, _weights(node)).transpose(0, 2, 1) for node in nodes]
+    ends = [behind(node, layer) for node, layer in zip(nodes, chosen, strict=True)]
+
+    def look(number: int, arrays: Arrays) -> list[Floats]:
+        return [
+            ends[i].of(_picked(nodes[i], layer, arrays[layer.data.tensor], number, bench) @ transposed[i])
+            for i, layer in enumerate(chosen)
+        ]
+
+    found = bench.watch(model, [layer.data.tensor for layer in chosen], look)
+    return [np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True)]
+
+
+def aim_bytes(layer: Layer) -> int:
+    """The memory that the aim of a layer takes at most."""
+    groups, outputs, _ = layer.shape
+    return 4 * groups * outputs * _most_rows(layer)
+
+
+def _most_rows(layer: Layer) -> int:
+    groups, outputs, inputs = layer.shape
+    return min(ROWS, ROW_BYTES // (4 * groups * (inputs + outputs)))
+
+
+def task(draft: Draft, layer: Layer, aim: Floats, bench: Workbench) -> Task:
+    """What one layer has to learn, with inputs from the layers before it as they are in ``draft``."""
+    node, current = draft.exact.graph.node(layer.name), draft.model.graph.node(layer.name)
+    params, spec = draft.plan.params[layer.weight.group], draft.plan.groups[layer.weight.group].spec
+    exact, rounded = _weights(node), _weights(current)
+
+    def everywhere(values: NDArray[np.generic]) -> Floats:
+        return matrices(node, np.broadcast_to(spread(values, spec, exact.shape), exact.shape))
+
+    scale, middle = everywhere(params.scale), everywhere(params.zero_point)
+    end = behind(current, layer)
+    return Task(
+        exact=matrices(node, exact) / scale,
+        levels=matrices(node, quantize(rounded, params, spec)) - middle,
+        scale=np.ascontiguousarray(scale),
+        lowest=spec.limits[0] - middle,
+        highest=spec.limits[1] - middle,
+        rows=_rows(draft, layer, bench),
+        wanted=aim,
+        bias=end.bias,
+        limits=end.limits,
+        biased=bias_of(current) is not None,
+    )
+
+
+def _weights(node: ir.Node) -> NDArray[np.generic]:
+    values = weights_of(node)
+    assert values is not None
+    return values
+
+
+def _rows(draft: Draft, layer: Layer, bench: Workbench) -> Floats:
+    """What the quantized layer multiplies with: ``[G, n, K]``."""
+    node = draft.exact.graph.node(layer.name)
+    group = draft.plan.groups[layer.data.group]
+    integers, model = _integers(draft.quantized(), layer)
+
+    def look(number: int, arrays: Arrays) -> Floats:
+        real = dequantize(arrays[integers], draft.plan.params[group.name], group.spec)
+        return _picked(node, layer, real, number, bench)
+
+    return np.concatenate(list(bench.watch(model, [integers], look)), axis=1)
+
+
+def _integers(quantized: ir.Model, layer: Layer) -> tuple[str, ir.Model]:
+    """The integers that the layer dequantizes and reads; ``quantized``, cut off behind them."""
+    value = quantized.graph.node(layer.name).inputs[layer.data.input_index]
+    reader = None if value is None else value.producer()
+    integers = None if reader is None else reader.inputs[0]
+    assert integers is not None
+    quantized.graph.outputs.clear()
+    quantized.graph.outputs.append(integers)
+    RemoveUnusedNodesPass()(quantized)
+    return integers.name or "", quantized
+
+
+def _picked(node: ir.Node, layer: Layer, data: NDArray[np.generic], number: int, bench: Workbench) -> Floats:
+    """Rows of a batch, ``[G, n, K]``: of the same places whatever model ``data`` comes from."""
+    samples = sum(batch.count for batch in bench.fit)
+    limit = max(1, _most_rows(layer) // max(samples, 1))
+    rows = patches(node, data, limit, np.random.default_rng((bench.seed, number)))
+    return np.ascontiguousarray(finite(rows).transpose(1, 0, 2))

@@ -1,0 +1,341 @@
+"""Weights of few bits, layer after layer: each makes up for what the layers before it have lost.
+
+A layer is to give what the float one gives, ``W x + b``, from what it gets in the quantized model, ``q``. The
+weights that do so best are ``W + W E[(x - q) q^T] E[q q^T]^-1``. They are measured on few samples, so that
+the inverse is damped strongly, and perhaps only a part of the way is gone. What is then wanted is rounded as
+in `gptq.py`, and the bias becomes what serves best behind a Relu or Clip: where that cuts
+off, errors do no harm, and need not be made up for.
+Li et al., "GPTAQ", 2025, have the same target; Nagel et al., "Up or Down?", 2020, the same inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from calibrators.collect import processors
+from calibrators.data.samples import Sample
+from onnxq.algorithms.context import Arrays, Workbench
+from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.layers.biases import Behind, behind, bias_of
+from onnxq.algorithms.layers.im2col import finite, patches
+from onnxq.algorithms.layers.matrices import Layer, matrices, weights, weights_of, with_own_weights
+from onnxq.algorithms.layers.stepwise import Array, steps
+from onnxq.algorithms.layers.subgraphs import can_be_cut
+from onnxq.algorithms.weights.bias_correction import correct_biases
+from onnxq.algorithms.weights.gptq import Grid, grid_of_weights, round_columns, round_weights, settle
+from onnxq.algorithms.weights.hessian import MOST_BYTES, moments_of
+from onnxq.core.numerics import dequantize
+from onnxq.core.plan import QuantSpec
+from onnxq.graph.insert_qdq import insert_qdq
+
+Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32]
+Part = tuple[slice, slice]
+"""Some groups, and some of their outputs, of ``[G, O, K]``."""
+
+FEW_LEVELS = 32
+"""With as many levels as that, rounding errors hardly need more than `round_weights`, which is faster."""
+
+WAYS = (0.0, 0.5, 1.0)
+"""How much of the change that makes up for the layers before is wanted: what serves the layer best on rows to
+check with."""
+
+RIDGE = 0.1
+"""Of the mean of the diagonal, added to ``E[q q^T]`` where that change is found."""
+
+ROWS = 16
+"""Rows for each input of a layer, and at least:"""
+FEWEST_ROWS = 10_000
+
+ROW_BYTES = 2**27
+"""Of the rows of a layer, at most, in either model."""
+
+HELD_BYTES = 2**29
+"""What the largest tensor that a layer reads may take for all samples together."""
+
+FEWEST = 8
+"""Batches, whatever they take."""
+
+TOGETHER = 256
+"""Rows of weights that one thread rounds at a time."""
+
+ITERATIONS = 6
+"""Towards the bias that is best behind a Relu or Clip."""
+
+TOO_FEW = 0.02
+"""Of all rows: if a Relu or Clip lets fewer through, they say too little for a whole step."""
+
+CHECK_EVERY = 5
+"""Every so-manieth batch is not learned from when a way is chosen: its rows decide which."""
+
+
+def round_well(draft: Draft, bench: Workbench) -> Draft | None:
+    """``draft`` with weights rounded by second moments; those of few bits in order, if that is closer."""
+    rounded = round_weights(draft, bench)
+    if rounded is None:
+        return None
+    plain = correct_biases(rounded, bench) or rounded
+    ordered = round_in_order(plain, bench)
+    return rounded if ordered is None or bench.error(ordered) >= bench.error(plain) else ordered
+
+
+def round_in_order(draft: Draft, bench: Workbench) -> Draft | None:
+    """``draft`` with weights of few bits, and their biases, chosen one layer after the other."""
+    found, quantized = _few(draft), draft.quantized()
+    if not found or not (can_be_cut(draft.exact) and can_be_cut(quantized)):
+        return None
+    batches = _batches(draft, found, bench)
+    if not batches:
+        return None
+    stops = _stops(quantized, found)
+    floats = _Floats(draft.exact, [layer.data.tensor for layer in found], batches, bench.threads)
+    changed = draft
+    for stop, arrays in steps(quantized, list(stops), batches, bench.threads):
+        for layer in stops[stop]:
+            bench.progress("rounding weights in order", found.index(layer), len(found))
+            rows = _rows(draft, layer, floats.of(layer.data.tensor), arrays, bench)
+            with threadpool_limits(1, "blas"):  # several would give other bits
+                better = _solved(draft, layer, rows, len(arrays), bench.threads or processors())
+            changed = changed.with_constants(better)
+            _refresh(quantized, changed, better)
+    return changed
+
+
+def _few(draft: Draft) -> list[Layer]:
+    """The layers whose weights have few levels, and whose moments there is memory for."""
+    return [
+        layer
+        for layer in with_own_weights(draft.exact, draft.plan)
+        if _levels(layer.weight.spec) < FEW_LEVELS and 4 * layer.shape[0] * layer.shape[2] ** 2 <= MOST_BYTES
+    ]
+
+
+def _levels(spec: QuantSpec) -> int:
+    return spec.limits[1] - spec.limits[0] + 1
+
+
+def _refresh(quantized: ir.Model, draft: Draft, names: Collection[str]) -> None:
+    """Let ``quantized``, made of an earlier form of ``draft``, have what became of these constants."""
+    plan = draft.plan
+    points = tuple(point for point in plan.points if point.tensor in names)
+    biases = tuple(point for point in plan.biases if point.tensor in names)
+    kept = quantized.graph.initializers
+    for name, value in insert_qdq(
+        draft.model, replace(plan, points=points, biases=biases)
+    ).graph.initializers.items():
+        if name in kept:
+            kept[name].const_value = value.const_value
+
+
+def _stops(quantized: ir.Model, found: Sequence[Layer]) -> dict[str, list[Layer]]:
+    """The integers that layers read -> these layers."""
+    stops: dict[str, list[Layer]] = {}
+    for layer in found:
+        value = quantized.graph.node(layer.name).inputs[layer.data.input_index]
+        reader = None if value is None else value.producer()
+        integers = None if reader is None else reader.inputs[0]
+        assert integers is not None
+        stops.setdefault(integers.name or "", []).append(layer)
+    return stops
+
+
+def _batches(draft: Draft, found: Sequence[Layer], bench: Workbench) -> list[Sample]:
+    """Those that the model takes, as many as there is memory for, evenly spread."""
+    tensors = list(dict.fromkeys(layer.data.tensor for layer in found))
+
+    def look(number: int, arrays: Arrays) -> tuple[int, int]:
+        return number, max(arrays[name].nbytes for name in tensors)
+
+    runs = list(bench.watch(draft.exact, tensors, look))
+    if not runs:
+        return []
+    count = min(max(HELD_BYTES // max(size for _, size in runs), FEWEST), len(runs))
+    return [bench.fit[runs[i][0]] for i in np.linspace(0, len(runs) - 1, count).round().astype(int)]
+
+
+class _Floats:
+    """The float model's tensors, asked for in the order of the graph."""
+
+    def __init__(
+        self, model: ir.Model, tensors: Sequence[str], batches: Sequence[Sample], threads: int
+    ) -> None:
+        made = {value.name for node in model.graph for value in node.outputs}
+        self._batches = batches
+        self._steps = steps(model, [name for name in tensors if name in made], batches, threads)
+        self._made = made
+        self._now: tuple[str, list[Array]] = ("", [])
+
+    def of(self, tensor: str) -> list[Array]:
+        """What ``tensor`` holds for each batch."""
+        if tensor not in self._made:
+            return [batch.feeds[tensor] for batch in self._batches]
+        while self._now[0] != tensor:
+            self._now = next(self._steps)
+        return self._now[1]
+
+
+# --- One layer ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a layer multiplies with, at the same places of both models.
+
+    Attributes:
+        exact: in the float model, ``[G, n, K]``.
+        given: in the quantized one.
+        counts: how many of them each batch has.
+    """
+
+    exact: Floats
+    given: Floats
+    counts: Sequence[int]
+
+    @cached_property
+    def expected(self) -> Doubles:
+        """``E[q q^T]`` of what is given, as it may be expected of other samples: ``[G, K, K]``."""
+        return moments_of(np.split(self.given, np.cumsum(self.counts)[:-1], axis=1)).expected
+
+
+def _rows(
+    draft: Draft, layer: Layer, exact: Sequence[Array], given: Sequence[Array], bench: Workbench
+) -> Callable[[Iterable[int]], Rows]:
+    """Batches, by their numbers -> their rows.
+
+    ``given`` are integers, which become reals one batch at a time: all together they would take four times
+    the memory.
+    """
+    node, spec = draft.exact.graph.node(layer.name), layer.data.spec
+    real = partial(dequantize, params=draft.plan.params[layer.data.group], spec=spec)
+    groups, _, inputs = layer.shape
+    most = min(max(FEWEST_ROWS, ROWS * inputs), ROW_BYTES // (4 * groups * inputs))
+    limit = max(1, most // sum(len(array) for array in given))
+
+    def picked(number: int, array: Array) -> Floats:
+        rows = patches(node, array, limit, np.random.default_rng((bench.seed, number)))
+        return np.asarray(finite(rows).transpose(1, 0, 2))
+
+    def rows(batches: Iterable[int]) -> Rows:
+        pairs = [(picked(i, exact[i]), picked(i, real(given[i]))) for i in batches]
+        first, second = zip(*pairs, strict=True)
+        counts = [part.shape[1] for part in second]
+        return Rows(np.concatenate(first, 1), np.concatenate(second, 1), counts)
+
+    return rows
+
+
+def _solved(
+    draft: Draft, layer: Layer, rows: Callable[[Iterable[int]], Rows], count: int, threads: int
+) -> Mapping[str, NDArray[np.generic]]:
+    """Other values for the layer's weights and bias, from the rows of ``count`` batches."""
+    node = draft.exact.graph.node(layer.name)
+    exact, bias = weights_of(node), bias_of(node)
+    assert exact is not None
+    grid = grid_of_weights(
+        draft.plan.params[layer.weight.group], layer.weight.spec, exact.shape, partial(_doubles, node)
+    )
+    end, before, every = behind(node, layer), _doubles(node, exact), rows(range(count))
+    way = _best_way(before, end, rows, count, grid, threads)
+    (after,) = rounded_for(before, every, grid, (way,), threads)
+    values = {layer.weight.tensor: weights(node, after.astype(np.float32), exact.shape)}
+    if bias is not None:
+        shift = Outputs(before, after, end, every).shift.astype(np.float64).reshape(-1)
+        values[bias.tensor] = np.asarray(bias.plus(shift).values, np.float32)
+    return values
+
+
+def _best_way(
+    exact: Doubles, end: Behind, rows: Callable[[Iterable[int]], Rows], count: int, grid: Grid, threads: int
+) -> float:
+    """The one of `WAYS` with the least error on batches that it was not found on."""
+    check = range(CHECK_EVERY - 1, count, CHECK_EVERY)
+    if not check:
+        return WAYS[0]
+    learn, held = rows(i for i in range(count) if i not in check), rows(check)
+    tried = rounded_for(exact, learn, grid, WAYS, threads)
+    return min(zip(WAYS, tried, strict=True), key=lambda one: Outputs(exact, one[1], end, held).error)[0]
+
+
+def _doubles(node: ir.Node, weight: NDArray[np.generic]) -> Doubles:
+    return matrices(node, weight).astype(np.float64)
+
+
+def rounded_for(
+    exact: Doubles, rows: Rows, grid: Grid, ways: Sequence[float], threads: int = 1
+) -> list[Doubles]:
+    """``exact [G, O, K]`` on the grid, so that on what is given it makes about what was to be made.
+
+    One for each of ``ways``: how much of the change is wanted that makes up for the layers before. The same
+    bits for any number of threads.
+    """
+    count = rows.given.shape[1]
+    with ThreadPoolExecutor(threads) as pool:
+        cross = ((rows.exact - rows.given).transpose(0, 2, 1) @ rows.given).astype(np.float64) / count
+        safe = rows.expected
+        steep = safe + RIDGE * np.einsum("gkk->g", safe)[:, None, None] / safe.shape[1] * np.eye(
+            safe.shape[1]
+        )
+
+        def one(part: Part) -> list[Doubles]:
+            change = np.linalg.solve(steep[part[0]], (exact[part] @ cross[part[0]]).transpose(0, 2, 1))
+            here, there = safe[part[0]], grid.of(part)
+            every = [exact[part] + way * change.transpose(0, 2, 1) for way in ways]
+            return [settle(wanted, round_columns(wanted, here, there), here, there) for wanted in every]
+
+        parts = list(_parts(exact.shape))
+        rounded = [np.empty_like(exact) for _ in ways]
+        for part, found in zip(parts, pool.map(one, parts), strict=True):
+            for whole, piece in zip(rounded, found, strict=True):
+                whole[part] = piece
+    return rounded
+
+
+def _parts(shape: tuple[int, ...]) -> Iterator[Part]:
+    """Groups, and outputs, that are rounded together: others are rounded beside them."""
+    groups, outputs, _ = shape
+    wide = max(1, TOGETHER // outputs)
+    for first in range(0, groups, wide):
+        for row in range(0, outputs, TOGETHER):
+            yield slice(first, first + wide), slice(row, row + TOGETHER)
+
+
+class Outputs:
+    """What rounded weights make of rows, beside what the float layer makes of them, behind its Relu or Clip.
+
+    Attributes:
+        shift: of the bias, with which the squared error is least: ``[G, 1, O]``. By Gauss-Newton iterations,
+            of which one finds the mean that is missing, if nothing is cut off.
+    """
+
+    def __init__(self, exact: Doubles, rounded: Doubles, end: Behind, rows: Rows) -> None:
+        first, second = (part.astype(np.float32).transpose(0, 2, 1) for part in (exact, rounded))
+        self._limits = end.limits
+        self._wanted = end.of(rows.exact @ first)
+        self._sums = rows.given @ second + end.bias
+        self.shift = np.zeros(end.bias.shape, np.float32)
+        for _ in range(ITERATIONS if np.isfinite(end.limits).any() else 1):
+            self.shift = self.shift + self._step()
+
+    @property
+    def error(self) -> float:
+        """The sum over all rows and outputs."""
+        return float(np.square(self._missing(self._sums + self.shift), dtype=np.float64).sum())
+
+    def _missing(self, sums: Floats) -> Floats:
+        return np.asarray(self._wanted - sums.clip(*self._limits))
+
+    def _step(self) -> Floats:
+        """Of the shift, towards the least error."""
+        sums, (low, high) = self._sums + self.shift, self._limits
+        through = (low < sums) & (sums < high)
+        missing = np.where(through, self._missing(sums), 0).sum(axis=1, keepdims=True, dtype=np.float64)
+        count = through.sum(axis=1, keepdims=True).clip(TOO_FEW * sums.shape[1])
+        return np.asarray(missing / count, np.float32)

@@ -1,0 +1,1 @@
+"""Samples -> statistics -> scales and zero points; and calibration tables."""

@@ -1,0 +1,220 @@
+"""Statistics and weights -> parameters of every group of a plan. Nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+import calibrators.errors
+from calibrators.methods import CALIBRATORS
+from calibrators.methods.calibrator import Calibrator
+from calibrators.methods.percentile import percentile
+from calibrators.statistics import TensorStatistics
+from onnxq.calibration.tables.table import Encoding, Table
+from onnxq.calibration.weight_scale import refine_scale
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import CalibrationError, ModelError
+from onnxq.core.numerics import grid_of, params_from_range, usable_scale, weight_range
+from onnxq.core.plan import Group, QuantParams, QuantPlan, QuantSpec
+from onnxq.graph.nodes import constant_value
+
+_BIAS_BITS = 24
+"""Bits that the bias of a dead channel gets: as many as a float32 has."""
+
+_LARGEST_BIAS = 2.0**30
+"""The other half of an int32 sum is left to the products."""
+
+
+Source: TypeAlias = Callable[[Group], QuantParams]
+"""Where the parameters of activations come from."""
+
+NOTHING: Mapping[str, QuantParams] = MappingProxyType({})
+
+
+def solve(
+    model: ir.Model, plan: QuantPlan, source: Source, known: Mapping[str, QuantParams] = NOTHING
+) -> QuantPlan:
+    """``plan`` with parameters: activations from ``source``, weights from ``model``.
+
+    Those in ``known``, by group, are taken from there; but where an int32 bias would overflow with the scale
+    of its weights, that is raised.
+
+    Raises:
+        CalibrationError: ``source`` knows nothing of a tensor of the plan.
+    """
+    params = {
+        group.name: known[group.name]
+        if group.name in known
+        else weight_params(model, group)
+        if group.constant
+        else source(group)
+        if group.fixed is None
+        else params_from_range(*group.fixed, group.spec)
+        for group in plan.groups.values()
+    }
+    return plan.with_params(_fit_biases(model, plan, params))
+
+
+def from_statistics(statistics: Mapping[str, TensorStatistics], calibrator: Calibrator) -> Source:
+    """Parameters by ``calibrator``, of the joined statistics of all tensors that a group observes.
+
+    It raises CalibrationError if ``statistics`` lack a tensor, or never saw a finite number in it.
+    """
+    return partial(_from_statistics, statistics, calibrator)
+
+
+def calibrator(config: QuantConfig) -> Calibrator:
+    """The method that chooses ranges."""
+    if config.method == "percentile":
+        return partial(percentile, percentile=config.percentile)
+    return CALIBRATORS[config.method]
+
+
+def from_table(table: Table, plan: QuantPlan) -> Source:
+    """Parameters from a table that names a tensor of each group; exact where it has that number format.
+
+    Raises:
+        CalibrationError: the table says nothing of a group.
+    """
+    needed = [g for g in plan.groups.values() if not g.constant and g.fixed is None]
+    missing = [group for group in needed if not _encodings(table, group)]
+    if missing:
+        raise CalibrationError(
+            f"the table lacks tensor {missing[0].name!r}, and {len(missing)} of {len(needed)} in all: it was "
+            "made for another model or other options, or it names tensors otherwise"
+        )
+    return partial(_from_table, table)
+
+
+def check_weights(model: ir.Model, plan: QuantPlan) -> None:
+    """Find out before the work whether all weights and biases of the plan can be quantized.
+
+    Raises:
+        ModelError: one holds NaN or Inf.
+    """
+    weights = [tensor for group in plan.groups.values() if group.constant for tensor in group.tensors]
+    for name in dict.fromkeys((*weights, *(point.tensor for point in plan.biases))):
+        if not np.isfinite(_constant(model, name)).all():
+            raise ModelError(
+                f"weight {name!r} holds NaN or infinite values: repair the model, or keep the nodes that "
+                "read it float (exclude)"
+            )
+
+
+def ranges(
+    plan: QuantPlan, statistics: Mapping[str, TensorStatistics], calibrator: Calibrator
+) -> dict[str, tuple[float, float]]:
+    """(low, high) of every group whose range ``calibrator`` chooses, by name, as `solve` takes them.
+
+    Raises:
+        CalibrationError: ``statistics`` lack a tensor, or never saw a finite number in it.
+    """
+    groups = (group for group in plan.groups.values() if group.observe)
+    return {group.name: _range(statistics, calibrator, group) for group in groups}
+
+
+def _from_statistics(
+    statistics: Mapping[str, TensorStatistics], calibrator: Calibrator, group: Group
+) -> QuantParams:
+    return params_from_range(*_range(statistics, calibrator, group), group.spec, group.bounds)
+
+
+def _range(
+    statistics: Mapping[str, TensorStatistics], calibrator: Calibrator, group: Group
+) -> tuple[float, float]:
+    missing = [name for name in group.observe if name not in statistics]
+    if missing:
+        raise CalibrationError(
+            f"the statistics lack tensor {missing[0]!r}: they were made for another model or with other "
+            "options; calibrate again"
+        )
+    calibrator = CALIBRATORS[group.method] if group.method is not None else calibrator
+    joined = reduce(TensorStatistics.join, (statistics[name] for name in group.observe))
+    try:
+        return calibrator(joined.clipped(*group.bounds), grid_of(group.spec), group.averaged)
+    except calibrators.errors.CalibrationError as error:
+        raise CalibrationError(f"tensor {group.name!r}: {error}") from error
+
+
+def _encodings(table: Table, group: Group) -> list[Encoding]:
+    """Those of the observed tensors, or else of any that share their parameters."""
+    names = dict.fromkeys((*group.observe, *group.tensors))
+    known = {name: table.activations[name].whole() for name in names if name in table.activations}
+    return [known[name] for name in group.observe if name in known] or list(known.values())
+
+
+def _from_table(table: Table, group: Group) -> QuantParams:
+    encodings = _encodings(table, group)
+    decided = [_decided(encoding, group) for encoding in encodings]
+    first = decided[0]
+    if first is not None and all(each is not None and _equal(each, first) for each in decided):
+        return first
+    low, high = min(float(e.low) for e in encodings), max(float(e.high) for e in encodings)
+    return params_from_range(low, high, group.spec, group.bounds)
+
+
+def _decided(encoding: Encoding, group: Group) -> QuantParams | None:
+    """The parameters that the table has, if the group can take them as they are."""
+    low, high = group.bounds
+    if group.spec.symmetric or (low <= encoding.low and encoding.high <= high):
+        params = encoding.exact(group.spec)
+        return params if params is None or _is_written(params, group.spec) else None
+    return None
+
+
+def _is_written(params: QuantParams, spec: QuantSpec) -> bool:
+    """Whether these are scales that the format has."""
+    return bool((params.scale == usable_scale(params.scale, spec)).all())
+
+
+def _equal(one: QuantParams, other: QuantParams) -> bool:
+    return bool(one.scale == other.scale and one.zero_point == other.zero_point)
+
+
+def weight_params(model: ir.Model, group: Group) -> QuantParams:
+    """Parameters of the constant ``group``, from its values in ``model``."""
+    values = _constant(model, group.tensors[0])
+    params = params_from_range(*weight_range(values, group.spec), group.spec)
+    exact = group.spec.power_of_two or group.method == "absmax"
+    return params if exact else refine_scale(values, params, group.spec)
+
+
+def _constant(model: ir.Model, name: str) -> NDArray[np.generic]:
+    value = constant_value(model.graph.initializers[name])
+    assert value is not None
+    return value
+
+
+def _fit_biases(
+    model: ir.Model, plan: QuantPlan, params: Mapping[str, QuantParams]
+) -> dict[str, QuantParams]:
+    """Weight scales with which every int32 bias can be stored.
+
+    A bias is stored in steps of input scale x weight scale. A channel of zero weights leaves its
+    scale open, and the bias decides: 24 bits. A channel of tiny weights and a big bias gets the
+    smallest scale at which the bias does not overflow.
+    """
+    largest: dict[str, NDArray[np.float64]] = {}
+    for point in plan.biases:
+        channels = params[point.weight_group].scale.shape
+        bias = np.abs(_constant(model, point.tensor).astype(np.float64)).reshape(-1)
+        bias = np.broadcast_to(bias, channels) if channels else bias.max()
+        steps = bias / params[point.input_group].scale
+        largest[point.weight_group] = np.maximum(largest.get(point.weight_group, 0.0), steps)
+    fitted = {name: _fit_bias(model, plan.groups[name], params[name], s) for name, s in largest.items()}
+    return {**params, **fitted}
+
+
+def _fit_bias(model: ir.Model, weight: Group, params: QuantParams, steps: NDArray[np.float64]) -> QuantParams:
+    """``steps``: the largest bias in units of the input scale, shaped as the weight's scale."""
+    low, high = weight_range(_constant(model, weight.tensors[0]), weight.spec)
+    dead = (low == 0) & (high == 0) & (steps > 0)
+    smallest = np.where(dead, steps / 2.0**_BIAS_BITS, steps / _LARGEST_BIAS)
+    scale = np.where(dead, smallest, np.maximum(params.scale, smallest))
+    return QuantParams(usable_scale(scale, weight.spec), params.zero_point)

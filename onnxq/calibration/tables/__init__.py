@@ -1,0 +1,30 @@
+"""Calibration tables: ranges as files that other programs read, one format a file.
+
+`Table` is what they all hold. `FORMATS` lists the formats; a table read from one can be written as any other.
+"""
+
+from __future__ import annotations
+
+from onnxq.calibration.tables.formats import FORMATS
+from onnxq.calibration.tables.table import Table
+from onnxq.calibration.tables.table_files import (
+    encode,
+    encode_all,
+    format_for,
+    is_statistics,
+    read,
+    staged,
+    write,
+)
+
+__all__ = [
+    "FORMATS",
+    "Table",
+    "encode",
+    "encode_all",
+    "format_for",
+    "is_statistics",
+    "read",
+    "staged",
+    "write",
+]

@@ -1,0 +1,164 @@
+"""Where tables come from: a plan with parameters, or saved statistics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calibrators.errors import some
+from calibrators.methods.calibrator import Calibrator
+from calibrators.statistics import Statistics
+from onnxq.calibration.tables.table import Encoding, Layer, Table
+from onnxq.calibration.tables.table_files import check_names, format_for
+from onnxq.core.numerics import grid_of, weight_range
+from onnxq.core.plan import QuantParams, QuantPlan, QuantSpec
+from onnxq.graph.nodes import all_nodes, constant_value, input_at, ints_attribute
+from onnxq.graph.operators import WEIGHTED
+
+logger = logging.getLogger(__name__)
+
+
+def of_statistics(statistics: Statistics, calibrator: Calibrator, spec: QuantSpec) -> Table:
+    """Each tensor's range by itself, as ``calibrator`` chooses it for the grid of ``spec``.
+
+    Statistics know neither which tensors are to share a range nor the weights: a plan does.
+    """
+    if statistics.unseen:
+        logger.warning("no finite value was seen in %s: not in the table", some(statistics.unseen))
+    seen = [name for name in statistics if name not in statistics.unseen]
+    ranges = {name: calibrator(statistics[name], grid_of(spec)) for name in seen}
+    return Table({name: Encoding.of_range(*ends) for name, ends in ranges.items()})
+
+
+def check_plan(plan: QuantPlan, goals: Iterable[tuple[Path, str | None]]) -> None:
+    """Find out before the work whether the names of a plan can stand in its tables, (path, format or None).
+
+    Raises:
+        CalibrationError: one cannot.
+    """
+    tensors = [t for group in plan.groups.values() if not group.constant for t in group.tensors]
+    layers = [name for name, op_type in plan.nodes.items() if op_type in _LAYERS]
+    for path, name in goals:
+        known = format_for(path, name)
+        check_names(layers if known.layers else tensors, path, known)
+
+
+def of_plan(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Table:
+    """What a plan with parameters decided.
+
+    Args:
+        plan: the plan.
+        model: the cleaned model that it was made for.
+        original: the float model that others will read the table beside.
+    """
+    activations: dict[str, Encoding] = {}
+    weights: dict[str, Encoding] = {}
+    if blocked := [group.name for group in plan.groups.values() if group.spec.block_size is not None]:
+        logger.warning("tables hold no weights with a scale a block, which are left out: %s", some(blocked))
+    for group in (group for group in plan.groups.values() if group.spec.block_size is None):
+        encoding = Encoding.of_params(group.spec, plan.params[group.name])
+        for tensor in group.tensors:
+            (weights if group.constant else activations).setdefault(tensor, encoding)
+    names = _names(original)
+    absent = frozenset(activations.keys() - names) | frozenset(_changed(weights, model, original))
+    layers = dict(_layers(plan, model, original))
+    return Table(activations, weights, layers, tuple(plan.nodes), absent)
+
+
+def _names(model: ir.Model) -> set[str]:
+    """Every tensor of the model, in the bodies of If and Loop too."""
+    values = (value for node in all_nodes(model) for value in (*node.inputs, *node.outputs))
+    return {value.name for value in values if value is not None and value.name}
+
+
+def _changed(names: Mapping[str, Encoding], model: ir.Model, original: ir.Model) -> Iterator[str]:
+    """Weights that the original does not have, or has with other values."""
+    before = _constants(original)
+    for name in names:
+        now = model.graph.initializers[name].const_value
+        old = before.get(name)
+        if old is None or (old is not now and not np.array_equal(old.numpy(), _array(now))):
+            yield name
+
+
+def _array(tensor: ir.TensorProtocol | None) -> NDArray[np.generic]:
+    assert tensor is not None
+    return np.asarray(tensor.numpy())
+
+
+def _constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Initializers, and what Constant nodes give."""
+    found = {
+        node.outputs[0].name or "": node.attributes["value"].as_tensor()
+        for node in all_nodes(model)
+        if node.op_type == "Constant" and "value" in node.attributes
+    }
+    for graph in model.graphs():
+        found |= {n: v.const_value for n, v in graph.initializers.items() if v.const_value is not None}
+    return found
+
+
+def _layers(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Iterator[tuple[str, Layer]]:
+    """The weighted nodes that are to run in integers, under their names in the original.
+
+    A node without a name goes by that of its output.
+    """
+    names = {
+        node.name or f"{node.op_type}_{node.outputs[0].name}": node.name or node.outputs[0].name
+        for node in all_nodes(original)
+    }
+    groups = {(point.consumer, point.input_index): plan.groups[point.group] for point in plan.points}
+    for node in all_nodes(model):
+        data, weight = (groups.get((node.name or "", index)) for index in (0, 1))
+        name = names.get(node.name or "")
+        if (
+            not name
+            or node.op_type not in _LAYERS
+            or None in (data, weight)
+            or not _LAYERS[node.op_type](node)
+        ):
+            continue
+        assert data is not None
+        assert weight is not None
+        read = Encoding.of_params(data.spec, plan.params[data.name])
+        yield name, _layer(node, read, _layer_weight(node, weight.spec, plan.params[weight.name]))
+
+
+def _layer_weight(node: ir.Node, spec: QuantSpec, params: QuantParams) -> Encoding:
+    """Programs that name layers have weights of 8 bits: what others clip, they need not."""
+    if spec.dtype.bitwidth == 8:
+        return Encoding.of_params(spec, params)
+    values = constant_value(input_at(node, 1))
+    assert values is not None
+    return Encoding.of_range(*weight_range(values, spec))
+
+
+def _layer(node: ir.Node, data: Encoding, weight: Encoding) -> Layer:
+    shape = _shape(node)
+    axis = WEIGHTED[node.op_type].channel_axis(node, len(shape))
+    groups = node.attributes.get_int("group", 1)
+    winograd = node.op_type == "Conv" and groups == 1 and shape[2:] == (3, 3) and _is_plain(node)
+    return Layer(data, weight, shape[axis or 0], groups, winograd)
+
+
+def _is_plain(node: ir.Node) -> bool:
+    return all(set(ints_attribute(node, name, (1,))) == {1} for name in ("strides", "dilations"))
+
+
+def _shape(node: ir.Node) -> tuple[int, ...]:
+    """Of the weights; nothing if they are computed."""
+    weight = constant_value(input_at(node, 1))
+    return () if weight is None else weight.shape
+
+
+_LAYERS = {
+    "Conv": lambda node: len(_shape(node)) == 4,
+    "Gemm": lambda node: len(_shape(node)) == 2,
+    "MatMul": lambda node: len(_shape(node)) == 2,
+}
+"""Operators that programs with layers know, and whether a node is of the kind that they know."""

@@ -1,0 +1,109 @@
+"""The weight scales with the least squared rounding error, for each channel or block by itself.
+
+``min over s of sum (w - s * (clip(round(w / s) + z) - z))^2``, tried at multiples of the scale that just
+covers the largest weight. With many levels, rounding errors depend on how the weights happen to fall on the
+grid, and a scale a little larger wins as often as a smaller one, which clips. With few levels, steps are so
+wide that it pays to clip the largest weights for the sake of all others.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.core.plan import QuantParams, QuantSpec
+
+LARGEST = 1.2
+"""The largest multiple that is tried."""
+
+SPARED = 10.0
+"""The smallest multiple leaves out as many steps of the grid as this: from ``L`` levels a side, it makes
+``L / (L + 10)``. Measured on trained networks: less than one channel in a hundred does best below, with 2 to
+8 bits, and with 32 weights a scale or thousands."""
+
+COARSE, FINE = 33, 8
+"""Multiples tried over the whole range, and then between the neighbours of the best of them."""
+
+SAMPLE = 512
+"""Weights of a channel that the multiples are tried on, evenly spread over all. The winner must then
+beat the scale it started from on all of them."""
+
+BLOCK = 2**20
+"""Weights looked at together, to bound the memory. A channel is never cut."""
+
+Floats = NDArray[np.float32]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+def refine_scale(weight: NDArray[np.generic], params: QuantParams, spec: QuantSpec) -> QuantParams:
+    """``params`` with better scales, never worse ones; same shape.
+
+    Args:
+        weight: any shape.
+        params: what covers the range of the weights.
+        spec: the number format.
+    """
+    if weight.size == 0:
+        return params
+    rows = _rows(weight, spec)
+    scales, zeros = (_flat(values, spec) for values in (params.scale, params.zero_point.astype(np.float32)))
+    limits = np.array(spec.limits, np.float32)[:, None] - zeros
+    step = max(1, BLOCK // rows.shape[1])
+    blocks = (slice(start, start + step) for start in range(0, len(rows), step))
+    best = [_best(rows[b].astype(np.float32), scales[b], limits[:, b]) for b in blocks]
+    return QuantParams(_unflat(np.concatenate(best), params.scale.shape, spec), params.zero_point)
+
+
+def _rows(weight: NDArray[_Scalar], spec: QuantSpec) -> NDArray[_Scalar]:
+    """One row for each scale; a short block is filled with zeros, which cost nothing."""
+    if spec.axis is None:
+        return weight.reshape(1, -1)
+    if spec.block_size is None:
+        return np.moveaxis(weight, spec.axis, 0).reshape(weight.shape[spec.axis], -1)
+    missing = -weight.shape[spec.axis] % spec.block_size
+    moved = np.moveaxis(weight, spec.axis, -1)
+    return np.pad(moved, [(0, 0)] * (weight.ndim - 1) + [(0, missing)]).reshape(-1, spec.block_size)
+
+
+def _flat(values: NDArray[_Scalar], spec: QuantSpec) -> NDArray[_Scalar]:
+    """Scales or zero points in the order of `_rows`."""
+    return (np.moveaxis(values, spec.axis or 0, -1) if values.ndim > 1 else values).reshape(-1)
+
+
+def _unflat(values: NDArray[_Scalar], shape: tuple[int, ...], spec: QuantSpec) -> NDArray[_Scalar]:
+    """The inverse of `_flat`, for values of this ``shape``."""
+    if len(shape) < 2:
+        return values.reshape(shape)
+    axis = (spec.axis or 0) % len(shape)
+    return np.moveaxis(values.reshape(*shape[:axis], *shape[axis + 1 :], shape[axis]), -1, axis)
+
+
+def _best(rows: Floats, scales: Floats, limits: Floats) -> Floats:
+    """The best scale of each row. rows [R, K], scales [R], limits [2, R] counted from zero -> [R]."""
+    levels = float(limits[1, 0] - limits[0, 0]) / 2
+    sample = rows[:, :: -(-rows.shape[1] // SAMPLE)]
+    coarse, width = np.linspace(levels / (levels + SPARED), LARGEST, COARSE, retstep=True)
+    near = np.linspace(-width, width, FINE + 2)[1:-1]
+    best = _tried(sample, scales, limits, np.ones(len(rows)), coarse[:, None])
+    best = _tried(sample, scales, limits, best, best + near[:, None])
+    refined = (scales * best).astype(np.float32)
+    return np.where(_error(rows, refined, limits) < _error(rows, scales, limits), refined, scales)
+
+
+def _tried(
+    rows: Floats, scales: Floats, limits: Floats, start: NDArray[np.float64], multiples: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The multiple with the least error for each row, among ``start`` [R] and ``multiples`` [n, 1 or R]."""
+    best, least = start, _error(rows, (scales * start).astype(np.float32), limits)
+    for multiple in multiples:
+        error = _error(rows, (scales * multiple).astype(np.float32), limits)
+        best, least = np.where(error < least, multiple, best), np.minimum(error, least)
+    return best
+
+
+def _error(rows: Floats, scales: Floats, limits: Floats) -> NDArray[np.float64]:
+    """Sum over each row of the squared rounding errors. [R, K], [R], [2, R] -> [R]."""
+    levels = np.rint(rows / scales[:, None]).clip(limits[0, :, None], limits[1, :, None])
+    return np.asarray(np.square(rows - levels * scales[:, None]).sum(axis=1, dtype=np.float64))

@@ -1,0 +1,298 @@
+"""The command line: arguments -> `QuantConfig` -> the pipeline. No logic of its own.
+
+On top stand only light imports, the rest comes when it is needed: so ``--help`` answers at once, and an
+interrupt is caught wherever it hits.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxq.cli.exit_codes import guarded, let_go_of_stdout
+from onnxq.cli.options import Command, Parser, parse
+
+if TYPE_CHECKING:
+    from onnxq.core.config import QuantConfig
+
+
+def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq.cli import render, terminal
+    from onnxq.pipelines import preflight, static
+    from onnxq.pipelines.dynamic import pipeline
+    from onnxq.pipelines.inspection import of_plan, planned
+
+    if args.dry_run:
+        found = of_plan(args.model, *planned(args.model, config))
+        if not args.quiet:
+            render.show_inspection(found, every_group=True)
+        return
+    if args.save_config:
+        preflight.check_files(args.model, args.output, config.data, config, [args.save_config])
+    with terminal.progress(quiet=args.quiet) as progress:
+        quantize = pipeline.quantize_dynamic if config.mode == "dynamic" else static.quantize_static
+        result = quantize(args.model, args.output, config=config, progress=progress)
+    if args.save_config:
+        result.repeatable.save(Path(args.save_config))
+    with suppress(OSError, KeyboardInterrupt):  # the model is written: to tell of it cannot fail any more
+        render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
+    let_go_of_stdout()
+
+
+def _requantize(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq.cli import render, terminal
+    from onnxq.pipelines.requantize import requantize
+
+    config = config.model_copy(update={"report": args.report and Path(args.report)})
+    with terminal.progress(quiet=args.quiet) as progress:
+        result = requantize(args.model, args.output, config=config, progress=progress)
+    with suppress(OSError, KeyboardInterrupt):
+        render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
+    let_go_of_stdout()
+
+
+def _calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
+    from time import perf_counter
+
+    from onnxq.cli import render, terminal
+    from onnxq.pipelines import calibrate
+
+    started = perf_counter()
+    target = {} if args.target is None else {"target": args.target}
+    config = config.model_copy(update={"save_statistics": Path(args.statistics), **target})
+    with terminal.progress(quiet=args.quiet) as progress:
+        statistics = calibrate.calibrate(args.model, config=config, progress=progress)
+    if not args.quiet:
+        seconds = perf_counter() - started
+        render.show_statistics(args.model, args.statistics, statistics, seconds, every_tensor=args.verbose)
+
+
+def _table(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq.pipelines import convert_table
+
+    convert_table.convert(Path(args.source), Path(args.output), args.format, config)
+
+
+def _compare(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq.cli import render, terminal
+    from onnxq.pipelines import compare
+
+    with terminal.progress(quiet=args.quiet) as progress:
+        quality, speed = compare.compare_files(args.float, args.int8, config, progress)
+    render.show_comparison(args.float, args.int8, quality, speed, config.threads or 1)
+
+
+def _inspect(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq.cli import render
+    from onnxq.pipelines.inspection import inspect
+
+    found = inspect(args.model, config)
+    if args.json:
+        render.print_inspection(found)
+    else:
+        render.show_inspection(found, every_group=args.verbose)
+
+
+def _sensitivity(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq.cli import render, terminal
+    from onnxq.pipelines import sensitivity
+
+    with terminal.progress(quiet=args.quiet) as progress:
+        found = sensitivity.rank(args.model, config, progress)
+    if args.json:
+        render.print_ranking(found)
+    else:
+        render.show_ranking(args.model, found)
+
+
+def _verify(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq.cli import render, terminal
+    from onnxq.core.errors import ModelError
+    from onnxq.pipelines import verify
+
+    if args.target is not None:
+        config = config.model_copy(update={"target": args.target})
+    with terminal.progress(quiet=args.quiet) as progress:
+        verdicts = verify.verify_file(args.model, config, progress)
+    if args.json:
+        render.print_verdicts(verdicts)
+    else:
+        render.show_verdicts(args.model, config.target, verdicts, every_node=args.verbose)
+    if failed := [verdict.runtime for verdict in verdicts if verdict.status == "failed"]:
+        raise ModelError(f"{args.model} does not suit {config.target}: {', '.join(failed)} failed")
+
+
+def _export(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq.cli import render
+    from onnxq.torch import export_made
+
+    exported = export_made(args.factory, args.output, args.shape, dynamic_batch=not args.fixed_batch)
+    if not args.quiet:
+        render.show_export(exported.path, exported.inputs, exported.outputs, exported.sqnr)
+
+
+_CONFIG = {"--config FILE.yaml": "read options from a file; those given here win"}
+_JSON = {"--json": "machine-readable"}
+_NO_PROGRESS = {"--quiet": "show no progress"}
+_QUIET = {"--quiet": "print warnings and errors only"}
+_VERBOSE = {"--verbose": "say what each step does, and all that is known of an error"}
+
+_COMMANDS: Mapping[str, Command] = {
+    "quantize": Command(
+        help="turn a float ONNX model into an int8 one",
+        files={"model": "the float model", "output": "the int8 model to write"},
+        groups=("mode", "data", "ranges", "accuracy", "goal", "speed", "tables", "plan", "running"),
+        flags={
+            **_CONFIG,
+            "--save-config FILE.yaml": "write the options used",
+            "--dry-run": "print the plan, with a reason for every node that stays float; write nothing",
+            **_QUIET,
+            "--verbose": "say what each step does, list every node that stays float, "
+            "and tell all that is known of an error",
+        },
+        act=_quantize,
+    ),
+    "requantize": Command(
+        help="a model with Q/DQ from elsewhere for a target, with the scales that it has",
+        files={"model": "a model with Q/DQ", "output": "the model to write"},
+        groups=("data", "ranges", "plan", "running"),
+        flags={
+            "--report FILE.html": "also write a report, one HTML file",
+            **_QUIET,
+            **_VERBOSE,
+        },
+        act=_requantize,
+    ),
+    "calibrate": Command(
+        help="statistics of the tensors, from which every method's ranges follow",
+        files={"model": "the float model", "statistics": "the file to write (.npz)"},
+        groups=("data", "plan", "running"),
+        flags={
+            **_CONFIG,
+            "--target NAME": "for this deployment target only; default: for all of them",
+            **_QUIET,
+            **_VERBOSE,
+        },
+        act=_calibrate,
+        idle=("verify",),
+    ),
+    "table": Command(
+        help="a calibration table as another program reads it",
+        files={"source": "saved statistics, or a table", "output": "the table to write"},
+        groups=("ranges",),
+        flags={
+            "--format NAME": "tensorrt, ort, ncnn, snpe, qnn, mqbench, mqbench-snpe, mqbench-vitis, "
+            "mqbench-ppl, ppq, json; default: as the name of OUTPUT tells",
+            **_VERBOSE,
+        },
+        act=_table,
+        idle=("weight_method",),
+    ),
+    "compare": Command(
+        help="accuracy, size and speed of an int8 model against its float original",
+        files={"float": "the float model", "int8": "the quantized model"},
+        groups=("data", "running"),
+        flags={**_NO_PROGRESS, **_VERBOSE},
+        act=_compare,
+        idle=("every_element", "verify"),
+    ),
+    "verify": Command(
+        help="what a target's rules and its runtimes make of a quantized model",
+        files={"model": "the quantized model (Q/DQ), of any origin"},
+        groups=("data", "running"),
+        flags={
+            "--target NAME": "the deployment target; default: onnxruntime",
+            **_JSON,
+            **_NO_PROGRESS,
+            **_VERBOSE,
+        },
+        act=_verify,
+        idle=("every_element", "provider", "verify"),
+    ),
+    "sensitivity": Command(
+        help="quantization points ranked by what each costs at the outputs",
+        files={"model": "the float model"},
+        groups=("data", "ranges", "accuracy", "plan", "running"),
+        flags={**_CONFIG, **_JSON, **_NO_PROGRESS, **_VERBOSE},
+        act=_sensitivity,
+        idle=("verify",),
+    ),
+    "export": Command(
+        help="a PyTorch module as a float ONNX model that was checked against it",
+        files={
+            "factory": "package.module:function or file.py:function that gives a module, or a module and its "
+            "example inputs",
+            "output": "the ONNX model to write",
+        },
+        groups=(),
+        flags={
+            "--shape SIZES": "of the one real input, like 1,3,224,224, where the function gives no example",
+            "--fixed-batch": "keep the batch size of the example",
+            **_QUIET,
+            **_VERBOSE,
+        },
+        act=_export,
+    ),
+    "inspect": Command(
+        help="what would be quantized, and why the rest would not; or what is quantized",
+        files={"model": "the float model, or one that has Q/DQ"},
+        groups=("mode", "plan"),
+        flags={
+            **_CONFIG,
+            **_JSON,
+            "--verbose": "tell of every group, also where they repeat, and all that is known of an error",
+        },
+        act=_inspect,
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The ``onnxq`` command; returns the exit code (0 done, 1 failed, 2 wrong usage)."""
+    return guarded(_choose, argv)
+
+
+def quantize(argv: Sequence[str] | None = None) -> int:
+    """``python -m onnxq.quantize``: the same as ``onnxq quantize``."""
+    return guarded(partial(_run, "quantize", prog="python -m onnxq.quantize"), argv)
+
+
+def _choose(arguments: Sequence[str]) -> None:
+    """Run the subcommand that comes first."""
+    if arguments and arguments[0] in _COMMANDS:
+        _run(arguments[0], arguments[1:], prog=f"onnxq {arguments[0]}")
+        return
+    listing = "\n".join(f"  {name:<12}{command.help}" for name, command in _COMMANDS.items())
+    parser = Parser(
+        prog="onnxq",
+        usage="onnxq COMMAND ...",
+        description="Quantize ONNX models to int8.",
+        epilog=f"commands:\n{listing}\n\n'onnxq COMMAND --help' tells a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = f"onnxq {_version()}" if "--version" in arguments else ""  # it takes a while to look up
+    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="what to do, see below")
+    if arguments:
+        parser.parse_args(arguments)
+    else:
+        parser.print_help()
+
+
+def _run(name: str, arguments: Sequence[str], prog: str) -> None:
+    command = _COMMANDS[name]
+    args, config = parse(command, arguments, prog)
+    from onnxq.cli import terminal
+
+    with terminal.messages(verbose=args.verbose):
+        command.act(args, config)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("onnxq")

@@ -1,0 +1,154 @@
+"""Options, read off `QuantConfig`: there is no second list of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
+
+from onnxq.cli.exit_codes import WRONG_USAGE, one_line
+from onnxq.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from onnxq.core.config import QuantConfig
+
+_HEADINGS: Mapping[str, str] = {
+    "data": "data",
+    "ranges": "ranges",
+    "accuracy": "accuracy",
+    "goal": "a goal for the accuracy",
+    "speed": "speed",
+    "tables": "tables, statistics, report",
+    "mode": "static or dynamic",
+    "plan": "what is quantized, and for what",
+    "running": "running",
+}
+"""The groups of options in `QuantConfig`, as the help calls them."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Attributes:
+        help: one line.
+        files: its positional arguments, name -> help.
+        groups: the groups of `QuantConfig`'s options that make sense for it.
+        flags: its own switches, flag -> help; those that take a value name it after a blank. One that is
+            also an option of `QuantConfig` takes its place.
+        act: does it.
+        idle: options of these groups that mean nothing to it.
+    """
+
+    help: str
+    files: Mapping[str, str]
+    groups: tuple[str, ...]
+    flags: Mapping[str, str]
+    act: Callable[[argparse.Namespace, QuantConfig], None]
+    idle: tuple[str, ...] = ()
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong on one line, like every other error, instead of repeating the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with the exit code of wrong usage."""
+        self.exit(WRONG_USAGE, f"error: {one_line(message)} (see: {self.prog} --help)\n")
+
+
+def parse(command: Command, arguments: Sequence[str], prog: str) -> tuple[argparse.Namespace, QuantConfig]:
+    """The files and switches of a command, and its options.
+
+    Raises:
+        SystemExit: the usage is wrong, or only help was asked for; what there is to say was said.
+    """
+    parser = _parser(command, prog)
+    args, rest = parser.parse_known_args(arguments)
+    if rest:
+        parser.error(_unknown(rest, command))
+    return args, _config(args, command, parser)
+
+
+def _config(args: argparse.Namespace, command: Command, parser: argparse.ArgumentParser) -> QuantConfig:
+    from pydantic import ValidationError
+
+    from onnxq.core.config import QuantConfig, explain
+
+    given = {name: getattr(args, name) for name in _options(command) if hasattr(args, name)}
+    file = getattr(args, "config", None)
+    try:
+        return QuantConfig(**given) if file is None else QuantConfig.load(Path(file), **given)
+    except ConfigError as error:
+        cause = error.__cause__
+        parser.error(explain(cause, spell=_flag) if isinstance(cause, ValidationError) else str(error))
+
+
+def _unknown(rest: Sequence[str], command: Command) -> str:
+    """What to say of arguments that nobody took."""
+    options = [argument.split("=")[0] for argument in rest if argument.startswith("-")]
+    if not options:
+        return f"unexpected argument {rest[0]!r}; expected {' '.join(command.files).upper()} and options"
+    valid = [*map(_flag, _options(command)), *(flag.split()[0] for flag in command.flags)]
+    return f"unknown option {options[0]}; valid options: {', '.join(valid)}"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _options(command: Command, *, group: str | None = None) -> list[str]:
+    """The fields of `QuantConfig` that a command takes: all of them, or those under one heading."""
+    from onnxq.core.config import QuantConfig
+
+    wanted = command.groups if group is None else (group,)
+    fields: Mapping[str, Any] = QuantConfig.model_fields
+    here = [name for name, field in fields.items() if field.json_schema_extra["group"] in wanted]
+    own = {flag.split()[0] for flag in command.flags}
+    return [name for name in here if _flag(name) not in own and name not in command.idle]
+
+
+def _parser(command: Command, prog: str) -> Parser:
+    usage = f"{prog} {' '.join(command.files).upper()} [options]"
+    parser = Parser(prog=prog, usage=usage, description=command.help, allow_abbrev=False, add_help=False)
+    files = parser.add_argument_group("files")
+    for name, text in command.files.items():
+        files.add_argument(name, metavar=name.upper(), help=text)
+    for group in command.groups:
+        section = parser.add_argument_group(_HEADINGS[group])
+        for name in _options(command, group=group):
+            _add_option(section, name)
+    section = parser.add_argument_group("this command")
+    for flag, text in command.flags.items():
+        name, _, value = flag.partition(" ")
+        kind: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+        section.add_argument(name, help=text, **kind)
+    section.add_argument("-h", "--help", action="help", help="show this and exit")
+    return parser
+
+
+def _add_option(section: argparse._ArgumentGroup, name: str) -> None:
+    """One field of `QuantConfig` as an option; pydantic checks its value, not argparse."""
+    from onnxq.core.config import QuantConfig
+
+    field: Any = QuantConfig.model_fields[name]
+    keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": name}
+    if field.annotation is bool:
+        keywords["action"] = "store_true"
+    else:
+        choices = "{" + ",".join(_choices(field.annotation)) + "}"
+        keywords["metavar"] = field.json_schema_extra["metavar"] or choices
+    text = str(field.description)
+    if get_origin(field.annotation) is tuple:
+        keywords["action"] = "append"
+        text += " (repeat for more)"
+    if field.default not in (None, False, ()):
+        names = field.default if isinstance(field.default, tuple) else (field.default,)
+        text += f"; default: {', '.join(map(str, names))}"
+    section.add_argument(_flag(name), help=text.replace("%", "%%"), **keywords)
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The strings of a Literal, also inside ``Literal[...] | None``."""
+    return [s for a in get_args(annotation) for s in ([a] if isinstance(a, str) else _choices(a))]

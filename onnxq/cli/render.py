@@ -1,0 +1,346 @@
+"""Results, comparisons, rankings and verdicts, as tables and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from shlex import quote
+from typing import Any, Literal
+
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from calibrators.errors import some
+from calibrators.statistics import Statistics
+from calibrators.statistics.stability import Stability, run_stability, stability
+from onnxq.algorithms.autotune.tuner import Tuning
+from onnxq.algorithms.mixed_precision.search import Search
+from onnxq.algorithms.mixed_precision.trials import Attempt
+from onnxq.algorithms.sensitivity.analysis import Sensitivity
+from onnxq.cli.terminal import ERR, OUT, warn
+from onnxq.cli.tree import counts, tree, without_names
+from onnxq.core.plan import QuantPlan
+from onnxq.graph.files import size_on_disk
+from onnxq.pipelines.inspection import Inspection
+from onnxq.pipelines.report.activations import judged
+from onnxq.pipelines.requantize import Requantized
+from onnxq.pipelines.result import QuantResult
+from onnxq.verify.accuracy import Quality
+from onnxq.verify.latency import Speed
+from onnxq.verify.verdict import Verdict
+
+FLOAT_ROWS = 10
+"""Reasons in the closing table; ``--verbose`` lists all nodes."""
+
+
+def show_result(output: str, result: QuantResult, *, quiet: bool, every_node: bool) -> None:
+    """The closing table, then the warnings: last, and in the table too if it goes elsewhere than they."""
+    if not quiet:
+        table = _table(output)
+        for name, text in _result_rows(result, every_node):
+            table.add_row(name, text)
+        if not (OUT.is_terminal and ERR.is_terminal):
+            for warning in result.warnings:
+                table.add_row("warning", warning)
+        OUT.print(table)
+    for warning in result.warnings:
+        warn(warning)
+
+
+def show_export(path: str, inputs: Sequence[str], outputs: Sequence[str], sqnr: Mapping[int, float]) -> None:
+    """Say what was exported, and how close it is to PyTorch at each batch size, in dB."""
+    table = _table(f"{path} was exported")
+    table.add_row("inputs", ", ".join(inputs))
+    table.add_row("outputs", ", ".join(outputs))
+    for size, quality in sqnr.items():
+        table.add_row(f"batch of {size}", f"SQNR against PyTorch {quality:.0f} dB")
+    OUT.print(table)
+
+
+def show_statistics(
+    model: str, file: str, statistics: Statistics, seconds: float, *, every_tensor: bool
+) -> None:
+    """What was collected, and what it is good for."""
+    table = _table(file)
+    table.add_row(
+        "collected", f"{_counted(statistics.samples, 'sample')}, {_counted(len(statistics), 'tensor')}"
+    )
+    for row in _stability_rows({name: stability(t) for name, t in statistics.items()}, every_tensor):
+        table.add_row(*row)
+    table.add_row("time", f"{seconds:.1f} s")
+    table.add_row("next", f"onnxq quantize {quote(model)} OUTPUT --from-table {quote(file)}")
+    OUT.print(table)
+
+
+def show_comparison(float_path: str, int8_path: str, quality: Quality, speed: Speed, threads: int) -> None:
+    """Accuracy, size and speed of two models."""
+    table = _table(f"{int8_path} against {float_path}")
+    for text in _quality_rows(quality):
+        table.add_row("accuracy", text)
+    table.add_row("measured on", _counted(quality.samples, "sample"))
+    table.add_row("size", _sizes(size_on_disk(float_path), size_on_disk(int8_path)))
+    table.add_row("speed", _times(speed, threads))
+    OUT.print(table)
+
+
+def show_inspection(inspection: Inspection, *, every_group: bool = False) -> None:
+    """The outline of a model: fused groups in integers, others with their reason."""
+    OUT.print(tree(inspection, every_group=every_group))
+    OUT.print(counts(inspection))
+
+
+def print_inspection(inspection: Inspection) -> None:
+    """The outline for machines, and the plan that it is of."""
+    groups = [
+        {
+            "runs": group.runs,
+            "told": group.told,
+            "nodes": [{"name": name, "op_type": op_type} for name, op_type in group.nodes],
+        }
+        for group in inspection.groups
+    ]
+    plan = _plan(inspection.plan) if inspection.plan is not None else {}
+    OUT.print(json.dumps({**plan, "groups": groups}, indent=2), soft_wrap=True)
+
+
+def _plan(plan: QuantPlan) -> dict[str, Any]:
+    return {
+        "target": plan.target,
+        "integer_nodes": [{"name": name, "op_type": op_type} for name, op_type in plan.nodes.items()],
+        "float_nodes": [
+            {"name": name, "op_type": node.op_type, "reason": node.reason}
+            for name, node in plan.floats.items()
+        ],
+        "carried_nodes": [{"name": name, "op_type": op_type} for name, op_type in plan.carried.items()],
+        "points": [
+            {
+                "tensor": point.tensor,
+                "consumer": point.consumer,
+                "input_index": point.input_index,
+                "type": point.spec.dtype.name.lower(),
+                "symmetric": point.spec.symmetric,
+                "axis": point.spec.axis,
+                "block_size": point.spec.block_size,
+                "group": point.group,
+            }
+            for point in plan.points
+        ],
+    }
+
+
+_RANKING: Mapping[str, Literal["left", "right"]] = {
+    "place": "right",
+    "tensor": "left",
+    "read by": "left",
+    "kind": "left",
+    "SQNR": "right",
+    "share": "right",
+}
+"""Columns, and on which side their texts stand."""
+
+
+def show_ranking(model: str, ranking: Sequence[Sensitivity]) -> None:
+    """Quantization points, the worst first."""
+    table = Table(title=f"{model}: what each point alone costs", title_justify="left")
+    for column, justify in _RANKING.items():
+        table.add_column(column, overflow="fold", justify=justify)
+    total = sum(one.quality.noise for one in ranking) or 1.0
+    for place, one in enumerate(ranking, start=1):
+        readers = ", ".join(f"{name} ({op})" if op else "an output" for name, op in one.readers.items())
+        figures = f"{one.quality.sqnr:.1f} dB", f"{one.quality.noise / total:.1%}"
+        table.add_row(str(place), one.group.name, readers, one.kind, *figures)
+    OUT.print(table)
+
+
+def print_ranking(ranking: Sequence[Sensitivity]) -> None:
+    """The ranking for machines; ``sqnr`` is null where nothing at all changed."""
+    content = [
+        {
+            "tensors": list(one.group.tensors),
+            "kind": one.kind,
+            "read_by": [{"name": name, "op_type": op_type} for name, op_type in one.readers.items()],
+            "noise": one.quality.noise,
+            "sqnr": one.quality.sqnr if math.isfinite(one.quality.sqnr) else None,
+            "agreement": one.quality.agreement,
+        }
+        for one in ranking
+    ]
+    OUT.print(json.dumps(content, indent=2), soft_wrap=True)
+
+
+_STATUS_STYLES: Mapping[str, str] = {"passed": "green", "failed": "bold red", "not checked": "yellow"}
+
+
+def show_verdicts(model: str, target: str, verdicts: Sequence[Verdict], *, every_node: bool) -> None:
+    """What each checker says, then what it found: node, what is so, what to do."""
+    table = Table(title=f"{model} for {target}", title_justify="left")
+    for column in ("checked by", "result", "summary"):
+        table.add_column(column, overflow="fold")
+    for one in verdicts:
+        table.add_row(one.runtime, Text(one.status, _STATUS_STYLES[one.status]), one.summary)
+    OUT.print(table)
+    for one in verdicts:
+        for text in _findings(one, every_node):
+            OUT.print(text, soft_wrap=True)
+
+
+def _findings(verdict: Verdict, every_node: bool) -> Iterator[str]:
+    """What was found, with the nodes of which it is so."""
+    for one, names in verdict.grouped:
+        where = ", ".join(names) if every_node else some(names)
+        yield f"{verdict.runtime} {one.severity}: {where}: {one}" if where else f"{one.severity}: {one}"
+
+
+def print_verdicts(verdicts: Sequence[Verdict]) -> None:
+    """The verdicts for machines."""
+    OUT.print(json.dumps([asdict(one) for one in verdicts], indent=2), soft_wrap=True)
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, str]]:
+    yield "quantized", "\n".join(_shares(result.plan))
+    yield from (("float", text) for text in _float_rows(result.plan, every_node))
+    if carried := result.plan.carried:
+        kinds = ", ".join(f"{n} {op_type}" for op_type, n in Counter(carried.values()).most_common())
+        yield "as neighbours", f"{kinds}: the runtime moves Q/DQ across them"
+    if isinstance(result, Requantized):
+        yield "scales", f"{len(result.kept)} kept, {len(result.calibrated)} calibrated"
+    reference = _reference(result)
+    yield "size", _sizes(result.float_bytes, result.int8_bytes, reference)
+    if result.quality is None:
+        yield "accuracy", "not measured: there are no samples"
+    else:
+        yield from (("accuracy", text) for text in _quality_rows(result.quality, reference))
+        yield "measured on", f"{result.judged_on}: {result.quality.samples}"
+    yield from (("verified", f"{v.runtime}: {v.status}, {v.summary}") for v in result.verdicts)
+    yield from (("correction", text) for text in _correction_rows(result))
+    if result.search is not None:
+        yield from (("goal", text) for text in _search_rows(result.search))
+    if result.tuning is not None:
+        yield from (("autotune", text) for text in _tuning_rows(result.tuning))
+    if result.speed is not None:
+        yield "speed", _times(result.speed, result.request.config.threads)
+    if result.skipped:
+        yield "skipped", _counted(result.skipped, "bad sample")
+    if result.statistics is not None and not result.request.synthetic:
+        yield from _stability_rows(judged(result.plan, result.statistics), every_node)
+    yield "time", f"{result.seconds:.1f} s"
+
+
+def _reference(result: QuantResult) -> str:
+    """What it was made of."""
+    return "the given model" if isinstance(result, Requantized) else "float"
+
+
+def _correction_rows(result: QuantResult) -> Iterator[str]:
+    """What each correction gave, or why there is none."""
+    for one in result.corrections:
+        yield f"{one.name}: {one.outcome} ({one.seconds:.1f} s)"
+    wanted = result.request.config.mode == "static" and result.request.config.correct != ("none",)
+    if not result.corrections and wanted:
+        yield "none: there are no held-out samples to prove one on"
+
+
+def _search_rows(search: Search) -> Iterator[str]:
+    """What was reached how, and what doing less or more gives."""
+    chosen, trials = search.chosen, _counted(len(search.attempts), "trial")
+    float_nodes = f"{_counted(len(chosen.floats), 'more node')} in float"
+    yield f"{search.goal} holds with {', '.join((float_nodes, *_wider(chosen)))}, after {trials}"
+    for attempt in search.curve:
+        mark = " (chosen)" if attempt.key == chosen.key else ""
+        forms = ", ".join((f"{len(attempt.floats)} in float", *_wider(attempt)))
+        yield f"{forms}: {', '.join(_attempt(search, attempt))}{mark}"
+    if chosen.widened:
+        yield f"weights of more bits: {some(list(chosen.widened))}; --search-log FILE lists them all"
+
+
+def _wider(attempt: Attempt) -> Iterator[str]:
+    """How many nodes have weights of more bits, type by type."""
+    for name, count in Counter(attempt.widened.values()).items():
+        yield f"{count} in {name}"
+
+
+def _attempt(search: Search, attempt: Attempt) -> Iterator[str]:
+    if search.goal.name == "agreement":
+        yield f"agreement {attempt.value:.2%} to be expected"
+    elif search.goal.name != "sqnr":
+        yield f"{search.goal.name} {attempt.value:.4g}"
+    yield f"SQNR {attempt.sqnr:.2f} dB"
+    if attempt.agreement is not None:
+        yield f"agreement {attempt.agreement:.1%} counted"
+    if attempt.speed is not None:
+        yield f"{attempt.speed:.2f} times as fast"
+    if search.chosen.widened:
+        yield f"constants {decimal(attempt.size)}"
+
+
+def _tuning_rows(tuning: Tuning) -> Iterator[str]:
+    """What was timed, and what stays float because of it."""
+    for one in tuning.contestants:
+        mark = " (chosen)" if one is tuning.chosen else ""
+        yield f"{_counted(len(one.floats), 'node')} kept float: {one.gain:.2f} times as fast as float{mark}"
+    if tuning.floats:
+        yield f"kept float: {some(list(tuning.floats))}; --save-config writes them all, as exclude"
+
+
+def _stability_rows(tensors: Mapping[str, Stability], every_tensor: bool) -> Iterator[tuple[str, str]]:
+    """Whether the data was enough, and the tensors and samples that say so."""
+    told = run_stability(tensors)
+    yield from (("ranges", sentence) for sentence in told.sentences)
+    if every_tensor:
+        yield from (("still grew", f"{name}: {tensors[name].growth:.1%}") for name in told.grown)
+        yield from (("outlier", f"{sample}: {', '.join(names)}") for sample, names in told.outliers.items())
+
+
+def _shares(plan: QuantPlan) -> Iterator[str]:
+    """Of each quantized operator type, how many of how many."""
+    integers = Counter(plan.nodes.values())
+    floats = Counter(node.op_type for node in plan.floats.values())
+    return (f"{count} of {count + floats[op_type]} {op_type}" for op_type, count in integers.most_common())
+
+
+def _float_rows(plan: QuantPlan, every_node: bool) -> Iterator[str]:
+    if every_node:
+        yield from (f"{name} ({node.op_type}): {node.reason}" for name, node in plan.floats.items())
+        return
+    kinds = Counter((n.op_type, without_names(n.reason)) for n in plan.floats.values()).most_common()
+    yield from (f"{count} {op_type}: {reason}" for (op_type, reason), count in kinds[:FLOAT_ROWS])
+    if rest := sum(count for _, count in kinds[FLOAT_ROWS:]):
+        yield f"{rest} more: --verbose lists them all"
+
+
+def _sizes(before: int, after: int, reference: str = "float") -> str:
+    return f"{decimal(before)} -> {decimal(after)}: {after / before:.2f} of {reference}"
+
+
+def _times(speed: Speed, threads: int) -> str:
+    before, after = f"{speed.float_seconds * 1e3:.2f} ms", f"{speed.int8_seconds * 1e3:.2f} ms"
+    return f"{before} -> {after} a run: {speed.ratio:.2f} times as fast ({_threads(threads)})"
+
+
+def _threads(threads: int) -> str:
+    return _counted(threads, "thread") if threads else "all threads"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def _quality_rows(quality: Quality, reference: str = "float") -> Iterator[str]:
+    for name, output in quality.outputs.items():
+        parts = []
+        if not math.isnan(output.sqnr):
+            parts.append(f"SQNR {output.sqnr:.2f} dB")
+        if output.agreement is not None:
+            parts.append(f"agreement with {reference} {output.agreement:.1%}")
+        yield f"{name}: {', '.join(parts) or 'nothing to compare'}"

@@ -1,0 +1,140 @@
+"""The console: log lines and warnings on stderr, progress bars on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from onnxq.core.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+OURS = ("onnxq", "calibrators")
+"""The loggers that speak to the user; what libraries log is for their developers."""
+
+
+PACE_SECONDS = 600
+"""The pace is that of the last ten minutes: a run of a large model may take one."""
+
+
+_UNFOLDED = 10_000
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Left to the command line, which knows whether it matters; rich would end the process."""
+        raise  # noqa: PLE0704
+
+
+def _console(stderr: bool = False) -> Console:
+    """Takes text literally, and folds long lines only where a person reads them."""
+    console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _UNFOLDED
+    return console
+
+
+OUT, ERR = _console(), _console(stderr=True)
+
+
+class _Lines(logging.Handler):
+    """Log records as lines on stderr, above the progress bar, each text once."""
+
+    def __init__(self, verbose: bool) -> None:
+        super().__init__()
+        self.verbose = verbose
+        self.said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        ours = record.name.split(".")[0] in OURS
+        if text in self.said or not (ours or (self.verbose and record.levelno >= logging.WARNING)):
+            return
+        self.said.add(text)
+        warn = record.levelno >= logging.WARNING
+        prefix = f"{record.levelname.lower()}: " if warn else ""
+        with suppress(OSError):  # what cannot be said must not stop the work
+            ERR.print(Text(prefix + text, style="red" if warn else ""), soft_wrap=True)
+
+
+@contextmanager
+def messages(verbose: bool) -> Iterator[None]:
+    """What our modules log goes to stderr: warnings, and with ``verbose`` each step."""
+    root = logging.getLogger()
+    handler, level = _Lines(verbose), root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if verbose else logging.WARNING)
+    with warnings.catch_warnings():
+        if not verbose:
+            warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            root.removeHandler(handler)
+            root.setLevel(level)
+
+
+class _Pace(ProgressColumn):
+    """Samples done and samples a second, for the stages that have any."""
+
+    def render(self, task: Task) -> Text:
+        count = f"{task.completed:.0f}/{task.total or '?'}" if task.completed else ""
+        return Text(f"{count} {_rate(task.speed)}" if task.speed else count)
+
+
+def _rate(speed: float) -> str:
+    """Samples a second, or a minute if they are slow."""
+    return f"{speed:.1f}/s" if speed >= 1 else f"{60 * speed:.1f}/min"
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """Shows how far the work is, on a terminal only, and leaves nothing behind. Stages are logged."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        _Pace(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Bar(
+        *columns,
+        console=ERR,
+        transient=True,
+        disable=quiet or not ERR.is_terminal,
+        speed_estimate_period=PACE_SECONDS,
+    ) as bar:
+        yield _Stages(bar)
+
+
+class _Stages:
+    """One bar, begun anew with each stage."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+        self.stage = ""
+
+    def __call__(self, stage: str, done: int = 0, total: int | None = None) -> None:
+        if stage != self.stage:
+            logger.info("%s", stage)
+            for task in self.bar.task_ids:
+                self.bar.remove_task(task)
+            self.bar.add_task(stage, total=total, completed=done)  # where it begins is no work done
+            self.stage = stage
+        self.bar.update(self.bar.task_ids[0], completed=done)
+
+
+def warn(text: str) -> None:
+    """On stderr, where it cannot be missed: in a frame on a terminal, else on one line."""
+    if ERR.is_terminal:
+        ERR.print(Panel(Text(text), title="WARNING", style="red", border_style="bold red"))
+    else:
+        ERR.print(f"warning: {text}", soft_wrap=True)

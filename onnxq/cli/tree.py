@@ -1,0 +1,117 @@
+"""An inspection as a coloured tree: regions, and the fused groups in them; what repeats is told once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from re import sub
+from typing import Generic, TypeVar
+
+from rich.text import Text
+from rich.tree import Tree
+
+from onnxq.pipelines.inspection import FusedGroup, Inspection, Runs
+
+_Item = TypeVar("_Item")
+
+_STYLES: Mapping[Runs, tuple[str, str]] = {
+    "integers": ("green", "integers"),
+    "float": ("yellow", "float"),
+    "neighbours": ("cyan", "the type of its neighbours"),
+}
+"""Colour and words."""
+
+LONGEST = 64
+"""Items of a pattern that repeats, at most: of longer ones nobody would see that they do."""
+
+
+@dataclass(frozen=True)
+class Repeated(Generic[_Item]):
+    """So many times the same, of which ``items`` is the first."""
+
+    times: int
+    items: tuple[_Item, ...]
+
+
+def folded(items: Sequence[_Item], look: Callable[[_Item], Hashable]) -> list[Repeated[_Item]]:
+    """``items``, where those that look alike, one behind the other, are told once.
+
+    At each place the pattern is taken that stands for most items, the shortest of those.
+    """
+    looks = [look(item) for item in items]
+    found: list[Repeated[_Item]] = []
+    at = 0
+    while at < len(items):
+        size, times = _pattern(looks, at)
+        found.append(Repeated(times, tuple(items[at : at + size])))
+        at += size * times
+    return found
+
+
+def _pattern(looks: Sequence[Hashable], at: int) -> tuple[int, int]:
+    """How long the pattern is that begins at ``at``, and how often it comes."""
+    best = 1, 1
+    for size in range(1, min(LONGEST, (len(looks) - at) // 2) + 1):
+        times, first = 1, looks[at : at + size]
+        while looks[at + times * size : at + (times + 1) * size] == first:
+            times += 1
+        if times > 1 and size * times > best[0] * best[1]:
+            best = size, times
+    return best
+
+
+def tree(inspection: Inspection, *, every_group: bool = False) -> Tree:
+    """What to print; ``every_group``: nothing is folded."""
+    root = Tree(Text(inspection.title, style="bold"))
+    regions = list(inspection.regions)
+    for repeated in _maybe_folded(regions, _look_of_region, every_group):
+        branch = root if repeated.times == 1 else root.add(_times(repeated))
+        for runs, groups in repeated.items:
+            _add_region(branch, runs, groups, every_group)
+    return root
+
+
+def counts(inspection: Inspection) -> str:
+    """How many groups run in what, in words."""
+    told = f"fused groups: {inspection.count('integers')} in integers, {inspection.count('float')} in float"
+    neighbours = inspection.count("neighbours")
+    return f"{told}, {neighbours} in the type of their neighbours" if neighbours else told
+
+
+def _maybe_folded(
+    items: Sequence[_Item], look: Callable[[_Item], Hashable], every: bool
+) -> Sequence[Repeated[_Item]]:
+    return [Repeated(1, (item,)) for item in items] if every else folded(items, look)
+
+
+def _add_region(branch: Tree, runs: Runs, groups: Sequence[FusedGroup], every_group: bool) -> None:
+    colour, words = _STYLES[runs]
+    region = branch.add(Text(words, style=f"bold {colour}"))
+    for repeated in _maybe_folded(groups, _look_of_group, every_group):
+        place = region if repeated.times == 1 else region.add(_times(repeated))
+        for group in repeated.items:
+            place.add(_line(group, colour))
+
+
+def _line(group: FusedGroup, colour: str) -> Text:
+    (name, _), *_ = group.nodes
+    told = f": {group.told}" if group.told else ""
+    return Text.assemble((" + ".join(group.operators), colour), f"  {name}", (told, "dim"))
+
+
+def _times(repeated: Repeated[_Item]) -> Text:
+    return Text(f"{repeated.times} times, the first of them:", style="italic")
+
+
+def _look_of_region(region: tuple[Runs, Sequence[FusedGroup]]) -> Hashable:
+    runs, groups = region
+    return runs, tuple(map(_look_of_group, groups))
+
+
+def _look_of_group(group: FusedGroup) -> Hashable:
+    return group.runs, group.operators, without_names(group.told)
+
+
+def without_names(reason: str) -> str:
+    """What many nodes have in common, without names and times: "its input 'x' ..." -> "its input … ..."."""
+    return sub(r"'[^']*'|[\d.]+(?= ms)", "…", reason)

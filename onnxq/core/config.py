@@ -1,0 +1,375 @@
+"""Every option, declared once: the command line, the Python API and the YAML file all read it here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from calibrators.data.preprocess import parse_preprocess
+from calibrators.errors import CalibrationError
+from onnxq.core.errors import ConfigError
+from onnxq.core.goal import parse_goal
+from onnxq.core.overrides import Override, parse_override
+from onnxq.core.yaml_files import read_mapping
+
+Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
+Correction = Literal["center", "equalize", "ranges", "rounding", "adaround", "bias", "full-bias", "none"]
+ActivationType = Literal["uint8", "int8", "uint16", "int16"]
+WeightType = Literal["uint8", "int8", "uint4", "int4", "float16"]
+Mode = Literal["static", "dynamic"]
+WeightMethod = Literal["mse", "absmax"]
+Verify = Literal["auto", "full", "off"]
+TableFormat = Literal[
+    "tensorrt",
+    "ort",
+    "ncnn",
+    "snpe",
+    "qnn",
+    "mqbench",
+    "mqbench-snpe",
+    "mqbench-vitis",
+    "mqbench-ppl",
+    "ppq",
+    "json",
+]
+
+
+def _named(path: Any) -> Any:
+    """An empty path is a variable that was not set, not the current folder."""
+    if path == "":
+        raise PydanticCustomError("path_type", "an empty path")
+    return path
+
+
+def _several(names: Any) -> Any:
+    """One name alone is a list of one, not of letters."""
+    return (names,) if isinstance(names, str | Path) else names
+
+
+_Path = Annotated[Path, BeforeValidator(_named)]
+_Paths = Annotated[tuple[_Path, ...], BeforeValidator(_several)]
+_Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
+_Formats = Annotated[tuple[TableFormat, ...], BeforeValidator(_several)]
+_Corrections = Annotated[tuple[Correction, ...], BeforeValidator(_several)]
+
+
+def _option(group: str, default: Any, text: str, metavar: str | None = None, **limits: Any) -> Any:
+    """A field: the heading it stands under in the help, its help text, how its value is called there."""
+    return Field(default, description=text, json_schema_extra={"group": group, "metavar": metavar}, **limits)
+
+
+class QuantConfig(BaseModel):
+    """How to quantize a model. Immutable; unknown names are refused.
+
+    Field names are the option names of the command line with ``_`` for ``-``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **options: Any) -> None:
+        """Validate ``options``.
+
+        Raises:
+            ConfigError: an option is unknown or has a wrong value; the message lists the valid ones.
+        """
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise ConfigError(explain(error)) from error
+
+    data: _Path | None = _option(
+        "data",
+        None,
+        "calibration inputs: .npz, .npy, a directory of either, or a directory of images",
+        "PATH",
+    )
+    preprocess: str | None = _option(
+        "data",
+        None,
+        "for images: a preset (imagenet, unit, signed, raw) or key=value,... of resize, crop, mean, std, "
+        "layout (nchw/nhwc), color (rgb/bgr); default: imagenet",
+        "SPEC",
+    )
+    samples: int | None = _option("data", None, "use at most N samples; default: all", "N", ge=1)
+    batch_size: int = _option("data", 1, "samples per run", "N", ge=1)
+    skip_bad_samples: bool = _option("data", False, "name, skip and count samples that cannot be used")
+    every_element: bool = _option(
+        "data", False, "count every element of large tensors too, not a regular selection; takes longer"
+    )
+    method: Method = _option("ranges", "auto", "how ranges are chosen")
+    percentile: float = _option("ranges", 99.99, "for --method percentile", "P", gt=50, le=100)
+    weight_method: WeightMethod = _option(
+        "ranges", "mse", "how scales of weights are chosen: least rounding error, or what covers the largest"
+    )
+    correct: _Corrections = _option(
+        "accuracy",
+        ("center", "equalize", "rounding", "bias"),
+        "a correction to try, kept if it helps on held-out samples: center, equalize, ranges, rounding, "
+        "adaround (slow; for few bits), bias, full-bias, or none; in mode dynamic equalize or none",
+        "NAME",
+    )
+    time_limit: float = _option(
+        "accuracy", 600.0, "for adaround; a result cut short depends on the machine", "SECONDS", ge=0
+    )
+    goal: str | None = _option(
+        "goal",
+        None,
+        "give weights more bits, then keep nodes float, until it holds on held-out samples: sqnr>=25 (dB), "
+        "agreement>=0.99",
+        "GOAL",
+    )
+    search_log: _Path | None = _option(
+        "goal", None, "remember what was tried for --goal; the same command goes on from there", "FILE"
+    )
+    from_table: _Path | None = _option(
+        "tables", None, "take ranges from a table or saved statistics: no data, no corrections", "FILE"
+    )
+    table: _Paths = _option("tables", (), "also write a calibration table", "FILE")
+    table_format: _Formats = _option(
+        "tables",
+        (),
+        "the format of each table, where file names do not tell: tensorrt, ort, ncnn, snpe, qnn, mqbench, "
+        "mqbench-snpe, mqbench-vitis, mqbench-ppl, ppq, json",
+        "NAME",
+    )
+    save_statistics: _Path | None = _option("tables", None, "keep the calibration statistics (.npz)", "FILE")
+    report: _Path | None = _option("tables", None, "also write a report, one HTML file", "FILE.html")
+    target: str = _option(
+        "plan",
+        "onnxruntime",
+        "deployment target: onnxruntime, onnxruntime-avx2, onnxruntime-arm, tensorrt, tensorrt8, openvino, "
+        "qnn, vitis-xint8, snpe, ppl-w8a16, tvm, academic-w4a8, academic-w4a4, academic-w2a4, or a "
+        ".yaml file that describes one",
+        "NAME",
+    )
+    autotune: bool = _option(
+        "speed", False, "keep float what is faster so, timed on this machine with ONNX Runtime and --threads"
+    )
+    mode: Mode = _option(
+        "mode",
+        "static",
+        "static: ranges of activations from data; dynamic: found at run time, for MatMul, Gemm, LSTM, GRU, "
+        "Gather, and Conv if included; no data needed",
+    )
+    activation: ActivationType | None = _option("plan", None, "activation type; default: the target's")
+    weight: WeightType | None = _option(
+        "plan", None, "weight type; default: the target's; float16: with --mode dynamic"
+    )
+    block_size: int | None = _option(
+        "plan",
+        None,
+        "a scale for each N weights of MatMul and Gemm, with float activations; Conv: a scale a channel",
+        "N",
+        ge=1,
+    )
+    per_tensor: bool = _option("plan", False, "no per-channel weights")
+    exclude: _Names = _option("plan", (), "keep matching nodes float: a name glob, or op:Softmax", "PATTERN")
+    override: _Names = _option(
+        "plan",
+        (),
+        "other options for matching nodes: 'head/*: method=entropy, weight=int4, weight_method=absmax, "
+        "per_tensor'; of several the last one counts",
+        "PATTERN: ...",
+    )
+    include: _Names = _option("plan", (), "quantize only matching nodes", "PATTERN")
+    quantize_outputs: bool = _option(
+        "plan", False, "quantize the tensors that leave the graph too, and what makes them"
+    )
+    provider: _Names = _option("running", (), "ONNX Runtime execution provider; default: the CPU", "NAME")
+    threads: int = _option("running", 0, "threads; default: all", "N", ge=0)
+    verify: Verify = _option(
+        "running",
+        "auto",
+        "ask the target's runtime what it makes of the model: auto (for a minute at most), full, off",
+    )
+    seed: int = _option("running", 0, "for whatever is random", "N", ge=0)
+
+    @field_validator("preprocess")
+    @classmethod
+    def _check_preprocess(cls, text: str | None) -> str | None:
+        try:
+            if text is not None:
+                parse_preprocess(text)
+        except CalibrationError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+    @field_validator("goal")
+    @classmethod
+    def _check_goal(cls, text: str | None) -> str | None:
+        try:
+            if text is not None:
+                parse_goal(text)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+    @field_validator("override")
+    @classmethod
+    def _check_overrides(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for text in texts:
+                parse_override(text, _CHOICES)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return texts
+
+    @model_validator(mode="after")
+    def _check_ranges_have_one_source(self) -> QuantConfig:
+        if self.from_table is not None and self.data is not None:
+            raise ValueError("calibration data and a table (data, from_table) both give the ranges: use one")
+        if self.from_table is not None and self.save_statistics is not None:
+            raise ValueError("with a table (from_table) nothing is calibrated: no statistics to save")
+        return self
+
+    @model_validator(mode="after")
+    def _check_table_formats(self) -> QuantConfig:
+        if len(self.table_format) not in (0, len(self.table)):
+            raise ValueError(
+                f"{len(self.table_format)} formats for {len(self.table)} tables (table_format, table): "
+                "give one for each, or none where file names tell"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> QuantConfig:
+        if self.mode == "static" and self.weight == "float16":
+            raise ValueError("float16 weights (weight) are for mode dynamic: use that, or an integer type")
+        if self.mode == "dynamic" and self.weight not in (None, "int8", "float16"):
+            raise ValueError(f"mode dynamic takes int8 or float16 weights (weight), got {self.weight}")
+        given = [name for name in STATIC_ONLY if getattr(self, name) != type(self).model_fields[name].default]
+        if self.mode == "dynamic" and given:
+            raise ValueError(
+                f"mode dynamic finds ranges at run time; for mode static only: {', '.join(given)}. "
+                "Leave them out, or use mode static"
+            )
+        tried = set() if self.correct == type(self).model_fields["correct"].default else set(self.correct)
+        if self.mode == "dynamic" and (others := tried - {"equalize", "none"}):
+            raise ValueError(
+                f"mode dynamic takes equalize or none (correct), got {', '.join(sorted(others))}"
+            )
+        return self
+
+    @property
+    def tables(self) -> tuple[tuple[Path, str | None], ...]:
+        """The tables to write, each with its format; None where the name of the file tells."""
+        return tuple(zip(self.table, self.table_format or (None,) * len(self.table), strict=True))
+
+    @property
+    def overrides(self) -> tuple[Override, ...]:
+        """What ``override`` says."""
+        return _parsed(self.override)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers to use, the preferred one first."""
+        return self.provider or ("CPUExecutionProvider",)
+
+    @classmethod
+    def load(cls, path: Path, **overrides: Any) -> QuantConfig:
+        """Read a YAML file of options; ``overrides`` win over it.
+
+        Raises:
+            ConfigError: the file cannot be read, or holds wrong options.
+        """
+        read = read_mapping(path, "options", "method: entropy", ConfigError)
+        options = {str(name).replace("-", "_"): value for name, value in read.items()}
+        try:
+            cls(**options)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        beaten = {loser for name in overrides for loser in _RIVALS.get(name, ())} - overrides.keys()
+        return cls(**{**{n: v for n, v in options.items() if n not in beaten}, **overrides})
+
+    def save(self, path: Path) -> None:
+        """Write all options as YAML, for `load`.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        import yaml
+
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write the options to {path}: {error.strerror}") from error
+
+
+_CHOICES = {
+    "method": get_args(Method),
+    "weight": get_args(WeightType),
+    "weight_method": get_args(WeightMethod),
+}
+"""What `QuantConfig.override` may say."""
+
+
+@lru_cache(maxsize=8)
+def _parsed(overrides: tuple[str, ...]) -> tuple[Override, ...]:
+    """Planning asks for them at every node."""
+    return tuple(parse_override(text, _CHOICES) for text in overrides)
+
+
+STATIC_ONLY = (
+    *("method", "percentile", "every_element", "time_limit", "goal", "search_log", "autotune"),
+    *("from_table", "table", "table_format", "save_statistics", "activation", "block_size"),
+    *("quantize_outputs", "override"),
+)
+"""Options that have no meaning where ranges are found at run time."""
+
+_RIVALS = {
+    "data": ("from_table",),
+    "save_statistics": ("from_table",),
+    "from_table": ("data", "save_statistics"),
+}
+"""Option -> those in a file that it takes the place of when it is given beside the file."""
+
+
+_EXPECTED: Mapping[str, str] = {
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "path_type": "a path",
+    "string_type": "a string",
+    "tuple_type": "a list of strings",
+}
+"""What pydantic calls an error -> what was expected; its own words do for the rest."""
+
+
+def explain(error: ValidationError, spell: Callable[[str], str] = str) -> str:
+    """What is wrong, on one line; ``spell`` turns a field's name into what the user calls it."""
+    return "; ".join(_explain(problem, spell) for problem in error.errors())
+
+
+def _explain(problem: Any, spell: Callable[[str], str]) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    if problem["type"] == "extra_forbidden":
+        return f"unknown option {name!r}; valid options: {', '.join(map(spell, QuantConfig.model_fields))}"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    if problem["type"] in _EXPECTED:
+        expected = _EXPECTED[problem["type"]].format(**problem.get("ctx", {}))
+    else:
+        expected = str(problem["msg"]).removeprefix("Input should be ")
+    return f"{spell(name)}: expected {expected}, got {problem['input']!r}"

@@ -1,0 +1,59 @@
+"""Other options for some nodes: ``head/*: method=entropy, weight=int4, per_tensor``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxq.core.errors import ConfigError
+
+FORM = "'PATTERN: option=value, ...' with the options method, weight, weight_method, per_tensor"
+
+_FLAG = "per_tensor"
+_TRUTH = {"": True, "true": True, "yes": True, "false": False, "no": False}
+
+
+@dataclass(frozen=True)
+class Override:
+    """Attributes:
+    pattern: the nodes that are meant, as in ``exclude``.
+    method: how the ranges of what they read are chosen; None: as everywhere.
+    weight: the type of their weights; None: as everywhere.
+    weight_method: how the scales of their weights are chosen; None: as everywhere.
+    per_tensor: whether their weights have one scale; None: as everywhere.
+    """
+
+    pattern: str
+    method: str | None = None
+    weight: str | None = None
+    weight_method: str | None = None
+    per_tensor: bool | None = None
+
+
+def parse_override(text: str, choices: Mapping[str, Sequence[str]]) -> Override:
+    """The options of one text; ``choices`` has the values that each may have.
+
+    Raises:
+        ConfigError: the text has another form; the message lists what is valid.
+    """
+    pattern, colon, rest = text.rpartition(":")
+    pairs = [part.partition("=") for part in rest.split(",")]
+    options = {name.strip().replace("-", "_"): value.strip() for name, _, value in pairs}
+    if not colon or not pattern.strip() or not set(options) <= {*choices, _FLAG}:
+        raise ConfigError(f"override: expected {FORM}, got {text!r}")
+    per_tensor = options.pop(_FLAG, None)
+    if per_tensor is not None and per_tensor.lower() not in _TRUTH:
+        raise ConfigError(f"override {text!r}: {_FLAG}: expected true or false, got {per_tensor!r}")
+    for name, value in options.items():
+        if value not in choices[name]:
+            raise ConfigError(
+                f"override {text!r}: {name}: expected {', '.join(choices[name])}, got {value!r}"
+            )
+    flag = None if per_tensor is None else _TRUTH[per_tensor.lower()]
+    return Override(pattern.strip(), per_tensor=flag, **options)
+
+
+def written(pattern: str, options: Mapping[str, Any]) -> str:
+    """The text that `parse_override` reads."""
+    return f"{pattern}: {', '.join(f'{name}={value}' for name, value in options.items())}"

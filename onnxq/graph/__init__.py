@@ -1,0 +1,1 @@
+"""ONNX files and graphs: reading, writing, cleaning, Q/DQ in and out."""

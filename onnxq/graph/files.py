@@ -1,0 +1,314 @@
+"""Reading and writing ONNX files: whole or not at all.
+
+Weights in external data stay on disk, memory-mapped, until somebody reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from calibrators.session import INLINE_BYTES, load_external
+from onnxq.core.errors import ModelError
+from onnxq.graph.nodes import all_nodes
+
+logger = logging.getLogger(__name__)
+
+INLINE_LIMIT = 1_800_000_000
+"""Bytes of weights above which they go beside the model: protobuf ends at 2 GiB."""
+
+
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """Read an ONNX model: nodes in order, external weights checked to be there and mapped, not read.
+
+    Raises:
+        ModelError: the file is missing, no ONNX model, truncated, empty, or its external data
+            is missing or too short.
+    """
+    file = Path(path).absolute()
+    if not file.exists():
+        raise ModelError(f"{path}: no such file. Give the path of an ONNX model.")
+    if file.is_dir():
+        raise ModelError(f"{path}: is a directory. Give the path of the .onnx file in it.")
+    model = _parse(file)
+    _check_is_model(model, file)
+    _check_external_data(model, file)
+    _type_weights(model)
+    _forget_negative_sizes(model)
+    _sort(model, file)
+    return model
+
+
+def _forget_negative_sizes(model: ir.Model) -> None:
+    """Some exporters write -1 where a size is not known; ONNX leaves it out."""
+    inside = (output for node in all_nodes(model) for output in node.outputs)
+    interface = (value for graph in model.graphs() for value in (*graph.inputs, *graph.outputs))
+    for value in (*interface, *inside):
+        if value.shape is not None and any(isinstance(size, int) and size < 0 for size in value.shape):
+            sizes = (None if isinstance(size, int) and size < 0 else size for size in value.shape)
+            value.shape = ir.Shape(list(sizes))
+
+
+def _parse(file: Path) -> ir.Model:
+    try:
+        return ir.load(file)
+    except OSError as e:
+        raise ModelError(f"{file}: cannot be read ({e.strerror}).") from e
+    except (DecodeError, TypeError, ValueError, ir.serde.SerdeError) as e:
+        raise ModelError(
+            f"{file}: not an ONNX model, or a truncated one. Export or download it again."
+        ) from e
+
+
+def _check_is_model(model: ir.Model, file: Path) -> None:
+    """A protobuf parser takes much that is no model: it reads unknown bytes as unknown fields."""
+    if not model.ir_version or not model.graph.opset_imports:
+        raise ModelError(
+            f"{file}: not an ONNX model, or a truncated one (no IR version or no opset). "
+            "Export or download it again."
+        )
+    if not len(model.graph):
+        raise ModelError(f"{file}: the graph has no nodes, so there is nothing to run.")
+    for node in all_nodes(model):
+        for value in node.inputs:
+            if value is not None and value.graph is None:
+                raise ModelError(
+                    f"{file}: node {node.name!r} ({node.op_type}) reads tensor {value.name!r}, which nothing "
+                    "in the file gives (sparse initializers are not supported). Export the model again."
+                )
+
+
+def _type_weights(model: ir.Model) -> None:
+    """A weight has the type and shape of its tensor, whatever vague things the file declares besides."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if (tensor := value.const_value) is not None:
+                value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+
+
+def _sort(model: ir.Model, file: Path) -> None:
+    """Every node behind what it reads: ONNX demands it, some exporters do not care, cloning needs it."""
+    try:
+        for graph in (model.graph, *(function.graph for function in model.functions.values())):
+            graph.sort()
+    except ValueError as e:
+        raise ModelError(f"{file}: the graph has a cycle, so it cannot be run. Export it again.") from e
+
+
+def _check_external_data(model: ir.Model, file: Path) -> None:
+    seen: set[str] = set()
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_external_tensor(tensor, file, first=tensor.path not in seen)
+            seen.add(tensor.path)
+
+
+def _check_external_tensor(tensor: ir.ExternalTensor, file: Path, first: bool) -> None:
+    data = Path(tensor.path)
+    if not data.is_file():
+        raise ModelError(
+            f"{file}: the external data file {data} with tensor {tensor.name!r} is missing. "
+            "Put it beside the model."
+        )
+    needed = (tensor.offset or 0) + max(tensor.length or 0, tensor.nbytes)
+    if data.stat().st_size < needed:
+        raise ModelError(
+            f"{file}: the external data file {data} ends before tensor {tensor.name!r} "
+            f"({data.stat().st_size} bytes, {needed} needed). Download it again."
+        )
+    if first:
+        _map(tensor, file)
+
+
+def _map(tensor: ir.ExternalTensor, file: Path) -> None:
+    """Map one tensor of each file: finds data that may not be read, or that leads out of the folder."""
+    try:
+        tensor.numpy()
+    except (OSError, ValueError) as e:
+        raise ModelError(
+            f"{file}: the external data of tensor {tensor.name!r} cannot be used: {e} "
+            "Put a plain copy of the data file beside the model."
+        ) from e
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every stored tensor: initializers and tensor attributes, bodies and functions included."""
+    for graph in model.graphs():
+        yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
+    roots = (model.graph, *(function.graph for function in model.functions.values()))
+    for node in (n for root in roots for n in ir.traversal.RecursiveGraphIterator(root)):
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR and attribute.value is not None:
+                yield attribute.as_tensor()
+            elif attribute.type == ir.AttributeType.TENSORS and attribute.value is not None:
+                yield from attribute.as_tensors()
+
+
+def write(
+    model: ir.Model,
+    path: str | os.PathLike[str],
+    validate: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a model, checked, all at once: on any failure, Ctrl-C included, nothing changes on disk.
+
+    The file is built in a temporary folder beside ``path``, checked by `onnx.checker` and renamed.
+    Weights of more than `INLINE_LIMIT` bytes go to ``<path>.data``.
+
+    Args:
+        model: what to write; it is not changed.
+        path: the file to make or to replace.
+        validate: called with the temporary file before the renaming; what it raises stops the writing.
+
+    Raises:
+        ModelError: the place cannot be written, the disk is full, or the model is not valid ONNX.
+    """
+    target = Path(path).resolve()  # a link is written through
+    check_place(target)
+    with _place_errors(target):
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        draft = folder / target.name
+        with _place_errors(target):
+            _save(model, draft)
+            check_valid(draft, f"{target}: not written, because the model is not valid ONNX")
+        if validate is not None:
+            validate(draft)
+        with _place_errors(target):
+            _publish(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _place_errors(target: Path) -> Iterator[None]:
+    """What the system refuses, as an error that says what to do."""
+    try:
+        yield
+    except OSError as e:
+        raise _write_error(target, e) from e
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Find out before the work whether a file could be written there.
+
+    Raises:
+        ModelError: the directory is missing or may not be written, or ``path`` is there and is no file.
+    """
+    target = Path(path).absolute()
+    if not target.parent.is_dir():
+        raise ModelError(f"{path}: there is no directory {target.parent}. Make it first.")
+    if target.is_dir():
+        raise ModelError(f"{path}: is a directory. Give the name of the file to write.")
+    if target.exists() and not target.is_file():
+        raise ModelError(
+            f"{path}: is a device or a pipe, and would be replaced by a file. Give another name."
+        )
+    if not os.access(target.parent, os.W_OK):
+        raise _write_error(target, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def check_valid(path: str | os.PathLike[str], complaint: str) -> None:
+    """Ask onnx's own checker.
+
+    Raises:
+        ModelError: it found something; the message begins with ``complaint``.
+    """
+    try:
+        onnx.checker.check_model(os.fspath(path))
+    except (onnx.checker.ValidationError, ValueError) as e:
+        raise ModelError(f"{complaint}: {e}") from e
+
+
+def size_on_disk(path: str | os.PathLike[str]) -> int:
+    """Bytes of a model file and of the external data files that it names.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    return sum(file.stat().st_size for file in files_of(path))
+
+
+def files_of(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """A model file and the external data files that it names.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    external = {t.path for t in _tensors(load(path)) if isinstance(t, ir.ExternalTensor)}
+    return (Path(path), *map(Path, sorted(map(str, external))))
+
+
+def _write_error(target: Path, error: OSError) -> ModelError:
+    cures = {
+        errno.ENOSPC: "the disk is full. Free some space or write elsewhere.",
+        errno.EDQUOT: "the disk quota is used up. Free some space or write elsewhere.",
+        errno.EROFS: "the file system is read-only. Write elsewhere.",
+        errno.EACCES: "permission denied. Write elsewhere or change the directory's permissions.",
+        errno.EPERM: "permission denied. Write elsewhere or change the directory's permissions.",
+        errno.ENAMETOOLONG: "the file name is too long. Choose a shorter one.",
+    }
+    return ModelError(
+        f"{target}: cannot be written: {cures.get(error.errno or 0, error.strerror or str(error))}"
+    )
+
+
+def _save(model: ir.Model, draft: Path) -> None:
+    """Serialise a copy, so that the caller's tensors keep pointing at their own files."""
+    copy = model.clone()
+    if sum(tensor.nbytes for tensor in _tensors(copy)) > INLINE_LIMIT:
+        load_external(copy, INLINE_BYTES)
+        ir.save(copy, draft, format="protobuf", external_data=f"{draft.name}.data")
+    else:
+        load_external(copy)
+        ir.save(copy, draft, format="protobuf")
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Move the finished files into place, the model last; put the old data back if that fails."""
+    draft, data = folder / target.name, folder / f"{target.name}.data"
+    if target.exists():
+        shutil.copymode(target, draft)
+    _sync(draft)
+    if not data.exists():
+        draft.replace(target)
+    else:
+        _sync(data)
+        _publish_with_data(draft, data, target)
+    with contextlib.suppress(OSError):  # not every file system can; the files themselves are safe
+        _sync(target.parent)
+
+
+def _publish_with_data(draft: Path, data: Path, target: Path) -> None:
+    final_data, old_data = target.with_name(data.name), data.with_name("old.data")
+    existed = final_data.exists()
+    try:
+        if existed:
+            final_data.replace(old_data)
+        data.replace(final_data)
+        draft.replace(target)
+    except BaseException:
+        if old_data.exists():
+            old_data.replace(final_data)
+        elif not existed:
+            final_data.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Ask the system to put a file or directory on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,240 @@
+"""Plan + model -> Q/DQ model. The one place where QuantizeLinear and DequantizeLinear are made.
+
+An activation gets one QuantizeLinear for each of its groups, and one DequantizeLinear for each reader:
+ONNX Runtime fuses a DequantizeLinear only into its single reader. A constant is stored in integers,
+once for each group however many share it, with one DequantizeLinear for each reader. Where kernels do not
+take the type that it is stored in, a Cast stands between them, and a Sub takes the zero points away; where
+the runtime wants constants in float, the numbers of the grid are stored, and a QuantizeLinear makes exactly
+the same integers of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxq.core.numerics import dequantize, quantize, quantize_bias
+from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
+from onnxq.graph.nodes import constant_value, insert_behind, unused
+from onnxq.graph.ort_rewrites import fill_channels, write_as_sums
+
+
+def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
+    """A copy of ``model`` with Q/DQ pairs wherever ``plan`` (with parameters) says so."""
+    inserter = _Inserter(model.clone(), plan)
+    for point in plan.points:
+        inserter.quantize_edge(point)
+    for bias in plan.biases:
+        inserter.quantize_bias(bias)
+    quantized = inserter.finish()
+    write_as_sums(quantized, plan.sums)
+    return quantized
+
+
+def as_written(model: ir.Model, plan: QuantPlan) -> ir.Model:
+    """The same as it goes into the file: also in the shapes that kernels are fast with."""
+    quantized = insert_qdq(model, plan)
+    fill_channels(quantized, plan.filled)
+    return quantized
+
+
+class _Inserter:
+    """The copy being changed, and what was already made for it."""
+
+    def __init__(self, model: ir.Model, plan: QuantPlan) -> None:
+        self._model = model
+        self._graph = model.graph
+        self._plan = plan
+        self._values = ir.convenience.create_value_mapping(model.graph)
+        self._nodes = {node.name: node for node in model.graph.all_nodes()}
+        self._names = set(self._values) | {name for name in self._nodes if name}
+        self._integers: dict[tuple[str, ...], ir.Value] = {}
+        self._scales: dict[tuple[str | int, ...], tuple[ir.Value, ...]] = {}
+        self._last: ir.Node | None = None
+
+    def quantize_edge(self, point: QuantPoint) -> None:
+        """Let ``point``'s consumer read integers, through a DequantizeLinear of its own."""
+        group = self._plan.groups[point.group]
+        key = (point.tensor, group.name)
+        if key not in self._integers:
+            make = self._store if group.constant else self._quantize
+            self._integers[key] = make(self._values[point.tensor], group)
+        if point.spread is None:
+            place = {"axis": point.spec.axis, "block_size": point.spec.block_size}
+            self._read(point, self._integers[key], self._params(group), place)
+        else:
+            place = {"axis": point.spread[0]}
+            self._read(point, self._integers[key], self._repeated(group, point.spread[1]), place)
+
+    def quantize_bias(self, point: BiasPoint) -> None:
+        """Store a bias as int32 with scale = input scale x weight scale, ``()`` or ``[C]``.
+
+        Its zero point is 0, as DequantizeLinear takes it when none is given.
+        """
+        bias = constant_value(self._values[point.tensor])
+        assert bias is not None
+        weight = self._plan.params[point.weight_group].scale
+        scale = np.asarray(self._plan.params[point.input_group].scale * weight, dtype=np.float32)
+        values = np.broadcast_to(bias.reshape(-1), scale.shape) if scale.ndim else bias.reshape(-1)
+        key = (point.tensor, point.input_group, point.weight_group)
+        if key not in self._integers:
+            self._integers[key] = self._constant(f"{point.tensor}_quantized", quantize_bias(values, scale))
+            self._scales[key] = (self._constant(f"{point.tensor}_scale", scale),)
+        self._read(point, self._integers[key], self._scales[key], {"axis": 0 if scale.ndim else None})
+
+    def finish(self) -> ir.Model:
+        """The changed copy, without the constants that nobody reads any more."""
+        for name, value in list(self._graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                del self._graph.initializers[name]
+        return self._model
+
+    def _store(self, value: ir.Value, group: Group) -> ir.Value:
+        real = constant_value(value)
+        assert real is not None
+        params = self._plan.params[group.name]
+        integers = quantize(real, params, group.spec)
+        if group.as_reals:
+            return self._quantize(self._on_grid(value, dequantize(integers, params, group.spec)), group)
+        stored = self._constant(f"{value.name}_quantized", integers)
+        return (
+            stored if group.unpacked is None else self._unpacked(stored, integers.ndim, group, group.unpacked)
+        )
+
+    def _on_grid(self, value: ir.Value, reals: NDArray[np.float32]) -> ir.Value:
+        stored = self._constant(f"{value.name}_on_grid", reals)
+        stored.shape = value.shape
+        return stored
+
+    def _unpacked(self, stored: ir.Value, rank: int, group: Group, dtype: ir.DataType) -> ir.Value:
+        """``stored`` in a wider type, less its zero points: what the runtime computes once, at loading."""
+        zero, spec = self._plan.params[group.name].zero_point, group.spec
+        if zero.any():
+            shape = [-1 if axis == spec.axis else 1 for axis in range(rank)]
+            zeros = self._constant(f"{stored.name}_zero_points", zero.reshape(shape))
+            pair = [self._before_all("Cast", [value], {"to": ir.DataType.INT32}) for value in (stored, zeros)]
+            stored = self._before_all("Sub", pair, {})
+        return self._before_all("Cast", [stored], {"to": dtype})
+
+    def _before_all(
+        self, op_type: str, inputs: list[ir.Value], attributes: Mapping[str, ir.DataType]
+    ) -> ir.Value:
+        """What a new node makes of constants; it stands behind the last one of its kind."""
+        name = inputs[0].name
+        node = ir.node(op_type, inputs, attributes=attributes, name=self._unique(f"{name}_{op_type}"))
+        out = node.outputs[0]
+        out.name = self._unique(f"{name}_unpacked")
+        out.type = ir.TensorType(attributes["to"]) if attributes else inputs[0].type
+        out.shape = inputs[0].shape
+        if self._last is None:
+            self._graph.insert_before(self._graph[0], node)
+        else:
+            self._graph.insert_after(self._last, node)
+        self._last = node
+        return out
+
+    def _quantize(self, value: ir.Value, group: Group) -> ir.Value:
+        if group.spec.reduce_bits and not group.constant:
+            value = self._clip(value, group)
+        node = ir.node(
+            "QuantizeLinear",
+            [value, *self._params(group)],
+            attributes={} if group.spec.axis is None else {"axis": group.spec.axis},
+            name=self._unique(f"{value.name}_QuantizeLinear"),
+        )
+        out = node.outputs[0]
+        out.name = self._unique(f"{value.name}_quantized")
+        out.dtype, out.shape = group.spec.dtype, value.shape
+        insert_behind(value, node, self._graph)
+        return out
+
+    def _clip(self, value: ir.Value, group: Group) -> ir.Value:
+        """QuantizeLinear saturates where its type ends: bits to be left unused are cut off before it."""
+        ends = np.array(group.spec.limits, group.spec.dtype.numpy())
+        low, high = dequantize(ends, self._plan.params[group.name], group.spec)
+        limits = self._constant(f"{group.name}_low", low), self._constant(f"{group.name}_high", high)
+        node = ir.node("Clip", [value, *limits], name=self._unique(f"{value.name}_Clip"))
+        out = node.outputs[0]
+        out.name = self._unique(f"{value.name}_clipped")
+        out.type, out.shape = value.type, value.shape
+        insert_behind(value, node, self._graph)
+        return out
+
+    def _read(
+        self,
+        point: QuantPoint | BiasPoint,
+        integers: ir.Value,
+        params: tuple[ir.Value, ...],
+        place: Mapping[str, int | None],
+    ) -> None:
+        node = ir.node(
+            "DequantizeLinear",
+            [integers, *params],
+            attributes={name: number for name, number in place.items() if number is not None},
+            name=self._unique(f"{point.tensor}_DequantizeLinear"),
+        )
+        out = node.outputs[0]
+        out.name = self._unique(f"{point.tensor}_dequantized")
+        out.dtype, out.shape = ir.DataType.FLOAT, integers.shape
+        producer = integers.producer()
+        if point.consumer == GRAPH_OUTPUT:
+            self._graph.insert_after(_known(producer), node)
+            self._leave(point, out)
+            return
+        consumer = _known(self._nodes[point.consumer])
+        if producer is not None:
+            self._graph.insert_after(producer, node)
+        else:
+            self._graph.insert_before(consumer, node)
+        consumer.replace_input_with(point.input_index, out)
+
+    def _leave(self, point: QuantPoint | BiasPoint, value: ir.Value) -> None:
+        """Make ``value`` the graph output that the tensor of ``point`` was, under its name."""
+        old = self._graph.outputs[point.input_index]
+        value.name, old.name = old.name, self._unique(f"{old.name}_float")
+        self._graph.outputs[point.input_index] = value
+
+    def _params(self, group: Group) -> tuple[ir.Value, ...]:
+        key = (group.name,)
+        if key not in self._scales:
+            params: QuantParams = self._plan.params[group.name]
+            scale = self._constant(f"{group.name}_scale", params.scale)
+            self._scales[key] = (scale, *self._zero_points(group, params))
+        return self._scales[key]
+
+    def _zero_points(self, group: Group, params: QuantParams) -> tuple[ir.Value, ...]:
+        """In the type that DequantizeLinear reads. Those of blocks are many, and left out where all are 0."""
+        dtype = group.unpacked or group.spec.dtype
+        values = params.zero_point.astype(np.int32) * (group.unpacked is None)
+        if group.spec.block_size is not None and not values.any():
+            return ()
+        return (self._constant(f"{group.name}_zero_point", values.astype(dtype.numpy())),)
+
+    def _repeated(self, group: Group, size: int) -> tuple[ir.Value, ...]:
+        """The parameters of a tensor, repeated for each of ``size`` channels."""
+        key = (group.name, size)
+        if key not in self._scales:
+            params = self._plan.params[group.name]
+            self._scales[key] = (
+                self._constant(f"{group.name}_scales", np.full(size, params.scale)),
+                self._constant(f"{group.name}_zero_points", np.full(size, params.zero_point)),
+            )
+        return self._scales[key]
+
+    def _constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+        value = ir.val(self._unique(name), const_value=ir.tensor(array))
+        self._graph.register_initializer(value)
+        return value
+
+    def _unique(self, name: str) -> str:
+        chosen = unused(name, self._names)
+        self._names.add(chosen)
+        return chosen
+
+
+def _known(node: ir.Node | None) -> ir.Node:
+    assert node is not None
+    return node

@@ -1,0 +1,121 @@
+"""Questions about nodes and values, small edits, and names for new nodes and tensors.
+
+Names for new nodes and tensors: the one wanted, with a number where it is taken.
+
+Small questions about a graph, and small edits, that passes and planner share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from itertools import chain, count
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+def unused(name: str, taken: Container[str | None]) -> str:
+    """``name``, or the first of ``name_1``, ``name_2`` … that is not ``taken``."""
+    names = chain([name], (f"{name}_{number}" for number in count(1)))
+    return next(each for each in names if each not in taken)
+
+
+def unused_name(name: str, model: ir.Model) -> str:
+    """``name``, or with a number when a tensor of the main graph has it."""
+    return unused(name, ir.convenience.create_value_mapping(model.graph))
+
+
+def unused_node(name: str, model: ir.Model) -> str:
+    """``name``, or with a number when a node has it."""
+    return unused(name, {node.name for node in model.graph.all_nodes()})
+
+
+STANDARD_DOMAIN = ""
+"""onnx_ir spells ``ai.onnx`` so too."""
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of the main graph and, recursively, of the bodies of If, Loop and Scan."""
+    return iter(ir.traversal.RecursiveGraphIterator(model.graph))
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether the node is one of these operators of the standard domain."""
+    return node is not None and node.op_type in op_types and node.domain == STANDARD_DOMAIN
+
+
+def constant_value(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The array of an initializer (read-only, perhaps memory-mapped), None for anything else."""
+    if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
+        return None
+    return np.asarray(value.const_value.numpy())
+
+
+def input_at(node: ir.Node, index: int) -> ir.Value | None:
+    """The input at this position, None when it is left out."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def sole_output(node: ir.Node) -> ir.Value | None:
+    """The only named output of a node that has just that one, else None."""
+    named = [output for output in node.outputs if output.name]
+    return named[0] if len(named) == 1 and named[0] is node.outputs[0] else None
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute, or the default of the operator's specification."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def ints_attribute(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """A list of integers, or the default of the operator's specification."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else tuple(attribute.as_ints())
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """The number of dimensions, None when unknown."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def is_broadcast(small: ir.Value, large: ir.Value) -> bool:
+    """Whether ``small`` is repeated along some axis to fit ``large``, so that it has far fewer elements."""
+    if small.shape is None or large.shape is None or len(small.shape) > len(large.shape):
+        return False
+    if len(small.shape) < len(large.shape):
+        return True
+    return any(a == 1 and b != 1 for a, b in zip(small.shape, large.shape, strict=True))
+
+
+def supplant(old: ir.Value, new: ir.Value) -> None:
+    """Let ``new`` take the place of ``old``: its uses, its seat among the graph outputs, its name and type.
+
+    ``new`` must be produced in the graph of ``old`` and must not be a graph output itself.
+    The node that produced ``old`` is left without uses.
+    """
+    name, shape, kind = old.name, old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name = None
+    new.name, new.shape, new.type = name, shape or new.shape, kind or new.type
+
+
+def insert_behind(value: ir.Value, nodes: ir.Node | list[ir.Node], graph: ir.Graph) -> None:
+    """Let ``nodes`` stand right behind what makes ``value``; at the start of the graph where nothing does."""
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(producer, nodes)
+
+
+def add_initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """A new initializer of the main graph under this name, or the name with a number when it is taken."""
+    unique = unused(name, model.graph.initializers)
+    tensor = ir.tensor(array, name=unique)
+    value = ir.Value(
+        name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
+    model.graph.register_initializer(value)
+    return value

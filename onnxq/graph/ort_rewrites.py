@@ -1,0 +1,123 @@
+"""Rewrites for ONNX Runtime's kernels: input channels padded, sums before LayerNormalization unfused.
+
+Channels of zeros for convolutions that read few, as pictures with three: integer kernels are faster then.
+
+    x[N, 3, …] -> Q -> DQ -> Conv(w[O, 3, …])
+    x[N, 3, …] -> Pad -> Q -> DQ -> Conv(w[O, 4, …])
+
+The kernels of ONNX Runtime read four channels at a time where there are so many, and else one. Zeros times
+zeros are nothing, so that the outputs stay the same.
+
+Sums in front of LayerNormalization, written so that a runtime does not fuse the two.
+
+ONNX Runtime makes SkipLayerNormalization of them, whose kernel on the CPU takes several times as long as an
+addition and a LayerNormalization (1.31: five times for 128 x 384, more for larger ones). It knows the
+addition as Add; Sum computes the same and is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from onnxq.graph.nodes import add_initializer, all_nodes, constant_value, input_at, int_attribute, is_op
+
+FEWEST_OUTPUTS = 16
+"""With fewer, the Pad takes longer than the convolution gains."""
+
+
+def fill_channels(model: ir.Model, multiples: Mapping[str, int]) -> None:
+    """Let convolutions of the Q/DQ ``model`` read a multiple of so many channels, if they can.
+
+    They can where they alone read what Q and DQ make of the graph's input, and alone their weights.
+
+    Args:
+        model: a quantized one; it is changed.
+        multiples: by the names of the convolutions.
+    """
+    for node in [node for node in model.graph if node.name in multiples]:
+        _fill(model, node, multiples[node.name or ""])
+    common.NameFixPass()(model)
+
+
+def _fill(model: ir.Model, conv: ir.Node, multiple: int) -> None:
+    data, weight = (_source(value, "DequantizeLinear") for value in conv.inputs[:2])
+    quantize = None if data is None else _source(data.inputs[0], "QuantizeLinear")
+    levels = None if weight is None else weight.inputs[0]
+    stored = constant_value(levels)
+    if quantize is None or data is None or weight is None or levels is None or stored is None:
+        return
+    real, scale = quantize.inputs[0], constant_value(data.inputs[1])
+    if real is None or not real.is_graph_input() or real.shape is None:
+        return  # elsewhere Q fuses with what makes the tensor, and a Pad would part them
+    if scale is None or scale.size != 1:
+        return  # where there is a scale a channel there is none for new ones
+    more = -stored.shape[1] % multiple
+    if not more or len(stored) < FEWEST_OUTPUTS or int_attribute(conv, "group", 1) != 1:
+        return
+    zeros = np.broadcast_to(_zero_points(weight, stored), (len(stored), more, *stored.shape[2:]))
+    filled = np.concatenate([stored, zeros], axis=1)
+    weight.replace_input_with(0, add_initializer(model, f"{levels.name}_filled", filled))
+    weight.outputs[0].shape = ir.Shape(filled.shape)
+    quantize.replace_input_with(0, padded := _padded(model, real, more, quantize))
+    for node in (quantize, data):
+        node.outputs[0].shape = padded.shape
+    if not levels.uses():
+        del model.graph.initializers[levels.name or ""]
+
+
+def _source(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node of this type that makes ``value`` for one reader alone."""
+    if value is None or len(value.uses()) != 1 or value.is_graph_output():
+        return None
+    node = value.producer()
+    return node if is_op(node, op_type) else None
+
+
+def _zero_points(weight: ir.Node, stored: NDArray[np.generic]) -> NDArray[np.generic]:
+    """What stands for 0: of each output, or of all."""
+    points = constant_value(input_at(weight, 2))
+    return np.zeros(1, stored.dtype) if points is None else points.reshape(-1, *[1] * (stored.ndim - 1))
+
+
+def _padded(model: ir.Model, real: ir.Value, more: int, reader: ir.Node) -> ir.Value:
+    """``real`` with ``more`` channels of zeros, made in front of ``reader``."""
+    assert real.shape is not None
+    ends = np.zeros((2, len(real.shape)), np.int64)
+    ends[1, 1] = more
+    pads = add_initializer(model, f"{real.name}_pads", ends.reshape(-1))
+    node = ir.node("Pad", [real, pads], name=f"{real.name}_Pad")
+    model.graph.insert_before(reader, node)
+    padded, channels = node.outputs[0], real.shape[1]
+    padded.name, padded.type, padded.shape = f"{real.name}_filled", real.type, real.shape.copy()
+    padded.shape[1] = channels + more if isinstance(channels, int) else None
+    return padded
+
+
+_NORMS = (["LayerNormalization"], ["ReduceMean", "Sub"])
+"""What reads such a sum, and nothing else does: the operator, or what it was made of before opset 17."""
+
+
+def sums_before_norms(model: ir.Model) -> frozenset[str]:
+    """The names of the Adds of two computed tensors that only a LayerNormalization reads."""
+    return frozenset(node.name or "" for node in all_nodes(model) if _is_before_norm(node))
+
+
+def write_as_sums(model: ir.Model, names: Collection[str]) -> None:
+    """Let the Adds of these names be Sums."""
+    for node in all_nodes(model):
+        if node.name in names:
+            node.op_type = "Sum"
+
+
+def _is_before_norm(node: ir.Node) -> bool:
+    if not is_op(node, "Add") or any(constant_value(value) is not None for value in node.inputs):
+        return False
+    total = node.outputs[0]
+    if total.dtype != ir.DataType.FLOAT or total.is_graph_output():  # Sum has no kernel for float16
+        return False
+    return sorted(use.node.op_type for use in total.uses()) in _NORMS

@@ -1,0 +1,97 @@
+"""Factors through Clip, and HardSigmoid as Clip.
+
+A constant positive factor from behind a Clip or Relu to the layer before it.
+
+clip(conv(x), low, high) * k   ->   clip(conv'(x), k * low, k * high),   W' = k * W,  b' = k * b
+
+The line of a HardSigmoid into the weighted layer before it.
+
+    HardSigmoid(conv(x))   ->   Clip(conv'(x), 0, 1),   W' = alpha * W,  b' = alpha * b + beta
+
+Runtimes fuse a Clip with the layer, in integers too; of HardSigmoid none has an integer kernel.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.graph.nodes import add_initializer, all_nodes, is_op, supplant
+from onnxq.graph.operators import attribute_value, clip_range
+from onnxq.graph.passes._affine import Affine, give_to_producer, is_private
+from onnxq.graph.passes._piecewise import scalar_affine
+
+
+class ScaleBeforeClipPass(ir.passes.InPlacePass):
+    """Conv → Clip → Mul(constant) becomes Conv → Clip, whose output has the Mul's output name."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every factor of one element that is greater than zero."""
+        folded = [_scale_before(model, node) for node in list(all_nodes(model))]
+        return ir.passes.PassResult(model, modified=any(folded))
+
+
+def _scale_before(model: ir.Model, node: ir.Node) -> bool:
+    affine = scalar_affine(node)
+    clip = None if affine is None else affine.source.producer()
+    if affine is None or clip is None or affine.shift.item() != 0 or affine.scale.item() <= 0:
+        return False
+    source = clip.inputs[0] if is_op(clip, "Clip", "Relu") else None
+    limits = clip_range(clip)
+    if (
+        source is None
+        or limits is None
+        or not is_private(affine.source, node)
+        or not is_private(source, clip)
+    ):
+        return False
+    if not give_to_producer(model, Affine(source, affine.scale, affine.shift)):
+        return False
+    source.name = f"{node.outputs[0].name}_before_clip"  # it is another tensor now
+    _scale_limits(model, clip, affine.scale.item())
+    _take_place(node, affine.source)
+    return True
+
+
+def _scale_limits(model: ir.Model, clip: ir.Node, factor: float) -> None:
+    for index, limit in zip((1, 2), clip_range(clip) or (), strict=False):
+        value = clip.inputs[index] if index < len(clip.inputs) else None
+        if value is not None and value.dtype is not None and not math.isinf(limit):
+            array = np.array(limit * factor, value.dtype.numpy())
+            clip.replace_input_with(index, add_initializer(model, f"{clip.name}_limit", array))
+
+
+def _take_place(node: ir.Node, clipped: ir.Value) -> None:
+    supplant(node.outputs[0], clipped)
+    if node.graph is not None:
+        node.graph.remove(node, safe=True)
+
+
+class HardSigmoidToClipPass(ir.passes.InPlacePass):
+    """Conv → HardSigmoid becomes Conv → Clip."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every HardSigmoid whose input only it reads, and only a layer computes."""
+        folded = [
+            _fold_hard_sigmoid(model, node) for node in list(all_nodes(model)) if is_op(node, "HardSigmoid")
+        ]
+        return ir.passes.PassResult(model, modified=any(folded))
+
+
+def _fold_hard_sigmoid(model: ir.Model, node: ir.Node) -> bool:
+    source = node.inputs[0]
+    if source is None or source.dtype is None or not is_private(source, node):
+        return False
+    slope, offset = (np.full((), attribute_value(node, name)) for name in ("alpha", "beta"))
+    if not give_to_producer(model, Affine(source, slope, offset)):
+        return False
+    source.name = f"{node.outputs[0].name}_before_clip"  # it is another tensor now
+    node.op_type = "Clip"
+    node.attributes.clear()
+    node.resize_inputs(3)
+    for index, limit in ((1, 0.0), (2, 1.0)):
+        array = np.array(limit, source.dtype.numpy())
+        node.replace_input_with(index, add_initializer(model, f"{node.name}_limit", array))
+    return True

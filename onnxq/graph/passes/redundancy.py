@@ -1,0 +1,113 @@
+"""Identities removed, common subexpressions merged.
+
+Identity, and Dropout at inference, pass their input on unchanged: they go.
+
+The reader takes the input directly. Where the output is one of the graph, the input's producer takes
+over the output's name; an input that is an output too, or that comes from outside the graph, needs
+the Identity as a second name and keeps it.
+
+Two nodes that compute the same from the same inputs become one.
+
+Only operators of the standard domain whose result is determined by inputs and attributes, and only
+within one graph. A node that gives a graph output keeps that name, so it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import onnx_ir as ir
+
+from onnxq.graph.nodes import STANDARD_DOMAIN, all_nodes, constant_value, input_at, is_op, supplant
+from onnxq.graph.passes.constants import NOT_DETERMINED
+
+
+class RemoveIdentityPass(ir.passes.InPlacePass):
+    """x → Identity → f becomes x → f."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Remove every Identity and idle Dropout that is not needed for a name."""
+        removed = [_remove(node) for node in list(all_nodes(model)) if _is_idle(node)]
+        return ir.passes.PassResult(model, modified=any(removed))
+
+
+def _is_idle(node: ir.Node) -> bool:
+    if is_op(node, "Identity"):
+        return True
+    if not is_op(node, "Dropout") or _mask_is_used(node):
+        return False
+    training = input_at(node, 2)  # since opset 12; before, Dropout only knew inference
+    stored = constant_value(training)
+    return training is None or (stored is not None and not stored.any())
+
+
+def _mask_is_used(node: ir.Node) -> bool:
+    return any(mask.uses() or mask.is_graph_output() for mask in node.outputs[1:])
+
+
+def _remove(node: ir.Node) -> bool:
+    source, output = node.inputs[0], node.outputs[0]
+    if source is None or node.graph is None:
+        return False
+    if not output.is_graph_output():
+        output.replace_all_uses_with(source)
+    elif _may_be_renamed(source, node.graph):
+        supplant(output, source)
+    else:
+        return False
+    node.graph.remove(node, safe=True)
+    return True
+
+
+def _may_be_renamed(value: ir.Value, graph: ir.Graph) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.graph is graph and not value.is_graph_output()
+
+
+SCALAR_ATTRIBUTES = (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING)
+
+
+LIST_ATTRIBUTES = (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS)
+
+
+class EliminateCommonSubexpressionsPass(ir.passes.InPlacePass):
+    """The second of two equal nodes goes; its readers read the first."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Visit every graph in order and merge each node with an equal one before it."""
+        seen: dict[Hashable, ir.Node] = {}
+        modified = False
+        for node in list(all_nodes(model)):
+            key = _key(node)
+            if key is None:
+                continue
+            first = seen.setdefault(key, node)
+            if first is not node and not any(output.is_graph_output() for output in node.outputs):
+                _merge(first, node)
+                modified = True
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _key(node: ir.Node) -> Hashable | None:
+    """What a node computes; None when that cannot be told."""
+    if node.domain != STANDARD_DOMAIN or node.op_type in NOT_DETERMINED:
+        return None
+    attributes = [(name, _attribute_key(a)) for name, a in sorted(node.attributes.items())]
+    if any(value is None for _, value in attributes):
+        return None
+    outputs = tuple(bool(output.name) for output in node.outputs)
+    return (id(node.graph), node.op_type, tuple(id(v) for v in node.inputs), tuple(attributes), outputs)
+
+
+def _attribute_key(attribute: ir.Attr) -> Hashable | None:
+    if attribute.is_ref() or attribute.type not in (*SCALAR_ATTRIBUTES, *LIST_ATTRIBUTES):
+        return None
+    value = tuple(attribute.value) if attribute.type in LIST_ATTRIBUTES else attribute.value
+    return (attribute.type, value)
+
+
+def _merge(first: ir.Node, second: ir.Node) -> None:
+    for kept, gone in zip(first.outputs, second.outputs, strict=True):
+        gone.replace_all_uses_with(kept)
+    if second.graph is not None:
+        second.graph.remove(second, safe=True)

@@ -1,0 +1,208 @@
+"""A Q/DQ model of any origin -> the float model in it, and what its Q and DQ said.
+
+Weights become the numbers that their integers stand for, so nothing that training chose is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from onnxq.core.errors import ModelError
+from onnxq.core.numerics import spread
+from onnxq.core.plan import QuantSpec
+from onnxq.graph.nodes import add_initializer, all_nodes, input_at, int_attribute, ints_attribute
+from onnxq.graph.read_qdq import (
+    AXIS,
+    DEQUANTIZE,
+    SCALE,
+    ZERO_POINT,
+    constant,
+    integer_type,
+    quantizer,
+    stored,
+)
+
+BIAS = ir.DataType.INT32
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the model said of one tensor.
+
+    Attributes:
+        dtype: of the integers.
+        scale: ``()`` or ``[C]``, or one a block.
+        zero_point: of the same shape.
+        axis: of the channels, or of the blocks.
+        block_size: of the blocks.
+    """
+
+    dtype: ir.DataType
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.float64]
+    axis: int | None = None
+    block_size: int | None = None
+
+    @property
+    def spec(self) -> QuantSpec:
+        """Its number format."""
+        return QuantSpec(self.dtype, symmetric=False, axis=self.axis, block_size=self.block_size)
+
+
+@dataclass
+class Stripped:
+    """A float model, and by tensor what was known of it.
+
+    Attributes:
+        model: without Q and DQ.
+        activations: of computed tensors.
+        weights: of constants, biases aside.
+        doubts: tensors that were quantized in several ways, of which the first counts.
+    """
+
+    model: ir.Model
+    activations: dict[str, Recorded] = field(default_factory=dict)
+    weights: dict[str, Recorded] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+
+
+def strip(model: ir.Model) -> Stripped:
+    """Take Q and DQ out of a copy of ``model``.
+
+    Raises:
+        ModelError: integers reach a DequantizeLinear otherwise than from a QuantizeLinear or a constant, or a
+            scale is computed at run time.
+    """
+    result = Stripped(model.clone())
+    for node in list(all_nodes(result.model)):
+        if node.op_type == DEQUANTIZE:
+            _take_out(node, result)
+    common.RemoveUnusedNodesPass()(result.model)
+    return result
+
+
+def _take_out(node: ir.Node, result: Stripped) -> None:
+    recorded, source = _read(node), node.inputs[0]
+    before = quantizer(source)
+    integers = stored(source)
+    if before is not None and integers is None:
+        _pass_on(node, before, recorded, result)
+    elif integers is not None:
+        _make_constant(
+            node.outputs[0], _meant(integers, recorded, before is not None, node), recorded, result
+        )
+    else:
+        raise ModelError(
+            f"node {node.name!r} dequantizes integers that no QuantizeLinear made: only models with pairs of "
+            "QuantizeLinear and DequantizeLinear can be taken over"
+        )
+
+
+def _meant(
+    array: NDArray[np.generic], recorded: Recorded, as_reals: bool, node: ir.Node
+) -> NDArray[np.float32]:
+    """The reals that a stored constant stands for: its integers, or reals that a QuantizeLinear rounds."""
+    try:
+        return _reals(_levels(array, recorded) if as_reals else array, recorded)
+    except ValueError as error:
+        raise ModelError(
+            f"node {node.name!r}: scales of shape {list(recorded.scale.shape)} do not fit what it reads, of "
+            f"shape {list(array.shape)}"
+        ) from error
+
+
+def _read(node: ir.Node) -> Recorded:
+    given, zero = constant(input_at(node, SCALE)), constant(input_at(node, ZERO_POINT))
+    dtype = integer_type(node)
+    if given is None or dtype is None or (zero is None and input_at(node, ZERO_POINT) is not None):
+        raise ModelError(f"node {node.name!r}: its scale or type is known at run time only: not supported")
+    scale: NDArray[np.float32] = given.astype(np.float32)
+    if not np.all(np.isfinite(scale) & (scale > 0)):
+        raise ModelError(f"node {node.name!r}: a scale of {scale.min()}: expected positive, finite numbers")
+    zero = np.zeros(scale.shape) if zero is None else zero
+    block = int_attribute(node, "block_size", 0) or None
+    whole = scale.size == 1 or (block is None and scale.size > 0 and _is_one(scale) and _is_one(zero))
+    values, zeros = (array.reshape(-1)[0] if whole else array for array in (scale, zero))
+    axis = None if whole else int_attribute(node, "axis", AXIS)
+    rank = None if node.inputs[0] is None or node.inputs[0].shape is None else len(node.inputs[0].shape)
+    if axis is not None and axis < 0 and rank is not None:
+        axis += rank
+    return Recorded(dtype, np.asarray(values), np.asarray(zeros, np.float64), axis, block)
+
+
+def _is_one(array: NDArray[np.generic]) -> bool:
+    """Whether it is one number, perhaps repeated: for each channel as good as for the whole tensor."""
+    return bool(np.all(array == array.reshape(-1)[0]))
+
+
+def _levels(reals: NDArray[np.generic], recorded: Recorded) -> NDArray[np.float64]:
+    """The integers that QuantizeLinear makes of a constant."""
+    scale = spread(recorded.scale, recorded.spec, reals.shape)
+    zero = spread(recorded.zero_point, recorded.spec, reals.shape)
+    qmin, qmax = recorded.spec.limits
+    steps = np.rint(reals.astype(np.float32) / scale).astype(np.float64)
+    return np.asarray(np.clip(steps + zero, qmin, qmax))
+
+
+def _reals(levels: NDArray[np.generic], recorded: Recorded) -> NDArray[np.float32]:
+    scale = spread(recorded.scale, recorded.spec, levels.shape)
+    zero = spread(recorded.zero_point, recorded.spec, levels.shape)
+    return ((levels.astype(np.float64) - zero) * scale).astype(np.float32)
+
+
+def _make_constant(old: ir.Value, reals: NDArray[np.float32], recorded: Recorded, result: Stripped) -> None:
+    """Let a float constant take the place of ``old``; also of what Transposes make of it."""
+    name, old.name = old.name or "weight", None
+    for turned, permutation in list(_transposes(old, reals.ndim)):
+        axis = None if recorded.axis is None else permutation.index(recorded.axis)
+        blocks = recorded.scale.ndim > 1
+        other = Recorded(
+            recorded.dtype,
+            recorded.scale.transpose(permutation) if blocks else recorded.scale,
+            recorded.zero_point.transpose(permutation) if blocks else recorded.zero_point,
+            axis,
+            recorded.block_size,
+        )
+        _make_constant(turned, reals.transpose(permutation), other, result)
+    if not old.uses() and not old.is_graph_output():
+        return
+    new = add_initializer(result.model, name, np.ascontiguousarray(reals))
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if recorded.dtype != BIAS:
+        result.weights[new.name or ""] = recorded
+
+
+def _transposes(value: ir.Value, rank: int) -> Iterator[tuple[ir.Value, list[int]]]:
+    for use in tuple(value.uses()):
+        if use.node.op_type == "Transpose":
+            yield use.node.outputs[0], list(ints_attribute(use.node, "perm", tuple(reversed(range(rank)))))
+            use.node.replace_input_with(0, None)
+
+
+def _pass_on(node: ir.Node, before: ir.Node, recorded: Recorded, result: Stripped) -> None:
+    """Let those who read ``node`` read what was quantized."""
+    real, out = before.inputs[0], node.outputs[0]
+    assert real is not None
+    if out.is_graph_output():
+        name, out.name = out.name, None
+        same = ir.node("Identity", [real], name=f"{node.name}_stripped")
+        same.outputs[0].name, same.outputs[0].type, same.outputs[0].shape = name, out.type, out.shape
+        assert node.graph is not None
+        node.graph.insert_after(node, same)
+        out.replace_all_uses_with(same.outputs[0], replace_graph_outputs=True)
+        _note(name or "", recorded, result)
+    else:
+        out.replace_all_uses_with(real)
+    _note(real.name or "", recorded, result)
+
+
+def _note(name: str, recorded: Recorded, result: Stripped) -> None:
+    known = result.activations.setdefault(name, recorded)
+    if not (np.array_equal(known.scale, recorded.scale) and known.dtype == recorded.dtype):
+        result.doubts.append(name)

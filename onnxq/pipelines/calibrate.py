@@ -1,0 +1,241 @@
+"""``onnxq.calibrate``: a path in, statistics out; ``onnxq.Calibration``: the same in a loop of the user's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import calibrators.errors
+from calibrators.collect import Collector
+from calibrators.data.batching import batches, parts
+from calibrators.data.open import from_item
+from calibrators.data.samples import Sample, input_specs
+from calibrators.statistics import Statistics
+from onnxq.algorithms.autotune.apply import check_measurable
+from onnxq.algorithms.mixed_precision.search import chosen_goal
+from onnxq.calibration.qparams import calibrator, from_statistics
+from onnxq.calibration.run import gather
+from onnxq.calibration.sample_split import Data, Samples, Skipped, open_samples
+from onnxq.calibration.tables.sources import check_plan
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import CalibrationError, ConfigError
+from onnxq.core.goal import Goal
+from onnxq.core.progress import Progress, silent
+from onnxq.graph.files import files_of
+from onnxq.pipelines.preflight import check_files, check_places, our_errors
+from onnxq.pipelines.prepare import ModelPath, prepare, prepare_for_all
+from onnxq.pipelines.result import QuantResult
+from onnxq.pipelines.static import Calibrated, finish, observed
+
+logger = logging.getLogger(__name__)
+
+
+def calibrate(
+    model: str | os.PathLike[str],
+    data: Data | None = None,
+    config: QuantConfig | None = None,
+    progress: Progress = silent,
+) -> Statistics:
+    """Statistics from which `quantize_static` gets every method's ranges for every target (``from_table``).
+
+    Nothing is held out. With ``config.save_statistics`` they are kept in that file, and after an interrupt
+    the same call goes on from there. If ``config.target`` was given, they are for that target only.
+
+    Args:
+        model: path of a float ONNX model.
+        data: as ``config.data``, or any iterable of ``{input name: array}`` batches.
+        config: the options; defaults if None.
+        progress: told how far the work is.
+
+    Raises:
+        OnnxqError: with one clear message.
+    """
+    config = config or QuantConfig()
+    data = config.data if data is None else data
+    if config.mode != "static":
+        raise ConfigError(f"mode {config.mode} finds ranges at run time: there is nothing to calibrate")
+    if data is None or config.from_table is not None:
+        raise ConfigError("calibration needs real samples: give them as data (--data), and no table")
+    if config.save_statistics is not None:
+        read = files_of(model) if config.save_statistics.exists() else (model,)
+        check_places((*read, data), [config.save_statistics])
+    with our_errors():
+        progress("reading the model")
+        simple, tensors = prepare_for_all(model, config)
+        samples = replace(open_samples(simple, data, config), holds=False)
+        statistics = gather(simple, tensors, samples, config, progress)
+    for doubt in samples.doubts:
+        logger.warning("%s", doubt)
+    return statistics
+
+
+class Calibration:
+    """Statistics of a float model from batches as they come.
+
+    ::
+
+        calibration = onnxq.Calibration("model.onnx", QuantConfig(target="tensorrt"))
+        for batch in loader:
+            calibration.observe(batch)
+        calibration.convert("model-int8.onnx")
+
+    Every batch is run once and forgotten, but for a few samples, bounded in number and bytes, to fit
+    corrections on and to judge by: every fifth is held out of calibration. The statistics, and so the
+    result, are those that `quantize_static` gives for the same samples.
+
+    More batches may be observed after converting, and the model converted again.
+    """
+
+    def __init__(self, model: ModelPath, config: QuantConfig | None = None) -> None:
+        """Read ``model`` and plan what is to be quantized.
+
+        Args:
+            model: path of a float ONNX model. The file is read again by `convert`.
+            config: the options; defaults if None.
+
+        Raises:
+            OnnxqError: the model cannot be quantized so.
+        """
+        self.config = config or QuantConfig()
+        self._path = os.fspath(model)
+        _refuse_sources(self.config)
+        check_measurable(self.config)
+        with our_errors():
+            self._simple, self._plan = prepare(model, self.config)
+            self._inputs = input_specs(self._simple)
+        check_plan(self._plan, self.config.tables)
+        self._bad = (Skipped(), Skipped()) if self.config.skip_bad_samples else (None, None)
+        self._samples = Samples((), None, unreadable=self._bad[0], refused=self._bad[1])
+        self._collector: Collector | None = None
+        self._known: Statistics | None = None
+        self._batches = 0
+
+    def __enter__(self) -> Calibration:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of threads, and of what was not yet counted."""
+        if self._collector is not None:
+            self._collector.__exit__()
+            self._collector = None
+
+    @property
+    def samples(self) -> int:
+        """How many samples came by."""
+        return self._samples.given
+
+    def observe(self, batch: Any) -> None:
+        """Take in one batch; nothing once ``config.samples`` samples came by.
+
+        Args:
+            batch: ``{input name: array or tensor}``; for a model with one input also the bare array, or a
+                pair of it and a label, as loaders give them.
+
+        Raises:
+            CalibrationError: it does not fit the inputs, or the model refuses it or one shortly before it.
+        """
+        name = f"batch {self._batches}"
+        self._batches += 1
+        with our_errors():
+            try:
+                sample = from_item(batch, self._inputs, name)
+            except calibrators.errors.CalibrationError as error:
+                if self._bad[0] is None:
+                    raise
+                self._bad[0](error)
+                return
+            self._take(sample)
+
+    def _take(self, batch: Sample) -> None:
+        """Hold out what is to be held out, and count the rest in batches as large as they came."""
+        left = None if self.config.samples is None else self.config.samples - self.samples
+        singles = parts(batch, self._inputs)[:left]
+        rest = [sample for sample in singles if self._samples.take(sample)]
+        for joined in batches(rest, self._inputs, max(batch.count, 1)):
+            self._open().observe(joined)
+
+    def _open(self) -> Collector:
+        if self._collector is None:
+            tensors, channels = observed(self._simple, self._plan)
+            self._collector = Collector(
+                self._simple,
+                tensors,
+                channels=channels,
+                every_element=self.config.every_element,
+                providers=self.config.providers,
+                threads=self.config.threads,
+                resume=self._known,
+                on_bad=self._samples.on_refused,
+            )
+        return self._collector
+
+    def statistics(self) -> Statistics:
+        """What was seen so far.
+
+        Raises:
+            CalibrationError: nothing was.
+        """
+        with our_errors():
+            if self._collector is not None:
+                self._known, self._collector = self._collector.finish(), None
+        if self._known is None:
+            raise CalibrationError(
+                f"{self._path}: no batch was observed yet, so there is nothing to convert with"
+            )
+        return self._known
+
+    def convert(
+        self,
+        output: str | os.PathLike[str],
+        progress: Progress = silent,
+        goal: Goal | None = None,
+    ) -> QuantResult:
+        """Write the quantized model, as `quantize_static` does.
+
+        Args:
+            output: path of the model to write.
+            progress: told how far the work is.
+            goal: what the model must reach, as ``config.goal``.
+
+        Raises:
+            OnnxqError: with one clear message; ``output`` is then as it was before.
+        """
+        started = time.perf_counter()
+        check_files(self._path, output, None, self.config)
+        goal = chosen_goal(goal, (), self.config)
+        statistics = self.statistics()
+        if self.config.save_statistics is not None:
+            statistics.save(self.config.save_statistics)
+        known = Calibrated(
+            path=self._path,
+            simple=self._simple,
+            plan=self._plan,
+            samples=self._samples,
+            source=from_statistics(statistics, calibrator(self.config)),
+            statistics=statistics,
+            warnings=(),
+            origin=f"{self._batches} batches from Python",
+        )
+        return finish(known, output, self.config, progress, goal, started)
+
+
+def _refuse_sources(config: QuantConfig) -> None:
+    """Samples come through `observe` alone.
+
+    Raises:
+        ConfigError: the options name another source of ranges.
+    """
+    if config.data is not None or config.from_table is not None:
+        raise ConfigError(
+            "with a Calibration, samples are given to observe(): leave out data and from_table, or call "
+            "quantize_static"
+        )

@@ -1,0 +1,59 @@
+"""A table, or the statistics that make one, as a table of another format."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from calibrators.statistics import Statistics
+from onnxq.calibration import tables
+from onnxq.calibration.qparams import calibrator
+from onnxq.calibration.tables.sources import of_statistics
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import ConfigError
+from onnxq.pipelines.preflight import check_places, our_errors
+
+logger = logging.getLogger(__name__)
+
+
+def convert(source: Path, goal: Path, name: str | None, config: QuantConfig) -> None:
+    """Write what ``source`` holds, a table or saved statistics, to ``goal``.
+
+    Args:
+        source: the file to read; what it is, its content tells.
+        goal: the file to write.
+        name: its format; None if the name of the file tells.
+        config: how ranges are chosen, of statistics.
+
+    Raises:
+        OnnxqError: with one clear message; ``goal`` is then as it was before.
+    """
+    known = tables.format_for(goal, name)
+    check_places((source,), known.files(goal))
+    with our_errors():
+        if tables.is_statistics(source):
+            table = of_statistics(_statistics(source), calibrator(config), known.spec)
+        else:
+            _refuse_method(source, config)
+            table = tables.read(source)
+        tables.write(tables.encode(table, goal, known))
+    logger.info("%s: %d tensors, %d weights", goal, len(table.activations), len(table.weights))
+
+
+def _statistics(source: Path) -> Statistics:
+    statistics = Statistics.load(source)
+    if not statistics.complete:
+        logger.warning(
+            "INCOMPLETE STATISTICS: %s is of a calibration that was interrupted after %d samples",
+            source,
+            statistics.samples,
+        )
+    return statistics
+
+
+def _refuse_method(source: Path, config: QuantConfig) -> None:
+    if given := config.model_fields_set & {"method", "percentile"}:
+        raise ConfigError(
+            f"{source} is a table, whose ranges are chosen already: {', '.join(sorted(given))} goes with "
+            "statistics only"
+        )

@@ -1,0 +1,71 @@
+"""Attention that ONNX Runtime's offline optimizer has fused, with the weights of Q, K and V in one matrix.
+
+ONNX Runtime runs it in integers as QAttention; the two products of computed tensors inside stay float.
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.graph.nodes import constant_value, input_at
+from onnxq.pipelines.dynamic.input_checks import is_computed, needs_float, weight_obstacle
+from onnxq.pipelines.dynamic.matmul import LONGEST_SUM
+from onnxq.pipelines.dynamic.rewriter import Array, Layout, Workpiece
+
+DOMAIN = "com.microsoft"
+DATA, WEIGHT, BIAS, MASK, PAST = range(5)
+"""Its inputs that QAttention has, too."""
+
+_KNOWN = frozenset({"num_heads", "unidirectional", "do_rotary", "mask_filter_value", "scale"})
+"""Its attributes that QAttention has, too."""
+
+
+def is_fused_attention(node: ir.Node) -> bool:
+    """Whether it is that operator, and not the one of the same name in the standard domain."""
+    return node.op_type == "Attention" and node.domain == DOMAIN
+
+
+def attention_obstacle(node: ir.Node) -> str | None:
+    """Why it stays float; None if it need not."""
+    data, weight, bias = (input_at(node, index) for index in (DATA, WEIGHT, BIAS))
+    if (reason := needs_float(data, weight, bias)) is not None:
+        return reason
+    array = constant_value(weight)
+    if array is None or bias is None or is_computed(bias):
+        return "its weights or its bias are left out, or computed at run time"
+    more = sorted(node.attributes.keys() - _KNOWN)
+    if more or any(value is not None for value in node.inputs[PAST + 1 :]):
+        return (
+            f"the integer kernel does not take all of it: {', '.join(more) or 'more than a mask and a past'}"
+        )
+    if array.shape[0] > LONGEST_SUM:
+        return f"a sum of {array.shape[0]} products may not fit into 32 bits"
+    return weight_obstacle(array)
+
+
+def rewrite_attention(node: ir.Node, piece: Workpiece) -> None:
+    """With ONNX Runtime's own operator."""
+    data, weight, bias, mask, past = (input_at(node, index) for index in range(PAST + 1))
+    assert data is not None
+    assert weight is not None
+    levels, scale, zero = piece.quantized(data, node)
+    factors, factor_scale = piece.packed(weight, 1, _LAYOUT)
+    known = constant_value(factor_scale)
+    assert known is not None
+    factor_zero = piece.constant(f"{factor_scale.name}_zero_point", np.zeros(known.shape, np.int8))
+    inputs = [levels, factors, bias, scale, factor_scale, mask, zero, factor_zero, past]
+    outputs = piece.add("QAttention", inputs, node, node.attributes, len(node.outputs), DOMAIN)
+    for old, new in zip(node.outputs, outputs, strict=True):
+        if not old.name:
+            new.name = ""
+    piece.replace(node, *outputs)
+
+
+def _flat(scale: Array) -> Array:
+    """``[3 * hidden]``, or ``()`` of one scale for all."""
+    return scale.reshape(-1) if scale.size > 1 else scale.reshape(())
+
+
+_LAYOUT = Layout(scale=_flat)

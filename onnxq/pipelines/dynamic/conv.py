@@ -1,0 +1,61 @@
+"""Conv on integers: ConvInteger, then scales and bias a channel in float.
+
+ONNX Runtime has no fused kernel for that, and its ConvInteger is seldom faster than its float convolution.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.graph.nodes import constant_value, input_at
+from onnxq.pipelines.dynamic.input_checks import is_computed, needs_float, weight_obstacle
+from onnxq.pipelines.dynamic.matmul import LONGEST_SUM
+from onnxq.pipelines.dynamic.rewriter import FLOAT, Array, Workpiece
+
+
+def conv_obstacle(node: ir.Node) -> str | None:
+    """Why this Conv stays float; None if it need not."""
+    data, weight = node.inputs[:2]
+    if (reason := needs_float(data, weight)) is not None:
+        return reason
+    array = constant_value(weight)
+    if array is None:
+        return "its weights are computed at run time"
+    if is_computed(input_at(node, 2)):
+        return "its bias is computed at run time"
+    if math.prod(array.shape[1:]) > LONGEST_SUM:
+        return f"a sum of {math.prod(array.shape[1:])} products may not fit into 32 bits"
+    return weight_obstacle(array)
+
+
+def rewrite_conv(node: ir.Node, piece: Workpiece) -> None:
+    """On integers."""
+    data, weight = node.inputs[:2]
+    assert data is not None
+    assert weight is not None
+    levels, scale, zero = piece.quantized(data, node)
+    factors, factor_scale = piece.packed(weight, 0)
+    (sums,) = piece.add("ConvInteger", [levels, factors, zero], node, dict(node.attributes))
+    (reals,) = piece.add("Cast", [sums], node, FLOAT)
+    (scales,) = piece.add("Mul", [scale, _beside(factor_scale, weight, piece)], node)
+    (real,) = piece.add("Mul", [reals, scales], node)
+    bias = input_at(node, 2)
+    if bias is not None:
+        (real,) = piece.add("Add", [real, _beside(bias, weight, piece)], node)
+    piece.replace(node, real)
+
+
+def _beside(value: ir.Value, weight: ir.Value, piece: Workpiece) -> ir.Value:
+    """A constant a channel (or one for all), so that it broadcasts over the output: ``[C, 1, …]``."""
+    array = constant_value(value)
+    kernel = constant_value(weight)
+    assert array is not None
+    assert kernel is not None
+    return piece.constant(f"{value.name}_column", _column(array, kernel.ndim - 1))
+
+
+def _column(array: Array, axes: int) -> Array:
+    return np.asarray(array).reshape(-1, *(1,) * (axes - 1))

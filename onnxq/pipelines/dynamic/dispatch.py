@@ -1,0 +1,58 @@
+"""What is done with each operator, for each form of weights: the whole of it in three tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxq.pipelines.dynamic.attention import attention_obstacle, rewrite_attention
+from onnxq.pipelines.dynamic.conv import conv_obstacle, rewrite_conv
+from onnxq.pipelines.dynamic.gather import gather_half_obstacle, gather_obstacle, rewrite_gather
+from onnxq.pipelines.dynamic.lstm import lstm_obstacle, rewrite_lstm
+from onnxq.pipelines.dynamic.matmul import gemm_obstacle, matmul_obstacle, rewrite_gemm, rewrite_matmul
+from onnxq.pipelines.dynamic.rewriter import Workpiece
+from onnxq.pipelines.dynamic.scheme import Form
+from onnxq.pipelines.dynamic.weight_only import (
+    POSITIONS,
+    half_stored_obstacle,
+    rewrite_stored,
+    stored_obstacle,
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an operator is quantized.
+
+    Attributes:
+        obstacle: why a node stays float; None if it need not.
+        rewrite: quantizes it.
+        float_kernel: it computes in float all the same; why.
+    """
+
+    obstacle: Callable[[ir.Node], str | None]
+    rewrite: Callable[[ir.Node, Workpiece], None]
+    float_kernel: str = ""
+
+
+_STORED = Way(stored_obstacle, rewrite_stored)
+_GATHER = Way(gather_obstacle, rewrite_gather)
+
+WAYS: Mapping[Form, Mapping[str, Way]] = {
+    Form.INTEGERS: {
+        "MatMul": Way(matmul_obstacle, rewrite_matmul),
+        "Gemm": Way(gemm_obstacle, rewrite_gemm),
+        "Conv": Way(conv_obstacle, rewrite_conv),
+        "Attention": Way(attention_obstacle, rewrite_attention),
+        "LSTM": Way(lstm_obstacle, rewrite_lstm),
+        "GRU": Way(stored_obstacle, rewrite_stored, "only its weights are int8: there is no integer kernel"),
+        "Gather": _GATHER,
+    },
+    Form.STORED: {**dict.fromkeys(POSITIONS, _STORED), "Gather": _GATHER},
+    Form.HALVES: {
+        **dict.fromkeys(POSITIONS, Way(half_stored_obstacle, rewrite_stored)),
+        "Gather": Way(gather_half_obstacle, rewrite_gather),
+    },
+}

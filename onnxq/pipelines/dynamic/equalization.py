@@ -1,0 +1,93 @@
+"""Channels brought to like sizes before ranges are found at run time: no data of one's own is needed.
+
+In transformers a few channels of a tensor are many times as large as the others, and its one scale must
+cover them. They are the same ones whatever the input is (Dettmers et al., LLM.int8(), 2022), so that made-up
+inputs show them. What is done about them is in `onnxq.algorithms.channels.equalize`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from onnxq.algorithms.channels.equalize import equalized
+from onnxq.algorithms.context import workbench
+from onnxq.algorithms.corrections import Effect
+from onnxq.algorithms.draft import Draft
+from onnxq.calibration.sample_split import Samples
+from onnxq.core.plan import Group, QuantPlan, QuantPoint, QuantSpec
+from onnxq.core.progress import Progress
+from onnxq.pipelines.dynamic.acceptance import unsuited
+from onnxq.pipelines.dynamic.input_checks import is_computed
+from onnxq.pipelines.dynamic.matmul import columns_of
+from onnxq.pipelines.dynamic.planning import rewrite
+from onnxq.pipelines.dynamic.rewriter import Known
+from onnxq.pipelines.dynamic.scheme import Form, Setting
+from onnxq.verify.accuracy import Judge
+
+NAME = "equalize"
+"""What the correction is called."""
+
+DATA = QuantSpec(ir.DataType.UINT8, symmetric=False)
+"""What DynamicQuantizeLinear makes."""
+
+
+def rewrite_well(
+    model: ir.Model, plan: QuantPlan, setting: Setting, samples: Samples, judge: Judge, progress: Progress
+) -> tuple[ir.Model, tuple[Effect, ...]]:
+    """`rewrite`, of ``model`` with equalized channels where that helps; and what it gives.
+
+    Raises:
+        CalibrationError: the model does not take a sample that was given.
+    """
+    known: Known = {}
+    plain, points = rewrite(model, plan, setting, known), tuple(_points(model, plan, setting))
+    wanted = NAME in setting.config.correct and "none" not in setting.config.correct
+    if not (wanted and points and samples.independent):
+        return plain, ()
+    started = time.perf_counter()
+    before = judge.quality(plain)
+    if not before.samples:
+        return plain, ()
+    progress("equalizing channels")
+    bench = workbench(model, samples, judge, setting.config, progress)
+    if samples.synthetic:
+        bench = replace(bench, on_bad=unsuited)
+    found = equalized(Draft(model, model, _as_static(plan, points), {}), bench)
+    equal = None if found is None else rewrite(found, plan, setting, known)
+    after = None if equal is None else judge.quality(equal).noise
+    helped = after is not None and after < before.noise
+    effect = Effect(NAME, before.noise, after, time.perf_counter() - started, kept=helped)
+    return equal if equal is not None and helped else plain, (effect,)
+
+
+def _points(model: ir.Model, plan: QuantPlan, setting: Setting) -> Iterator[QuantPoint]:
+    """The edges by which matrices of constants in the main graph get integers."""
+    if setting.form is not Form.INTEGERS:
+        return
+    for node in model.graph:
+        if node.name in plan.nodes and node.op_type in ("MatMul", "Gemm"):
+            data, weight = node.inputs[:2]
+            if is_computed(data) and not is_computed(weight):
+                weights = replace(setting.weight, axis=setting.axis(columns_of(node)))
+                for index, (value, spec) in enumerate(((data, DATA), (weight, weights))):
+                    name = value.name or "" if value is not None else ""
+                    yield QuantPoint(name, node.name or "", index, spec, name)
+
+
+def _as_static(plan: QuantPlan, points: tuple[QuantPoint, ...]) -> QuantPlan:
+    """``plan`` with these points, as if it were one for ranges that are known."""
+    groups = {
+        point.group: Group(
+            point.group,
+            point.spec,
+            (point.tensor,),
+            observe=(point.tensor,) if point.spec is DATA else (),
+            constant=point.spec is not DATA,
+        )
+        for point in points
+    }
+    return replace(plan, points=points, groups=groups)

@@ -1,0 +1,64 @@
+"""LSTM on integers: ONNX Runtime's DynamicQuantizeLSTM, which quantizes data and state by itself.
+
+It wants both weights transposed, ``[directions, K, 4 * hidden]``, with a scale a column of each direction.
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.graph.nodes import constant_value, input_at, int_attribute
+from onnxq.pipelines.dynamic.input_checks import needs_float, weight_obstacle
+from onnxq.pipelines.dynamic.rewriter import Array, Layout, Workpiece, pack_rows
+
+DOMAIN = "com.microsoft"
+INPUTS = 8
+"""Of an LSTM; those of the quantized weights come behind."""
+
+
+def lstm_obstacle(node: ir.Node) -> str | None:
+    """Why this LSTM stays float; None if it need not."""
+    if int_attribute(node, "layout", 0):
+        return "its layout is 1, the integer kernel needs 0"
+    if (reason := needs_float(*node.inputs[:3])) is not None:
+        return reason
+    weights = [constant_value(input_at(node, index)) for index in (1, 2)]
+    known = [array for array in weights if array is not None]
+    return weight_obstacle(*known) if len(known) == len(weights) else "its weights are computed at run time"
+
+
+def rewrite_lstm(node: ir.Node, piece: Workpiece) -> None:
+    """With ONNX Runtime's own operator."""
+    inputs = [input_at(node, index) for index in range(INPUTS)]
+    for index in (1, 2):
+        weight = inputs[index]
+        assert weight is not None
+        inputs[index], scale = piece.packed(weight, 1, _LAYOUT)
+        inputs += [scale, _zeros(scale, piece)]
+    attributes = {name: value for name, value in node.attributes.items() if name != "layout"}
+    outputs = piece.add("DynamicQuantizeLSTM", inputs, node, attributes, len(node.outputs), DOMAIN)
+    for old, new in zip(node.outputs, outputs, strict=True):
+        if not old.name:
+            new.name = ""
+    piece.model.graph.opset_imports.setdefault(DOMAIN, 1)
+    piece.replace(node, *outputs)
+
+
+def _transposed(array: Array) -> Array:
+    return np.swapaxes(array, 1, 2)
+
+
+def _per_direction(scale: Array) -> Array:
+    """``[directions, 4 * hidden]``, or ``[directions]`` of one scale for all."""
+    return scale[:, :, 0] if scale.shape[1] > 1 else scale.reshape(-1)
+
+
+_LAYOUT = Layout(pack_rows, _transposed, _per_direction)
+
+
+def _zeros(scale: ir.Value, piece: Workpiece) -> ir.Value:
+    array = constant_value(scale)
+    assert array is not None
+    return piece.constant(f"{scale.name}_zero_point", np.zeros(array.shape, np.int8))

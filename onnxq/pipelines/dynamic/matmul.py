@@ -1,0 +1,126 @@
+"""MatMul and Gemm on integers: ``y = (q_x - z_x) @ q_w * (s_x * s_w) + bias``.
+
+q_x, s_x and z_x come from DynamicQuantizeLinear, q_w has a scale a column and zero point 0. ONNX Runtime
+makes one DynamicQuantizeMatMul of all that, bias included; where several nodes share the quantized data,
+a MatMulIntegerToFloat each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.graph.nodes import constant_value, input_at, rank
+from onnxq.graph.operators import attribute_value
+from onnxq.pipelines.dynamic.input_checks import is_computed, needs_float, weight_obstacle
+from onnxq.pipelines.dynamic.rewriter import FLOAT, Array, Layout, Workpiece
+
+LEAST_WEIGHTS = 1024
+"""With fewer, it takes longer to quantize the data than to multiply it."""
+
+LONGEST_SUM = (2**31 - 1) // (255 * 128)
+"""Products of uint8 and int8 that fit into 32 bits, whatever they are."""
+
+
+def matmul_obstacle(node: ir.Node) -> str | None:
+    """Why this MatMul stays float; None if it need not."""
+    data, weight = node.inputs
+    if is_computed(weight):
+        return needs_float(data, weight) or _too_flat(data, weight)
+    if is_computed(data):
+        return _matrix_obstacle(node, columns=1)
+    return "its first operand is a constant"
+
+
+def gemm_obstacle(node: ir.Node) -> str | None:
+    """Why this Gemm stays float; None if it need not."""
+    for name, wanted in (("transA", 0), ("alpha", 1.0), ("beta", 1.0)):
+        if (actual := attribute_value(node, name)) != wanted:
+            return f"its {name} is {actual}, the integer kernel needs {wanted}"
+    if not is_computed(node.inputs[0]):
+        return "its first operand is a constant"
+    return _matrix_obstacle(node, columns=columns_of(node))
+
+
+def rewrite_matmul(node: ir.Node, piece: Workpiece) -> None:
+    """On integers."""
+    data, weight = node.inputs
+    assert data is not None
+    assert weight is not None
+    levels, scale, zero = piece.quantized(data, node)
+    if is_computed(weight):
+        factors, factor_scale, factor_zero = piece.quantized(weight, node)
+        piece.replace(node, _product(node, [levels, factors, zero, factor_zero], scale, factor_scale, piece))
+        return
+    factors, factor_scale = piece.packed(weight, 1, _COLUMNS)
+    piece.replace(node, _product(node, [levels, factors, zero], scale, factor_scale, piece))
+
+
+def rewrite_gemm(node: ir.Node, piece: Workpiece) -> None:
+    """On integers, with the bias added in float behind."""
+    data, weight = node.inputs[:2]
+    assert data is not None
+    assert weight is not None
+    levels, scale, zero = piece.quantized(data, node)
+    columns = columns_of(node)
+    factors, factor_scale = piece.packed(weight, columns, _COLUMNS if columns else _ROWS)
+    real = _product(node, [levels, factors, zero], scale, factor_scale, piece)
+    bias = input_at(node, 2)
+    if bias is not None:
+        (real,) = piece.add("Add", [real, _row(bias, piece)], node)
+    piece.replace(node, real)
+
+
+def _product(
+    node: ir.Node, inputs: list[ir.Value | None], scale: ir.Value, other: ir.Value, piece: Workpiece
+) -> ir.Value:
+    (sums,) = piece.add("MatMulInteger", inputs, node)
+    (reals,) = piece.add("Cast", [sums], node, FLOAT)
+    (scales,) = piece.add("Mul", [scale, other], node)
+    (real,) = piece.add("Mul", [reals, scales], node)
+    return real
+
+
+def _flat(scale: Array) -> Array:
+    """Scales as ``[N]`` or ``()``, the only shapes that ONNX Runtime fuses."""
+    return scale.reshape(-1) if scale.size > 1 else scale.reshape(())
+
+
+_COLUMNS = Layout(scale=_flat)
+_ROWS = Layout(integers=np.transpose, scale=_flat)
+"""Of a Gemm that transposes its weight: MatMulInteger does not."""
+
+
+def _row(bias: ir.Value, piece: Workpiece) -> ir.Value:
+    """A constant bias as ``[N]``, which is fused; others are added as they are."""
+    array = constant_value(bias)
+    if array is None or array.ndim < 2 or array.size != array.shape[-1]:
+        return bias
+    return piece.constant(f"{bias.name}_row", array.reshape(-1))
+
+
+def columns_of(node: ir.Node) -> int:
+    """The axis of the weight of a MatMul or Gemm that its columns lie along."""
+    return 0 if node.op_type == "Gemm" and attribute_value(node, "transB") else 1
+
+
+def _too_flat(*values: ir.Value | None) -> str | None:
+    if any((rank(value) or 2) < 2 for value in values):
+        return "it multiplies a vector, not a matrix"
+    return None
+
+
+def _matrix_obstacle(node: ir.Node, columns: int) -> str | None:
+    data, weight = node.inputs[:2]
+    if (reason := needs_float(data, weight)) is not None:
+        return reason
+    array: Array | None = constant_value(weight)
+    if array is None:
+        return "its second operand is computed at run time"
+    if array.ndim != 2:
+        return f"its weights have {array.ndim} axes, the integer kernel takes matrices"
+    if array.shape[1 - columns] > LONGEST_SUM:
+        return f"a sum of {array.shape[1 - columns]} products may not fit into 32 bits"
+    if array.size < LEAST_WEIGHTS:
+        return f"with less than {LEAST_WEIGHTS} weights, quantizing the data costs more than it saves"
+    return _too_flat(data) or weight_obstacle(array)

@@ -1,0 +1,134 @@
+"""Dynamic quantization: weights in int8, ranges of activations found at run time; no data is needed.
+
+::
+
+    prepare      the cleaned model, and which of its operators are quantized (planning.py)
+    smooth       large channels are made smaller where weights can take that in, if it helps (smoothing.py)
+    rewrite      one operator a file; operators.py lists them, setting.py says in which form a target has them
+    write        checked, compared with the original (look.py), then renamed into place: whole or not at all
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NoReturn
+
+import onnx_ir as ir
+
+from onnxq.calibration.sample_split import Data, open_samples, origin
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import ConfigError, ModelError
+from onnxq.core.plan import QuantPlan
+from onnxq.core.progress import Progress, silent
+from onnxq.graph.files import load, write
+from onnxq.graph.passes import simplify
+from onnxq.pipelines.dynamic.acceptance import Look, judge_for
+from onnxq.pipelines.dynamic.equalization import rewrite_well
+from onnxq.pipelines.dynamic.planning import plan_nodes
+from onnxq.pipelines.dynamic.scheme import Setting, find_setting
+from onnxq.pipelines.preflight import blamed, check_files, check_is_float, check_patterns, our_errors
+from onnxq.pipelines.report.report import Request
+from onnxq.pipelines.result import QuantResult, conclude
+from onnxq.targets.lookup import get_target
+
+__all__ = ["prepare_dynamic", "quantize_dynamic"]
+
+Path = str | os.PathLike[str]
+
+MADE_UP = 20
+"""Samples without data: a fifth of them is held out, and they are small."""
+
+
+def quantize_dynamic(
+    model: Path,
+    output: Path,
+    config: QuantConfig | None = None,
+    data: Data | None = None,
+    progress: Progress = silent,
+) -> QuantResult:
+    """Quantize the weights of ``model`` and write it to ``output``, whole or not at all.
+
+    Args:
+        model: path of a float ONNX model.
+        output: path of the model to write.
+        config: the options, with or without ``mode="dynamic"``; defaults if None. ``include`` and ``exclude``
+            choose by operator type and node name.
+        data: as ``config.data``, or any iterable of ``{input name: array}`` batches: they show which channels
+            are large, and every fifth is held out to measure accuracy and speed on. Made-up inputs if None.
+        progress: told how far the work is.
+
+    Raises:
+        OnnxqError: with one clear message; ``output`` is then as it was before.
+    """
+    started = time.perf_counter()
+    config = as_dynamic(config or QuantConfig())
+    data = config.data if data is None else data
+    check_files(model, output, data, config)
+    with our_errors():
+        progress("reading the model")
+        simple, plan, setting = _prepare(model, config)
+        samples = open_samples(simple, data, config, made_up=MADE_UP)
+        judge = judge_for(model, simple, samples, config)
+        progress("quantizing weights")
+        quantized, effects = rewrite_well(simple, plan, setting, samples, judge, progress)
+        progress("writing and checking the model")
+        look = Look(model, samples, judge, setting)
+        write(quantized, output, validate=look.run)
+    return conclude(
+        QuantResult(
+            request=Request(os.fspath(model), os.fspath(output), origin(data), config),
+            plan=plan,
+            make_table=_no_table,
+            quality=look.quality,
+            verdicts=look.verdicts,
+            judged_on=look.judged_on,
+            skipped=samples.skipped,
+            warnings=tuple(look.doubts),
+            speed=look.speed,
+            corrections=effects,
+        ),
+        started,
+    )
+
+
+def prepare_dynamic(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
+    """The cleaned model, and which of its nodes are to be quantized.
+
+    Raises:
+        ModelError: the model cannot be read, is quantized already, or has nothing to quantize.
+        TargetError: the target has no dynamic quantization.
+    """
+    simple, plan, _ = _prepare(model, config)
+    return simple, plan
+
+
+def as_dynamic(config: QuantConfig) -> QuantConfig:
+    """``config`` with ``mode="dynamic"``.
+
+    Raises:
+        ConfigError: it has options that are for static quantization only.
+    """
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    return QuantConfig(**{**given, "mode": "dynamic"})
+
+
+def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, Setting]:
+    setting = find_setting(get_target(config.target), config)
+    original = load(model)
+    check_is_float(original, model)
+    with blamed(model):
+        simple = simplify(original)
+        check_patterns(simple, config)
+        plan = plan_nodes(simple, setting)
+    if not plan.nodes and not plan.stored:
+        reasons = list(dict.fromkeys(node.reason for node in plan.floats.values()))
+        raise ModelError(
+            f"{model}: nothing to quantize dynamically for target {setting.target.name}: "
+            f"{'; '.join(reasons[:3]) or 'no operator has weights'}."
+        )
+    return simple, plan, setting
+
+
+def _no_table() -> NoReturn:
+    raise ConfigError("there is no calibration table: in dynamic mode ranges are found at run time")

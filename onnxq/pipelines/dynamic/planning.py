@@ -1,0 +1,102 @@
+"""Which nodes are quantized, and why others are not; and then doing it."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxq.core.config import QuantConfig
+from onnxq.core.plan import FloatNode, QuantPlan
+from onnxq.graph.nodes import all_nodes, is_op
+from onnxq.graph.ort_rewrites import sums_before_norms, write_as_sums
+from onnxq.pipelines.dynamic.attention import is_fused_attention
+from onnxq.pipelines.dynamic.dispatch import WAYS
+from onnxq.pipelines.dynamic.input_checks import is_computed
+from onnxq.pipelines.dynamic.rewriter import Known, Workpiece
+from onnxq.pipelines.dynamic.scheme import Form, Setting
+from onnxq.pipelines.dynamic.weight_only import POSITIONS
+from onnxq.planner.context import matches
+
+_NO_WAY = {
+    Form.INTEGERS: "ONNX Runtime has no kernel for it that finds ranges at run time",
+    Form.STORED: "only ONNX Runtime's targets have a way for it",
+    Form.HALVES: "its weights can be int8 (for ONNX Runtime), but not float16",
+}
+"""Why an operator with weights that has no way stays float."""
+
+_CONV = "as a rule a convolution is not faster so (--include op:Conv quantizes what matches)"
+
+_ATTENTION = (
+    "it multiplies two computed tensors, which is not faster in integers (--include with its name "
+    "quantizes it)"
+)
+
+
+def plan_nodes(model: ir.Model, setting: Setting) -> QuantPlan:
+    """Decide for every operator that has weights, in bodies of control flow too.
+
+    ``model`` must be simplified: named, typed, constants as initializers.
+    """
+    ways = WAYS[setting.form]
+    reasons = {node: _reason(node, setting) for node in all_nodes(model) if _has_weights(node)}
+    smaller = {node: ways[node.op_type].float_kernel for node, reason in reasons.items() if reason is None}
+    told = {node: reason or smaller[node] for node, reason in reasons.items()}
+    return QuantPlan(
+        setting.target.name,
+        points=(),
+        biases=(),
+        groups={},
+        nodes={node.name or "": node.op_type for node, text in told.items() if not text},
+        floats={node.name or "": FloatNode(node.op_type, text) for node, text in told.items() if text},
+        stored=frozenset(node.name or "" for node, text in smaller.items() if text),
+        sums=sums_before_norms(model) if setting.target.parts_norms else frozenset(),
+    )
+
+
+def rewrite(model: ir.Model, plan: QuantPlan, setting: Setting, known: Known | None = None) -> ir.Model:
+    """A copy of ``model`` with the nodes of ``plan`` quantized; ``known`` remembers rounded weights."""
+    piece = Workpiece(model, setting, {} if known is None else known)
+    ways = WAYS[setting.form]
+    chosen = {*plan.nodes, *plan.stored}
+    for node in [node for node in all_nodes(piece.model) if node.name in chosen]:
+        ways[node.op_type].rewrite(node, piece)
+    write_as_sums(piece.model, plan.sums)
+    return piece.finish()
+
+
+def _has_weights(node: ir.Node) -> bool:
+    """Whether the node could be thought of: an operator with weights, or a look-up in a table of reals."""
+    if is_op(node, "Gather"):
+        table = node.inputs[0]
+        return not is_computed(table) and table is not None and table.dtype == ir.DataType.FLOAT
+    return is_op(node, *POSITIONS) or is_fused_attention(node)
+
+
+def _reason(node: ir.Node, setting: Setting) -> str | None:
+    """Why ``node`` stays float; None if it does not."""
+    way = WAYS[setting.form].get(node.op_type)
+    if way is None:
+        return _NO_WAY[setting.form]
+    return _deselected(node, setting.config) or _off(node, setting) or way.obstacle(node)
+
+
+def _deselected(node: ir.Node, config: QuantConfig) -> str | None:
+    for pattern in config.exclude:
+        if matches(node, pattern):
+            return f"excluded by {pattern!r}"
+    if config.include and not any(matches(node, pattern) for pattern in config.include):
+        return "not among the nodes to include"
+    return None
+
+
+def _off(node: ir.Node, setting: Setting) -> str | None:
+    """Why ``node`` is left alone as long as nobody asks for it; None if it is not, or somebody does."""
+    if setting.form is not Form.INTEGERS:
+        return None
+    if node.op_type == "Conv" and not setting.config.include:
+        return _CONV
+    named = [p for p in setting.config.include if not p.startswith("op:") and matches(node, p)]
+    return _ATTENTION if _is_attention(node) and not named else None
+
+
+def _is_attention(node: ir.Node) -> bool:
+    return node.op_type == "MatMul" and all(map(is_computed, node.inputs))

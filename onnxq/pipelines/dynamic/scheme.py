@@ -1,0 +1,69 @@
+"""What a target makes of dynamic quantization: which runtimes find ranges themselves, and in what form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import onnx_ir as ir
+
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import TargetError
+from onnxq.core.plan import QuantSpec
+from onnxq.targets import TARGETS
+from onnxq.targets.target import Target
+
+
+class Form(Enum):
+    """How weights, and what they meet, stand in the file."""
+
+    INTEGERS = "operators on integers, whose data is quantized by operators before them"
+    STORED = "int8 weights, unpacked before float operators: the runtime does what it likes with them"
+    HALVES = "float16 weights, unpacked before float operators"
+
+
+FORMS = {"onnxruntime": Form.INTEGERS, "openvino": Form.STORED}
+"""Runtime -> the form that it runs well. OpenVINO quantizes what meets compressed weights by itself."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is asked for, and in which form.
+
+    Attributes:
+        target: the deployment target.
+        config: the options.
+        form: how weights are written.
+        weight: their number format, without the axis; not used for float16.
+    """
+
+    target: Target
+    config: QuantConfig
+    form: Form
+    weight: QuantSpec
+
+    def axis(self, axis: int | None) -> int | None:
+        """``axis``, unless the user or the target wants one scale a tensor."""
+        types = self.target.per_channel_types
+        able = types is None or self.weight.dtype in types
+        return axis if able and not self.config.per_tensor else None
+
+
+def find_setting(target: Target, config: QuantConfig) -> Setting:
+    """How ``target`` is served.
+
+    Raises:
+        TargetError: ranges must stand in the model for its runtime.
+    """
+    forms = [FORMS[name] for name in target.runtimes if name in FORMS]
+    weight = target.weight_types.get(ir.DataType.INT8, target.weight)
+    if config.weight == "float16":
+        return Setting(target, config, Form.HALVES, weight)
+    if not forms:
+        able = [name for name, other in TARGETS.items() if FORMS.keys() & set(other.runtimes)]
+        raise TargetError(
+            f"target {target.name} wants the ranges of activations in the model, so that it has no dynamic "
+            "quantization: use --mode static with data, or --weight float16, which every target takes; "
+            f"targets that have it: {', '.join(able)}"
+        )
+    return Setting(target, config, forms[0], weight)

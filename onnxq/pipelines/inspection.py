@@ -1,0 +1,200 @@
+"""What of a model runs in integers, and what does not and why, as an outline: `onnxq inspect`.
+
+Nodes that are fused with the one before them (Relu, Clip, the Add of a bias) stand in its group. Groups that
+follow one another, and run in the same, make a region.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+import onnx_ir as ir
+
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import ModelError
+from onnxq.core.plan import GRAPH_OUTPUT, QuantPlan, QuantSpec
+from onnxq.graph.files import load
+from onnxq.graph.nodes import all_nodes, input_at
+from onnxq.graph.operators import WEIGHTED
+from onnxq.graph.read_qdq import (
+    DEQUANTIZE,
+    QUANTIZE,
+    Edge,
+    called,
+    computing,
+    dequantizer,
+    edges,
+    layers,
+    links,
+)
+from onnxq.pipelines.dynamic import prepare_dynamic
+from onnxq.pipelines.preflight import QUANTIZED, our_errors
+from onnxq.pipelines.prepare import prepare
+from onnxq.planner.eligibility import computes_reals
+
+Runs = Literal["integers", "float", "neighbours"]
+"""What a group runs in; "neighbours": the type of those beside it, where the runtime moves Q/DQ across it."""
+
+
+@dataclass(frozen=True)
+class FusedGroup:
+    """A node and what is fused with it.
+
+    Attributes:
+        runs: in what.
+        nodes: (name, operator type) of each, in the order of the graph.
+        told: of integers, the types of what it reads; of floats, the reason.
+    """
+
+    runs: Runs
+    nodes: tuple[tuple[str, str], ...]
+    told: str = ""
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """The operator types of its nodes."""
+        return tuple(op_type for _, op_type in self.nodes)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model's outline.
+
+    Attributes:
+        title: whose it is.
+        groups: in the order of the graph.
+        plan: what it is an outline of; None for a model that has Q/DQ already.
+    """
+
+    title: str
+    groups: tuple[FusedGroup, ...]
+    plan: QuantPlan | None = None
+
+    @property
+    def regions(self) -> Iterator[tuple[Runs, tuple[FusedGroup, ...]]]:
+        """Groups that follow one another and run in the same."""
+        for runs, groups in groupby(self.groups, key=lambda group: group.runs):
+            yield runs, tuple(groups)
+
+    def count(self, runs: Runs) -> int:
+        """Groups that run in ``runs``."""
+        return sum(group.runs == runs for group in self.groups)
+
+
+def inspect(path: str | os.PathLike[str], config: QuantConfig) -> Inspection:
+    """The outline of the plan for a float model, or of what is quantized in one with Q/DQ.
+
+    Raises:
+        OnnxqError: the model cannot be read or has nothing to quantize, or there is no such target.
+    """
+    with our_errors():
+        model = load(path)
+        if not any(QUANTIZED.fullmatch(node.op_type) for node in all_nodes(model)):
+            return of_plan(os.fspath(path), *planned(path, config))
+        if not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph):
+            raise ModelError(f"{path}: quantized in another way than with QuantizeLinear: nothing to inspect")
+        return Inspection(f"{os.fspath(path)}, quantized already", tuple(_as_it_is(model.graph)))
+
+
+def planned(path: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
+    """The cleaned model and the plan for it, in the mode that is asked for.
+
+    Raises:
+        OnnxqError: as `inspect`.
+    """
+    return (prepare_dynamic if config.mode == "dynamic" else prepare)(path, config)
+
+
+# --- a plan ---------------------------------------------------------------------------------------
+
+
+def of_plan(title: str, model: ir.Model, plan: QuantPlan) -> Inspection:
+    """The outline of ``plan``, which is of ``model``."""
+    heads: dict[str, list[ir.Node]] = {}
+    head_of: dict[ir.Node, str] = {}
+    for node in model.graph:
+        name = node.name or ""
+        if name not in plan.nodes.keys() | plan.floats.keys() | plan.carried.keys():
+            name = _head(node, head_of)
+        if name:
+            heads.setdefault(name, []).append(node)
+            head_of[node] = name
+    types = _types(plan)
+    groups = [_group(name, nodes, plan, types.get(name, "")) for name, nodes in heads.items()]
+    inside = [(n, f) for n, f in plan.floats.items() if n not in heads]
+    bodies = [FusedGroup("integers", ((name, op),)) for name, op in plan.nodes.items() if name not in heads]
+    bodies += [FusedGroup("float", ((name, node.op_type),), node.reason) for name, node in inside]
+    return Inspection(f"{title} for {plan.target}", (*groups, *bodies), plan)
+
+
+def _head(node: ir.Node, head_of: dict[ir.Node, str]) -> str:
+    """The node that this one is fused with; empty if it computes no reals."""
+    if not computes_reals(node):
+        return ""
+    makers = (value.producer() for value in node.inputs if value is not None)
+    return next((head_of[maker] for maker in makers if maker in head_of), "")
+
+
+def _group(name: str, nodes: Iterable[ir.Node], plan: QuantPlan, types: str) -> FusedGroup:
+    named = tuple((node.name or "", node.op_type) for node in nodes)
+    if name in plan.nodes:
+        return FusedGroup("integers", named, types)
+    if name in plan.floats:
+        return FusedGroup("float", named, plan.floats[name].reason)
+    return FusedGroup("neighbours", named)
+
+
+def _types(plan: QuantPlan) -> dict[str, str]:
+    """What each node reads in integers."""
+    found: dict[str, dict[str, None]] = {}
+    for point in plan.points:
+        if point.consumer != GRAPH_OUTPUT:
+            found.setdefault(point.consumer, {})[_type(point.spec)] = None
+    return {name: " x ".join(types) for name, types in found.items()}
+
+
+def _type(spec: QuantSpec) -> str:
+    name = spec.dtype.name.lower()
+    if spec.block_size is not None:
+        return f"{name} in blocks of {spec.block_size}"
+    return name if spec.axis is None else f"{name} per channel"
+
+
+# --- a model that has Q/DQ ------------------------------------------------------------------------
+
+
+def _as_it_is(graph: ir.Graph) -> Iterator[FusedGroup]:
+    """Nothing is known of fusions here: each node is a group of its own."""
+    integers = {*layers(graph), *links(graph)}
+    for node in computing(graph):
+        if not computes_reals(node):
+            continue
+        named = ((called(node), node.op_type),)
+        if node in integers:
+            types = dict.fromkeys(_read(edge) for edge in edges(node) if edge.kind != "bias")
+            yield FusedGroup("integers", named, " x ".join(types))
+        else:
+            yield FusedGroup("float", named, _why(node))
+
+
+def _read(edge: Edge) -> str:
+    name = edge.dtype.name.lower() if edge.dtype is not None else "unknown"
+    if edge.in_blocks:
+        return f"{name} in blocks"
+    return name if edge.axis is None else f"{name} per channel"
+
+
+def _why(node: ir.Node) -> str:
+    """What is missing for it to run in integers."""
+    operator = WEIGHTED.get(node.op_type)
+    if operator is not None:
+        sides = {"data": operator.data, "weights": operator.weight}
+        missing = [side for side, i in sides.items() if dequantizer(input_at(node, i)) is None]
+        return f"no DequantizeLinear before its {' and '.join(missing)}"
+    if not any(dequantizer(value) for value in node.inputs):
+        return "it reads no integers"
+    return "it reads integers, but not all that it reads and gives is quantized"

@@ -1,0 +1,143 @@
+"""What is refused before the work begins, and whose fault an error is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+
+import calibrators.errors
+from calibrators.session import open_session
+from onnxq.calibration.tables.table_files import format_for
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import CalibrationError, ModelError, OnnxqError
+from onnxq.graph.files import check_place, check_valid, files_of
+from onnxq.graph.nodes import all_nodes
+from onnxq.planner.context import matches
+
+logger = logging.getLogger(__name__)
+
+QUANTIZED = re.compile(
+    r"(Dynamic)?QuantizeLinear|DequantizeLinear|QLinear.*|QGemm|.*Integer(ToFloat)?|.*NBits"
+)
+"""Operators, of any domain, that no float model has."""
+
+
+def check_files(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    data: object,
+    config: QuantConfig,
+    others: Sequence[str | os.PathLike[str]] = (),
+) -> None:
+    """Nothing that is read may be written, not even the model's external data; tables are of known formats.
+
+    Args:
+        model: path of the float model.
+        output: path of the model to be written.
+        data: calibration data, if that is a path.
+        config: names further files.
+        others: more files to be written.
+
+    Raises:
+        ModelError: a file cannot be written, or would overwrite another one.
+        ConfigError: nothing tells the format of a table.
+    """
+    tables = [file for path, name in config.tables for file in format_for(path, name).files(path)]
+    ours = (config.save_statistics, config.search_log, config.report)
+    asked = (output, f"{output}.data", *ours, *tables, *others)
+    written = [Path(path) for path in asked if path]
+    needed = files_of(model) if any(path.exists() for path in written) else (model,)
+    check_places((*needed, data, config.from_table), written)
+
+
+def check_places(read: Iterable[object], written: Sequence[str | os.PathLike[str]]) -> None:
+    """Fail before the work, not after it: files to be written can be, and are none of those that are read.
+
+    What in ``read`` is no path is passed over; of a directory, everything in it is read.
+
+    Raises:
+        ModelError: a file cannot be written, or would overwrite another one.
+    """
+    goals = [Path(path) for path in written]
+    taken = [Path(path) for path in read if isinstance(path, str | os.PathLike)]
+    for goal in goals:
+        check_place(goal)
+        if clash := next((path for path in taken if _same(path, goal)), None):
+            raise ModelError(f"{goal}: would overwrite {clash}, which is needed: give another name.")
+        taken.append(goal)
+
+
+def _same(one: Path, goal: Path) -> bool:
+    """The same file, whatever it is called; also if it is not there yet. Or a file of a directory."""
+    if one.is_dir():
+        return goal.exists() and goal.resolve().is_relative_to(one.resolve())
+    if one.exists() and goal.exists():
+        return one.samefile(goal)
+    return one.resolve() == goal.resolve()
+
+
+def check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
+    """Refuse a model that is quantized already.
+
+    Raises:
+        ModelError: it is.
+    """
+    node = quantized_node(model)
+    if node is not None:
+        raise ModelError(
+            f"{path}: already quantized (node {node.name!r} is a {node.op_type}); give the float model, or "
+            "'onnxq requantize' a model with Q/DQ."
+        )
+
+
+def quantized_node(model: ir.Model) -> ir.Node | None:
+    """The first node, of functions too, that no float model has."""
+    roots: tuple[ir.Graph | ir.Function, ...] = (model.graph, *model.functions.values())
+    nodes = (node for root in roots for node in ir.traversal.RecursiveGraphIterator(root))
+    return next((node for node in nodes if QUANTIZED.fullmatch(node.op_type)), None)
+
+
+def check_patterns(model: ir.Model, config: QuantConfig) -> None:
+    """Warn of patterns to exclude, include or override that mean no node."""
+    overridden = (override.pattern for override in config.overrides)
+    for pattern in (*config.exclude, *config.include, *overridden):
+        if not any(matches(node, pattern) for node in all_nodes(model)):
+            logger.warning(
+                "pattern %r matches no node of the cleaned model: a typo? 'onnxq inspect' lists them", pattern
+            )
+
+
+@contextmanager
+def blamed(model: str | os.PathLike[str]) -> Iterator[None]:
+    """What nobody foresaw may be the model's fault: ask onnx's checker, and the runtime to load it.
+
+    Raises:
+        ModelError: the model is not valid.
+        CalibrationError: ONNX Runtime cannot load it.
+    """
+    try:
+        yield
+    except OnnxqError:
+        raise
+    except Exception:
+        check_valid(model, f"{model}: the model is not valid ONNX")
+        with our_errors():
+            open_session(model)
+        raise
+
+
+@contextmanager
+def our_errors() -> Iterator[None]:
+    """The calibrators stand alone and have an error class of their own: make it one of ours."""
+    try:
+        yield
+    except calibrators.errors.CalibrationError as error:
+        if isinstance(error, CalibrationError):
+            raise
+        raise CalibrationError(str(error)) from error

@@ -1,0 +1,111 @@
+"""What stands before every calibration: the cleaned model, and what of it is to be quantized."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from onnxq.calibration.qparams import check_weights
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import ModelError, TargetError
+from onnxq.core.plan import QuantPlan
+from onnxq.graph.files import load
+from onnxq.graph.passes import simplify
+from onnxq.pipelines.preflight import blamed, check_is_float, check_patterns
+from onnxq.planner import make_plan
+from onnxq.planner.number_formats import Formats, find_formats
+from onnxq.targets import TARGETS
+from onnxq.targets.lookup import get_target
+from onnxq.targets.target import Target
+
+ModelPath = str | os.PathLike[str]
+
+
+def prepare(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
+    """The cleaned model and the plan for it, still without parameters.
+
+    Raises:
+        ModelError: the model cannot be read, is quantized already, or has nothing to quantize.
+        TargetError: the target is unknown or does not take the asked types.
+    """
+    target = get_target(config.target)
+    simple = _clean(model, config, find_formats(target, config).opset)
+    with blamed(model):
+        return simple, _planned(simple, model, target, config)
+
+
+def prepare_loaded(original: ir.Model, name: str, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
+    """As `prepare`, of a model in memory; ``name`` is what errors call it.
+
+    Raises:
+        ModelError: as `prepare`.
+        TargetError: as `prepare`.
+    """
+    target = get_target(config.target)
+    simple = simplify(original, find_formats(target, config).opset)
+    check_patterns(simple, config)
+    return simple, _planned(simple, name, target, config)
+
+
+def _planned(simple: ir.Model, name: ModelPath, target: Target, config: QuantConfig) -> QuantPlan:
+    plan = make_plan(simple, target, config)
+    if not plan.points:
+        raise _nothing(name, [plan])
+    check_weights(simple, plan)
+    return plan
+
+
+def prepare_for_all(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, tuple[str, ...]]:
+    """The cleaned model, and the tensors whose statistics any target needs; or ``config.target``, if given.
+
+    Raises:
+        ModelError: as `prepare`, if that goes for every target.
+        TargetError: as `prepare`, if that goes for every target.
+    """
+    given = "target" in config.model_fields_set
+    targets = [get_target(config.target)] if given else list(TARGETS.values())
+    able = _able(targets, config)
+    simple = _clean(model, config, min(formats.opset for formats in able.values()))  # nothing is written
+    with blamed(model):
+        plans = [make_plan(simple, get_target(name), config) for name in able]
+    if not any(plan.points for plan in plans):
+        raise _nothing(model, plans)
+    return simple, tuple(dict.fromkeys(tensor for plan in plans for tensor in plan.observed))
+
+
+def _able(targets: Iterable[Target], config: QuantConfig) -> dict[str, Formats]:
+    """The targets, by name, that take the types asked for, and what they take them as.
+
+    Raises:
+        TargetError: none does.
+    """
+    able: dict[str, Formats] = {}
+    refusal: TargetError | None = None
+    for target in targets:
+        try:
+            able[target.name] = find_formats(target, config)
+        except TargetError as error:  # another may
+            refusal = error
+    if refusal is not None and not able:
+        raise refusal
+    return able
+
+
+def _clean(model: ModelPath, config: QuantConfig, opset: int) -> ir.Model:
+    original = load(model)
+    check_is_float(original, model)
+    with blamed(model):
+        simple = simplify(original, opset)
+        check_patterns(simple, config)
+    return simple
+
+
+def _nothing(model: ModelPath, plans: list[QuantPlan]) -> ModelError:
+    reasons = list(dict.fromkeys(node.reason for plan in plans for node in plan.floats.values()))
+    targets = ", ".join(plan.target for plan in plans)
+    return ModelError(
+        f"{model}: nothing to quantize for target {targets}: "
+        f"{'; '.join(reasons[:3]) or 'no node computes real numbers'}."
+    )

@@ -1,0 +1,67 @@
+"""Small charts, as SVG inside the page."""
+
+from __future__ import annotations
+
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrators.statistics.histogram import SIDE, Histogram
+from onnxq.pipelines.report.markup import Markup
+
+COLUMNS = 64
+STEP = 3
+"""Units of a column; the chart is 64 x 3 wide."""
+HEIGHT = 32
+
+_NOTHING = 0.01
+"""Counts are whole numbers; less is what rounding left of a difference of sums."""
+
+Floats = NDArray[np.float64]
+
+
+def cumulative(histogram: Histogram, ends: Floats) -> Floats:
+    """How many of the counted values lie below each of ``ends``; spread evenly within a bin."""
+    edges = histogram.width * np.arange(-SIDE, SIDE + 1)
+    below: Floats = np.interp(ends, edges, np.concatenate([[0], histogram.counts.cumsum()]))
+    return below
+
+
+def distribution(
+    histogram: Histogram, ends: tuple[float, float], chosen: tuple[float, float], text: str
+) -> Markup:
+    """Log counts between ``ends``, the range ``chosen`` marked; ``text`` is for who cannot see it."""
+    span = ends[1] - ends[0] or 1.0
+    edges = np.array([-np.inf, *(ends[0] + span * np.linspace(0, 1, COLUMNS + 1)[1:-1]), np.inf])
+    low, high, zero = ((x - ends[0]) / span * COLUMNS * STEP for x in (*chosen, 0.0))
+    marks = (
+        f'<rect class="in" x="{low:.1f}" width="{high - low:.1f}" height="{HEIGHT}"/>'
+        f'<path class="cut" d="M{low:.1f} 0v{HEIGHT}M{high:.1f} 0v{HEIGHT}"/>'
+        f'<path class="zero" d="M{zero:.1f} {HEIGHT - 4}v4"/>'
+    )
+    return _svg(marks, np.diff(cumulative(histogram, edges)), text)
+
+
+def spread(values: Floats, ends: tuple[float, float], text: str) -> Markup:
+    """How many of ``values``, all positive, lie where between ``ends``, on a logarithmic axis."""
+    low, high = np.log(ends)
+    counts, _ = np.histogram(np.log(values), COLUMNS, (low, max(high, low + 1e-6)))
+    return _svg("", counts.astype(np.float64), text)
+
+
+def _svg(marks: str, counts: Floats, text: str) -> Markup:
+    size = f'width="{COLUMNS * STEP}" height="{HEIGHT}" viewBox="0 0 {COLUMNS * STEP} {HEIGHT}"'
+    bars = f'<path class="bars" d="{_outline(counts)}"/>'
+    return Markup(f'<svg {size} role="img" aria-label="{escape(text)}">{marks}{bars}</svg>')
+
+
+def _outline(counts: Floats) -> str:
+    """The outline of the columns, log counts; a column that holds anything can be seen."""
+    logs = np.log1p(np.where(counts < _NOTHING, 0, counts))
+    heights = np.ceil(logs / (logs.max(initial=0) or 1) * (HEIGHT - 2)).astype(int)
+    tops = HEIGHT - heights
+    changes = np.flatnonzero(np.diff(tops)) + 1
+    starts, ends = np.concatenate([[0], changes]), np.concatenate([changes, [len(tops)]])
+    steps = "".join(f"V{tops[start]}H{STEP * end}" for start, end in zip(starts, ends, strict=True))
+    return f"M0 {HEIGHT}{steps}V{HEIGHT}Z"

@@ -1,0 +1,225 @@
+"""Models that carry Q/DQ already, from training elsewhere, for a target of ours: `requantize`.
+
+Their Q and DQ are taken out, the target's plan is made of the float model, and every tensor that had a scale
+keeps it: exactly where the target has that number format, else with the same range. Only what the target
+quantizes besides is calibrated. Nothing is corrected: training has done that.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from calibrators.errors import some
+from calibrators.statistics import Statistics
+from onnxq.calibration.qparams import Source, calibrator, from_statistics, from_table, solve
+from onnxq.calibration.run import gather
+from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
+from onnxq.calibration.tables.sources import of_plan
+from onnxq.calibration.tables.table import Encoding, Table, on_grid
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import CalibrationError, ConfigError, ModelError
+from onnxq.core.numerics import dequantize, quantize
+from onnxq.core.plan import Group, QuantParams, QuantPlan
+from onnxq.core.progress import Progress, silent
+from onnxq.graph.files import load, write
+from onnxq.graph.insert_qdq import as_written
+from onnxq.graph.nodes import constant_value
+from onnxq.graph.strip_qdq import Recorded, Stripped, strip
+from onnxq.pipelines.acceptance import Trial, doubts_of_model, float_weights
+from onnxq.pipelines.preflight import blamed, check_files, our_errors, quantized_node
+from onnxq.pipelines.prepare import prepare_loaded
+from onnxq.pipelines.report.report import Request
+from onnxq.pipelines.result import QuantResult, conclude
+from onnxq.verify.accuracy import Judge
+
+ON_GRID = 1e-3
+"""How far, in steps, weights may be from the grid that they are said to lie on."""
+
+_MEANINGLESS = ("mode", "goal", "search_log", "autotune", "from_table", "table", "save_statistics")
+"""Options that ask for what is not done with scales that are given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requantized(QuantResult):
+    """What `requantize` wrote; `quality` and the first of both sizes are those of the given model.
+
+    Attributes:
+        kept: groups whose scales come from the given model.
+        calibrated: groups of activations that had none.
+    """
+
+    kept: tuple[str, ...] = ()
+    calibrated: tuple[str, ...] = ()
+
+
+def requantize(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    data: Data | None = None,
+    config: QuantConfig | None = None,
+    progress: Progress = silent,
+) -> Requantized:
+    """Make of a model with Q/DQ one for ``config.target``, with the scales that it has.
+
+    Args:
+        model: path of a model with pairs of QuantizeLinear and DequantizeLinear.
+        output: path of the model to write; whole or not at all.
+        data: as `quantize_static` takes it: for tensors that had no scale, and to compare both models on.
+        config: the options; nothing is corrected, so that ``correct`` means nothing here.
+        progress: told how far the work is.
+
+    Raises:
+        ConfigError: an option asks for what is not done here: a goal, tables, dynamic mode.
+        ModelError: the model has no Q/DQ, or integers that are no Q/DQ pairs.
+        CalibrationError: the target quantizes what the model did not, and there is no data.
+    """
+    started = time.perf_counter()
+    options = _checked(config or QuantConfig())
+    data = options.data if data is None else data
+    check_files(model, output, data, options)
+    with our_errors():
+        progress("reading the model")
+        stripped = _stripped(model)
+        simple, plan = prepare_loaded(stripped.model, os.fspath(model), options)
+        samples = open_samples(simple, data, options)
+        known = _known(simple, plan, stripped)
+        missing = tuple(g.name for g in plan.groups.values() if g.observe and g.name not in known)
+        source, statistics = _calibrated(simple, plan, missing, samples, options, progress)
+        plan = solve(simple, plan, source, known)
+        progress("writing and checking the model")
+        trial = Trial(Judge(model, samples.to_judge or list(samples)), plan, options)
+        write(as_written(simple, plan), output, validate=trial.run)
+    result = Requantized(
+        request=Request(os.fspath(model), os.fspath(output), origin(data), options),
+        plan=plan,
+        make_table=lambda: of_plan(plan, simple, stripped.model),
+        quality=trial.quality,
+        verdicts=trial.verdicts,
+        judged_on=samples.judged_on,
+        skipped=samples.skipped,
+        warnings=tuple(_doubts(stripped, samples, trial, float_weights(simple, plan))),
+        speed=None,
+        statistics=statistics or None,
+        kept=tuple(known),
+        calibrated=missing,
+    )
+    return conclude(result, started)
+
+
+def _checked(config: QuantConfig) -> QuantConfig:
+    fields = QuantConfig.model_fields
+    given = [name for name in _MEANINGLESS if getattr(config, name) != fields[name].default]
+    if given:
+        raise ConfigError(
+            f"a model that keeps its scales takes no {', '.join(given)}: leave them out, or quantize the "
+            "float model"
+        )
+    return config.model_copy(update={"correct": ("none",)})
+
+
+def _stripped(model: str | os.PathLike[str]) -> Stripped:
+    given = load(model)
+    with blamed(model):
+        stripped = strip(given)
+    if (node := quantized_node(stripped.model)) is not None:
+        raise ModelError(
+            f"{model}: node {node.name!r} is a {node.op_type}: only pairs of QuantizeLinear and "
+            "DequantizeLinear can be taken over"
+        )
+    if not stripped.activations and not stripped.weights:
+        raise ModelError(f"{model}: has no QuantizeLinear and DequantizeLinear: 'onnxq quantize' it")
+    return stripped
+
+
+def _doubts(stripped: Stripped, samples: Samples, trial: Trial, float_weights: float) -> Iterator[str]:
+    if samples.synthetic:
+        yield (
+            "NO DATA: both models were compared on made-up inputs only, and the accuracy is UNKNOWN. Give "
+            "real samples with --data."
+        )
+    if stripped.doubts:
+        yield f"quantized in several ways, of which the first counts: {some(stripped.doubts)}"
+    yield from samples.doubts
+    yield from doubts_of_model(trial, float_weights, "Keep sensitive nodes float with --exclude.")
+
+
+def _known(simple: ir.Model, plan: QuantPlan, stripped: Stripped) -> dict[str, QuantParams]:
+    """The parameters of every group that the model has some for."""
+    known = dict(_known_weights(simple, plan, stripped.weights))
+    computed = [group for group in plan.groups.values() if not group.constant and group.fixed is None]
+    for group in computed:
+        found = {n: stripped.activations[n] for n in _names(group) if n in stripped.activations}
+        table = Table({name: _encoding(each, group.spec.symmetric) for name, each in found.items()})
+        if found and not any(encoding.per_channel for encoding in table.activations.values()):
+            known[group.name] = from_table(table, replace(plan, groups={group.name: group}))(group)
+    return known
+
+
+def _names(group: Group) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*group.observe, *group.tensors)))
+
+
+def _encoding(recorded: Recorded, symmetric: bool, unused: int = 0) -> Encoding:
+    """As the table of a target with symmetric numbers, or with unused bits, would have it."""
+    spec = replace(recorded.spec, reduce_bits=unused)
+    try:
+        return on_grid(spec, recorded.scale, recorded.zero_point, symmetric=symmetric)
+    except ValueError as error:
+        raise ModelError(f"a QuantizeLinear of the model has {error}") from error
+
+
+def _known_weights(
+    simple: ir.Model, plan: QuantPlan, recorded: Mapping[str, Recorded]
+) -> Iterator[tuple[str, QuantParams]]:
+    """Of weights that still lie on their grid: cleaning may have folded something into them."""
+    for group in plan.groups.values():
+        name = group.tensors[0]
+        if not group.constant or name not in recorded or recorded[name].block_size != group.spec.block_size:
+            continue
+        values = constant_value(simple.graph.initializers[name])
+        encoding = _encoding(recorded[name], group.spec.symmetric, group.spec.reduce_bits)
+        params = encoding.exact(group.spec)
+        if values is None or params is None:
+            continue
+        params = _by_channel(params, group, values.shape)
+        if params is not None and _lies_on(values.astype(np.float32), params, group):
+            yield group.name, params
+
+
+def _by_channel(params: QuantParams, group: Group, shape: tuple[int, ...]) -> QuantParams | None:
+    """One scale for all channels is as good as the same for each; the other way round there is none."""
+    axis = group.spec.axis
+    if axis is None or params.scale.ndim:
+        return params if (axis is None) == (params.scale.ndim == 0) else None
+    size = shape[axis]
+    return QuantParams(np.full(size, params.scale), np.full(size, params.zero_point))
+
+
+def _lies_on(values: np.ndarray, params: QuantParams, group: Group) -> bool:
+    again = dequantize(quantize(values, params, group.spec), params, group.spec)
+    return bool(np.abs(again - values).max(initial=0) <= ON_GRID * float(params.scale.max()))
+
+
+def _calibrated(
+    simple: ir.Model,
+    plan: QuantPlan,
+    missing: tuple[str, ...],
+    samples: Samples,
+    config: QuantConfig,
+    progress: Progress,
+) -> tuple[Source, Statistics]:
+    """Where the parameters of the other groups come from, and what calibration saw."""
+    if missing and samples.synthetic:
+        raise CalibrationError(
+            f"the target {plan.target} quantizes {len(missing)} tensors that the model has no scale for: "
+            f"{some(missing)}. Give calibration data."
+        )
+    tensors = tuple(dict.fromkeys(t for name in missing for t in plan.groups[name].observe))
+    statistics = gather(simple, tensors, samples, config, progress) if tensors else Statistics({}, 0)
+    return from_statistics(statistics, calibrator(config)), statistics

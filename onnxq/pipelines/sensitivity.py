@@ -1,0 +1,50 @@
+"""A model's path -> its quantization points, ranked by what each alone costs: `onnxq sensitivity`."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from onnxq.algorithms.context import channel_means, judge_of, workbench
+from onnxq.algorithms.corrections import check_correctable, corrected
+from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.sensitivity.analysis import Sensitivity, sensitivities
+from onnxq.calibration.qparams import calibrator, from_statistics, solve
+from onnxq.calibration.run import gather
+from onnxq.calibration.sample_split import open_samples
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import ConfigError
+from onnxq.core.progress import Progress, silent
+from onnxq.pipelines.preflight import our_errors
+from onnxq.pipelines.prepare import prepare
+from onnxq.pipelines.static import observed
+
+logger = logging.getLogger(__name__)
+
+
+def rank(
+    model: str | os.PathLike[str], config: QuantConfig, progress: Progress = silent
+) -> list[Sensitivity]:
+    """What quantizing each point of ``model`` alone does to the outputs, the worst first.
+
+    Ranges and corrections are those with which `quantize_static` would quantize it, as ``config`` says.
+
+    Raises:
+        OnnxqError: the model or the data cannot be used.
+    """
+    if config.mode != "static":
+        raise ConfigError(f"mode {config.mode} has no quantization points to rank: use mode static")
+    check_correctable(config)
+    with our_errors():
+        progress("reading the model")
+        simple, plan = prepare(model, config)
+        samples = open_samples(simple, config.data, config)
+        tensors, channels = observed(simple, plan)
+        statistics = gather(simple, tensors, samples, config, progress, channels)
+        if samples.synthetic:
+            logger.warning("ranked on synthetic inputs, which say little: give real samples as data")
+        plan = solve(simple, plan, from_statistics(statistics, calibrator(config)))
+        judge = judge_of(model, simple, samples, config)
+        draft = Draft(simple, simple, plan, channel_means(statistics))
+        draft, _ = corrected(draft, samples, judge, config, progress)
+        return sensitivities(draft, workbench(draft.exact, samples, judge, config, progress))

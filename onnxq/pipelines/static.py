@@ -1,0 +1,196 @@
+"""The whole flow, top to bottom: a float model in, a checked int8 model out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import onnx_ir as ir
+
+from calibrators.statistics import Statistics
+from onnxq.algorithms.autotune.apply import check_measurable, explained, tuned
+from onnxq.algorithms.context import channel_means, judge_of
+from onnxq.algorithms.corrections import check_correctable, corrected
+from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.layers.matrices import channel_axes
+from onnxq.algorithms.mixed_precision.search import chosen_goal, reach
+from onnxq.calibration import tables
+from onnxq.calibration.qparams import Source, calibrator, from_statistics, from_table, solve
+from onnxq.calibration.run import distrust, gather
+from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
+from onnxq.calibration.tables.sources import check_plan, of_plan
+from onnxq.calibration.tables.table import Table
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import ConfigError
+from onnxq.core.goal import Goal
+from onnxq.core.plan import QuantPlan
+from onnxq.core.progress import Progress, silent
+from onnxq.graph.files import load, write
+from onnxq.graph.insert_qdq import as_written
+from onnxq.pipelines.acceptance import LastLook, Trial, doubts, float_weights
+from onnxq.pipelines.preflight import check_files, our_errors
+from onnxq.pipelines.prepare import prepare
+from onnxq.pipelines.report.report import Request
+from onnxq.pipelines.result import QuantResult, conclude
+
+
+def quantize_static(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    data: Data | None = None,
+    config: QuantConfig | None = None,
+    progress: Progress = silent,
+    goal: Goal | None = None,
+) -> QuantResult:
+    """Quantize ``model`` with ranges from ``data`` and write it to ``output``, whole or not at all.
+
+    Args:
+        model: path of a float ONNX model.
+        output: path of the int8 model to write.
+        data: as ``config.data``, or any iterable of ``{input name: array}`` batches.
+        config: the options; defaults if None.
+        progress: told how far the work is.
+        goal: what the model must reach, as ``config.goal``; its measure may be a function of one's own.
+
+    Raises:
+        OnnxqError: with one clear message; ``output`` is then as it was before.
+    """
+    started = time.perf_counter()
+    config = config or QuantConfig()
+    if config.mode != "static":
+        raise ConfigError(f"mode {config.mode}: call onnxq.quantize_dynamic")
+    data = config.data if data is None else data
+    if data is not None and config.from_table is not None:
+        raise ConfigError("calibration data and a table (data, from_table) both give the ranges: use one")
+    goal = chosen_goal(goal, data, config)
+    check_files(model, output, data, config)
+    check_measurable(config)
+    check_correctable(config)
+    with our_errors():
+        progress("reading the model")
+        simple, plan = prepare(model, config)
+        check_plan(plan, config.tables)
+        samples = open_samples(simple, data, config)
+        source, statistics, warnings = _source(simple, plan, samples, config, progress)
+    known = Calibrated(os.fspath(model), simple, plan, samples, source, statistics, warnings, origin(data))
+    return finish(known, output, config, progress, goal, started)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A float model of which all is known that its quantization needs.
+
+    Attributes:
+        path: its file.
+        simple: it, cleaned.
+        plan: what is to be quantized, without parameters.
+        samples: to fit corrections on, and to judge by.
+        source: where the ranges come from.
+        statistics: what calibration saw, if it did.
+        warnings: why the ranges should not be trusted, if so.
+        origin: where the samples came from, in words.
+    """
+
+    path: str
+    simple: ir.Model
+    plan: QuantPlan
+    samples: Samples
+    source: Source
+    statistics: Statistics | None
+    warnings: tuple[str, ...]
+    origin: str
+
+
+def finish(
+    known: Calibrated,
+    output: str | os.PathLike[str],
+    config: QuantConfig,
+    progress: Progress,
+    goal: Goal | None,
+    started: float,
+) -> QuantResult:
+    """The second half of the flow: from ranges to the written model.
+
+    Raises:
+        OnnxqError: as `quantize_static`.
+    """
+    model, simple, samples, statistics = known.path, known.simple, known.samples, known.statistics
+    with our_errors():
+        progress("choosing ranges")
+        plan = solve(simple, known.plan, known.source)
+        judge = judge_of(model, simple, samples, config)
+        draft = Draft(simple, simple, plan, channel_means(statistics or {}))
+        draft, options, tuning = tuned(model, draft, samples, judge, config, progress)
+        table = cache(partial(_table, model, simple, draft.plan))
+        draft, effects = corrected(draft, samples, judge, options, progress)
+        draft, search = reach(draft, goal, samples, judge, options, progress)
+        draft = explained(draft, tuning)
+        progress("writing and checking the model")
+        trial = Trial(judge, draft.plan, config)
+        look = LastLook(model, simple, samples, config)
+        with tables.staged(tables.encode_all(table(), config.tables) if config.tables else {}):
+            write(as_written(draft.model, draft.plan), output, validate=partial(_validate, trial, look))
+    return conclude(
+        QuantResult(
+            request=Request(model, os.fspath(output), known.origin, config),
+            plan=draft.plan,
+            make_table=table,
+            quality=trial.quality,
+            verdicts=trial.verdicts,
+            judged_on=samples.judged_on,
+            skipped=samples.skipped,
+            warnings=(
+                *known.warnings,
+                *(search.doubts if search else ()),
+                *(tuning.doubts if tuning else ()),
+                *look.doubts,
+                *doubts(samples, trial, float_weights(simple, draft.plan)),
+            ),
+            speed=look.speed,
+            statistics=statistics,
+            corrections=effects,
+            search=search,
+            tuning=tuning,
+        ),
+        started,
+    )
+
+
+def _validate(trial: Trial, look: LastLook, draft: Path) -> None:
+    trial.run(draft)
+    look.run(draft)
+
+
+def _table(model: str | os.PathLike[str], simple: ir.Model, plan: QuantPlan) -> Table:
+    return of_plan(plan, simple, load(model))
+
+
+def _source(
+    model: ir.Model, plan: QuantPlan, samples: Samples, config: QuantConfig, progress: Progress
+) -> tuple[Source, Statistics | None, tuple[str, ...]]:
+    """Where the ranges come from, the statistics if they do, and why not to trust them, if so."""
+    if config.from_table is not None and not tables.is_statistics(config.from_table):
+        return from_table(tables.read(config.from_table), plan), None, ()
+    statistics, warnings = _statistics(model, plan, samples, config, progress)
+    return from_statistics(statistics, calibrator(config)), statistics, warnings
+
+
+def _statistics(
+    model: ir.Model, plan: QuantPlan, samples: Samples, config: QuantConfig, progress: Progress
+) -> tuple[Statistics, tuple[str, ...]]:
+    """What the ranges follow from, and why that should not be trusted, if so."""
+    if config.from_table is None:
+        tensors, channels = observed(model, plan)
+        return gather(model, tensors, samples, config, progress, channels), ()
+    statistics = Statistics.load(config.from_table)
+    return statistics, tuple(distrust(statistics, model))
+
+
+def observed(model: ir.Model, plan: QuantPlan) -> tuple[tuple[str, ...], Mapping[str, int]]:
+    """The tensors to collect statistics of, and of some the axis along which to keep means."""
+    channels = channel_axes(model, plan)
+    return tuple(dict.fromkeys((*plan.observed, *channels))), channels

@@ -1,0 +1,104 @@
+"""Which weights are cut into blocks. The activations beside them stay float: kernels take no others.
+
+Some runtimes put such a kernel only among floats. There, where the data comes in integers, or somebody reads
+the output in integers, the weights are not cut, and the node is planned like any other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator
+
+import onnx_ir as ir
+
+from calibrators.errors import some
+from onnxq.graph.nodes import constant_value, input_at, is_op
+from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED, attribute_value, clip_range
+from onnxq.planner.apply_overrides import block_spec
+from onnxq.planner.context import Scene, bias_add
+
+logger = logging.getLogger(__name__)
+
+
+def blocked_nodes(nodes: Iterable[ir.Node], scene: Scene) -> frozenset[ir.Node]:
+    """Those whose weights can be cut into blocks."""
+    return frozenset(node for node in nodes if scene.formats.blocked and _can_be_cut(node, scene))
+
+
+def among_integers(scene: Scene, quantized: Collection[ir.Value]) -> frozenset[ir.Node]:
+    """The nodes whose weights are not to be cut after all, because these tensors are quantized."""
+    if scene.target.blocks is None or not scene.target.blocks.among_floats:
+        return frozenset()
+    return frozenset(
+        node
+        for node in scene.in_blocks
+        if any(value in quantized for value in (*_above(node, scene), *_below(node, scene)))
+    )
+
+
+def warn_of_whole(planned: Iterable[ir.Node], scene: Scene) -> None:
+    """Say which matrices of weights are quantized, but not in blocks as was asked for."""
+    if scene.formats.blocked is None:
+        return
+    whole = [
+        node.name or ""
+        for node in planned
+        if scene.target.rules[node.op_type].blocked is not None
+        and node not in scene.in_blocks
+        and block_spec(node, scene) is not None
+        and constant_value(input_at(node, WEIGHTED[node.op_type].weight)) is not None
+    ]
+    if whole:
+        logger.warning(
+            "target %s has no kernel for blocks of weights in %d MatMul and Gemm, which keep a scale a "
+            "channel, or one for all: %s",
+            scene.target.name,
+            len(whole),
+            some(whole),
+        )
+
+
+def _can_be_cut(node: ir.Node, scene: Scene) -> bool:
+    rule, blocks, spec = scene.rule(node), scene.target.blocks, block_spec(node, scene)
+    if rule is None or rule.blocked is None or blocks is None or spec is None:
+        return False
+    weight = constant_value(input_at(node, WEIGHTED[node.op_type].weight))
+    if weight is None or weight.ndim != 2 or not weight.size:
+        return False
+    for name, wanted in rule.blocked.items():
+        if attribute_value(node, name) != wanted:
+            return False
+    assert spec.block_size is not None
+    return not blocks.whole or weight.shape[SUMMED_AXIS[node.op_type](node)] % spec.block_size == 0
+
+
+def _above(node: ir.Node, scene: Scene) -> Iterator[ir.Value]:
+    """What the node reads, and what that was before operators that only pass values on."""
+    value = node.inputs[WEIGHTED[node.op_type].data]
+    while value is not None:
+        yield value
+        producer = value.producer()
+        if producer is None or not _passes_on(producer, scene):
+            break
+        value = producer.inputs[0]
+
+
+def _below(node: ir.Node, scene: Scene) -> Iterator[ir.Value]:
+    """What the node gives, and what its bias, Relu, Clip and operators that pass values on make of it."""
+    yield from _onward(node.outputs[0], scene)
+    if found := bias_add(node, scene):
+        yield from _onward(found[0].outputs[0], scene)
+
+
+def _onward(value: ir.Value, scene: Scene) -> Iterator[ir.Value]:
+    yield value
+    for use in value.uses():
+        if clip_range(use.node) is not None or _passes_on(use.node, scene):
+            for output in use.node.outputs:
+                yield from _onward(output, scene)
+
+
+def _passes_on(node: ir.Node, scene: Scene) -> bool:
+    """Whether the runtime moves Q and DQ across the node."""
+    rule = scene.rule(node)
+    return is_op(node, *scene.target.transparent) or (rule is not None and rule.same_params)

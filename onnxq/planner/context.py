@@ -1,0 +1,226 @@
+"""What every planning decision looks at, and where Q and DQ would stand around one node."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+
+from onnxq.core.config import QuantConfig
+from onnxq.core.plan import QuantSpec
+from onnxq.graph.nodes import constant_value, input_at, is_op, rank
+from onnxq.graph.operators import WEIGHTED, clip_range, data_inputs, is_depthwise
+from onnxq.planner.number_formats import Formats
+from onnxq.targets.target import OpRule, Output, Role, Target
+
+_CLIPS = ("Relu", "Clip")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The main graph, what the target can do with it, and what the user asked for.
+
+    Attributes:
+        formats: number formats, without the axis.
+        position: nodes of the main graph in order.
+        in_blocks: the nodes whose weights are cut into blocks: nothing else of them is in integers.
+        ends: the first and the last node with weights, where the target has other formats for them.
+        final: what joins different things right before they leave the graph (`final_nodes`).
+        masking: what reads values that stand for minus infinity (`masking_nodes`).
+    """
+
+    graph: ir.Graph
+    target: Target
+    config: QuantConfig
+    formats: Formats
+    position: Mapping[ir.Node, int]
+    in_blocks: frozenset[ir.Node] = frozenset()
+    ends: frozenset[ir.Node] = frozenset()
+    final: frozenset[ir.Node] = frozenset()
+    masking: frozenset[ir.Node] = frozenset()
+
+    @property
+    def activation(self) -> QuantSpec:
+        """The number format of activations."""
+        return self.formats.activation
+
+    @property
+    def quantize_outputs(self) -> bool:
+        """Whether what leaves the graph is quantized too."""
+        return self.config.quantize_outputs or self.target.quantize_outputs
+
+    def rule(self, node: ir.Node) -> OpRule | None:
+        """How the target quantizes such a node, None if it does not."""
+        return self.target.rules.get(node.op_type) if is_op(node, node.op_type) else None
+
+    def role(self, node: ir.Node) -> Role | None:
+        """The role that the target gives such a node."""
+        rule = self.rule(node)
+        if rule is None:
+            return None
+        return rule.depthwise if rule.depthwise and is_depthwise(node) else rule.role
+
+
+def deselected(node: ir.Node, scene: Scene) -> str | None:
+    """Why the user's choice leaves ``node`` out; None if it does not."""
+    for pattern in scene.config.exclude:
+        if matches(node, pattern):
+            return f"excluded by {pattern!r}"
+    if scene.config.include and not any(matches(node, p) for p in scene.config.include):
+        return "not among the nodes to include"
+    return None
+
+
+def matches(node: ir.Node, pattern: str) -> bool:
+    """Whether ``pattern`` means the node: a glob of its name, or ``op:`` and one of its operator type."""
+    if pattern.startswith("op:"):
+        return fnmatchcase(node.op_type, pattern[3:])
+    return fnmatchcase(node.name or "", pattern)
+
+
+def sole_reader(value: ir.Value, scene: Scene) -> ir.Node | None:
+    """The node of the main graph that alone reads ``value``, which is no graph output."""
+    uses = tuple(value.uses())
+    if value.is_graph_output() or len(uses) != 1:
+        return None
+    reader = uses[0].node
+    return reader if reader in scene.position else None
+
+
+def fused_output(value: ir.Value, rule: OpRule, scene: Scene) -> ir.Value:
+    """The tensor that Q stands on: ``value``, or what Relu/Clip make of it if they fuse.
+
+    They do if nobody else reads the unclipped tensor and zero lies within the limits (a grid always
+    holds zero). An operator whose output keeps its input's parameters fuses with none.
+    """
+    clips = list(fused_clips(value, rule, scene))
+    return clips[-1].outputs[0] if clips else value
+
+
+def fused_clips(value: ir.Value, rule: OpRule, scene: Scene) -> Iterator[ir.Node]:
+    """The Relu and Clip, one behind the other, that fuse with the node that makes ``value``."""
+    for _ in range(0 if rule.same_params else scene.target.fused_clips):
+        clip = sole_reader(value, scene)
+        limits = clip_range(clip) if clip is not None and not deselected(clip, scene) else None
+        if clip is None or limits is None or not limits[0] <= 0 <= limits[1] or limits[0] == limits[1]:
+            break
+        yield clip
+        value = clip.outputs[0]
+
+
+def integer_outputs(node: ir.Node, scene: Scene) -> list[ir.Value]:
+    """The tensors that get Q because ``node`` is quantized."""
+    rule = scene.target.rules[node.op_type]
+    if rule.output is Output.FREE or node in scene.in_blocks:
+        return []
+    values = [value for value in node.outputs if value.name]
+    if rule.output is Output.QUANTIZED:
+        return [fused_output(value, rule, scene) for value in values]
+    return [_clipped(v, rule, scene) for v in values if _fused_in_float(node, v, rule, scene)]
+
+
+def _fused_in_float(node: ir.Node, value: ir.Value, rule: OpRule, scene: Scene) -> bool:
+    """Whether the runtime would fuse what reads ``value`` with ``node``, in float, unless Q prevents it."""
+    reader = sole_reader(value, scene)
+    if reader is None or not is_op(reader, *rule.fused_in_float):
+        return False
+    if is_op(reader, "Add"):
+        return _swallowed(node, value, reader, scene)
+    return sole_reader(reader.outputs[0], scene) is not None
+
+
+def _swallowed(node: ir.Node, value: ir.Value, add: ir.Node, scene: Scene) -> bool:
+    """Whether this Add, the only reader of ``value``, is no bias and could be fused with ``node``."""
+    if not _becomes_gemm(node, scene) or bias_add(node, scene):
+        return False
+    other = add.inputs[1 - _position(value, add)]
+    return rank(other) in (None, 1, 2)
+
+
+def _becomes_gemm(node: ir.Node, scene: Scene) -> bool:
+    """Whether the runtime makes a Gemm of ``node`` and an Add behind it: of matrices and of known shapes."""
+    data = node.inputs[0]
+    if not scene.target.rules[node.op_type].bias_add or data is None or data.shape is None:
+        return False
+    return len(data.shape) == 2 or data.shape.is_static()
+
+
+def _clipped(value: ir.Value, rule: OpRule, scene: Scene) -> ir.Value:
+    fused = fused_output(value, rule, scene)
+    return value if fused.is_graph_output() and not scene.quantize_outputs else fused
+
+
+def bias_add(node: ir.Node, scene: Scene) -> tuple[ir.Node, int] | None:
+    """The Add behind ``node`` that adds a bias, one constant a column, and which of its inputs that is."""
+    add = sole_reader(node.outputs[0], scene)
+    if add is None or not is_op(add, "Add") or deselected(add, scene) or not _becomes_gemm(node, scene):
+        return None
+    index = 1 - _position(node.outputs[0], add)
+    bias, weight = constant_value(add.inputs[index]), constant_value(node.inputs[1])
+    if bias is None or weight is None or weight.ndim != 2 or bias.ndim > (rank(node.outputs[0]) or 0):
+        return None
+    return (add, index) if bias.shape[-1:] == weight.shape[1:] == (bias.size,) else None
+
+
+def _position(value: ir.Value, reader: ir.Node) -> int:
+    return next(i for i, source in enumerate(reader.inputs) if source is value)
+
+
+def torn_outputs(node: ir.Node, read: Collection[ir.Value | None], scene: Scene) -> list[ir.Value]:
+    """The outputs that some read in integers and some in float, where the kernel gives only one of them.
+
+    Relu and Clip hide nothing: the runtime drops those that Q makes superfluous.
+
+    Args:
+        node: a planned node.
+        read: the tensors that are read in integers.
+        scene: the scene.
+    """
+    if scene.target.rules[node.op_type].output is not Output.ALL_OR_NONE or node in scene.in_blocks:
+        return []
+    return [
+        value
+        for value in node.outputs
+        if len(tuple(value.uses())) + value.is_graph_output() > 1
+        and any(v in read for v in _unclipped(value))
+    ]
+
+
+def _unclipped(value: ir.Value) -> Iterator[ir.Value]:
+    """``value``, and what any Relu and Clip make of it."""
+    yield value
+    for use in value.uses():
+        if is_op(use.node, *_CLIPS):
+            yield from _unclipped(use.node.outputs[0])
+
+
+def integer_inputs(node: ir.Node, scene: Scene) -> list[int]:
+    """The inputs that ``node`` reads in integers when it is quantized."""
+    rule = scene.target.rules[node.op_type]
+    if rule.role is Role.RESIDUAL:
+        return skip_inputs(node, rule, scene)
+    if node in scene.in_blocks:
+        return [WEIGHTED[node.op_type].weight]
+    return [i for i in data_inputs(node) if i != rule.bias and input_at(node, i) is not None]
+
+
+def skip_inputs(node: ir.Node, rule: OpRule, scene: Scene) -> list[int]:
+    """For a sum: the inputs that do not come from the last operator that it could be fused into."""
+    if any(value is None or value.is_initializer() for value in node.inputs):
+        return []
+    branches = [
+        (scene.position[producer], index)
+        for index, value in enumerate(node.inputs)
+        if (producer := _private_producer(value, scene)) and is_op(producer, *rule.sums_with)
+    ]
+    return [i for i in range(len(node.inputs)) if i != max(branches)[1]] if branches else []
+
+
+def _private_producer(value: ir.Value | None, scene: Scene) -> ir.Node | None:
+    """The node of the main graph that made ``value`` for one reader alone."""
+    if value is None or value.is_graph_output() or len(value.uses()) != 1:
+        return None
+    producer = value.producer()
+    return producer if producer in scene.position else None

@@ -1,0 +1,124 @@
+"""The quantized edges of the planned nodes, and their number formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from onnxq.core.plan import QuantSpec
+from onnxq.graph.nodes import constant_value, input_at
+from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED
+from onnxq.planner.apply_overrides import block_spec, is_per_tensor, weight_spec
+from onnxq.planner.context import (
+    Scene,
+    bias_add,
+    integer_inputs,
+    integer_outputs,
+    torn_outputs,
+)
+from onnxq.targets.target import BiasStyle
+
+Key = tuple[str, QuantSpec]
+"""A tensor in one number format."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A quantized edge; ``node`` is None where it leaves the graph."""
+
+    value: ir.Value
+    node: ir.Node | None
+    index: int
+    spec: QuantSpec
+
+    @property
+    def key(self) -> Key:
+        """The tensor in the edge's number format."""
+        return self.value.name or "", self.spec
+
+
+def find_edges(planned: Iterable[ir.Node], scene: Scene) -> list[Edge]:
+    """Every quantized edge once: inputs of planned nodes, and all readers of their integer outputs."""
+    edges: dict[tuple[ir.Node | None, int], Edge] = {}
+    for node in planned:
+        for index in integer_inputs(node, scene):
+            edges[node, index] = make_edge(node, index, input_spec(node, index, scene))
+        if scene.target.bias is BiasStyle.OWN:
+            edges |= {place: make_edge(*place, _bias_spec(scene)) for place in bias_inputs(node, scene)}
+    read = {edge.value for edge in edges.values()}
+    for node in planned:
+        for value in dict.fromkeys((*integer_outputs(node, scene), *torn_outputs(node, read, scene))):
+            for reader, index in _readers(value, scene.graph):
+                edges.setdefault((reader, index), Edge(value, reader, index, scene.activation))
+    return list(edges.values())
+
+
+def make_edge(node: ir.Node, index: int, spec: QuantSpec) -> Edge:
+    """The edge into input ``index`` of ``node``."""
+    value = node.inputs[index]
+    assert value is not None
+    return Edge(value, node, index, spec)
+
+
+def _readers(value: ir.Value, graph: ir.Graph) -> Iterator[tuple[ir.Node | None, int]]:
+    yield from ((use.node, use.idx) for use in value.uses())
+    yield from ((None, i) for i, output in enumerate(graph.outputs) if output is value)
+
+
+def input_spec(node: ir.Node, index: int, scene: Scene) -> QuantSpec:
+    """The number format of input ``index`` of ``node``: a weight's, or that of activations."""
+    operator, ends = WEIGHTED.get(node.op_type), scene.target.ends if node in scene.ends else None
+    if operator is None or index != operator.weight or not is_constant(node, index):
+        return ends.activation if ends else _activation_spec(node, scene)
+    if node in scene.in_blocks:
+        blocks = block_spec(node, scene)
+        assert blocks is not None
+        return replace(blocks, axis=SUMMED_AXIS[node.op_type](node))
+    weight = node.inputs[index]
+    assert weight is not None
+    assert weight.shape is not None
+    spec = weight_spec(node, scene) or (ends.weight if ends else scene.formats.weight)
+    assert spec is not None
+    return replace(
+        spec, axis=operator.channel_axis(node, len(weight.shape)) if _per_channel(node, spec, scene) else None
+    )
+
+
+def _activation_spec(node: ir.Node, scene: Scene) -> QuantSpec:
+    """The number format of the inputs that ``node`` computes with."""
+    rule, operator = scene.target.rules.get(node.op_type), WEIGHTED.get(node.op_type)
+    if rule is None:
+        return scene.activation
+    dynamic = operator is not None and not is_constant(node, operator.weight)
+    return (rule.dynamic_inputs if dynamic else None) or rule.inputs or scene.activation
+
+
+def _per_channel(node: ir.Node, spec: QuantSpec, scene: Scene) -> bool:
+    types = scene.target.per_channel_types
+    allowed = types is None or spec.dtype in types
+    return allowed and scene.target.rules[node.op_type].per_channel and not is_per_tensor(node, scene)
+
+
+def _bias_spec(scene: Scene) -> QuantSpec:
+    """Of biases with a scale of their own."""
+    assert scene.formats.weight is not None
+    return scene.formats.weight
+
+
+def is_constant(node: ir.Node, index: int) -> bool:
+    """Whether input ``index`` of ``node`` is an initializer."""
+    return constant_value(input_at(node, index)) is not None
+
+
+def bias_inputs(node: ir.Node, scene: Scene) -> Iterator[tuple[ir.Node, int]]:
+    """Where the bias of ``node`` is read: by itself, or by the Add behind it."""
+    operator = WEIGHTED.get(node.op_type)
+    if node in scene.in_blocks:
+        return
+    index = scene.target.rules[node.op_type].bias if operator is None else operator.bias
+    if index is not None and input_at(node, index) is not None:
+        yield node, index
+    if found := bias_add(node, scene):
+        yield found

@@ -1,0 +1,171 @@
+"""Can this node, looked at alone, be quantized? If not, why: the reasons that users read."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from onnxq.graph.nodes import constant_value, input_at, is_op
+from onnxq.graph.operators import (
+    WEIGHTED,
+    attribute_value,
+    clip_range,
+    data_inputs,
+    group_channels,
+    is_depthwise,
+)
+from onnxq.planner.apply_overrides import weight_spec
+from onnxq.planner.context import Scene, deselected, fused_output
+from onnxq.targets.target import BiasStyle, OpRule, Output
+
+
+def computes_reals(node: ir.Node) -> bool:
+    """Whether an output of the node holds real numbers, or nobody knows what."""
+    kinds = [out.dtype for out in node.outputs if out.name]
+    return any(kind is None or kind.is_floating_point() for kind in kinds)
+
+
+def is_carried(node: ir.Node, scene: Scene) -> bool:
+    """Whether ``node`` gets no Q/DQ of its own and runs in the type of its neighbours."""
+    return computes_reals(node) and scene.rule(node) is None and is_op(node, *scene.target.transparent)
+
+
+def obstacle(node: ir.Node, scene: Scene) -> str | None:
+    """Why ``node``, looked at alone, stays float; None if it can be quantized or needs no word."""
+    if not computes_reals(node) or is_carried(node, scene):
+        return None
+    rule = scene.rule(node)
+    if rule is None and clip_range(node) is not None:
+        return "there is no quantized node before it that it could fuse with"
+    if rule is None:
+        return f"target {scene.target.name} has no integer kernel for {node.op_identifier()[1]}"
+    checks = (
+        _not_selected,
+        _final,
+        _masking,
+        _wrong_attribute,
+        _not_float32,
+        _bad_weight,
+        _no_format,
+        _bad_bias,
+        _grouped,
+        _narrow,
+        _moves_constants,
+        _float_output,
+    )
+    return next((reason for check in checks if (reason := check(node, rule, scene))), None)
+
+
+def _not_selected(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    return deselected(node, scene)
+
+
+def _final(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    if node not in scene.final:
+        return None
+    if node.op_type == "Concat":
+        return "it joins what leaves the graph: one range would not suit all of it (boxes and scores, say)"
+    return "it passes on what a Concat in float joins at the end of the graph"
+
+
+def _masking(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    if node not in scene.masking or node.op_type in WEIGHTED:
+        return None
+    return "it reads values that stand for minus infinity: no range suits them and others"
+
+
+def _wrong_attribute(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    for name, wanted in rule.attributes.items():
+        actual = attribute_value(node, name)
+        if actual != wanted:
+            return f"its {name} is {actual}, the integer kernel needs {wanted}"
+    return None
+
+
+def _not_float32(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    inputs = [node.inputs[i] for i in data_inputs(node) if i < len(node.inputs)]
+    for value in (*inputs, *node.outputs):
+        if value is not None and value.name and value.dtype != ir.DataType.FLOAT:
+            return f"{value.name!r} is {value.dtype.name if value.dtype else 'untyped'}, expected FLOAT"
+    if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
+        return "its indices output is used"
+    return None
+
+
+def _bad_weight(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    operator = WEIGHTED.get(node.op_type)
+    if operator is None:
+        return None
+    if _constant(node, operator.data):
+        return "its data input is a constant"
+    if not _constant(node, operator.weight) and not rule.dynamic_weight:
+        return "its second operand is computed at run time"
+    return None
+
+
+def _no_format(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    operator, blocked = WEIGHTED.get(node.op_type), scene.formats.blocked
+    if operator is None or blocked is None or scene.formats.weight is not None or node in scene.in_blocks:
+        return None
+    if not _constant(node, operator.weight) or weight_spec(node, scene) is not None:
+        return None
+    kind = blocked.dtype.name.lower()
+    return f"its {kind} weights would have to be in blocks of {blocked.block_size}, which they cannot be"
+
+
+def _bad_bias(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    operator = WEIGHTED.get(node.op_type)
+    if operator is None or scene.target.bias is BiasStyle.FLOAT or node in scene.in_blocks:
+        return None
+    bias = input_at(node, operator.bias) if operator.bias is not None else None
+    if bias is None:
+        return None
+    if not bias.is_initializer():
+        return "its bias is computed at run time"
+    channels = _channels(node)
+    shape = bias.shape.numpy() if bias.shape is not None and bias.shape.is_static() else ()
+    if math.prod(shape) not in (1, channels) or (shape and shape[-1] not in (1, channels)):
+        return f"its bias has shape {list(shape)}, expected one value a channel"
+    return None
+
+
+def _grouped(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    groups = attribute_value(node, "group") if rule.single_group else 1
+    return None if groups == 1 else f"it has {groups} groups, the integer kernel takes one"
+
+
+def _moves_constants(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    return "all its inputs are constants" if rule.same_params and _constant(node, 0) else None
+
+
+def _narrow(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    if not rule.group_channels or node.attributes.get_int("group", 1) == 1 or is_depthwise(node):
+        return None
+    channels = group_channels(node)
+    if channels is None or channels >= rule.group_channels:
+        return None
+    return f"with {channels} channels a group it is faster in float"
+
+
+def _float_output(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+    if rule.output is not Output.QUANTIZED or scene.quantize_outputs:
+        return None
+    for value in node.outputs:
+        if fused_output(value, rule, scene).is_graph_output():
+            return "its output leaves the graph, which stays float (--quantize-outputs changes that)"
+    return None
+
+
+def _constant(node: ir.Node, index: int) -> bool:
+    return constant_value(input_at(node, index)) is not None
+
+
+def _channels(node: ir.Node) -> int:
+    """Output channels of an operator with constant weights."""
+    operator = WEIGHTED[node.op_type]
+    weight = node.inputs[operator.weight]
+    assert weight is not None
+    assert weight.shape is not None
+    axis = operator.channel_axis(node, len(weight.shape))
+    return int(weight.shape.numpy()[axis]) if axis is not None else 1

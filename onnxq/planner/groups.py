@@ -1,0 +1,236 @@
+"""Which tensors share scale and zero point.
+
+The quantized edges of the planned nodes, and which tensors share parameters.
+
+Quantized tensors with nothing between them but operators that a target moves Q and DQ across.
+
+They share parameters, so that the runtime need not rescale on the way: what goes into a Concat and what
+comes out of it, both sides of a MaxPool, a tensor and its transpose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from onnxq.core.plan import Group, QuantSpec
+from onnxq.graph.nodes import is_op
+from onnxq.graph.operators import (
+    Range,
+    clip_range,
+    data_inputs,
+    useful_range,
+)
+from onnxq.planner.averaging import averaged_elements
+from onnxq.planner.context import (
+    Scene,
+    fused_output,
+)
+from onnxq.planner.edges import Edge, Key
+from onnxq.targets.target import Storage
+
+UNLIMITED: Range = (-math.inf, math.inf)
+
+
+# --- Who shares parameters? -------------------------------------------------------------------
+
+
+def find_groups(edges: Sequence[Edge], planned: Sequence[ir.Node], scene: Scene) -> dict[Key, Group]:
+    """Each tensor's group. Operators that only pass values on tie their tensors together."""
+    values = {edge.key: edge.value for edge in edges}
+    sources = _ties(planned, scene)
+    activations = [value for (_, spec), value in values.items() if spec == scene.activation]
+    found = list(bridges(activations, scene))
+    ties, parts = _bridged(sources, found, scene), {bridge.part for bridge in found}
+    averaged = averaged_elements(scene.graph)
+    taken: set[str] = set()
+    groups: dict[Key, Group] = {}
+    for root, keys in _members(values, ties).items():
+        observe = dict.fromkeys(_root(key, sources) for key in keys if values[key] not in parts)
+        group = _group(root, [values[key] for key in keys], {k: values.get(k) for k in observe}, scene)
+        name = root[0] if root[0] not in taken else _unique(root)
+        group = replace(group, name=name, averaged=max(averaged.get(values[key], 1) for key in keys))
+        taken.add(name)
+        groups |= dict.fromkeys(keys, group)
+    return groups
+
+
+def _members(keys: Iterable[Key], ties: Mapping[Key, Key]) -> dict[Key, list[Key]]:
+    """The root of each group, and all that share its parameters."""
+    members: dict[Key, list[Key]] = {}
+    for key in keys:
+        members.setdefault(_root(key, ties), []).append(key)
+    return members
+
+
+def _unique(key: Key) -> str:
+    name, spec = key
+    blocks = "" if spec.block_size is None else f"/{spec.block_size}"
+    bits = f"-{spec.reduce_bits}" if spec.reduce_bits else ""
+    return f"{name}/{spec.dtype.name.lower()}{bits}/{spec.axis}{blocks}"
+
+
+def _bridged(ties: Mapping[Key, Key], found: Iterable[Bridge], scene: Scene) -> dict[Key, Key]:
+    """``ties``, and those of the bridges; the tensor that holds most is the root."""
+    result = dict(ties)
+    for bridge in found:
+        pair = (bridge.above, bridge.below)
+        above, below = (_root((value.name or "", scene.activation), result) for value in pair)
+        child, parent = (above, below) if bridge.whole is bridge.below else (below, above)
+        if child != parent:
+            result[child] = parent
+    return result
+
+
+def _ties(planned: Iterable[ir.Node], scene: Scene) -> dict[Key, Key]:
+    """Tensor -> the tensor whose parameters it takes: a chain that ends at the root of a group."""
+    ties: dict[Key, Key] = {}
+    for node in planned:
+        rule = scene.target.rules[node.op_type]
+        if rule.same_params and node.inputs[0] is not None:
+            source = (node.inputs[0].name or "", scene.activation)
+            ties |= {(out.name or "", scene.activation): source for out in node.outputs if out.name}
+        if rule.inputs_follow:
+            output = fused_output(node.outputs[0], rule, scene)
+            goal = (output.name or "", scene.activation)
+            followers = _followers(node, output, scene)
+            ties |= {_root((value.name or "", scene.activation), ties): goal for value in followers}
+    return ties
+
+
+def _root(key: Key, ties: Mapping[Key, Key]) -> Key:
+    while key in ties:
+        key = ties[key]
+    return key
+
+
+def _followers(node: ir.Node, output: ir.Value, scene: Scene) -> Iterator[ir.Value]:
+    """The inputs that lose nothing when they take the parameters of ``node``'s output.
+
+    Nobody else reads them, so that their own, finer grid would be thrown away here; and the Relu or
+    Clip before them still fuses, because the output's range has the same limits.
+    """
+    for value in dict.fromkeys(node.inputs):
+        if value is None or value.is_initializer() or not _is_private(value, node, scene):
+            continue
+        if _fixed_range(value, scene) is not None:
+            continue
+        if limits(value) in (UNLIMITED, limits(output)):
+            yield value
+
+
+def _is_private(value: ir.Value, reader: ir.Node, scene: Scene) -> bool:
+    """Whether only ``reader`` reads ``value`` and the tensors that it shares parameters with."""
+    if value.is_graph_output() or any(use.node is not reader for use in value.uses()):
+        return False
+    producer = value.producer()
+    rule = scene.rule(producer) if producer is not None else None
+    if producer is None or rule is None or not rule.same_params:
+        return True
+    source = producer.inputs[0]
+    return len(producer.outputs) == 1 and source is not None and _is_private(source, producer, scene)
+
+
+def limits(value: ir.Value) -> Range:
+    """What ``value`` cannot exceed, as far as Relu, Clip, and Concat of them before it tell."""
+    producer = value.producer()
+    if producer is None:
+        return UNLIMITED
+    if found := clip_range(producer):
+        inner = limits(producer.inputs[0]) if producer.inputs[0] is not None else UNLIMITED
+        low, high = (min(max(end, found[0]), found[1]) for end in inner)
+        return low, high
+    if producer.op_type != "Concat":
+        return UNLIMITED
+    ranges = [limits(source) if source is not None else UNLIMITED for source in producer.inputs]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _fixed_range(value: ir.Value, scene: Scene) -> Range | None:
+    producer = value.producer()
+    rule = scene.rule(producer) if producer is not None else None
+    return rule.output_range if rule is not None else None
+
+
+def _group(
+    root: Key, values: Sequence[ir.Value], observe: Mapping[Key, ir.Value | None], scene: Scene
+) -> Group:
+    """A group of ``values``, whose range follows from those to ``observe``; None: not quantized itself."""
+    firsts = [value for value in observe.values() if value is not None]
+    constant = any(value.is_initializer() for value in firsts)
+    fixed = next((_fixed_range(value, scene) for value in firsts), None)
+    bounds = [_bounds(value) if value is not None else UNLIMITED for value in observe.values()]
+    return Group(
+        name=root[0],
+        spec=root[1],
+        tensors=tuple(value.name or "" for value in values),
+        observe=() if constant or fixed is not None else tuple(name for name, _ in observe),
+        bounds=UNLIMITED if constant else (min(low for low, _ in bounds), max(high for _, high in bounds)),
+        fixed=None if fixed is None else _without_last_step(fixed, root[1]),
+        constant=constant,
+        unpacked=scene.target.unpacked.get(root[1].dtype) if root[1].block_size is None else None,
+        as_reals=constant and scene.target.storage is Storage.REALS,
+    )
+
+
+def _without_last_step(span: Range, spec: QuantSpec) -> Range:
+    """The range of the levels that lie evenly in ``span``, whose high end is one step above the last."""
+    qmin, qmax = spec.limits
+    low, high = span
+    return low, high - (high - low) / (qmax - qmin + 1)
+
+
+def _bounds(value: ir.Value) -> Range:
+    """What the producer can give, or else what the consumers can tell apart; zero included."""
+    low, high = limits(value)
+    if (low, high) == UNLIMITED and value.uses() and not value.is_graph_output():
+        ranges = [useful_range(use.node) for use in value.uses()]
+        low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    return min(low, 0.0), max(high, 0.0)
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """Two quantized tensors that are to share parameters.
+
+    Attributes:
+        above, below: the second is made of the first.
+        whole: the one of them that holds all the values of the other; None if neither does.
+    """
+
+    above: ir.Value
+    below: ir.Value
+    whole: ir.Value | None
+
+    @property
+    def part(self) -> ir.Value | None:
+        """The one whose values the other holds."""
+        return {self.above: self.below, self.below: self.above}.get(self.whole) if self.whole else None
+
+
+def bridges(quantized: Iterable[ir.Value], scene: Scene) -> Iterator[Bridge]:
+    """Every pair among ``quantized`` that only transparent operators and no third one lie between."""
+    known = frozenset(quantized)
+    for below in dict.fromkeys(quantized):
+        for above, steps in _sources(below, known, scene):
+            whole = below if all(steps) else above if not any(steps) else None
+            yield Bridge(above, below, whole)
+
+
+def _sources(
+    value: ir.Value, quantized: Collection[ir.Value], scene: Scene
+) -> Iterator[tuple[ir.Value, tuple[bool, ...]]]:
+    """The nearest quantized tensors that ``value`` is made of, and which steps on the way add others."""
+    node = value.producer()
+    if node is None or not is_op(node, *(scene.target.transparent - scene.target.unequal)):
+        return
+    joins = node.op_type == "Concat"
+    for source in (node.inputs[index] for index in data_inputs(node)):
+        if source is not None and source in quantized:
+            yield source, (joins,)
+        elif source is not None:
+            for found, steps in _sources(source, quantized, scene):
+                yield found, (*steps, joins)

@@ -1,0 +1,106 @@
+"""The number formats that the user asks for, as the target takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import TargetError
+from onnxq.core.overrides import Override
+from onnxq.core.plan import QuantSpec
+from onnxq.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Number formats without the axis.
+
+    Attributes:
+        activation: of activations.
+        weight: of weights with a scale a tensor or a channel; None: the target takes the type in blocks only.
+        blocked: of weights with a scale a block; None: nobody asked for blocks.
+        others: of the weights of some nodes, for which they were asked.
+    """
+
+    activation: QuantSpec
+    weight: QuantSpec | None
+    blocked: QuantSpec | None
+    others: tuple[QuantSpec, ...] = ()
+
+    @property
+    def opset(self) -> int:
+        """The lowest opset that knows them all."""
+        specs = (self.activation, self.weight, self.blocked, *self.others)
+        return max(spec.opset for spec in specs if spec is not None)
+
+
+def find_formats(target: Target, config: QuantConfig) -> Formats:
+    """The formats of ``config``, and the target's own where it asks for none.
+
+    Raises:
+        TargetError: the target does not take them.
+    """
+    activation = _dtype(config.activation) or target.activation.dtype
+    weight = _dtype(config.weight) or target.weight.dtype
+    if activation not in target.activation_types:
+        raise TargetError(
+            f"target {target.name} does not take {_name(activation)} as activation type; "
+            f"valid: {', '.join(sorted(map(_name, target.activation_types)))}"
+        )
+    plain = target.weight_types.get(weight)
+    blocked = _blocked(target, weight, config.block_size) if config.block_size is not None else None
+    if plain is None and blocked is None:
+        raise TargetError(
+            f"target {target.name} does not take {_name(weight)} as weight type; valid: {_valid(target)}"
+        )
+    others = (weight_format(target, override) for override in config.overrides)
+    given = tuple(spec for spec in others if spec is not None)
+    return Formats(replace(target.activation, dtype=activation), plain, blocked, given)
+
+
+def weight_format(target: Target, override: Override) -> QuantSpec | None:
+    """The number format, without the axis, of the weights that ``override`` is for; None: as everywhere.
+
+    Raises:
+        TargetError: the target does not take it.
+    """
+    dtype = _dtype(override.weight)
+    if dtype is None:
+        return None
+    if dtype not in target.weight_types:
+        raise TargetError(
+            f"target {target.name} does not take {_name(dtype)} as weight type, which override asks for "
+            f"{override.pattern!r}; valid: {', '.join(sorted(map(_name, target.weight_types)))}"
+        )
+    return target.weight_types[dtype]
+
+
+def _blocked(target: Target, weight: ir.DataType, size: int) -> QuantSpec:
+    blocks = target.blocks
+    if blocks is None:
+        raise TargetError(f"target {target.name} takes no weights with a scale a block (--block-size)")
+    if weight not in blocks.types or size not in blocks.sizes:
+        raise TargetError(
+            f"target {target.name} does not take {_name(weight)} weights in blocks of {size}; "
+            f"valid: {_valid(target)}"
+        )
+    return replace(blocks.types[weight], block_size=size)
+
+
+def _valid(target: Target) -> str:
+    """What ``--weight`` and ``--block-size`` may say."""
+    whole = ", ".join(sorted(map(_name, target.weight_types)))
+    if target.blocks is None:
+        return whole
+    sizes = ", ".join(map(str, sorted(target.blocks.sizes)))
+    return f"{whole}; with --block-size {sizes}: {', '.join(sorted(map(_name, target.blocks.types)))}"
+
+
+def _dtype(name: str | None) -> ir.DataType | None:
+    return ir.DataType[name.upper()] if name else None
+
+
+def _name(dtype: ir.DataType) -> str:
+    return dtype.name.lower()

@@ -1,0 +1,158 @@
+"""Model + target -> plan: which edges are quantized, how, and why the others are not.
+
+1. *Anchors* (operators with weights) are quantized wherever the target allows it (`obstacles`).
+2. *Links* (Add, Concat, pooling, Reshape ...) join them only where that gains something (`links`).
+3. *Residual* additions, for targets that fuse them into the convolution before them.
+4. Weights that are to have a scale a block are planned alone (`blocks`).
+5. Tensors that must or should share parameters form groups (`grouping`).
+
+Every other node stays float, with a reason, or runs in the type of its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from onnxq.core.config import QuantConfig
+from onnxq.core.plan import FloatNode, QuantPlan
+from onnxq.graph.nodes import all_nodes
+from onnxq.graph.operators import WEIGHTED, clip_range
+from onnxq.graph.ort_rewrites import sums_before_norms
+from onnxq.planner.apply_overrides import with_methods
+from onnxq.planner.blockwise import among_integers, blocked_nodes, warn_of_whole
+from onnxq.planner.context import (
+    Scene,
+    bias_add,
+    fused_clips,
+    integer_inputs,
+    matches,
+    skip_inputs,
+    torn_outputs,
+)
+from onnxq.planner.edges import Edge, find_edges
+from onnxq.planner.eligibility import computes_reals, is_carried, obstacle
+from onnxq.planner.float_regions import final_nodes, masking_nodes
+from onnxq.planner.groups import find_groups
+from onnxq.planner.number_formats import find_formats
+from onnxq.planner.points import find_biases, find_points
+from onnxq.planner.propagation import join
+from onnxq.targets.target import Output, Role, Target
+
+__all__ = ["make_plan", "matches"]
+
+_IN_BODY = "it lies in the body of a control-flow operator, whose tensors cannot be observed"
+
+_TORN = "its output leaves the graph in float and is read in integers; the kernel gives only one of them"
+
+
+def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan:
+    """Decide what is quantized. ``model`` must be simplified: named, typed, constants as initializers.
+
+    Raises:
+        TargetError: the target does not take the number formats that ``config`` asks for.
+    """
+    position = {node: i for i, node in enumerate(model.graph)}
+    scene = Scene(model.graph, target, config, find_formats(target, config), position)
+    scene = replace(scene, final=final_nodes(model.graph), masking=masking_nodes(model.graph))
+    scene = replace(scene, in_blocks=blocked_nodes(model.graph, scene), ends=_ends(model.graph, scene))
+    planned, edges, floats = _decide(model, scene)
+    while lost := among_integers(scene, {edge.value for edge in edges if edge.spec == scene.activation}):
+        scene = replace(scene, in_blocks=scene.in_blocks - lost)
+        planned, edges, floats = _decide(model, scene)
+    warn_of_whole(planned, scene)
+    groups = find_groups(edges, planned, scene)
+    points = tuple(find_points(edges, groups, set(planned), scene))
+    nodes = {node.name or "": node for node in model.graph}
+    return QuantPlan(
+        target=target.name,
+        points=points,
+        biases=tuple(find_biases(planned, groups, scene)),
+        groups=with_methods({group.name: group for group in groups.values()}, points, nodes, scene),
+        nodes={node.name or "": node.op_type for node in planned},
+        floats=_tell(floats, planned, scene, model),
+        carried={n.name or "": n.op_type for n in model.graph if is_carried(n, scene)},
+        sums=_sums(model, planned, target),
+        filled={
+            n.name or "": rule.channels for n in planned if (rule := target.rules[n.op_type]).channels > 1
+        },
+    )
+
+
+def _sums(model: ir.Model, planned: Iterable[ir.Node], target: Target) -> frozenset[str]:
+    return sums_before_norms(model) - {node.name for node in planned} if target.parts_norms else frozenset()
+
+
+def _ends(graph: ir.Graph, scene: Scene) -> frozenset[ir.Node]:
+    """The first and the last node with weights, if the target has formats of their own for them."""
+    if scene.target.ends is None:
+        return frozenset()
+    layers = [n for n in graph if n.op_type in WEIGHTED and scene.rule(n) and obstacle(n, scene) is None]
+    return frozenset(layers[:1] + layers[-1:])
+
+
+def _decide(model: ir.Model, scene: Scene) -> tuple[list[ir.Node], list[Edge], dict[str, str]]:
+    """The planned nodes in graph order, the quantized edges, and by name why the other nodes stay float."""
+    floats = {node.name or "": reason for node in model.graph if (reason := obstacle(node, scene))}
+    able = [node for node in model.graph if computes_reals(node) and node.name not in floats]
+    anchors = _without_fused([node for node in able if scene.role(node) is Role.ANCHOR], scene)
+    torn = _torn(anchors, scene)
+    anchors = [node for node in anchors if node not in torn]
+    floats |= {node.name or "": _TORN for node in torn}
+    links, useless = join(anchors, [n for n in able if scene.role(n) is Role.LINK], scene)
+    residuals = [
+        node
+        for node in able
+        if scene.role(node) is Role.RESIDUAL
+        and skip_inputs(node, scene.target.rules[node.op_type], scene)
+        and any(value is not None and value.producer() in anchors for value in node.inputs)
+    ]
+    alone = [n for n in able if scene.role(n) is Role.RESIDUAL and n not in residuals]
+    floats |= useless | {
+        node.name or "": "it does not add to a convolution, the only sum that fuses" for node in alone
+    }
+    planned = sorted({*anchors, *links, *residuals}, key=scene.position.__getitem__)
+    return planned, find_edges(planned, scene), floats
+
+
+def _without_fused(anchors: Iterable[ir.Node], scene: Scene) -> list[ir.Node]:
+    """``anchors``, in graph order, without the Relu and Clip that fuse with another one."""
+    fused, alone = set[ir.Node](), list[ir.Node]()
+    for node in anchors:
+        rule = scene.target.rules[node.op_type]
+        if node in fused:
+            continue
+        alone.append(node)
+        if rule.output is Output.QUANTIZED:
+            fused.update(clip for value in node.outputs for clip in fused_clips(value, rule, scene))
+    return alone
+
+
+def _torn(anchors: Collection[ir.Node], scene: Scene) -> set[ir.Node]:
+    """Anchors whose output must be both real, for the graph's output, and integer, for another anchor."""
+    if scene.quantize_outputs:
+        return set()
+    read = {node.inputs[i] for node in anchors for i in integer_inputs(node, scene)}
+    torn = {node: torn_outputs(node, read, scene) for node in anchors}
+    return {node for node, values in torn.items() if any(value.is_graph_output() for value in values)}
+
+
+def _tell(
+    floats: Mapping[str, str], planned: Iterable[ir.Node], scene: Scene, model: ir.Model
+) -> dict[str, FloatNode]:
+    """Reasons in graph order; what fuses into a planned node needs none: Relu, Clip, the Add of a bias."""
+    adds = [found[0] for node in planned if (found := bias_add(node, scene))]
+    fused = {*adds, *(clip for node in (*planned, *adds) for value in node.outputs for clip in _clips(value))}
+    reasons = {n: floats[n.name or ""] for n in model.graph if n.name in floats and n not in fused}
+    bodies = {n: _IN_BODY for n in all_nodes(model) if n.graph is not model.graph and n.op_type in WEIGHTED}
+    return {n.name or "": FloatNode(n.op_type, reason) for n, reason in {**reasons, **bodies}.items()}
+
+
+def _clips(value: ir.Value) -> Iterator[ir.Node]:
+    """The Relu and Clip, one behind the other, that alone read ``value``."""
+    uses = tuple(value.uses())
+    if len(uses) == 1 and clip_range(uses[0].node) is not None:
+        yield uses[0].node
+        yield from _clips(uses[0].node.outputs[0])

@@ -1,0 +1,123 @@
+"""Parts of a module, meant by name or by type, as patterns of ONNX node names; and `skip_quant`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from glob import escape
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import ConfigError
+from onnxq.core.overrides import written
+from onnxq.graph.files import load
+from onnxq.graph.nodes import all_nodes
+
+Which: TypeAlias = str | type[torch.nn.Module]
+"""The name of a module (``layer1.0.conv2``, or a glob: ``layer1.*``), or a type of modules."""
+
+_MARK = "skip_quant"
+"""The attribute of modules that stay float."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What is asked for some layers only.
+
+    Attributes:
+        skip: layers that stay float.
+        override: layer -> its own options.
+    """
+
+    skip: tuple[Which, ...] = ()
+    override: Mapping[Which, Mapping[str, Any]] = field(default_factory=dict)
+
+    def added_to(self, config: QuantConfig, module: torch.nn.Module, path: Path) -> QuantConfig:
+        """``config`` with all this, and what is marked on ``module``, in words of the model at ``path``.
+
+        Raises:
+            ConfigError: the module has no such layer, or the options are wrong.
+        """
+        nodes = [node.name or "" for node in all_nodes(load(path))]
+        skipped = [*marked(module), *(name for one in self.skip for name in names_of(module, one))]
+        given = {name: getattr(config, name) for name in config.model_fields_set}
+        given["exclude"] = (*config.exclude, *patterns(skipped, nodes))
+        given["override"] = (
+            *config.override,
+            *(
+                written(pattern, options)
+                for one, options in self.override.items()
+                for pattern in patterns(names_of(module, one), nodes)
+            ),
+        )
+        return QuantConfig(**given)
+
+
+def skip_quant(module: torch.nn.Module, *which: Which) -> None:
+    """Mark parts of ``module`` that stay float when it is quantized, with all that they hold.
+
+    The same as setting ``part.skip_quant = True`` on each of them.
+
+    Args:
+        module: marks are set on its parts.
+        which: names (``layer1.0.conv2``), globs of names (``layer1.*``), types (``torch.nn.LayerNorm``).
+
+    Raises:
+        ConfigError: one of them means no part of the module.
+    """
+    parts = dict(module.named_modules(remove_duplicate=False))
+    for one in which:
+        for name in names_of(module, one):
+            setattr(parts[name], _MARK, True)
+
+
+def names_of(module: torch.nn.Module, which: Which) -> list[str]:
+    """The names of the parts that are meant.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    parts = dict(module.named_modules(remove_duplicate=False))
+    if isinstance(which, str):
+        found = [which] if which in parts else [name for name in parts if fnmatchcase(name, which)]
+    elif isinstance(which, type):
+        found = [name for name, part in parts.items() if isinstance(part, which)]
+    else:
+        raise ConfigError(f"{which!r} means no layer: expected the name of a module, or a type of modules")
+    if not found:
+        raise ConfigError(_unknown(module, which, parts))
+    return found
+
+
+def marked(module: torch.nn.Module) -> list[str]:
+    """The names of the parts that `skip_quant` marked."""
+    parts = module.named_modules(remove_duplicate=False)
+    return [name for name, part in parts if getattr(part, _MARK, False)]
+
+
+def patterns(names: Iterable[str], nodes: Iterable[str]) -> Iterator[str]:
+    """Patterns that mean all ONNX nodes of these modules; none for a module that left no node.
+
+    Args:
+        names: of modules.
+        nodes: the names of all nodes of the exported model.
+    """
+    nodes = tuple(nodes)
+    for name in dict.fromkeys(names):
+        pattern = f"{escape(name)}[./]*" if name else "*"
+        if any(fnmatchcase(node, pattern) for node in nodes):
+            yield pattern
+
+
+def _unknown(module: torch.nn.Module, which: Which, parts: Iterable[str]) -> str:
+    kind = type(module).__name__
+    if not isinstance(which, str):
+        return f"{kind} holds no {which.__name__}"
+    near = get_close_matches(which, list(parts), n=3)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    return f"{kind} has no part called {which!r}{hint} module.named_modules() lists them"

@@ -1,0 +1,58 @@
+"""What another runtime computes, held against ONNX Runtime without optimizations."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibrators.collect import run_batch
+from calibrators.data.samples import input_specs
+from calibrators.errors import CalibrationError
+from calibrators.session import open_session
+from onnxq.core.numerics import sqnr
+from onnxq.verify.subject import Subject
+from onnxq.verify.verdict import Finding
+
+ALIKE = 20.0
+"""dB: below, the runtime computes something else than the model says."""
+
+
+@contextmanager
+def files(subject: Subject) -> Iterator[tuple[Path, Path]]:
+    """The first sample in a file, and where outputs are to be written."""
+    with tempfile.TemporaryDirectory(prefix="verify-", ignore_cleanup_errors=True) as folder:
+        feeds = Path(folder) / "inputs.npz"
+        np.savez(feeds, **_inputs(subject))
+        yield feeds, Path(folder) / "outputs.npz"
+
+
+def _inputs(subject: Subject) -> dict[str, Any]:
+    """The first sample; without any, zeros, with 1 for every size that is not known."""
+    if subject.samples:
+        return dict(subject.samples[0].feeds)
+    specs = input_specs(subject.model)
+    shapes = {spec.name: [d if isinstance(d, int) else 1 for d in spec.shape or ()] for spec in specs}
+    return {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in specs}
+
+
+def closeness(subject: Subject, outputs: Path, who: str) -> tuple[str, list[Finding]]:
+    """How close ``who`` came for the first sample, in words, and whether that is too far."""
+    if not subject.samples:
+        return "outputs not compared", []
+    try:
+        session = open_session(subject.path, threads=subject.threads, optimize=False)
+        names = [output.name for output in session.get_outputs() if output.type == "tensor(float)"]
+        expected = dict(zip(names, run_batch(session, names, subject.samples[0]), strict=True))
+    except CalibrationError as error:
+        return f"outputs not compared: {error}", []
+    with np.load(outputs) as given:
+        ratio = min((sqnr(array, given[name]) for name, array in expected.items()), default=np.inf)
+    if np.isinf(ratio) and ratio > 0:
+        return f"the same outputs as ONNX Runtime's on {who}", []
+    text = f"SQNR {ratio:.1f} dB between {who} and ONNX Runtime"
+    return text, [Finding("", "error", f"{text}, expected {ALIKE:.0f}.")] if ratio < ALIKE else []

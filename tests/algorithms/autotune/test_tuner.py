@@ -1,0 +1,90 @@
+"""The whole tuning, with times that are made up: nothing here depends on how fast the machine is."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from benches import CHAIN, bench_for
+
+from onnxq.algorithms.autotune import profile as real
+from onnxq.algorithms.autotune import tuner
+from onnxq.core.config import QuantConfig
+
+CONFIG = QuantConfig(method="minmax", threads=1)
+
+
+@pytest.fixture
+def bench():
+    return bench_for(CHAIN)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine on which each kernel takes what ``costs`` says, by its operator or its name, else 1 µs."""
+    costs = {}
+    calls = []
+
+    def price(kernel):
+        return next((c for key, c in costs.items() if key in (kernel.op_type, kernel.name)), 1.0) * 1e-6
+
+    def timed(profile):
+        kernels = tuple(replace(kernel, seconds=price(kernel)) for kernel in profile.kernels)
+        return real.Profile(sum(kernel.seconds for kernel in kernels), kernels)
+
+    def profiles(models, sample, **options):
+        calls.append(len(models))
+        return [timed(one) for one in real.profiles(models, sample, **{**options, "seconds": 0.0})]
+
+    def in_turns(sessions, sample, **options):
+        found = [timed(one).seconds for one in sessions]
+        return np.tile(found, (40, 1)) * np.random.default_rng(0).uniform(1, 1.01, (40, len(found)))
+
+    def open_session(model, **options):
+        (one,) = real.profiles([model], sample_of[0], seconds=0.0, threads=1, providers=options["providers"])
+        return one
+
+    sample_of = []
+    monkeypatch.setattr(tuner, "profiles", profiles)
+    monkeypatch.setattr(tuner, "in_turns", in_turns)
+    monkeypatch.setattr(tuner, "open_session", open_session)
+    return costs, sample_of
+
+
+def run(bench, machine, **prices):
+    draft, workbench = bench
+    costs, sample_of = machine
+    costs |= prices
+    sample_of.append(workbench.fit[0])
+    return tuner.tune(draft.exact, draft.exact, draft.plan, workbench.fit[0], CONFIG)
+
+
+def test_all_in_integers_where_that_is_fastest(bench, machine):
+    tuning = run(bench, machine, Conv=50.0, FusedConv=50.0, QLinearConv=1.0)
+    assert tuning.floats == {}
+    assert tuning.chosen is tuning.contestants[0]
+    assert tuning.chosen.gain > 2
+    assert tuning.doubts == ()
+
+
+def test_all_float_where_integers_only_lose(bench, machine):
+    tuning = run(bench, machine, QLinearConv=50.0, QLinearAdd=50.0, QGemm=50.0, MatMulIntegerToFloat=50.0)
+    assert tuning.chosen is None
+    assert tuning.floats.keys() == bench[0].plan.nodes.keys()
+    (doubt,) = tuning.doubts
+    assert "INT8 DOES NOT PAY" in doubt
+    assert any(
+        reason.startswith("slower in integers on this machine: 0.05") for reason in tuning.floats.values()
+    )
+
+
+def test_one_slow_kernel_alone_is_float(bench, machine):
+    draft = bench[0]
+    slow = next(node.name for node in draft.exact.graph if node.op_type == "GlobalAveragePool")
+    prices = dict.fromkeys(("Conv", "FusedConv"), 50.0) | {"QLinearGlobalAveragePool": 90.0}
+    tuning = run(bench, machine, **prices)
+    assert tuning.chosen is not tuning.contestants[0]
+    assert slow in tuning.floats
+    assert tuning.floats[slow].startswith("slower in integers on this machine: 0.09")
+    assert tuning.floats[slow].endswith(" ms instead of 0.001 ms")
+    convs = {node.name for node in draft.exact.graph if node.op_type == "Conv"}
+    assert not convs & tuning.floats.keys()

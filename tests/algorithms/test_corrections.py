@@ -1,0 +1,219 @@
+"""Corrections are tried in their order, and kept only if held-out samples gain by them."""
+
+import math
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from benches import bench_for
+from cli import save_data, save_model
+
+from onnxq.algorithms import corrections
+from onnxq.algorithms.corrections import CORRECTIONS, Effect, correct
+from onnxq.cli import commands
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import ConfigError
+from onnxq.pipelines.sensitivity import rank
+from onnxq.pipelines.static import quantize_static
+
+
+@dataclass(frozen=True)
+class Stand:
+    """In for a draft: what was done to it, its error, and how that is shared by the batches."""
+
+    done: tuple[str, ...]
+    noise: float
+    each: tuple[float, ...] = ()
+    samples: int = 4
+
+
+class Bench:
+    """In for a workbench."""
+
+    def __init__(self, fitted=None):
+        self.judged = []
+        self._fitted = fitted or {}
+
+    def quality(self, draft):
+        self.judged.append(draft.done)
+        return draft
+
+    def fitted(self, draft):
+        return self._fitted[draft.done]
+
+
+def times(name, factor):
+    """A correction that multiplies the error."""
+    return lambda draft, bench: Stand((*draft.done, name), draft.noise * factor)
+
+
+FAKES = {
+    "good": times("good", 0.5),
+    "bad": times("bad", 3.0),
+    "idle": lambda draft, bench: None,
+    "equal": times("equal", 1.0),
+    "lost": times("lost", math.nan),
+    "better": times("better", 0.1),
+}
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    monkeypatch.setattr(corrections, "CORRECTIONS", FAKES)
+
+
+def test_what_does_harm_or_no_good_is_dropped(fakes):
+    bench = Bench()
+    draft, effects = correct(Stand((), 1.0), FAKES, bench)
+    assert draft == Stand(("good", "better"), 0.05)
+    assert [v.name for v in effects] == list(FAKES)
+    assert {v.name for v in effects if v.kept} == {"good", "better"}
+    assert [v.before for v in effects] == [1.0, *[0.5] * 5]
+    assert {done for done in bench.judged if done} == {("good",)} | {
+        ("good", name) for name in ("bad", "equal", "lost", "better")
+    }
+
+
+def test_the_order_is_not_that_of_the_names(fakes):
+    draft, effects = correct(Stand((), 1.0), ["better", "bad", "good"], Bench())
+    assert [v.name for v in effects] == ["good", "bad", "better"]
+    assert draft.done == ("good", "better")
+
+
+def test_nothing_to_do(fakes):
+    before = Stand((), 1.0)
+    draft, (effect,) = correct(before, ["idle"], Bench())
+    assert draft is before
+    assert (effect.after, effect.kept, effect.gain) == (None, False, 0.0)
+    assert correct(before, [], Bench()) == (before, ())
+
+
+CHANGES = {
+    "lost by chance": ((1.0, 3.0, 2.0, 2.0), (2.0, 2.0, 2.5, 2.0), None),
+    "gained by chance": ((2.0, 2.0, 2.5, 2.0), (1.0, 3.0, 2.0, 2.0), None),
+    "lost for sure": ((2.0, 2.0, 2.0, 2.0), (2.1, 2.2, 2.1, 2.2), False),
+    "gained for sure": ((2.1, 2.2, 2.1, 2.2), (2.0, 2.0, 2.0, 2.0), True),
+    "no change": ((2.0, 1.0), (1.0, 2.0), False),
+    "one batch worse": ((8.0,), (8.1,), False),
+    "one batch better": ((8.1,), (8.0,), True),
+    "infinite": ((1.0, 2.0), (1.0, math.inf), False),
+    "not a number": ((1.0, 2.0), (1.0, math.nan), False),
+    "nothing known": ((), (), False),
+}
+"""Noise of the batches before and after, and whether it helped; None: that may be chance."""
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_samples_fitted_on_decide_only_what_may_be_chance(kind, factor, monkeypatch):
+    before, after, helped = CHANGES[kind]
+    start = Stand((), sum(before) or 8.0, before)
+    tried = Stand(("try",), sum(after) or 8.5, after)
+    monkeypatch.setattr(corrections, "CORRECTIONS", {"try": lambda draft, bench: tried})
+    fitted = {(): Stand((), 8.0, (2.0,) * 4), ("try",): Stand(("try",), 8.0 * factor, (2.0 * factor,) * 4)}
+    draft, (effect,) = correct(start, ["try"], Bench(fitted))
+    assert effect.kept is (factor < 1 if helped is None else helped)
+    assert draft is (tried if effect.kept else start)
+    assert effect.fitted_gain == (pytest.approx(-10 * math.log10(factor)) if helped is None else None)
+
+
+def test_all_samples_together_must_gain_more_than_chance(monkeypatch):
+    before, after, _ = CHANGES["gained by chance"]
+    start, tried = Stand((), 8.5, before), Stand(("try",), 8.0, after)
+    monkeypatch.setattr(corrections, "CORRECTIONS", {"try": lambda draft, bench: tried})
+    draft, (effect,) = correct(start, ["try"], Bench({(): start, ("try",): tried}))
+    assert (draft, effect.kept) == (start, False)
+    assert effect.fitted_gain == pytest.approx(10 * math.log10(8.5 / 8.0))
+
+
+def test_what_held_out_samples_gain_counts_together_with_the_others(monkeypatch):
+    """Either alone might be chance; together they are not."""
+    start, tried = Stand((), 8.0, (2.0, 2.0, 2.0, 2.0)), Stand(("try",), 7.4, (1.5, 2.2, 1.5, 2.2))
+    monkeypatch.setattr(corrections, "CORRECTIONS", {"try": lambda draft, bench: tried})
+    assert corrections._helped(start, tried) is None
+    _, (effect,) = correct(start, ["try"], Bench({(): start, ("try",): tried}))
+    assert effect.kept
+
+
+GAINS = [
+    (0.1, 0.01, 10.0),
+    (0.01, 0.1, -10.0),
+    (0.2, 0.2, 0.0),
+    (0.1, 0.0, math.inf),
+    (0.0, 0.1, -math.inf),
+    (0.0, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "gain"), GAINS)
+def test_gains_are_in_decibels(before, after, gain):
+    assert Effect("x", before, after, 1.0, kept=gain > 0).gain == pytest.approx(gain)
+
+
+def test_real_ones_leave_no_model_worse():
+    draft, bench = bench_for(bits=4, count=40, held=16)
+    chosen = {"ranges", "rounding", "bias", "full-bias"}
+    corrected, effects = correct(draft, chosen, bench)
+    assert [v.name for v in effects] == [name for name in CORRECTIONS if name in chosen]
+    errors = [bench.error(draft), *(v.after if v.kept else v.before for v in effects)]
+    assert all(v.kept is (v.after < v.before) for v in effects if v.after and v.fitted_gain is None)
+    assert bench.error(corrected) == pytest.approx(errors[-1])
+    assert errors[-1] < 0.7 * errors[0]
+
+
+# --- through the whole flow -----------------------------------------------------------------------
+
+
+def samples(count=20):
+    rng = np.random.default_rng(0)
+    return [{"x": rng.normal(size=(1, 3, 8, 8)).astype(np.float32)} for _ in range(count)]
+
+
+QUICK = tuple(name for name in CORRECTIONS if name != "adaround")
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path):
+    model = save_model(tmp_path / "m.onnx")
+    paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    results = [
+        quantize_static(model, path, samples(), QuantConfig(correct=QUICK, weight="int4", threads=threads))
+        for path, threads in zip(paths, (1, 2), strict=True)
+    ]
+    assert [v.name for v in results[0].corrections] == list(QUICK)
+    assert any(v.kept for v in results[0].corrections)
+    assert [(v.name, v.after) for v in results[0].corrections] == [
+        (v.name, v.after) for v in results[1].corrections
+    ]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_too_few_samples_to_hold_any_out_prove_nothing(tmp_path):
+    model = save_model(tmp_path / "m.onnx")
+    assert quantize_static(model, tmp_path / "o.onnx", samples(3)).corrections == ()
+
+
+def test_none_tries_none(tmp_path, monkeypatch):
+    model, data = save_model(tmp_path / "m.onnx"), save_data(tmp_path / "d.npz")
+    monkeypatch.setattr("onnxq.algorithms.corrections.correct", None)
+    given = ["quantize", model, tmp_path / "o.onnx", "--data", data, "--quiet", "--correct", "none"]
+    assert commands.main([str(one) for one in given]) == 0
+    assert quantize_static(model, tmp_path / "p.onnx", data, QuantConfig(correct=("none",))).corrections == ()
+    assert (tmp_path / "o.onnx").read_bytes() == (tmp_path / "p.onnx").read_bytes()
+
+
+def test_unknown_names_are_told_with_those_that_are_known():
+    with pytest.raises(ConfigError, match=r"correct.*rounding"):
+        QuantConfig(correct=("magic",))
+
+
+def test_a_missing_torch_is_told_before_samples_are_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    model, read = save_model(tmp_path / "m.onnx"), []
+    data = (read.append(number) or sample for number, sample in enumerate(samples()))
+    with pytest.raises(ConfigError, match=r"onnxq\[torch\]"):
+        quantize_static(model, tmp_path / "o.onnx", data, QuantConfig(correct=("bias", "adaround")))
+    assert not read
+    config = QuantConfig(correct=("adaround",), data=save_data(tmp_path / "d.npz"))
+    with pytest.raises(ConfigError, match=r"onnxq\[torch\]"):
+        rank(model, config)

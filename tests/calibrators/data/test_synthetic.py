@@ -1,0 +1,169 @@
+"""Made-up inputs: right types and shapes, ids within their tables, sizes that run."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from calibrators.data.batching import batches
+from calibrators.data.samples import input_specs
+from calibrators.data.synthetic import id_bounds, synthetic_samples
+from calibrators.errors import CalibrationError
+
+
+def model(text, opset=17):
+    return ir.from_proto(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]> {text}'))
+
+
+def made(m, count=2, seed=0):
+    return list(synthetic_samples(m, input_specs(m), count, seed))
+
+
+def run(m, sample):
+    session = ort.InferenceSession(ir.to_proto(m).SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, dict(sample.feeds))
+
+
+EMBED = """g (int64[N, L] ids, int32[N, L] kinds, int64[N, L] mask) => (float[N, L, 4] y)
+<float[7, 4] words = {WORDS}, float[2, 4] types = {1, 2, 3, 4, 5, 6, 7, 8}, int64[1] two = {2}> {
+    a = Gather <axis = 0> (words, ids)
+    k = Cast <to = 7> (kinds)
+    u = Unsqueeze (k, two)
+    s = Squeeze (u, two)
+    b = Gather (types, s)
+    m = Cast <to = 1> (mask)
+    mu = Unsqueeze (m, two)
+    ab = Add (a, b)
+    y = Mul (ab, mu)
+}""".replace("WORDS", ", ".join(["1"] * 28))
+
+
+def test_ids_stay_within_the_tables_they_feed():
+    m = model(EMBED)
+    assert id_bounds(m) == {"ids": 7, "kinds": 2}
+    samples = made(m, 50)
+    for name, rows, dtype in (("ids", 7, "int64"), ("kinds", 2, "int32")):
+        values = np.concatenate([s.feeds[name] for s in samples])
+        assert values.dtype == np.dtype(dtype)
+        assert set(values.ravel()) == set(range(rows))
+    assert all((s.feeds["mask"] == 1).all() for s in samples)
+    run(m, samples[0])
+
+
+def test_the_smallest_table_bounds_and_negative_axes_count():
+    m = model("""g (int64[3] i, float[5, 9] x) => (float[5, 3] y, float[3, 9] z)
+        { y = Gather <axis = -1> (x, i)  z = Gather (x, i) }""")
+    assert id_bounds(m) == {"i": 5}
+
+
+def test_values_that_are_changed_on_the_way_are_not_bounded():
+    m = model("""g (int64[3] i) => (float[3, 1] y) <float[9, 1] t = {1,2,3,4,5,6,7,8,9}, int64 two = {2}>
+        { j = Add (i, two)  y = Gather (t, j) }""")
+    assert id_bounds(m) == {}
+    assert made(m)[0].feeds["i"].tolist() == [1, 1, 1]
+
+
+def test_every_type():
+    m = model("""g (float[N, 3, 32, 32] a, float16[N, 5] b, double[N] c, bool[N, 2] d, uint8[N, 8, 8, 3] e,
+        int32 f) => (float[N, 3, 32, 32] y) { y = Identity (a) }""")
+    feeds = made(m)[0].feeds
+    assert {n: a.dtype.name for n, a in feeds.items()} == {
+        "a": "float32",
+        "b": "float16",
+        "c": "float64",
+        "d": "bool",
+        "e": "uint8",
+        "f": "int32",
+    }
+    assert feeds["d"].all()
+    assert feeds["e"].shape == (1, 8, 8, 3)
+    assert feeds["e"].std() > 20
+    assert feeds["f"].shape == ()
+    run(m, made(m)[0])
+
+
+def test_pictures_are_smooth_and_standardised():
+    m = model("g (float[N, 3, H, W] x) => (float[N, 3, H, W] y) { y = Relu (x) }")
+    x = made(m)[0].feeds["x"]
+    assert x.shape == (1, 3, 224, 224)
+    assert abs(x.mean()) < 1e-3
+    assert x.std() == pytest.approx(1, abs=1e-3)
+    neighbours = np.corrcoef(x[..., 1:].ravel(), x[..., :-1].ravel())[0, 1]
+    assert 0.6 < neighbours < 0.9
+    assert np.abs(np.diff(x, axis=1)).mean() > 0.5, "channels differ"
+
+
+def test_same_seed_same_values():
+    m = model("g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }")
+    source = synthetic_samples(m, input_specs(m), 3, 5)
+    assert source.total == 3
+    first, again = ([s.feeds["x"] for s in source] for _ in range(2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first[0], first[1])
+    assert not np.array_equal(first, [s.feeds["x"] for s in made(m, 3, 6)])
+
+
+def test_one_symbol_has_one_size_and_expressions_are_worked_out():
+    m = model("""g (float[batch, L, 3] a, float[batch, L] b, float[batch, ?] c) => (float[batch, L, 3] y)
+        { y = Identity (a) }""")
+    m.graph.inputs[2].shape = ir.Shape(["batch", "L + 1"])
+    feeds = made(m)[0].feeds
+    assert [feeds[n].shape for n in "abc"] == [(1, 16, 3), (1, 16), (1, 17)]
+
+
+@pytest.mark.parametrize(
+    ("free", "shape"),
+    [
+        ("3, H, W", (3, 224, 224)),
+        ("3, H, W", (3, 32, 32)),
+        ("3, H, W", (3, 640, 640)),
+        ("L", (128,)),
+        ("L", (1,)),
+    ],
+)
+def test_sizes_are_tried_until_one_runs(free, shape):
+    total = math.prod(shape)
+    m = model(f"""g (float[1, {free}] x) => (float[1, {total}] y) <int64[2] s = {{1, {total}}}>
+        {{ y = Reshape (x, s) }}""")
+    sample = made(m)[0]
+    assert sample.feeds["x"].shape == (1, *shape)
+    run(m, sample)
+
+
+def test_no_size_that_runs_asks_for_data():
+    m = model("""g (float[1, L] x) => (float[1, 7] y) <int64[2] s = {1, 7}> { y = Reshape (x, s) }""")
+    with pytest.raises(CalibrationError, match=r"'x' \(float32 \[1, L\]\).*--data.*Reshape"):
+        made(m)
+
+
+@pytest.mark.parametrize("kind", ["string[2]", "float[]", "complex64[2]"])
+def test_inputs_that_cannot_be_made_up(kind):
+    m = model(f"g ({kind} x) => ({kind} y) {{ y = Identity (x) }}")
+    with pytest.raises(CalibrationError, match=r"input 'x'.*--data"):
+        made(m)
+
+
+def test_a_fixed_batch_is_made_whole(caplog):
+    m = model("g (float[4, 3] x) => (float[4, 3] y) { y = Relu (x) }")
+    samples = synthetic_samples(m, input_specs(m), 8, 0)
+    found = list(batches(samples, input_specs(m), 1))
+    assert [(b.feeds["x"].shape, b.count) for b in found] == [((4, 3), 4)] * 2
+    assert caplog.text == ""
+
+
+def test_a_model_without_inputs():
+    m = model("g () => (float[2] y) <float[2] w = {1, 2}> { y = Identity (w) }")
+    assert [s.feeds for s in made(m)] == [{}, {}]
+
+
+@pytest.mark.parametrize("module", ["open", "images", "preprocess", "synthetic"])
+def test_importing_brings_in_no_runtime(module):
+    code = f"import sys, calibrators.data.{module}; sys.exit('onnxruntime' in sys.modules or 'torch' in sys.modules)"
+    root = Path(__file__).parents[3]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

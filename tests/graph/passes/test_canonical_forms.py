@@ -1,0 +1,269 @@
+"""One way to write a sum, a spatial mean, a flattening and a linear layer."""
+
+import numpy as np
+import pytest
+from graphs import assert_same_outputs, op_counts, parse
+
+from onnxq.graph.passes import simplify
+
+
+def both(text, expected, feeds=None, **options):
+    before = parse(text, **options)
+    after = simplify(before)
+    assert op_counts(after) == expected
+    assert_same_outputs(before, after, feeds)
+    return after
+
+
+def test_sum_of_two_is_add():
+    both("g (float[N,4] x, float[4] z) => (float[N,4] y) { y = Sum(x, z) }", {"Add": 1})
+
+
+def test_sum_of_one_is_nothing():
+    both("g (float[N,4] x) => (float[N,4] y) { a = Relu(x) y = Sum(a) }", {"Relu": 1})
+
+
+def test_sum_of_three_stays():
+    both("g (float[N,4] x, float[4] z) => (float[N,4] y) { y = Sum(x, z, x) }", {"Sum": 1})
+
+
+@pytest.mark.parametrize(
+    ("mean", "opset", "expected"),
+    [
+        ("ReduceMean <axes=[2,3]> (x)", 13, {"GlobalAveragePool": 1}),
+        ("ReduceMean <axes=[-1,-2], keepdims=1> (x)", 11, {"GlobalAveragePool": 1}),
+        ("ReduceMean <axes=[2,3], keepdims=0> (x)", 13, {"GlobalAveragePool": 1, "Flatten": 1}),
+        ("ReduceMean (x, a)", 18, {"GlobalAveragePool": 1}),
+        ("ReduceMean <keepdims=0> (x, a)", 18, {"GlobalAveragePool": 1, "Flatten": 1}),
+        ("ReduceMean <axes=[2]> (x)", 13, {"ReduceMean": 1}),
+        ("ReduceMean <axes=[1,2,3]> (x)", 13, {"ReduceMean": 1}),
+        ("ReduceMean (x)", 13, {"ReduceMean": 1}),
+        ("ReduceMean <noop_with_empty_axes=1> (x)", 18, {"ReduceMean": 1}),
+    ],
+)
+def test_a_spatial_mean_is_a_pool(mean, opset, expected):
+    tensors = "<int64[2] a = {-2, -1}>" if "a)" in mean else ""
+    both(
+        f"g (float[N,3,4,5] x) => (float y) {tensors} {{ y = {mean} }}".replace("float y", _output(mean)),
+        expected,
+        opset=opset,
+    )
+
+
+def _output(mean):
+    if "noop" in mean:
+        return "float[N,3,4,5] y"
+    return "float[N,3] y" if "keepdims=0" in mean else "float[a,b,c,d] y"
+
+
+def test_the_pooled_name_survives_when_others_read_it():
+    both(
+        """g (float[N,3,4,5] x) => (float[N,3] y, float[N,3] z) {
+            y = ReduceMean <axes=[2,3], keepdims=0> (x)
+            z = Relu(y)
+        }""",
+        {"GlobalAveragePool": 1, "Flatten": 1, "Relu": 1},
+    )
+
+
+@pytest.mark.parametrize(
+    ("sequence", "axis", "mean", "expected"),
+    [("float[N,C,L]", 2, "float[N,C,k]", "GlobalAveragePool"), ("float[N,C]", 1, "float[N,k]", "ReduceMean")],
+)
+def test_a_mean_of_other_ranks(sequence, axis, mean, expected):
+    both(
+        f"g ({sequence} x) => ({mean} y) {{ y = ReduceMean <axes=[{axis}]> (x) }}",
+        {expected: 1},
+    )
+
+
+def test_integer_means_stay():
+    both("g (int32[N,3,4,5] x) => (int32[N,3,1,1] y) { y = ReduceMean <axes=[2,3]> (x) }", {"ReduceMean": 1})
+
+
+@pytest.mark.parametrize(
+    ("image", "shape", "flat"),
+    [
+        ("float[N,3,4,5]", "{0,-1}", True),
+        ("float[N,3,4,5]", "{-1,60}", True),
+        ("float[2,3,4,5]", "{2,60}", True),
+        ("float[2,3,4,5]", "{2,-1}", True),
+        ("float[2,3,4,5]", "{6,20}", False),
+        ("float[N,3,4,5]", "{-1,20}", False),
+        ("float[N,3,H,5]", "{-1,60}", False),
+        ("float[N,3,4,5]", "{1,-1}", False),
+    ],
+)
+def test_reshape_behind_the_batch_axis_is_flatten(image, shape, flat):
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 4, 5), np.float32)}
+    both(
+        f"g ({image} x) => (float[a,b] y) <int64[2] s = {shape}> {{ y = Reshape(x, s) }}",
+        {"Flatten" if flat else "Reshape": 1},
+        feeds,
+    )
+
+
+def test_reshape_to_a_computed_batch_is_flatten():
+    both(
+        """g (float[N,3,1,1] x) => (float[N,3] y) <int64 i = {0}, int64[1] ax = {0}, int64[1] m = {-1}> {
+            r = Relu(x)
+            s = Shape(x)
+            n = Gather(s, i)
+            u = Unsqueeze(n, ax)
+            t = Concat <axis=0> (u, m)
+            y = Reshape(r, t)
+        }""",
+        {"Relu": 1, "Flatten": 1},
+    )
+
+
+def test_reshape_to_another_batch_stays():
+    text = """g (float[N,4,1] x, float[K,1] z) => (float[a,b] y)
+    <int64 i = {0}, int64[1] ax = {0}, int64[1] m = {-1}> {
+        s = Shape(z)
+        n = Gather(s, i)
+        u = Unsqueeze(n, ax)
+        t = Concat <axis=0> (u, m)
+        y = Reshape(x, t)
+    }"""
+    feeds = {"x": np.ones((2, 4, 1), np.float32), "z": np.ones((4, 1), np.float32)}
+    before = parse(text)
+    after = simplify(before)
+    assert op_counts(after)["Reshape"] == 1
+    assert_same_outputs(before, after, feeds)
+
+
+@pytest.mark.parametrize("transpose", ["transB=1", "transA=1", "transA=0"])
+@pytest.mark.parametrize(
+    "bias", ["float[4] b", "float[1,4] b", "float b", "float[1,1] b", "float[2,4] b", "float[2,1] b"]
+)
+def test_gemm_scalars(transpose, bias):
+    shape = {"transB=1": ("[2,6]", "[4,6]"), "transA=1": ("[6,2]", "[6,4]"), "transA=0": ("[2,6]", "[6,4]")}
+    x, w = shape[transpose]
+    after = both(
+        f"g (float{x} x) => (float[2,4] y) <float{w} w, {bias}> {{"
+        f" y = Gemm <alpha=0.3, beta=1.7, {transpose}> (x, w, b) }}",
+        {"Gemm": 1},
+    )
+    (gemm,) = after.graph
+    assert not {"alpha", "beta"} & set(gemm.attributes)
+    rows = {"float[2,4] b": [2, 4], "float[2,1] b": [2, 1]}
+    assert list(gemm.inputs[2].const_value.shape.numpy()) == rows.get(bias, [4])
+
+
+def test_a_column_as_high_as_the_matrix_is_wide_is_no_row():
+    both(
+        """g (float[4,6] x) => (float[4,4] y, float[4,4] z) <float[6,4] w, float[4,1] b, float[4,1] c> {
+            p = Gemm <beta=0.5> (x, w, b)
+            y = Mul(p, k)
+            q = MatMul(x, w)
+            z = Add(q, c)
+        }""".replace("c>", "c, float k = {2.0}>"),
+        {"Gemm": 1, "Mul": 1, "MatMul": 1, "Add": 1},
+    )
+
+
+def test_gemm_scalars_of_run_time_tensors_stay():
+    after = both(
+        """g (float[2,6] x, float[6,4] w, float[4] b) => (float[2,4] y) {
+            y = Gemm <alpha=0.3, beta=1.7> (x, w, b)
+        }""",
+        {"Gemm": 1},
+    )
+    assert {"alpha", "beta"} <= set(after.graph[0].attributes)
+
+
+def test_gemm_scalars_leave_shared_tensors_alone():
+    both(
+        """g (float[N,4] x) => (float[N,4] y) <float[4,4] w, float[4] b> {
+            a = Gemm <alpha=0.5, beta=2.0> (x, w, b)
+            y = Gemm (a, w, b)
+        }""",
+        {"Gemm": 2},
+    )
+
+
+@pytest.mark.parametrize("add", ["Add(m, b)", "Add(b, m)"])
+@pytest.mark.parametrize("bias", ["float[4] b", "float[1,4] b", "float b", "float[1] b"])
+def test_matmul_add_is_gemm(add, bias):
+    after = both(
+        f"g (float[N,6] x) => (float[N,4] y) <float[6,4] w, {bias}> {{ m = MatMul(x, w) y = {add} }}",
+        {"Gemm": 1},
+    )
+    (gemm,) = after.graph
+    assert [v.name for v in gemm.inputs] == ["x", "w", "b"]
+    assert gemm.outputs[0].name == "y"
+
+
+@pytest.mark.parametrize(
+    ("interface", "tensors", "add"),
+    [
+        ("(float[N,M,6] x) => (float[N,M,4] y)", "float[6,4] w, float[4] b", "Add(m, b)"),
+        ("(float[N,6] x, float[6,4] w) => (float[N,4] y)", "float[4] b", "Add(m, b)"),
+        ("(float[N,6] x, float[4] b) => (float[N,4] y)", "float[6,4] w", "Add(m, b)"),
+        ("(float[N,6] x) => (float[1,N,4] y)", "float[6,4] w, float[1,1,4] b", "Add(m, b)"),
+        ("(float[2,6] x) => (float[2,4] y)", "float[6,4] w, float[2,1] b", "Add(m, b)"),
+        ("(float[N,6] x) => (float[N,4] y, float[N,4] m)", "float[6,4] w, float[4] b", "Add(m, b)"),
+        ("(float[N,6] x) => (float[N,4] y)", "float[6,4] w", "Add(m, m)"),
+        ("(int64[N,6] x) => (int64[N,4] y)", "int64[6,4] w, int64[4] b", "Add(m, b)"),
+    ],
+)
+def test_matmul_add_stays(interface, tensors, add):
+    both(f"g {interface} <{tensors}> {{ m = MatMul(x, w) y = {add} }}", {"MatMul": 1, "Add": 1})
+
+
+def test_shared_bias_of_another_shape():
+    both(
+        """g (float[N,6] x) => (float[N,4] y, float[N,5] z) <float[6,4] w, float[6,5] v, float b> {
+            m = MatMul(x, w)
+            y = Add(m, b)
+            n = MatMul(x, v)
+            z = Add(n, b)
+        }""",
+        {"Gemm": 2},
+    )
+
+
+def test_equal_nodes_become_one():
+    after = both(
+        """g (float[N,4] x) => (float[N,4] y, float[N,4] z) {
+            a = Relu(x)
+            b = Relu(x)
+            c = LeakyRelu <alpha=0.1> (a)
+            d = LeakyRelu <alpha=0.1> (b)
+            e = LeakyRelu <alpha=0.2> (b)
+            f = Add(c, d)
+            y = Add(f, e)
+            z = Add(f, e)
+        }""",
+        {"Relu": 1, "LeakyRelu": 2, "Add": 3},
+    )
+    assert [v.name for v in after.graph.outputs] == ["y", "z"]
+
+
+def test_nodes_of_different_bodies_stay():
+    text = """g (float[N,4] x, bool k) => (float[N,4] y) {
+        y = If (k) <
+            then_branch = t () => (float[N,4] u) { a = Relu(x) u = Neg(a) },
+            else_branch = e () => (float[N,4] v) { b = Relu(x) v = Exp(b) }>
+    }"""
+    both(text, {"If": 1, "Relu": 2, "Neg": 1, "Exp": 1})
+
+
+def test_optional_outputs_tell_nodes_apart():
+    both(
+        """g (float[N,2,4,4] x) => (float[N,2,3,3] y, int64[N,2,3,3] i) {
+            a = MaxPool <kernel_shape=[2,2]> (x)
+            b, i = MaxPool <kernel_shape=[2,2]> (x)
+            y = Add(a, b)
+        }""",
+        {"MaxPool": 2, "Add": 1},
+    )
+
+
+def test_unused_nodes_and_weights_go():
+    after = both(
+        "g (float[N,4] x) => (float[N,4] y) <float[4,4] w> { d = MatMul(x, w) e = Neg(d) y = Relu(x) }",
+        {"Relu": 1},
+    )
+    assert not after.graph.initializers

@@ -1,0 +1,160 @@
+"""Models with Q/DQ from elsewhere: their scales stay, and what the target needs besides is added."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from classifiers import CLASSIFIER, model_of
+
+import onnxq
+from calibrators.collect import collect
+from calibrators.data.samples import Sample
+from calibrators.methods import CALIBRATORS
+from calibrators.session import open_session
+from onnxq.calibration.qparams import from_statistics, solve
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import CalibrationError, ModelError
+from onnxq.core.numerics import sqnr
+from onnxq.core.plan import QuantPlan
+from onnxq.graph.insert_qdq import insert_qdq
+from onnxq.graph.strip_qdq import strip
+from onnxq.pipelines.requantize import requantize
+from onnxq.planner import make_plan
+from onnxq.targets.lookup import get_target
+
+DATA = [{"x": np.random.default_rng(i).normal(size=(1, 4, 8, 8)).astype(np.float32)} for i in range(8)]
+FEEDS = {"x": np.concatenate([each["x"] for each in DATA])}
+
+
+def config(target: str, **options) -> QuantConfig:
+    return QuantConfig(target=target, verify="off", threads=1, method="minmax", **options)
+
+
+def quantized(target: str, path, **options) -> QuantPlan:
+    """A Q/DQ model for ``target``, with ranges that no calibration on DATA would find."""
+    model = model_of(CLASSIFIER)
+    plan = make_plan(model, get_target(target), config(target, **options))
+    statistics = collect(model, plan.observed, [Sample("wide", {"x": FEEDS["x"] * 1.5})])
+    plan = solve(model, plan, from_statistics(statistics, CALIBRATORS["minmax"]))
+    ir.save(insert_qdq(model, plan), path)
+    return plan
+
+
+def run(path) -> np.ndarray:
+    return open_session(path, optimize=False).run(None, FEEDS)[0]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "openvino", "academic-w4a4"])
+def test_the_same_target_gets_the_same_numbers(target: str, tmp_path) -> None:
+    given = quantized(target, tmp_path / "in.onnx")
+    result = requantize(tmp_path / "in.onnx", tmp_path / "out.onnx", config=config(target))
+    assert result.calibrated == ()
+    assert len(result.plan.points) == len(given.points)
+    assert sqnr(run(tmp_path / "in.onnx"), run(tmp_path / "out.onnx")) > 60
+    assert _scales(result.plan) == pytest.approx(_scales(given), rel=1e-6)
+
+
+def _scales(plan: QuantPlan) -> list[float]:
+    return sorted(float(p.scale) for n, p in plan.params.items() if not plan.groups[n].constant)
+
+
+def test_weights_keep_every_integer(tmp_path) -> None:
+    quantized("onnxruntime", tmp_path / "in.onnx")
+    requantize(tmp_path / "in.onnx", tmp_path / "out.onnx", config=config("onnxruntime"))
+    before, after = (_integers(tmp_path / name) for name in ("in.onnx", "out.onnx"))
+    assert before == after
+
+
+def _integers(path) -> list[bytes]:
+    stored = onnx.load(path).graph.initializer
+    return sorted(i.raw_data for i in stored if i.data_type == onnx.TensorProto.INT8 and len(i.dims) > 1)
+
+
+def test_another_target_keeps_the_ranges_and_calibrates_the_rest(tmp_path) -> None:
+    given = quantized("tensorrt", tmp_path / "in.onnx")
+    with pytest.raises(CalibrationError, match="Give calibration data"):
+        requantize(tmp_path / "in.onnx", tmp_path / "out.onnx", config=config("onnxruntime"))
+    assert not (tmp_path / "out.onnx").exists()
+    result = requantize(tmp_path / "in.onnx", tmp_path / "out.onnx", DATA, config("onnxruntime"))
+    assert result.calibrated
+    assert set(result.kept) & set(given.params)
+    assert result.quality is not None
+    assert result.quality.sqnr > 20
+    before, after = given.params["x"], result.plan.params["x"]
+    assert float(after.scale) == pytest.approx(float(before.scale), rel=1e-6), "symmetric fits into uint8"
+
+
+def test_symmetric_targets_get_the_range_of_an_asymmetric_one(tmp_path) -> None:
+    given = quantized("onnxruntime", tmp_path / "in.onnx")
+    result = requantize(tmp_path / "in.onnx", tmp_path / "out.onnx", DATA, config("tensorrt"))
+    scale, zero = given.params["x"].scale, float(given.params["x"].zero_point)
+    largest = max(zero, 255 - zero) * float(scale)
+    assert float(result.plan.params["x"].scale) == pytest.approx(largest / 127, rel=1e-5)
+    assert result.calibrated == ()
+
+
+TRANSPOSED = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[N,4] x) => (float[N,3] y)
+<float sx = {0.1}, int8 zx = {0}, float[3] sw = {0.5, 0.25, 1.0}, int8[3] zw = {0, 0, 0},
+ float[3,4] w = {1.0,-2.0,0.5,3.0, 0.25,-0.25,1.0,2.0, 7.0,-7.0,1.0,0.0}>
+{
+    xq = QuantizeLinear(x, sx, zx)
+    xd = DequantizeLinear(xq, sx, zx)
+    wq = QuantizeLinear<axis = 0>(w, sw, zw)
+    wd = DequantizeLinear<axis = 0>(wq, sw, zw)
+    wt = Transpose<perm = [1, 0]>(wd)
+    y = MatMul(xd, wt)
+}
+"""
+
+
+def test_weights_in_float_behind_a_transpose_as_trainers_write_them(tmp_path) -> None:
+    onnx.save(onnx.parser.parse_model(TRANSPOSED), tmp_path / "in.onnx")
+    result = requantize(tmp_path / "in.onnx", tmp_path / "out.onnx", config=config("tensorrt"))
+    weights = [result.plan.params[n] for n, g in result.plan.groups.items() if g.constant]
+    assert [w.scale.tolist() for w in weights] == [[0.5, 0.25, 1.0]]
+    x = {"x": np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)}
+    one, other = (open_session(tmp_path / n, optimize=False).run(None, x)[0] for n in ("in.onnx", "out.onnx"))
+    assert np.allclose(one, other)
+
+
+def test_stripping_leaves_the_callers_model_and_no_q(tmp_path) -> None:
+    quantized("onnxruntime", tmp_path / "in.onnx", quantize_outputs=True)
+    model = ir.load(tmp_path / "in.onnx")
+    count = len(list(model.graph))
+    stripped = strip(model)
+    assert len(list(model.graph)) == count
+    assert not {n.op_type for n in stripped.model.graph} & {"QuantizeLinear", "DequantizeLinear"}
+    assert [o.name for o in stripped.model.graph.outputs] == [o.name for o in model.graph.outputs]
+    assert stripped.activations
+    assert stripped.weights
+
+
+INTEGERS = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (int8[N,4] x) => (float[N,4] y)
+<float s = {0.1}> { y = DequantizeLinear(x, s) }
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (INTEGERS, "no QuantizeLinear made"),
+        (
+            '<ir_version: 8, opset_import: ["" : 17]> net (float[N,4] x) => (float[N,4] y) { y = Relu(x) }',
+            "no QuantizeLinear and DequantizeLinear|nothing to quantize",
+        ),
+    ],
+)
+def test_what_has_no_pairs_is_refused(text: str, message: str, tmp_path) -> None:
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "in.onnx")
+    with pytest.raises(ModelError, match=message):
+        requantize(tmp_path / "in.onnx", tmp_path / "out.onnx", config=config("tensorrt"))
+
+
+def test_it_is_public() -> None:
+    assert onnxq.requantize is requantize
