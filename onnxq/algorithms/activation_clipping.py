@@ -24,17 +24,17 @@ SAMPLES = 64
 """What is clipped differs from sample to sample far more than what is rounded."""
 
 
-def tighten_ranges(draft: Draft, bench: Workbench) -> Draft | None:
+def tighten_ranges(draft: Draft, context: Workbench) -> Draft | None:
     """Give every group of activations the scale, of a few, with which it alone does least harm."""
     names = [group.name for group in draft.plan.groups.values() if _is_open(draft, group)]
     if not names:
         return None
-    least = _noises(draft, names, bench)
+    least = _noises(draft, names, context)
     params = dict(draft.plan.params)
     for multiple in MULTIPLES:
         tried = {name: _scaled(draft.plan.params[name], multiple) for name in names}
         plan = draft.plan.with_params({**draft.plan.params, **tried})
-        for name, noise in _noises(replace(draft, plan=plan), names, bench).items():
+        for name, noise in _noises(replace(draft, plan=plan), names, context).items():
             if noise < least[name]:
                 least[name], params[name] = noise, tried[name]
     return replace(draft, plan=draft.plan.with_params(params))
@@ -50,8 +50,8 @@ def _is_open(draft: Draft, group: Group) -> bool:
     return bool(low > group.bounds[0] + step or high < group.bounds[1] - step)
 
 
-def _noises(draft: Draft, names: list[str], bench: Workbench) -> dict[str, float]:
-    return {one.group.name: one.quality.noise for one in sensitivities(draft, bench, names, SAMPLES)}
+def _noises(draft: Draft, names: list[str], context: Workbench) -> dict[str, float]:
+    return {one.group.name: one.quality.noise for one in sensitivities(draft, context, names, SAMPLES)}
 
 
 def _scaled(params: QuantParams, multiple: float) -> QuantParams:

@@ -38,7 +38,7 @@ _Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
-class Workbench:
+class CorrectionContext:
     """Everything that a correction may ask for.
 
     Attributes:
@@ -133,13 +133,13 @@ def judge_of(model: str | os.PathLike[str], simple: ir.Model, samples: Samples, 
     )
 
 
-def workbench(
+def make_context(
     model: ir.Model, samples: Samples, judge: Judge, config: QuantConfig, progress: Progress
-) -> Workbench:
+) -> CorrectionContext:
     """What corrections of ``model`` work with."""
     again = samples.on_refused if samples.refused is None else _passed_over
     fit = list(in_batches(samples.to_fit, model, config))
-    return Workbench(
+    return CorrectionContext(
         fit=fit,
         judge=judge,
         recalibrate=partial(_recalibrated, fit=fit, config=config, progress=progress, on_bad=again),

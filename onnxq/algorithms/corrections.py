@@ -13,7 +13,7 @@ import numpy as np
 from onnxq.algorithms.activation_clipping import tighten_ranges
 from onnxq.algorithms.channels.center import center
 from onnxq.algorithms.channels.equalize import equalize
-from onnxq.algorithms.context import Workbench, workbench
+from onnxq.algorithms.context import Workbench, make_context
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.weights.adaround import learn_rounding
 from onnxq.algorithms.weights.bias_correction import correct_biases, correct_biases_in_order
@@ -24,7 +24,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.progress import Progress
 from onnxq.verify.accuracy import Judge, Quality
 
-__all__ = ["CORRECTIONS", "Correction", "Draft", "Effect", "Workbench", "correct"]
+__all__ = ["CORRECTIONS", "Correction", "Draft", "Effect", "CorrectionContext", "correct"]
 
 
 Correction = Callable[[Draft, Workbench], Draft | None]
@@ -93,19 +93,19 @@ def _gain(before: float, after: float) -> float:
     return 10 * math.log10(before / after)
 
 
-def correct(draft: Draft, names: Collection[str], bench: Workbench) -> tuple[Draft, tuple[Effect, ...]]:
+def correct(draft: Draft, names: Collection[str], context: Workbench) -> tuple[Draft, tuple[Effect, ...]]:
     """Try the corrections called ``names``, one on top of the other, and keep those that help.
 
     The gains of those that are kept add up to that of all of them together.
     """
-    base, best, effects = draft, _Judged(draft, bench), []
+    base, best, effects = draft, _Judged(draft, context), []
     finish = correct_biases if FINISH in names else _no_correction
     for name, correction in CORRECTIONS.items():
         if name not in names:
             continue
         started = time.perf_counter()
-        tried = correction(base, bench)
-        found = None if tried is None else _best(_forms(name, tried, finish, bench), bench)
+        tried = correction(base, context)
+        found = None if tried is None else _best(_forms(name, tried, finish, context), context)
         effect = _effect(name, best, found, started)
         if tried is not None and found is not None and effect.kept:
             base, best = base if name == FINISH else tried, found
@@ -118,15 +118,15 @@ class _Judged:
     """A draft, and how close it comes on the held-out samples; if asked, on those that were fitted on too."""
 
     draft: Draft
-    bench: Workbench
+    context: Workbench
 
     @cached_property
     def quality(self) -> Quality:
-        return self.bench.quality(self.draft)
+        return self.context.quality(self.draft)
 
     @cached_property
     def fitted(self) -> Quality:
-        return self.bench.fitted(self.draft)
+        return self.context.fitted(self.draft)
 
     @property
     def noise(self) -> float:
@@ -181,21 +181,21 @@ def _helped(before: Quality | _Pooled, after: Quality | _Pooled) -> bool | None:
     return not (math.isnan(after.noise) or after.noise >= before.noise)
 
 
-def _no_correction(draft: Draft, bench: Workbench) -> Draft | None:
+def _no_correction(draft: Draft, context: Workbench) -> Draft | None:
     return None
 
 
-def _forms(name: str, tried: Draft, finish: Correction, bench: Workbench) -> Iterator[Draft]:
+def _forms(name: str, tried: Draft, finish: Correction, context: Workbench) -> Iterator[Draft]:
     """What may become of ``tried``: with biases corrected again, and as it is, if it has its own."""
-    finished = None if name == FINISH else finish(tried, bench)
+    finished = None if name == FINISH else finish(tried, context)
     if finished is not None:
         yield finished
     yield tried
 
 
-def _best(drafts: Iterator[Draft], bench: Workbench) -> _Judged:
+def _best(drafts: Iterator[Draft], context: Workbench) -> _Judged:
     """The first of ``drafts``, unless another one is closer by more than chance."""
-    judged = (_Judged(draft, bench) for draft in drafts)
+    judged = (_Judged(draft, context) for draft in drafts)
     return reduce(lambda best, other: other if _decided(best, other)[0] else best, judged)
 
 
@@ -216,7 +216,7 @@ def corrected(
     names = to_try(samples, config)
     if not names:
         return draft, ()
-    return correct(draft, names, workbench(draft.exact, samples, judge, config, progress))
+    return correct(draft, names, make_context(draft.exact, samples, judge, config, progress))
 
 
 def to_try(samples: Samples, config: QuantConfig) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from onnxq.algorithms.context import channel_means, judge_of, workbench
+from onnxq.algorithms.context import channel_means, judge_of, make_context
 from onnxq.algorithms.corrections import check_correctable, corrected
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.sensitivity.analysis import Sensitivity, sensitivities
@@ -47,4 +47,4 @@ def rank(
         judge = judge_of(model, simple, samples, config)
         draft = Draft(simple, simple, plan, channel_means(statistics))
         draft, _ = corrected(draft, samples, judge, config, progress)
-        return sensitivities(draft, workbench(draft.exact, samples, judge, config, progress))
+        return sensitivities(draft, make_context(draft.exact, samples, judge, config, progress))

@@ -30,38 +30,38 @@ def factors(draft, tightened):
     return {name: np.max(after[name].scale / before[name].scale) for name in before}
 
 
-def noises(draft, bench):
-    return {one.group.name: one.quality.noise for one in sensitivities(draft, bench, samples=SAMPLES)}
+def noises(draft, context):
+    return {one.group.name: one.quality.noise for one in sensitivities(draft, context, samples=SAMPLES)}
 
 
 def test_ranges_that_are_too_wide_are_cut():
-    draft, bench = bench_for()
+    draft, context = bench_for()
     wide = widened(draft, 2)
-    tightened = tighten_ranges(wide, bench)
+    tightened = tighten_ranges(wide, context)
     found = factors(wide, tightened)
     for name, group in wide.plan.groups.items():
         assert found[name] < 1 if group.observe else found[name] == 1, name
 
 
 def test_no_group_alone_does_more_harm_than_before():
-    draft, bench = bench_for()
-    tightened = tighten_ranges(draft, bench)
+    draft, context = bench_for()
+    tightened = tighten_ranges(draft, context)
     allowed = (1, *MULTIPLES)
     assert all(min(abs(f - one) for one in allowed) < 1e-6 for f in factors(draft, tightened).values())
-    before, after = noises(draft, bench), noises(tightened, bench)
+    before, after = noises(draft, context), noises(tightened, context)
     assert all(after[name] <= before[name] for name in before)
 
 
 def test_ranges_that_are_too_narrow_are_not_cut_further():
-    draft, bench = bench_for()
+    draft, context = bench_for()
     narrow = widened(draft, 0.3)
-    assert set(factors(narrow, tighten_ranges(narrow, bench)).values()) == {1}
+    assert set(factors(narrow, tighten_ranges(narrow, context)).values()) == {1}
 
 
 def test_nothing_but_ranges_changes_and_it_is_deterministic():
-    draft, bench = bench_for()
+    draft, context = bench_for()
     params = {name: one.scale.copy() for name, one in draft.plan.params.items()}
-    first, second = (tighten_ranges(draft, bench) for _ in range(2))
+    first, second = (tighten_ranges(draft, context) for _ in range(2))
     assert first.model is draft.model
     assert first.exact is draft.exact
     assert factors(draft, first) == factors(draft, second)
@@ -69,18 +69,18 @@ def test_nothing_but_ranges_changes_and_it_is_deterministic():
 
 
 def test_a_range_that_covers_all_that_the_producer_can_give_stays():
-    draft, bench = bench_for()
+    draft, context = bench_for()
     wide = widened(draft, 2)
     name = next(name for name, group in wide.plan.groups.items() if group.observe)
     params, group = wide.plan.params[name], wide.plan.groups[name]
     ends = dequantize(np.asarray(group.spec.limits), params, group.spec)
     groups = {**wide.plan.groups, name: replace(group, bounds=tuple(map(float, ends)))}
-    found = factors(wide, tighten_ranges(replace(wide, plan=replace(wide.plan, groups=groups)), bench))
+    found = factors(wide, tighten_ranges(replace(wide, plan=replace(wide.plan, groups=groups)), context))
     assert found[name] == 1
     assert min(found.values()) < 1
 
 
 def test_without_chosen_ranges_there_is_nothing_to_do():
-    draft, bench = bench_for()
+    draft, context = bench_for()
     fixed = {name: replace(group, observe=()) for name, group in draft.plan.groups.items()}
-    assert tighten_ranges(replace(draft, plan=replace(draft.plan, groups=fixed)), bench) is None
+    assert tighten_ranges(replace(draft, plan=replace(draft.plan, groups=fixed)), context) is None

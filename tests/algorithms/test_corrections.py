@@ -45,13 +45,13 @@ class Bench:
 
 def times(name, factor):
     """A correction that multiplies the error."""
-    return lambda draft, bench: Stand((*draft.done, name), draft.noise * factor)
+    return lambda draft, context: Stand((*draft.done, name), draft.noise * factor)
 
 
 FAKES = {
     "good": times("good", 0.5),
     "bad": times("bad", 3.0),
-    "idle": lambda draft, bench: None,
+    "idle": lambda draft, context: None,
     "equal": times("equal", 1.0),
     "lost": times("lost", math.nan),
     "better": times("better", 0.1),
@@ -64,13 +64,13 @@ def fakes(monkeypatch):
 
 
 def test_what_does_harm_or_no_good_is_dropped(fakes):
-    bench = Bench()
-    draft, effects = correct(Stand((), 1.0), FAKES, bench)
+    context = Bench()
+    draft, effects = correct(Stand((), 1.0), FAKES, context)
     assert draft == Stand(("good", "better"), 0.05)
     assert [v.name for v in effects] == list(FAKES)
     assert {v.name for v in effects if v.kept} == {"good", "better"}
     assert [v.before for v in effects] == [1.0, *[0.5] * 5]
-    assert {done for done in bench.judged if done} == {("good",)} | {
+    assert {done for done in context.judged if done} == {("good",)} | {
         ("good", name) for name in ("bad", "equal", "lost", "better")
     }
 
@@ -110,7 +110,7 @@ def test_samples_fitted_on_decide_only_what_may_be_chance(kind, factor, monkeypa
     before, after, helped = CHANGES[kind]
     start = Stand((), sum(before) or 8.0, before)
     tried = Stand(("try",), sum(after) or 8.5, after)
-    monkeypatch.setattr(corrections, "CORRECTIONS", {"try": lambda draft, bench: tried})
+    monkeypatch.setattr(corrections, "CORRECTIONS", {"try": lambda draft, context: tried})
     fitted = {(): Stand((), 8.0, (2.0,) * 4), ("try",): Stand(("try",), 8.0 * factor, (2.0 * factor,) * 4)}
     draft, (effect,) = correct(start, ["try"], Bench(fitted))
     assert effect.kept is (factor < 1 if helped is None else helped)
@@ -121,7 +121,7 @@ def test_samples_fitted_on_decide_only_what_may_be_chance(kind, factor, monkeypa
 def test_all_samples_together_must_gain_more_than_chance(monkeypatch):
     before, after, _ = CHANGES["gained by chance"]
     start, tried = Stand((), 8.5, before), Stand(("try",), 8.0, after)
-    monkeypatch.setattr(corrections, "CORRECTIONS", {"try": lambda draft, bench: tried})
+    monkeypatch.setattr(corrections, "CORRECTIONS", {"try": lambda draft, context: tried})
     draft, (effect,) = correct(start, ["try"], Bench({(): start, ("try",): tried}))
     assert (draft, effect.kept) == (start, False)
     assert effect.fitted_gain == pytest.approx(10 * math.log10(8.5 / 8.0))
@@ -130,7 +130,7 @@ def test_all_samples_together_must_gain_more_than_chance(monkeypatch):
 def test_what_held_out_samples_gain_counts_together_with_the_others(monkeypatch):
     """Either alone might be chance; together they are not."""
     start, tried = Stand((), 8.0, (2.0, 2.0, 2.0, 2.0)), Stand(("try",), 7.4, (1.5, 2.2, 1.5, 2.2))
-    monkeypatch.setattr(corrections, "CORRECTIONS", {"try": lambda draft, bench: tried})
+    monkeypatch.setattr(corrections, "CORRECTIONS", {"try": lambda draft, context: tried})
     assert corrections._helped(start, tried) is None
     _, (effect,) = correct(start, ["try"], Bench({(): start, ("try",): tried}))
     assert effect.kept
@@ -152,13 +152,13 @@ def test_gains_are_in_decibels(before, after, gain):
 
 
 def test_real_ones_leave_no_model_worse():
-    draft, bench = bench_for(bits=4, count=40, held=16)
+    draft, context = bench_for(bits=4, count=40, held=16)
     chosen = {"ranges", "rounding", "bias", "full-bias"}
-    corrected, effects = correct(draft, chosen, bench)
+    corrected, effects = correct(draft, chosen, context)
     assert [v.name for v in effects] == [name for name in CORRECTIONS if name in chosen]
-    errors = [bench.error(draft), *(v.after if v.kept else v.before for v in effects)]
+    errors = [context.error(draft), *(v.after if v.kept else v.before for v in effects)]
     assert all(v.kept is (v.after < v.before) for v in effects if v.after and v.fitted_gain is None)
-    assert bench.error(corrected) == pytest.approx(errors[-1])
+    assert context.error(corrected) == pytest.approx(errors[-1])
     assert errors[-1] < 0.7 * errors[0]
 
 

@@ -56,8 +56,8 @@ def bench_for(
     axes = channel_axes(model, plan)
     statistics = collect(model, [*plan.observed, *axes], fit, channels=axes, threads=1)
     plan = solve(model, plan, from_statistics(statistics, calibrator(config)))
-    bench = Workbench(fit, judge, recalibrate=unused, threads=1)
-    return Draft(model, model, plan, channel_means(statistics)), bench
+    context = Workbench(fit, judge, recalibrate=unused, threads=1)
+    return Draft(model, model, plan, channel_means(statistics)), context
 
 
 def with_bits(plan, bits):

@@ -18,7 +18,7 @@ from calibrators.errors import CalibrationError
 from calibrators.session import open_session
 from onnxq.algorithms.autotune.derived_plan import tentative, without
 from onnxq.algorithms.autotune.tuner import Tuning, tune
-from onnxq.algorithms.context import workbench
+from onnxq.algorithms.context import make_context
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.mixed_precision.replan import Variants
 from onnxq.algorithms.mixed_precision.steps import floated
@@ -86,8 +86,8 @@ def tuned(
     del session
     tuning = tune(original, draft.exact, draft.plan, sample, config, progress)
     if samples.to_fit:
-        bench = workbench(draft.exact, samples, judge, config, progress)
-        draft = Variants(draft, bench, config)(floated(tuning.floats))
+        context = make_context(draft.exact, samples, judge, config, progress)
+        draft = Variants(draft, context, config)(floated(tuning.floats))
     else:
         draft = replace(draft, plan=tentative(draft.exact, draft.plan, config, tuning.floats))
     return draft, without(config, tuning.floats), tuning

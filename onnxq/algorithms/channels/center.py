@@ -38,7 +38,7 @@ Offsets = NDArray[np.float64]
 """One for each label of `Channels`; that of a fixed channel is 0."""
 
 
-def center(draft: Draft, bench: Workbench) -> Draft | None:
+def center(draft: Draft, context: Workbench) -> Draft | None:
     """A draft of a float model whose symmetric tensors lie around zero; None where nothing can be moved.
 
     It is calibrated anew, and begins with weights rounded to nearest.
@@ -47,16 +47,16 @@ def center(draft: Draft, bench: Workbench) -> Draft | None:
         CalibrationError: the model does not take a sample.
     """
     groups = [g for g in draft.plan.groups.values() if g.observe and g.spec.symmetric and not g.constant]
-    padded = worth_a_pad(draft, groups, bench)
+    padded = worth_a_pad(draft, groups, context)
     channels = find_channels(draft.exact, shifts(padded))
     tensors = {name: group for group in groups for name in group.observe if channels.of(name).any()}
     if not tensors:
         return None
-    bench.progress("measuring channels")
-    seen = measure(draft.exact, channels, tuple(tensors), bench)
+    context.progress("measuring channels")
+    seen = measure(draft.exact, channels, tuple(tensors), context)
     offsets = middles(channels, {name: _ends(draft, group, seen[name]) for name, group in tensors.items()})
-    bench.progress("calibrating the centered model")
-    return bench.recalibrate(shifted(draft.exact, channels, offsets, padded))
+    context.progress("calibrating the centered model")
+    return context.recalibrate(shifted(draft.exact, channels, offsets, padded))
 
 
 def _ends(draft: Draft, group: Group, seen: ChannelMoments) -> tuple[Offsets, Offsets]:

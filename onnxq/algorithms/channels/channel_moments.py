@@ -78,7 +78,7 @@ def headroom(highs: NDArray[np.float64], lows: NDArray[np.float64]) -> float:
 
 
 def measure(
-    model: ir.Model, channels: Channels, tensors: Sequence[str], bench: Workbench
+    model: ir.Model, channels: Channels, tensors: Sequence[str], context: Workbench
 ) -> dict[str, ChannelMoments]:
     """Run the samples once and look at the channels of ``tensors``; nothing if the model takes none of them.
 
@@ -86,8 +86,8 @@ def measure(
         CalibrationError: the model does not load, or does not take a sample.
     """
     shapes = {name: channels.of(name).shape for name in tensors}
-    look = partial(_look, shapes, [sample.count for sample in bench.fit])
-    batches = list(bench.watch(model, list(shapes), look))
+    look = partial(_look, shapes, [sample.count for sample in context.fit])
+    batches = list(context.watch(model, list(shapes), look))
     return {name: joined([seen[name] for seen in batches]) for name in shapes if batches}
 
 

@@ -35,7 +35,7 @@ show what that costs.
 logger = logging.getLogger(__name__)
 
 
-def equalize(draft: Draft, bench: Workbench) -> Draft | None:
+def equalize(draft: Draft, context: Workbench) -> Draft | None:
     """A draft of a float model with equalized channels; None where that gains too little.
 
     It is calibrated anew, and begins with weights rounded to nearest.
@@ -46,19 +46,19 @@ def equalize(draft: Draft, bench: Workbench) -> Draft | None:
     channels, places, outlook = _scalable(draft)
     if not outlook.needed:
         return None  # nothing quantized has channels that could be scaled
-    bench.progress("measuring channels")
-    terms = outlook.terms(measure(draft.exact, channels, outlook.needed, bench))
+    context.progress("measuring channels")
+    terms = outlook.terms(measure(draft.exact, channels, outlook.needed, context))
     logs, worth = _factors(terms, channels, places)
     unscaled = np.zeros_like(logs)
     before, after = noise(terms, unscaled), noise(terms, logs)
     logger.debug("predicted noise: %g -> %g", before, after)
     if before - after < ENOUGH * noise([t for t in terms if isinstance(t, Step)], unscaled):
         return None
-    bench.progress("calibrating the equalized model")
-    return bench.recalibrate(_scaled(draft.exact, channels, logs, worth))
+    context.progress("calibrating the equalized model")
+    return context.recalibrate(_scaled(draft.exact, channels, logs, worth))
 
 
-def equalized(draft: Draft, bench: Workbench) -> ir.Model | None:
+def equalized(draft: Draft, context: Workbench) -> ir.Model | None:
     """``draft.exact`` with equalized channels, for operators that find their ranges at run time.
 
     What was never seen is not clipped there, so that small gains are taken, too. None where there is nothing
@@ -68,7 +68,7 @@ def equalized(draft: Draft, bench: Workbench) -> ir.Model | None:
         CalibrationError: the model does not take a sample.
     """
     channels, places, outlook = _scalable(draft)
-    seen = measure(draft.exact, channels, outlook.needed, bench) if outlook.needed else {}
+    seen = measure(draft.exact, channels, outlook.needed, context) if outlook.needed else {}
     if not seen:
         return None
     logs, worth = _factors(outlook.terms(seen), channels, places)

@@ -26,7 +26,7 @@ GAIN = 0.75
 """Of the noise of a tensor, once it has twice as many integers."""
 
 
-def worth_a_pad(draft: Draft, groups: Collection[Group], bench: Workbench) -> tuple[str, ...]:
+def worth_a_pad(draft: Draft, groups: Collection[Group], context: Workbench) -> tuple[str, ...]:
     """The convolutions that pad, whose input is not negative and makes much of the noise at the outputs."""
     one_sided = {group.name for group in groups if group.bounds[0] == 0}
     nodes = {node.name or "": node for node in draft.exact.graph}
@@ -34,8 +34,8 @@ def worth_a_pad(draft: Draft, groups: Collection[Group], bench: Workbench) -> tu
     padding = {name: group for name, group in readers.items() if _pads(nodes[name])}
     if not padding:
         return ()
-    all_noise = bench.error(draft)
-    ranked = sensitivities(draft, bench, set(padding.values()))
+    all_noise = context.error(draft)
+    ranked = sensitivities(draft, context, set(padding.values()))
     worth = {one.group.name for one in ranked if GAIN * one.quality.noise > WORTH * all_noise}
     return tuple(name for name, group in padding.items() if group in worth)
 

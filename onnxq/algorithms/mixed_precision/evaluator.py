@@ -29,12 +29,12 @@ class Gauge:
 
     Attributes:
         goal: what counts.
-        bench: the samples.
+        context: the samples.
         exact: the float model.
     """
 
     goal: Goal
-    bench: Workbench
+    context: Workbench
     exact: ir.Model
 
     def measure(self, model: ir.Model, floats: Sequence[str], widened: Mapping[str, str]) -> Attempt:
@@ -50,7 +50,7 @@ class Gauge:
             for margin, one, other in zip(margins, expected, given, strict=False):  # none if not needed
                 margin.look(one, other)
 
-        quality = self.bench.judge.quality(model, look=look)
+        quality = self.context.judge.quality(model, look=look)
         if not quality.samples:
             raise CalibrationError(
                 f"the goal {self.goal} needs samples to be measured on: give data (--data)"
@@ -66,9 +66,9 @@ class Gauge:
 
     def speed(self, model: ir.Model) -> float:
         """How many times as fast as the float model it is."""
-        sample = self.bench.judge.samples[0]
-        threads = self.bench.threads or 1
-        options = {"providers": self.bench.providers, "threads": threads, "seconds": RACE_SECONDS}
+        sample = self.context.judge.samples[0]
+        threads = self.context.threads or 1
+        options = {"providers": self.context.providers, "threads": threads, "seconds": RACE_SECONDS}
         return race(self.exact, model, sample, **options).ratio  # type: ignore[arg-type]
 
     def _value(self, model: ir.Model, quality: Quality, margins: Sequence[Margins]) -> float:
@@ -87,7 +87,9 @@ class Gauge:
         if self.goal.metric != "agreement":
             return ()
         names = [value.name or "" for value in self.exact.graph.outputs]
-        found = self.bench.watch(self.exact, names, lambda _, arrays: float_gaps([arrays[n] for n in names]))
+        found = self.context.watch(
+            self.exact, names, lambda _, arrays: float_gaps([arrays[n] for n in names])
+        )
         return [joined(parts) for parts in zip(*found, strict=True)]
 
 

@@ -40,13 +40,13 @@ class Variants:
 
     Attributes:
         draft: with every node in its narrowest form.
-        bench: to observe tensors that no range is known of.
+        context: to observe tensors that no range is known of.
         config: how it was planned.
         corrections: names of those that weights which get wider have, some of `CLOSED_FORMS`.
     """
 
     draft: Draft
-    bench: Workbench
+    context: Workbench
     config: QuantConfig
     corrections: Sequence[str] = ()
 
@@ -114,7 +114,7 @@ class Variants:
         rungs = widenings(exact, plan, dict.fromkeys(plan.groups, 0.0))
         nodes = [node for rung in rungs for one in rung if one.form == form for node in one.nodes]
         wide = self._solved(Steps(Step(node, form) for node in nodes))
-        return correct(replace(self.draft, plan=wide, model=exact), self.corrections, self.bench)[0].model
+        return correct(replace(self.draft, plan=wide, model=exact), self.corrections, self.context)[0].model
 
     def _params(self, plan: QuantPlan) -> Mapping[str, QuantParams]:
         old = self.draft.plan
@@ -134,17 +134,17 @@ class Variants:
 
     def _statistics(self, tensors: Sequence[str]) -> Mapping[str, TensorStatistics]:
         """Of tensors that no range is known of, mostly none."""
-        bench = self.bench
+        context = self.context
         if not tensors:
             return {}
         return collect(
             self.draft.exact,
             tensors,
-            bench.fit,
+            context.fit,
             every_element=self.config.every_element,
-            providers=bench.providers,
-            threads=bench.threads,
-            on_bad=bench.on_bad,
+            providers=context.providers,
+            threads=context.threads,
+            on_bad=context.on_bad,
         )
 
 

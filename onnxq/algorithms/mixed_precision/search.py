@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from calibrators.data.samples import Sample
 from calibrators.fingerprint import checksum, fingerprint
-from onnxq.algorithms.context import Workbench, workbench
+from onnxq.algorithms.context import Workbench, make_context
 from onnxq.algorithms.corrections import to_try
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.mixed_precision.evaluator import Gauge
@@ -74,7 +74,7 @@ class Search:
 
 
 def search(
-    draft: Draft, goal: Goal, bench: Workbench, config: QuantConfig, corrections: Collection[str] = ()
+    draft: Draft, goal: Goal, context: Workbench, config: QuantConfig, corrections: Collection[str] = ()
 ) -> tuple[Draft, Search]:
     """``draft`` with as few nodes wider, and kept float, as the search finds enough for ``goal``.
 
@@ -83,7 +83,7 @@ def search(
     Args:
         draft: corrected already; what stays as it is keeps its corrections.
         goal: what must hold on the held-out samples.
-        bench: the samples.
+        context: the samples.
         config: how ``draft`` was planned; names the file that remembers attempts.
         corrections: names of those that weights which get wider may have, if closed forms give them.
 
@@ -92,9 +92,9 @@ def search(
         CalibrationError: there are no samples to measure on.
         ConfigError: the goal cannot be measured on such a model, or the file is of another search.
     """
-    make = Variants(draft, bench, config, tuple(name for name in CLOSED_FORMS if name in corrections))
-    memory = Memory.open(_key(draft, goal, bench), config.search_log)
-    searcher = _Searcher(make, Gauge(goal, bench, draft.exact), memory)
+    make = Variants(draft, context, config, tuple(name for name in CLOSED_FORMS if name in corrections))
+    memory = Memory.open(_key(draft, goal, context), config.search_log)
+    searcher = _Searcher(make, Gauge(goal, context, draft.exact), memory)
     interrupted = False
     try:
         searcher.run()
@@ -177,14 +177,14 @@ class _Searcher:
         key = frozenset(floats), frozenset(widened.items())
         if key not in self.memory.attempts:
             self.memory.add(self.gauge.measure(self.make(steps).quantized(), floats, widened))
-            self.make.bench.progress(STAGE, len(self.memory.attempts))
+            self.make.context.progress(STAGE, len(self.memory.attempts))
         return self.memory.attempts[key]
 
     def _stages(self) -> list[Stage]:
         """All there is to do, the cheap things first."""
         draft = self.make.draft
         if not self.memory.noises:
-            ranking = sensitivities(draft, self.make.bench)
+            ranking = sensitivities(draft, self.make.context)
             self.memory.noises = {one.group.name: one.quality.noise for one in ranking}
             self.memory.save()
         return stages(draft.exact, draft.plan, self.memory.noises)
@@ -221,10 +221,10 @@ class _Searcher:
         )
 
 
-def _key(draft: Draft, goal: Goal, bench: Workbench) -> str:
+def _key(draft: Draft, goal: Goal, context: Workbench) -> str:
     """Tells apart searches whose attempts mean different things."""
-    bench.judge.quality(draft.exact)  # only then it is known which samples the model takes
-    sums = [_checksum(samples) for samples in (bench.judge.samples, bench.fit)]
+    context.judge.quality(draft.exact)  # only then it is known which samples the model takes
+    sums = [_checksum(samples) for samples in (context.judge.samples, context.fit)]
     return f"{fingerprint(draft.quantized())} {goal} {sums[0]:08x} {sums[1]:08x}"
 
 
@@ -260,5 +260,5 @@ def reach(
     """
     if goal is None or not draft.plan.points:
         return draft, None
-    bench = workbench(draft.exact, samples, judge, config, progress)
-    return search(draft, goal, bench, config, to_try(samples, config))
+    context = make_context(draft.exact, samples, judge, config, progress)
+    return search(draft, goal, context, config, to_try(samples, config))

@@ -56,7 +56,7 @@ class Sensitivity:
 
 def sensitivities(
     draft: Draft,
-    bench: Workbench,
+    context: Workbench,
     groups: Collection[str] | None = None,
     samples: int = RANKED_SAMPLES,
 ) -> list[Sensitivity]:
@@ -68,34 +68,34 @@ def sensitivities(
         CalibrationError: the model does not load, or takes no sample.
     """
     names = [value.name or "" for value in draft.exact.graph.outputs]
-    taken, expected = _taken(draft, bench, names, samples)
+    taken, expected = _taken(draft, context, names, samples)
     if not taken:
         raise CalibrationError("the model takes none of the samples: there is nothing to rank points by")
     operators = {node.name or "": node.op_type for node in draft.exact.graph}
     found = []
     chosen = [group for name, group in draft.plan.groups.items() if groups is None or name in groups]
-    for group, changed in _changes(draft, chosen, bench, taken):
+    for group, changed in _changes(draft, chosen, context, taken):
         given = (
             [new.get(i, a) for i, a in enumerate(old)] for old, new in zip(expected, changed, strict=True)
         )
         quality = outcome(names, zip(expected, given, strict=True), sum(s.count for s in taken))
         readers = dict.fromkeys(p.consumer for p in draft.plan.points if p.group == group.name)
         found.append(Sensitivity(group, {n: operators.get(n, GRAPH_OUTPUT) for n in readers}, quality))
-        bench.progress(STAGE, len(found), len(chosen))
+        context.progress(STAGE, len(found), len(chosen))
     return sorted(found, key=lambda one: (-one.quality.noise, one.group.name))
 
 
 def _taken(
-    draft: Draft, bench: Workbench, names: Sequence[str], samples: int
+    draft: Draft, context: Workbench, names: Sequence[str], samples: int
 ) -> tuple[list[Sample], list[list[Any]]]:
     """A few batches that the float model takes, and what it makes of them."""
     taken: list[Sample] = []
     outputs: list[list[Any]] = []
-    left = list(bench.fit)
+    left = list(context.fit)
     while left and (missing := samples - sum(batch.count for batch in taken)) > 0:
         few = _few(left, missing)
         left = left[len(few) :]
-        for number, made in bench.watch(
+        for number, made in context.watch(
             draft.exact, names, lambda number, arrays: (number, [arrays[n] for n in names]), few
         ):
             taken.append(few[number])
@@ -114,24 +114,24 @@ def _few(batches: Sequence[Sample], samples: int) -> list[Sample]:
 
 
 def _changes(
-    draft: Draft, groups: Sequence[Group], bench: Workbench, samples: Sequence[Sample]
+    draft: Draft, groups: Sequence[Group], context: Workbench, samples: Sequence[Sample]
 ) -> Iterator[tuple[Group, _Changed]]:
     """For each of ``groups`` the outputs that it changes: as many stages at a time as there is room for."""
-    sizes = _sizes(draft, bench, samples)
+    sizes = _sizes(draft, context, samples)
     waiting: list[Stage] = []
     for stage in stages(draft, groups):
         needed = set(stage.feeds).union(*(one.feeds for one in waiting))
         if waiting and sum(sizes.get(name, 0) for name in needed) > KEPT_BYTES:
-            yield from _run(waiting, draft, bench, samples)
+            yield from _run(waiting, draft, context, samples)
             waiting = []
         waiting.append(stage)
-    yield from _run(waiting, draft, bench, samples)
+    yield from _run(waiting, draft, context, samples)
 
 
-def _sizes(draft: Draft, bench: Workbench, samples: Sequence[Sample]) -> Mapping[str, int]:
+def _sizes(draft: Draft, context: Workbench, samples: Sequence[Sample]) -> Mapping[str, int]:
     """About how many bytes each tensor of the main graph takes, of all ``samples``."""
     names = [out.name for node in draft.exact.graph for out in node.outputs if out.name]
-    (sizes,) = bench.watch(draft.exact, names, _bytes, samples[:1])
+    (sizes,) = context.watch(draft.exact, names, _bytes, samples[:1])
     return {name: size * len(samples) for name, size in sizes.items()}
 
 
@@ -140,7 +140,7 @@ def _bytes(_: int, arrays: Arrays) -> dict[str, int]:
 
 
 def _run(
-    waiting: Iterable[Stage], draft: Draft, bench: Workbench, samples: Sequence[Sample]
+    waiting: Iterable[Stage], draft: Draft, context: Workbench, samples: Sequence[Sample]
 ) -> Iterator[tuple[Group, _Changed]]:
     given = {value.name or "" for value in draft.exact.graph.inputs}
     waiting = list(waiting)
@@ -148,11 +148,11 @@ def _run(
     kept = [
         {**sample.feeds, **arrays}
         for sample, arrays in zip(
-            samples, bench.watch(draft.exact, names, _as_they_are, samples), strict=True
+            samples, context.watch(draft.exact, names, _as_they_are, samples), strict=True
         )
     ]
     for stage in waiting:
-        yield from _run_stage(stage, bench, samples, kept)
+        yield from _run_stage(stage, context, samples, kept)
 
 
 def _as_they_are(_: int, arrays: Arrays) -> Arrays:
@@ -160,7 +160,7 @@ def _as_they_are(_: int, arrays: Arrays) -> Arrays:
 
 
 def _run_stage(
-    stage: Stage, bench: Workbench, samples: Sequence[Sample], kept: Sequence[Arrays]
+    stage: Stage, context: Workbench, samples: Sequence[Sample], kept: Sequence[Arrays]
 ) -> Iterator[tuple[Group, _Changed]]:
     """Each piece runs on all samples; what it gives goes on to the rest, at once."""
     direct: list[Mapping[int, Any]] = []
@@ -169,14 +169,14 @@ def _run_stage(
         for piece in stage.pieces:
             part = piece.part
             feeds = [_fed(sample, part, known) for sample, known in zip(samples, kept, strict=True)]
-            runs = bench.watch(part.model, part.gives, _as_they_are, feeds)
+            runs = context.watch(part.model, part.gives, _as_they_are, feeds)
             for sample, known, arrays in zip(samples, kept, runs, strict=True):
                 direct.append({position: arrays[name] for position, name in piece.outputs.items()})
                 yield _fed(sample, stage.rest, {**known, **arrays}) if stage.rest else sample
 
     behind: Iterable[Arrays] = ({} for _ in pieces())
     if stage.rest is not None:
-        behind = bench.watch(stage.rest.model, stage.rest.gives, _as_they_are, pieces())
+        behind = context.watch(stage.rest.model, stage.rest.gives, _as_they_are, pieces())
     changed = (
         {**{i: arrays[name] for i, name in stage.outputs.items()}, **direct[number]}
         for number, arrays in enumerate(behind)

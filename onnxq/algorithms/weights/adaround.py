@@ -51,10 +51,10 @@ OVERHEAD = 2**14
 """What an iteration costs besides the weights, in weights."""
 
 
-def learn_rounding(draft: Draft, bench: Workbench) -> Draft | None:
+def learn_rounding(draft: Draft, context: Workbench) -> Draft | None:
     """Learn how the weights of every layer of ``draft`` are rounded, and its bias, from how they are now on.
 
-    Layers share ``bench.time_limit`` by their size. The same samples, seed and number of threads give the
+    Layers share ``context.time_limit`` by their size. The same samples, seed and number of threads give the
     same bytes where it cuts nothing short; where it does, they depend on the machine too.
 
     Raises:
@@ -62,24 +62,24 @@ def learn_rounding(draft: Draft, bench: Workbench) -> Draft | None:
     """
     check_torch()
     found = with_own_weights(draft.exact, draft.plan)
-    clock = _Clock(time.monotonic() + bench.time_limit, sum(map(_cost, found)))
+    clock = _Clock(time.monotonic() + context.time_limit, sum(map(_cost, found)))
     changed = draft
     for part in in_parts(found, aim_bytes, AIM_BYTES):
         if clock.left <= 0:
             break
-        for layer, aim in zip(part, aims(draft.exact, part, bench), strict=True):
+        for layer, aim in zip(part, aims(draft.exact, part, context), strict=True):
             if clock.left > 0:
-                bench.progress("AdaRound", found.index(layer), len(found))
-                changed = _with_learned(changed, layer, aim, clock.share(_cost(layer)), bench)
+                context.progress("AdaRound", found.index(layer), len(found))
+                changed = _with_learned(changed, layer, aim, clock.share(_cost(layer)), context)
     return changed if changed is not draft else None
 
 
-def _with_learned(draft: Draft, layer: Layer, aim: Floats, seconds: float, bench: Workbench) -> Draft:
+def _with_learned(draft: Draft, layer: Layer, aim: Floats, seconds: float, context: Workbench) -> Draft:
     """``draft`` with what one layer learned, if it holds on rows that it was not learned from."""
-    fit, check = _halves(task(draft, layer, aim, bench))
+    fit, check = _halves(task(draft, layer, aim, context))
     if check.rows.shape[1] == 0:
         return draft
-    learned = learn(fit, seconds, bench.seed, bench.threads or processors())
+    learned = learn(fit, seconds, context.seed, context.threads or processors())
     if not replace(check, levels=learned.levels, bias=learned.bias).error() < check.error():
         return draft
     node = draft.model.graph.node(layer.name)
@@ -132,7 +132,7 @@ ROWS = 2**13
 ROW_BYTES = 2**26
 
 
-def aims(model: ir.Model, chosen: Sequence[Layer], bench: Workbench) -> list[Floats]:
+def aims(model: ir.Model, chosen: Sequence[Layer], context: Workbench) -> list[Floats]:
     """What some layers of the float ``model`` give, behind their Relu or Clip: ``[G, n, O]`` of each."""
     nodes = [model.graph.node(layer.name) for layer in chosen]
     transposed = [matrices(node, _weights(node)).transpose(0, 2, 1) for node in nodes]
@@ -140,11 +140,11 @@ def aims(model: ir.Model, chosen: Sequence[Layer], bench: Workbench) -> list[Flo
 
     def look(number: int, arrays: Arrays) -> list[Floats]:
         return [
-            ends[i].of(_picked(nodes[i], layer, arrays[layer.data.tensor], number, bench) @ transposed[i])
+            ends[i].of(_picked(nodes[i], layer, arrays[layer.data.tensor], number, context) @ transposed[i])
             for i, layer in enumerate(chosen)
         ]
 
-    found = bench.watch(model, [layer.data.tensor for layer in chosen], look)
+    found = context.watch(model, [layer.data.tensor for layer in chosen], look)
     return [np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True)]
 
 
@@ -159,7 +159,7 @@ def _most_rows(layer: Layer) -> int:
     return min(ROWS, ROW_BYTES // (4 * groups * (inputs + outputs)))
 
 
-def task(draft: Draft, layer: Layer, aim: Floats, bench: Workbench) -> Task:
+def task(draft: Draft, layer: Layer, aim: Floats, context: Workbench) -> Task:
     """What one layer has to learn, with inputs from the layers before it as they are in ``draft``."""
     node, current = draft.exact.graph.node(layer.name), draft.model.graph.node(layer.name)
     params, spec = draft.plan.params[layer.weight.group], draft.plan.groups[layer.weight.group].spec
@@ -176,7 +176,7 @@ def task(draft: Draft, layer: Layer, aim: Floats, bench: Workbench) -> Task:
         scale=np.ascontiguousarray(scale),
         lowest=spec.limits[0] - middle,
         highest=spec.limits[1] - middle,
-        rows=_rows(draft, layer, bench),
+        rows=_rows(draft, layer, context),
         wanted=aim,
         bias=end.bias,
         limits=end.limits,
@@ -190,7 +190,7 @@ def _weights(node: ir.Node) -> NDArray[np.generic]:
     return values
 
 
-def _rows(draft: Draft, layer: Layer, bench: Workbench) -> Floats:
+def _rows(draft: Draft, layer: Layer, context: Workbench) -> Floats:
     """What the quantized layer multiplies with: ``[G, n, K]``."""
     node = draft.exact.graph.node(layer.name)
     group = draft.plan.groups[layer.data.group]
@@ -198,9 +198,9 @@ def _rows(draft: Draft, layer: Layer, bench: Workbench) -> Floats:
 
     def look(number: int, arrays: Arrays) -> Floats:
         real = dequantize(arrays[integers], draft.plan.params[group.name], group.spec)
-        return _picked(node, layer, real, number, bench)
+        return _picked(node, layer, real, number, context)
 
-    return np.concatenate(list(bench.watch(model, [integers], look)), axis=1)
+    return np.concatenate(list(context.watch(model, [integers], look)), axis=1)
 
 
 def _integers(quantized: ir.Model, layer: Layer) -> tuple[str, ir.Model]:
@@ -215,9 +215,11 @@ def _integers(quantized: ir.Model, layer: Layer) -> tuple[str, ir.Model]:
     return integers.name or "", quantized
 
 
-def _picked(node: ir.Node, layer: Layer, data: NDArray[np.generic], number: int, bench: Workbench) -> Floats:
+def _picked(
+    node: ir.Node, layer: Layer, data: NDArray[np.generic], number: int, context: Workbench
+) -> Floats:
     """Rows of a batch, ``[G, n, K]``: of the same places whatever model ``data`` comes from."""
-    samples = sum(batch.count for batch in bench.fit)
+    samples = sum(batch.count for batch in context.fit)
     limit = max(1, _most_rows(layer) // max(samples, 1))
-    rows = patches(node, data, limit, np.random.default_rng((bench.seed, number)))
+    rows = patches(node, data, limit, np.random.default_rng((context.seed, number)))
     return np.ascontiguousarray(finite(rows).transpose(1, 0, 2))

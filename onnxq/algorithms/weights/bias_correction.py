@@ -36,7 +36,7 @@ from onnxq.graph.nodes import ints_attribute
 Doubles = NDArray[np.float64]
 
 
-def correct_biases(draft: Draft, bench: Workbench) -> Draft | None:
+def correct_biases(draft: Draft, context: Workbench) -> Draft | None:
     """Give every layer of ``draft`` that has a place for it the bias that its weights' errors ask for."""
     exact = {node.name: node for node in draft.exact.graph}
     nodes = {node.name: node for node in draft.model.graph}
@@ -82,18 +82,18 @@ FEWEST = 8
 """Batches, whatever they take."""
 
 
-def correct_biases_in_order(draft: Draft, bench: Workbench) -> Draft | None:
+def correct_biases_in_order(draft: Draft, context: Workbench) -> Draft | None:
     """Give every layer that has a place for it the bias with which its output has the float model's mean."""
     quantized, found = draft.quantized(), _places(draft)
     if not found or not can_be_cut(quantized):
         return None
     corrected: list[Bias] = []
-    batches, wanted = _float_means(draft, found, bench)
+    batches, wanted = _float_means(draft, found, context)
     if not batches:
         return None
 
     def change(stop: str, arrays: list[Array]) -> list[Array]:
-        bench.progress("correcting biases", len(corrected), len(found))
+        context.progress("correcting biases", len(corrected), len(found))
         place = found[stop]
         shifts = [w - _means(array, place.axis) for w, array in zip(wanted[stop], arrays, strict=True)]
         shift = believed(np.stack(shifts))
@@ -101,7 +101,7 @@ def correct_biases_in_order(draft: Draft, bench: Workbench) -> Draft | None:
         spread = shift.astype(np.float32).reshape(-1, *[1] * (-1 - place.axis))
         return [np.add(array, spread) for array in arrays]
 
-    relay(quantized, list(found), batches, change, bench.threads)
+    relay(quantized, list(found), batches, change, context.threads)
     return replace(draft, model=with_biases(draft.model, corrected))
 
 
@@ -126,7 +126,7 @@ def _places(draft: Draft) -> dict[str, _Place]:
 
 
 def _float_means(
-    draft: Draft, found: Mapping[str, _Place], bench: Workbench
+    draft: Draft, found: Mapping[str, _Place], context: Workbench
 ) -> tuple[list[Sample], dict[str, list[Doubles]]]:
     """As many batches as there is memory for, and what the quantized model's means are to be on them."""
 
@@ -134,12 +134,12 @@ def _float_means(
         largest = max(arrays[stop].nbytes for stop in found)
         return number, largest, {stop: _means(arrays[stop], place.axis) for stop, place in found.items()}
 
-    runs = list(bench.watch(draft.exact, list(found), look))
+    runs = list(context.watch(draft.exact, list(found), look))
     if not runs:
         return [], {}
     count = min(max(HELD_BYTES // max(size for _, size, _ in runs), FEWEST), len(runs))
     chosen = [runs[i] for i in np.linspace(0, len(runs) - 1, count).round().astype(int)]
-    batches = [bench.fit[number] for number, _, _ in chosen]
+    batches = [context.fit[number] for number, _, _ in chosen]
     return batches, {stop: [means[stop] for _, _, means in chosen] for stop in found}
 
 

@@ -41,7 +41,7 @@ BLOCK = 64
 """Columns whose errors are carried to those behind them in one product of matrices."""
 
 
-def round_weights(draft: Draft, bench: Workbench) -> Draft | None:
+def round_weights(draft: Draft, context: Workbench) -> Draft | None:
     """Round the weights of every layer of ``draft`` by the second moments of its inputs."""
     nodes = {node.name: node for node in draft.exact.graph}
     able = with_own_weights(draft.exact, draft.plan)
@@ -52,10 +52,10 @@ def round_weights(draft: Draft, bench: Workbench) -> Draft | None:
         return layer.weight.tensor, _rounded(nodes[layer.name], layer, moments, draft)
 
     # Layers side by side, each on one thread: most matrices are too small to be shared by several.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(bench.threads or processors()) as pool:
-        for part in gather_moments(draft.exact, able, bench):
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(context.threads or processors()) as pool:
+        for part in gather_moments(draft.exact, able, context):
             rounded.update(pool.map(one, part))
-            bench.progress("rounding weights", len(rounded), len(able))
+            context.progress("rounding weights", len(rounded), len(able))
     return draft.with_constants(rounded) if rounded else None
 
 

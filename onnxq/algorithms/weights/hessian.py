@@ -85,11 +85,11 @@ class Moments:
 
 
 def gather_moments(
-    model: ir.Model, layers: Sequence[Layer], bench: Workbench
+    model: ir.Model, layers: Sequence[Layer], context: Workbench
 ) -> Iterator[list[tuple[Layer, Moments]]]:
     """The moments of ``layers``, in their order; as many at a time as there is memory for."""
     for part in in_parts(layers, _bytes, MOST_BYTES):
-        yield _together(model, part, bench)
+        yield _together(model, part, context)
 
 
 def _bytes(layer: Layer) -> int:
@@ -121,14 +121,14 @@ def out_of_blocks(blocks: NDArray[_Number], inputs: int) -> NDArray[_Number]:
     return np.asarray(joined.reshape(-1, count, number * width)[:, :, :inputs])
 
 
-def _together(model: ir.Model, layers: Sequence[Layer], bench: Workbench) -> list[tuple[Layer, Moments]]:
+def _together(model: ir.Model, layers: Sequence[Layer], context: Workbench) -> list[tuple[Layer, Moments]]:
     nodes = {node.name: node for node in model.graph}
-    samples = max(1, sum(batch.count for batch in bench.fit))
+    samples = max(1, sum(batch.count for batch in context.fit))
     limits = [max(FEWEST, ROWS * layer.shape[2] // samples) for layer in layers]
     picks = [(layer, nodes[layer.name], limit) for layer, limit in zip(layers, limits, strict=True)]
-    look = partial(_rows, picks, bench.seed)
-    sums = [_Sums(layer.shape[0], layer.shape[2], _width(layer), len(bench.fit)) for layer in layers]
-    for found in bench.watch(model, [layer.data.tensor for layer in layers], look):
+    look = partial(_rows, picks, context.seed)
+    sums = [_Sums(layer.shape[0], layer.shape[2], _width(layer), len(context.fit)) for layer in layers]
+    for found in context.watch(model, [layer.data.tensor for layer in layers], look):
         for total, rows in zip(sums, found, strict=True):
             total.add(rows)
     return [(layer, total.moments()) for layer, total in zip(layers, sums, strict=True)]

@@ -77,33 +77,33 @@ CHECK_EVERY = 5
 """Every so-manieth batch is not learned from when a way is chosen: its rows decide which."""
 
 
-def round_well(draft: Draft, bench: Workbench) -> Draft | None:
+def round_well(draft: Draft, context: Workbench) -> Draft | None:
     """``draft`` with weights rounded by second moments; those of few bits in order, if that is closer."""
-    rounded = round_weights(draft, bench)
+    rounded = round_weights(draft, context)
     if rounded is None:
         return None
-    plain = correct_biases(rounded, bench) or rounded
-    ordered = round_in_order(plain, bench)
-    return rounded if ordered is None or bench.error(ordered) >= bench.error(plain) else ordered
+    plain = correct_biases(rounded, context) or rounded
+    ordered = round_in_order(plain, context)
+    return rounded if ordered is None or context.error(ordered) >= context.error(plain) else ordered
 
 
-def round_in_order(draft: Draft, bench: Workbench) -> Draft | None:
+def round_in_order(draft: Draft, context: Workbench) -> Draft | None:
     """``draft`` with weights of few bits, and their biases, chosen one layer after the other."""
     found, quantized = _few(draft), draft.quantized()
     if not found or not (can_be_cut(draft.exact) and can_be_cut(quantized)):
         return None
-    batches = _batches(draft, found, bench)
+    batches = _batches(draft, found, context)
     if not batches:
         return None
     stops = _stops(quantized, found)
-    floats = _Floats(draft.exact, [layer.data.tensor for layer in found], batches, bench.threads)
+    floats = _Floats(draft.exact, [layer.data.tensor for layer in found], batches, context.threads)
     changed = draft
-    for stop, arrays in steps(quantized, list(stops), batches, bench.threads):
+    for stop, arrays in steps(quantized, list(stops), batches, context.threads):
         for layer in stops[stop]:
-            bench.progress("rounding weights in order", found.index(layer), len(found))
-            rows = _rows(draft, layer, floats.of(layer.data.tensor), arrays, bench)
+            context.progress("rounding weights in order", found.index(layer), len(found))
+            rows = _rows(draft, layer, floats.of(layer.data.tensor), arrays, context)
             with threadpool_limits(1, "blas"):  # several would give other bits
-                better = _solved(draft, layer, rows, len(arrays), bench.threads or processors())
+                better = _solved(draft, layer, rows, len(arrays), context.threads or processors())
             changed = changed.with_constants(better)
             _refresh(quantized, changed, better)
     return changed
@@ -147,18 +147,18 @@ def _stops(quantized: ir.Model, found: Sequence[Layer]) -> dict[str, list[Layer]
     return stops
 
 
-def _batches(draft: Draft, found: Sequence[Layer], bench: Workbench) -> list[Sample]:
+def _batches(draft: Draft, found: Sequence[Layer], context: Workbench) -> list[Sample]:
     """Those that the model takes, as many as there is memory for, evenly spread."""
     tensors = list(dict.fromkeys(layer.data.tensor for layer in found))
 
     def look(number: int, arrays: Arrays) -> tuple[int, int]:
         return number, max(arrays[name].nbytes for name in tensors)
 
-    runs = list(bench.watch(draft.exact, tensors, look))
+    runs = list(context.watch(draft.exact, tensors, look))
     if not runs:
         return []
     count = min(max(HELD_BYTES // max(size for _, size in runs), FEWEST), len(runs))
-    return [bench.fit[runs[i][0]] for i in np.linspace(0, len(runs) - 1, count).round().astype(int)]
+    return [context.fit[runs[i][0]] for i in np.linspace(0, len(runs) - 1, count).round().astype(int)]
 
 
 class _Floats:
@@ -206,7 +206,7 @@ class Rows:
 
 
 def _rows(
-    draft: Draft, layer: Layer, exact: Sequence[Array], given: Sequence[Array], bench: Workbench
+    draft: Draft, layer: Layer, exact: Sequence[Array], given: Sequence[Array], context: Workbench
 ) -> Callable[[Iterable[int]], Rows]:
     """Batches, by their numbers -> their rows.
 
@@ -220,7 +220,7 @@ def _rows(
     limit = max(1, most // sum(len(array) for array in given))
 
     def picked(number: int, array: Array) -> Floats:
-        rows = patches(node, array, limit, np.random.default_rng((bench.seed, number)))
+        rows = patches(node, array, limit, np.random.default_rng((context.seed, number)))
         return np.asarray(finite(rows).transpose(1, 0, 2))
 
     def rows(batches: Iterable[int]) -> Rows:

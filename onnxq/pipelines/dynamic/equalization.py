@@ -14,7 +14,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.algorithms.channels.equalize import equalized
-from onnxq.algorithms.context import workbench
+from onnxq.algorithms.context import make_context
 from onnxq.algorithms.corrections import Effect
 from onnxq.algorithms.draft import Draft
 from onnxq.calibration.sample_split import Samples
@@ -53,10 +53,10 @@ def rewrite_well(
     if not before.samples:
         return plain, ()
     progress("equalizing channels")
-    bench = workbench(model, samples, judge, setting.config, progress)
+    context = make_context(model, samples, judge, setting.config, progress)
     if samples.synthetic:
-        bench = replace(bench, on_bad=unsuited)
-    found = equalized(Draft(model, model, _as_static(plan, points), {}), bench)
+        context = replace(context, on_bad=unsuited)
+    found = equalized(Draft(model, model, _as_static(plan, points), {}), context)
     equal = None if found is None else rewrite(found, plan, setting, known)
     after = None if equal is None else judge.quality(equal).noise
     helped = after is not None and after < before.noise

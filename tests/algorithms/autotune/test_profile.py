@@ -16,9 +16,9 @@ SETTINGS = {"providers": ("CPUExecutionProvider",), "threads": 1, "seconds": 0.0
 @pytest.fixture(scope="module")
 def timed():
     """A small network, in float and in integers, with the profiles of both."""
-    draft, bench = bench_for(CHAIN)
+    draft, context = bench_for(CHAIN)
     models = [draft.exact, draft.quantized()]
-    return draft, models, profiles(models, bench.fit[0], **SETTINGS)
+    return draft, models, profiles(models, context.fit[0], **SETTINGS)
 
 
 def test_kernels_add_up_to_a_run(timed):

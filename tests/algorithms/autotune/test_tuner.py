@@ -14,7 +14,7 @@ CONFIG = QuantConfig(method="minmax", threads=1)
 
 
 @pytest.fixture
-def bench():
+def context():
     return bench_for(CHAIN)
 
 
@@ -50,26 +50,26 @@ def machine(monkeypatch):
     return costs, sample_of
 
 
-def run(bench, machine, **prices):
-    draft, workbench = bench
+def run(context, machine, **prices):
+    draft, workbench = context
     costs, sample_of = machine
     costs |= prices
     sample_of.append(workbench.fit[0])
     return tuner.tune(draft.exact, draft.exact, draft.plan, workbench.fit[0], CONFIG)
 
 
-def test_all_in_integers_where_that_is_fastest(bench, machine):
-    tuning = run(bench, machine, Conv=50.0, FusedConv=50.0, QLinearConv=1.0)
+def test_all_in_integers_where_that_is_fastest(context, machine):
+    tuning = run(context, machine, Conv=50.0, FusedConv=50.0, QLinearConv=1.0)
     assert tuning.floats == {}
     assert tuning.chosen is tuning.contestants[0]
     assert tuning.chosen.gain > 2
     assert tuning.doubts == ()
 
 
-def test_all_float_where_integers_only_lose(bench, machine):
-    tuning = run(bench, machine, QLinearConv=50.0, QLinearAdd=50.0, QGemm=50.0, MatMulIntegerToFloat=50.0)
+def test_all_float_where_integers_only_lose(context, machine):
+    tuning = run(context, machine, QLinearConv=50.0, QLinearAdd=50.0, QGemm=50.0, MatMulIntegerToFloat=50.0)
     assert tuning.chosen is None
-    assert tuning.floats.keys() == bench[0].plan.nodes.keys()
+    assert tuning.floats.keys() == context[0].plan.nodes.keys()
     (doubt,) = tuning.doubts
     assert "INT8 DOES NOT PAY" in doubt
     assert any(
@@ -77,11 +77,11 @@ def test_all_float_where_integers_only_lose(bench, machine):
     )
 
 
-def test_one_slow_kernel_alone_is_float(bench, machine):
-    draft = bench[0]
+def test_one_slow_kernel_alone_is_float(context, machine):
+    draft = context[0]
     slow = next(node.name for node in draft.exact.graph if node.op_type == "GlobalAveragePool")
     prices = dict.fromkeys(("Conv", "FusedConv"), 50.0) | {"QLinearGlobalAveragePool": 90.0}
-    tuning = run(bench, machine, **prices)
+    tuning = run(context, machine, **prices)
     assert tuning.chosen is not tuning.contestants[0]
     assert slow in tuning.floats
     assert tuning.floats[slow].startswith("slower in integers on this machine: 0.09")

@@ -153,14 +153,14 @@ NET = """g (float[N,3,12,12] x) => (float[N,10] y)
 
 
 def test_symmetric_integers_are_all_used() -> None:
-    draft, bench = bench_of(simplify(parse(NET)), (1, 3, 12, 12), "tensorrt")
-    centered = center(draft, bench)
+    draft, context = bench_of(simplify(parse(NET)), (1, 3, 12, 12), "tensorrt")
+    centered = center(draft, context)
     assert centered is not None
-    assert bench.judge.quality(centered.exact).noise < 1e-9
-    good, better = (correct_biases(one, bench) for one in (draft, centered))
+    assert context.judge.quality(centered.exact).noise < 1e-9
+    good, better = (correct_biases(one, context) for one in (draft, centered))
     assert good is not None
     assert better is not None
-    assert bench.error(better) < 0.6 * bench.error(good)
+    assert context.error(better) < 0.6 * context.error(good)
     assert centered.plan.nodes.keys() == draft.plan.nodes.keys()
     assert {kind: n for kind, n in op_counts(centered.exact).items() if kind in ("Pad", "Clip", "Relu")} == {
         "Pad": 1,
@@ -170,23 +170,23 @@ def test_symmetric_integers_are_all_used() -> None:
 
 def test_a_pad_that_gains_too_little_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxq.algorithms.channels.padding.WORTH", 1e6)
-    draft, bench = bench_of(simplify(parse(NET)), (1, 3, 12, 12), "tensorrt")
-    centered = center(draft, bench)
+    draft, context = bench_of(simplify(parse(NET)), (1, 3, 12, 12), "tensorrt")
+    centered = center(draft, context)
     assert centered is not None
     assert "Pad" not in op_counts(centered.exact)
-    assert bench.judge.quality(centered.exact).noise < 1e-9
+    assert context.judge.quality(centered.exact).noise < 1e-9
 
 
 def test_zero_points_do_it_without() -> None:
-    draft, bench = bench_of(simplify(parse(NET)), (1, 3, 12, 12), "onnxruntime")
-    assert center(draft, bench) is None
+    draft, context = bench_of(simplify(parse(NET)), (1, 3, 12, 12), "onnxruntime")
+    assert center(draft, context) is None
 
 
 def test_nothing_it_was_given_is_changed() -> None:
     model = simplify(parse(NET))
     before = ir.to_proto(model).SerializeToString()
-    draft, bench = bench_of(model, (1, 3, 12, 12), "tensorrt")
-    first, second = (center(draft, bench) for _ in range(2))
+    draft, context = bench_of(model, (1, 3, 12, 12), "tensorrt")
+    first, second = (center(draft, context) for _ in range(2))
     assert first is not None
     assert second is not None
     assert ir.to_proto(model).SerializeToString() == before

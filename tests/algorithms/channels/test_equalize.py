@@ -51,29 +51,29 @@ def test_random_factors_are_undone(target: str, per_tensor: bool) -> None:
     factors = np.exp(np.random.default_rng(3).uniform(-2.0, 2.0, channels.count))
     factors[0] = 1
     options = {"target": target, "per_tensor": per_tensor}
-    good, bench = bench_of(model, (1, 3, 8, 8), **options)
+    good, context = bench_of(model, (1, 3, 8, 8), **options)
     harmed, _ = bench_of(folded(model, channels, factors), (1, 3, 8, 8), **options)
-    repaired = equalize(harmed, bench)
+    repaired = equalize(harmed, context)
     assert repaired is not None
-    assert bench.judge.quality(repaired.exact).noise < 1e-9
-    assert bench.error(harmed) > 4 * bench.error(good)
-    assert bench.error(repaired) < (2.5 if per_tensor else 1.3) * bench.error(good)
+    assert context.judge.quality(repaired.exact).noise < 1e-9
+    assert context.error(harmed) > 4 * context.error(good)
+    assert context.error(repaired) < (2.5 if per_tensor else 1.3) * context.error(good)
     assert repaired.exact is repaired.model
 
 
 def test_what_gains_too_little_is_not_done() -> None:
-    draft, bench = bench_of(simplify(parse(NET)), (1, 3, 8, 8))
-    balanced = equalize(draft, bench)
+    draft, context = bench_of(simplify(parse(NET)), (1, 3, 8, 8))
+    balanced = equalize(draft, context)
     assert balanced is not None
-    assert equalize(balanced, bench) is None
+    assert equalize(balanced, context) is None
 
 
 def test_nothing_it_was_given_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("onnxq.algorithms.channels.equalize"), "ENOUGH", 0.0)
     model = simplify(parse(NET))
     before = ir.to_proto(model).SerializeToString()
-    draft, bench = bench_of(model, (1, 3, 8, 8))
-    first, second = (equalize(draft, bench) for _ in range(2))
+    draft, context = bench_of(model, (1, 3, 8, 8))
+    first, second = (equalize(draft, context) for _ in range(2))
     assert first is not None
     assert second is not None
     assert ir.to_proto(model).SerializeToString() == before
@@ -83,8 +83,8 @@ def test_nothing_it_was_given_is_changed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_without_free_channels_there_is_nothing_to_do() -> None:
     model = simplify(parse("g (float[N,8] x) => (float[N,4] y) <float[8,4] w> { y = MatMul(x, w) }"))
-    draft, bench = bench_of(model, (1, 8))
-    assert equalize(draft, bench) is None
+    draft, context = bench_of(model, (1, 8))
+    assert equalize(draft, context) is None
 
 
 GATED = """g (float[N,3,8,8] x) => (float[N,4,8,8] y)
@@ -99,11 +99,11 @@ def test_layers_that_stay_float_hear_noise_too() -> None:
     channels = find_channels(model, RULES)
     factors = np.exp(np.random.default_rng(3).uniform(-3.0, 3.0, channels.count))
     factors[0] = 1
-    harmed, bench = bench_of(folded(model, channels, factors), (1, 3, 8, 8))
+    harmed, context = bench_of(folded(model, channels, factors), (1, 3, 8, 8))
     assert "Conv_d" not in harmed.plan.nodes, "a depthwise convolution before floats"
-    repaired = equalize(harmed, bench)
+    repaired = equalize(harmed, context)
     assert repaired is not None
-    assert bench.error(repaired) < 0.5 * bench.error(harmed)
+    assert context.error(repaired) < 0.5 * context.error(harmed)
 
 
 def uneven(size: int) -> np.ndarray:
@@ -113,21 +113,21 @@ def uneven(size: int) -> np.ndarray:
 @pytest.mark.parametrize("target", TARGETS)
 def test_muls_serve_matrices_behind_tensors_that_others_read(target: str) -> None:
     model = simplify(parse(SENTENCE, opset=17, k=uneven(32), b=0.1 * uneven(32)))
-    draft, bench = bench_of(model, (2, 6, 32), target=target)
-    smoothed = equalize(draft, bench)
+    draft, context = bench_of(model, (2, 6, 32), target=target)
+    smoothed = equalize(draft, context)
     assert smoothed is not None
     muls = op_counts(smoothed.exact).get("Mul", 0)
     assert 1 <= muls <= 2
-    assert bench.judge.quality(smoothed.exact).noise < 1e-9
-    assert bench.error(smoothed) < 0.7 * bench.error(draft)
+    assert context.judge.quality(smoothed.exact).noise < 1e-9
+    assert context.error(smoothed) < 0.7 * context.error(draft)
     assert smoothed.plan.nodes == draft.plan.nodes, "the Muls stay float, the rest is what it was"
 
 
 def test_a_mul_that_gains_too_little_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("onnxq.algorithms.channels.equalize"), "WORTH", 1e6)
     model = simplify(parse(SENTENCE, opset=17, k=uneven(32), b=0.1 * uneven(32)))
-    draft, bench = bench_of(model, (2, 6, 32))
-    left = equalize(draft, bench)
+    draft, context = bench_of(model, (2, 6, 32))
+    left = equalize(draft, context)
     assert left is None or op_counts(left.exact) == op_counts(model)
 
 

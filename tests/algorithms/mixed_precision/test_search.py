@@ -29,11 +29,11 @@ def short_races(monkeypatch):
     monkeypatch.setattr("onnxq.algorithms.mixed_precision.evaluator.RACE_SECONDS", 0.0)
 
 
-def middling(draft, bench, config=CONFIG, share=0.5):
+def middling(draft, context, config=CONFIG, share=0.5):
     """A goal between the quantized model and the best that has one node in integers."""
-    make, nodes = Variants(draft, bench, config), set(draft.plan.nodes)
-    ends = [bench.judge.quality(make(floated(nodes - {name})).quantized()).sqnr for name in nodes]
-    base = bench.judge.quality(draft.quantized()).sqnr
+    make, nodes = Variants(draft, context, config), set(draft.plan.nodes)
+    ends = [context.judge.quality(make(floated(nodes - {name})).quantized()).sqnr for name in nodes]
+    base = context.judge.quality(draft.quantized()).sqnr
     return Goal("sqnr", base + share * (max(filter(math.isfinite, ends)) - base))
 
 
@@ -41,11 +41,11 @@ def middling(draft, bench, config=CONFIG, share=0.5):
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_the_goal_holds_and_no_float_node_is_superfluous(target, share):
     config = QuantConfig(method="minmax", target=target)
-    draft, bench = bench_for(target=target)
-    make, nodes = Variants(draft, bench, config), set(draft.plan.nodes)
-    goal = middling(draft, bench, config, share)
-    found, result = search(draft, goal, bench, config)
-    quality = bench.judge.quality(found.quantized())
+    draft, context = bench_for(target=target)
+    make, nodes = Variants(draft, context, config), set(draft.plan.nodes)
+    goal = middling(draft, context, config, share)
+    found, result = search(draft, goal, context, config)
+    quality = context.judge.quality(found.quantized())
     assert quality.sqnr >= goal.at_least
     assert result.chosen.sqnr == pytest.approx(quality.sqnr, abs=0.01)
     floats = nodes - found.plan.nodes.keys()
@@ -55,13 +55,13 @@ def test_the_goal_holds_and_no_float_node_is_superfluous(target, share):
         less = make(floated(floats - {name}))
         assert (
             less.plan.nodes.keys() == found.plan.nodes.keys()
-            or bench.judge.quality(less.quantized()).sqnr < goal.at_least
+            or context.judge.quality(less.quantized()).sqnr < goal.at_least
         )
 
 
 def test_a_goal_that_holds_already_costs_nothing():
-    draft, bench = bench_for()
-    found, result = search(draft, Goal("sqnr", 5), bench, CONFIG)
+    draft, context = bench_for()
+    found, result = search(draft, Goal("sqnr", 5), context, CONFIG)
     assert found is draft
     assert result.chosen.floats == ()
     assert len(result.attempts) == 1
@@ -69,42 +69,42 @@ def test_a_goal_that_holds_already_costs_nothing():
 
 
 def test_a_goal_out_of_reach_is_an_error_that_tells_the_best():
-    draft, bench = bench_for()
+    draft, context = bench_for()
     with pytest.raises(
         ModelError, match=r"sqnr>=300 is reached by no model .* the best has sqnr [\d.]+ with \d of 7"
     ):
-        search(draft, Goal("sqnr", 300), bench, CONFIG)
+        search(draft, Goal("sqnr", 300), context, CONFIG)
 
 
 def test_a_goal_needs_samples_and_outputs_that_have_it():
-    draft, bench = bench_for(held=0)
+    draft, context = bench_for(held=0)
     with pytest.raises(CalibrationError, match="needs samples"):
-        search(draft, Goal("sqnr", 5), bench, CONFIG)
-    draft, bench = bench_for(
+        search(draft, Goal("sqnr", 5), context, CONFIG)
+    draft, context = bench_for(
         CHAIN.replace("float[N,5] y", "float[N,1] y").replace("float[8,5] v", "float[8,1] v")
     )
     with pytest.raises(ConfigError, match="its outputs have no agreement"):
-        search(draft, Goal("agreement", 0.9), bench, CONFIG)
+        search(draft, Goal("agreement", 0.9), context, CONFIG)
 
 
 def test_agreement_can_be_a_goal():
-    draft, bench = bench_for(count=40)
-    base = search(draft, Goal("agreement", 0.01), bench, CONFIG)[1].chosen.value
+    draft, context = bench_for(count=40)
+    base = search(draft, Goal("agreement", 0.01), context, CONFIG)[1].chosen.value
     goal = Goal("agreement", base + 0.5 * (1 - base))
-    _, result = search(draft, goal, bench, CONFIG)
+    _, result = search(draft, goal, context, CONFIG)
     assert result.chosen.value >= goal.at_least
     assert result.chosen.floats
 
 
 def test_a_measure_of_ones_own_sees_the_model():
-    draft, bench = bench_for()
+    draft, context = bench_for()
 
     def float_share(path):
         nodes = onnx.load(path).graph.node
         return 1 - sum(node.op_type == "QuantizeLinear" for node in nodes) / 10
 
     base = float_share_of(draft, float_share)
-    _, result = search(draft, Goal(float_share, base + 0.25), bench, CONFIG)
+    _, result = search(draft, Goal(float_share, base + 0.25), context, CONFIG)
     assert result.chosen.value >= base + 0.25
     assert result.goal.name == "float_share"
 
@@ -115,8 +115,8 @@ def float_share_of(draft, metric):
 
 
 def test_the_curve_has_what_nothing_beats():
-    draft, bench = bench_for()
-    _, result = search(draft, middling(draft, bench), bench, CONFIG)
+    draft, context = bench_for()
+    _, result = search(draft, middling(draft, context), context, CONFIG)
     points = [(len(attempt.floats), attempt.value) for attempt in result.curve]
     assert points == sorted(points)
     assert len({count for count, _ in points}) == len(points)
@@ -128,9 +128,9 @@ def test_the_curve_has_what_nothing_beats():
 
 
 def test_corrections_stay_where_integers_do_and_only_there():
-    plain, bench = bench_for()
+    plain, context = bench_for()
     draft = nudged(plain)
-    kept = Variants(draft, bench, CONFIG)(floated({"Conv_c"}))
+    kept = Variants(draft, context, CONFIG)(floated({"Conv_c"}))
     arrays = {
         name: [m.graph.initializers[name].const_value.numpy() for m in (kept.model, draft.model, draft.exact)]
         for name in ("w1", "b1", "w2", "b2", "w3")
@@ -147,22 +147,22 @@ def test_corrections_stay_where_integers_do_and_only_there():
 def test_tensors_that_were_not_observed_get_ranges():
     text = """g (float[N,4,6,6] x) => (float[N,8,4,4] y) <float[8,4,3,3] w1, float[8,8,1,1] w2, float[8,8,1,1] w3>
     { a = Conv (x, w1)  m = MaxPool <kernel_shape = [1,1]> (a)  b = Conv (m, w2)  y = Conv (b, w3) }"""
-    draft, bench = bench_for(text, quantize_outputs=True)
+    draft, context = bench_for(text, quantize_outputs=True)
     config = CONFIG.model_copy(update={"quantize_outputs": True})
     assert "m" not in draft.plan.observed
-    kept = Variants(draft, bench, config)(floated({"Conv_a", "MaxPool_m"}))
+    kept = Variants(draft, context, config)(floated({"Conv_a", "MaxPool_m"}))
     assert "m" in kept.plan.observed
     assert kept.plan.params.keys() == kept.plan.groups.keys()
-    assert bench.judge.quality(kept.quantized()).sqnr > 30
+    assert context.judge.quality(kept.quantized()).sqnr > 30
 
 
 def test_names_are_no_patterns():
-    draft, bench = bench_for()
+    draft, context = bench_for()
     for model in (draft.exact, draft.model):
         for node in model.graph:
             node.name = f"{node.op_type}[ab]"[-40:] + str(node.outputs[0].name)
     draft, config = replace(draft), CONFIG
-    plan = Variants(draft, bench, config).plan(floated(["Conv[ab]a"]))
+    plan = Variants(draft, context, config).plan(floated(["Conv[ab]a"]))
     assert plan.floats["Conv[ab]a"].reason.startswith("it stays float")
     assert "Conv[ab]c" in plan.nodes
 
@@ -172,15 +172,15 @@ def test_names_are_no_patterns():
 FOUR = CONFIG.model_copy(update={"weight": "int4"})
 
 
-def all_wider(draft, bench, config=FOUR):
+def all_wider(draft, context, config=FOUR):
     """``draft`` with 8 bits for all weights."""
     wider = stages(draft.exact, draft.plan, dict.fromkeys(draft.plan.groups, 0.0))[0]
-    return Variants(draft, bench, config)(taken(wider))
+    return Variants(draft, context, config)(taken(wider))
 
 
-def between(draft, bench, share, config=FOUR):
+def between(draft, context, share, config=FOUR):
     """A goal between weights of 4 bits and of 8."""
-    low, high = (bench.quality(one).sqnr for one in (draft, all_wider(draft, bench, config)))
+    low, high = (context.quality(one).sqnr for one in (draft, all_wider(draft, context, config)))
     return Goal("sqnr", low + share * (high - low))
 
 
@@ -188,50 +188,50 @@ def between(draft, bench, share, config=FOUR):
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_weights_get_more_bits_before_nodes_go_float(target, share):
     config = FOUR.model_copy(update={"target": target})
-    draft, bench = bench_for(target=target, weight="int4")
-    goal = between(draft, bench, share, config)
-    found, result = search(draft, goal, bench, config)
+    draft, context = bench_for(target=target, weight="int4")
+    goal = between(draft, context, share, config)
+    found, result = search(draft, goal, context, config)
     assert result.chosen.floats == ()
     assert set(result.chosen.widened.values()) == {"int8"}
-    assert bench.quality(found).sqnr >= goal.at_least
+    assert context.quality(found).sqnr >= goal.at_least
     assert found.plan.nodes == draft.plan.nodes
     bits = {p.consumer: p.spec.dtype.bitwidth for p in found.plan.points if p.tensor in WEIGHTS}
     assert {name for name, width in bits.items() if width == 8} == set(result.chosen.widened)
     assert result.chosen.size < result.attempts[-1].size
-    make = Variants(draft, bench, config)
+    make = Variants(draft, context, config)
     for name in result.chosen.widened:
         less = make(Steps(Step(n, ir.DataType.INT8) for n in result.chosen.widened if n != name))
-        assert bench.quality(less).sqnr < goal.at_least
+        assert context.quality(less).sqnr < goal.at_least
 
 
 WEIGHTS = ("w1", "w2", "w3", "v")
 
 
 def test_what_more_bits_do_not_reach_float_does():
-    draft, bench = bench_for(weight="int4")
-    wide = bench.quality(all_wider(draft, bench)).sqnr
-    found, result = search(draft, Goal("sqnr", wide + 3), bench, FOUR)
+    draft, context = bench_for(weight="int4")
+    wide = context.quality(all_wider(draft, context)).sqnr
+    found, result = search(draft, Goal("sqnr", wide + 3), context, FOUR)
     assert 0 < len(result.chosen.floats) < len(draft.plan.nodes)
     assert set(result.chosen.floats) == draft.plan.nodes.keys() - found.plan.nodes.keys()
     assert not set(result.chosen.floats) & set(result.chosen.widened)
-    assert bench.quality(found).sqnr >= wide + 3
+    assert context.quality(found).sqnr >= wide + 3
     assert {len(one.widened) for one in result.attempts if not one.floats} == {0, 4}
     costs = [attempt.cost for attempt in result.curve]
     assert costs == sorted(costs)
 
 
 def test_what_nothing_reaches_is_told_with_the_best():
-    draft, bench = bench_for(weight="int4")
+    draft, context = bench_for(weight="int4")
     with pytest.raises(
         ModelError, match=r"sqnr>=300 .* with \d of 7 nodes in float(, and \d with wider weights)?$"
     ):
-        search(draft, Goal("sqnr", 300), bench, FOUR)
+        search(draft, Goal("sqnr", 300), context, FOUR)
 
 
 def test_wider_weights_are_the_exact_ones_and_the_others_keep_their_corrections():
-    plain, bench = bench_for(weight="int4")
+    plain, context = bench_for(weight="int4")
     draft = nudged(plain)
-    made = Variants(draft, bench, FOUR)(Steps({Step("Conv_c", ir.DataType.INT8)}))
+    made = Variants(draft, context, FOUR)(Steps({Step("Conv_c", ir.DataType.INT8)}))
     for name in ("w1", "b1", "w2", "b2", "w3", "v"):
         now, corrected, exact = (
             m.graph.initializers[name].const_value.numpy() for m in (made.model, draft.model, draft.exact)
@@ -244,11 +244,11 @@ def test_wider_weights_are_the_exact_ones_and_the_others_keep_their_corrections(
 
 
 def test_wider_weights_have_what_corrections_give_to_a_model_that_is_all_so_wide():
-    draft, bench = bench_for(weight="int4", count=40, held=16)
+    draft, context = bench_for(weight="int4", count=40, held=16)
     wide = bench_for(count=40, held=16)[0]
-    expected, effects = correct(wide, CLOSED_FORMS, bench)
+    expected, effects = correct(wide, CLOSED_FORMS, context)
     assert any(effect.kept for effect in effects)
-    variants = Variants(nudged(draft), bench, FOUR, CLOSED_FORMS)
+    variants = Variants(nudged(draft), context, FOUR, CLOSED_FORMS)
     made = variants(Steps({Step("Conv_c", ir.DataType.INT8)}))
     arrays = [
         [model.graph.initializers[name].const_value.numpy() for name in ("w2", "b2")]
@@ -267,8 +267,8 @@ def test_the_bias_of_wider_weights_still_fits():
     { a = Gemm (x, w, b)  r = Relu (a)  y = MatMul (r, v) }""".replace(
         "{W}", "{" + ", ".join(["0.5", "1"] * 4) + "}"
     )
-    draft, bench = bench_for(text, weight="int4")
-    made = Variants(draft, bench, FOUR)(Steps({Step("Gemm_a", ir.DataType.INT8)}))
+    draft, context = bench_for(text, weight="int4")
+    made = Variants(draft, context, FOUR)(Steps({Step("Gemm_a", ir.DataType.INT8)}))
     (bias,) = (one for one in made.plan.biases if one.tensor == "b")
     scale = made.plan.params[bias.input_group].scale * made.plan.params[bias.weight_group].scale
     assert (np.array([1e7, 3e6]) / scale < 2**31).all()
@@ -276,8 +276,8 @@ def test_the_bias_of_wider_weights_still_fits():
 
 def test_overrides_of_ones_own_stay():
     config = FOUR.model_copy(update={"override": ("Conv_d: weight=int8", "op:Conv: per_tensor")})
-    draft, bench = bench_for(weight="int4", override=config.override)
-    plan = Variants(draft, bench, config).plan(Steps({Step("Conv_c", ir.DataType.INT8)}))
+    draft, context = bench_for(weight="int4", override=config.override)
+    plan = Variants(draft, context, config).plan(Steps({Step("Conv_c", ir.DataType.INT8)}))
     specs = {p.tensor: p.spec for p in plan.points if p.tensor in WEIGHTS}
     assert [specs[name].dtype.bitwidth for name in WEIGHTS] == [4, 8, 8, 4]
     assert [specs[name].axis for name in WEIGHTS] == [None, None, None, 1]
@@ -289,9 +289,9 @@ BLOCKS = """g (float[N,64] x) => (float[N,8] y) <float[64,64] w, float[64,64] u,
 
 def test_weights_in_blocks_get_more_bits_in_blocks():
     config = FOUR.model_copy(update={"block_size": 32})
-    draft, bench = bench_for(BLOCKS, weight="int4", block_size=32)
+    draft, context = bench_for(BLOCKS, weight="int4", block_size=32)
     assert draft.plan.observed == ()
-    found, result = search(draft, between(draft, bench, 0.5, config), bench, config)
+    found, result = search(draft, between(draft, context, 0.5, config), context, config)
     assert (result.chosen.floats, set(result.chosen.widened.values())) == ((), {"int8"})
     widths = {p.consumer: p.spec.dtype.bitwidth for p in found.plan.points}
     assert {p.spec.block_size for p in found.plan.points} == {32}
@@ -300,14 +300,14 @@ def test_weights_in_blocks_get_more_bits_in_blocks():
 
 
 def test_a_file_of_an_older_search_is_refused(tmp_path):
-    draft, bench = bench_for()
+    draft, context = bench_for()
     config = CONFIG.model_copy(update={"search_log": tmp_path / "log.json"})
-    search(draft, Goal("sqnr", 5), bench, config)
+    search(draft, Goal("sqnr", 5), context, config)
     content = json.loads(config.search_log.read_text())
     del content["version"]
     config.search_log.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="another version of onnxq: name another file, or delete it"):
-        search(draft, Goal("sqnr", 5), bench, config)
+        search(draft, Goal("sqnr", 5), context, config)
 
 
 # --- Interrupts, and going on ------------------------------------------------------------------
@@ -329,63 +329,63 @@ def stop_after(monkeypatch, count):
 
 @pytest.mark.parametrize("weight", [None, "int4"])
 def test_what_was_tried_is_not_tried_again(tmp_path, monkeypatch, weight):
-    draft, bench = bench_for(weight=weight)
+    draft, context = bench_for(weight=weight)
     plain = CONFIG.model_copy(update={"weight": weight})
-    goal, file = middling(draft, bench, plain, share=0.9), tmp_path / "log.json"
-    whole = search(draft, goal, bench, plain)[1]
+    goal, file = middling(draft, context, plain, share=0.9), tmp_path / "log.json"
+    whole = search(draft, goal, context, plain)[1]
     config = plain.model_copy(update={"search_log": file})
     stop_after(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
-        search(draft, goal, bench, config)
+        search(draft, goal, context, config)
     assert len(json.loads(file.read_text())["attempts"]) == 2
     monkeypatch.undo()
     done = stop_after(monkeypatch, 100)
-    found = search(draft, goal, bench, config)[1]
+    found = search(draft, goal, context, config)[1]
     assert found.chosen.key == whole.chosen.key
     assert len(done) == len(whole.attempts) - 2
-    assert search(draft, goal, bench, config)[1].attempts == found.attempts
+    assert search(draft, goal, context, config)[1].attempts == found.attempts
     assert len(done) == len(whole.attempts) - 2
     assert [path.name for path in tmp_path.iterdir()] == ["log.json"]
 
 
 def test_attempts_of_another_search_are_refused(tmp_path):
-    draft, bench = bench_for()
+    draft, context = bench_for()
     config = CONFIG.model_copy(update={"search_log": tmp_path / "log.json"})
-    search(draft, Goal("sqnr", 5), bench, config)
+    search(draft, Goal("sqnr", 5), context, config)
     content = config.search_log.read_bytes()
     for other, goal in ((nudged(draft), Goal("sqnr", 5)), (draft, Goal("agreement", 0.1))):
         with pytest.raises(ConfigError, match="another"):
-            search(other, goal, bench, config)
+            search(other, goal, context, config)
     assert config.search_log.read_bytes() == content
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": ""}', "\x00\xff"])
 def test_a_file_that_is_something_else_stays_as_it_is(tmp_path, content):
-    draft, bench = bench_for()
+    draft, context = bench_for()
     file = tmp_path / "log.json"
     file.write_text(content, "latin-1")
     with pytest.raises(ConfigError, match="does not hold the attempts"):
-        search(draft, Goal("sqnr", 5), bench, CONFIG.model_copy(update={"search_log": file}))
+        search(draft, Goal("sqnr", 5), context, CONFIG.model_copy(update={"search_log": file}))
     assert file.read_text("latin-1") == content
 
 
 @pytest.mark.parametrize("weight", [None, "int4"])
 def test_an_interrupt_keeps_the_best_if_it_reaches_the_goal(monkeypatch, weight):
-    draft, bench = bench_for(weight=weight)
+    draft, context = bench_for(weight=weight)
     config = CONFIG.model_copy(update={"weight": weight})
-    goal = middling(draft, bench, config, share=0.9)
-    whole = search(draft, goal, bench, config)[1]
+    goal = middling(draft, context, config, share=0.9)
+    whole = search(draft, goal, context, config)[1]
     first = next(n for n, _ in enumerate(whole.attempts))
     outcomes = []
     for count in range(1, len(whole.attempts)):
         with monkeypatch.context() as patch:
             stop_after(patch, count)
             try:
-                found, result = search(draft, goal, bench, config)
+                found, result = search(draft, goal, context, config)
             except KeyboardInterrupt:
                 outcomes.append("raised")
                 continue
-        assert bench.judge.quality(found.quantized()).sqnr >= goal.at_least
+        assert context.judge.quality(found.quantized()).sqnr >= goal.at_least
         assert result.interrupted
         assert "SEARCH INTERRUPTED" in result.doubts[0]
         outcomes.append("kept")

@@ -30,7 +30,7 @@ POOLED = """g (float[N,4,8,8] x) => (float[N,5] y)
 CONVOLUTION = """g (float[N,4,6,6] x) => (float[N,8,4,4] y) <float[8,4,3,3] w1> { y = Conv (x, w1) }"""
 
 
-def by_whole_runs(draft, bench, group):
+def by_whole_runs(draft, context, group):
     """Noise over signal when only the points of ``group`` become Q/DQ pairs."""
     points = tuple(point for point in draft.plan.points if point.group == group.name)
     model = insert_qdq(
@@ -38,7 +38,7 @@ def by_whole_runs(draft, bench, group):
     )
     noise = signal = 0.0
     sessions = [open_session(m, threads=1, optimize=False) for m in (draft.exact, model)]
-    for sample in bench.fit[: analysis.RANKED_SAMPLES]:
+    for sample in context.fit[: analysis.RANKED_SAMPLES]:
         exact, given = (session.run(None, dict(sample.feeds)) for session in sessions)
         ratios = [(np.square(a - b).sum(), np.square(a).sum()) for a, b in zip(exact, given, strict=True)]
         noise, signal = np.add((noise, signal), np.transpose(ratios))
@@ -48,37 +48,39 @@ def by_whole_runs(draft, bench, group):
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
 @pytest.mark.parametrize("text", [CHAIN, TWO_OUTPUTS, POOLED], ids=["chain", "two outputs", "shared range"])
 def test_partial_runs_give_the_noise_of_whole_ones(text, target):
-    draft, bench = bench_for(text, target=target)
-    found = sensitivities(draft, bench)
+    draft, context = bench_for(text, target=target)
+    found = sensitivities(draft, context)
     assert {one.group.name for one in found} == draft.plan.groups.keys()
     noises = [one.quality.noise for one in found]
     assert noises == sorted(noises, reverse=True)
     for one in found:
-        assert one.quality.noise == pytest.approx(by_whole_runs(draft, bench, one.group), rel=0.02, abs=1e-9)
+        assert one.quality.noise == pytest.approx(
+            by_whole_runs(draft, context, one.group), rel=0.02, abs=1e-9
+        )
 
 
 def test_quantized_outputs_are_points_too():
-    draft, bench = bench_for(CONVOLUTION, quantize_outputs=True)
-    (last,) = (one for one in sensitivities(draft, bench) if "" in one.readers)
-    assert last.quality.noise == pytest.approx(by_whole_runs(draft, bench, last.group), rel=0.02)
+    draft, context = bench_for(CONVOLUTION, quantize_outputs=True)
+    (last,) = (one for one in sensitivities(draft, context) if "" in one.readers)
+    assert last.quality.noise == pytest.approx(by_whole_runs(draft, context, last.group), rel=0.02)
     assert last.quality.noise > 0
 
 
 def test_a_bad_range_is_found():
-    draft, bench = bench_for()
+    draft, context = bench_for()
     params = dict(draft.plan.params)
     name = next(
         point.group for point in draft.plan.points if point.consumer == "Conv_d" and point.input_index == 0
     )
     params[name] = replace(params[name], scale=params[name].scale * 20)
-    worst = sensitivities(replace(draft, plan=draft.plan.with_params(params)), bench)[0]
+    worst = sensitivities(replace(draft, plan=draft.plan.with_params(params)), context)[0]
     assert (worst.group.name, worst.kind) == (name, "activation")
     assert worst.readers["Conv_d"] == "Conv"
 
 
 def test_corrected_weights_are_ranked_with_their_biases():
-    draft, bench = bench_for()
-    before, after = by_name(sensitivities(draft, bench)), by_name(sensitivities(nudged(draft), bench))
+    draft, context = bench_for()
+    before, after = by_name(sensitivities(draft, context)), by_name(sensitivities(nudged(draft), context))
     constant = {name for name, group in draft.plan.groups.items() if group.constant and name.startswith("w")}
     assert len(constant) == 3
     assert all(after[name] > before[name] for name in constant)
@@ -90,21 +92,21 @@ def by_name(found):
 
 
 def test_memory_is_bounded_and_changes_nothing(monkeypatch):
-    draft, bench = bench_for()
-    before = by_name(sensitivities(draft, bench))
+    draft, context = bench_for()
+    before = by_name(sensitivities(draft, context))
     runs = []
-    watch = type(bench).watch
+    watch = type(context).watch
 
     def watched(self, model, *others, **options):
         runs.append(model)
         return watch(self, model, *others, **options)
 
-    monkeypatch.setattr(type(bench), "watch", watched)
-    assert by_name(sensitivities(draft, bench)) == before
+    monkeypatch.setattr(type(context), "watch", watched)
+    assert by_name(sensitivities(draft, context)) == before
     few = sum(model is draft.exact for model in runs)
     monkeypatch.setattr(analysis, "KEPT_BYTES", 1)
     runs.clear()
-    assert by_name(sensitivities(draft, bench)) == pytest.approx(before, rel=1e-3)
+    assert by_name(sensitivities(draft, context)) == pytest.approx(before, rel=1e-3)
     assert sum(model is draft.exact for model in runs) > few == 3
 
 
@@ -125,19 +127,21 @@ def test_only_what_lies_behind_a_point_runs(monkeypatch):
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 100])
 @pytest.mark.parametrize("text", [CHAIN, TWO_OUTPUTS, POOLED], ids=["chain", "two outputs", "shared range"])
 def test_it_does_not_matter_where_the_model_is_cut(text, count, monkeypatch):
-    draft, bench = bench_for(text)
+    draft, context = bench_for(text)
     monkeypatch.setattr(stages, "STAGES", count)
-    for one in sensitivities(draft, bench):
-        assert one.quality.noise == pytest.approx(by_whole_runs(draft, bench, one.group), rel=0.02, abs=1e-9)
+    for one in sensitivities(draft, context):
+        assert one.quality.noise == pytest.approx(
+            by_whole_runs(draft, context, one.group), rel=0.02, abs=1e-9
+        )
 
 
 def test_a_stage_ends_behind_the_bias_that_belongs_to_it(monkeypatch):
     text = """g (float[N,3,6] x) => (float[N,3,4] y) <float[6,8] w1, float[8] b1, float[8,4] w2>
     { p = MatMul (x, w1)  a = Add (p, b1)  r = Relu (a)  y = MatMul (r, w2) }"""
-    draft, bench = bench_for(text, target="tensorrt")
+    draft, context = bench_for(text, target="tensorrt")
     assert [node.op_type for node in draft.exact.graph][:2] == ["MatMul", "Add"]
     monkeypatch.setattr(stages, "STAGES", 100)
-    before, after = by_name(sensitivities(draft, bench)), by_name(sensitivities(nudged(draft), bench))
+    before, after = by_name(sensitivities(draft, context)), by_name(sensitivities(nudged(draft), context))
     assert after["w1"] > before["w1"]
     ends = {
         piece.group.name: stage.rest
@@ -148,20 +152,22 @@ def test_a_stage_ends_behind_the_bias_that_belongs_to_it(monkeypatch):
 
 
 def test_with_control_flow_the_whole_model_runs():
-    draft, bench = bench_for(BRANCH, feeds={"c": np.array(True)})
-    found = sensitivities(draft, bench)
+    draft, context = bench_for(BRANCH, feeds={"c": np.array(True)})
+    found = sensitivities(draft, context)
     assert {one.group.name for one in found} == draft.plan.groups.keys()
     for one in found:
-        assert one.quality.noise == pytest.approx(by_whole_runs(draft, bench, one.group), rel=0.02, abs=1e-9)
+        assert one.quality.noise == pytest.approx(
+            by_whole_runs(draft, context, one.group), rel=0.02, abs=1e-9
+        )
     (stage,) = stages.stages(draft, draft.plan.groups.values())
     assert all(piece.part.feeds == ("x", "c") for piece in stage.pieces)
 
 
 def test_samples_that_the_model_refuses_are_passed_over():
-    draft, bench = bench_for()
-    bad = replace(bench.fit[0], feeds={"x": np.zeros((1, 3, 6, 6), np.float32)})
+    draft, context = bench_for()
+    bad = replace(context.fit[0], feeds={"x": np.zeros((1, 3, 6, 6), np.float32)})
     told = []
-    spoiled = replace(bench, fit=[bad, *bench.fit[:7]], on_bad=lambda error, count: told.append(count))
-    few = replace(bench, fit=bench.fit[:7])
+    spoiled = replace(context, fit=[bad, *context.fit[:7]], on_bad=lambda error, count: told.append(count))
+    few = replace(context, fit=context.fit[:7])
     assert sensitivities(draft, spoiled) == sensitivities(draft, few)
     assert told == [1]

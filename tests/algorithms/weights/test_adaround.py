@@ -82,20 +82,20 @@ def case(request):
 
 
 def test_the_model_comes_closer(case):
-    draft, bench = case
-    learned = learn_rounding(draft, bench)
-    assert bench.error(learned) < 0.8 * bench.error(draft)
+    draft, context = case
+    learned = learn_rounding(draft, context)
+    assert context.error(learned) < 0.8 * context.error(draft)
 
 
 @pytest.mark.parametrize("weight", ["int4", "uint4", "int8"])
 def test_types_of_any_width_and_with_zero_points_come_closer(weight):
-    draft, bench = scene("rows", QuantConfig(weight=weight))
-    assert bench.error(learn_rounding(draft, bench)) < bench.error(draft)
+    draft, context = scene("rows", QuantConfig(weight=weight))
+    assert context.error(learn_rounding(draft, context)) < context.error(draft)
 
 
 def test_weights_lie_on_their_grid_and_nothing_but_they_and_biases_changes():
-    draft, bench = scene("images")
-    learned = learn_rounding(draft, bench)
+    draft, context = scene("images")
+    learned = learn_rounding(draft, context)
     tensors = {layer.weight.tensor: layer for layer in layers(draft.exact, draft.plan)}
     places = (bias_of(draft.exact.graph.node(layer.name)) for layer in tensors.values())
     biases = {bias.tensor for bias in places if bias is not None}
@@ -133,9 +133,9 @@ def test_aims_are_taken_together_as_far_as_memory_goes():
 
 
 def test_too_few_rows_to_check_with_change_nothing():
-    draft, bench = scene("rows")
-    one = Sample("a row", {"x": bench.fit[0].feeds["x"][:, :1]})
-    assert learn_rounding(draft, replace(bench, fit=[one])) is None
+    draft, context = scene("rows")
+    one = Sample("a row", {"x": context.fit[0].feeds["x"][:, :1]})
+    assert learn_rounding(draft, replace(context, fit=[one])) is None
 
 
 def test_what_does_not_hold_on_other_rows_is_dropped(monkeypatch):
@@ -151,52 +151,52 @@ def test_weights_with_two_readers_are_left():
     { a = MatMul (x, w)  r = Relu (a)  b = MatMul (r, w)  y = MatMul (b, v) }"""
     fit = list(correlated((5, 8), 24))
     draft = drafted(text, fit)
-    bench = Workbench(fit, Judge(draft.exact, fit, threads=1), lambda model: draft, threads=1)
-    learned = learn_rounding(draft, bench)
+    context = Workbench(fit, Judge(draft.exact, fit, threads=1), lambda model: draft, threads=1)
+    learned = learn_rounding(draft, context)
     np.testing.assert_array_equal(constants(learned)["w"], constants(draft)["w"])
     assert not np.array_equal(constants(learned)["v"], constants(draft)["v"])
 
 
 def test_it_says_how_far_it_is():
     told = []
-    draft, bench = scene("rows", progress=lambda *now: told.append(now))
-    learn_rounding(draft, bench)
+    draft, context = scene("rows", progress=lambda *now: told.append(now))
+    learn_rounding(draft, context)
     assert told == [("AdaRound", 0, 2), ("AdaRound", 1, 2)]
 
 
 # --- What a layer learns from -------------------------------------------------------------------
 
 
-def task_of(draft, bench, number):
+def task_of(draft, context, number):
     """The task of the layer with this number."""
     layer = layers(draft.exact, draft.plan)[number]
-    (aim,) = aims(draft.exact, [layer], bench)
-    return task(draft, layer, aim, bench)
+    (aim,) = aims(draft.exact, [layer], context)
+    return task(draft, layer, aim, context)
 
 
 def test_wanted_is_what_the_float_model_gives_behind_the_activation():
-    draft, bench = scene("rows")
-    given = task_of(draft, bench, 0)
+    draft, context = scene("rows")
+    given = task_of(draft, context, 0)
     session = open_session(draft.exact, outputs=["r"])
-    expected = np.concatenate([session.run(["r"], dict(batch.feeds))[0][0] for batch in bench.fit])
+    expected = np.concatenate([session.run(["r"], dict(batch.feeds))[0][0] for batch in context.fit])
     assert given.limits == (0, np.inf)
     np.testing.assert_allclose(given.wanted[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_are_those_of_the_quantized_model():
-    draft, bench = scene("rows")
-    given = task_of(draft, bench, 1)
+    draft, context = scene("rows")
+    given = task_of(draft, context, 1)
     scale = draft.plan.params[layers(draft.exact, draft.plan)[1].data.group].scale
     levels = given.rows / scale
     np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
     session = open_session(draft.exact, outputs=["r"])
-    exact = np.concatenate([session.run(["r"], dict(batch.feeds))[0][0] for batch in bench.fit])
+    exact = np.concatenate([session.run(["r"], dict(batch.feeds))[0][0] for batch in context.fit])
     assert 0 < np.abs(given.rows[0] - exact).max() < 0.5 * exact.max()
 
 
 def test_a_layer_without_a_bias_or_an_activation():
-    draft, bench = scene("rows")
-    given = task_of(draft, bench, 1)
+    draft, context = scene("rows")
+    given = task_of(draft, context, 1)
     assert given.limits == (-np.inf, np.inf)
     assert not given.biased
     assert not given.bias.any()
@@ -204,8 +204,8 @@ def test_a_layer_without_a_bias_or_an_activation():
 
 
 def test_samples_share_the_rows_and_memory_bounds_them(monkeypatch):
-    draft, bench = scene("images")
+    draft, context = scene("images")
     monkeypatch.setattr("onnxq.algorithms.weights.adaround.ROWS", 48)
-    assert task_of(draft, bench, 0).rows.shape == (1, 48, 4)
+    assert task_of(draft, context, 0).rows.shape == (1, 48, 4)
     monkeypatch.setattr("onnxq.algorithms.weights.adaround.ROW_BYTES", 24 * 4 * (4 + 8))
-    assert task_of(draft, bench, 0).rows.shape == (1, 24, 4)
+    assert task_of(draft, context, 0).rows.shape == (1, 24, 4)

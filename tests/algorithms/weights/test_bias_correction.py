@@ -68,24 +68,26 @@ def with_stored_weights(draft):
     return draft.with_constants(stored)
 
 
-def output_means(model, draft, bench, name):
+def output_means(model, draft, context, name):
     """Of the channels of a layer's output, ``[C]``, over all samples to fit on."""
     node = draft.exact.graph.node(name)
     bias = bias_of(node)
     tensor = draft.exact.graph.node(bias.holder).outputs[0].name
     axis = channel_axis(node)
-    return np.mean(list(bench.watch(model, [tensor], lambda _, arrays: _means(arrays[tensor], axis))), axis=0)
+    return np.mean(
+        list(context.watch(model, [tensor], lambda _, arrays: _means(arrays[tensor], axis))), axis=0
+    )
 
 
 @pytest.mark.parametrize("text", EXACT.values(), ids=EXACT)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_means_of_output_channels_are_the_float_models(text, bits):
-    draft, bench = bench_for(text, bits=bits, target="tensorrt")
+    draft, context = bench_for(text, bits=bits, target="tensorrt")
     first = layers(draft.exact, draft.plan)[0].name
-    corrected = correct_biases(draft, bench)
-    expected = output_means(draft.exact, draft, bench, first)
+    corrected = correct_biases(draft, context)
+    expected = output_means(draft.exact, draft, context, first)
     before, after = (
-        output_means(with_stored_weights(one).model, draft, bench, first) - expected
+        output_means(with_stored_weights(one).model, draft, context, first) - expected
         for one in (draft, corrected)
     )
     tolerance = 1e-5 * np.abs(expected).max()
@@ -105,20 +107,20 @@ NEARLY = {
 
 @pytest.mark.parametrize("text", NEARLY.values(), ids=NEARLY)
 def test_what_is_different_at_the_border_is_neglected(text):
-    draft, bench = bench_for(text, bits=4, target="tensorrt", count=40)
+    draft, context = bench_for(text, bits=4, target="tensorrt", count=40)
     first = layers(draft.exact, draft.plan)[0].name
-    expected = output_means(draft.exact, draft, bench, first)
+    expected = output_means(draft.exact, draft, context, first)
     before, after = (
-        output_means(with_stored_weights(one).model, draft, bench, first) - expected
-        for one in (draft, correct_biases(draft, bench))
+        output_means(with_stored_weights(one).model, draft, context, first) - expected
+        for one in (draft, correct_biases(draft, context))
     )
     assert np.square(after).sum() < 0.3 * np.square(before).sum()
 
 
 def test_only_biases_change_and_what_it_was_given_does_not():
-    draft, bench = bench_for(EXACT["Conv"], bits=4)
+    draft, context = bench_for(EXACT["Conv"], bits=4)
     before = {name: array.copy() for name, array in constants(draft.model).items()}
-    first, second = (correct_biases(draft, bench) for _ in range(2))
+    first, second = (correct_biases(draft, context) for _ in range(2))
     assert changed(draft, first) == {"b"}
     assert not changed(first, second)
     assert first.exact is draft.exact
@@ -127,9 +129,9 @@ def test_only_biases_change_and_what_it_was_given_does_not():
 
 
 def test_it_adds_to_the_bias_that_is_there():
-    draft, bench = bench_for(EXACT["Conv"], bits=4)
+    draft, context = bench_for(EXACT["Conv"], bits=4)
     shifted = draft.with_constants({"b": constants(draft.model)["b"] + 1})
-    one, other = (constants(correct_biases(d, bench).model)["b"] for d in (draft, shifted))
+    one, other = (constants(correct_biases(d, context).model)["b"] for d in (draft, shifted))
     np.testing.assert_allclose(other, one + 1, atol=1e-5)
 
 
@@ -160,13 +162,13 @@ NOTHING = {
 
 @pytest.mark.parametrize("text", NOTHING.values(), ids=NOTHING)
 def test_without_a_bias_of_its_own_nothing_is_corrected(text):
-    draft, bench = bench_for(text, bits=4)
+    draft, context = bench_for(text, bits=4)
     assert layers(draft.exact, draft.plan)
-    assert correct_biases(draft, bench) is None
+    assert correct_biases(draft, context) is None
 
 
 def test_without_means_nothing_is_corrected():
     text = "g (float[8] x) => (float[4] y) <float[8,4] w, float[4] b> { m = MatMul (x, w)  y = Add (m, b) }"
-    draft, bench = bench_for(text, bits=4)
+    draft, context = bench_for(text, bits=4)
     assert layers(draft.exact, draft.plan)
-    assert correct_biases(draft, bench) is None
+    assert correct_biases(draft, context) is None

@@ -148,7 +148,7 @@ def changed(draft, rounded):
     }
 
 
-def output_errors(draft, other, bench):
+def output_errors(draft, other, context):
     """Noise over signal of each layer's outputs, by what its weights became, on all places of the samples."""
     from_all, errors = layers(draft.exact, draft.plan), {}
     for layer in from_all:
@@ -156,7 +156,7 @@ def output_errors(draft, other, bench):
         params, spec = draft.plan.params[layer.weight.group], layer.weight.spec
         stored = dequantize(quantize(weights_of(new), params, spec), params, spec)
         off = (matrices(node, stored) - matrices(node, weights_of(node))).astype(np.float64)
-        (found,) = next(hessian.gather_moments(draft.exact, [layer], bench))
+        (found,) = next(hessian.gather_moments(draft.exact, [layer], context))
         if found[1].mean.shape[1] == layer.shape[2]:
             errors[layer.name] = output_error(off, found[1].expected).sum()
     return errors
@@ -165,22 +165,22 @@ def output_errors(draft, other, bench):
 @pytest.mark.parametrize("text", [CHAIN, MATRIX, GROUPED], ids=["chain", "matrix", "grouped"])
 @pytest.mark.parametrize("bits", [3, 4])
 def test_a_model_with_few_bits_comes_closer_on_samples_it_was_not_fitted_on(text, bits):
-    draft, bench = bench_for(text, bits=bits, count=40, held=16)
-    rounded = round_weights(draft, bench)
-    assert bench.error(rounded) < bench.error(draft)
+    draft, context = bench_for(text, bits=bits, count=40, held=16)
+    rounded = round_weights(draft, context)
+    assert context.error(rounded) < context.error(draft)
 
 
 @pytest.mark.parametrize("weight", ["int4", "uint4"])
 def test_types_of_4_bits_come_closer(weight):
-    draft, bench = bench_for(MATRIX, count=40, held=16, weight=weight)
-    assert bench.error(round_weights(draft, bench)) < 0.9 * bench.error(draft)
+    draft, context = bench_for(MATRIX, count=40, held=16, weight=weight)
+    assert context.error(round_weights(draft, context)) < 0.9 * context.error(draft)
 
 
 @pytest.mark.parametrize("text", [CHAIN, MATRIX, GROUPED], ids=["chain", "matrix", "grouped"])
 @pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 4, "per_tensor": True}, {}], ids=str)
 def test_weights_lie_on_their_grid_and_no_layer_is_worse(text, options):
-    draft, bench = bench_for(text, **options)
-    rounded = round_weights(draft, bench)
+    draft, context = bench_for(text, **options)
+    rounded = round_weights(draft, context)
     found = changed(draft, rounded)
     able = {layer.weight.tensor: layer for layer in layers(draft.exact, draft.plan)}
     assert found.keys() == able.keys()
@@ -189,18 +189,18 @@ def test_weights_lie_on_their_grid_and_no_layer_is_worse(text, options):
         again = dequantize(quantize(after, params, spec), params, spec)
         np.testing.assert_allclose(again, after, rtol=1e-6)
         assert (after.dtype, after.shape) == (before.dtype, before.shape)
-    old, new = (output_errors(draft, one, bench) for one in (draft, rounded))
+    old, new = (output_errors(draft, one, context) for one in (draft, rounded))
     assert all(new[name] <= old[name] * (1 + 1e-6) for name in old)
     if options:  # of 8 bits there may be nothing to gain
         assert sum(new.values()) < sum(old.values())
 
 
 def test_nothing_it_was_given_is_changed_and_it_is_deterministic():
-    draft, bench = bench_for(bits=4)
+    draft, context = bench_for(bits=4)
     weights = {
         name: value.const_value.numpy().copy() for name, value in draft.exact.graph.initializers.items()
     }
-    first, second = round_weights(draft, bench), round_weights(draft, replace(bench, threads=3))
+    first, second = round_weights(draft, context), round_weights(draft, replace(context, threads=3))
     assert first.exact is draft.exact
     assert not changed(first, second)
     assert all(
@@ -212,18 +212,18 @@ def test_nothing_it_was_given_is_changed_and_it_is_deterministic():
 def test_weights_that_two_layers_share_are_left_alone():
     text = """g (float[N,8] x) => (float[N,3] y) <float[8,8] w, float[8,3] v>
     { a = MatMul (x, w)  r = Relu (a)  b = MatMul (r, w)  y = MatMul (b, v) }"""
-    draft, bench = bench_for(text, bits=4)
-    assert changed(draft, round_weights(draft, bench)).keys() == {"v"}
+    draft, context = bench_for(text, bits=4)
+    assert changed(draft, round_weights(draft, context)).keys() == {"v"}
 
 
 def test_without_layers_there_is_nothing_to_do():
-    draft, bench = bench_for(MATRIX, exclude=("op:MatMul", "op:Gemm"))
-    assert round_weights(draft, bench) is None
+    draft, context = bench_for(MATRIX, exclude=("op:MatMul", "op:Gemm"))
+    assert round_weights(draft, context) is None
 
 
 def test_a_huge_layer_is_rounded_in_blocks_and_still_comes_closer(monkeypatch):
-    draft, bench = bench_for(bits=4, count=40, held=16)
-    whole = round_weights(draft, bench)
+    draft, context = bench_for(bits=4, count=40, held=16)
+    whole = round_weights(draft, context)
     limit = 4 * 72 * 24
     monkeypatch.setattr(hessian, "MOST_BYTES", limit)
     held = []
@@ -235,7 +235,7 @@ def test_a_huge_layer_is_rounded_in_blocks_and_still_comes_closer(monkeypatch):
             yield part
 
     monkeypatch.setattr("onnxq.algorithms.weights.gptq.gather_moments", watched)
-    rounded = round_weights(draft, bench)
+    rounded = round_weights(draft, context)
     assert max(held) <= 1.25 * limit
     assert changed(whole, rounded), "inputs of different blocks know nothing of each other"
-    assert bench.error(rounded) < 0.9 * bench.error(draft)
+    assert context.error(rounded) < 0.9 * context.error(draft)

@@ -18,48 +18,48 @@ DEPTHWISE = """g (float[N,4,6,6] x) => (float[N,4] y) <float[4,1,3,3] w, float[4
 { a = Conv <group = 4> (x, w, b)  p = GlobalAveragePool (a)  f = Flatten (p)  y = MatMul (f, v) }"""
 
 
-def gathered(draft, bench):
-    parts = list(gather_moments(draft.exact, layers(draft.exact, draft.plan), bench))
+def gathered(draft, context):
+    parts = list(gather_moments(draft.exact, layers(draft.exact, draft.plan), context))
     return {layer.name: found for part in parts for layer, found in part}, len(parts)
 
 
-def all_rows(draft, bench, layer):
+def all_rows(draft, context, layer):
     """Of every sample, at every place."""
     node = draft.exact.graph.node(layer.name)
 
     def look(number, arrays):
         return patches(node, arrays[layer.data.tensor], 10**6, np.random.default_rng(0))
 
-    rows = np.concatenate(list(bench.watch(draft.exact, [layer.data.tensor], look)))
+    rows = np.concatenate(list(context.watch(draft.exact, [layer.data.tensor], look)))
     return rows.transpose(1, 0, 2).astype(np.float64)  # [G, n, K]
 
 
 @pytest.mark.parametrize("text", [CHAIN, DEPTHWISE], ids=["chain", "depthwise"])
 def test_moments_are_the_mean_of_products_of_rows(text, monkeypatch):
     monkeypatch.setattr(hessian, "FEWEST", 10**6)
-    draft, bench = bench_for(text)
-    found, parts = gathered(draft, bench)
+    draft, context = bench_for(text)
+    found, parts = gathered(draft, context)
     assert parts == 1
     for layer in layers(draft.exact, draft.plan):
-        rows = all_rows(draft, bench, layer)
+        rows = all_rows(draft, context, layer)
         expected = rows.transpose(0, 2, 1) @ rows / rows.shape[1]
         assert found[layer.name].rows == rows.shape[1]
         np.testing.assert_allclose(found[layer.name].second, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_same_samples_give_the_same_bits_on_any_number_of_threads():
-    draft, bench = bench_for()
-    one, other = (gathered(draft, replace(bench, threads=threads))[0] for threads in (1, 3))
+    draft, context = bench_for()
+    one, other = (gathered(draft, replace(context, threads=threads))[0] for threads in (1, 3))
     assert all(np.array_equal(one[name].second, other[name].second) for name in one)
-    seeded = gathered(draft, replace(bench, seed=1))[0]
+    seeded = gathered(draft, replace(context, seed=1))[0]
     assert any(not np.array_equal(one[name].second, seeded[name].second) for name in one)
 
 
 def test_what_does_not_fit_in_memory_together_is_gathered_apart(monkeypatch):
-    draft, bench = bench_for()
-    together, _ = gathered(draft, bench)
+    draft, context = bench_for()
+    together, _ = gathered(draft, context)
     monkeypatch.setattr(hessian, "MOST_BYTES", 4 * 72 * 72)
-    apart, parts = gathered(draft, bench)
+    apart, parts = gathered(draft, context)
     assert parts > 1
     assert list(apart) == list(together)
     assert all(apart[name].second.shape == together[name].second.shape for name in apart)
@@ -67,11 +67,11 @@ def test_what_does_not_fit_in_memory_together_is_gathered_apart(monkeypatch):
 
 def test_of_a_huge_layer_only_blocks_along_the_diagonal_are_kept(monkeypatch):
     monkeypatch.setattr(hessian, "FEWEST", 10**6)
-    draft, bench = bench_for()
-    (whole,) = (m.second for name, m in gathered(draft, bench)[0].items() if name == "Conv_c")
+    draft, context = bench_for()
+    (whole,) = (m.second for name, m in gathered(draft, context)[0].items() if name == "Conv_c")
     limit = 4 * 72 * 10
     monkeypatch.setattr(hessian, "MOST_BYTES", limit)
-    (blocks,) = (m.second for name, m in gathered(draft, bench)[0].items() if name == "Conv_c")
+    (blocks,) = (m.second for name, m in gathered(draft, context)[0].items() if name == "Conv_c")
     count, width, _ = blocks.shape
     assert count > 1
     assert 4 * blocks.size <= 1.25 * limit, "the last one is filled up"
@@ -85,9 +85,9 @@ def test_of_a_huge_layer_only_blocks_along_the_diagonal_are_kept(monkeypatch):
 
 def test_infinities_are_passed_over():
     text = "g (float[N,4] x) => (float[N,4] y) <float[4,4] w> { a = Abs (x)  y = MatMul (a, w) }"
-    draft, bench = bench_for(text)
+    draft, context = bench_for(text)
     fit = [Sample("zeros", {"x": np.array([[1, np.inf, -2, -np.inf]], np.float32)})]
-    (found,) = gathered(draft, replace(bench, fit=fit))[0].values()
+    (found,) = gathered(draft, replace(context, fit=fit))[0].values()
     row = np.array([1, 0, 2, 0], np.float32)
     assert np.array_equal(found.second, np.outer(row, row)[None])
 

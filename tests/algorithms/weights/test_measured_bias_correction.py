@@ -26,7 +26,7 @@ def biases(draft):
     return {name: value.const_value.numpy() for name, value in values if name.startswith("b")}
 
 
-def shifts(draft, bench):
+def shifts(draft, context):
     """How far the means of ``a`` and ``c``, the sums with biases, are from the float model's: ``[2, C]``."""
     axis = 1 if len(draft.exact.graph.inputs[0].shape) == 4 else 2
 
@@ -34,7 +34,7 @@ def shifts(draft, bench):
         return [_means(arrays[name], axis - arrays[name].ndim) for name in ("a", "c")]
 
     exact, given = (
-        np.mean(list(bench.watch(m, ["a", "c"], look)), 0) for m in (draft.exact, draft.quantized())
+        np.mean(list(context.watch(m, ["a", "c"], look)), 0) for m in (draft.exact, draft.quantized())
     )
     return np.abs(given - exact)
 
@@ -43,17 +43,17 @@ def shifts(draft, bench):
 def test_means_become_the_float_models_at_every_layer(text, left, monkeypatch):
     """Of images some is ``left``: the biases of convolutions are integers, in steps of their own."""
     monkeypatch.setattr(module, "believed", lambda found: found.mean(axis=0))
-    draft, bench = bench_for(text, bits=4)
-    corrected = correct_biases_in_order(draft, bench)
-    before, after = shifts(draft, bench), shifts(corrected, bench)
+    draft, context = bench_for(text, bits=4)
+    corrected = correct_biases_in_order(draft, context)
+    before, after = shifts(draft, context), shifts(corrected, context)
     assert (before.max(axis=1) > 1e-2).all()
     assert (after.max(axis=1) < left * before.max(axis=1)).all()
 
 
 def test_only_biases_change_and_it_is_deterministic():
-    draft, bench = bench_for(bits=4)
+    draft, context = bench_for(bits=4)
     old = biases(draft)
-    first, second = (correct_biases_in_order(draft, replace(bench, threads=n)) for n in (1, 3))
+    first, second = (correct_biases_in_order(draft, replace(context, threads=n)) for n in (1, 3))
     assert old.keys() >= {"b1", "b2"}
     assert all(np.array_equal(array, biases(second)[name]) for name, array in biases(first).items())
     assert not np.array_equal(biases(first)["b1"], old["b1"])
@@ -62,41 +62,41 @@ def test_only_biases_change_and_it_is_deterministic():
 
 
 def test_batches_that_the_model_refuses_are_passed_over():
-    draft, bench = bench_for(bits=4)
+    draft, context = bench_for(bits=4)
     bad = Sample("bad", {"x": np.zeros((1, 3, 6, 6), np.float32)})
     told = []
     mixed = replace(
-        bench, fit=[bad, *bench.fit[:5], bad, *bench.fit[5:]], on_bad=lambda error, n: told.append(n)
+        context, fit=[bad, *context.fit[:5], bad, *context.fit[5:]], on_bad=lambda error, n: told.append(n)
     )
-    expected, found = (biases(correct_biases_in_order(draft, one)) for one in (bench, mixed))
+    expected, found = (biases(correct_biases_in_order(draft, one)) for one in (context, mixed))
     assert told == [1, 1]
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
-    none = replace(bench, fit=[bad], on_bad=lambda error, n: None)
+    none = replace(context, fit=[bad], on_bad=lambda error, n: None)
     assert correct_biases_in_order(draft, none) is None
 
 
 def test_memory_is_bounded(monkeypatch):
-    draft, bench = bench_for(bits=4)
+    draft, context = bench_for(bits=4)
     seen = []
     monkeypatch.setattr(
         module, "relay", lambda model, stops, batches, *_: seen.append([b.name for b in batches])
     )
     monkeypatch.setattr(module, "HELD_BYTES", 1)
-    correct_biases_in_order(draft, bench)
+    correct_biases_in_order(draft, context)
     assert len(seen[0]) == module.FEWEST
-    assert (seen[0][0], seen[0][-1]) == (bench.fit[0].name, bench.fit[-1].name), "spread over all"
+    assert (seen[0][0], seen[0][-1]) == (context.fit[0].name, context.fit[-1].name), "spread over all"
 
 
 def test_without_biases_or_with_control_flow_there_is_nothing_to_do():
     no_bias = "g (float[N,4,8] x) => (float[N,4,5] y) <float[8,5] v> { y = MatMul (x, v) }"
-    draft, bench = bench_for(no_bias)
-    assert correct_biases_in_order(draft, bench) is None
+    draft, context = bench_for(no_bias)
+    assert correct_biases_in_order(draft, context) is None
     branch = """g (float[N,3,6] x, bool k) => (float[N,3,8] y) <float[6,8] w, float[8] b>
     { m = MatMul (x, w)  a = Add (m, b)
       y = If (k) <then_branch = t () => (float[N,3,8] p) { p = Neg (a) },
                   else_branch = e () => (float[N,3,8] q) { q = Abs (a) }> }"""
-    draft, bench = bench_for(branch, feeds={"k": np.array(True)})
-    assert correct_biases_in_order(draft, bench) is None
+    draft, context = bench_for(branch, feeds={"k": np.array(True)})
+    assert correct_biases_in_order(draft, context) is None
 
 
 # --- how far a measured shift is believed ---------------------------------------------------------
@@ -130,8 +130,8 @@ STOPS = ("a", "c", "e", "f")
 
 
 def scene():
-    draft, bench = bench_for(BRANCHES, feeds={"z": np.full((1, 4), 0.5, np.float32)})
-    return draft.exact, bench
+    draft, context = bench_for(BRANCHES, feeds={"z": np.full((1, 4), 0.5, np.float32)})
+    return draft.exact, context
 
 
 def relayed(model, batches, change, stops=STOPS):
@@ -145,15 +145,18 @@ def relayed(model, batches, change, stops=STOPS):
     return seen
 
 
-def whole(model, bench, stops=STOPS):
-    runs = list(bench.watch(model, stops, lambda _, arrays: [arrays[stop] for stop in stops]))
+def whole(model, context, stops=STOPS):
+    runs = list(context.watch(model, stops, lambda _, arrays: [arrays[stop] for stop in stops]))
     return dict(zip(stops, zip(*runs, strict=True), strict=True))
 
 
 @pytest.mark.parametrize("stops", [STOPS, ("e", "a"), ("c",), ("y",)], ids=str)
 def test_without_a_change_it_gives_what_the_whole_model_gives(stops):
-    model, bench = scene()
-    seen, expected = relayed(model, bench.fit, lambda stop, arrays: arrays, stops), whole(model, bench, stops)
+    model, context = scene()
+    seen, expected = (
+        relayed(model, context.fit, lambda stop, arrays: arrays, stops),
+        whole(model, context, stops),
+    )
     order = [v.name for node in model.graph for v in node.outputs if v.name in stops]
     assert list(seen) == order
     for stop in stops:
@@ -161,10 +164,10 @@ def test_without_a_change_it_gives_what_the_whole_model_gives(stops):
 
 
 def test_a_change_is_seen_by_all_behind_it_and_nobody_before():
-    model, bench = scene()
-    expected = whole(model, bench)
-    seen = relayed(model, bench.fit, lambda stop, arrays: [array + (stop == "a") for array in arrays])
-    for number, batch in enumerate(bench.fit):
+    model, context = scene()
+    expected = whole(model, context)
+    seen = relayed(model, context.fit, lambda stop, arrays: [array + (stop == "a") for array in arrays])
+    for number, batch in enumerate(context.fit):
         a, c = (expected[name][number] for name in "ac")
         e = (a + 1) * (c - (a + 1))
         assert np.array_equal(seen["a"][number], a)
@@ -174,9 +177,9 @@ def test_a_change_is_seen_by_all_behind_it_and_nobody_before():
 
 
 def test_the_batches_it_is_given_stay_as_they_are():
-    model, bench = scene()
-    before = [{name: array.copy() for name, array in batch.feeds.items()} for batch in bench.fit]
-    relayed(model, bench.fit, lambda stop, arrays: [array * 2 for array in arrays])
-    for batch, feeds in zip(bench.fit, before, strict=True):
+    model, context = scene()
+    before = [{name: array.copy() for name, array in batch.feeds.items()} for batch in context.fit]
+    relayed(model, context.fit, lambda stop, arrays: [array * 2 for array in arrays])
+    for batch, feeds in zip(context.fit, before, strict=True):
         assert batch.feeds.keys() == feeds.keys()
         assert all(np.array_equal(batch.feeds[name], array) for name, array in feeds.items())

@@ -36,27 +36,27 @@ def changed(before, after):
 
 
 def test_the_model_comes_closer_than_by_moments_alone():
-    draft, bench = bench_for(CHAIN, bits=4, count=40, held=20)
-    plain = correct_biases(round_weights(draft, bench), bench)
-    ordered = round_in_order(plain, bench)
-    assert bench.error(ordered) < bench.error(plain)
+    draft, context = bench_for(CHAIN, bits=4, count=40, held=20)
+    plain = correct_biases(round_weights(draft, context), context)
+    ordered = round_in_order(plain, context)
+    assert context.error(ordered) < context.error(plain)
 
 
 def test_layers_that_read_the_same_integers_are_done_together():
-    draft, bench = bench_for(ROWS, bits=4, count=40)
-    nearest = correct_biases(draft, bench)
+    draft, context = bench_for(ROWS, bits=4, count=40)
+    nearest = correct_biases(draft, context)
     stops = module._stops(nearest.quantized(), layers(draft.exact, draft.plan))
     assert sorted(sorted(layer.weight.tensor for layer in found) for found in stops.values()) == [
         ["v"],
         ["w1", "w2"],
     ]
-    ordered = round_in_order(nearest, bench)
+    ordered = round_in_order(nearest, context)
     assert "v" in changed(nearest, ordered)
 
 
 def test_weights_lie_on_their_grid_and_nothing_but_they_and_biases_changes():
-    draft, bench = bench_for(bits=4, count=20)
-    ordered = round_in_order(draft, bench)
+    draft, context = bench_for(bits=4, count=20)
+    ordered = round_in_order(draft, context)
     weights = {layer.weight.tensor: layer for layer in layers(draft.exact, draft.plan)}
     places = (bias_of(draft.exact.graph.node(layer.name)) for layer in weights.values())
     biases = {bias.tensor for bias in places if bias is not None}
@@ -74,32 +74,32 @@ def test_weights_lie_on_their_grid_and_nothing_but_they_and_biases_changes():
 
 @pytest.mark.parametrize("options", [{}, {"bits": 6}], ids=["8 bits", "6 bits"])
 def test_weights_of_more_bits_are_rounded_by_moments(options):
-    draft, bench = bench_for(**options)
-    assert round_in_order(draft, bench) is None
-    rounded, expected = constants(round_well(draft, bench)), constants(round_weights(draft, bench))
+    draft, context = bench_for(**options)
+    assert round_in_order(draft, context) is None
+    rounded, expected = constants(round_well(draft, context)), constants(round_weights(draft, context))
     assert all(np.array_equal(rounded[name], expected[name]) for name in expected)
 
 
 def test_threads_change_no_bit():
-    draft, bench = bench_for(bits=4, count=20)
-    first, second = (constants(round_in_order(draft, replace(bench, threads=n))) for n in (1, 3))
+    draft, context = bench_for(bits=4, count=20)
+    first, second = (constants(round_in_order(draft, replace(context, threads=n))) for n in (1, 3))
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def test_each_layer_sees_what_became_of_those_before(monkeypatch):
     """The rows of the quantized model are those of the draft as it is in the end, for all layers before."""
-    draft, bench = bench_for(bits=4, count=10)
+    draft, context = bench_for(bits=4, count=10)
     seen, found = {}, module._rows
 
-    def spy(given, layer, exact, arrays, bench):
+    def spy(given, layer, exact, arrays, context):
         seen[layer.name] = [np.array(array) for array in arrays]
-        return found(given, layer, exact, arrays, bench)
+        return found(given, layer, exact, arrays, context)
 
     monkeypatch.setattr(module, "_rows", spy)
-    ordered = round_in_order(draft, bench)
+    ordered = round_in_order(draft, context)
     quantized = ordered.quantized()
     for stop, readers in module._stops(quantized, layers(draft.exact, draft.plan)).items():
-        runs = bench.watch(quantized, [stop], lambda _, arrays, stop=stop: arrays[stop])
+        runs = context.watch(quantized, [stop], lambda _, arrays, stop=stop: arrays[stop])
         for run, relayed in zip(runs, seen[readers[0].name], strict=True):
             np.testing.assert_array_equal(run, relayed)
 
@@ -127,36 +127,36 @@ def test_few_batches_make_up_for_nothing():
 
 
 def test_the_whole_is_dropped_if_it_is_no_better_on_held_out_samples(monkeypatch):
-    draft, bench = bench_for(bits=4, count=20)
-    monkeypatch.setattr(module, "round_in_order", lambda given, bench: draft)
-    rounded, expected = constants(round_well(draft, bench)), constants(round_weights(draft, bench))
+    draft, context = bench_for(bits=4, count=20)
+    monkeypatch.setattr(module, "round_in_order", lambda given, context: draft)
+    rounded, expected = constants(round_well(draft, context)), constants(round_weights(draft, context))
     assert all(np.array_equal(rounded[name], expected[name]) for name in expected)
 
 
 def test_batches_that_the_model_refuses_are_passed_over():
-    draft, bench = bench_for(bits=4, count=20)
+    draft, context = bench_for(bits=4, count=20)
     bad = Sample("bad", {"x": np.zeros((1, 3, 6, 6), np.float32)})
     told = []
-    mixed = replace(bench, fit=[bad, *bench.fit], on_bad=lambda error, count: told.append(count))
+    mixed = replace(context, fit=[bad, *context.fit], on_bad=lambda error, count: told.append(count))
     assert round_in_order(draft, mixed) is not None
     assert told == [1]
     assert round_in_order(draft, replace(mixed, fit=[bad])) is None
 
 
 def test_memory_is_bounded(monkeypatch):
-    draft, bench = bench_for(bits=4, count=20)
+    draft, context = bench_for(bits=4, count=20)
     monkeypatch.setattr(module, "HELD_BYTES", 1)
-    names = [batch.name for batch in module._batches(draft, layers(draft.exact, draft.plan), bench)]
+    names = [batch.name for batch in module._batches(draft, layers(draft.exact, draft.plan), context)]
     assert len(names) == module.FEWEST
-    assert (names[0], names[-1]) == (bench.fit[0].name, bench.fit[-1].name)
+    assert (names[0], names[-1]) == (context.fit[0].name, context.fit[-1].name)
     monkeypatch.setattr(module, "MOST_BYTES", 1)
-    assert round_in_order(draft, bench) is None
+    assert round_in_order(draft, context) is None
 
 
 def test_models_that_cannot_be_cut_are_rounded_by_moments():
-    draft, bench = bench_for(BRANCH, feeds={"k": np.array(True)}, bits=4)
-    assert round_in_order(draft, bench) is None
-    assert round_well(draft, bench) is not None
+    draft, context = bench_for(BRANCH, feeds={"k": np.array(True)}, bits=4)
+    assert round_in_order(draft, context) is None
+    assert round_well(draft, context) is not None
 
 
 # --- One layer ------------------------------------------------------------------------------------

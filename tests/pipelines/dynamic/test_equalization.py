@@ -89,7 +89,7 @@ def test_a_normalization_that_matrices_alone_read_takes_the_factors_in(make):
 
 
 def test_what_does_not_help_is_left_out(make, monkeypatch):
-    monkeypatch.setattr(equalization, "equalized", lambda draft, bench: worse(draft.exact))
+    monkeypatch.setattr(equalization, "equalized", lambda draft, context: worse(draft.exact))
     made = make(normed())
     (effect,) = made.result.corrections
     assert effect.kept is False
@@ -109,7 +109,7 @@ def test_samples_are_asked_where_they_are_given(make, tmp_path, monkeypatch):
     seen = []
     kept = equalize.equalized
     monkeypatch.setattr(
-        equalization, "equalized", lambda draft, bench: seen.extend(bench.fit) or kept(draft, bench)
+        equalization, "equalized", lambda draft, context: seen.extend(context.fit) or kept(draft, context)
     )
     x = np.random.default_rng(2).normal(size=(20, 3, 64)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x)
