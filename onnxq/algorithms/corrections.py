@@ -216,7 +216,7 @@ def corrected(
     names = to_try(samples, config)
     if not names:
         return draft, ()
-    return correct(draft, names, make_context(draft.exact, samples, judge, config, progress))
+    return correct(draft, names, make_context(draft.reference, samples, judge, config, progress))
 
 
 def to_try(samples: Samples, config: QuantConfig) -> tuple[str, ...]:

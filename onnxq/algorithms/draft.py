@@ -25,10 +25,10 @@ class Draft:
         means: of the channels of the tensors that layers read, ``[C]`` in double.
     """
 
-    exact: ir.Model
+    reference: ir.Model
     model: ir.Model
     plan: QuantPlan
-    means: Mapping[str, NDArray[np.float64]]
+    channel_means: Mapping[str, NDArray[np.float64]]
 
     def quantized(self) -> ir.Model:
         """The Q/DQ model."""

@@ -47,4 +47,4 @@ def rank(
         judge = judge_of(model, simple, samples, config)
         draft = Draft(simple, simple, plan, channel_means(statistics))
         draft, _ = corrected(draft, samples, judge, config, progress)
-        return sensitivities(draft, make_context(draft.exact, samples, judge, config, progress))
+        return sensitivities(draft, make_context(draft.reference, samples, judge, config, progress))

@@ -63,7 +63,7 @@ def test_nothing_but_ranges_changes_and_it_is_deterministic():
     params = {name: one.scale.copy() for name, one in draft.plan.params.items()}
     first, second = (tighten_ranges(draft, context) for _ in range(2))
     assert first.model is draft.model
-    assert first.exact is draft.exact
+    assert first.reference is draft.reference
     assert factors(draft, first) == factors(draft, second)
     assert all(np.array_equal(one.scale, params[name]) for name, one in draft.plan.params.items())
 

@@ -81,15 +81,15 @@ def tuned(
     """
     if not config.autotune:
         return draft, config, None
-    session = open_session(draft.exact, threads=config.threads)
-    sample = timing_sample(session, draft.exact, samples, config)
+    session = open_session(draft.reference, threads=config.threads)
+    sample = timing_sample(session, draft.reference, samples, config)
     del session
-    tuning = tune(original, draft.exact, draft.plan, sample, config, progress)
+    tuning = tune(original, draft.reference, draft.plan, sample, config, progress)
     if samples.to_fit:
-        context = make_context(draft.exact, samples, judge, config, progress)
+        context = make_context(draft.reference, samples, judge, config, progress)
         draft = Variants(draft, context, config)(floated(tuning.floats))
     else:
-        draft = replace(draft, plan=tentative(draft.exact, draft.plan, config, tuning.floats))
+        draft = replace(draft, plan=tentative(draft.reference, draft.plan, config, tuning.floats))
     return draft, without(config, tuning.floats), tuning
 
 

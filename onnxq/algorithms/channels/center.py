@@ -48,15 +48,15 @@ def center(draft: Draft, context: Workbench) -> Draft | None:
     """
     groups = [g for g in draft.plan.groups.values() if g.observe and g.spec.symmetric and not g.constant]
     padded = worth_a_pad(draft, groups, context)
-    channels = find_channels(draft.exact, shifts(padded))
+    channels = find_channels(draft.reference, shifts(padded))
     tensors = {name: group for group in groups for name in group.observe if channels.of(name).any()}
     if not tensors:
         return None
     context.progress("measuring channels")
-    seen = measure(draft.exact, channels, tuple(tensors), context)
+    seen = measure(draft.reference, channels, tuple(tensors), context)
     offsets = middles(channels, {name: _ends(draft, group, seen[name]) for name, group in tensors.items()})
     context.progress("calibrating the centered model")
-    return context.recalibrate(shifted(draft.exact, channels, offsets, padded))
+    return context.recalibrate(shifted(draft.reference, channels, offsets, padded))
 
 
 def _ends(draft: Draft, group: Group, seen: ChannelMoments) -> tuple[Offsets, Offsets]:

@@ -47,7 +47,7 @@ def equalize(draft: Draft, context: Workbench) -> Draft | None:
     if not outlook.needed:
         return None  # nothing quantized has channels that could be scaled
     context.progress("measuring channels")
-    terms = outlook.terms(measure(draft.exact, channels, outlook.needed, context))
+    terms = outlook.terms(measure(draft.reference, channels, outlook.needed, context))
     logs, worth = _factors(terms, channels, places)
     unscaled = np.zeros_like(logs)
     before, after = noise(terms, unscaled), noise(terms, logs)
@@ -55,7 +55,7 @@ def equalize(draft: Draft, context: Workbench) -> Draft | None:
     if before - after < ENOUGH * noise([t for t in terms if isinstance(t, Step)], unscaled):
         return None
     context.progress("calibrating the equalized model")
-    return context.recalibrate(_scaled(draft.exact, channels, logs, worth))
+    return context.recalibrate(_scaled(draft.reference, channels, logs, worth))
 
 
 def equalized(draft: Draft, context: Workbench) -> ir.Model | None:
@@ -68,15 +68,15 @@ def equalized(draft: Draft, context: Workbench) -> ir.Model | None:
         CalibrationError: the model does not take a sample.
     """
     channels, places, outlook = _scalable(draft)
-    seen = measure(draft.exact, channels, outlook.needed, context) if outlook.needed else {}
+    seen = measure(draft.reference, channels, outlook.needed, context) if outlook.needed else {}
     if not seen:
         return None
     logs, worth = _factors(outlook.terms(seen), channels, places)
-    return _scaled(draft.exact, channels, logs, worth)
+    return _scaled(draft.reference, channels, logs, worth)
 
 
 def _scalable(draft: Draft) -> tuple[Channels, list[Place], Outlook]:
-    channels, places = find_places(draft.exact, draft.plan, find_channels(draft.exact, RULES))
+    channels, places = find_places(draft.reference, draft.plan, find_channels(draft.reference, RULES))
     return channels, places, Outlook(draft, channels)
 
 

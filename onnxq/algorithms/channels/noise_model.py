@@ -237,7 +237,7 @@ class Outlook:
         known = {reader.output for reader in self._readers}
         self._shared = {
             value.name
-            for node in draft.exact.graph
+            for node in draft.reference.graph
             for value in node.inputs
             if value is not None and node.outputs[0].name not in known
         }
@@ -302,7 +302,7 @@ def _readers(draft: Draft, channels: Channels) -> Iterator[_Reader]:
     """The nodes with matrices of constant weights that read something quantized, or are so themselves."""
     specs = {(point.consumer, point.input_index): point.spec for point in draft.plan.points}
     quantized = {point.tensor for point in draft.plan.points}
-    for node in draft.exact.graph:
+    for node in draft.reference.graph:
         if (matrix := matrices_of(node)) is not None:
             data = node.inputs[WEIGHTED[node.op_type].data]
             spec = specs.get((node.name or "", WEIGHTED[node.op_type].weight))

@@ -72,7 +72,7 @@ class Variants:
 
     def _plan(self, steps: Steps) -> QuantPlan:
         forms = highest(steps)
-        plan = make_plan(self.draft.exact, get_target(self.config.target), self._options(forms))
+        plan = make_plan(self.draft.reference, get_target(self.config.target), self._options(forms))
         told = {
             name: replace(node, reason=REASON) if forms.get(name) == FLOAT else node
             for name, node in plan.floats.items()
@@ -97,7 +97,7 @@ class Variants:
     def _model(self, plan: QuantPlan) -> ir.Model:
         arrays: dict[str, NDArray[np.generic]] = {}
         for layer, spec in _changed(self.draft, plan):
-            source = self.draft.exact if spec is None else self._corrected(spec.dtype)
+            source = self.draft.reference if spec is None else self._corrected(spec.dtype)
             for name in _constants(layer):
                 values = constant_value(source.graph.initializers.get(name))
                 if values is not None:
@@ -110,7 +110,7 @@ class Variants:
 
     def _correct(self, form: ir.DataType) -> ir.Model:
         """The model as `corrections` leave it where all weights that can have ``form`` have it."""
-        exact, plan = self.draft.exact, self.draft.plan
+        exact, plan = self.draft.reference, self.draft.plan
         rungs = widenings(exact, plan, dict.fromkeys(plan.groups, 0.0))
         nodes = [node for rung in rungs for one in rung if one.form == form for node in one.nodes]
         wide = self._solved(Steps(Step(node, form) for node in nodes))
@@ -126,11 +126,11 @@ class Variants:
         source = from_statistics(
             self._statistics(replace(plan, groups=new).observed), calibrator(self.config)
         )
-        return solve(self.draft.exact, replace(plan, biases=biases), source, {**known, **weights}).params
+        return solve(self.draft.reference, replace(plan, biases=biases), source, {**known, **weights}).params
 
     @cached_property
     def _weight_params(self) -> Callable[[Group], QuantParams]:
-        return cache(partial(weight_params, self.draft.exact))
+        return cache(partial(weight_params, self.draft.reference))
 
     def _statistics(self, tensors: Sequence[str]) -> Mapping[str, TensorStatistics]:
         """Of tensors that no range is known of, mostly none."""
@@ -138,7 +138,7 @@ class Variants:
         if not tensors:
             return {}
         return collect(
-            self.draft.exact,
+            self.draft.reference,
             tensors,
             context.fit,
             every_element=self.config.every_element,

@@ -94,7 +94,7 @@ def search(
     """
     make = Variants(draft, context, config, tuple(name for name in CLOSED_FORMS if name in corrections))
     memory = Memory.open(_key(draft, goal, context), config.search_log)
-    searcher = _Searcher(make, Gauge(goal, context, draft.exact), memory)
+    searcher = _Searcher(make, Gauge(goal, context, draft.reference), memory)
     interrupted = False
     try:
         searcher.run()
@@ -187,7 +187,7 @@ class _Searcher:
             ranking = sensitivities(draft, self.make.context)
             self.memory.noises = {one.group.name: one.quality.noise for one in ranking}
             self.memory.save()
-        return stages(draft.exact, draft.plan, self.memory.noises)
+        return stages(draft.reference, draft.plan, self.memory.noises)
 
     def _descend(self, stage: Stage) -> None:
         """Take back all steps of ``stage`` that are not needed."""
@@ -223,7 +223,7 @@ class _Searcher:
 
 def _key(draft: Draft, goal: Goal, context: Workbench) -> str:
     """Tells apart searches whose attempts mean different things."""
-    context.judge.quality(draft.exact)  # only then it is known which samples the model takes
+    context.judge.quality(draft.reference)  # only then it is known which samples the model takes
     sums = [_checksum(samples) for samples in (context.judge.samples, context.fit)]
     return f"{fingerprint(draft.quantized())} {goal} {sums[0]:08x} {sums[1]:08x}"
 
@@ -260,5 +260,5 @@ def reach(
     """
     if goal is None or not draft.plan.points:
         return draft, None
-    context = make_context(draft.exact, samples, judge, config, progress)
+    context = make_context(draft.reference, samples, judge, config, progress)
     return search(draft, goal, context, config, to_try(samples, config))

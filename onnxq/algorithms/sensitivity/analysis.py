@@ -67,11 +67,11 @@ def sensitivities(
     Raises:
         CalibrationError: the model does not load, or takes no sample.
     """
-    names = [value.name or "" for value in draft.exact.graph.outputs]
+    names = [value.name or "" for value in draft.reference.graph.outputs]
     taken, expected = _taken(draft, context, names, samples)
     if not taken:
         raise CalibrationError("the model takes none of the samples: there is nothing to rank points by")
-    operators = {node.name or "": node.op_type for node in draft.exact.graph}
+    operators = {node.name or "": node.op_type for node in draft.reference.graph}
     found = []
     chosen = [group for name, group in draft.plan.groups.items() if groups is None or name in groups]
     for group, changed in _changes(draft, chosen, context, taken):
@@ -96,7 +96,7 @@ def _taken(
         few = _few(left, missing)
         left = left[len(few) :]
         for number, made in context.watch(
-            draft.exact, names, lambda number, arrays: (number, [arrays[n] for n in names]), few
+            draft.reference, names, lambda number, arrays: (number, [arrays[n] for n in names]), few
         ):
             taken.append(few[number])
             outputs.append(made)
@@ -130,8 +130,8 @@ def _changes(
 
 def _sizes(draft: Draft, context: Workbench, samples: Sequence[Sample]) -> Mapping[str, int]:
     """About how many bytes each tensor of the main graph takes, of all ``samples``."""
-    names = [out.name for node in draft.exact.graph for out in node.outputs if out.name]
-    (sizes,) = context.watch(draft.exact, names, _bytes, samples[:1])
+    names = [out.name for node in draft.reference.graph for out in node.outputs if out.name]
+    (sizes,) = context.watch(draft.reference, names, _bytes, samples[:1])
     return {name: size * len(samples) for name, size in sizes.items()}
 
 
@@ -142,13 +142,13 @@ def _bytes(_: int, arrays: Arrays) -> dict[str, int]:
 def _run(
     waiting: Iterable[Stage], draft: Draft, context: Workbench, samples: Sequence[Sample]
 ) -> Iterator[tuple[Group, _Changed]]:
-    given = {value.name or "" for value in draft.exact.graph.inputs}
+    given = {value.name or "" for value in draft.reference.graph.inputs}
     waiting = list(waiting)
     names = sorted(set().union(*(stage.feeds for stage in waiting)) - given)
     kept = [
         {**sample.feeds, **arrays}
         for sample, arrays in zip(
-            samples, context.watch(draft.exact, names, _as_they_are, samples), strict=True
+            samples, context.watch(draft.reference, names, _as_they_are, samples), strict=True
         )
     ]
     for stage in waiting:

@@ -33,7 +33,7 @@ def quantize_alone(draft: Draft, group: Group) -> Alone:
     Weights are those of ``draft.model``, and the biases that make up for them come along. Activations are
     rounded by plain float operators: the runtime would fuse Q/DQ with what is around them.
     """
-    copy = draft.exact.clone()
+    copy = draft.reference.clone()
     points = [point for point in draft.plan.points if point.group == group.name]
     nodes = {node.name or "": node for node in all_nodes(copy)}
     if group.constant:

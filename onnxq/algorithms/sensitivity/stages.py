@@ -53,15 +53,15 @@ class Stage:
 
 def stages(draft: Draft, groups: Iterable[Group]) -> Iterator[Stage]:
     """The ``groups`` of ``draft.plan``, in stages; models that cannot be cut are one, of whole models."""
-    cuttable = can_be_cut(draft.exact)
+    cuttable = can_be_cut(draft.reference)
     ends: dict[int, list[Group]] = {}
     places = _Places(draft)
     for group in groups:
         ends.setdefault(places.end_of_stage(group) if cuttable else places.count, []).append(group)
     for end, members in sorted(ends.items()):
-        rest = rest_of(draft.exact, end)
+        rest = rest_of(draft.reference, end)
         pieces = tuple(_piece(draft, group, rest, cuttable=cuttable) for group in members)
-        yield Stage(pieces, rest, _outputs(draft.exact, rest))
+        yield Stage(pieces, rest, _outputs(draft.reference, rest))
 
 
 def _piece(draft: Draft, group: Group, rest: Part | None, *, cuttable: bool) -> Piece:
@@ -85,8 +85,8 @@ class _Places:
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
-        self._places = {node.name or "": place for place, node in enumerate(draft.exact.graph)}
-        self._makers = {v.name: node.name or "" for node in draft.exact.graph for v in node.outputs}
+        self._places = {node.name or "": place for place, node in enumerate(draft.reference.graph)}
+        self._makers = {v.name: node.name or "" for node in draft.reference.graph for v in node.outputs}
         self.count = len(self._places)
 
     def end_of_stage(self, group: Group) -> int:

@@ -61,13 +61,13 @@ def learn_rounding(draft: Draft, context: Workbench) -> Draft | None:
         ConfigError: PyTorch is not installed.
     """
     check_torch()
-    found = with_own_weights(draft.exact, draft.plan)
+    found = with_own_weights(draft.reference, draft.plan)
     clock = _Clock(time.monotonic() + context.time_limit, sum(map(_cost, found)))
     changed = draft
     for part in in_parts(found, aim_bytes, AIM_BYTES):
         if clock.left <= 0:
             break
-        for layer, aim in zip(part, aims(draft.exact, part, context), strict=True):
+        for layer, aim in zip(part, aims(draft.reference, part, context), strict=True):
             if clock.left > 0:
                 context.progress("AdaRound", found.index(layer), len(found))
                 changed = _with_learned(changed, layer, aim, clock.share(_cost(layer)), context)
@@ -161,7 +161,7 @@ def _most_rows(layer: Layer) -> int:
 
 def task(draft: Draft, layer: Layer, aim: Floats, context: Workbench) -> Task:
     """What one layer has to learn, with inputs from the layers before it as they are in ``draft``."""
-    node, current = draft.exact.graph.node(layer.name), draft.model.graph.node(layer.name)
+    node, current = draft.reference.graph.node(layer.name), draft.model.graph.node(layer.name)
     params, spec = draft.plan.params[layer.weight.group], draft.plan.groups[layer.weight.group].spec
     exact, rounded = _weights(node), _weights(current)
 
@@ -192,7 +192,7 @@ def _weights(node: ir.Node) -> NDArray[np.generic]:
 
 def _rows(draft: Draft, layer: Layer, context: Workbench) -> Floats:
     """What the quantized layer multiplies with: ``[G, n, K]``."""
-    node = draft.exact.graph.node(layer.name)
+    node = draft.reference.graph.node(layer.name)
     group = draft.plan.groups[layer.data.group]
     integers, model = _integers(draft.quantized(), layer)
 

@@ -38,11 +38,11 @@ Doubles = NDArray[np.float64]
 
 def correct_biases(draft: Draft, context: Workbench) -> Draft | None:
     """Give every layer of ``draft`` that has a place for it the bias that its weights' errors ask for."""
-    exact = {node.name: node for node in draft.exact.graph}
+    exact = {node.name: node for node in draft.reference.graph}
     nodes = {node.name: node for node in draft.model.graph}
     biases: list[Bias] = []
     for layer in layers(draft.model, draft.plan):
-        bias, mean = bias_of(nodes[layer.name]), _mean_row(nodes[layer.name], layer, draft.means)
+        bias, mean = bias_of(nodes[layer.name]), _mean_row(nodes[layer.name], layer, draft.channel_means)
         if bias is not None and mean is not None:
             shift = _weight_error(exact[layer.name], nodes[layer.name], layer, draft) @ mean[:, :, None]
             biases.append(bias.plus(shift.reshape(-1)))
@@ -134,7 +134,7 @@ def _float_means(
         largest = max(arrays[stop].nbytes for stop in found)
         return number, largest, {stop: _means(arrays[stop], place.axis) for stop, place in found.items()}
 
-    runs = list(context.watch(draft.exact, list(found), look))
+    runs = list(context.watch(draft.reference, list(found), look))
     if not runs:
         return [], {}
     count = min(max(HELD_BYTES // max(size for _, size, _ in runs), FEWEST), len(runs))

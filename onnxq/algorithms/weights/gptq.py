@@ -43,8 +43,8 @@ BLOCK = 64
 
 def round_weights(draft: Draft, context: Workbench) -> Draft | None:
     """Round the weights of every layer of ``draft`` by the second moments of its inputs."""
-    nodes = {node.name: node for node in draft.exact.graph}
-    able = with_own_weights(draft.exact, draft.plan)
+    nodes = {node.name: node for node in draft.reference.graph}
+    able = with_own_weights(draft.reference, draft.plan)
     rounded: dict[str, NDArray[np.float32]] = {}
 
     def one(found: tuple[Layer, Moments]) -> tuple[str, NDArray[np.float32]]:
@@ -53,7 +53,7 @@ def round_weights(draft: Draft, context: Workbench) -> Draft | None:
 
     # Layers side by side, each on one thread: most matrices are too small to be shared by several.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(context.threads or processors()) as pool:
-        for part in gather_moments(draft.exact, able, context):
+        for part in gather_moments(draft.reference, able, context):
             rounded.update(pool.map(one, part))
             context.progress("rounding weights", len(rounded), len(able))
     return draft.with_constants(rounded) if rounded else None

@@ -90,13 +90,13 @@ def round_well(draft: Draft, context: Workbench) -> Draft | None:
 def round_in_order(draft: Draft, context: Workbench) -> Draft | None:
     """``draft`` with weights of few bits, and their biases, chosen one layer after the other."""
     found, quantized = _few(draft), draft.quantized()
-    if not found or not (can_be_cut(draft.exact) and can_be_cut(quantized)):
+    if not found or not (can_be_cut(draft.reference) and can_be_cut(quantized)):
         return None
     batches = _batches(draft, found, context)
     if not batches:
         return None
     stops = _stops(quantized, found)
-    floats = _Floats(draft.exact, [layer.data.tensor for layer in found], batches, context.threads)
+    floats = _Floats(draft.reference, [layer.data.tensor for layer in found], batches, context.threads)
     changed = draft
     for stop, arrays in steps(quantized, list(stops), batches, context.threads):
         for layer in stops[stop]:
@@ -113,7 +113,7 @@ def _few(draft: Draft) -> list[Layer]:
     """The layers whose weights have few levels, and whose moments there is memory for."""
     return [
         layer
-        for layer in with_own_weights(draft.exact, draft.plan)
+        for layer in with_own_weights(draft.reference, draft.plan)
         if _levels(layer.weight.spec) < FEW_LEVELS and 4 * layer.shape[0] * layer.shape[2] ** 2 <= MOST_BYTES
     ]
 
@@ -154,7 +154,7 @@ def _batches(draft: Draft, found: Sequence[Layer], context: Workbench) -> list[S
     def look(number: int, arrays: Arrays) -> tuple[int, int]:
         return number, max(arrays[name].nbytes for name in tensors)
 
-    runs = list(context.watch(draft.exact, tensors, look))
+    runs = list(context.watch(draft.reference, tensors, look))
     if not runs:
         return []
     count = min(max(HELD_BYTES // max(size for _, size in runs), FEWEST), len(runs))
@@ -213,7 +213,7 @@ def _rows(
     ``given`` are integers, which become reals one batch at a time: all together they would take four times
     the memory.
     """
-    node, spec = draft.exact.graph.node(layer.name), layer.data.spec
+    node, spec = draft.reference.graph.node(layer.name), layer.data.spec
     real = partial(dequantize, params=draft.plan.params[layer.data.group], spec=spec)
     groups, _, inputs = layer.shape
     most = min(max(FEWEST_ROWS, ROWS * inputs), ROW_BYTES // (4 * groups * inputs))
@@ -236,7 +236,7 @@ def _solved(
     draft: Draft, layer: Layer, rows: Callable[[Iterable[int]], Rows], count: int, threads: int
 ) -> Mapping[str, NDArray[np.generic]]:
     """Other values for the layer's weights and bias, from the rows of ``count`` batches."""
-    node = draft.exact.graph.node(layer.name)
+    node = draft.reference.graph.node(layer.name)
     exact, bias = weights_of(node), bias_of(node)
     assert exact is not None
     grid = grid_of_weights(

@@ -17,7 +17,7 @@ SETTINGS = {"providers": ("CPUExecutionProvider",), "threads": 1, "seconds": 0.0
 def timed():
     """A small network, in float and in integers, with the profiles of both."""
     draft, context = bench_for(CHAIN)
-    models = [draft.exact, draft.quantized()]
+    models = [draft.reference, draft.quantized()]
     return draft, models, profiles(models, context.fit[0], **SETTINGS)
 
 

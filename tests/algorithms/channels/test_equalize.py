@@ -55,10 +55,10 @@ def test_random_factors_are_undone(target: str, per_tensor: bool) -> None:
     harmed, _ = bench_of(folded(model, channels, factors), (1, 3, 8, 8), **options)
     repaired = equalize(harmed, context)
     assert repaired is not None
-    assert context.judge.quality(repaired.exact).noise < 1e-9
+    assert context.judge.quality(repaired.reference).noise < 1e-9
     assert context.error(harmed) > 4 * context.error(good)
     assert context.error(repaired) < (2.5 if per_tensor else 1.3) * context.error(good)
-    assert repaired.exact is repaired.model
+    assert repaired.reference is repaired.model
 
 
 def test_what_gains_too_little_is_not_done() -> None:
@@ -77,7 +77,7 @@ def test_nothing_it_was_given_is_changed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert first is not None
     assert second is not None
     assert ir.to_proto(model).SerializeToString() == before
-    one, other = (ir.to_proto(d.exact).SerializeToString() for d in (first, second))
+    one, other = (ir.to_proto(d.reference).SerializeToString() for d in (first, second))
     assert one == other
 
 
@@ -116,9 +116,9 @@ def test_muls_serve_matrices_behind_tensors_that_others_read(target: str) -> Non
     draft, context = bench_of(model, (2, 6, 32), target=target)
     smoothed = equalize(draft, context)
     assert smoothed is not None
-    muls = op_counts(smoothed.exact).get("Mul", 0)
+    muls = op_counts(smoothed.reference).get("Mul", 0)
     assert 1 <= muls <= 2
-    assert context.judge.quality(smoothed.exact).noise < 1e-9
+    assert context.judge.quality(smoothed.reference).noise < 1e-9
     assert context.error(smoothed) < 0.7 * context.error(draft)
     assert smoothed.plan.nodes == draft.plan.nodes, "the Muls stay float, the rest is what it was"
 
@@ -128,7 +128,7 @@ def test_a_mul_that_gains_too_little_is_left_out(monkeypatch: pytest.MonkeyPatch
     model = simplify(parse(SENTENCE, opset=17, k=uneven(32), b=0.1 * uneven(32)))
     draft, context = bench_of(model, (2, 6, 32))
     left = equalize(draft, context)
-    assert left is None or op_counts(left.exact) == op_counts(model)
+    assert left is None or op_counts(left.reference) == op_counts(model)
 
 
 @pytest.mark.parametrize("name", ["lite0", "resnet20"])

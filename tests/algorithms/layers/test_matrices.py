@@ -54,12 +54,12 @@ def test_an_output_channel_is_a_row(operator, shape, form):
 
 def test_layers_come_in_graph_order_with_their_edges():
     draft, _ = bench_for()
-    found = layers(draft.exact, draft.plan)
+    found = layers(draft.reference, draft.plan)
     assert [layer.name for layer in found] == ["Conv_a", "Conv_c", "Conv_d", "MatMul_y"]
     assert [layer.weight.tensor for layer in found] == ["w1", "w2", "w3", "v"]
     assert [layer.data.tensor for layer in found] == ["x", "r", "t", "f"]
     assert [layer.shape for layer in found] == [(1, 8, 36), (1, 8, 72), (1, 8, 8), (1, 5, 8)]
-    assert all(weights_of(draft.exact.graph.node(layer.name)) is not None for layer in found)
+    assert all(weights_of(draft.reference.graph.node(layer.name)) is not None for layer in found)
 
 
 def test_float_nodes_and_weights_that_are_no_constant_matrix_are_no_layers():
@@ -68,12 +68,12 @@ def test_float_nodes_and_weights_that_are_no_constant_matrix_are_no_layers():
     { a = MatMul (x, w1)  b = MatMul (a, w2)  c = MatMul (w3, b)  d = MatMul (c, x)  e = MatMul (d, w4)
       y = MatMul (e, w5) }"""
     draft, _ = bench_for(text, exclude=("MatMul_a",))
-    assert [layer.name for layer in layers(draft.exact, draft.plan)] == ["MatMul_e", "MatMul_y"]
+    assert [layer.name for layer in layers(draft.reference, draft.plan)] == ["MatMul_e", "MatMul_y"]
 
 
 def test_channels_lie_in_front_of_the_places():
     draft, _ = bench_for(CHAIN)
-    assert channel_axes(draft.exact, draft.plan) == {"x": -3, "r": -3, "t": -3, "f": -1}
+    assert channel_axes(draft.reference, draft.plan) == {"x": -3, "r": -3, "t": -3, "f": -1}
 
 
 NO_CHANNELS = {
@@ -86,13 +86,13 @@ NO_CHANNELS = {
 @pytest.mark.parametrize("text", NO_CHANNELS.values(), ids=NO_CHANNELS)
 def test_where_the_first_axis_is_summed_over_there_are_no_channel_means(text):
     draft, _ = bench_for(text)
-    assert len(layers(draft.exact, draft.plan)) == 1
-    assert channel_axes(draft.exact, draft.plan) == {}
+    assert len(layers(draft.reference, draft.plan)) == 1
+    assert channel_axes(draft.reference, draft.plan) == {}
 
 
 def test_a_tensor_that_layers_sum_over_different_axes_of_has_no_channel_means():
     text = """g (float[N,4,4,4] x) => (float[N,3,2,2] y, float[N,4,4,5] z) <float[3,4,3,3] w1, float[4,5] w2>
     { y = Conv (x, w1)  z = MatMul (x, w2) }"""
     draft, _ = bench_for(text, quantize_outputs=True)
-    assert len(layers(draft.exact, draft.plan)) == 2
-    assert channel_axes(draft.exact, draft.plan) == {}
+    assert len(layers(draft.reference, draft.plan)) == 2
+    assert channel_axes(draft.reference, draft.plan) == {}

@@ -132,12 +132,14 @@ def test_corrections_stay_where_integers_do_and_only_there():
     draft = nudged(plain)
     kept = Variants(draft, context, CONFIG)(floated({"Conv_c"}))
     arrays = {
-        name: [m.graph.initializers[name].const_value.numpy() for m in (kept.model, draft.model, draft.exact)]
+        name: [
+            m.graph.initializers[name].const_value.numpy() for m in (kept.model, draft.model, draft.reference)
+        ]
         for name in ("w1", "b1", "w2", "b2", "w3")
     }
     for name, (now, corrected, exact) in arrays.items():
         np.testing.assert_array_equal(now, exact if name in ("w2", "b2") else corrected)
-    assert kept.exact is draft.exact
+    assert kept.reference is draft.reference
     assert all(
         kept.plan.params[n] is draft.plan.params[n] for n in kept.plan.params if n in draft.plan.params
     )
@@ -158,7 +160,7 @@ def test_tensors_that_were_not_observed_get_ranges():
 
 def test_names_are_no_patterns():
     draft, context = bench_for()
-    for model in (draft.exact, draft.model):
+    for model in (draft.reference, draft.model):
         for node in model.graph:
             node.name = f"{node.op_type}[ab]"[-40:] + str(node.outputs[0].name)
     draft, config = replace(draft), CONFIG
@@ -234,7 +236,7 @@ def test_wider_weights_are_the_exact_ones_and_the_others_keep_their_corrections(
     made = Variants(draft, context, FOUR)(Steps({Step("Conv_c", ir.DataType.INT8)}))
     for name in ("w1", "b1", "w2", "b2", "w3", "v"):
         now, corrected, exact = (
-            m.graph.initializers[name].const_value.numpy() for m in (made.model, draft.model, draft.exact)
+            m.graph.initializers[name].const_value.numpy() for m in (made.model, draft.model, draft.reference)
         )
         np.testing.assert_array_equal(now, exact if name in ("w2", "b2") else corrected)
     assert made.plan.params.keys() == draft.plan.params.keys()
@@ -252,7 +254,7 @@ def test_wider_weights_have_what_corrections_give_to_a_model_that_is_all_so_wide
     made = variants(Steps({Step("Conv_c", ir.DataType.INT8)}))
     arrays = [
         [model.graph.initializers[name].const_value.numpy() for name in ("w2", "b2")]
-        for model in (made.model, expected.model, draft.exact)
+        for model in (made.model, expected.model, draft.reference)
     ]
     for now, then in zip(*arrays[:2], strict=True):
         np.testing.assert_array_equal(now, then)

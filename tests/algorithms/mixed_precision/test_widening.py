@@ -20,9 +20,9 @@ def noises(draft, **given):
 def test_weights_follow_by_the_noise_for_each_byte():
     draft, _ = bench_for(weight="int4")
     equal = noises(draft, w1=0.1, w2=0.1, w3=0.1, v=0.1)
-    (rung,) = widenings(draft.exact, draft.plan, equal)
+    (rung,) = widenings(draft.reference, draft.plan, equal)
     assert [one.group for one in rung] == ["v", "w3", "w1", "w2"]  # 40, 64, 288, 576 weights
-    (rung,) = widenings(draft.exact, draft.plan, {**equal, "w2": 20.0})
+    (rung,) = widenings(draft.reference, draft.plan, {**equal, "w2": 20.0})
     assert rung[0].group == "w2"
     assert (rung[0].nodes, rung[0].form) == (("Conv_c",), INT8)
     assert rung[0].left == pytest.approx(20.0 * (15 / 254) ** 2)
@@ -31,7 +31,7 @@ def test_weights_follow_by_the_noise_for_each_byte():
 
 def test_who_reads_the_same_weights_gets_them_wider_together():
     draft, _ = bench_for(SHARED, weight="int4")
-    (rung,) = widenings(draft.exact, draft.plan, noises(draft, w=0.1))
+    (rung,) = widenings(draft.reference, draft.plan, noises(draft, w=0.1))
     assert {one.group: one.nodes for one in rung} == {"w": ("MatMul_a", "MatMul_c"), "v": ("MatMul_y",)}
 
 
@@ -40,22 +40,22 @@ def test_constants_that_are_no_weights_stay_as_they_are():
     { a = MatMul (x, w)  b = Relu (a)  c = Mul (b, k)  y = MatMul (c, v) }"""
     draft, _ = bench_for(text, weight="int4", feeds={})
     assert draft.plan.groups["k"].constant
-    (rung,) = widenings(draft.exact, draft.plan, noises(draft, k=1.0))
+    (rung,) = widenings(draft.reference, draft.plan, noises(draft, k=1.0))
     assert {one.group for one in rung} == {"w", "v"}
 
 
 def test_eight_bits_are_as_wide_as_the_target_can():
     draft, _ = bench_for()
-    assert widenings(draft.exact, draft.plan, noises(draft, w1=0.5)) == []
+    assert widenings(draft.reference, draft.plan, noises(draft, w1=0.5)) == []
 
 
 def test_float_comes_last_and_counts_only_the_noise_that_wider_weights_leave():
     draft, _ = bench_for(weight="int4")
-    wider, floats = stages(draft.exact, draft.plan, noises(draft, w2=0.9, x=0.1))
+    wider, floats = stages(draft.reference, draft.plan, noises(draft, w2=0.9, x=0.1))
     assert wider[0].steps == {Step("Conv_c", INT8)}
     assert floats[0].steps == {Step("Conv_a", FLOAT)}
     assert {step.node for move in floats for step in move.steps} == set(draft.plan.nodes)
-    (only,) = stages(*((d := bench_for(CHAIN)[0]).exact, d.plan), noises(d, w2=0.9, x=0.1))
+    (only,) = stages(*((d := bench_for(CHAIN)[0]).reference, d.plan), noises(d, w2=0.9, x=0.1))
     assert only[0].steps == {Step("Conv_c", FLOAT)}
 
 
@@ -63,7 +63,7 @@ def test_what_saves_next_to_nothing_is_not_to_be_tried_alone():
     text = """g (float[N,64] x) => (float[N,2] y) <float[64,64] w, float[64,2] v, float[2,2] u>
     { a = MatMul (x, w)  r = Relu (a)  b = MatMul (r, v)  s = Relu (b)  y = MatMul (s, u) }"""
     draft, _ = bench_for(text, weight="int4")
-    wider, floats = stages(draft.exact, draft.plan, noises(draft))
+    wider, floats = stages(draft.reference, draft.plan, noises(draft))
     back = {step.node: move.back for move in wider for step in move.steps}
     assert {name for name, steps in back.items() if steps} == {"MatMul_a", "MatMul_b"}
     assert all(move.back for move in floats)
@@ -71,7 +71,7 @@ def test_what_saves_next_to_nothing_is_not_to_be_tried_alone():
 
 def test_what_became_float_together_may_go_back_one_by_one_but_readers_of_the_same_weights_only_together():
     draft, _ = bench_for(SHARED, weight="int4")
-    wider, floats = stages(draft.exact, draft.plan, noises(draft, w=0.9))
+    wider, floats = stages(draft.reference, draft.plan, noises(draft, w=0.9))
     assert wider[0].back == (wider[0].steps,)
     assert len(wider[0].steps) == 2
     assert floats[0].back == (floats[0].steps, *({step} for step in sorted(floats[0].steps)))

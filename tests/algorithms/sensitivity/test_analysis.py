@@ -103,11 +103,11 @@ def test_memory_is_bounded_and_changes_nothing(monkeypatch):
 
     monkeypatch.setattr(type(context), "watch", watched)
     assert by_name(sensitivities(draft, context)) == before
-    few = sum(model is draft.exact for model in runs)
+    few = sum(model is draft.reference for model in runs)
     monkeypatch.setattr(analysis, "KEPT_BYTES", 1)
     runs.clear()
     assert by_name(sensitivities(draft, context)) == pytest.approx(before, rel=1e-3)
-    assert sum(model is draft.exact for model in runs) > few == 3
+    assert sum(model is draft.reference for model in runs) > few == 3
 
 
 def test_only_what_lies_behind_a_point_runs(monkeypatch):
@@ -139,7 +139,7 @@ def test_a_stage_ends_behind_the_bias_that_belongs_to_it(monkeypatch):
     text = """g (float[N,3,6] x) => (float[N,3,4] y) <float[6,8] w1, float[8] b1, float[8,4] w2>
     { p = MatMul (x, w1)  a = Add (p, b1)  r = Relu (a)  y = MatMul (r, w2) }"""
     draft, context = bench_for(text, target="tensorrt")
-    assert [node.op_type for node in draft.exact.graph][:2] == ["MatMul", "Add"]
+    assert [node.op_type for node in draft.reference.graph][:2] == ["MatMul", "Add"]
     monkeypatch.setattr(stages, "STAGES", 100)
     before, after = by_name(sensitivities(draft, context)), by_name(sensitivities(nudged(draft), context))
     assert after["w1"] > before["w1"]

@@ -68,7 +68,7 @@ def scene(name, config=None, **options):
     text, shape = MODELS[name]
     fit = list(correlated(shape, 24))
     draft = drafted(text, fit, config)
-    judge = Judge(draft.exact, list(correlated(shape, 8, seed=1)), threads=1)
+    judge = Judge(draft.reference, list(correlated(shape, 8, seed=1)), threads=1)
     return draft, Workbench(fit, judge, lambda model: draft, threads=1, **options)
 
 
@@ -96,8 +96,8 @@ def test_types_of_any_width_and_with_zero_points_come_closer(weight):
 def test_weights_lie_on_their_grid_and_nothing_but_they_and_biases_changes():
     draft, context = scene("images")
     learned = learn_rounding(draft, context)
-    tensors = {layer.weight.tensor: layer for layer in layers(draft.exact, draft.plan)}
-    places = (bias_of(draft.exact.graph.node(layer.name)) for layer in tensors.values())
+    tensors = {layer.weight.tensor: layer for layer in layers(draft.reference, draft.plan)}
+    places = (bias_of(draft.reference.graph.node(layer.name)) for layer in tensors.values())
     biases = {bias.tensor for bias in places if bias is not None}
     before, after = constants(draft), constants(learned)
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
@@ -127,7 +127,7 @@ def test_time_is_shared_by_what_is_left_to_do():
 
 def test_aims_are_taken_together_as_far_as_memory_goes():
     draft, _ = scene("images")
-    found = layers(draft.exact, draft.plan)
+    found = layers(draft.reference, draft.plan)
     assert list(in_parts(found, aim_bytes, AIM_BYTES)) == [found]
     assert list(in_parts(found, aim_bytes, 1)) == [[layer] for layer in found]
 
@@ -151,7 +151,7 @@ def test_weights_with_two_readers_are_left():
     { a = MatMul (x, w)  r = Relu (a)  b = MatMul (r, w)  y = MatMul (b, v) }"""
     fit = list(correlated((5, 8), 24))
     draft = drafted(text, fit)
-    context = Workbench(fit, Judge(draft.exact, fit, threads=1), lambda model: draft, threads=1)
+    context = Workbench(fit, Judge(draft.reference, fit, threads=1), lambda model: draft, threads=1)
     learned = learn_rounding(draft, context)
     np.testing.assert_array_equal(constants(learned)["w"], constants(draft)["w"])
     assert not np.array_equal(constants(learned)["v"], constants(draft)["v"])
@@ -177,7 +177,7 @@ def task_of(draft, context, number):
 def test_wanted_is_what_the_float_model_gives_behind_the_activation():
     draft, context = scene("rows")
     given = task_of(draft, context, 0)
-    session = open_session(draft.exact, outputs=["r"])
+    session = open_session(draft.reference, outputs=["r"])
     expected = np.concatenate([session.run(["r"], dict(batch.feeds))[0][0] for batch in context.fit])
     assert given.limits == (0, np.inf)
     np.testing.assert_allclose(given.wanted[0], expected, rtol=1e-4, atol=1e-5)
@@ -186,10 +186,10 @@ def test_wanted_is_what_the_float_model_gives_behind_the_activation():
 def test_rows_are_those_of_the_quantized_model():
     draft, context = scene("rows")
     given = task_of(draft, context, 1)
-    scale = draft.plan.params[layers(draft.exact, draft.plan)[1].data.group].scale
+    scale = draft.plan.params[layers(draft.reference, draft.plan)[1].data.group].scale
     levels = given.rows / scale
     np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
-    session = open_session(draft.exact, outputs=["r"])
+    session = open_session(draft.reference, outputs=["r"])
     exact = np.concatenate([session.run(["r"], dict(batch.feeds))[0][0] for batch in context.fit])
     assert 0 < np.abs(given.rows[0] - exact).max() < 0.5 * exact.max()
 

@@ -83,9 +83,9 @@ def output_means(model, draft, context, name):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_means_of_output_channels_are_the_float_models(text, bits):
     draft, context = bench_for(text, bits=bits, target="tensorrt")
-    first = layers(draft.exact, draft.plan)[0].name
+    first = layers(draft.reference, draft.plan)[0].name
     corrected = correct_biases(draft, context)
-    expected = output_means(draft.exact, draft, context, first)
+    expected = output_means(draft.reference, draft, context, first)
     before, after = (
         output_means(with_stored_weights(one).model, draft, context, first) - expected
         for one in (draft, corrected)
@@ -108,8 +108,8 @@ NEARLY = {
 @pytest.mark.parametrize("text", NEARLY.values(), ids=NEARLY)
 def test_what_is_different_at_the_border_is_neglected(text):
     draft, context = bench_for(text, bits=4, target="tensorrt", count=40)
-    first = layers(draft.exact, draft.plan)[0].name
-    expected = output_means(draft.exact, draft, context, first)
+    first = layers(draft.reference, draft.plan)[0].name
+    expected = output_means(draft.reference, draft, context, first)
     before, after = (
         output_means(with_stored_weights(one).model, draft, context, first) - expected
         for one in (draft, correct_biases(draft, context))
@@ -123,7 +123,7 @@ def test_only_biases_change_and_what_it_was_given_does_not():
     first, second = (correct_biases(draft, context) for _ in range(2))
     assert changed(draft, first) == {"b"}
     assert not changed(first, second)
-    assert first.exact is draft.exact
+    assert first.reference is draft.reference
     assert first.plan is draft.plan
     assert all(np.array_equal(array, before[name]) for name, array in constants(draft.model).items())
 
@@ -163,12 +163,12 @@ NOTHING = {
 @pytest.mark.parametrize("text", NOTHING.values(), ids=NOTHING)
 def test_without_a_bias_of_its_own_nothing_is_corrected(text):
     draft, context = bench_for(text, bits=4)
-    assert layers(draft.exact, draft.plan)
+    assert layers(draft.reference, draft.plan)
     assert correct_biases(draft, context) is None
 
 
 def test_without_means_nothing_is_corrected():
     text = "g (float[8] x) => (float[4] y) <float[8,4] w, float[4] b> { m = MatMul (x, w)  y = Add (m, b) }"
     draft, context = bench_for(text, bits=4)
-    assert layers(draft.exact, draft.plan)
+    assert layers(draft.reference, draft.plan)
     assert correct_biases(draft, context) is None

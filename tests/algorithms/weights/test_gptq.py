@@ -182,7 +182,7 @@ def test_weights_lie_on_their_grid_and_no_layer_is_worse(text, options):
     draft, context = bench_for(text, **options)
     rounded = round_weights(draft, context)
     found = changed(draft, rounded)
-    able = {layer.weight.tensor: layer for layer in layers(draft.exact, draft.plan)}
+    able = {layer.weight.tensor: layer for layer in layers(draft.reference, draft.plan)}
     assert found.keys() == able.keys()
     for name, (before, after) in found.items():
         params, spec = draft.plan.params[able[name].weight.group], able[name].weight.spec
@@ -198,13 +198,13 @@ def test_weights_lie_on_their_grid_and_no_layer_is_worse(text, options):
 def test_nothing_it_was_given_is_changed_and_it_is_deterministic():
     draft, context = bench_for(bits=4)
     weights = {
-        name: value.const_value.numpy().copy() for name, value in draft.exact.graph.initializers.items()
+        name: value.const_value.numpy().copy() for name, value in draft.reference.graph.initializers.items()
     }
     first, second = round_weights(draft, context), round_weights(draft, replace(context, threads=3))
-    assert first.exact is draft.exact
+    assert first.reference is draft.reference
     assert not changed(first, second)
     assert all(
-        np.array_equal(draft.exact.graph.initializers[name].const_value.numpy(), weights[name])
+        np.array_equal(draft.reference.graph.initializers[name].const_value.numpy(), weights[name])
         for name in weights
     )
 

@@ -40,7 +40,7 @@ def test_moments_are_the_mean_of_products_of_rows(text, monkeypatch):
     draft, context = bench_for(text)
     found, parts = gathered(draft, context)
     assert parts == 1
-    for layer in layers(draft.exact, draft.plan):
+    for layer in layers(draft.reference, draft.plan):
         rows = all_rows(draft, context, layer)
         expected = rows.transpose(0, 2, 1) @ rows / rows.shape[1]
         assert found[layer.name].rows == rows.shape[1]

@@ -45,7 +45,7 @@ def test_the_model_comes_closer_than_by_moments_alone():
 def test_layers_that_read_the_same_integers_are_done_together():
     draft, context = bench_for(ROWS, bits=4, count=40)
     nearest = correct_biases(draft, context)
-    stops = module._stops(nearest.quantized(), layers(draft.exact, draft.plan))
+    stops = module._stops(nearest.quantized(), layers(draft.reference, draft.plan))
     assert sorted(sorted(layer.weight.tensor for layer in found) for found in stops.values()) == [
         ["v"],
         ["w1", "w2"],
@@ -57,13 +57,13 @@ def test_layers_that_read_the_same_integers_are_done_together():
 def test_weights_lie_on_their_grid_and_nothing_but_they_and_biases_changes():
     draft, context = bench_for(bits=4, count=20)
     ordered = round_in_order(draft, context)
-    weights = {layer.weight.tensor: layer for layer in layers(draft.exact, draft.plan)}
-    places = (bias_of(draft.exact.graph.node(layer.name)) for layer in weights.values())
+    weights = {layer.weight.tensor: layer for layer in layers(draft.reference, draft.plan)}
+    places = (bias_of(draft.reference.graph.node(layer.name)) for layer in weights.values())
     biases = {bias.tensor for bias in places if bias is not None}
     names = changed(draft, ordered)
     assert names & set(weights)
     assert names <= set(weights) | biases
-    assert (ordered.exact, ordered.plan) == (draft.exact, draft.plan)
+    assert (ordered.reference, ordered.plan) == (draft.reference, draft.plan)
     for name in names & set(weights):
         params, spec = draft.plan.params[weights[name].weight.group], weights[name].weight.spec
         values = constants(ordered)[name]
@@ -98,7 +98,7 @@ def test_each_layer_sees_what_became_of_those_before(monkeypatch):
     monkeypatch.setattr(module, "_rows", spy)
     ordered = round_in_order(draft, context)
     quantized = ordered.quantized()
-    for stop, readers in module._stops(quantized, layers(draft.exact, draft.plan)).items():
+    for stop, readers in module._stops(quantized, layers(draft.reference, draft.plan)).items():
         runs = context.watch(quantized, [stop], lambda _, arrays, stop=stop: arrays[stop])
         for run, relayed in zip(runs, seen[readers[0].name], strict=True):
             np.testing.assert_array_equal(run, relayed)
@@ -146,7 +146,7 @@ def test_batches_that_the_model_refuses_are_passed_over():
 def test_memory_is_bounded(monkeypatch):
     draft, context = bench_for(bits=4, count=20)
     monkeypatch.setattr(module, "HELD_BYTES", 1)
-    names = [batch.name for batch in module._batches(draft, layers(draft.exact, draft.plan), context)]
+    names = [batch.name for batch in module._batches(draft, layers(draft.reference, draft.plan), context)]
     assert len(names) == module.FEWEST
     assert (names[0], names[-1]) == (context.fit[0].name, context.fit[-1].name)
     monkeypatch.setattr(module, "MOST_BYTES", 1)
