@@ -29,7 +29,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.progress import Progress, silent
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
-from onnxq.verify.accuracy import Judge, Quality
+from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -43,7 +43,7 @@ class CorrectionContext:
 
     Attributes:
         fit: batches to fit on.
-        judge: knows the original and the held-out samples.
+        evaluator: knows the original and the held-out samples.
         recalibrate: float model -> a draft of it, planned and with ranges anew, from the batches to fit on.
         providers, threads: to run models.
         seed: for whatever is random.
@@ -53,7 +53,7 @@ class CorrectionContext:
     """
 
     fit: Sequence[Sample]
-    judge: Judge
+    evaluator: AccuracyEvaluator
     recalibrate: Callable[[ir.Model], Draft]
     providers: Sequence[str] = ("CPUExecutionProvider",)
     threads: int = 0
@@ -64,19 +64,19 @@ class CorrectionContext:
 
     def error(self, draft: Draft) -> float:
         """Noise over signal at the outputs, on the held-out samples."""
-        return self.quality(draft).noise
+        return self.evaluate(draft).noise
 
-    def quality(self, draft: Draft) -> Quality:
+    def evaluate(self, draft: Draft) -> Quality:
         """How close the outputs come, on the held-out samples."""
-        return self.judge.quality(draft.quantized())
+        return self.evaluator.evaluate(draft.quantized())
 
     def fitted(self, draft: Draft) -> Quality:
         """The same on samples that were fitted on: about twice as many."""
-        return self._fitted.quality(draft.quantized())
+        return self._fitted.evaluate(draft.quantized())
 
     @cached_property
-    def _fitted(self) -> Judge:
-        return self.judge.on(self.fit[: 2 * len(self.judge.samples)])
+    def _fitted(self) -> AccuracyEvaluator:
+        return self.evaluator.on(self.fit[: 2 * len(self.evaluator.samples)])
 
     def watch(
         self,
@@ -122,9 +122,11 @@ class CorrectionContext:
                 yield from under_way.popleft().result()
 
 
-def judge_of(model: str | os.PathLike[str], simple: ir.Model, samples: Samples, config: QuantConfig) -> Judge:
+def make_evaluator(
+    model: str | os.PathLike[str], simple: ir.Model, samples: Samples, config: QuantConfig
+) -> AccuracyEvaluator:
     """Knows the original as the user has it, and the samples that nothing was fitted on."""
-    return Judge(
+    return AccuracyEvaluator(
         model,
         in_batches(samples.to_judge, simple, config),
         providers=config.providers,
@@ -134,14 +136,14 @@ def judge_of(model: str | os.PathLike[str], simple: ir.Model, samples: Samples, 
 
 
 def make_context(
-    model: ir.Model, samples: Samples, judge: Judge, config: QuantConfig, progress: Progress
+    model: ir.Model, samples: Samples, evaluator: AccuracyEvaluator, config: QuantConfig, progress: Progress
 ) -> CorrectionContext:
     """What corrections of ``model`` work with."""
     again = samples.on_refused if samples.refused is None else _passed_over
     fit = list(in_batches(samples.to_fit, model, config))
     return CorrectionContext(
         fit=fit,
-        judge=judge,
+        evaluator=evaluator,
         recalibrate=partial(_recalibrated, fit=fit, config=config, progress=progress, on_bad=again),
         providers=config.providers,
         threads=config.threads,

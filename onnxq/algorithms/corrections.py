@@ -22,7 +22,7 @@ from onnxq.algorithms.weights.soft_rounding import check_torch
 from onnxq.calibration.sample_split import Samples
 from onnxq.core.config import QuantConfig
 from onnxq.core.progress import Progress
-from onnxq.verify.accuracy import Judge, Quality
+from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 
 __all__ = ["CORRECTIONS", "Correction", "Draft", "Effect", "CorrectionContext", "correct"]
 
@@ -210,13 +210,13 @@ def check_correctable(config: QuantConfig) -> None:
 
 
 def corrected(
-    draft: Draft, samples: Samples, judge: Judge, config: QuantConfig, progress: Progress
+    draft: Draft, samples: Samples, evaluator: AccuracyEvaluator, config: QuantConfig, progress: Progress
 ) -> tuple[Draft, tuple[Effect, ...]]:
     """``draft`` with the corrections of ``config`` that help; none without samples to prove them on."""
     names = to_try(samples, config)
     if not names:
         return draft, ()
-    return correct(draft, names, make_context(draft.reference, samples, judge, config, progress))
+    return correct(draft, names, make_context(draft.reference, samples, evaluator, config, progress))
 
 
 def to_try(samples: Samples, config: QuantConfig) -> tuple[str, ...]:

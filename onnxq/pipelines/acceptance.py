@@ -28,7 +28,7 @@ from onnxq.core.errors import ModelError
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import load
 from onnxq.targets.lookup import get_target
-from onnxq.verify.accuracy import Judge, Quality
+from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.checkers import ask_runtimes
 from onnxq.verify.latency import Speed, clearly_faster, in_turns
 from onnxq.verify.legality import LEGALITY, check
@@ -64,14 +64,14 @@ class Trial:
     """What the runtime says of a model; the answers stay here.
 
     Attributes:
-        judge: knows the original, and the samples to judge by.
+        evaluator: knows the original, and the samples to judge by.
         plan: what was to become of it.
         config: for which target, and how much is to be verified.
         quality: against the original; None without samples.
         verdicts: what the target's rules and its runtimes say.
     """
 
-    judge: Judge
+    evaluator: AccuracyEvaluator
     plan: QuantPlan
     config: QuantConfig
     quality: Quality | None = None
@@ -84,7 +84,7 @@ class Trial:
             CalibrationError: a model does not load, or does not take a sample.
             ModelError: the target does not take what was written, which is our mistake.
         """
-        quality = self.judge.quality(draft)
+        quality = self.evaluator.evaluate(draft)
         self.quality = quality if quality.samples else None
         if self.plan.nodes:
             self.verdicts = tuple(self._verify(draft))
@@ -94,7 +94,7 @@ class Trial:
             draft,
             load(draft),
             get_target(self.config.target),
-            samples=self.judge.samples[:VERIFIED_ON],
+            samples=self.evaluator.samples[:VERIFIED_ON],
             threads=self.config.threads,
             seconds=SECONDS[self.config.verify],
         )

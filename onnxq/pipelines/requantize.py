@@ -36,7 +36,7 @@ from onnxq.pipelines.preflight import blamed, check_files, our_errors, quantized
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
-from onnxq.verify.accuracy import Judge
+from onnxq.verify.accuracy import AccuracyEvaluator
 
 ON_GRID = 1e-3
 """How far, in steps, weights may be from the grid that they are said to lie on."""
@@ -47,7 +47,7 @@ _MEANINGLESS = ("mode", "goal", "search_log", "autotune", "from_table", "table",
 
 @dataclass(frozen=True, kw_only=True)
 class Requantized(QuantResult):
-    """What `requantize` wrote; `quality` and the first of both sizes are those of the given model.
+    """What `requantize` wrote; `evaluate` and the first of both sizes are those of the given model.
 
     Attributes:
         kept: groups whose scales come from the given model.
@@ -93,7 +93,7 @@ def requantize(
         source, statistics = _calibrated(simple, plan, missing, samples, options, progress)
         plan = solve(simple, plan, source, known)
         progress("writing and checking the model")
-        trial = Trial(Judge(model, samples.to_judge or list(samples)), plan, options)
+        trial = Trial(AccuracyEvaluator(model, samples.to_judge or list(samples)), plan, options)
         write(as_written(simple, plan), output, validate=trial.run)
     result = Requantized(
         request=Request(os.fspath(model), os.fspath(output), origin(data), options),

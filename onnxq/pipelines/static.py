@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from calibrators.statistics import Statistics
 from onnxq.algorithms.autotune.apply import check_measurable, explained, tuned
-from onnxq.algorithms.context import channel_means, judge_of
+from onnxq.algorithms.context import channel_means, make_evaluator
 from onnxq.algorithms.corrections import check_correctable, corrected
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
@@ -122,15 +122,15 @@ def finish(
     with our_errors():
         progress("choosing ranges")
         plan = solve(simple, known.plan, known.source)
-        judge = judge_of(model, simple, samples, config)
+        evaluator = make_evaluator(model, simple, samples, config)
         draft = Draft(simple, simple, plan, channel_means(statistics or {}))
-        draft, options, tuning = tuned(model, draft, samples, judge, config, progress)
+        draft, options, tuning = tuned(model, draft, samples, evaluator, config, progress)
         table = cache(partial(_table, model, simple, draft.plan))
-        draft, effects = corrected(draft, samples, judge, options, progress)
-        draft, search = reach(draft, goal, samples, judge, options, progress)
+        draft, effects = corrected(draft, samples, evaluator, options, progress)
+        draft, search = reach(draft, goal, samples, evaluator, options, progress)
         draft = explained(draft, tuning)
         progress("writing and checking the model")
-        trial = Trial(judge, draft.plan, config)
+        trial = Trial(evaluator, draft.plan, config)
         look = LastLook(model, simple, samples, config)
         with tables.staged(tables.encode_all(table(), config.tables) if config.tables else {}):
             write(as_written(draft.model, draft.plan), output, validate=partial(_validate, trial, look))

@@ -149,7 +149,7 @@ def class_axis(output: Any) -> int | None:
     return None if output.ndim < 2 or output.shape[axis] < 2 else axis
 
 
-class Judge:
+class AccuracyEvaluator:
     """Samples, and what the float model makes of them: quantized models are held against it.
 
     The float model runs once a sample, and its outputs are kept as long as they are small.
@@ -191,13 +191,13 @@ class Judge:
         """Those that the float model takes, as far as they were read."""
         return [sample for sample, _ in self._known]
 
-    def on(self, samples: Iterable[Sample]) -> Judge:
+    def on(self, samples: Iterable[Sample]) -> AccuracyEvaluator:
         """One that judges by other samples."""
         other = copy.copy(self)
         other._stream, other._known, other._kept = iter(samples), [], 0
         return other
 
-    def quality(
+    def evaluate(
         self,
         model: Model,
         on_sample: Callable[[int], None] | None = None,
@@ -288,13 +288,13 @@ def compare(
     on_sample: Callable[[int], None] | None = None,
     on_bad: OnBad | None = None,
 ) -> Quality:
-    """Run both models on the same samples; see `Judge`.
+    """Run both models on the same samples; see `AccuracyEvaluator`.
 
     Raises:
         CalibrationError: a model does not load, or does not take a sample.
     """
-    judge = Judge(float_model, samples, providers=providers, threads=threads, on_bad=on_bad)
-    return judge.quality(int8_model, on_sample)
+    evaluator = AccuracyEvaluator(float_model, samples, providers=providers, threads=threads, on_bad=on_bad)
+    return evaluator.evaluate(int8_model, on_sample)
 
 
 def _run(session: ort.InferenceSession, sample: Sample) -> list[Any]:

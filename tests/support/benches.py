@@ -20,7 +20,7 @@ from onnxq.graph.passes import simplify
 from onnxq.planner import make_plan
 from onnxq.planner.number_formats import find_formats
 from onnxq.targets.lookup import get_target
-from onnxq.verify.accuracy import Judge
+from onnxq.verify.accuracy import AccuracyEvaluator
 
 CHAIN = """g (float[N,4,6,6] x) => (float[N,5] y)
 <float[8,4,3,3] w1, float[8] b1, float[8,8,3,3] w2, float[8] b2, float[8,8,1,1] w3, float[8,5] v>
@@ -50,13 +50,13 @@ def bench_for(
     inputs = model.graph.inputs[0]
     shape = tuple(size if isinstance(size, int) else 1 for size in inputs.shape)
     fit = samples(count, shape, **(feeds or {}))
-    judge = Judge(model, samples(held, shape, seed=1, **(feeds or {})), threads=1)
+    evaluator = AccuracyEvaluator(model, samples(held, shape, seed=1, **(feeds or {})), threads=1)
     plan = make_plan(model, get_target(config.target), config)
     plan = plan if bits is None else with_bits(plan, bits)
     axes = channel_axes(model, plan)
     statistics = collect(model, [*plan.observed, *axes], fit, channels=axes, threads=1)
     plan = solve(model, plan, from_statistics(statistics, calibrator(config)))
-    context = Workbench(fit, judge, recalibrate=unused, threads=1)
+    context = Workbench(fit, evaluator, recalibrate=unused, threads=1)
     return Draft(model, model, plan, channel_means(statistics)), context
 
 
@@ -109,5 +109,5 @@ def recalibrated(model: ir.Model, config: QuantConfig, fit: list[Sample]) -> Dra
 def bench_of(model: ir.Model, shape, target: str = "onnxruntime", **options) -> tuple[Draft, Workbench]:
     config, fit = QuantConfig(target=target, method="minmax", **options), normal_samples(shape)
     again = partial(recalibrated, config=config, fit=fit)
-    judge = Judge(model, normal_samples(shape, 8, seed=1), threads=1)
-    return again(model), Workbench(fit=fit, judge=judge, recalibrate=again, threads=1)
+    evaluator = AccuracyEvaluator(model, normal_samples(shape, 8, seed=1), threads=1)
+    return again(model), Workbench(fit=fit, evaluator=evaluator, recalibrate=again, threads=1)

@@ -12,7 +12,7 @@ from calibrators.errors import CalibrationError
 from onnxq.core.errors import ModelError
 from onnxq.pipelines.compare import check_alike
 from onnxq.verify import accuracy
-from onnxq.verify.accuracy import Judge, OutputQuality, Quality, compare
+from onnxq.verify.accuracy import AccuracyEvaluator, OutputQuality, Quality, compare
 from onnxq.verify.latency import race
 
 
@@ -119,16 +119,16 @@ def test_the_float_model_runs_once_a_sample_unless_its_outputs_are_too_large(kep
     samples = [*feed([1, 2]), *feed([3, -4]), *feed([5, 6])]
     expected = [compare(scaled(1.0), scaled(factor), samples) for factor in (1.1, 1.2)]
     monkeypatch.setattr(accuracy, "KEPT_BYTES", kept)
-    judge, sessions, run = Judge(scaled(1.0), iter(samples)), [], accuracy._run
+    evaluator, sessions, run = AccuracyEvaluator(scaled(1.0), iter(samples)), [], accuracy._run
 
     def counted(session, sample):
         sessions.append(session)
         return run(session, sample)
 
     monkeypatch.setattr(accuracy, "_run", counted)
-    assert [judge.quality(scaled(factor)) for factor in (1.1, 1.2)] == expected
-    assert sum(session is judge._reference for session in sessions) == runs
-    assert judge.samples == samples
+    assert [evaluator.evaluate(scaled(factor)) for factor in (1.1, 1.2)] == expected
+    assert sum(session is evaluator._reference for session in sessions) == runs
+    assert evaluator.samples == samples
 
 
 # --- can they be compared at all? -----------------------------------------------------------------

@@ -29,7 +29,7 @@ from onnxq.core.plan import FloatNode
 from onnxq.core.progress import Progress
 from onnxq.targets import TARGETS
 from onnxq.targets.lookup import get_target
-from onnxq.verify.accuracy import Judge
+from onnxq.verify.accuracy import AccuracyEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def tuned(
     original: str | os.PathLike[str],
     draft: Draft,
     samples: Samples,
-    judge: Judge,
+    evaluator: AccuracyEvaluator,
     config: QuantConfig,
     progress: Progress,
 ) -> tuple[Draft, QuantConfig, Tuning | None]:
@@ -86,7 +86,7 @@ def tuned(
     del session
     tuning = tune(original, draft.reference, draft.plan, sample, config, progress)
     if samples.to_fit:
-        context = make_context(draft.reference, samples, judge, config, progress)
+        context = make_context(draft.reference, samples, evaluator, config, progress)
         draft = Variants(draft, context, config)(floated(tuning.floats))
     else:
         draft = replace(draft, plan=tentative(draft.reference, draft.plan, config, tuning.floats))

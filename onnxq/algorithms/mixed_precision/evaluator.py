@@ -50,7 +50,7 @@ class Gauge:
             for margin, one, other in zip(margins, expected, given, strict=False):  # none if not needed
                 margin.look(one, other)
 
-        quality = self.context.judge.quality(model, look=look)
+        quality = self.context.evaluator.quality(model, look=look)
         if not quality.samples:
             raise CalibrationError(
                 f"the goal {self.goal} needs samples to be measured on: give data (--data)"
@@ -66,7 +66,7 @@ class Gauge:
 
     def speed(self, model: ir.Model) -> float:
         """How many times as fast as the float model it is."""
-        sample = self.context.judge.samples[0]
+        sample = self.context.evaluator.samples[0]
         threads = self.context.threads or 1
         options = {"providers": self.context.providers, "threads": threads, "seconds": RACE_SECONDS}
         return race(self.exact, model, sample, **options).ratio  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
 from onnxq.core.goal import Goal, parse_goal
 from onnxq.core.progress import Progress
-from onnxq.verify.accuracy import Judge
+from onnxq.verify.accuracy import AccuracyEvaluator
 
 STAGE = "searching what must be wider or float"
 
@@ -223,8 +223,8 @@ class _Searcher:
 
 def _key(draft: Draft, goal: Goal, context: Workbench) -> str:
     """Tells apart searches whose attempts mean different things."""
-    context.judge.quality(draft.reference)  # only then it is known which samples the model takes
-    sums = [_checksum(samples) for samples in (context.judge.samples, context.fit)]
+    context.evaluator.quality(draft.reference)  # only then it is known which samples the model takes
+    sums = [_checksum(samples) for samples in (context.evaluator.samples, context.fit)]
     return f"{fingerprint(draft.quantized())} {goal} {sums[0]:08x} {sums[1]:08x}"
 
 
@@ -252,7 +252,12 @@ def chosen_goal(goal: Goal | str | None, data: Data | None, config: QuantConfig)
 
 
 def reach(
-    draft: Draft, goal: Goal | None, samples: Samples, judge: Judge, config: QuantConfig, progress: Progress
+    draft: Draft,
+    goal: Goal | None,
+    samples: Samples,
+    evaluator: AccuracyEvaluator,
+    config: QuantConfig,
+    progress: Progress,
 ) -> tuple[Draft, Search | None]:
     """``draft`` with what must be wider or float for ``goal``, and how that was found; see `search`.
 
@@ -260,5 +265,5 @@ def reach(
     """
     if goal is None or not draft.plan.points:
         return draft, None
-    context = make_context(draft.reference, samples, judge, config, progress)
+    context = make_context(draft.reference, samples, evaluator, config, progress)
     return search(draft, goal, context, config, to_try(samples, config))

@@ -21,7 +21,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.graph.nodes import all_nodes
 from onnxq.pipelines.acceptance import poor_outputs
 from onnxq.pipelines.dynamic.scheme import Form, Setting
-from onnxq.verify.accuracy import Judge, Quality
+from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.latency import Speed, clearly_faster, in_turns
 from onnxq.verify.onnxruntime import RUNTIME
 from onnxq.verify.verdict import Verdict, judged
@@ -49,7 +49,7 @@ class Look:
     Attributes:
         original: the float model as the user has it.
         samples: where those to judge by come from.
-        judge: knows the original and these samples.
+        evaluator: knows the original and these samples.
         setting: what was asked for.
         quality: against the original; None if it was not measured.
         speed: None if nothing was timed: another runtime runs the target, or there is no sample.
@@ -58,7 +58,7 @@ class Look:
 
     original: str | os.PathLike[str]
     samples: Samples
-    judge: Judge
+    evaluator: AccuracyEvaluator
     setting: Setting
     quality: Quality | None = None
     speed: Speed | None = None
@@ -73,7 +73,7 @@ class Look:
         """
         if self.setting.form is Form.INTEGERS:
             self.verdicts = (self._kernels(draft),)
-        quality = self.judge.quality(draft)
+        quality = self.evaluator.evaluate(draft)
         if quality.samples:
             self.quality = quality
             self._race(draft)
@@ -94,7 +94,7 @@ class Look:
             return
         sessions = [open_session(p, threads=config.threads, exact=False) for p in (self.original, draft)]
         times = in_turns(
-            sessions, self.judge.samples[0], seconds=RACE_SECONDS, least=LEAST_TURNS, most=RACE_TURNS
+            sessions, self.evaluator.samples[0], seconds=RACE_SECONDS, least=LEAST_TURNS, most=RACE_TURNS
         )
         self.speed = Speed.of(times)
         self._slower = clearly_faster([times], 0, 1)
@@ -118,13 +118,13 @@ class Look:
         yield from poor_outputs(self.quality, "Keep sensitive nodes float with --exclude.")
 
 
-def judge_for(
+def make_dynamic_evaluator(
     original: str | os.PathLike[str], simple: ir.Model, samples: Samples, config: QuantConfig
-) -> Judge:
+) -> AccuracyEvaluator:
     """Knows the original as the user has it, and samples that nothing is fitted on; the first are read."""
     for _ in islice(samples, READ):
         pass
-    return Judge(
+    return AccuracyEvaluator(
         original,
         in_batches(samples.to_judge, simple, config),
         providers=config.providers,

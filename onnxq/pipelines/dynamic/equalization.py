@@ -26,7 +26,7 @@ from onnxq.pipelines.dynamic.matmul import columns_of
 from onnxq.pipelines.dynamic.planning import rewrite
 from onnxq.pipelines.dynamic.rewriter import Known
 from onnxq.pipelines.dynamic.scheme import Form, Setting
-from onnxq.verify.accuracy import Judge
+from onnxq.verify.accuracy import AccuracyEvaluator
 
 NAME = "equalize"
 """What the correction is called."""
@@ -36,7 +36,12 @@ DATA = QuantSpec(ir.DataType.UINT8, symmetric=False)
 
 
 def rewrite_well(
-    model: ir.Model, plan: QuantPlan, setting: Setting, samples: Samples, judge: Judge, progress: Progress
+    model: ir.Model,
+    plan: QuantPlan,
+    setting: Setting,
+    samples: Samples,
+    evaluator: AccuracyEvaluator,
+    progress: Progress,
 ) -> tuple[ir.Model, tuple[Effect, ...]]:
     """`rewrite`, of ``model`` with equalized channels where that helps; and what it gives.
 
@@ -49,16 +54,16 @@ def rewrite_well(
     if not (wanted and points and samples.independent):
         return plain, ()
     started = time.perf_counter()
-    before = judge.quality(plain)
+    before = evaluator.evaluate(plain)
     if not before.samples:
         return plain, ()
     progress("equalizing channels")
-    context = make_context(model, samples, judge, setting.config, progress)
+    context = make_context(model, samples, evaluator, setting.config, progress)
     if samples.synthetic:
         context = replace(context, on_bad=unsuited)
     found = equalized(Draft(model, model, _as_static(plan, points), {}), context)
     equal = None if found is None else rewrite(found, plan, setting, known)
-    after = None if equal is None else judge.quality(equal).noise
+    after = None if equal is None else evaluator.evaluate(equal).noise
     helped = after is not None and after < before.noise
     effect = Effect(NAME, before.noise, after, time.perf_counter() - started, kept=helped)
     return equal if equal is not None and helped else plain, (effect,)

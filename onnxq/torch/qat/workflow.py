@@ -53,7 +53,7 @@ from onnxq.torch.qat.module import (
 )
 from onnxq.torch.qat.placement import Place, Placement, find_places
 from onnxq.torch.tracing import quiet
-from onnxq.verify.accuracy import Judge, class_axis
+from onnxq.verify.accuracy import AccuracyEvaluator, class_axis
 from onnxq.verify.verdict import Verdict
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def convert_qat(module: nn.Module, path: str | os.PathLike[str]) -> QatResult:
     feeds = _sample(simple, recipe.call)
     found: list[tuple[float, float | None]] = []
     with our_errors():
-        trial = Trial(Judge(simple, [Sample("example inputs", feeds)]), plan, recipe.config)
+        trial = Trial(AccuracyEvaluator(simple, [Sample("example inputs", feeds)]), plan, recipe.config)
         write(as_written(simple, plan), path, validate=partial(_check, trial, feeds, outputs, found))
     ratio, agreement = found[0]
     warnings = tuple(_doubts(ratio))

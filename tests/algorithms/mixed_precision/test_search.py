@@ -32,8 +32,8 @@ def short_races(monkeypatch):
 def middling(draft, context, config=CONFIG, share=0.5):
     """A goal between the quantized model and the best that has one node in integers."""
     make, nodes = Variants(draft, context, config), set(draft.plan.nodes)
-    ends = [context.judge.quality(make(floated(nodes - {name})).quantized()).sqnr for name in nodes]
-    base = context.judge.quality(draft.quantized()).sqnr
+    ends = [context.evaluator.quality(make(floated(nodes - {name})).quantized()).sqnr for name in nodes]
+    base = context.evaluator.quality(draft.quantized()).sqnr
     return Goal("sqnr", base + share * (max(filter(math.isfinite, ends)) - base))
 
 
@@ -45,7 +45,7 @@ def test_the_goal_holds_and_no_float_node_is_superfluous(target, share):
     make, nodes = Variants(draft, context, config), set(draft.plan.nodes)
     goal = middling(draft, context, config, share)
     found, result = search(draft, goal, context, config)
-    quality = context.judge.quality(found.quantized())
+    quality = context.evaluator.quality(found.quantized())
     assert quality.sqnr >= goal.at_least
     assert result.chosen.sqnr == pytest.approx(quality.sqnr, abs=0.01)
     floats = nodes - found.plan.nodes.keys()
@@ -55,7 +55,7 @@ def test_the_goal_holds_and_no_float_node_is_superfluous(target, share):
         less = make(floated(floats - {name}))
         assert (
             less.plan.nodes.keys() == found.plan.nodes.keys()
-            or context.judge.quality(less.quantized()).sqnr < goal.at_least
+            or context.evaluator.quality(less.quantized()).sqnr < goal.at_least
         )
 
 
@@ -155,7 +155,7 @@ def test_tensors_that_were_not_observed_get_ranges():
     kept = Variants(draft, context, config)(floated({"Conv_a", "MaxPool_m"}))
     assert "m" in kept.plan.observed
     assert kept.plan.params.keys() == kept.plan.groups.keys()
-    assert context.judge.quality(kept.quantized()).sqnr > 30
+    assert context.evaluator.quality(kept.quantized()).sqnr > 30
 
 
 def test_names_are_no_patterns():
@@ -387,7 +387,7 @@ def test_an_interrupt_keeps_the_best_if_it_reaches_the_goal(monkeypatch, weight)
             except KeyboardInterrupt:
                 outcomes.append("raised")
                 continue
-        assert context.judge.quality(found.quantized()).sqnr >= goal.at_least
+        assert context.evaluator.quality(found.quantized()).sqnr >= goal.at_least
         assert result.interrupted
         assert "SEARCH INTERRUPTED" in result.doubts[0]
         outcomes.append("kept")

@@ -23,7 +23,7 @@ from onnxq.core.plan import OPSET, OPSET_OF_BLOCKS
 from onnxq.graph.passes import simplify
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
-from onnxq.verify.accuracy import Judge
+from onnxq.verify.accuracy import AccuracyEvaluator
 
 pytest.importorskip("torch")
 
@@ -68,8 +68,8 @@ def scene(name, config=None, **options):
     text, shape = MODELS[name]
     fit = list(correlated(shape, 24))
     draft = drafted(text, fit, config)
-    judge = Judge(draft.reference, list(correlated(shape, 8, seed=1)), threads=1)
-    return draft, Workbench(fit, judge, lambda model: draft, threads=1, **options)
+    evaluator = AccuracyEvaluator(draft.reference, list(correlated(shape, 8, seed=1)), threads=1)
+    return draft, Workbench(fit, evaluator, lambda model: draft, threads=1, **options)
 
 
 def constants(draft):
@@ -151,7 +151,9 @@ def test_weights_with_two_readers_are_left():
     { a = MatMul (x, w)  r = Relu (a)  b = MatMul (r, w)  y = MatMul (b, v) }"""
     fit = list(correlated((5, 8), 24))
     draft = drafted(text, fit)
-    context = Workbench(fit, Judge(draft.reference, fit, threads=1), lambda model: draft, threads=1)
+    context = Workbench(
+        fit, AccuracyEvaluator(draft.reference, fit, threads=1), lambda model: draft, threads=1
+    )
     learned = learn_rounding(draft, context)
     np.testing.assert_array_equal(constants(learned)["w"], constants(draft)["w"])
     assert not np.array_equal(constants(learned)["v"], constants(draft)["v"])
