@@ -60,7 +60,7 @@ MOSTLY_FLOAT = 0.9
 
 
 @dataclass
-class Trial:
+class StaticAcceptance:
     """What the runtime says of a model; the answers stay here.
 
     Attributes:
@@ -128,7 +128,7 @@ def float_weights(model: ir.Model, plan: QuantPlan) -> float:
     return left / max(sum(sizes.values()), 1)
 
 
-def doubts(samples: Samples, trial: Trial, float_weights: float) -> Iterator[str]:
+def doubts(samples: Samples, trial: StaticAcceptance, float_weights: float) -> Iterator[str]:
     """Why the result should not be trusted, or is not worth much."""
     if samples.synthetic:
         yield (
@@ -140,7 +140,7 @@ def doubts(samples: Samples, trial: Trial, float_weights: float) -> Iterator[str
     yield from doubts_of_model(trial, float_weights, advice)
 
 
-def _advice(trial: Trial) -> str:
+def _advice(trial: StaticAcceptance) -> str:
     """What brings outputs closer to the float model's."""
     goal = "a stricter --goal" if trial.config.goal else f"--goal 'sqnr>={GOOD_SQNR:.0f}'"
     ways = [f"{goal}, which widens weights or keeps nodes float until it holds"]
@@ -155,7 +155,7 @@ def _has_few_bits(plan: QuantPlan) -> bool:
     return any(group.constant and group.spec.dtype.bitwidth < 8 for group in plan.groups.values())
 
 
-def doubts_of_model(trial: Trial, float_weights: float, advice: str) -> Iterator[str]:
+def doubts_of_model(trial: StaticAcceptance, float_weights: float, advice: str) -> Iterator[str]:
     """The same, of what was written alone, wherever its ranges come from; ``advice`` is for poor outputs."""
     if trial.unfused:
         yield (
@@ -183,7 +183,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class LastLook:
+class SpeedCheck:
     """Races the written model against its original; what came of it stays here.
 
     Attributes:

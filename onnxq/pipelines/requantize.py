@@ -31,7 +31,7 @@ from onnxq.graph.files import load, write
 from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import constant_value
 from onnxq.graph.strip_qdq import Recorded, Stripped, strip
-from onnxq.pipelines.acceptance import Trial, doubts_of_model, float_weights
+from onnxq.pipelines.acceptance import StaticAcceptance, doubts_of_model, float_weights
 from onnxq.pipelines.preflight import blamed, check_files, our_errors, quantized_node
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.pipelines.report.report import Request
@@ -93,7 +93,7 @@ def requantize(
         source, statistics = _calibrated(simple, plan, missing, samples, options, progress)
         plan = solve(simple, plan, source, known)
         progress("writing and checking the model")
-        trial = Trial(AccuracyEvaluator(model, samples.to_judge or list(samples)), plan, options)
+        trial = StaticAcceptance(AccuracyEvaluator(model, samples.to_judge or list(samples)), plan, options)
         write(as_written(simple, plan), output, validate=trial.run)
     result = Requantized(
         request=Request(os.fspath(model), os.fspath(output), origin(data), options),
@@ -137,7 +137,9 @@ def _stripped(model: str | os.PathLike[str]) -> Stripped:
     return stripped
 
 
-def _doubts(stripped: Stripped, samples: Samples, trial: Trial, float_weights: float) -> Iterator[str]:
+def _doubts(
+    stripped: Stripped, samples: Samples, trial: StaticAcceptance, float_weights: float
+) -> Iterator[str]:
     if samples.synthetic:
         yield (
             "NO DATA: both models were compared on made-up inputs only, and the accuracy is UNKNOWN. Give "

@@ -31,7 +31,7 @@ from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load, write
 from onnxq.graph.insert_qdq import as_written
-from onnxq.pipelines.acceptance import LastLook, Trial, doubts, float_weights
+from onnxq.pipelines.acceptance import SpeedCheck, StaticAcceptance, doubts, float_weights
 from onnxq.pipelines.preflight import check_files, our_errors
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.report.report import Request
@@ -130,8 +130,8 @@ def finish(
         draft, search = reach(draft, goal, samples, evaluator, options, progress)
         draft = explained(draft, tuning)
         progress("writing and checking the model")
-        trial = Trial(evaluator, draft.plan, config)
-        look = LastLook(model, simple, samples, config)
+        trial = StaticAcceptance(evaluator, draft.plan, config)
+        look = SpeedCheck(model, simple, samples, config)
         with tables.staged(tables.encode_all(table(), config.tables) if config.tables else {}):
             write(as_written(draft.model, draft.plan), output, validate=partial(_validate, trial, look))
     return conclude(
@@ -160,7 +160,7 @@ def finish(
     )
 
 
-def _validate(trial: Trial, look: LastLook, draft: Path) -> None:
+def _validate(trial: StaticAcceptance, look: SpeedCheck, draft: Path) -> None:
     trial.run(draft)
     look.run(draft)
 

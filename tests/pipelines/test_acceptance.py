@@ -7,7 +7,7 @@ import pytest
 
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import Group, QuantPlan, QuantSpec
-from onnxq.pipelines.acceptance import POOR_SQNR, Trial, doubts
+from onnxq.pipelines.acceptance import POOR_SQNR, StaticAcceptance, doubts
 from onnxq.verify.accuracy import OutputQuality, Quality
 
 
@@ -15,7 +15,7 @@ def said(sqnr=POOR_SQNR - 1, weight=ir.DataType.INT8, synthetic=False, finite=Tr
     group = Group("w", QuantSpec(weight, symmetric=True), ("w",), (), constant=True)
     plan = QuantPlan("onnxruntime", (), (), {"w": group}, {"n": "Conv"}, {})
     quality = Quality({"y": OutputQuality(sqnr, None, finite)}, 4)
-    trial = Trial(None, plan, QuantConfig(**options), quality)
+    trial = StaticAcceptance(None, plan, QuantConfig(**options), quality)
     samples = SimpleNamespace(synthetic=synthetic, doubts=())
     return list(doubts(samples, trial, float_weights=0.0))
 

@@ -43,7 +43,7 @@ INTEGER_KERNELS = frozenset(
 
 
 @dataclass
-class Look:
+class DynamicAcceptance:
     """Compares and times the written model; what came of it stays here.
 
     Attributes:

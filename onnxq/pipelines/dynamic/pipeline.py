@@ -23,7 +23,7 @@ from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load, write
 from onnxq.graph.passes import simplify
-from onnxq.pipelines.dynamic.acceptance import Look, make_dynamic_evaluator
+from onnxq.pipelines.dynamic.acceptance import DynamicAcceptance, make_dynamic_evaluator
 from onnxq.pipelines.dynamic.equalization import rewrite_well
 from onnxq.pipelines.dynamic.planning import plan_nodes
 from onnxq.pipelines.dynamic.scheme import Setting, find_setting
@@ -73,7 +73,7 @@ def quantize_dynamic(
         progress("quantizing weights")
         quantized, effects = rewrite_well(simple, plan, setting, samples, evaluator, progress)
         progress("writing and checking the model")
-        look = Look(model, samples, evaluator, setting)
+        look = DynamicAcceptance(model, samples, evaluator, setting)
         write(quantized, output, validate=look.run)
     return conclude(
         QuantResult(

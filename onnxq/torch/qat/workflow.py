@@ -33,7 +33,7 @@ from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import silent
 from onnxq.graph.files import check_place, write
 from onnxq.graph.insert_qdq import as_written
-from onnxq.pipelines.acceptance import Trial
+from onnxq.pipelines.acceptance import StaticAcceptance
 from onnxq.pipelines.preflight import our_errors
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.targets.lookup import get_target
@@ -170,7 +170,9 @@ def convert_qat(module: nn.Module, path: str | os.PathLike[str]) -> QatResult:
     feeds = _sample(simple, recipe.call)
     found: list[tuple[float, float | None]] = []
     with our_errors():
-        trial = Trial(AccuracyEvaluator(simple, [Sample("example inputs", feeds)]), plan, recipe.config)
+        trial = StaticAcceptance(
+            AccuracyEvaluator(simple, [Sample("example inputs", feeds)]), plan, recipe.config
+        )
         write(as_written(simple, plan), path, validate=partial(_check, trial, feeds, outputs, found))
     ratio, agreement = found[0]
     warnings = tuple(_doubts(ratio))
@@ -330,7 +332,7 @@ def _calibrated_params(recipe: Recipe, group: Group) -> QuantParams:
 
 
 def _check(
-    trial: Trial,
+    trial: StaticAcceptance,
     feeds: dict[str, Array],
     expected: list[Array],
     found: list[tuple[float, float | None]],
