@@ -70,7 +70,7 @@ def gather(
     return statistics
 
 
-def distrust(statistics: Statistics, model: ir.Model) -> Iterator[str]:
+def statistics_warnings(statistics: Statistics, model: ir.Model) -> Iterator[str]:
     """Why ranges from these statistics should not be trusted for ``model``, if so."""
     if not statistics.complete:
         yield (

@@ -170,7 +170,7 @@ class Samples:
         return self.given + (self.unreadable.count if self.unreadable else 0)
 
     @property
-    def doubts(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """Why these samples should not be trusted, if so."""
         if self.skipped <= MANY_BAD * self.passed:
             return ()

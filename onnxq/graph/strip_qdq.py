@@ -69,7 +69,7 @@ class Stripped:
     model: ir.Model
     activations: dict[str, Recorded] = field(default_factory=dict)
     weights: dict[str, Recorded] = field(default_factory=dict)
-    doubts: list[str] = field(default_factory=list)
+    conflicting: list[str] = field(default_factory=list)
 
 
 def strip(model: ir.Model) -> Stripped:
@@ -205,4 +205,4 @@ def _pass_on(node: ir.Node, before: ir.Node, recorded: Recorded, result: Strippe
 def _note(name: str, recorded: Recorded, result: Stripped) -> None:
     known = result.activations.setdefault(name, recorded)
     if not (np.array_equal(known.scale, recorded.scale) and known.dtype == recorded.dtype):
-        result.doubts.append(name)
+        result.conflicting.append(name)

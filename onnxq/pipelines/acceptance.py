@@ -128,16 +128,16 @@ def float_weights(model: ir.Model, plan: QuantPlan) -> float:
     return left / max(sum(sizes.values()), 1)
 
 
-def doubts(samples: Samples, trial: StaticAcceptance, float_weights: float) -> Iterator[str]:
+def static_warnings(samples: Samples, trial: StaticAcceptance, float_weights: float) -> Iterator[str]:
     """Why the result should not be trusted, or is not worth much."""
     if samples.synthetic:
         yield (
             "NO CALIBRATION DATA: ranges come from synthetic inputs and the accuracy is UNKNOWN. "
             "Give real samples with --data."
         )
-    yield from samples.doubts
+    yield from samples.warnings
     advice = "Made-up inputs may not tell." if samples.synthetic else _advice(trial)
-    yield from doubts_of_model(trial, float_weights, advice)
+    yield from model_warnings(trial, float_weights, advice)
 
 
 def _advice(trial: StaticAcceptance) -> str:
@@ -155,7 +155,7 @@ def _has_few_bits(plan: QuantPlan) -> bool:
     return any(group.constant and group.spec.dtype.bitwidth < 8 for group in plan.groups.values())
 
 
-def doubts_of_model(trial: StaticAcceptance, float_weights: float, advice: str) -> Iterator[str]:
+def model_warnings(trial: StaticAcceptance, float_weights: float, advice: str) -> Iterator[str]:
     """The same, of what was written alone, wherever its ranges come from; ``advice`` is for poor outputs."""
     if trial.unfused:
         yield (
@@ -167,10 +167,10 @@ def doubts_of_model(trial: StaticAcceptance, float_weights: float, advice: str) 
             f"{float_weights:.0%} of the weights stay float: expect little gain in size or speed. "
             "'onnxq inspect' tells why, node by node."
         )
-    yield from poor_outputs(trial.quality, advice)
+    yield from output_warnings(trial.quality, advice)
 
 
-def poor_outputs(quality: Quality | None, advice: str) -> Iterator[str]:
+def output_warnings(quality: Quality | None, advice: str) -> Iterator[str]:
     """The outputs that are not like the float model's, and what to do."""
     for name, output in (quality.outputs if quality else {}).items():
         if not output.finite:
@@ -217,7 +217,7 @@ class SpeedCheck:
         self._slower = clearly_faster([times], 0, 1)
 
     @property
-    def doubts(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Why the model is not worth much, if so."""
         if self.speed is None or not self._slower or self.speed.float_seconds < QUICK:
             return

@@ -68,7 +68,7 @@ def calibrate(
         simple, tensors = prepare_for_all(model, config)
         samples = replace(open_samples(simple, data, config), holds=False)
         statistics = gather(simple, tensors, samples, config, progress)
-    for doubt in samples.doubts:
+    for doubt in samples.warnings:
         logger.warning("%s", doubt)
     return statistics
 

@@ -31,7 +31,7 @@ from onnxq.graph.files import load, write
 from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import constant_value
 from onnxq.graph.strip_qdq import Recorded, Stripped, strip
-from onnxq.pipelines.acceptance import StaticAcceptance, doubts_of_model, float_weights
+from onnxq.pipelines.acceptance import StaticAcceptance, float_weights, model_warnings
 from onnxq.pipelines.preflight import blamed, check_files, our_errors, quantized_node
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.pipelines.report.report import Request
@@ -103,7 +103,7 @@ def requantize(
         verdicts=trial.verdicts,
         judged_on=samples.judged_on,
         skipped=samples.skipped,
-        warnings=tuple(_doubts(stripped, samples, trial, float_weights(simple, plan))),
+        warnings=tuple(_warnings(stripped, samples, trial, float_weights(simple, plan))),
         speed=None,
         statistics=statistics or None,
         kept=tuple(known),
@@ -137,7 +137,7 @@ def _stripped(model: str | os.PathLike[str]) -> Stripped:
     return stripped
 
 
-def _doubts(
+def _warnings(
     stripped: Stripped, samples: Samples, trial: StaticAcceptance, float_weights: float
 ) -> Iterator[str]:
     if samples.synthetic:
@@ -145,10 +145,10 @@ def _doubts(
             "NO DATA: both models were compared on made-up inputs only, and the accuracy is UNKNOWN. Give "
             "real samples with --data."
         )
-    if stripped.doubts:
-        yield f"quantized in several ways, of which the first counts: {some(stripped.doubts)}"
-    yield from samples.doubts
-    yield from doubts_of_model(trial, float_weights, "Keep sensitive nodes float with --exclude.")
+    if stripped.conflicting:
+        yield f"quantized in several ways, of which the first counts: {some(stripped.conflicting)}"
+    yield from samples.warnings
+    yield from model_warnings(trial, float_weights, "Keep sensitive nodes float with --exclude.")
 
 
 def _known(simple: ir.Model, plan: QuantPlan, stripped: Stripped) -> dict[str, QuantParams]:

@@ -20,7 +20,7 @@ from onnxq.algorithms.layers.matrices import channel_axes
 from onnxq.algorithms.mixed_precision.search import chosen_goal, reach
 from onnxq.calibration import tables
 from onnxq.calibration.qparams import Source, calibrator, from_statistics, from_table, solve
-from onnxq.calibration.run import distrust, gather
+from onnxq.calibration.run import gather, statistics_warnings
 from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
 from onnxq.calibration.tables.sources import check_plan, of_plan
 from onnxq.calibration.tables.table import Table
@@ -31,7 +31,7 @@ from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load, write
 from onnxq.graph.insert_qdq import as_written
-from onnxq.pipelines.acceptance import SpeedCheck, StaticAcceptance, doubts, float_weights
+from onnxq.pipelines.acceptance import SpeedCheck, StaticAcceptance, float_weights, static_warnings
 from onnxq.pipelines.preflight import check_files, our_errors
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.report.report import Request
@@ -145,10 +145,10 @@ def finish(
             skipped=samples.skipped,
             warnings=(
                 *known.warnings,
-                *(search.doubts if search else ()),
-                *(tuning.doubts if tuning else ()),
-                *look.doubts,
-                *doubts(samples, trial, float_weights(simple, draft.plan)),
+                *(search.warnings if search else ()),
+                *(tuning.warnings if tuning else ()),
+                *look.warnings,
+                *static_warnings(samples, trial, float_weights(simple, draft.plan)),
             ),
             speed=look.speed,
             statistics=statistics,
@@ -187,7 +187,7 @@ def _statistics(
         tensors, channels = observed(model, plan)
         return gather(model, tensors, samples, config, progress, channels), ()
     statistics = Statistics.load(config.from_table)
-    return statistics, tuple(distrust(statistics, model))
+    return statistics, tuple(statistics_warnings(statistics, model))
 
 
 def observed(model: ir.Model, plan: QuantPlan) -> tuple[tuple[str, ...], Mapping[str, int]]:

@@ -117,8 +117,8 @@ def test_many_bad_samples_are_a_reason_to_doubt(bad, loud):
     samples = Samples(source(100 - bad), 100, unreadable=Skipped(bad), refused=Skipped())
     list(samples)
     assert (samples.skipped, samples.passed) == (bad, 100)
-    assert bool(samples.doubts) is loud
-    assert all(f"{bad} of 100 SAMPLES WERE BAD" in text for text in samples.doubts)
+    assert bool(samples.warnings) is loud
+    assert all(f"{bad} of 100 SAMPLES WERE BAD" in text for text in samples.warnings)
 
 
 def test_the_batches_that_a_model_fixes_stay_together():

@@ -7,7 +7,7 @@ import pytest
 
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import Group, QuantPlan, QuantSpec
-from onnxq.pipelines.acceptance import POOR_SQNR, StaticAcceptance, doubts
+from onnxq.pipelines.acceptance import POOR_SQNR, StaticAcceptance, static_warnings
 from onnxq.verify.accuracy import OutputQuality, Quality
 
 
@@ -17,7 +17,7 @@ def said(sqnr=POOR_SQNR - 1, weight=ir.DataType.INT8, synthetic=False, finite=Tr
     quality = Quality({"y": OutputQuality(sqnr, None, finite)}, 4)
     trial = StaticAcceptance(None, plan, QuantConfig(**options), quality)
     samples = SimpleNamespace(synthetic=synthetic, doubts=())
-    return list(doubts(samples, trial, float_weights=0.0))
+    return list(static_warnings(samples, trial, float_weights=0.0))
 
 
 def test_a_good_result_is_not_doubted():

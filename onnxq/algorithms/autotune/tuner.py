@@ -87,7 +87,7 @@ class Tuning:
     threads: int
 
     @property
-    def doubts(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """Why the result is not what a user expects, if so."""
         if self.chosen is not None:
             return ()

@@ -54,7 +54,7 @@ class Search:
     interrupted: bool = False
 
     @property
-    def doubts(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """Why the result is not the best there is, if so."""
         if not self.interrupted:
             return ()

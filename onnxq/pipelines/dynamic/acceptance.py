@@ -19,7 +19,7 @@ from onnxq.algorithms.autotune.apply import LEAST_TURNS, QUICK, RACE_SECONDS, RA
 from onnxq.calibration.sample_split import Samples, in_batches
 from onnxq.core.config import QuantConfig
 from onnxq.graph.nodes import all_nodes
-from onnxq.pipelines.acceptance import poor_outputs
+from onnxq.pipelines.acceptance import output_warnings
 from onnxq.pipelines.dynamic.scheme import Form, Setting
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.latency import Speed, clearly_faster, in_turns
@@ -105,9 +105,9 @@ class DynamicAcceptance:
         return "nothing" if self.quality is None else self.samples.judged_on
 
     @property
-    def doubts(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Why the result should not be trusted, or is not worth much."""
-        yield from self.samples.doubts
+        yield from self.samples.warnings
         if self.quality is None:
             yield "accuracy was not measured: made-up inputs do not suit the model. Give samples with --data."
         if self.speed is not None and self._slower and self.speed.float_seconds > QUICK:
@@ -115,7 +115,7 @@ class DynamicAcceptance:
                 f"SLOWER THAN FLOAT on this machine: {self.speed.int8_seconds * 1e3:.2f} ms a run instead of "
                 f"{self.speed.float_seconds * 1e3:.2f} ms. Try another --include or --exclude."
             )
-        yield from poor_outputs(self.quality, "Keep sensitive nodes float with --exclude.")
+        yield from output_warnings(self.quality, "Keep sensitive nodes float with --exclude.")
 
 
 def make_dynamic_evaluator(

@@ -84,7 +84,7 @@ def quantize_dynamic(
             verdicts=look.verdicts,
             judged_on=look.judged_on,
             skipped=samples.skipped,
-            warnings=tuple(look.doubts),
+            warnings=tuple(look.warnings),
             speed=look.speed,
             corrections=effects,
         ),

@@ -175,7 +175,7 @@ def convert_qat(module: nn.Module, path: str | os.PathLike[str]) -> QatResult:
         )
         write(as_written(simple, plan), path, validate=partial(_check, trial, feeds, outputs, found))
     ratio, agreement = found[0]
-    warnings = tuple(_doubts(ratio))
+    warnings = tuple(_warnings(ratio))
     for text in warnings:
         logger.warning("%s", text)
     return QatResult(os.fspath(path), plan, ratio, agreement, trial.verdicts, warnings)
@@ -353,7 +353,7 @@ def _closeness(expected: Sequence[Array], given: Sequence[Array]) -> tuple[float
     return min(ratios, default=float("inf")), min(shares, default=None)
 
 
-def _doubts(ratio: float) -> Iterator[str]:
+def _warnings(ratio: float) -> Iterator[str]:
     if ratio < POOR:
         yield (
             f"the file gives other outputs than the module that was trained: SQNR {ratio:.1f} dB, expected "

@@ -63,14 +63,14 @@ def test_all_in_integers_where_that_is_fastest(context, machine):
     assert tuning.floats == {}
     assert tuning.chosen is tuning.contestants[0]
     assert tuning.chosen.gain > 2
-    assert tuning.doubts == ()
+    assert tuning.warnings == ()
 
 
 def test_all_float_where_integers_only_lose(context, machine):
     tuning = run(context, machine, QLinearConv=50.0, QLinearAdd=50.0, QGemm=50.0, MatMulIntegerToFloat=50.0)
     assert tuning.chosen is None
     assert tuning.floats.keys() == context[0].plan.nodes.keys()
-    (doubt,) = tuning.doubts
+    (doubt,) = tuning.warnings
     assert "INT8 DOES NOT PAY" in doubt
     assert any(
         reason.startswith("slower in integers on this machine: 0.05") for reason in tuning.floats.values()

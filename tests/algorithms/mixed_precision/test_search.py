@@ -389,7 +389,7 @@ def test_an_interrupt_keeps_the_best_if_it_reaches_the_goal(monkeypatch, weight)
                 continue
         assert context.evaluator.quality(found.quantized()).sqnr >= goal.at_least
         assert result.interrupted
-        assert "SEARCH INTERRUPTED" in result.doubts[0]
+        assert "SEARCH INTERRUPTED" in result.warnings[0]
         outcomes.append("kept")
     assert outcomes[first] == "raised"
     assert outcomes[-1] == "kept"
