@@ -24,7 +24,7 @@ RACE_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
-class Gauge:
+class GoalEvaluator:
     """Measures models on the held-out samples.
 
     Attributes:
@@ -37,7 +37,7 @@ class Gauge:
     context: Workbench
     exact: ir.Model
 
-    def measure(self, model: ir.Model, floats: Sequence[str], widened: Mapping[str, str]) -> Attempt:
+    def evaluate(self, model: ir.Model, floats: Sequence[str], widened: Mapping[str, str]) -> Attempt:
         """What ``model`` gives, in which ``floats`` are kept float and weights are ``widened``.
 
         Raises:

@@ -21,7 +21,7 @@ from calibrators.fingerprint import checksum, fingerprint
 from onnxq.algorithms.context import Workbench, make_context
 from onnxq.algorithms.corrections import to_try
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.mixed_precision.evaluator import Gauge
+from onnxq.algorithms.mixed_precision.evaluator import GoalEvaluator
 from onnxq.algorithms.mixed_precision.priorities import Stage, stages, taken
 from onnxq.algorithms.mixed_precision.replan import CLOSED_FORMS, Variants
 from onnxq.algorithms.mixed_precision.steps import Steps, highest
@@ -94,7 +94,7 @@ def search(
     """
     make = Variants(draft, context, config, tuple(name for name in CLOSED_FORMS if name in corrections))
     memory = Memory.open(_key(draft, goal, context), config.search_log)
-    searcher = _Searcher(make, Gauge(goal, context, draft.reference), memory)
+    searcher = _Searcher(make, GoalEvaluator(goal, context, draft.reference), memory)
     interrupted = False
     try:
         searcher.run()
@@ -118,7 +118,7 @@ class _Searcher:
     """
 
     make: Variants
-    gauge: Gauge
+    gauge: GoalEvaluator
     memory: Memory
     best: Steps | None = None
 
@@ -176,7 +176,7 @@ class _Searcher:
         widened = {name: form.name.lower() for name, form in highest(steps).items() if name in nodes}
         key = frozenset(floats), frozenset(widened.items())
         if key not in self.memory.attempts:
-            self.memory.add(self.gauge.measure(self.make(steps).quantized(), floats, widened))
+            self.memory.add(self.gauge.evaluate(self.make(steps).quantized(), floats, widened))
             self.make.context.progress(STAGE, len(self.memory.attempts))
         return self.memory.attempts[key]
 

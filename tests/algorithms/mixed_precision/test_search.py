@@ -12,7 +12,7 @@ from benches import CHAIN, bench_for, nudged
 
 import onnxq
 from onnxq.algorithms.corrections import correct
-from onnxq.algorithms.mixed_precision.evaluator import Gauge
+from onnxq.algorithms.mixed_precision.evaluator import GoalEvaluator
 from onnxq.algorithms.mixed_precision.priorities import stages, taken
 from onnxq.algorithms.mixed_precision.replan import CLOSED_FORMS, Variants
 from onnxq.algorithms.mixed_precision.search import search
@@ -317,7 +317,7 @@ def test_a_file_of_an_older_search_is_refused(tmp_path):
 
 def stop_after(monkeypatch, count):
     """Ctrl-C when the next model is to be measured after ``count``."""
-    measure, done = Gauge.measure, []
+    measure, done = GoalEvaluator.evaluate, []
 
     def measured(self, model, floats, widened):
         if len(done) >= count:
@@ -325,7 +325,7 @@ def stop_after(monkeypatch, count):
         done.append(floats)
         return measure(self, model, floats, widened)
 
-    monkeypatch.setattr(Gauge, "measure", measured)
+    monkeypatch.setattr(GoalEvaluator, "measure", measured)
     return done
 
 
