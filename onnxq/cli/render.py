@@ -19,7 +19,7 @@ from calibrators.statistics import Statistics
 from calibrators.statistics.stability import Stability, run_stability, stability
 from onnxq.algorithms.autotune.tuner import Tuning
 from onnxq.algorithms.mixed_precision.search import Search
-from onnxq.algorithms.mixed_precision.trials import Attempt
+from onnxq.algorithms.mixed_precision.trials import TrialResult
 from onnxq.algorithms.sensitivity.analysis import Sensitivity
 from onnxq.cli.terminal import ERR, OUT, warn
 from onnxq.cli.tree import counts, tree, without_names
@@ -264,13 +264,13 @@ def _search_rows(search: Search) -> Iterator[str]:
         yield f"weights of more bits: {some(list(chosen.widened))}; --search-log FILE lists them all"
 
 
-def _wider(attempt: Attempt) -> Iterator[str]:
+def _wider(attempt: TrialResult) -> Iterator[str]:
     """How many nodes have weights of more bits, type by type."""
     for name, count in Counter(attempt.widened.values()).items():
         yield f"{count} in {name}"
 
 
-def _attempt(search: Search, attempt: Attempt) -> Iterator[str]:
+def _attempt(search: Search, attempt: TrialResult) -> Iterator[str]:
     if search.goal.name == "agreement":
         yield f"agreement {attempt.value:.2%} to be expected"
     elif search.goal.name != "sqnr":

@@ -12,7 +12,7 @@ from onnxq.algorithms.autotune.derived_plan import without
 from onnxq.algorithms.autotune.tuner import Tuning
 from onnxq.algorithms.corrections import Effect
 from onnxq.algorithms.mixed_precision.search import Search
-from onnxq.algorithms.mixed_precision.trials import Attempt
+from onnxq.algorithms.mixed_precision.trials import TrialResult
 from onnxq.calibration.tables.table import Table
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
@@ -112,7 +112,7 @@ def _reached(search: Search) -> Reached:
     return Reached(str(search.goal), _try(search.chosen), tuple(map(_try, search.curve)))
 
 
-def _try(attempt: Attempt) -> Try:
+def _try(attempt: TrialResult) -> Try:
     return Try(
         floats=len(attempt.floats),
         widened=len(attempt.widened),

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.algorithms.context import Workbench
 from onnxq.algorithms.mixed_precision.agreement import Doubles, Margins, float_gaps, joined
-from onnxq.algorithms.mixed_precision.trials import Attempt
+from onnxq.algorithms.mixed_precision.trials import TrialResult
 from onnxq.core.errors import CalibrationError, ConfigError
 from onnxq.core.goal import Goal, Metric
 from onnxq.graph.files import write
@@ -37,7 +37,7 @@ class GoalEvaluator:
     context: Workbench
     exact: ir.Model
 
-    def evaluate(self, model: ir.Model, floats: Sequence[str], widened: Mapping[str, str]) -> Attempt:
+    def evaluate(self, model: ir.Model, floats: Sequence[str], widened: Mapping[str, str]) -> TrialResult:
         """What ``model`` gives, in which ``floats`` are kept float and weights are ``widened``.
 
         Raises:
@@ -55,7 +55,7 @@ class GoalEvaluator:
             raise CalibrationError(
                 f"the goal {self.goal} needs samples to be measured on: give data (--data)"
             )
-        return Attempt(
+        return TrialResult(
             floats=tuple(floats),
             widened=widened,
             value=self._value(model, quality, margins),

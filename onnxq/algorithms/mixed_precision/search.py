@@ -25,7 +25,7 @@ from onnxq.algorithms.mixed_precision.evaluator import GoalEvaluator
 from onnxq.algorithms.mixed_precision.priorities import Stage, stages, taken
 from onnxq.algorithms.mixed_precision.replan import CLOSED_FORMS, Variants
 from onnxq.algorithms.mixed_precision.steps import Steps, highest
-from onnxq.algorithms.mixed_precision.trials import Attempt, Memory
+from onnxq.algorithms.mixed_precision.trials import SearchLog, TrialResult
 from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.calibration.sample_split import Data, Samples
 from onnxq.core.config import QuantConfig
@@ -49,8 +49,8 @@ class Search:
     """
 
     goal: Goal
-    chosen: Attempt
-    attempts: tuple[Attempt, ...]
+    chosen: TrialResult
+    attempts: tuple[TrialResult, ...]
     interrupted: bool = False
 
     @property
@@ -63,7 +63,7 @@ class Search:
         )
 
     @property
-    def curve(self) -> tuple[Attempt, ...]:
+    def curve(self) -> tuple[TrialResult, ...]:
         """Those attempts that no other one beats in both respects, cost and the goal's value."""
         best, kept = -float("inf"), []
         for attempt in sorted(self.attempts, key=lambda a: (a.cost, -a.value)):
@@ -93,7 +93,7 @@ def search(
         ConfigError: the goal cannot be measured on such a model, or the file is of another search.
     """
     make = Variants(draft, context, config, tuple(name for name in CLOSED_FORMS if name in corrections))
-    memory = Memory.open(_key(draft, goal, context), config.search_log)
+    memory = SearchLog.open(_key(draft, goal, context), config.search_log)
     searcher = _Searcher(make, GoalEvaluator(goal, context, draft.reference), memory)
     interrupted = False
     try:
@@ -119,7 +119,7 @@ class _Searcher:
 
     make: Variants
     gauge: GoalEvaluator
-    memory: Memory
+    memory: SearchLog
     best: Steps | None = None
 
     @property
@@ -159,7 +159,7 @@ class _Searcher:
             self.timed(steps)
         return reached
 
-    def timed(self, steps: Steps) -> Attempt:
+    def timed(self, steps: Steps) -> TrialResult:
         """The attempt after ``steps``, its speed included."""
         attempt = self._attempt(steps)
         if attempt.speed is None:
@@ -170,7 +170,7 @@ class _Searcher:
     def _in_integers(self, steps: Steps) -> bool:
         return bool(self.make.plan(steps).points)
 
-    def _attempt(self, steps: Steps) -> Attempt:
+    def _attempt(self, steps: Steps) -> TrialResult:
         nodes = self.make.plan(steps).nodes
         floats = sorted(self.make.draft.plan.nodes.keys() - nodes.keys())
         widened = {name: form.name.lower() for name, form in highest(steps).items() if name in nodes}

@@ -18,7 +18,7 @@ Key = tuple[frozenset[str], frozenset[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
-class Attempt:
+class TrialResult:
     """One model.
 
     Attributes:
@@ -51,7 +51,7 @@ class Attempt:
 
 
 @dataclass
-class Memory:
+class SearchLog:
     """Attempts by what was changed, and the noise of each group of points.
 
     Attributes:
@@ -61,11 +61,11 @@ class Memory:
 
     key: str
     file: Path | None
-    attempts: dict[Key, Attempt] = field(default_factory=dict)
+    attempts: dict[Key, TrialResult] = field(default_factory=dict)
     noises: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, key: str, file: Path | None) -> Memory:
+    def open(cls, key: str, file: Path | None) -> SearchLog:
         """What ``file`` remembers; nothing if there is none yet.
 
         Raises:
@@ -81,7 +81,7 @@ class Memory:
             )
         return cls(key, file, _by_key(content["attempts"]), content["noises"])
 
-    def add(self, attempt: Attempt) -> None:
+    def add(self, attempt: TrialResult) -> None:
         """Remember ``attempt``."""
         self.attempts[attempt.key] = attempt
         self.save()
@@ -115,6 +115,6 @@ def _of_this_version(content: dict[str, Any], file: Path) -> dict[str, Any]:
     return content
 
 
-def _by_key(attempts: list[dict[str, Any]]) -> dict[Key, Attempt]:
-    found = [Attempt(**{**attempt, "floats": tuple(attempt["floats"])}) for attempt in attempts]
+def _by_key(attempts: list[dict[str, Any]]) -> dict[Key, TrialResult]:
+    found = [TrialResult(**{**attempt, "floats": tuple(attempt["floats"])}) for attempt in attempts]
     return {attempt.key: attempt for attempt in found}

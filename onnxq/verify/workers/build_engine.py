@@ -118,7 +118,7 @@ def gpus() -> int:
 
 
 class Gpu:
-    """Memory of the first GPU, through its driver."""
+    """SearchLog of the first GPU, through its driver."""
 
     def __init__(self) -> None:
         self.driver = ctypes.CDLL("libcuda.so.1")
