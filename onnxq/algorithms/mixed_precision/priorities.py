@@ -24,7 +24,7 @@ from itertools import zip_longest
 
 import onnx_ir as ir
 
-from onnxq.algorithms.mixed_precision.steps import Step, Steps, floated, wider_formats
+from onnxq.algorithms.mixed_precision.steps import Precision, Steps, keep_float, wider_formats
 from onnxq.core.plan import Group, QuantPlan, QuantSpec
 from onnxq.graph.operators import WEIGHTED, clip_range
 from onnxq.targets.lookup import get_target
@@ -194,7 +194,7 @@ pass by luck, and for a few bytes that is not worth it."""
 
 
 @dataclass(frozen=True)
-class Move:
+class PrecisionChange:
     """Steps that are taken together.
 
     Attributes:
@@ -206,11 +206,11 @@ class Move:
     back: tuple[Steps, ...]
 
 
-Stage = Sequence[Move]
+SearchStage = Sequence[PrecisionChange]
 """Those that are worth most first."""
 
 
-def stages(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> list[Stage]:
+def stages(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> list[SearchStage]:
     """All stages, the cheap ones first.
 
     Args:
@@ -223,19 +223,22 @@ def stages(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> lis
     return [*map(_wider, rungs), [_float(one) for one in candidates(model, plan, left)]]
 
 
-def _wider(rung: Sequence[Widening]) -> Stage:
+def _wider(rung: Sequence[Widening]) -> SearchStage:
     """Nodes that share weights stay together: else these would be in the file twice."""
     least = TRIFLE * sum(one.cost for one in rung)
-    steps = [Steps(Step(node, one.form) for node in one.nodes) for one in rung]
-    return [Move(own, (own,) if one.cost >= least else ()) for own, one in zip(steps, rung, strict=True)]
+    steps = [Steps(Precision(node, one.form) for node in one.nodes) for one in rung]
+    return [
+        PrecisionChange(own, (own,) if one.cost >= least else ())
+        for own, one in zip(steps, rung, strict=True)
+    ]
 
 
-def _float(candidate: Candidate) -> Move:
+def _float(candidate: Candidate) -> PrecisionChange:
     """All nodes may be taken back together, or else some of them."""
-    steps = floated(candidate.nodes)
-    return Move(steps, tuple(dict.fromkeys((steps, *map(Steps, zip(sorted(steps)))))))
+    steps = keep_float(candidate.nodes)
+    return PrecisionChange(steps, tuple(dict.fromkeys((steps, *map(Steps, zip(sorted(steps)))))))
 
 
-def taken(moves: Stage) -> Steps:
+def taken(moves: SearchStage) -> Steps:
     """The steps of all ``moves``."""
     return Steps().union(*(move.steps for move in moves))

@@ -18,7 +18,7 @@ from onnxq.algorithms.corrections import correct
 from onnxq.algorithms.draft import Draft, with_constants
 from onnxq.algorithms.layers.biases import bias_of
 from onnxq.algorithms.mixed_precision.priorities import widenings
-from onnxq.algorithms.mixed_precision.steps import FLOAT, Step, Steps, highest
+from onnxq.algorithms.mixed_precision.steps import FLOAT, Precision, Steps, widest_precision
 from onnxq.calibration.qparams import calibrator, from_statistics, solve, weight_params
 from onnxq.core.config import QuantConfig
 from onnxq.core.overrides import written
@@ -71,7 +71,7 @@ class Variants:
         return lru_cache(maxsize=2)(self._plan)
 
     def _plan(self, steps: Steps) -> QuantPlan:
-        forms = highest(steps)
+        forms = widest_precision(steps)
         plan = make_plan(self.draft.reference, get_target(self.config.target), self._options(forms))
         told = {
             name: replace(node, reason=REASON) if forms.get(name) == FLOAT else node
@@ -113,7 +113,7 @@ class Variants:
         exact, plan = self.draft.reference, self.draft.plan
         rungs = widenings(exact, plan, dict.fromkeys(plan.groups, 0.0))
         nodes = [node for rung in rungs for one in rung if one.form == form for node in one.nodes]
-        wide = self._solved(Steps(Step(node, form) for node in nodes))
+        wide = self._solved(Steps(Precision(node, form) for node in nodes))
         return correct(replace(self.draft, plan=wide, model=exact), self.corrections, self.context)[0].model
 
     def _params(self, plan: QuantPlan) -> Mapping[str, QuantParams]:

@@ -22,9 +22,9 @@ from onnxq.algorithms.context import Workbench, make_context
 from onnxq.algorithms.corrections import to_try
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.mixed_precision.evaluator import GoalEvaluator
-from onnxq.algorithms.mixed_precision.priorities import Stage, stages, taken
+from onnxq.algorithms.mixed_precision.priorities import SearchStage, stages, taken
 from onnxq.algorithms.mixed_precision.replan import CLOSED_FORMS, Variants
-from onnxq.algorithms.mixed_precision.steps import Steps, highest
+from onnxq.algorithms.mixed_precision.steps import Steps, widest_precision
 from onnxq.algorithms.mixed_precision.trials import SearchLog, TrialResult
 from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.calibration.sample_split import Data, Samples
@@ -136,7 +136,7 @@ class _Searcher:
         steps = Steps()
         if self.enough(steps, timed=True):
             return
-        climbed: list[Stage] = []
+        climbed: list[SearchStage] = []
         for stage in self._stages():
             climbed.insert(0, stage)
             steps |= taken(stage)
@@ -173,14 +173,14 @@ class _Searcher:
     def _attempt(self, steps: Steps) -> TrialResult:
         nodes = self.make.plan(steps).nodes
         floats = sorted(self.make.draft.plan.nodes.keys() - nodes.keys())
-        widened = {name: form.name.lower() for name, form in highest(steps).items() if name in nodes}
+        widened = {name: form.name.lower() for name, form in widest_precision(steps).items() if name in nodes}
         key = frozenset(floats), frozenset(widened.items())
         if key not in self.memory.attempts:
             self.memory.add(self.gauge.evaluate(self.make(steps).quantized(), floats, widened))
             self.make.context.progress(STAGE, len(self.memory.attempts))
         return self.memory.attempts[key]
 
-    def _stages(self) -> list[Stage]:
+    def _stages(self) -> list[SearchStage]:
         """All there is to do, the cheap things first."""
         draft = self.make.draft
         if not self.memory.noises:
@@ -189,7 +189,7 @@ class _Searcher:
             self.memory.save()
         return stages(draft.reference, draft.plan, self.memory.noises)
 
-    def _descend(self, stage: Stage) -> None:
+    def _descend(self, stage: SearchStage) -> None:
         """Take back all steps of ``stage`` that are not needed."""
         assert self.best is not None
         others = self.best - taken(stage)

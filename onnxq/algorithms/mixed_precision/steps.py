@@ -16,7 +16,7 @@ FLOAT = ir.DataType.FLOAT
 
 
 @dataclass(frozen=True, order=True)
-class Step:
+class Precision:
     """One step up a node's ladder.
 
     Attributes:
@@ -28,15 +28,15 @@ class Step:
     form: ir.DataType
 
 
-Steps = frozenset[Step]
+Steps = frozenset[Precision]
 
 
-def floated(nodes: Iterable[str]) -> Steps:
+def keep_float(nodes: Iterable[str]) -> Steps:
     """All of ``nodes`` in float."""
-    return Steps(Step(node, FLOAT) for node in nodes)
+    return Steps(Precision(node, FLOAT) for node in nodes)
 
 
-def highest(steps: Iterable[Step]) -> Mapping[str, ir.DataType]:
+def widest_precision(steps: Iterable[Precision]) -> Mapping[str, ir.DataType]:
     """Where on its ladder each node of ``steps`` stands: a wider form goes beyond a narrower one."""
     found: dict[str, ir.DataType] = {}
     for step in sorted(steps):

@@ -5,7 +5,13 @@ from dataclasses import replace
 import onnx_ir as ir
 import pytest
 
-from onnxq.algorithms.mixed_precision.steps import FLOAT, Step, floated, highest, wider_formats
+from onnxq.algorithms.mixed_precision.steps import (
+    FLOAT,
+    Precision,
+    keep_float,
+    wider_formats,
+    widest_precision,
+)
 from onnxq.core.plan import QuantSpec
 from onnxq.targets.lookup import get_target
 from onnxq.targets.target import S4, S8, U4
@@ -45,6 +51,6 @@ def test_of_types_of_one_width_the_usual_one_is_taken_and_else_one_of_the_same_s
 
 
 def test_the_highest_step_counts():
-    steps = [Step("a", INT8), Step("b", INT8), *floated(["b", "c"])]
+    steps = [Precision("a", INT8), Precision("b", INT8), *keep_float(["b", "c"])]
     expected = {"a": INT8, "b": FLOAT, "c": FLOAT}
-    assert highest(steps) == highest(steps[::-1]) == expected
+    assert widest_precision(steps) == widest_precision(steps[::-1]) == expected

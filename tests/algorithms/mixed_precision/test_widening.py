@@ -5,7 +5,7 @@ import pytest
 from benches import CHAIN, bench_for
 
 from onnxq.algorithms.mixed_precision.priorities import stages, widenings
-from onnxq.algorithms.mixed_precision.steps import FLOAT, Step
+from onnxq.algorithms.mixed_precision.steps import FLOAT, Precision
 
 INT8 = ir.DataType.INT8
 
@@ -52,11 +52,11 @@ def test_eight_bits_are_as_wide_as_the_target_can():
 def test_float_comes_last_and_counts_only_the_noise_that_wider_weights_leave():
     draft, _ = bench_for(weight="int4")
     wider, floats = stages(draft.reference, draft.plan, noises(draft, w2=0.9, x=0.1))
-    assert wider[0].steps == {Step("Conv_c", INT8)}
-    assert floats[0].steps == {Step("Conv_a", FLOAT)}
+    assert wider[0].steps == {Precision("Conv_c", INT8)}
+    assert floats[0].steps == {Precision("Conv_a", FLOAT)}
     assert {step.node for move in floats for step in move.steps} == set(draft.plan.nodes)
     (only,) = stages(*((d := bench_for(CHAIN)[0]).reference, d.plan), noises(d, w2=0.9, x=0.1))
-    assert only[0].steps == {Step("Conv_c", FLOAT)}
+    assert only[0].steps == {Precision("Conv_c", FLOAT)}
 
 
 def test_what_saves_next_to_nothing_is_not_to_be_tried_alone():
