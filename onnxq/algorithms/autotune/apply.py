@@ -20,7 +20,7 @@ from onnxq.algorithms.autotune.derived_plan import tentative, without
 from onnxq.algorithms.autotune.tuner import Tuning, tune
 from onnxq.algorithms.context import make_context
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.mixed_precision.replan import Variants
+from onnxq.algorithms.mixed_precision.replan import Replanner
 from onnxq.algorithms.mixed_precision.steps import keep_float
 from onnxq.calibration.sample_split import Samples, in_batches
 from onnxq.core.config import QuantConfig
@@ -87,7 +87,7 @@ def tuned(
     tuning = tune(original, draft.reference, draft.plan, sample, config, progress)
     if samples.to_fit:
         context = make_context(draft.reference, samples, evaluator, config, progress)
-        draft = Variants(draft, context, config)(keep_float(tuning.floats))
+        draft = Replanner(draft, context, config)(keep_float(tuning.floats))
     else:
         draft = replace(draft, plan=tentative(draft.reference, draft.plan, config, tuning.floats))
     return draft, without(config, tuning.floats), tuning

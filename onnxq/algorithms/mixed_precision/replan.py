@@ -35,7 +35,7 @@ REASON = "it stays float so that the goal is reached"
 
 
 @dataclass(frozen=True)
-class Variants:
+class Replanner:
     """Makes such drafts of one.
 
     Attributes:

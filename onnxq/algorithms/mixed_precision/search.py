@@ -23,7 +23,7 @@ from onnxq.algorithms.corrections import to_try
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.mixed_precision.evaluator import GoalEvaluator
 from onnxq.algorithms.mixed_precision.priorities import SearchStage, stages, taken
-from onnxq.algorithms.mixed_precision.replan import CLOSED_FORMS, Variants
+from onnxq.algorithms.mixed_precision.replan import CLOSED_FORMS, Replanner
 from onnxq.algorithms.mixed_precision.steps import Steps, widest_precision
 from onnxq.algorithms.mixed_precision.trials import SearchLog, TrialResult
 from onnxq.algorithms.sensitivity.analysis import sensitivities
@@ -92,7 +92,7 @@ def search(
         CalibrationError: there are no samples to measure on.
         ConfigError: the goal cannot be measured on such a model, or the file is of another search.
     """
-    make = Variants(draft, context, config, tuple(name for name in CLOSED_FORMS if name in corrections))
+    make = Replanner(draft, context, config, tuple(name for name in CLOSED_FORMS if name in corrections))
     memory = SearchLog.open(_key(draft, goal, context), config.search_log)
     searcher = _Searcher(make, GoalEvaluator(goal, context, draft.reference), memory)
     interrupted = False
@@ -117,7 +117,7 @@ class _Searcher:
     best: the fewest steps found that are enough.
     """
 
-    make: Variants
+    make: Replanner
     gauge: GoalEvaluator
     memory: SearchLog
     best: Steps | None = None

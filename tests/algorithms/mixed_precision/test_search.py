@@ -14,7 +14,7 @@ import onnxq
 from onnxq.algorithms.corrections import correct
 from onnxq.algorithms.mixed_precision.evaluator import GoalEvaluator
 from onnxq.algorithms.mixed_precision.priorities import stages, taken
-from onnxq.algorithms.mixed_precision.replan import CLOSED_FORMS, Variants
+from onnxq.algorithms.mixed_precision.replan import CLOSED_FORMS, Replanner
 from onnxq.algorithms.mixed_precision.search import search
 from onnxq.algorithms.mixed_precision.steps import Precision, Steps, keep_float
 from onnxq.core.config import QuantConfig
@@ -31,7 +31,7 @@ def short_races(monkeypatch):
 
 def middling(draft, context, config=CONFIG, share=0.5):
     """A goal between the quantized model and the best that has one node in integers."""
-    make, nodes = Variants(draft, context, config), set(draft.plan.nodes)
+    make, nodes = Replanner(draft, context, config), set(draft.plan.nodes)
     ends = [context.evaluator.quality(make(keep_float(nodes - {name})).quantized()).sqnr for name in nodes]
     base = context.evaluator.quality(draft.quantized()).sqnr
     return Goal("sqnr", base + share * (max(filter(math.isfinite, ends)) - base))
@@ -42,7 +42,7 @@ def middling(draft, context, config=CONFIG, share=0.5):
 def test_the_goal_holds_and_no_float_node_is_superfluous(target, share):
     config = QuantConfig(method="minmax", target=target)
     draft, context = bench_for(target=target)
-    make, nodes = Variants(draft, context, config), set(draft.plan.nodes)
+    make, nodes = Replanner(draft, context, config), set(draft.plan.nodes)
     goal = middling(draft, context, config, share)
     found, result = search(draft, goal, context, config)
     quality = context.evaluator.quality(found.quantized())
@@ -130,7 +130,7 @@ def test_the_curve_has_what_nothing_beats():
 def test_corrections_stay_where_integers_do_and_only_there():
     plain, context = bench_for()
     draft = nudged(plain)
-    kept = Variants(draft, context, CONFIG)(keep_float({"Conv_c"}))
+    kept = Replanner(draft, context, CONFIG)(keep_float({"Conv_c"}))
     arrays = {
         name: [
             m.graph.initializers[name].const_value.numpy() for m in (kept.model, draft.model, draft.reference)
@@ -152,7 +152,7 @@ def test_tensors_that_were_not_observed_get_ranges():
     draft, context = bench_for(text, quantize_outputs=True)
     config = CONFIG.model_copy(update={"quantize_outputs": True})
     assert "m" not in draft.plan.observed
-    kept = Variants(draft, context, config)(keep_float({"Conv_a", "MaxPool_m"}))
+    kept = Replanner(draft, context, config)(keep_float({"Conv_a", "MaxPool_m"}))
     assert "m" in kept.plan.observed
     assert kept.plan.params.keys() == kept.plan.groups.keys()
     assert context.evaluator.quality(kept.quantized()).sqnr > 30
@@ -164,7 +164,7 @@ def test_names_are_no_patterns():
         for node in model.graph:
             node.name = f"{node.op_type}[ab]"[-40:] + str(node.outputs[0].name)
     draft, config = replace(draft), CONFIG
-    plan = Variants(draft, context, config).plan(keep_float(["Conv[ab]a"]))
+    plan = Replanner(draft, context, config).plan(keep_float(["Conv[ab]a"]))
     assert plan.floats["Conv[ab]a"].reason.startswith("it stays float")
     assert "Conv[ab]c" in plan.nodes
 
@@ -177,7 +177,7 @@ FOUR = CONFIG.model_copy(update={"weight": "int4"})
 def all_wider(draft, context, config=FOUR):
     """``draft`` with 8 bits for all weights."""
     wider = stages(draft.exact, draft.plan, dict.fromkeys(draft.plan.groups, 0.0))[0]
-    return Variants(draft, context, config)(taken(wider))
+    return Replanner(draft, context, config)(taken(wider))
 
 
 def between(draft, context, share, config=FOUR):
@@ -200,7 +200,7 @@ def test_weights_get_more_bits_before_nodes_go_float(target, share):
     bits = {p.consumer: p.spec.dtype.bitwidth for p in found.plan.points if p.tensor in WEIGHTS}
     assert {name for name, width in bits.items() if width == 8} == set(result.chosen.widened)
     assert result.chosen.size < result.attempts[-1].size
-    make = Variants(draft, context, config)
+    make = Replanner(draft, context, config)
     for name in result.chosen.widened:
         less = make(Steps(Precision(n, ir.DataType.INT8) for n in result.chosen.widened if n != name))
         assert context.quality(less).sqnr < goal.at_least
@@ -233,7 +233,7 @@ def test_what_nothing_reaches_is_told_with_the_best():
 def test_wider_weights_are_the_exact_ones_and_the_others_keep_their_corrections():
     plain, context = bench_for(weight="int4")
     draft = nudged(plain)
-    made = Variants(draft, context, FOUR)(Steps({Precision("Conv_c", ir.DataType.INT8)}))
+    made = Replanner(draft, context, FOUR)(Steps({Precision("Conv_c", ir.DataType.INT8)}))
     for name in ("w1", "b1", "w2", "b2", "w3", "v"):
         now, corrected, exact = (
             m.graph.initializers[name].const_value.numpy() for m in (made.model, draft.model, draft.reference)
@@ -250,7 +250,7 @@ def test_wider_weights_have_what_corrections_give_to_a_model_that_is_all_so_wide
     wide = bench_for(count=40, held=16)[0]
     expected, effects = correct(wide, CLOSED_FORMS, context)
     assert any(effect.kept for effect in effects)
-    variants = Variants(nudged(draft), context, FOUR, CLOSED_FORMS)
+    variants = Replanner(nudged(draft), context, FOUR, CLOSED_FORMS)
     made = variants(Steps({Precision("Conv_c", ir.DataType.INT8)}))
     arrays = [
         [model.graph.initializers[name].const_value.numpy() for name in ("w2", "b2")]
@@ -270,7 +270,7 @@ def test_the_bias_of_wider_weights_still_fits():
         "{W}", "{" + ", ".join(["0.5", "1"] * 4) + "}"
     )
     draft, context = bench_for(text, weight="int4")
-    made = Variants(draft, context, FOUR)(Steps({Precision("Gemm_a", ir.DataType.INT8)}))
+    made = Replanner(draft, context, FOUR)(Steps({Precision("Gemm_a", ir.DataType.INT8)}))
     (bias,) = (one for one in made.plan.biases if one.tensor == "b")
     scale = made.plan.params[bias.input_group].scale * made.plan.params[bias.weight_group].scale
     assert (np.array([1e7, 3e6]) / scale < 2**31).all()
@@ -279,7 +279,7 @@ def test_the_bias_of_wider_weights_still_fits():
 def test_overrides_of_ones_own_stay():
     config = FOUR.model_copy(update={"override": ("Conv_d: weight=int8", "op:Conv: per_tensor")})
     draft, context = bench_for(weight="int4", override=config.override)
-    plan = Variants(draft, context, config).plan(Steps({Precision("Conv_c", ir.DataType.INT8)}))
+    plan = Replanner(draft, context, config).plan(Steps({Precision("Conv_c", ir.DataType.INT8)}))
     specs = {p.tensor: p.spec for p in plan.points if p.tensor in WEIGHTS}
     assert [specs[name].dtype.bitwidth for name in WEIGHTS] == [4, 8, 8, 4]
     assert [specs[name].axis for name in WEIGHTS] == [None, None, None, 1]
