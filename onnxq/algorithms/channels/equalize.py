@@ -4,7 +4,7 @@ Cross-layer equalization (CLE; Nagel et al., Data-free quantization through weig
 correction, 2019) and SmoothQuant (Xiao et al., 2022) in one: a channel is multiplied by a factor in the
 weights, the bias or the normalization that it comes from, and divided by it in all weights that read it.
 The float model computes what it did; quantized, small channels get more integers. What may be scaled is in
-`channels` and `linear`, how far in `balance`.
+`channels` and `linear`, how far in `minimize_noise`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ import onnx_ir as ir
 from onnxq.algorithms.channels.channel_moments import measure
 from onnxq.algorithms.channels.fold_factors import Place, find_places, folded, with_muls
 from onnxq.algorithms.channels.labels import Channels, find_channels
-from onnxq.algorithms.channels.noise_model import Outlook, Reals, Step, Term, balance, noise
+from onnxq.algorithms.channels.noise_model import (
+    Iteration,
+    NoiseModelBuilder,
+    Reals,
+    Term,
+    minimize_noise,
+    noise,
+)
 from onnxq.algorithms.channels.scale_rules import RULES
 from onnxq.algorithms.context import Workbench
 from onnxq.algorithms.draft import Draft
@@ -52,7 +59,7 @@ def equalize(draft: Draft, context: Workbench) -> Draft | None:
     unscaled = np.zeros_like(logs)
     before, after = noise(terms, unscaled), noise(terms, logs)
     logger.debug("predicted noise: %g -> %g", before, after)
-    if before - after < ENOUGH * noise([t for t in terms if isinstance(t, Step)], unscaled):
+    if before - after < ENOUGH * noise([t for t in terms if isinstance(t, Iteration)], unscaled):
         return None
     context.progress("calibrating the equalized model")
     return context.recalibrate(_scaled(draft.reference, channels, logs, worth))
@@ -75,16 +82,16 @@ def equalized(draft: Draft, context: Workbench) -> ir.Model | None:
     return _scaled(draft.reference, channels, logs, worth)
 
 
-def _scalable(draft: Draft) -> tuple[Channels, list[Place], Outlook]:
+def _scalable(draft: Draft) -> tuple[Channels, list[Place], NoiseModelBuilder]:
     channels, places = find_places(draft.reference, draft.plan, find_channels(draft.reference, RULES))
-    return channels, places, Outlook(draft, channels)
+    return channels, places, NoiseModelBuilder(draft, channels)
 
 
 def _factors(
     terms: Sequence[Term], channels: Channels, places: Sequence[Place]
 ) -> tuple[Reals, Collection[Place]]:
     """Logarithms of the factors, and the places that are worth a Mul."""
-    logs = balance(terms, channels.count)
+    logs = minimize_noise(terms, channels.count)
     worth = worthwhile(places, terms, logs)
     for place in places:
         if place not in worth:

@@ -52,7 +52,7 @@ FIRST_RATE, LAST_RATE = 0.2, 0.005
 
 
 @dataclass(frozen=True)
-class Step:
+class Iteration:
     """Tensors that share one scale, channel by channel one behind the other.
 
     Attributes:
@@ -147,7 +147,7 @@ class Weights:
         return total, grade - _by_label(tied, by_top, len(logs))
 
 
-Term = Step | Weights
+Term = Iteration | Weights
 
 
 def _by_label(labels: Labels, values: Reals, count: int) -> Reals:
@@ -170,7 +170,7 @@ def noise(terms: Sequence[Term], logs: Reals) -> float:
     return sum(term.cost(logs)[0] for term in terms)
 
 
-def balance(terms: Sequence[Term], count: int) -> Reals:
+def minimize_noise(terms: Sequence[Term], count: int) -> Reals:
     """The logarithms of the factors with the least noise, one for each of ``count`` labels; the first is 0.
 
     Adam (Kingma and Ba, 2015) on the logarithm of the noise, with a rate that falls to the end.
@@ -221,7 +221,7 @@ class _Reader:
         return bool(self.columns.any() or (self.rows.any() and one_scale))
 
 
-class Outlook:
+class NoiseModelBuilder:
     """The terms of the noise that the channels of a draft can change.
 
     Attributes:
@@ -280,12 +280,12 @@ class Outlook:
 
     def _step(
         self, group: Group, seen: Mapping[str, ChannelMoments], reach: Mapping[str | None, Reals]
-    ) -> Step:
+    ) -> Iteration:
         """All channels of all tensors that decide on a scale."""
         parts = [self._part(name, group, seen[name], reach) for name in group.observe]
         labels, high, low, gain = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         lowest, highest = group.spec.limits
-        return Step(labels, high, low, gain, highest - lowest, group.spec.symmetric)
+        return Iteration(labels, high, low, gain, highest - lowest, group.spec.symmetric)
 
     def _part(
         self, name: str, group: Group, seen: ChannelMoments, reach: Mapping[str | None, Reals]

@@ -16,7 +16,7 @@ from onnxq.algorithms.channels.channel_moments import ChannelMoments, headroom
 from onnxq.algorithms.channels.equalize import equalize
 from onnxq.algorithms.channels.fold_factors import find_places, folded, with_muls
 from onnxq.algorithms.channels.labels import find_channels
-from onnxq.algorithms.channels.noise_model import Step, Weights, balance, noise
+from onnxq.algorithms.channels.noise_model import Iteration, Weights, minimize_noise, noise
 from onnxq.algorithms.channels.scale_rules import RULES
 from onnxq.core.config import QuantConfig
 from onnxq.graph.passes import simplify
@@ -159,7 +159,7 @@ def test_real_sentences_keep_their_encoding(minilm: Path) -> None:
 
 
 def terms(rng):
-    step = Step(rng.integers(0, 9, 20), rng.random(20), rng.random(20), rng.random(20), 255, False)
+    step = Iteration(rng.integers(0, 9, 20), rng.random(20), rng.random(20), rng.random(20), 255, False)
     for per_row in (True, False):
         shapes = ((2, 5, 4), (2, 4), (2, 5))
         size, columns, rows = rng.random(shapes[0]), *(rng.integers(0, 9, s) for s in shapes[1:])
@@ -182,7 +182,7 @@ def test_derivatives_are_those_of_the_noise(seed: int) -> None:
 def test_no_factors_near_or_far_have_less_noise(seed: int) -> None:
     rng = np.random.default_rng(seed)
     every = list(terms(rng))
-    best = balance(every, 9)
+    best = minimize_noise(every, 9)
     assert best[0] == 0
     least = noise(every, best)
     for size in (0.03, 0.3, 1.0, 3.0):
