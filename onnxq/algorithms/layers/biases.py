@@ -86,7 +86,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Behind:
+class BiasAndActivation:
     """What is done to the products of a layer.
 
     Attributes:
@@ -102,17 +102,17 @@ class Behind:
         return (products + self.bias).clip(*self.limits)
 
 
-def behind(node: ir.Node, layer: Layer) -> Behind:
+def bias_and_activation(node: ir.Node, layer: Layer) -> BiasAndActivation:
     """What is behind ``layer``, which ``node`` computes."""
     groups, outputs, _ = layer.shape
     bias, slot = bias_of(node), WEIGHTED[node.op_type].bias
     if bias is None:
         zeros = np.zeros((groups, 1, outputs), np.float32)
         unknown = slot is not None and input_at(node, slot) is not None
-        return Behind(zeros) if unknown else Behind(zeros, _limits(_reader(node)))
+        return BiasAndActivation(zeros) if unknown else BiasAndActivation(zeros, _limits(_reader(node)))
     adds = node if bias.holder == node.name else _reader(node)
     values = bias.values.reshape(groups, 1, outputs).astype(np.float32)
-    return Behind(values, _limits(_reader(adds)))
+    return BiasAndActivation(values, _limits(_reader(adds)))
 
 
 def _limits(reader: ir.Node | None) -> tuple[float, float]:

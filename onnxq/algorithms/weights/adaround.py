@@ -26,7 +26,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from calibrators.collect import processors
 from onnxq.algorithms.context import Arrays, Workbench
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.layers.biases import behind, bias_of
+from onnxq.algorithms.layers.biases import bias_and_activation, bias_of
 from onnxq.algorithms.layers.im2col import finite, patches
 from onnxq.algorithms.layers.matrices import Layer, in_parts, matrices, weights, weights_of, with_own_weights
 from onnxq.algorithms.weights.soft_rounding import Task, check_torch, learn
@@ -136,7 +136,7 @@ def aims(model: ir.Model, chosen: Sequence[Layer], context: Workbench) -> list[F
     """What some layers of the float ``model`` give, behind their Relu or Clip: ``[G, n, O]`` of each."""
     nodes = [model.graph.node(layer.name) for layer in chosen]
     transposed = [matrices(node, _weights(node)).transpose(0, 2, 1) for node in nodes]
-    ends = [behind(node, layer) for node, layer in zip(nodes, chosen, strict=True)]
+    ends = [bias_and_activation(node, layer) for node, layer in zip(nodes, chosen, strict=True)]
 
     def look(number: int, arrays: Arrays) -> list[Floats]:
         return [
@@ -169,7 +169,7 @@ def task(draft: Draft, layer: Layer, aim: Floats, context: Workbench) -> Task:
         return matrices(node, np.broadcast_to(spread(values, spec, exact.shape), exact.shape))
 
     scale, middle = everywhere(params.scale), everywhere(params.zero_point)
-    end = behind(current, layer)
+    end = bias_and_activation(current, layer)
     return Task(
         exact=matrices(node, exact) / scale,
         levels=matrices(node, quantize(rounded, params, spec)) - middle,

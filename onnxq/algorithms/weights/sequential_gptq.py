@@ -24,7 +24,7 @@ from calibrators.collect import processors
 from calibrators.data.samples import Sample
 from onnxq.algorithms.context import Arrays, Workbench
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.layers.biases import Behind, behind, bias_of
+from onnxq.algorithms.layers.biases import BiasAndActivation, bias_and_activation, bias_of
 from onnxq.algorithms.layers.im2col import finite, patches
 from onnxq.algorithms.layers.matrices import Layer, matrices, weights, weights_of, with_own_weights
 from onnxq.algorithms.layers.stepwise import Array, steps
@@ -242,7 +242,7 @@ def _solved(
     grid = grid_of_weights(
         draft.plan.params[layer.weight.group], layer.weight.spec, exact.shape, partial(_doubles, node)
     )
-    end, before, every = behind(node, layer), _doubles(node, exact), rows(range(count))
+    end, before, every = bias_and_activation(node, layer), _doubles(node, exact), rows(range(count))
     way = _best_way(before, end, rows, count, grid, threads)
     (after,) = rounded_for(before, every, grid, (way,), threads)
     values = {layer.weight.tensor: weights(node, after.astype(np.float32), exact.shape)}
@@ -253,7 +253,12 @@ def _solved(
 
 
 def _best_way(
-    exact: Doubles, end: Behind, rows: Callable[[Iterable[int]], Rows], count: int, grid: Grid, threads: int
+    exact: Doubles,
+    end: BiasAndActivation,
+    rows: Callable[[Iterable[int]], Rows],
+    count: int,
+    grid: Grid,
+    threads: int,
 ) -> float:
     """The one of `WAYS` with the least error on batches that it was not found on."""
     check = range(CHECK_EVERY - 1, count, CHECK_EVERY)
@@ -315,7 +320,7 @@ class Outputs:
             of which one finds the mean that is missing, if nothing is cut off.
     """
 
-    def __init__(self, exact: Doubles, rounded: Doubles, end: Behind, rows: Rows) -> None:
+    def __init__(self, exact: Doubles, rounded: Doubles, end: BiasAndActivation, rows: Rows) -> None:
         first, second = (part.astype(np.float32).transpose(0, 2, 1) for part in (exact, rounded))
         self._limits = end.limits
         self._wanted = end.of(rows.exact @ first)

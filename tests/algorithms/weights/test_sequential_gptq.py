@@ -7,7 +7,7 @@ import pytest
 from benches import CHAIN, bench_for
 
 from calibrators.data.samples import Sample
-from onnxq.algorithms.layers.biases import Behind, bias_of
+from onnxq.algorithms.layers.biases import BiasAndActivation, bias_of
 from onnxq.algorithms.layers.matrices import layers
 from onnxq.algorithms.weights import sequential_gptq as module
 from onnxq.algorithms.weights.bias_correction import correct_biases
@@ -183,7 +183,7 @@ def made(exact, given):
 
 def open_end(groups, outputs):
     """No bias and no activation."""
-    return Behind(np.zeros((groups, 1, outputs), np.float32))
+    return BiasAndActivation(np.zeros((groups, 1, outputs), np.float32))
 
 
 def missing(exact, rounded, rows):
@@ -215,7 +215,7 @@ def cut(limits, seed=0):
     exact, rows, grid = task(1, 40, 10, seed)
     (rounded,) = rounded_for(exact, rows, grid, (0.0,))
     bias = np.random.default_rng(seed).normal(size=(1, 1, 40)).astype(np.float32)
-    return exact, rounded, Behind(bias, limits), rows
+    return exact, rounded, BiasAndActivation(bias, limits), rows
 
 
 def left(exact, rounded, end, rows, shift):
