@@ -2,7 +2,7 @@
 
 Factors of channels -> a model whose constants have taken them in.
 
-Places for factors where the graph has none: a multiplication in front of the layers that read a tensor.
+RowIndices for factors where the graph has none: a multiplication in front of the layers that read a tensor.
 
 SmoothQuant (Xiao et al., 2022) divides the outputs of a LayerNormalization by factors that the matrices
 behind it take in. In a BERT the sum beside them reads the same tensor, and behind a Gelu there is nothing

@@ -16,13 +16,13 @@ from onnxq.graph.nodes import int_attribute, ints_attribute
 from onnxq.graph.operators import WEIGHTED
 
 Floats = NDArray[np.float32]
-Places = NDArray[np.int64]
+RowIndices = NDArray[np.int64]
 
-_Inputs = Callable[[Places, int, int, int, int], Places]
-"""Places of the output [n, 1], kernel size, stride, dilation, padding in front -> of the input [n, taps]."""
+_Inputs = Callable[[RowIndices, int, int, int, int], RowIndices]
+"""RowIndices of the output [n, 1], kernel size, stride, dilation, padding in front -> of the input [n, taps]."""
 
 
-def patches(node: ir.Node, data: NDArray[np.generic], limit: int, rng: np.random.Generator) -> Floats:
+def im2col_rows(node: ir.Node, data: NDArray[np.generic], limit: int, rng: np.random.Generator) -> Floats:
     """At most ``limit`` rows for each sample of ``data``, the node's input, at random places: ``[n, G, K]``.
 
     G and K are as in `onnxq.algorithms.layers.matrices`.
@@ -44,11 +44,11 @@ def _transposed_patches(node: ir.Node, data: Floats, limit: int, rng: np.random.
     return _gathered(node, data, limit, rng, _transposed_places)
 
 
-def _conv_places(out: Places, size: int, stride: int, dilation: int, pad: int) -> Places:
+def _conv_places(out: RowIndices, size: int, stride: int, dilation: int, pad: int) -> RowIndices:
     return out * stride - pad + np.arange(size) * dilation
 
 
-def _transposed_places(out: Places, size: int, stride: int, dilation: int, pad: int) -> Places:
+def _transposed_places(out: RowIndices, size: int, stride: int, dilation: int, pad: int) -> RowIndices:
     """Input i adds to output ``i * stride - pad + tap * dilation``; an output between them meets zeros."""
     steps = out + pad - np.arange(size) * dilation
     return np.where(steps % stride == 0, steps // stride, -1)
@@ -74,8 +74,8 @@ def _gathered(node: ir.Node, data: Floats, limit: int, rng: np.random.Generator,
     return result
 
 
-def _combined(found: Sequence[Places], sizes: Sequence[int]) -> tuple[Places, NDArray[np.bool_]]:
-    """Places along each axis, ``[n, its taps]`` -> flat ones, ``[n, taps]``, and which lie inside."""
+def _combined(found: Sequence[RowIndices], sizes: Sequence[int]) -> tuple[RowIndices, NDArray[np.bool_]]:
+    """RowIndices along each axis, ``[n, its taps]`` -> flat ones, ``[n, taps]``, and which lie inside."""
     index, inside = np.zeros((len(found[0]), 1), np.int64), np.ones((len(found[0]), 1), bool)
     for place, size in zip(found, sizes, strict=True):
         valid = (place >= 0) & (place < size)
@@ -136,7 +136,7 @@ def _auto_pad(node: ir.Node) -> str:
     return node.attributes.get_string("auto_pad", "NOTSET")
 
 
-def _chosen(sizes: Sequence[int], limit: int, rng: np.random.Generator) -> list[Places]:
+def _chosen(sizes: Sequence[int], limit: int, rng: np.random.Generator) -> list[RowIndices]:
     """At most ``limit`` different places of the output, one index array for each axis."""
     total = math.prod(sizes)
     flat = np.arange(total) if total <= limit else np.sort(rng.choice(total, limit, replace=False))

@@ -27,7 +27,7 @@ from calibrators.collect import processors
 from onnxq.algorithms.context import Arrays, Workbench
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import bias_and_activation, bias_of
-from onnxq.algorithms.layers.im2col import finite, patches
+from onnxq.algorithms.layers.im2col import finite, im2col_rows
 from onnxq.algorithms.layers.matrices import Layer, in_parts, matrices, weights, weights_of, with_own_weights
 from onnxq.algorithms.weights.soft_rounding import Task, check_torch, learn
 from onnxq.core.numerics import dequantize, quantize, spread
@@ -221,5 +221,5 @@ def _picked(
     """Rows of a batch, ``[G, n, K]``: of the same places whatever model ``data`` comes from."""
     samples = sum(batch.count for batch in context.fit)
     limit = max(1, _most_rows(layer) // max(samples, 1))
-    rows = patches(node, data, limit, np.random.default_rng((context.seed, number)))
+    rows = im2col_rows(node, data, limit, np.random.default_rng((context.seed, number)))
     return np.ascontiguousarray(finite(rows).transpose(1, 0, 2))

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.algorithms.context import Arrays, Workbench
-from onnxq.algorithms.layers.im2col import Floats, finite, patches
+from onnxq.algorithms.layers.im2col import Floats, finite, im2col_rows
 from onnxq.algorithms.layers.matrices import Layer, in_parts
 
 Doubles = NDArray[np.float64]
@@ -139,7 +139,7 @@ def _rows(
 ) -> list[Floats]:
     """Each layer's rows of one batch, as ``[G, n, K]``."""
     rng = np.random.default_rng((seed, number))
-    found = (patches(node, arrays[layer.data.tensor], limit, rng) for layer, node, limit in picks)
+    found = (im2col_rows(node, arrays[layer.data.tensor], limit, rng) for layer, node, limit in picks)
     return [np.ascontiguousarray(finite(rows).transpose(1, 0, 2)) for rows in found]
 
 

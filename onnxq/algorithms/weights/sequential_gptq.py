@@ -25,7 +25,7 @@ from calibrators.data.samples import Sample
 from onnxq.algorithms.context import Arrays, Workbench
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import BiasAndActivation, bias_and_activation, bias_of
-from onnxq.algorithms.layers.im2col import finite, patches
+from onnxq.algorithms.layers.im2col import finite, im2col_rows
 from onnxq.algorithms.layers.matrices import Layer, matrices, weights, weights_of, with_own_weights
 from onnxq.algorithms.layers.stepwise import Array, steps
 from onnxq.algorithms.layers.subgraphs import can_be_cut
@@ -220,7 +220,7 @@ def _rows(
     limit = max(1, most // sum(len(array) for array in given))
 
     def picked(number: int, array: Array) -> Floats:
-        rows = patches(node, array, limit, np.random.default_rng((context.seed, number)))
+        rows = im2col_rows(node, array, limit, np.random.default_rng((context.seed, number)))
         return np.asarray(finite(rows).transpose(1, 0, 2))
 
     def rows(batches: Iterable[int]) -> Rows:

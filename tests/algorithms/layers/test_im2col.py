@@ -8,7 +8,7 @@ from graphs import parse, run
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from onnxq.algorithms.layers.im2col import patches
+from onnxq.algorithms.layers.im2col import im2col_rows
 from onnxq.algorithms.layers.matrices import matrices, weights_of
 
 ALL = 10**6
@@ -29,7 +29,7 @@ def layer(op_type, data, weight, rank=None, **attributes):
 def products(model, data, limit=ALL):
     """``[rows, G * O]``: rows times matrices."""
     (node,) = model.graph
-    rows = patches(node, data, limit, np.random.default_rng(0))
+    rows = im2col_rows(node, data, limit, np.random.default_rng(0))
     found = np.einsum("ngk,gok->ngo", rows, matrices(node, weights_of(node)), dtype=np.float64)
     return found.reshape(len(rows), -1)
 
@@ -150,7 +150,7 @@ def test_some_places_are_different_ones_of_all(op_type):
     model, x = layer(op_type, data, weight, **attributes), normal(data)
     (node,) = model.graph
     all_rows, *others = (
-        patches(node, x, limit, np.random.default_rng(seed))
+        im2col_rows(node, x, limit, np.random.default_rng(seed))
         for limit, seed in ((ALL, 0), (5, 0), (5, 0), (5, 1))
     )
     keys = {row.tobytes() for row in all_rows}
@@ -164,4 +164,4 @@ def test_some_places_are_different_ones_of_all(op_type):
 
 def test_no_rows_of_no_data():
     (node,) = layer("MatMul", (3, 9, 8), (8, 4)).graph
-    assert patches(node, np.zeros((0, 9, 8), np.float32), 5, np.random.default_rng(0)).shape == (0, 1, 8)
+    assert im2col_rows(node, np.zeros((0, 9, 8), np.float32), 5, np.random.default_rng(0)).shape == (0, 1, 8)

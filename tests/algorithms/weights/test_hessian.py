@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrators.data.samples import Sample
-from onnxq.algorithms.layers.im2col import patches
+from onnxq.algorithms.layers.im2col import im2col_rows
 from onnxq.algorithms.layers.matrices import layers
 from onnxq.algorithms.weights import hessian
 from onnxq.algorithms.weights.hessian import gather_moments, in_blocks, moments_of, out_of_blocks
@@ -28,7 +28,7 @@ def all_rows(draft, context, layer):
     node = draft.exact.graph.node(layer.name)
 
     def look(number, arrays):
-        return patches(node, arrays[layer.data.tensor], 10**6, np.random.default_rng(0))
+        return im2col_rows(node, arrays[layer.data.tensor], 10**6, np.random.default_rng(0))
 
     rows = np.concatenate(list(context.watch(draft.exact, [layer.data.tensor], look)))
     return rows.transpose(1, 0, 2).astype(np.float64)  # [G, n, K]
