@@ -212,7 +212,7 @@ def _fit_biases(
 
 
 def _fit_bias(model: ir.Model, weight: Group, params: QuantParams, steps: NDArray[np.float64]) -> QuantParams:
-    """``steps``: the largest bias in units of the input scale, shaped as the weight's scale."""
+    """``iterate_steps``: the largest bias in units of the input scale, shaped as the weight's scale."""
     low, high = weight_range(_constant(model, weight.tensors[0]), weight.spec)
     dead = (low == 0) & (high == 0) & (steps > 0)
     smallest = np.where(dead, steps / 2.0**_BIAS_BITS, steps / _LARGEST_BIAS)

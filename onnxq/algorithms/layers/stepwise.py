@@ -25,7 +25,7 @@ Change = Callable[[str, list[Array]], list[Array]]
 """The name of a tensor, what it holds for each batch -> what it is to hold instead."""
 
 
-def relay(
+def run_stepwise(
     model: ir.Model, stops: Sequence[str], batches: Sequence[Sample], change: Change, threads: int = 0
 ) -> None:
     """Run ``model`` on ``batches``, as far as the last stop.
@@ -40,11 +40,11 @@ def relay(
     Raises:
         CalibrationError: it does not load, or does not take a batch.
     """
-    for stop, arrays in steps(model, stops, batches, threads):
+    for stop, arrays in iterate_steps(model, stops, batches, threads):
         arrays[:] = change(stop, list(arrays))
 
 
-def steps(
+def iterate_steps(
     model: ir.Model, stops: Sequence[str], batches: Sequence[Sample], threads: int = 0
 ) -> Iterator[tuple[str, list[Array]]]:
     """The same one step at a time: each stop, with what its tensor holds for each batch.
@@ -53,7 +53,7 @@ def steps(
     nodes behind the stop see.
     """
     held: list[dict[str, Array]] = [dict(batch.feeds) for batch in batches]
-    legs = _legs(model, frozenset(stops))
+    legs = _segments(model, frozenset(stops))
     with ThreadPoolExecutor(threads or processors()) as pool:
         for number, leg in enumerate(legs):
             later = {name for other in legs[number + 1 :] for name in other.reads}
@@ -68,7 +68,7 @@ def steps(
 
 
 @dataclass(frozen=True)
-class _Leg:
+class _Segment:
     """The nodes that run before a stop.
 
     Attributes:
@@ -82,7 +82,7 @@ class _Leg:
     gives: tuple[str, ...]
 
 
-def _legs(model: ir.Model, stops: frozenset[str]) -> list[_Leg]:
+def _segments(model: ir.Model, stops: frozenset[str]) -> list[_Segment]:
     """Every node as late as possible, so that few tensors wait, and those in integers rather than reals."""
     ends = [v for node in model.graph for v in node.outputs if v.name in stops]
     number = {end.producer(): i for i, end in enumerate(ends)}
@@ -96,17 +96,17 @@ def _legs(model: ir.Model, stops: frozenset[str]) -> list[_Leg]:
     for node in model.graph:
         if node in leg_of:
             members[leg_of[node]].append(node)
-    return [_leg(nodes, end.name or "") for nodes, end in zip(members, ends, strict=True)]
+    return [_segment(nodes, end.name or "") for nodes, end in zip(members, ends, strict=True)]
 
 
-def _leg(nodes: Sequence[ir.Node], stop: str) -> _Leg:
+def _segment(nodes: Sequence[ir.Node], stop: str) -> _Segment:
     made = dict.fromkeys(value for node in nodes for value in node.outputs if value.name)
     read = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
     outside = (v.name or "" for v in read if v not in made and not v.is_initializer())
-    return _Leg(stop, tuple(outside), tuple(value.name or "" for value in made))
+    return _Segment(stop, tuple(outside), tuple(value.name or "" for value in made))
 
 
-def _part(model: ir.Model, leg: _Leg, gives: Sequence[str]) -> ir.Model:
+def _part(model: ir.Model, leg: _Segment, gives: Sequence[str]) -> ir.Model:
     graph = ir.convenience.extract(model.graph, list(leg.reads), list(gives))
     functions = [function.clone() for function in model.functions.values()]
     return ir.Model(graph, ir_version=model.ir_version, functions=functions)

@@ -51,7 +51,7 @@ class Replanner:
     corrections: Sequence[str] = ()
 
     def __call__(self, steps: Steps) -> Draft:
-        """``draft`` with its nodes as high on their ladders as ``steps`` lead.
+        """``draft`` with its nodes as high on their ladders as ``iterate_steps`` lead.
 
         What stays as it was keeps its ranges, weights and biases. Layers that become float have the exact
         weights and biases again; those whose weights get wider have them as `corrections` would have left

@@ -148,7 +148,7 @@ class _Searcher:
             raise self._unreachable()
 
     def enough(self, steps: Steps, *, timed: bool = False) -> bool:
-        """Whether the goal holds after ``steps``; if so, they are the best so far.
+        """Whether the goal holds after ``iterate_steps``; if so, they are the best so far.
 
         The float model passes: what it lacks, nothing could give.
         """
@@ -160,7 +160,7 @@ class _Searcher:
         return reached
 
     def timed(self, steps: Steps) -> TrialResult:
-        """The attempt after ``steps``, its speed included."""
+        """The attempt after ``iterate_steps``, its speed included."""
         attempt = self._attempt(steps)
         if attempt.speed is None:
             attempt = replace(attempt, speed=self.gauge.speed(self.make(steps).quantized()))

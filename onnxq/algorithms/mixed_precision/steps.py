@@ -37,7 +37,7 @@ def keep_float(nodes: Iterable[str]) -> Steps:
 
 
 def widest_precision(steps: Iterable[Precision]) -> Mapping[str, ir.DataType]:
-    """Where on its ladder each node of ``steps`` stands: a wider form goes beyond a narrower one."""
+    """Where on its ladder each node of ``iterate_steps`` stands: a wider form goes beyond a narrower one."""
     found: dict[str, ir.DataType] = {}
     for step in sorted(steps):
         found[step.node] = max(found.get(step.node, step.form), step.form, key=lambda form: form.bitwidth)

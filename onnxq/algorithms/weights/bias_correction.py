@@ -28,7 +28,7 @@ from onnxq.algorithms.context import Arrays, Workbench
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import Bias, bias_of, with_biases
 from onnxq.algorithms.layers.matrices import Layer, channel_axis, layers, matrices, weights_of
-from onnxq.algorithms.layers.stepwise import Array, relay
+from onnxq.algorithms.layers.stepwise import Array, run_stepwise
 from onnxq.algorithms.layers.subgraphs import can_be_cut
 from onnxq.core.numerics import dequantize, quantize
 from onnxq.graph.nodes import ints_attribute
@@ -101,7 +101,7 @@ def correct_biases_in_order(draft: Draft, context: Workbench) -> Draft | None:
         spread = shift.astype(np.float32).reshape(-1, *[1] * (-1 - place.axis))
         return [np.add(array, spread) for array in arrays]
 
-    relay(quantized, list(found), batches, change, context.threads)
+    run_stepwise(quantized, list(found), batches, change, context.threads)
     return replace(draft, model=with_biases(draft.model, corrected))
 
 

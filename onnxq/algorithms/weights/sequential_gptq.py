@@ -27,7 +27,7 @@ from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import BiasAndActivation, bias_and_activation, bias_of
 from onnxq.algorithms.layers.im2col import finite, im2col_rows
 from onnxq.algorithms.layers.matrices import Layer, matrices, weights, weights_of, with_own_weights
-from onnxq.algorithms.layers.stepwise import Array, steps
+from onnxq.algorithms.layers.stepwise import Array, iterate_steps
 from onnxq.algorithms.layers.subgraphs import can_be_cut
 from onnxq.algorithms.weights.bias_correction import correct_biases
 from onnxq.algorithms.weights.gptq import Grid, grid_of_weights, round_columns, round_weights, settle
@@ -98,7 +98,7 @@ def round_in_order(draft: Draft, context: Workbench) -> Draft | None:
     stops = _stops(quantized, found)
     floats = _Floats(draft.reference, [layer.data.tensor for layer in found], batches, context.threads)
     changed = draft
-    for stop, arrays in steps(quantized, list(stops), batches, context.threads):
+    for stop, arrays in iterate_steps(quantized, list(stops), batches, context.threads):
         for layer in stops[stop]:
             context.progress("rounding weights in order", found.index(layer), len(found))
             rows = _rows(draft, layer, floats.of(layer.data.tensor), arrays, context)
@@ -169,7 +169,7 @@ class _Floats:
     ) -> None:
         made = {value.name for node in model.graph for value in node.outputs}
         self._batches = batches
-        self._steps = steps(model, [name for name in tensors if name in made], batches, threads)
+        self._steps = iterate_steps(model, [name for name in tensors if name in made], batches, threads)
         self._made = made
         self._now: tuple[str, list[Array]] = ("", [])
 

@@ -7,7 +7,7 @@ import pytest
 from benches import CHAIN, bench_for
 
 from calibrators.data.samples import Sample
-from onnxq.algorithms.layers.stepwise import relay
+from onnxq.algorithms.layers.stepwise import run_stepwise
 from onnxq.algorithms.weights import bias_correction as module
 from onnxq.algorithms.weights.bias_correction import _means, believed, correct_biases_in_order
 
@@ -141,7 +141,7 @@ def relayed(model, batches, change, stops=STOPS):
         seen[stop] = arrays
         return change(stop, arrays)
 
-    relay(model, stops, batches, one, threads=2)
+    run_stepwise(model, stops, batches, one, threads=2)
     return seen
 
 
