@@ -17,7 +17,7 @@ from onnxq.graph.operators import WEIGHTED
 
 
 @dataclass(frozen=True)
-class Alone:
+class SingleGroupModel:
     """Attributes:
     model: the changed copy.
     seeds: its nodes that the change begins with; nodes that they do not reach compute what they did.
@@ -27,7 +27,7 @@ class Alone:
     seeds: tuple[ir.Node, ...]
 
 
-def quantize_alone(draft: Draft, group: Group) -> Alone:
+def quantize_alone(draft: Draft, group: Group) -> SingleGroupModel:
     """``draft.exact`` with the edges of ``group`` rounded to its grid.
 
     Weights are those of ``draft.model``, and the biases that make up for them come along. Activations are
@@ -37,8 +37,10 @@ def quantize_alone(draft: Draft, group: Group) -> Alone:
     points = [point for point in draft.plan.points if point.group == group.name]
     nodes = {node.name or "": node for node in all_nodes(copy)}
     if group.constant:
-        return Alone(copy, tuple(_round_weights(copy, draft, group, points, nodes)))
-    return Alone(copy, tuple(_round_activations(copy, draft.plan.params[group.name], points, nodes)))
+        return SingleGroupModel(copy, tuple(_round_weights(copy, draft, group, points, nodes)))
+    return SingleGroupModel(
+        copy, tuple(_round_activations(copy, draft.plan.params[group.name], points, nodes))
+    )
 
 
 def _round_weights(
