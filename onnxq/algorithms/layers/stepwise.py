@@ -31,7 +31,7 @@ def run_stepwise(
     """Run ``model`` on ``batches``, as far as the last stop.
 
     Args:
-        model: one whose parts can run alone (`onnxq.algorithms.layers.subgraphs.can_be_cut`).
+        model: one whose parts can run alone (`onnxq.algorithms.layers.subgraphs.is_partitionable`).
         stops: tensors that nodes of it give.
         batches: what it is run on.
         change: called at each stop, in the order of the nodes.

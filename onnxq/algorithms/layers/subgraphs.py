@@ -25,7 +25,7 @@ _FED = frozenset(
 
 
 @dataclass(frozen=True)
-class Part:
+class Subgraph:
     """A model of its own.
 
     Attributes:
@@ -39,14 +39,14 @@ class Part:
     gives: tuple[str, ...]
 
 
-def rest_of(model: ir.Model, start: int) -> Part | None:
+def rest_of(model: ir.Model, start: int) -> Subgraph | None:
     """The nodes of ``model`` from position ``start`` on; None if there are none."""
     nodes = set(list(model.graph)[start:])
     outputs = [value for value in model.graph.outputs if value.producer() in nodes]
     return _part(model, nodes, outputs) if nodes else None
 
 
-def piece_before(model: ir.Model, seeds: Iterable[ir.Node], rest: Part | None) -> Part:
+def piece_before(model: ir.Model, seeds: Iterable[ir.Node], rest: Subgraph | None) -> Subgraph:
     """What of ``model`` depends on the nodes ``seeds`` and comes before ``rest``.
 
     It gives what ``rest`` reads of it, and its share of the outputs of ``model``.
@@ -59,14 +59,14 @@ def piece_before(model: ir.Model, seeds: Iterable[ir.Node], rest: Part | None) -
     return _part(model, nodes, list(dict.fromkeys((*given, *outputs))))
 
 
-def whole(model: ir.Model) -> Part:
+def whole(model: ir.Model) -> Subgraph:
     """All of ``model``."""
     graph = model.graph
     feeds = tuple(value.name or "" for value in graph.inputs if value.name not in graph.initializers)
-    return Part(model, feeds, tuple(dict.fromkeys(value.name or "" for value in graph.outputs)))
+    return Subgraph(model, feeds, tuple(dict.fromkeys(value.name or "" for value in graph.outputs)))
 
 
-def can_be_cut(model: ir.Model) -> bool:
+def is_partitionable(model: ir.Model) -> bool:
     """Whether parts of ``model`` can run alone.
 
     Not with control flow, whose bodies read tensors from outside; and not if a tensor between two nodes is
@@ -88,12 +88,12 @@ def _reached(seeds: Iterable[ir.Node]) -> set[ir.Node]:
     return found
 
 
-def _part(model: ir.Model, nodes: Collection[ir.Node], outputs: list[ir.Value]) -> Part:
+def _part(model: ir.Model, nodes: Collection[ir.Node], outputs: list[ir.Value]) -> Subgraph:
     border = _border(model.graph, nodes)
     graph = ir.convenience.extract(model.graph, border, outputs)
     functions = [function.clone() for function in model.functions.values()]
     whole = ir.Model(graph, ir_version=model.ir_version, functions=functions)
-    return Part(whole, tuple(v.name or "" for v in border), tuple(v.name or "" for v in outputs))
+    return Subgraph(whole, tuple(v.name or "" for v in border), tuple(v.name or "" for v in outputs))
 
 
 def _border(graph: ir.Graph, nodes: Collection[ir.Node]) -> list[ir.Value]:

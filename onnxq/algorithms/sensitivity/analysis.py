@@ -17,7 +17,7 @@ from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 from onnxq.algorithms.context import Arrays, Workbench
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.layers.subgraphs import Part
+from onnxq.algorithms.layers.subgraphs import Subgraph
 from onnxq.algorithms.sensitivity.stages import Stage, stages
 from onnxq.core.plan import GRAPH_OUTPUT, Group
 from onnxq.verify.accuracy import Quality, outcome
@@ -185,5 +185,5 @@ def _run_stage(
         yield piece.group, list(islice(changed, len(samples)))
 
 
-def _fed(sample: Sample, part: Part, known: Arrays) -> Sample:
+def _fed(sample: Sample, part: Subgraph, known: Arrays) -> Sample:
     return replace(sample, feeds={name: known[name] for name in part.feeds})

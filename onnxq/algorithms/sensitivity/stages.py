@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.layers.subgraphs import Part, can_be_cut, piece_before, rest_of, whole
+from onnxq.algorithms.layers.subgraphs import Subgraph, is_partitionable, piece_before, rest_of, whole
 from onnxq.algorithms.sensitivity.single_group import biases_with, quantize_alone
 from onnxq.core.plan import GRAPH_OUTPUT, Group, QuantPoint
 
@@ -28,7 +28,7 @@ class Piece:
     """
 
     group: Group
-    part: Part
+    part: Subgraph
     outputs: Mapping[int, str]
 
 
@@ -41,7 +41,7 @@ class Stage:
     """
 
     pieces: tuple[Piece, ...]
-    rest: Part | None
+    rest: Subgraph | None
     outputs: Mapping[int, str]
 
     @property
@@ -53,7 +53,7 @@ class Stage:
 
 def stages(draft: Draft, groups: Iterable[Group]) -> Iterator[Stage]:
     """The ``groups`` of ``draft.plan``, in stages; models that cannot be cut are one, of whole models."""
-    cuttable = can_be_cut(draft.reference)
+    cuttable = is_partitionable(draft.reference)
     ends: dict[int, list[Group]] = {}
     places = _Places(draft)
     for group in groups:
@@ -64,13 +64,13 @@ def stages(draft: Draft, groups: Iterable[Group]) -> Iterator[Stage]:
         yield Stage(pieces, rest, _outputs(draft.reference, rest))
 
 
-def _piece(draft: Draft, group: Group, rest: Part | None, *, cuttable: bool) -> Piece:
+def _piece(draft: Draft, group: Group, rest: Subgraph | None, *, cuttable: bool) -> Piece:
     alone = quantize_alone(draft, group)
     part = piece_before(alone.model, alone.seeds, rest) if cuttable else whole(alone.model)
     return Piece(group, part, _outputs(alone.model, part))
 
 
-def _outputs(model: ir.Model, part: Part | None) -> Mapping[int, str]:
+def _outputs(model: ir.Model, part: Subgraph | None) -> Mapping[int, str]:
     """The outputs of ``model`` that ``part`` gives."""
     gives = set(part.gives) if part else set()
     return {i: v.name or "" for i, v in enumerate(model.graph.outputs) if v.name in gives}

@@ -29,7 +29,7 @@ from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import Bias, bias_of, with_biases
 from onnxq.algorithms.layers.matrices import Layer, channel_axis, layers, matrices, weights_of
 from onnxq.algorithms.layers.stepwise import Array, run_stepwise
-from onnxq.algorithms.layers.subgraphs import can_be_cut
+from onnxq.algorithms.layers.subgraphs import is_partitionable
 from onnxq.core.numerics import dequantize, quantize
 from onnxq.graph.nodes import ints_attribute
 
@@ -85,7 +85,7 @@ FEWEST = 8
 def correct_biases_in_order(draft: Draft, context: Workbench) -> Draft | None:
     """Give every layer that has a place for it the bias with which its output has the float model's mean."""
     quantized, found = draft.quantized(), _places(draft)
-    if not found or not can_be_cut(quantized):
+    if not found or not is_partitionable(quantized):
         return None
     corrected: list[Bias] = []
     batches, wanted = _float_means(draft, found, context)

@@ -28,7 +28,7 @@ from onnxq.algorithms.layers.biases import BiasAndActivation, bias_and_activatio
 from onnxq.algorithms.layers.im2col import finite, im2col_rows
 from onnxq.algorithms.layers.matrices import Layer, matrices, weights, weights_of, with_own_weights
 from onnxq.algorithms.layers.stepwise import Array, iterate_steps
-from onnxq.algorithms.layers.subgraphs import can_be_cut
+from onnxq.algorithms.layers.subgraphs import is_partitionable
 from onnxq.algorithms.weights.bias_correction import correct_biases
 from onnxq.algorithms.weights.gptq import Grid, grid_of_weights, round_columns, round_weights, settle
 from onnxq.algorithms.weights.hessian import MOST_BYTES, moments_of
@@ -90,7 +90,7 @@ def round_well(draft: Draft, context: Workbench) -> Draft | None:
 def round_in_order(draft: Draft, context: Workbench) -> Draft | None:
     """``draft`` with weights of few bits, and their biases, chosen one layer after the other."""
     found, quantized = _few(draft), draft.quantized()
-    if not found or not (can_be_cut(draft.reference) and can_be_cut(quantized)):
+    if not found or not (is_partitionable(draft.reference) and is_partitionable(quantized)):
         return None
     batches = _batches(draft, found, context)
     if not batches:
