@@ -50,7 +50,7 @@ _Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
-class Moments:
+class SecondMoments:
     """Of one layer's rows.
 
     Attributes:
@@ -72,7 +72,7 @@ class Moments:
         return np.asarray(self.covariance + self.mean[:, :, None] * self.mean[:, None, :])
 
     @property
-    def expected(self) -> Doubles:
+    def damped(self) -> Doubles:
         """``E[x x^T]`` as it may be expected of other rows, positive definite."""
         covariance, size = self.covariance.astype(np.float64), self.covariance.shape[-1]
         middle = np.trace(covariance, axis1=1, axis2=2) / size
@@ -86,7 +86,7 @@ class Moments:
 
 def gather_moments(
     model: ir.Model, layers: Sequence[Layer], context: Workbench
-) -> Iterator[list[tuple[Layer, Moments]]]:
+) -> Iterator[list[tuple[Layer, SecondMoments]]]:
     """The moments of ``layers``, in their order; as many at a time as there is memory for."""
     for part in in_parts(layers, _bytes, MOST_BYTES):
         yield _together(model, part, context)
@@ -121,7 +121,9 @@ def out_of_blocks(blocks: NDArray[_Number], inputs: int) -> NDArray[_Number]:
     return np.asarray(joined.reshape(-1, count, number * width)[:, :, :inputs])
 
 
-def _together(model: ir.Model, layers: Sequence[Layer], context: Workbench) -> list[tuple[Layer, Moments]]:
+def _together(
+    model: ir.Model, layers: Sequence[Layer], context: Workbench
+) -> list[tuple[Layer, SecondMoments]]:
     nodes = {node.name: node for node in model.graph}
     samples = max(1, sum(batch.count for batch in context.fit))
     limits = [max(FEWEST, ROWS * layer.shape[2] // samples) for layer in layers]
@@ -143,7 +145,7 @@ def _rows(
     return [np.ascontiguousarray(finite(rows).transpose(1, 0, 2)) for rows in found]
 
 
-def moments_of(parts: Iterable[Floats]) -> Moments:
+def moments_of(parts: Iterable[Floats]) -> SecondMoments:
     """Of the rows of some batches, ``[G, n, K]`` each."""
     parts = list(parts)
     total = _Sums(parts[0].shape[0], parts[0].shape[2], parts[0].shape[2], len(parts))
@@ -174,7 +176,7 @@ class _Sums:
         if len(self._waiting) == self._together:
             self._fold()
 
-    def moments(self) -> Moments:
+    def moments(self) -> SecondMoments:
         """Of all of them."""
         if self._waiting:
             self._fold()
@@ -189,7 +191,7 @@ class _Sums:
         differing -= 2 * away * (self._moves / count - away)
         free = count**2 / np.square(counts, dtype=np.float64).sum() - 1  # units, less one, if all are alike
         doubt = np.maximum(differing, 0) / free if len(counts) > 1 else np.full(len(second), np.nan)
-        return Moments(covariance.astype(np.float32), origin + offset, doubt, rows)
+        return SecondMoments(covariance.astype(np.float32), origin + offset, doubt, rows)
 
     def _fold(self) -> None:
         """One more unit."""

@@ -202,7 +202,7 @@ class Rows:
     @cached_property
     def expected(self) -> Doubles:
         """``E[q q^T]`` of what is given, as it may be expected of other samples: ``[G, K, K]``."""
-        return moments_of(np.split(self.given, np.cumsum(self.counts)[:-1], axis=1)).expected
+        return moments_of(np.split(self.given, np.cumsum(self.counts)[:-1], axis=1)).damped
 
 
 def _rows(

@@ -158,7 +158,7 @@ def output_errors(draft, other, context):
         off = (matrices(node, stored) - matrices(node, weights_of(node))).astype(np.float64)
         (found,) = next(hessian.gather_moments(draft.exact, [layer], context))
         if found[1].mean.shape[1] == layer.shape[2]:
-            errors[layer.name] = output_error(off, found[1].expected).sum()
+            errors[layer.name] = output_error(off, found[1].damped).sum()
     return errors
 
 

@@ -144,9 +144,9 @@ def test_a_batch_without_rows_is_passed_over():
     parts = batches(5, 8, 6)
     empty = parts[0][:, :0]
     found, expected = moments_of([empty, *parts, empty]), moments_of(parts)
-    np.testing.assert_array_equal(found.expected, expected.expected)
+    np.testing.assert_array_equal(found.damped, expected.damped)
     assert moments_of([empty]).rows == 0
-    np.linalg.cholesky(moments_of([empty]).expected)
+    np.linalg.cholesky(moments_of([empty]).damped)
 
 
 @pytest.mark.parametrize("count", [4, 12, 50])
@@ -154,13 +154,13 @@ def test_a_batch_without_rows_is_passed_over():
 def test_it_is_closer_to_the_truth_than_what_was_seen(count, own):
     found = moments_of(batches(count, 5, 20, own=own, mean=1.0))
     truth = 1 + (1 + own**2) * np.eye(20)
-    assert (squared(found.expected - truth) < squared(found.second - truth)).all()
+    assert (squared(found.damped - truth) < squared(found.second - truth)).all()
 
 
 def test_many_samples_are_believed():
     parts = batches(2000, 5, 4)
     found = moments_of([part * np.float32([1, 2, 3, 4]) for part in parts])
-    np.testing.assert_allclose(found.expected, found.second, rtol=0.02, atol=0.1)
+    np.testing.assert_allclose(found.damped, found.second, rtol=0.02, atol=0.1)
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e3])
@@ -177,7 +177,7 @@ def test_it_is_always_positive_definite(kind, scale, count, mean):
         elif kind == "all alike":
             part[:] = part[:1, :1, :1]
         part *= np.float32(scale)
-    found = moments_of(parts).expected
+    found = moments_of(parts).damped
     values = np.linalg.eigvalsh(found)
     assert np.isfinite(found).all()
     assert (values > 1e-7 * values.max(axis=1, keepdims=True)).all()
