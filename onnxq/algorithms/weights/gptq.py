@@ -41,7 +41,7 @@ BLOCK = 64
 """Columns whose errors are carried to those behind them in one product of matrices."""
 
 
-def round_weights(draft: Draft, context: Workbench) -> Draft | None:
+def gptq(draft: Draft, context: Workbench) -> Draft | None:
     """Round the weights of every layer of ``draft`` by the second moments of its inputs."""
     nodes = {node.name: node for node in draft.reference.graph}
     able = with_own_weights(draft.reference, draft.plan)
@@ -71,23 +71,23 @@ def _rounded(node: ir.Node, layer: Layer, moments: SecondMoments, draft: Draft) 
 
     exact, grid = blocks(values), grid_of_weights(params, spec, values.shape, blocks)
     nearest = blocks(dequantize(quantize(values, params, spec), params, spec))
-    rounded = round_columns(exact, second, grid)
+    rounded = gptq_columns(exact, second, grid)
     better = output_error(rounded - exact, second) < output_error(nearest - exact, second)
     chosen = out_of_blocks(np.where(better[:, :, None], rounded, nearest), layer.shape[2])
     return weights(node, chosen.astype(np.float32), values.shape)
 
 
 @dataclass(frozen=True)
-class Grid:
+class WeightGrid:
     """Where weights may lie: ``level * scale`` for whole levels between two limits; all ``[G, O, K]``."""
 
     scale: Doubles
     lowest: Doubles
     highest: Doubles
 
-    def of(self, part: tuple[slice, slice]) -> Grid:
+    def of(self, part: tuple[slice, slice]) -> WeightGrid:
         """That of some groups, and some of their outputs."""
-        return Grid(self.scale[part], self.lowest[part], self.highest[part])
+        return WeightGrid(self.scale[part], self.lowest[part], self.highest[part])
 
     def nearest(self, values: Doubles, column: Columns) -> Doubles:
         """``values [G, O]`` of one column, each on its grid."""
@@ -101,14 +101,14 @@ def grid_of_weights(
     spec: QuantSpec,
     shape: tuple[int, ...],
     blocks: Callable[[NDArray[np.generic]], Doubles],
-) -> Grid:
+) -> WeightGrid:
     """The grid of weights of this ``shape``, in the form that ``blocks`` gives them."""
     scale, middle = (
         blocks(np.broadcast_to(spread(part, spec, shape), shape))
         for part in (params.scale, params.zero_point.astype(np.float64))
     )
     lowest, highest = spec.limits
-    return Grid(np.where(scale == 0, 1.0, scale), lowest - middle, highest - middle)  # 0: filled up
+    return WeightGrid(np.where(scale == 0, 1.0, scale), lowest - middle, highest - middle)  # 0: filled up
 
 
 def output_error(errors: Doubles, second: Doubles) -> Doubles:
@@ -116,7 +116,7 @@ def output_error(errors: Doubles, second: Doubles) -> Doubles:
     return np.asarray(((errors @ second) * errors).sum(axis=2))
 
 
-def round_columns(exact: Doubles, second: Doubles, grid: Grid) -> Doubles:
+def gptq_columns(exact: Doubles, second: Doubles, grid: WeightGrid) -> Doubles:
     """``exact [G, O, K]`` on the grid, with little ``tr(E H E^T)`` for ``second`` = H, positive definite.
 
     Columns that count most, with the largest diagonal of H, come first, while most others can still make up
@@ -150,7 +150,9 @@ def _upper(second: Doubles) -> Doubles:
     return np.array(np.linalg.cholesky(second[:, ::-1, ::-1])[:, ::-1, ::-1], np.float64)
 
 
-def settle(wanted: Doubles, rounded: Doubles, second: Doubles, grid: Grid, rounds: int = 1) -> Doubles:
+def coordinate_descent(
+    wanted: Doubles, rounded: Doubles, second: Doubles, grid: WeightGrid, rounds: int = 1
+) -> Doubles:
     """``rounded`` with less ``e H e^T`` for the errors e of each row; never with more.
 
     Every column in turn takes the level that is best with all others as they are: coordinate descent.
@@ -167,7 +169,7 @@ def settle(wanted: Doubles, rounded: Doubles, second: Doubles, grid: Grid, round
     for start in list(range(0, columns, BLOCK)) * rounds:
         part = slice(start, min(start + BLOCK, columns))
         before = best[:, :, part].copy()
-        _settle_block(best, pull, second, grid, part)
+        _descend_block(best, pull, second, grid, part)
         moved = best[:, :, part] - before
         here = pull[:, :, part].copy()
         pull -= moved @ second[:, part]
@@ -175,7 +177,7 @@ def settle(wanted: Doubles, rounded: Doubles, second: Doubles, grid: Grid, round
     return np.asarray(best)
 
 
-def _settle_block(best: Doubles, pull: Doubles, second: Doubles, grid: Grid, part: slice) -> None:
+def _descend_block(best: Doubles, pull: Doubles, second: Doubles, grid: WeightGrid, part: slice) -> None:
     """Change neighbouring columns of ``best``; ``pull`` follows in these columns alone."""
     for k in range(part.start, part.stop):
         curvature = second[:, k, k, None]

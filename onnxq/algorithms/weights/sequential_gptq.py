@@ -30,7 +30,7 @@ from onnxq.algorithms.layers.matrices import Layer, matrices, weights, weights_o
 from onnxq.algorithms.layers.stepwise import Array, iterate_steps
 from onnxq.algorithms.layers.subgraphs import is_partitionable
 from onnxq.algorithms.weights.bias_correction import correct_biases
-from onnxq.algorithms.weights.gptq import Grid, grid_of_weights, round_columns, round_weights, settle
+from onnxq.algorithms.weights.gptq import WeightGrid, coordinate_descent, gptq, gptq_columns, grid_of_weights
 from onnxq.algorithms.weights.hessian import MOST_BYTES, moments_of
 from onnxq.core.numerics import dequantize
 from onnxq.core.plan import QuantSpec
@@ -42,7 +42,7 @@ Part = tuple[slice, slice]
 """Some groups, and some of their outputs, of ``[G, O, K]``."""
 
 FEW_LEVELS = 32
-"""With as many levels as that, rounding errors hardly need more than `round_weights`, which is faster."""
+"""With as many levels as that, rounding errors hardly need more than `gptq`, which is faster."""
 
 WAYS = (0.0, 0.5, 1.0)
 """How much of the change that makes up for the layers before is wanted: what serves the layer best on rows to
@@ -79,7 +79,7 @@ CHECK_EVERY = 5
 
 def round_well(draft: Draft, context: Workbench) -> Draft | None:
     """``draft`` with weights rounded by second moments; those of few bits in order, if that is closer."""
-    rounded = round_weights(draft, context)
+    rounded = gptq(draft, context)
     if rounded is None:
         return None
     plain = correct_biases(rounded, context) or rounded
@@ -257,7 +257,7 @@ def _best_way(
     end: BiasAndActivation,
     rows: Callable[[Iterable[int]], Rows],
     count: int,
-    grid: Grid,
+    grid: WeightGrid,
     threads: int,
 ) -> float:
     """The one of `WAYS` with the least error on batches that it was not found on."""
@@ -274,7 +274,7 @@ def _doubles(node: ir.Node, weight: NDArray[np.generic]) -> Doubles:
 
 
 def rounded_for(
-    exact: Doubles, rows: Rows, grid: Grid, ways: Sequence[float], threads: int = 1
+    exact: Doubles, rows: Rows, grid: WeightGrid, ways: Sequence[float], threads: int = 1
 ) -> list[Doubles]:
     """``exact [G, O, K]`` on the grid, so that on what is given it makes about what was to be made.
 
@@ -293,7 +293,9 @@ def rounded_for(
             change = np.linalg.solve(steep[part[0]], (exact[part] @ cross[part[0]]).transpose(0, 2, 1))
             here, there = safe[part[0]], grid.of(part)
             every = [exact[part] + way * change.transpose(0, 2, 1) for way in ways]
-            return [settle(wanted, round_columns(wanted, here, there), here, there) for wanted in every]
+            return [
+                coordinate_descent(wanted, gptq_columns(wanted, here, there), here, there) for wanted in every
+            ]
 
         parts = list(_parts(exact.shape))
         rounded = [np.empty_like(exact) for _ in ways]

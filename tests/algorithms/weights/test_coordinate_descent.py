@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from benches import damped
 
-from onnxq.algorithms.weights.gptq import BLOCK, Grid, output_error, round_columns, settle
+from onnxq.algorithms.weights.gptq import BLOCK, WeightGrid, coordinate_descent, gptq_columns, output_error
 
 
 def scene(groups, outputs, inputs, scale=0.3, seed=0):
@@ -17,7 +17,7 @@ def scene(groups, outputs, inputs, scale=0.3, seed=0):
     rows += 0.3 * rng.normal(size=rows.shape)
     second = rows.transpose(0, 2, 1) @ rows / rows.shape[1]
     full = np.ones_like(exact)
-    return exact, damped(second), Grid(scale * full, -8 * full, 7 * full)
+    return exact, damped(second), WeightGrid(scale * full, -8 * full, 7 * full)
 
 
 def nearest(exact, grid):
@@ -27,9 +27,9 @@ def nearest(exact, grid):
 @pytest.mark.parametrize("shape", [(1, 5, 7), (6, 1, 9), (2, 4, BLOCK), (1, 3, 2 * BLOCK + 5)], ids=str)
 def test_no_row_gets_worse_and_all_together_better(shape):
     exact, second, grid = scene(*shape)
-    for rounded, share in ((nearest(exact, grid), 0.95), (round_columns(exact, second, grid), 1)):
+    for rounded, share in ((nearest(exact, grid), 0.95), (gptq_columns(exact, second, grid), 1)):
         before = output_error(exact - rounded, second)
-        after = output_error(exact - settle(exact, rounded, second, grid), second)
+        after = output_error(exact - coordinate_descent(exact, rounded, second, grid), second)
         assert (after <= before + 1e-12).all()
         assert after.sum() <= share * before.sum()
 
@@ -37,7 +37,7 @@ def test_no_row_gets_worse_and_all_together_better(shape):
 @pytest.mark.parametrize("inputs", [9, BLOCK + 3])
 def test_in_the_end_no_single_step_makes_it_better(inputs):
     exact, second, grid = scene(1, 4, inputs)
-    settled = settle(exact, nearest(exact, grid), second, grid, rounds=50)
+    settled = coordinate_descent(exact, nearest(exact, grid), second, grid, rounds=50)
     least = output_error(exact - settled, second)
     for column, step in product(range(inputs), (-1, 1)):
         moved = settled.copy()
@@ -50,7 +50,7 @@ def test_it_stays_on_the_grid_and_changes_no_argument():
     exact, second, grid = scene(1, 6, 20)
     rounded = nearest(2 * exact, grid)
     before = rounded.copy()
-    settled = settle(2 * exact, rounded, second, grid) / grid.scale
+    settled = coordinate_descent(2 * exact, rounded, second, grid) / grid.scale
     levels = np.rint(settled)
     np.testing.assert_allclose(levels, settled, atol=1e-9)
     assert levels.min() >= -8
@@ -61,12 +61,12 @@ def test_it_stays_on_the_grid_and_changes_no_argument():
 def test_weights_on_the_grid_stay():
     exact, second, grid = scene(1, 3, 12)
     placed = nearest(exact, grid)
-    assert np.array_equal(settle(placed, placed, second, grid), placed)
+    assert np.array_equal(coordinate_descent(placed, placed, second, grid), placed)
 
 
 def test_inputs_that_know_nothing_of_each_other_are_rounded_to_nearest():
     exact, _, grid = scene(1, 4, 10)
     second = np.diag(np.arange(1.0, 11.0))[None]
     np.testing.assert_allclose(
-        settle(exact, np.zeros_like(exact), second, grid), nearest(exact, grid), atol=1e-12
+        coordinate_descent(exact, np.zeros_like(exact), second, grid), nearest(exact, grid), atol=1e-12
     )

@@ -8,7 +8,7 @@ from benches import CHAIN, bench_for, damped
 
 from onnxq.algorithms.layers.matrices import layers, matrices, weights_of
 from onnxq.algorithms.weights import hessian
-from onnxq.algorithms.weights.gptq import BLOCK, Grid, output_error, round_columns, round_weights
+from onnxq.algorithms.weights.gptq import BLOCK, WeightGrid, gptq, gptq_columns, output_error
 from onnxq.core.numerics import dequantize, quantize
 
 MATRIX = """g (float[N,16,24] x) => (float[N,16,6] y) <float[24,40] w1, float[40] b1, float[40,6] w2>
@@ -35,7 +35,7 @@ def grid_for(exact, bits, symmetric=True):
     scale = np.maximum(-low, high) / (levels // 2) if symmetric else (high - low) / levels
     lowest = np.full(scale.shape, -(levels // 2)) if symmetric else np.rint(low / scale)
     highest = np.full(scale.shape, levels // 2) if symmetric else lowest + levels
-    return Grid(*(np.broadcast_to(part, exact.shape) for part in (scale, lowest, highest)))
+    return WeightGrid(*(np.broadcast_to(part, exact.shape) for part in (scale, lowest, highest)))
 
 
 def normal(*shape, seed=1):
@@ -61,7 +61,7 @@ def assert_on(grid, rounded):
 def test_outputs_change_less_than_by_rounding_to_nearest(groups, rows, inputs, bits, symmetric):
     exact, second = normal(groups, rows, inputs), correlated(groups, inputs)
     grid = grid_for(exact, bits, symmetric)
-    rounded = round_columns(exact, damped(second), grid)
+    rounded = gptq_columns(exact, damped(second), grid)
     assert_on(grid, rounded)
     error = output_error(rounded - exact, second).sum()
     assert error < 0.9 * output_error(nearest(exact, grid) - exact, second).sum()
@@ -72,8 +72,8 @@ def test_the_error_is_within_the_bound_that_the_factors_give(inputs):
     """No more than ``scale^2 / 4 * sum of R_kk^2``, where no limit is met; R_kk^2 by inverting what is behind k."""
     exact, second = normal(1, 6, inputs), damped(correlated(1, inputs))
     free = np.full(exact.shape, np.inf)
-    grid = Grid(np.full(exact.shape, 0.3), -free, free)
-    error = output_error(round_columns(exact, second, grid) - exact, second)
+    grid = WeightGrid(np.full(exact.shape, 0.3), -free, free)
+    error = output_error(gptq_columns(exact, second, grid) - exact, second)
     order = np.argsort(-np.diagonal(second[0]), kind="stable")
     sorted_ = second[0][np.ix_(order, order)]
     factors = [1 / np.linalg.inv(sorted_[k:, k:])[0, 0] for k in range(inputs)]
@@ -84,20 +84,20 @@ def test_of_inputs_that_have_nothing_to_do_with_each_other_each_goes_to_nearest(
     exact = normal(2, 4, 70)
     grid = grid_for(exact, 4)
     second = np.stack([np.diag(np.random.default_rng(i).uniform(0.5, 2, 70)) for i in range(2)])
-    assert np.array_equal(round_columns(exact, second, grid), nearest(exact, grid))
+    assert np.array_equal(gptq_columns(exact, second, grid), nearest(exact, grid))
 
 
 def test_one_input_goes_to_nearest():
     exact = normal(5, 3, 1)
     grid = replace(grid_for(exact, 3), scale=np.full(exact.shape, 0.4))
-    assert np.array_equal(round_columns(exact, damped(correlated(5, 1)), grid), nearest(exact, grid))
+    assert np.array_equal(gptq_columns(exact, damped(correlated(5, 1)), grid), nearest(exact, grid))
 
 
 def test_weights_on_the_grid_stay_there():
     exact = normal(2, 4, 20)
     grid = grid_for(exact, 4)
     placed = nearest(exact, grid)
-    assert np.array_equal(round_columns(placed, damped(correlated(2, 20)), grid), placed)
+    assert np.array_equal(gptq_columns(placed, damped(correlated(2, 20)), grid), placed)
 
 
 def dead(second):
@@ -120,7 +120,7 @@ SINGULAR = {
 def test_singular_moments_are_no_obstacle(second):
     exact = normal(2, 5, 12)
     grid = grid_for(exact, 4)
-    rounded = round_columns(exact, damped(second), grid)
+    rounded = gptq_columns(exact, damped(second), grid)
     assert_on(grid, rounded)
     unrounded = output_error(nearest(exact, grid) - exact, second).sum()
     assert output_error(rounded - exact, second).sum() <= unrounded
@@ -129,7 +129,7 @@ def test_singular_moments_are_no_obstacle(second):
 def test_dead_inputs_go_to_nearest_and_change_nothing():
     exact, second = normal(2, 5, 12), dead(correlated(2, 12))
     grid = grid_for(exact, 4)
-    rounded = round_columns(exact, damped(second), grid)
+    rounded = gptq_columns(exact, damped(second), grid)
     assert np.array_equal(rounded[:, :, 3:6], nearest(exact, grid)[:, :, 3:6])
 
 
@@ -166,21 +166,21 @@ def output_errors(draft, other, context):
 @pytest.mark.parametrize("bits", [3, 4])
 def test_a_model_with_few_bits_comes_closer_on_samples_it_was_not_fitted_on(text, bits):
     draft, context = bench_for(text, bits=bits, count=40, held=16)
-    rounded = round_weights(draft, context)
+    rounded = gptq(draft, context)
     assert context.error(rounded) < context.error(draft)
 
 
 @pytest.mark.parametrize("weight", ["int4", "uint4"])
 def test_types_of_4_bits_come_closer(weight):
     draft, context = bench_for(MATRIX, count=40, held=16, weight=weight)
-    assert context.error(round_weights(draft, context)) < 0.9 * context.error(draft)
+    assert context.error(gptq(draft, context)) < 0.9 * context.error(draft)
 
 
 @pytest.mark.parametrize("text", [CHAIN, MATRIX, GROUPED], ids=["chain", "matrix", "grouped"])
 @pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 4, "per_tensor": True}, {}], ids=str)
 def test_weights_lie_on_their_grid_and_no_layer_is_worse(text, options):
     draft, context = bench_for(text, **options)
-    rounded = round_weights(draft, context)
+    rounded = gptq(draft, context)
     found = changed(draft, rounded)
     able = {layer.weight.tensor: layer for layer in layers(draft.reference, draft.plan)}
     assert found.keys() == able.keys()
@@ -200,7 +200,7 @@ def test_nothing_it_was_given_is_changed_and_it_is_deterministic():
     weights = {
         name: value.const_value.numpy().copy() for name, value in draft.reference.graph.initializers.items()
     }
-    first, second = round_weights(draft, context), round_weights(draft, replace(context, threads=3))
+    first, second = gptq(draft, context), gptq(draft, replace(context, threads=3))
     assert first.reference is draft.reference
     assert not changed(first, second)
     assert all(
@@ -213,17 +213,17 @@ def test_weights_that_two_layers_share_are_left_alone():
     text = """g (float[N,8] x) => (float[N,3] y) <float[8,8] w, float[8,3] v>
     { a = MatMul (x, w)  r = Relu (a)  b = MatMul (r, w)  y = MatMul (b, v) }"""
     draft, context = bench_for(text, bits=4)
-    assert changed(draft, round_weights(draft, context)).keys() == {"v"}
+    assert changed(draft, gptq(draft, context)).keys() == {"v"}
 
 
 def test_without_layers_there_is_nothing_to_do():
     draft, context = bench_for(MATRIX, exclude=("op:MatMul", "op:Gemm"))
-    assert round_weights(draft, context) is None
+    assert gptq(draft, context) is None
 
 
 def test_a_huge_layer_is_rounded_in_blocks_and_still_comes_closer(monkeypatch):
     draft, context = bench_for(bits=4, count=40, held=16)
-    whole = round_weights(draft, context)
+    whole = gptq(draft, context)
     limit = 4 * 72 * 24
     monkeypatch.setattr(hessian, "MOST_BYTES", limit)
     held = []
@@ -235,7 +235,7 @@ def test_a_huge_layer_is_rounded_in_blocks_and_still_comes_closer(monkeypatch):
             yield part
 
     monkeypatch.setattr("onnxq.algorithms.weights.gptq.gather_moments", watched)
-    rounded = round_weights(draft, context)
+    rounded = gptq(draft, context)
     assert max(held) <= 1.25 * limit
     assert changed(whole, rounded), "inputs of different blocks know nothing of each other"
     assert context.error(rounded) < 0.9 * context.error(draft)

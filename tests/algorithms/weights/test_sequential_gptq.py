@@ -11,7 +11,7 @@ from onnxq.algorithms.layers.biases import BiasAndActivation, bias_of
 from onnxq.algorithms.layers.matrices import layers
 from onnxq.algorithms.weights import sequential_gptq as module
 from onnxq.algorithms.weights.bias_correction import correct_biases
-from onnxq.algorithms.weights.gptq import Grid, round_weights
+from onnxq.algorithms.weights.gptq import WeightGrid, gptq
 from onnxq.algorithms.weights.sequential_gptq import Outputs, Rows, round_in_order, round_well, rounded_for
 from onnxq.core.numerics import dequantize, quantize
 
@@ -37,7 +37,7 @@ def changed(before, after):
 
 def test_the_model_comes_closer_than_by_moments_alone():
     draft, context = bench_for(CHAIN, bits=4, count=40, held=20)
-    plain = correct_biases(round_weights(draft, context), context)
+    plain = correct_biases(gptq(draft, context), context)
     ordered = round_in_order(plain, context)
     assert context.error(ordered) < context.error(plain)
 
@@ -76,7 +76,7 @@ def test_weights_lie_on_their_grid_and_nothing_but_they_and_biases_changes():
 def test_weights_of_more_bits_are_rounded_by_moments(options):
     draft, context = bench_for(**options)
     assert round_in_order(draft, context) is None
-    rounded, expected = constants(round_well(draft, context)), constants(round_weights(draft, context))
+    rounded, expected = constants(round_well(draft, context)), constants(gptq(draft, context))
     assert all(np.array_equal(rounded[name], expected[name]) for name in expected)
 
 
@@ -129,7 +129,7 @@ def test_few_batches_make_up_for_nothing():
 def test_the_whole_is_dropped_if_it_is_no_better_on_held_out_samples(monkeypatch):
     draft, context = bench_for(bits=4, count=20)
     monkeypatch.setattr(module, "round_in_order", lambda given, context: draft)
-    rounded, expected = constants(round_well(draft, context)), constants(round_weights(draft, context))
+    rounded, expected = constants(round_well(draft, context)), constants(gptq(draft, context))
     assert all(np.array_equal(rounded[name], expected[name]) for name in expected)
 
 
@@ -172,7 +172,7 @@ def task(groups, outputs, inputs, seed=0):
     return (
         exact,
         made(rows.astype(np.float32), 0.9 * rows.astype(np.float32)),
-        Grid(0.3 * full, -8 * full, 7 * full),
+        WeightGrid(0.3 * full, -8 * full, 7 * full),
     )
 
 
