@@ -17,7 +17,7 @@ from onnxq.algorithms.context import Workbench, make_context
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.weights.adaround import learn_rounding
 from onnxq.algorithms.weights.bias_correction import correct_biases, correct_biases_in_order
-from onnxq.algorithms.weights.sequential_gptq import round_well
+from onnxq.algorithms.weights.sequential_gptq import sequential_gptq
 from onnxq.algorithms.weights.soft_rounding import check_torch
 from onnxq.calibration.sample_split import Samples
 from onnxq.core.config import QuantConfig
@@ -41,7 +41,7 @@ CORRECTIONS: Mapping[str, Correction] = {
     "center": center,
     "equalize": equalize,
     "ranges": tighten_ranges,
-    "rounding": round_well,
+    "rounding": sequential_gptq,
     "adaround": learn_rounding,
     "full-bias": correct_biases_in_order,
 }

@@ -77,17 +77,17 @@ CHECK_EVERY = 5
 """Every so-manieth batch is not learned from when a way is chosen: its rows decide which."""
 
 
-def round_well(draft: Draft, context: Workbench) -> Draft | None:
+def sequential_gptq(draft: Draft, context: Workbench) -> Draft | None:
     """``draft`` with weights rounded by second moments; those of few bits in order, if that is closer."""
     rounded = gptq(draft, context)
     if rounded is None:
         return None
     plain = correct_biases(rounded, context) or rounded
-    ordered = round_in_order(plain, context)
+    ordered = round_sequentially(plain, context)
     return rounded if ordered is None or context.error(ordered) >= context.error(plain) else ordered
 
 
-def round_in_order(draft: Draft, context: Workbench) -> Draft | None:
+def round_sequentially(draft: Draft, context: Workbench) -> Draft | None:
     """``draft`` with weights of few bits, and their biases, chosen one layer after the other."""
     found, quantized = _few(draft), draft.quantized()
     if not found or not (is_partitionable(draft.reference) and is_partitionable(quantized)):
@@ -96,7 +96,9 @@ def round_in_order(draft: Draft, context: Workbench) -> Draft | None:
     if not batches:
         return None
     stops = _stops(quantized, found)
-    floats = _Floats(draft.reference, [layer.data.tensor for layer in found], batches, context.threads)
+    floats = _FloatActivations(
+        draft.reference, [layer.data.tensor for layer in found], batches, context.threads
+    )
     changed = draft
     for stop, arrays in iterate_steps(quantized, list(stops), batches, context.threads):
         for layer in stops[stop]:
@@ -161,7 +163,7 @@ def _batches(draft: Draft, found: Sequence[Layer], context: Workbench) -> list[S
     return [context.fit[runs[i][0]] for i in np.linspace(0, len(runs) - 1, count).round().astype(int)]
 
 
-class _Floats:
+class _FloatActivations:
     """The float model's tensors, asked for in the order of the graph."""
 
     def __init__(
@@ -244,7 +246,7 @@ def _solved(
     )
     end, before, every = bias_and_activation(node, layer), _doubles(node, exact), rows(range(count))
     way = _best_way(before, end, rows, count, grid, threads)
-    (after,) = rounded_for(before, every, grid, (way,), threads)
+    (after,) = rounded_columns(before, every, grid, (way,), threads)
     values = {layer.weight.tensor: weights(node, after.astype(np.float32), exact.shape)}
     if bias is not None:
         shift = Outputs(before, after, end, every).shift.astype(np.float64).reshape(-1)
@@ -265,7 +267,7 @@ def _best_way(
     if not check:
         return WAYS[0]
     learn, held = rows(i for i in range(count) if i not in check), rows(check)
-    tried = rounded_for(exact, learn, grid, WAYS, threads)
+    tried = rounded_columns(exact, learn, grid, WAYS, threads)
     return min(zip(WAYS, tried, strict=True), key=lambda one: Outputs(exact, one[1], end, held).error)[0]
 
 
@@ -273,7 +275,7 @@ def _doubles(node: ir.Node, weight: NDArray[np.generic]) -> Doubles:
     return matrices(node, weight).astype(np.float64)
 
 
-def rounded_for(
+def rounded_columns(
     exact: Doubles, rows: Rows, grid: WeightGrid, ways: Sequence[float], threads: int = 1
 ) -> list[Doubles]:
     """``exact [G, O, K]`` on the grid, so that on what is given it makes about what was to be made.

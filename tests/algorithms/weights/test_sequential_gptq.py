@@ -12,7 +12,13 @@ from onnxq.algorithms.layers.matrices import layers
 from onnxq.algorithms.weights import sequential_gptq as module
 from onnxq.algorithms.weights.bias_correction import correct_biases
 from onnxq.algorithms.weights.gptq import WeightGrid, gptq
-from onnxq.algorithms.weights.sequential_gptq import Outputs, Rows, round_in_order, round_well, rounded_for
+from onnxq.algorithms.weights.sequential_gptq import (
+    Outputs,
+    Rows,
+    round_sequentially,
+    rounded_columns,
+    sequential_gptq,
+)
 from onnxq.core.numerics import dequantize, quantize
 
 ROWS = """g (float[N,20,12] x) => (float[N,20,5] y)
@@ -38,7 +44,7 @@ def changed(before, after):
 def test_the_model_comes_closer_than_by_moments_alone():
     draft, context = bench_for(CHAIN, bits=4, count=40, held=20)
     plain = correct_biases(gptq(draft, context), context)
-    ordered = round_in_order(plain, context)
+    ordered = round_sequentially(plain, context)
     assert context.error(ordered) < context.error(plain)
 
 
@@ -50,13 +56,13 @@ def test_layers_that_read_the_same_integers_are_done_together():
         ["v"],
         ["w1", "w2"],
     ]
-    ordered = round_in_order(nearest, context)
+    ordered = round_sequentially(nearest, context)
     assert "v" in changed(nearest, ordered)
 
 
 def test_weights_lie_on_their_grid_and_nothing_but_they_and_biases_changes():
     draft, context = bench_for(bits=4, count=20)
-    ordered = round_in_order(draft, context)
+    ordered = round_sequentially(draft, context)
     weights = {layer.weight.tensor: layer for layer in layers(draft.reference, draft.plan)}
     places = (bias_of(draft.reference.graph.node(layer.name)) for layer in weights.values())
     biases = {bias.tensor for bias in places if bias is not None}
@@ -75,14 +81,14 @@ def test_weights_lie_on_their_grid_and_nothing_but_they_and_biases_changes():
 @pytest.mark.parametrize("options", [{}, {"bits": 6}], ids=["8 bits", "6 bits"])
 def test_weights_of_more_bits_are_rounded_by_moments(options):
     draft, context = bench_for(**options)
-    assert round_in_order(draft, context) is None
-    rounded, expected = constants(round_well(draft, context)), constants(gptq(draft, context))
+    assert round_sequentially(draft, context) is None
+    rounded, expected = constants(sequential_gptq(draft, context)), constants(gptq(draft, context))
     assert all(np.array_equal(rounded[name], expected[name]) for name in expected)
 
 
 def test_threads_change_no_bit():
     draft, context = bench_for(bits=4, count=20)
-    first, second = (constants(round_in_order(draft, replace(context, threads=n))) for n in (1, 3))
+    first, second = (constants(round_sequentially(draft, replace(context, threads=n))) for n in (1, 3))
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
@@ -96,7 +102,7 @@ def test_each_layer_sees_what_became_of_those_before(monkeypatch):
         return found(given, layer, exact, arrays, context)
 
     monkeypatch.setattr(module, "_rows", spy)
-    ordered = round_in_order(draft, context)
+    ordered = round_sequentially(draft, context)
     quantized = ordered.quantized()
     for stop, readers in module._stops(quantized, layers(draft.reference, draft.plan)).items():
         runs = context.watch(quantized, [stop], lambda _, arrays, stop=stop: arrays[stop])
@@ -116,7 +122,7 @@ def test_the_way_that_serves_other_batches_best_is_gone(monkeypatch, best):
         asked.append(list(batches))
         return rows
 
-    monkeypatch.setattr(module, "rounded_for", rounded)
+    monkeypatch.setattr(module, "rounded_columns", rounded)
     assert module._best_way(exact, open_end(1, 12), some, 7, grid, 1) == best
     assert asked == [[0, 1, 2, 3, 5, 6], [4]]
 
@@ -128,8 +134,8 @@ def test_few_batches_make_up_for_nothing():
 
 def test_the_whole_is_dropped_if_it_is_no_better_on_held_out_samples(monkeypatch):
     draft, context = bench_for(bits=4, count=20)
-    monkeypatch.setattr(module, "round_in_order", lambda given, context: draft)
-    rounded, expected = constants(round_well(draft, context)), constants(gptq(draft, context))
+    monkeypatch.setattr(module, "round_sequentially", lambda given, context: draft)
+    rounded, expected = constants(sequential_gptq(draft, context)), constants(gptq(draft, context))
     assert all(np.array_equal(rounded[name], expected[name]) for name in expected)
 
 
@@ -138,9 +144,9 @@ def test_batches_that_the_model_refuses_are_passed_over():
     bad = Sample("bad", {"x": np.zeros((1, 3, 6, 6), np.float32)})
     told = []
     mixed = replace(context, fit=[bad, *context.fit], on_bad=lambda error, count: told.append(count))
-    assert round_in_order(draft, mixed) is not None
+    assert round_sequentially(draft, mixed) is not None
     assert told == [1]
-    assert round_in_order(draft, replace(mixed, fit=[bad])) is None
+    assert round_sequentially(draft, replace(mixed, fit=[bad])) is None
 
 
 def test_memory_is_bounded(monkeypatch):
@@ -150,13 +156,13 @@ def test_memory_is_bounded(monkeypatch):
     assert len(names) == module.FEWEST
     assert (names[0], names[-1]) == (context.fit[0].name, context.fit[-1].name)
     monkeypatch.setattr(module, "MOST_BYTES", 1)
-    assert round_in_order(draft, context) is None
+    assert round_sequentially(draft, context) is None
 
 
 def test_models_that_cannot_be_cut_are_rounded_by_moments():
     draft, context = bench_for(BRANCH, feeds={"k": np.array(True)}, bits=4)
-    assert round_in_order(draft, context) is None
-    assert round_well(draft, context) is not None
+    assert round_sequentially(draft, context) is None
+    assert sequential_gptq(draft, context) is not None
 
 
 # --- One layer ------------------------------------------------------------------------------------
@@ -193,8 +199,8 @@ def missing(exact, rounded, rows):
 @pytest.mark.parametrize("shape", [(1, 12, 10), (6, 1, 9), (2, 5, 8)], ids=str)
 def test_weights_make_up_for_what_the_rows_have_lost(shape):
     exact, rows, grid = task(*shape)
-    blind, half, whole = rounded_for(exact, rows, grid, (0.0, 0.5, 1.0))
-    assert np.array_equal(blind, rounded_for(exact, made(rows.given, rows.given), grid, (1.0,))[0])
+    blind, half, whole = rounded_columns(exact, rows, grid, (0.0, 0.5, 1.0))
+    assert np.array_equal(blind, rounded_columns(exact, made(rows.given, rows.given), grid, (1.0,))[0])
     assert missing(exact, half, rows) < 0.9 * missing(exact, blind, rows)
     assert missing(exact, whole, rows) < 0.9 * missing(exact, blind, rows)
 
@@ -202,9 +208,9 @@ def test_weights_make_up_for_what_the_rows_have_lost(shape):
 @pytest.mark.parametrize("shape", [(1, 12, 10), (6, 1, 9), (5, 3, 4)], ids=str)
 def test_parts_are_rounded_as_the_whole(shape, monkeypatch):
     exact, rows, grid = task(*shape)
-    whole = rounded_for(exact, rows, grid, module.WAYS, threads=2)
+    whole = rounded_columns(exact, rows, grid, module.WAYS, threads=2)
     monkeypatch.setattr(module, "TOGETHER", 4)
-    np.testing.assert_allclose(rounded_for(exact, rows, grid, module.WAYS, threads=2), whole, atol=1e-9)
+    np.testing.assert_allclose(rounded_columns(exact, rows, grid, module.WAYS, threads=2), whole, atol=1e-9)
 
 
 # --- The bias -------------------------------------------------------------------------------------
@@ -213,7 +219,7 @@ def test_parts_are_rounded_as_the_whole(shape, monkeypatch):
 def cut(limits, seed=0):
     """Float and rounded weights, what is behind them, and rows."""
     exact, rows, grid = task(1, 40, 10, seed)
-    (rounded,) = rounded_for(exact, rows, grid, (0.0,))
+    (rounded,) = rounded_columns(exact, rows, grid, (0.0,))
     bias = np.random.default_rng(seed).normal(size=(1, 1, 40)).astype(np.float32)
     return exact, rounded, BiasAndActivation(bias, limits), rows
 
