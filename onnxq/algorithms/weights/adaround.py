@@ -29,7 +29,7 @@ from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import bias_and_activation, bias_of
 from onnxq.algorithms.layers.im2col import finite, im2col_rows
 from onnxq.algorithms.layers.matrices import Layer, in_parts, matrices, weights, weights_of, with_own_weights
-from onnxq.algorithms.weights.soft_rounding import Task, check_torch, learn
+from onnxq.algorithms.weights.soft_rounding import LayerProblem, check_torch, learn
 from onnxq.core.numerics import dequantize, quantize, spread
 
 Floats = NDArray[np.float32]
@@ -67,7 +67,7 @@ def learn_rounding(draft: Draft, context: Workbench) -> Draft | None:
     for part in in_parts(found, aim_bytes, AIM_BYTES):
         if clock.left <= 0:
             break
-        for layer, aim in zip(part, aims(draft.reference, part, context), strict=True):
+        for layer, aim in zip(part, float_outputs(draft.reference, part, context), strict=True):
             if clock.left > 0:
                 context.progress("AdaRound", found.index(layer), len(found))
                 changed = _with_learned(changed, layer, aim, clock.share(_cost(layer)), context)
@@ -76,7 +76,7 @@ def learn_rounding(draft: Draft, context: Workbench) -> Draft | None:
 
 def _with_learned(draft: Draft, layer: Layer, aim: Floats, seconds: float, context: Workbench) -> Draft:
     """``draft`` with what one layer learned, if it holds on rows that it was not learned from."""
-    fit, check = _halves(task(draft, layer, aim, context))
+    fit, check = _halves(layer_problem(draft, layer, aim, context))
     if check.rows.shape[1] == 0:
         return draft
     learned = learn(fit, seconds, context.seed, context.threads or processors())
@@ -114,7 +114,7 @@ def _cost(layer: Layer) -> float:
     return math.prod(layer.shape) + OVERHEAD
 
 
-def _halves(whole: Task) -> tuple[Task, Task]:
+def _halves(whole: LayerProblem) -> tuple[LayerProblem, LayerProblem]:
     """Rows to learn from, and rows to check with: whole stretches, because neighbours are alike."""
     count = whole.rows.shape[1]
     stretch = np.arange(count) * min(STRETCHES, count) // max(count, 1)
@@ -132,7 +132,7 @@ ROWS = 2**13
 ROW_BYTES = 2**26
 
 
-def aims(model: ir.Model, chosen: Sequence[Layer], context: Workbench) -> list[Floats]:
+def float_outputs(model: ir.Model, chosen: Sequence[Layer], context: Workbench) -> list[Floats]:
     """What some layers of the float ``model`` give, behind their Relu or Clip: ``[G, n, O]`` of each."""
     nodes = [model.graph.node(layer.name) for layer in chosen]
     transposed = [matrices(node, _weights(node)).transpose(0, 2, 1) for node in nodes]
@@ -159,7 +159,7 @@ def _most_rows(layer: Layer) -> int:
     return min(ROWS, ROW_BYTES // (4 * groups * (inputs + outputs)))
 
 
-def task(draft: Draft, layer: Layer, aim: Floats, context: Workbench) -> Task:
+def layer_problem(draft: Draft, layer: Layer, aim: Floats, context: Workbench) -> LayerProblem:
     """What one layer has to learn, with inputs from the layers before it as they are in ``draft``."""
     node, current = draft.reference.graph.node(layer.name), draft.model.graph.node(layer.name)
     params, spec = draft.plan.params[layer.weight.group], draft.plan.groups[layer.weight.group].spec
@@ -170,7 +170,7 @@ def task(draft: Draft, layer: Layer, aim: Floats, context: Workbench) -> Task:
 
     scale, middle = everywhere(params.scale), everywhere(params.zero_point)
     end = bias_and_activation(current, layer)
-    return Task(
+    return LayerProblem(
         exact=matrices(node, exact) / scale,
         levels=matrices(node, quantize(rounded, params, spec)) - middle,
         scale=np.ascontiguousarray(scale),

@@ -45,7 +45,7 @@ STRETCH = (-0.1, 1.1)
 
 
 @dataclass(frozen=True)
-class Task:
+class LayerProblem:
     """A layer whose weights are to be rounded. G groups of O outputs and K inputs, n rows.
 
     Attributes:
@@ -92,8 +92,8 @@ def check_torch() -> None:
         ) from error
 
 
-def learn(task: Task, seconds: float, seed: int, threads: int) -> Task:
-    """``task`` with levels, and a bias, that have less error on its rows; unchanged without error, or time.
+def learn(task: LayerProblem, seconds: float, seed: int, threads: int) -> LayerProblem:
+    """``layer_problem`` with levels, and a bias, that have less error on its rows; unchanged without error, or time.
 
     The same bits for the same seed and number of threads, as long as ``seconds`` suffice for all iterations;
     if not, fewer are made, how many depends on the machine.
@@ -105,7 +105,7 @@ def learn(task: Task, seconds: float, seed: int, threads: int) -> Task:
         return _learn(_Soft(task, error, seed), seconds)
 
 
-def _learn(soft: _Soft, seconds: float) -> Task:
+def _learn(soft: _Soft, seconds: float) -> LayerProblem:
     """As many iterations as there is time for, and from the warm-up on a schedule for so many."""
     began = time.perf_counter()
     for step in range(TIMED):
@@ -114,13 +114,13 @@ def _learn(soft: _Soft, seconds: float) -> Task:
     steps = int(min(ITERATIONS, there_is_time_for))
     for step in range(TIMED, steps):
         soft.step(step / steps)
-    return soft.task()
+    return soft.layer_problem()
 
 
 class _Soft:
     """A task as tensors, and what is learned: V, and a shift of the bias."""
 
-    def __init__(self, task: Task, error: float, seed: int) -> None:
+    def __init__(self, task: LayerProblem, error: float, seed: int) -> None:
         """``error``: that of the task, by which everything is measured."""
         import torch
 
@@ -145,7 +145,7 @@ class _Soft:
         loss.backward()
         self._adam.step()
 
-    def task(self) -> Task:
+    def layer_problem(self) -> LayerProblem:
         """With the bias as it was learned, and each weight at the level that it is nearer to."""
         levels = np.asarray(self._below + (_up(self._v.detach()) > 0.5), np.float32)
         return replace(self._task, levels=levels, bias=self._moved().detach().numpy())
@@ -164,12 +164,12 @@ class _Soft:
         return (made - self._wanted[:, chosen]).square().sum() / len(chosen)
 
 
-def _below(task: Task) -> Floats:
+def _below(task: LayerProblem) -> Floats:
     """The lower of two levels, one of which the weight has so far; the other is nearer to the weight."""
     return np.floor(task.exact).clip(task.levels - 1, task.levels).clip(task.lowest, task.highest - 1)
 
 
-def _start(task: Task) -> Floats:
+def _start(task: LayerProblem) -> Floats:
     """V with h between the weight and its level so far."""
     (low, high), below = STRETCH, _below(task)
     h = (1 - TRUST) * (task.exact - below).clip(0, 1) + TRUST * (task.levels - below)

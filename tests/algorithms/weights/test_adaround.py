@@ -15,7 +15,14 @@ from onnxq.algorithms.context import Workbench
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import bias_of
 from onnxq.algorithms.layers.matrices import in_parts, layers
-from onnxq.algorithms.weights.adaround import AIM_BYTES, _Clock, aim_bytes, aims, learn_rounding, task
+from onnxq.algorithms.weights.adaround import (
+    AIM_BYTES,
+    _Clock,
+    aim_bytes,
+    float_outputs,
+    layer_problem,
+    learn_rounding,
+)
 from onnxq.calibration.qparams import calibrator, from_statistics, solve
 from onnxq.core.config import QuantConfig
 from onnxq.core.numerics import dequantize, quantize
@@ -172,8 +179,8 @@ def test_it_says_how_far_it_is():
 def task_of(draft, context, number):
     """The task of the layer with this number."""
     layer = layers(draft.exact, draft.plan)[number]
-    (aim,) = aims(draft.exact, [layer], context)
-    return task(draft, layer, aim, context)
+    (aim,) = float_outputs(draft.exact, [layer], context)
+    return layer_problem(draft, layer, aim, context)
 
 
 def test_wanted_is_what_the_float_model_gives_behind_the_activation():

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from onnxq.algorithms.weights.soft_rounding import Task, check_torch, learn
+from onnxq.algorithms.weights.soft_rounding import LayerProblem, check_torch, learn
 from onnxq.core.errors import ConfigError
 
 pytest.importorskip("torch")
@@ -25,7 +25,7 @@ def task(shape, limits=(-np.inf, np.inf), rows=400, lowest=-8, highest=7, seed=1
     scale = np.full(shape, 0.1, np.float32)
     bias = rng.normal(size=(groups, 1, outputs)).astype(np.float32)
     full = np.full(shape, 1, np.float32)
-    return Task(
+    return LayerProblem(
         exact=exact,
         levels=np.rint(exact),
         scale=scale,
