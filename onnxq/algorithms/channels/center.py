@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from onnxq.algorithms.channels.channel_moments import ChannelMoments, measure
 from onnxq.algorithms.channels.fold_factors import replace_constant
-from onnxq.algorithms.channels.labels import Channels, Fold, find_channels
+from onnxq.algorithms.channels.labels import Channels, ScaleFold, find_channels
 from onnxq.algorithms.channels.padding import pad_with, worth_a_pad
 from onnxq.algorithms.channels.shift_rules import BIAS, shifts
 from onnxq.algorithms.context import Workbench
@@ -103,7 +103,7 @@ def _offset(value: ir.Value | None, channels: Channels, offsets: Offsets) -> flo
     return 0.0 if value is None else float(offsets[channels.of(value.name or "").reshape(-1)[0]])
 
 
-def _shift(node: ir.Node, fold: Fold, offsets: Offsets) -> tuple[tuple[str, int], Offsets]:
+def _shift(node: ir.Node, fold: ScaleFold, offsets: Offsets) -> tuple[tuple[str, int], Offsets]:
     """Where a fold adds something, and what."""
     if node.op_type not in WEIGHTED or fold.index != WEIGHTED[node.op_type].weight:
         return (fold.node, fold.index), offsets[fold.down] - offsets[fold.up]

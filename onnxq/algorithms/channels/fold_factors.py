@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.algorithms.channels.labels import FIXED, Channels, Fold, Labels
+from onnxq.algorithms.channels.labels import FIXED, Channels, Labels, ScaleFold
 from onnxq.algorithms.channels.scale_rules import own_weight
 from onnxq.algorithms.layers.matrices import layers
 from onnxq.core.plan import QuantPlan
@@ -44,7 +44,7 @@ def folded(model: ir.Model, channels: Channels, factors: Factors) -> ir.Model:
     return copy
 
 
-def _take_in(model: ir.Model, node: ir.Node, fold: Fold, factor: Factors) -> None:
+def _take_in(model: ir.Model, node: ir.Node, fold: ScaleFold, factor: Factors) -> None:
     array = constant_value(node.inputs[fold.index])
     assert array is not None
     replace_constant(model, node, fold.index, array.astype(np.float64) * factor, "scaled")
@@ -136,7 +136,7 @@ def _extended(
     channels: Channels, places: Collection[Place], nodes: Mapping[str, ir.Node], count: int
 ) -> Channels:
     folds = [
-        Fold(reader, 1, np.full((), FIXED, np.int64), _down(nodes[reader], place.labels.reshape(-1)))
+        ScaleFold(reader, 1, np.full((), FIXED, np.int64), _down(nodes[reader], place.labels.reshape(-1)))
         for place in places
         for reader in place.readers
     ]

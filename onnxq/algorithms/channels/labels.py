@@ -9,7 +9,7 @@ the blocks along which labels change need known sizes.
 Which channels of which tensors may be scaled, and which of them only together.
 
 Every channel of every tensor gets a label. If a channel with label c is multiplied by a factor s[c] > 0,
-then so must be all that have this label, and the constants of the graph take the factors in (`Fold`):
+then so must be all that have this label, and the constants of the graph take the factors in (`ScaleFold`):
 the weights of a convolution are multiplied by the factors of their output and divided by those of their
 input. What the graph computes stays the same, whatever the factors are. Label 0 is for channels that must
 stay as they are: its factor is 1.
@@ -111,7 +111,7 @@ FIXED = 0
 
 
 @dataclass(frozen=True)
-class Fold:
+class ScaleFold:
     """A constant that takes factors in: it is multiplied by ``s[up]`` and divided by ``s[down]``.
 
     Attributes:
@@ -139,21 +139,21 @@ class Channels:
 
     labels: Mapping[str, Labels]
     count: int
-    folds: tuple[Fold, ...]
+    folds: tuple[ScaleFold, ...]
 
     def of(self, tensor: str) -> Labels:
         """The labels of a tensor; a single `FIXED` if it is not listed."""
         return self.labels.get(tensor, np.full((), FIXED, np.int64))
 
 
-class Ties:
+class ChannelUnion:
     """Labels in the making: every rule asks for those of its inputs and ties them to those of its outputs."""
 
     def __init__(self) -> None:
         self._count = 1
         self._labels: dict[ir.Value, Labels] = {}
         self._pairs: list[tuple[Labels, Labels]] = []
-        self._folds: list[Fold] = []
+        self._folds: list[ScaleFold] = []
 
     def of(self, value: ir.Value | None) -> Labels:
         """The labels of a tensor that is no constant; `FIXED` if nobody set any."""
@@ -185,13 +185,13 @@ class Ties:
         """The constant at this input takes factors in."""
         none = np.full((), FIXED, np.int64)
         self._folds.append(
-            Fold(node.name or "", index, none if up is None else up, none if down is None else down)
+            ScaleFold(node.name or "", index, none if up is None else up, none if down is None else down)
         )
 
     def finish(self) -> Channels:
         """Labels from 0 on without gaps, one for all channels that are tied."""
         final = _joined(self._count, self._pairs)
-        folds = [Fold(f.node, f.index, final[f.up], final[f.down]) for f in self._folds]
+        folds = [ScaleFold(f.node, f.index, final[f.up], final[f.down]) for f in self._folds]
         labels = {value.name or "": final[ids] for value, ids in self._labels.items()}
         return Channels(
             labels=labels,
@@ -200,8 +200,8 @@ class Ties:
         )
 
 
-Rule = Callable[[ir.Node, Ties], Sequence[Labels] | None]
-"""Ties a node's inputs, and gives the labels of its outputs; None where all must stay as it is."""
+Rule = Callable[[ir.Node, ChannelUnion], Sequence[Labels] | None]
+"""ChannelUnion a node's inputs, and gives the labels of its outputs; None where all must stay as it is."""
 
 
 def find_channels(model: ir.Model, rules: Mapping[str, Rule]) -> Channels:
@@ -210,7 +210,7 @@ def find_channels(model: ir.Model, rules: Mapping[str, Rule]) -> Channels:
     Operators without a rule, inputs and outputs of the graph and what the bodies of control-flow operators
     read stay as they are.
     """
-    ties = Ties()
+    ties = ChannelUnion()
     for node in model.graph:
         rule = rules.get(node.op_type) if node.domain == "" and computes_floats(node) else None
         outputs = rule(node, ties) if rule is not None else None
@@ -236,7 +236,7 @@ def computes_floats(node: ir.Node) -> bool:
     return bool(node.outputs) and node.outputs[0].dtype == ir.DataType.FLOAT
 
 
-def hold_inputs(node: ir.Node, ties: Ties, but: Sequence[int] = ()) -> None:
+def hold_inputs(node: ir.Node, ties: ChannelUnion, but: Sequence[int] = ()) -> None:
     """Whatever the node computes with, except at these positions, stays as it is."""
     for index, value in enumerate(node.inputs):
         if index not in but and value is not None and constant_value(value) is None:

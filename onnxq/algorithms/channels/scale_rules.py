@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.algorithms.channels.labels import Labels, Rule, Ties, hold_inputs, reshaped
+from onnxq.algorithms.channels.labels import ChannelUnion, Labels, Rule, hold_inputs, reshaped
 from onnxq.graph.nodes import constant_value, input_at, int_attribute, ints_attribute, is_broadcast
 from onnxq.graph.operators import clip_range
 
@@ -23,7 +23,7 @@ _Labelled = Sequence[Labels] | None
 # --- Weights: factors of the output multiply rows, those of the input divide columns -----------
 
 
-def _conv(node: ir.Node, ties: Ties) -> _Labelled:
+def _conv(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     weight, channels = own_weight(node), ties.of(node.inputs[0])
     if weight is None or channels.ndim != weight.ndim or not _only_along(channels, 1):
         return None
@@ -35,7 +35,7 @@ def _conv(node: ir.Node, ties: Ties) -> _Labelled:
     return [rows.reshape(1, -1, *taps)]
 
 
-def _conv_transpose(node: ir.Node, ties: Ties) -> _Labelled:
+def _conv_transpose(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     weight, channels = own_weight(node), ties.of(node.inputs[0])
     if weight is None or channels.ndim != weight.ndim or not _only_along(channels, 1):
         return None
@@ -47,7 +47,7 @@ def _conv_transpose(node: ir.Node, ties: Ties) -> _Labelled:
     return [rows.reshape(1, -1, *taps)]
 
 
-def _gemm(node: ir.Node, ties: Ties) -> _Labelled:
+def _gemm(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     weight, channels = own_weight(node), ties.of(node.inputs[0])
     if weight is None or int_attribute(node, "transA", 0) or not _only_along(channels, 1):
         return None
@@ -59,7 +59,7 @@ def _gemm(node: ir.Node, ties: Ties) -> _Labelled:
     return [rows[None]]
 
 
-def _matmul(node: ir.Node, ties: Ties) -> _Labelled:
+def _matmul(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     if constant_value(node.inputs[0]) is not None:
         return None
     if constant_value(node.inputs[1]) is None:
@@ -72,7 +72,7 @@ def _matmul(node: ir.Node, ties: Ties) -> _Labelled:
     return [rows.reshape(*(1,) * (channels.ndim - 1), -1)]
 
 
-def _product(node: ir.Node, ties: Ties) -> _Labelled:
+def _product(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """Of two computed matrices, as in attention: columns of the second are columns of the output."""
     left, right = (ties.of(value) for value in node.inputs)
     if min(left.ndim, right.ndim) < 2 or right.shape[-2] != 1:
@@ -91,7 +91,7 @@ def own_weight(node: ir.Node) -> NDArray[np.generic] | None:
     return weight if weight.ndim >= 2 and weight.size else None
 
 
-def _output(node: ir.Node, channels: int, bias: int, ties: Ties) -> Labels:
+def _output(node: ir.Node, channels: int, bias: int, ties: ChannelUnion) -> Labels:
     """New labels of a weighted node's output, which its bias takes up too; a computed bias fixes them."""
     rows = ties.fresh([channels])
     value = input_at(node, bias)
@@ -108,7 +108,7 @@ def _only_along(labels: Labels, axis: int) -> bool:
     return 0 <= axis < labels.ndim and labels.size == labels.shape[axis]
 
 
-def _normalized(node: ir.Node, ties: Ties) -> _Labelled:
+def _normalized(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """Scale and offset of a normalization take up any factors of its output; its input has none to give."""
     scale = constant_value(input_at(node, 1))
     axis = NORMALIZED[node.op_type](node)
@@ -139,7 +139,7 @@ NORMALIZED: Mapping[str, Callable[[ir.Node], int | None]] = {
 # --- Elementwise ------------------------------------------------------------------------------
 
 
-def _sum(node: ir.Node, ties: Ties) -> _Labelled:
+def _sum(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """Add, Sub, Max, Min: all that meets has one factor, and constants take it up."""
     computed = [ties.of(value) for value in node.inputs if constant_value(value) is None]
     if not computed:
@@ -159,7 +159,7 @@ def _joint_shape(several: Sequence[Labels]) -> tuple[int, ...]:
     return np.broadcast_shapes(*(labels.shape for labels in several))
 
 
-def _mul(node: ir.Node, ties: Ties) -> _Labelled:
+def _mul(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     constants = [index for index, value in enumerate(node.inputs) if constant_value(value) is not None]
     if len(constants) == 2:
         return None
@@ -173,7 +173,7 @@ def _mul(node: ir.Node, ties: Ties) -> _Labelled:
     return same(node, ties, data)
 
 
-def _div(node: ir.Node, ties: Ties) -> _Labelled:
+def _div(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     if constant_value(node.inputs[0]) is not None:
         return None
     if constant_value(node.inputs[1]) is not None:
@@ -182,7 +182,7 @@ def _div(node: ir.Node, ties: Ties) -> _Labelled:
     return same(node, ties)
 
 
-def _scaled(node: ir.Node, data: int, constant: int, ties: Ties) -> _Labelled:
+def _scaled(node: ir.Node, data: int, constant: int, ties: ChannelUnion) -> _Labelled:
     """A vector takes up what its output is to have beside its input; a single number does not."""
     values, channels = constant_value(node.inputs[constant]), ties.of(node.inputs[data])
     assert values is not None
@@ -198,7 +198,7 @@ def _scaled(node: ir.Node, data: int, constant: int, ties: Ties) -> _Labelled:
     return [out]
 
 
-def same(node: ir.Node, ties: Ties, data: int = 0) -> _Labelled:
+def same(node: ir.Node, ties: ChannelUnion, data: int = 0) -> _Labelled:
     """The output has the factors of its data, as long as it has as many channels."""
     value, out = node.inputs[data], node.outputs[0]
     channels = ties.of(value)
@@ -212,7 +212,7 @@ def same(node: ir.Node, ties: Ties, data: int = 0) -> _Labelled:
     return [channels.reshape(*(1,) * missing, *channels.shape)]
 
 
-def _pad(node: ir.Node, ties: Ties) -> _Labelled:
+def _pad(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """Only with zeros, or with values of the tensor itself."""
     filled = input_at(node, 2)
     value = constant_value(filled)
@@ -221,12 +221,12 @@ def _pad(node: ir.Node, ties: Ties) -> _Labelled:
     return same(node, ties)
 
 
-def _resize(node: ir.Node, ties: Ties) -> _Labelled:
+def _resize(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     mode = node.attributes.get("coordinate_transformation_mode")
     return None if mode is not None and mode.as_string() == "tf_crop_and_resize" else same(node, ties)
 
 
-def _clip(node: ir.Node, ties: Ties) -> _Labelled:
+def _clip(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """Only to limits that a multiple has too.
 
     A channel that a Clip to [0, 6] was never seen to clip could be enlarged up to 6. That was tried, and
@@ -241,7 +241,7 @@ _HOMOGENEOUS = {(0.0, math.inf), (-math.inf, 0.0), (-math.inf, math.inf)}
 # --- Elements that move -----------------------------------------------------------------------
 
 
-def _reshape(node: ir.Node, ties: Ties) -> _Labelled:
+def _reshape(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     value, out = node.inputs[0], node.outputs[0]
     if value is None or value.shape is None or out.shape is None:
         return None
@@ -250,13 +250,13 @@ def _reshape(node: ir.Node, ties: Ties) -> _Labelled:
     return None if labels is None else [labels]
 
 
-def _transpose(node: ir.Node, ties: Ties) -> _Labelled:
+def _transpose(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     labels = ties.of(node.inputs[0])
     order = ints_attribute(node, "perm", tuple(reversed(range(labels.ndim))))
     return [labels.transpose(order)] if len(order) == labels.ndim else None
 
 
-def _reduce(node: ir.Node, ties: Ties) -> _Labelled:
+def _reduce(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """Not over channels."""
     labels, axes = ties.of(node.inputs[0]), _axes(node)
     if axes is None or not labels.ndim or (not axes and int_attribute(node, "noop_with_empty_axes", 0)):
@@ -276,7 +276,7 @@ def _axes(node: ir.Node) -> tuple[int, ...] | None:
     return None if constant is None else tuple(int(axis) for axis in constant.reshape(-1))
 
 
-def _concat(node: ir.Node, ties: Ties) -> _Labelled:
+def _concat(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     out = node.outputs[0]
     rank = 0 if out.shape is None else len(out.shape)
     axis = int_attribute(node, "axis", 0) % max(rank, 1)
@@ -294,7 +294,7 @@ def _concat(node: ir.Node, ties: Ties) -> _Labelled:
     return [np.concatenate(wide, axis)]
 
 
-def _part(node: ir.Node, index: int, size: int, axis: int, ties: Ties) -> Labels:
+def _part(node: ir.Node, index: int, size: int, axis: int, ties: ChannelUnion) -> Labels:
     """One input of a Concat, with a label for each index of its axis; a constant takes new ones up."""
     value = node.inputs[index]
     rank = ties.of(node.outputs[0]).ndim
@@ -312,7 +312,7 @@ def _size(value: ir.Value | None, axis: int) -> int | None:
     return size if isinstance(size, int) and size else None
 
 
-def _split(node: ir.Node, ties: Ties) -> _Labelled:
+def _split(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     labels = ties.of(node.inputs[0])
     if not labels.ndim:
         return None
@@ -325,7 +325,7 @@ def _split(node: ir.Node, ties: Ties) -> _Labelled:
     return np.split(labels, np.cumsum([size or 0 for size in sizes])[:-1], axis)
 
 
-def _slice(node: ir.Node, ties: Ties) -> _Labelled:
+def _slice(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     labels, given = ties.of(node.inputs[0]), [constant_value(value) for value in node.inputs[1:]]
     axes = given[2] if len(given) > 2 else None
     if not labels.ndim or (axes is None and input_at(node, 3) is not None):
@@ -349,7 +349,7 @@ def _indices(start: int, stop: int, step: int, size: int) -> NDArray[np.int64]:
     return np.arange(size)[slice(start, end, step)]
 
 
-def _gather(node: ir.Node, ties: Ties) -> _Labelled:
+def _gather(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     labels, indices = ties.of(node.inputs[0]), constant_value(node.inputs[1])
     if constant_value(node.inputs[0]) is not None or not labels.ndim or indices is None:
         return None

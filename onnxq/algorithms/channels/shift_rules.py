@@ -1,7 +1,7 @@
 """Which channels may be moved by a constant, and what makes up for it: the rules of `centering`.
 
 They are rules of `channels`, of sums instead of products: if a channel with label c is lowered by an offset
-o[c], then a constant of the graph (`Fold`) loses ``o[up]`` and gains ``o[down]``, and a bias gains what the
+o[c], then a constant of the graph (`ScaleFold`) loses ``o[up]`` and gains ``o[down]``, and a bias gains what the
 weights beside it make of the offsets of their input, ``W o[down]``, if the fold stands at the weights. What
 the graph computes stays the same, whatever the offsets are.
 
@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.algorithms.channels.labels import FIXED, Labels, Rule, Ties, hold_inputs
+from onnxq.algorithms.channels.labels import FIXED, ChannelUnion, Labels, Rule, hold_inputs
 from onnxq.algorithms.channels.scale_rules import MOVES, NORMALIZED, same
 from onnxq.algorithms.layers.biases import bias_of
 from onnxq.graph.nodes import constant_value, input_at, int_attribute, ints_attribute, is_op
@@ -34,7 +34,7 @@ BIAS = 2
 # --- Weights: the bias takes up offsets of the output, and what becomes of those of the input ----
 
 
-def _conv(node: ir.Node, ties: Ties, padded: Collection[str] = ()) -> _Labelled:
+def _conv(node: ir.Node, ties: ChannelUnion, padded: Collection[str] = ()) -> _Labelled:
     weight = constant_value(node.inputs[1])
     rows = None if weight is None else _rows(node, len(weight), 1, weight.ndim, ties)
     if weight is None or rows is None or not _through(node, weight.shape, ties):
@@ -46,7 +46,7 @@ def _conv(node: ir.Node, ties: Ties, padded: Collection[str] = ()) -> _Labelled:
     return None if rows is None else [rows]
 
 
-def _conv_transpose(node: ir.Node, ties: Ties) -> _Labelled:
+def _conv_transpose(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """What its input has is not added up equally often everywhere."""
     weight = constant_value(node.inputs[1])
     hold_inputs(node, ties)
@@ -55,7 +55,7 @@ def _conv_transpose(node: ir.Node, ties: Ties) -> _Labelled:
     return None if rows is None else [rows]
 
 
-def _gemm(node: ir.Node, ties: Ties) -> _Labelled:
+def _gemm(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     weight = constant_value(node.inputs[1])
     if weight is None or any(node.attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta")):
         return None
@@ -65,7 +65,7 @@ def _gemm(node: ir.Node, ties: Ties) -> _Labelled:
     return None if rows is None else [rows]
 
 
-def _matmul(node: ir.Node, ties: Ties) -> _Labelled:
+def _matmul(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """The Add behind it takes up the offsets of the output."""
     weight, data = constant_value(node.inputs[1]), ties.of(node.inputs[0])
     if weight is None or weight.ndim != 2 or bias_of(node) is None or not _only_last(data, len(weight)):
@@ -78,7 +78,7 @@ def _only_last(labels: Labels, size: int) -> bool:
     return labels.ndim > 0 and labels.size == labels.shape[-1] == size
 
 
-def _normalized(node: ir.Node, ties: Ties) -> _Labelled:
+def _normalized(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """The bias takes up any offsets; the input has none to give."""
     scale, axis = constant_value(input_at(node, 1)), NORMALIZED[node.op_type](node)
     if scale is None or scale.ndim != 1 or axis is None or int_attribute(node, "training_mode", 0):
@@ -88,7 +88,7 @@ def _normalized(node: ir.Node, ties: Ties) -> _Labelled:
     return None if rows is None else [rows]
 
 
-def _rows(node: ir.Node, channels: int, axis: int, rank: int, ties: Ties) -> Labels | None:
+def _rows(node: ir.Node, channels: int, axis: int, rank: int, ties: ChannelUnion) -> Labels | None:
     """New labels of the output along ``axis``, which the bias takes up; None where it is computed."""
     value = input_at(node, BIAS)
     if not rank or (value is not None and constant_value(value) is None):
@@ -98,7 +98,7 @@ def _rows(node: ir.Node, channels: int, axis: int, rank: int, ties: Ties) -> Lab
     return rows.reshape([-1 if d == axis % rank else 1 for d in range(rank)])
 
 
-def _through(node: ir.Node, weight: Sequence[int], ties: Ties) -> bool:
+def _through(node: ir.Node, weight: Sequence[int], ties: ChannelUnion) -> bool:
     """Let the bias make up for offsets of the input, if they change along its channels only."""
     data = ties.of(node.inputs[0])
     axis, size = INPUT_CHANNELS[node.op_type](node, tuple(weight))
@@ -114,8 +114,8 @@ def reads_zeros(node: ir.Node, weight: Sequence[int]) -> bool:
     return any(ints_attribute(node, "pads", ())) or (same_size and any(size != 1 for size in weight[2:]))
 
 
-def _one_for_all(labels: Labels, ties: Ties) -> Labels:
-    """Ties all channels together, and gives a label for them."""
+def _one_for_all(labels: Labels, ties: ChannelUnion) -> Labels:
+    """ChannelUnion all channels together, and gives a label for them."""
     one = ties.fresh((1,) * labels.ndim)
     ties.tie(labels, one)
     return one
@@ -124,14 +124,14 @@ def _one_for_all(labels: Labels, ties: Ties) -> Labels:
 # --- Elementwise ------------------------------------------------------------------------------
 
 
-def _add(node: ir.Node, ties: Ties) -> _Labelled:
+def _add(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     constants = [index for index, value in enumerate(node.inputs) if constant_value(value) is not None]
     if not constants:
         return _residual(node, ties)
     return _moved(node, 1 - constants[0], constants[0], ties) if len(constants) == 1 else None
 
 
-def _moved(node: ir.Node, data: int, constant: int, ties: Ties) -> _Labelled:
+def _moved(node: ir.Node, data: int, constant: int, ties: ChannelUnion) -> _Labelled:
     """A vector takes up what its output is to have beside its input; a single number does not."""
     values, channels = constant_value(node.inputs[constant]), ties.of(node.inputs[data])
     assert values is not None
@@ -147,7 +147,7 @@ def _moved(node: ir.Node, data: int, constant: int, ties: Ties) -> _Labelled:
     return [out]
 
 
-def _residual(node: ir.Node, ties: Ties) -> _Labelled:
+def _residual(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """The sum has offsets of its own; the later of its terms that can gives what is missing."""
     free = [index for index, value in enumerate(node.inputs) if ties.of(value).size > 1 and _taker(value)]
     if not free or not _same_shape(*node.inputs):
@@ -182,7 +182,7 @@ def _same_shape(one: ir.Value | None, other: ir.Value | None) -> bool:
     return len(shapes) == 2 and None not in shapes and shapes[0] == shapes[1]
 
 
-def _clip(node: ir.Node, ties: Ties) -> _Labelled:
+def _clip(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """The limits move along, by one offset for all channels."""
     labels = ties.of(node.inputs[0])
     if clip_range(node) is None or not labels.ndim:
@@ -197,7 +197,7 @@ LOW, HIGH = 1, 2
 """Positions of the limits among the inputs of a Clip."""
 
 
-def _average_pool(node: ir.Node, ties: Ties) -> _Labelled:
+def _average_pool(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """Zeros around its input that it counts have no offset."""
     padded = any(ints_attribute(node, "pads", ())) or "auto_pad" in node.attributes
     counts = padded and int_attribute(node, "count_include_pad", 0)
