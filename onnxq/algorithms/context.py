@@ -23,7 +23,7 @@ from calibrators.session import open_session
 from calibrators.statistics import TensorStatistics
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
-from onnxq.calibration.qparams import calibrator, from_statistics, solve
+from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.calibration.sample_split import Samples, in_batches
 from onnxq.core.config import QuantConfig
 from onnxq.core.progress import Progress, silent
@@ -180,5 +180,5 @@ def _recalibrated(
         threads=config.threads,
         on_bad=on_bad,
     )
-    plan = solve(model, plan, from_statistics(statistics, calibrator(config)))
+    plan = compute_qparams(model, plan, from_statistics(statistics, calibrator(config)))
     return Draft(model, model, plan, channel_means(statistics))

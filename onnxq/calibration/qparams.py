@@ -31,14 +31,14 @@ _LARGEST_BIAS = 2.0**30
 """The other half of an int32 sum is left to the products."""
 
 
-Source: TypeAlias = Callable[[Group], QuantParams]
+QParamSource: TypeAlias = Callable[[Group], QuantParams]
 """Where the parameters of activations come from."""
 
 NOTHING: Mapping[str, QuantParams] = MappingProxyType({})
 
 
-def solve(
-    model: ir.Model, plan: QuantPlan, source: Source, known: Mapping[str, QuantParams] = NOTHING
+def compute_qparams(
+    model: ir.Model, plan: QuantPlan, source: QParamSource, known: Mapping[str, QuantParams] = NOTHING
 ) -> QuantPlan:
     """``plan`` with parameters: activations from ``source``, weights from ``model``.
 
@@ -61,7 +61,7 @@ def solve(
     return plan.with_params(_fit_biases(model, plan, params))
 
 
-def from_statistics(statistics: Mapping[str, TensorStatistics], calibrator: Calibrator) -> Source:
+def from_statistics(statistics: Mapping[str, TensorStatistics], calibrator: Calibrator) -> QParamSource:
     """Parameters by ``calibrator``, of the joined statistics of all tensors that a group observes.
 
     It raises CalibrationError if ``statistics`` lack a tensor, or never saw a finite number in it.
@@ -76,7 +76,7 @@ def calibrator(config: QuantConfig) -> Calibrator:
     return CALIBRATORS[config.method]
 
 
-def from_table(table: Table, plan: QuantPlan) -> Source:
+def from_table(table: Table, plan: QuantPlan) -> QParamSource:
     """Parameters from a table that names a tensor of each group; exact where it has that number format.
 
     Raises:
@@ -110,7 +110,7 @@ def check_weights(model: ir.Model, plan: QuantPlan) -> None:
 def ranges(
     plan: QuantPlan, statistics: Mapping[str, TensorStatistics], calibrator: Calibrator
 ) -> dict[str, tuple[float, float]]:
-    """(low, high) of every group whose range ``calibrator`` chooses, by name, as `solve` takes them.
+    """(low, high) of every group whose range ``calibrator`` chooses, by name, as `compute_qparams` takes them.
 
     Raises:
         CalibrationError: ``statistics`` lack a tensor, or never saw a finite number in it.

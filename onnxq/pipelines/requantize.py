@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from calibrators.errors import some
 from calibrators.statistics import Statistics
-from onnxq.calibration.qparams import Source, calibrator, from_statistics, from_table, solve
+from onnxq.calibration.qparams import QParamSource, calibrator, compute_qparams, from_statistics, from_table
 from onnxq.calibration.run import gather
 from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
 from onnxq.calibration.tables.sources import of_plan
@@ -91,7 +91,7 @@ def requantize(
         known = _known(simple, plan, stripped)
         missing = tuple(g.name for g in plan.groups.values() if g.observe and g.name not in known)
         source, statistics = _calibrated(simple, plan, missing, samples, options, progress)
-        plan = solve(simple, plan, source, known)
+        plan = compute_qparams(simple, plan, source, known)
         progress("writing and checking the model")
         trial = StaticAcceptance(AccuracyEvaluator(model, samples.to_judge or list(samples)), plan, options)
         write(as_written(simple, plan), output, validate=trial.run)
@@ -215,7 +215,7 @@ def _calibrated(
     samples: Samples,
     config: QuantConfig,
     progress: Progress,
-) -> tuple[Source, Statistics]:
+) -> tuple[QParamSource, Statistics]:
     """Where the parameters of the other groups come from, and what calibration saw."""
     if missing and samples.synthetic:
         raise CalibrationError(

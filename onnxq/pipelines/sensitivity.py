@@ -9,7 +9,7 @@ from onnxq.algorithms.context import channel_means, make_context, make_evaluator
 from onnxq.algorithms.corrections import check_correctable, corrected
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.sensitivity.analysis import Sensitivity, sensitivities
-from onnxq.calibration.qparams import calibrator, from_statistics, solve
+from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.calibration.run import gather
 from onnxq.calibration.sample_split import open_samples
 from onnxq.core.config import QuantConfig
@@ -43,7 +43,7 @@ def rank(
         statistics = gather(simple, tensors, samples, config, progress, channels)
         if samples.synthetic:
             logger.warning("ranked on synthetic inputs, which say little: give real samples as data")
-        plan = solve(simple, plan, from_statistics(statistics, calibrator(config)))
+        plan = compute_qparams(simple, plan, from_statistics(statistics, calibrator(config)))
         evaluator = make_evaluator(model, simple, samples, config)
         draft = Draft(simple, simple, plan, channel_means(statistics))
         draft, _ = corrected(draft, samples, evaluator, config, progress)

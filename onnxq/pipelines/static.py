@@ -19,7 +19,7 @@ from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
 from onnxq.algorithms.mixed_precision.search import chosen_goal, reach
 from onnxq.calibration import tables
-from onnxq.calibration.qparams import Source, calibrator, from_statistics, from_table, solve
+from onnxq.calibration.qparams import QParamSource, calibrator, compute_qparams, from_statistics, from_table
 from onnxq.calibration.run import gather, statistics_warnings
 from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
 from onnxq.calibration.tables.sources import check_plan, of_plan
@@ -99,7 +99,7 @@ class Calibrated:
     simple: ir.Model
     plan: QuantPlan
     samples: Samples
-    source: Source
+    source: QParamSource
     statistics: Statistics | None
     warnings: tuple[str, ...]
     origin: str
@@ -121,7 +121,7 @@ def finish(
     model, simple, samples, statistics = known.path, known.simple, known.samples, known.statistics
     with our_errors():
         progress("choosing ranges")
-        plan = solve(simple, known.plan, known.source)
+        plan = compute_qparams(simple, known.plan, known.source)
         evaluator = make_evaluator(model, simple, samples, config)
         draft = Draft(simple, simple, plan, channel_means(statistics or {}))
         draft, options, tuning = tuned(model, draft, samples, evaluator, config, progress)
@@ -171,7 +171,7 @@ def _table(model: str | os.PathLike[str], simple: ir.Model, plan: QuantPlan) -> 
 
 def _source(
     model: ir.Model, plan: QuantPlan, samples: Samples, config: QuantConfig, progress: Progress
-) -> tuple[Source, Statistics | None, tuple[str, ...]]:
+) -> tuple[QParamSource, Statistics | None, tuple[str, ...]]:
     """Where the ranges come from, the statistics if they do, and why not to trust them, if so."""
     if config.from_table is not None and not tables.is_statistics(config.from_table):
         return from_table(tables.read(config.from_table), plan), None, ()

@@ -12,7 +12,7 @@ from calibrators.collect import collect
 from calibrators.data.samples import Sample
 from calibrators.methods import CALIBRATORS
 from calibrators.session import open_session
-from onnxq.calibration.qparams import from_statistics, from_table, solve
+from onnxq.calibration.qparams import compute_qparams, from_statistics, from_table
 from onnxq.calibration.tables.table import Encoding, Table
 from onnxq.core.config import QuantConfig
 from onnxq.core.numerics import sqnr
@@ -28,7 +28,7 @@ def quantized(body, feeds, target="onnxruntime", options=None, **graph):
     model = model_of(body, **graph)
     plan = make_plan(model, get_target(target), QuantConfig(**(options or {})))
     statistics = collect(model, plan.observed, [Sample("sample", feeds)])
-    plan = solve(model, plan, from_statistics(statistics, CALIBRATORS["minmax"]))
+    plan = compute_qparams(model, plan, from_statistics(statistics, CALIBRATORS["minmax"]))
     return model, insert_qdq(model, plan), plan
 
 
@@ -72,7 +72,7 @@ def test_the_callers_model_is_untouched():
     before = ir.to_proto(model).SerializeToString()
     plan = make_plan(model, get_target("onnxruntime"), QuantConfig())
     statistics = collect(model, plan.observed, [Sample("s", image())])
-    plan = solve(model, plan, from_statistics(statistics, CALIBRATORS["minmax"]))
+    plan = compute_qparams(model, plan, from_statistics(statistics, CALIBRATORS["minmax"]))
     insert_qdq(model, plan)
     assert ir.to_proto(model).SerializeToString() == before
 
@@ -225,7 +225,7 @@ def test_a_table_with_other_scales_does_not_bring_them_where_they_must_be_powers
     table = Table(dict.fromkeys(plan.observed, given))
     scales = {
         float(p.scale)
-        for name, p in solve(model, plan, from_table(table, plan)).params.items()
+        for name, p in compute_qparams(model, plan, from_table(table, plan)).params.items()
         if name in plan.observed
     }
     assert scales == {0.125}

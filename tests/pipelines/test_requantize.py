@@ -13,7 +13,7 @@ from calibrators.collect import collect
 from calibrators.data.samples import Sample
 from calibrators.methods import CALIBRATORS
 from calibrators.session import open_session
-from onnxq.calibration.qparams import from_statistics, solve
+from onnxq.calibration.qparams import compute_qparams, from_statistics
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.numerics import sqnr
@@ -37,7 +37,7 @@ def quantized(target: str, path, **options) -> QuantPlan:
     model = model_of(CLASSIFIER)
     plan = make_plan(model, get_target(target), config(target, **options))
     statistics = collect(model, plan.observed, [Sample("wide", {"x": FEEDS["x"] * 1.5})])
-    plan = solve(model, plan, from_statistics(statistics, CALIBRATORS["minmax"]))
+    plan = compute_qparams(model, plan, from_statistics(statistics, CALIBRATORS["minmax"]))
     ir.save(insert_qdq(model, plan), path)
     return plan
 

@@ -7,7 +7,7 @@ from graphs import parse
 
 from calibrators.methods import CALIBRATORS
 from calibrators.statistics import TensorStatistics
-from onnxq.calibration.qparams import from_statistics, ranges, solve
+from onnxq.calibration.qparams import compute_qparams, from_statistics, ranges
 from onnxq.core.config import QuantConfig
 from onnxq.graph.passes import simplify
 from onnxq.planner import make_plan
@@ -91,7 +91,7 @@ def test_the_range_is_solved_from_all_the_values(method):
             "a": statistics_of(a),
             "h": statistics_of(h),
         }
-        solved = solve(model, plan, from_statistics(known, CALIBRATORS[method]))
+        solved = compute_qparams(model, plan, from_statistics(known, CALIBRATORS[method]))
         scales.append(float(solved.params[name].scale))
         low, high = ranges(plan, known, CALIBRATORS[method])[name]
         assert max(-low, high) / 127 == pytest.approx(scales[-1])

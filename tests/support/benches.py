@@ -14,7 +14,7 @@ from calibrators.data.samples import Sample
 from onnxq.algorithms.context import Workbench, channel_means
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
-from onnxq.calibration.qparams import calibrator, from_statistics, solve
+from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.core.config import QuantConfig
 from onnxq.graph.passes import simplify
 from onnxq.planner import make_plan
@@ -55,7 +55,7 @@ def bench_for(
     plan = plan if bits is None else with_bits(plan, bits)
     axes = channel_axes(model, plan)
     statistics = collect(model, [*plan.observed, *axes], fit, channels=axes, threads=1)
-    plan = solve(model, plan, from_statistics(statistics, calibrator(config)))
+    plan = compute_qparams(model, plan, from_statistics(statistics, calibrator(config)))
     context = Workbench(fit, evaluator, recalibrate=unused, threads=1)
     return Draft(model, model, plan, channel_means(statistics)), context
 
@@ -102,7 +102,7 @@ def recalibrated(model: ir.Model, config: QuantConfig, fit: list[Sample]) -> Dra
     plan = make_plan(model, get_target(config.target), config)
     axes = channel_axes(model, plan)
     statistics = collect(model, [*plan.observed, *axes], fit, channels=axes, threads=1)
-    plan = solve(model, plan, from_statistics(statistics, calibrator(config)))
+    plan = compute_qparams(model, plan, from_statistics(statistics, calibrator(config)))
     return Draft(model, model, plan, channel_means(statistics))
 
 

@@ -17,7 +17,7 @@ from calibrators.collect import collect
 from calibrators.data.samples import Sample
 from calibrators.methods import CALIBRATORS
 from calibrators.session import open_session
-from onnxq.calibration.qparams import from_statistics, solve
+from onnxq.calibration.qparams import compute_qparams, from_statistics
 from onnxq.core.config import QuantConfig
 from onnxq.core.numerics import sqnr
 from onnxq.core.plan import QuantPlan
@@ -88,7 +88,7 @@ def quantize_for(
     statistics = collect(simple, observed, [Sample("sample", feeds)], threads=1)
     flows = []
     for plan, config in zip(plans, configs, strict=True):
-        plan = solve(simple, plan, from_statistics(statistics, CALIBRATORS[config.method]))
+        plan = compute_qparams(simple, plan, from_statistics(statistics, CALIBRATORS[config.method]))
         flows.append(Flow(model, simple, plan, as_written(simple, plan), feeds))
     return flows
 

@@ -9,7 +9,7 @@ from calibrators.collect import collect
 from calibrators.data.samples import Sample
 from calibrators.methods import CALIBRATORS
 from calibrators.session import open_session
-from onnxq.calibration.qparams import from_statistics, solve
+from onnxq.calibration.qparams import compute_qparams, from_statistics
 from onnxq.core.config import QuantConfig
 from onnxq.core.numerics import sqnr
 from onnxq.graph.insert_qdq import insert_qdq
@@ -31,7 +31,7 @@ def test_optimizations_change_nothing(tmp_path, name, kept):
     plan = make_plan(model, get_target(name), QuantConfig(target=name))
     feeds = {"x": np.random.default_rng(0).normal(size=(2, 4, 8, 8)).astype(np.float32)}
     statistics = collect(model, plan.observed, [Sample("all", feeds)])
-    plan = solve(model, plan, from_statistics(statistics, CALIBRATORS["minmax"]))
+    plan = compute_qparams(model, plan, from_statistics(statistics, CALIBRATORS["minmax"]))
     ir.save(insert_qdq(model, plan), tmp_path / "m.onnx")
     assert [point.consumer for point in plan.points if point.spread is not None] == kept
     plain, fast = (open_session(tmp_path / "m.onnx", optimize=o).run(None, feeds)[0] for o in (False, True))

@@ -9,7 +9,7 @@ from glob import escape
 
 import onnx_ir as ir
 
-from onnxq.calibration.qparams import solve
+from onnxq.calibration.qparams import compute_qparams
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError
 from onnxq.core.numerics import params_from_range
@@ -42,7 +42,7 @@ def tentative(model: ir.Model, plan: QuantPlan, config: QuantConfig, nodes: Coll
     changed = make_plan(model, get_target(config.target), without(config, nodes))
     known = {name: plan.params[name] for name, group in changed.groups.items() if plan.has_range_of(group)}
     new = {name: group for name, group in changed.groups.items() if name not in known}
-    part = solve(model, replace(changed, groups=new, biases=()), partial(_inherited, plan))
+    part = compute_qparams(model, replace(changed, groups=new, biases=()), partial(_inherited, plan))
     return changed.with_params({**known, **part.params})
 
 

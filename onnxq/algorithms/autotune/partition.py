@@ -104,7 +104,7 @@ def _line(points: Sequence[tuple[int, float]], elements: int) -> float:
 
 
 _INTEGERS, _FLOAT = object(), object()
-"""Source and sink."""
+"""QParamSource and sink."""
 
 
 _NANO = 1e9

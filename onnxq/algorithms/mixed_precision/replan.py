@@ -19,7 +19,7 @@ from onnxq.algorithms.draft import Draft, with_constants
 from onnxq.algorithms.layers.biases import bias_of
 from onnxq.algorithms.mixed_precision.priorities import widenings
 from onnxq.algorithms.mixed_precision.steps import FLOAT, Precision, Steps, widest_precision
-from onnxq.calibration.qparams import calibrator, from_statistics, solve, weight_params
+from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics, weight_params
 from onnxq.core.config import QuantConfig
 from onnxq.core.overrides import written
 from onnxq.core.plan import Group, QuantParams, QuantPlan, QuantSpec
@@ -126,7 +126,9 @@ class Replanner:
         source = from_statistics(
             self._statistics(replace(plan, groups=new).observed), calibrator(self.config)
         )
-        return solve(self.draft.reference, replace(plan, biases=biases), source, {**known, **weights}).params
+        return compute_qparams(
+            self.draft.reference, replace(plan, biases=biases), source, {**known, **weights}
+        ).params
 
     @cached_property
     def _weight_params(self) -> Callable[[Group], QuantParams]:

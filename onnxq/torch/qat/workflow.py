@@ -23,7 +23,7 @@ from torch import fx, nn
 from calibrators.data.samples import Array, Sample
 from calibrators.errors import some
 from calibrators.session import open_session
-from onnxq.calibration.qparams import calibrator, from_statistics, solve
+from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.calibration.run import gather
 from onnxq.calibration.sample_split import Data, open_samples
 from onnxq.core.config import QuantConfig
@@ -166,7 +166,7 @@ def convert_qat(module: nn.Module, path: str | os.PathLike[str]) -> QatResult:
     with evaluating(inner), quiet():
         outputs = [to_numpy(tensor, "") for tensor in _moved(recipe.call, state).outputs(inner)]
     simple, plan = prepare_loaded(recipe.captured.onnx(state), type(inner).__name__, recipe.config)
-    plan = solve(simple, plan, partial(_calibrated_params, recipe), _learned(inner, recipe))
+    plan = compute_qparams(simple, plan, partial(_calibrated_params, recipe), _learned(inner, recipe))
     feeds = _sample(simple, recipe.call)
     found: list[tuple[float, float | None]] = []
     with our_errors():
@@ -226,7 +226,7 @@ def _calibrated(simple: ir.Model, plan: QuantPlan, data: Data, config: QuantConf
     with our_errors():
         samples = replace(open_samples(simple, data, config), holds=False)
         statistics = gather(simple, plan.observed, samples, config, silent)
-    return solve(simple, plan, from_statistics(statistics, calibrator(config)))
+    return compute_qparams(simple, plan, from_statistics(statistics, calibrator(config)))
 
 
 def _tell(placement: Placement, plan: QuantPlan) -> None:

@@ -23,7 +23,7 @@ from onnxq.algorithms.weights.adaround import (
     layer_problem,
     learn_rounding,
 )
-from onnxq.calibration.qparams import calibrator, from_statistics, solve
+from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.core.config import QuantConfig
 from onnxq.core.numerics import dequantize, quantize
 from onnxq.core.plan import OPSET, OPSET_OF_BLOCKS
@@ -66,7 +66,7 @@ def drafted(text, samples, config=None):
     plan = make_plan(model, get_target("onnxruntime"), config or QuantConfig())
     plan = with_bits(plan, 4) if config is None else plan
     statistics = collect(model, plan.observed, samples)
-    plan = solve(model, plan, from_statistics(statistics, calibrator(config or QuantConfig())))
+    plan = compute_qparams(model, plan, from_statistics(statistics, calibrator(config or QuantConfig())))
     return Draft(model, model, plan, {})
 
 
