@@ -86,7 +86,7 @@ class Collector:
 
     Each batch is run once and forgotten, so memory does not depend on how many there are. Batches may
     differ in shape. NaN and infinite elements are left out and counted; a warning names the tensor
-    and the sample. An interrupt may come at any time: `finish` can still be called.
+    and the sample. An interrupt may come at any time: `quantize_calibrated` can still be called.
 
     Attributes:
         fingerprint: of the model; the statistics carry it.

@@ -42,7 +42,7 @@ def compute_qparams(
 ) -> QuantPlan:
     """``plan`` with parameters: activations from ``source``, weights from ``model``.
 
-    Those in ``known``, by group, are taken from there; but where an int32 bias would overflow with the scale
+    Those in ``calibrated``, by group, are taken from there; but where an int32 bias would overflow with the scale
     of its weights, that is raised.
 
     Raises:

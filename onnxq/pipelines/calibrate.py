@@ -29,7 +29,7 @@ from onnxq.graph.files import files_of
 from onnxq.pipelines.preflight import check_files, check_places, our_errors
 from onnxq.pipelines.prepare import ModelPath, prepare, prepare_for_all
 from onnxq.pipelines.result import QuantResult
-from onnxq.pipelines.static import Calibrated, finish, observed
+from onnxq.pipelines.static import Calibrated, observed, quantize_calibrated
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ class Calibration:
             warnings=(),
             origin=f"{self._batches} batches from Python",
         )
-        return finish(known, output, self.config, progress, goal, started)
+        return quantize_calibrated(known, output, self.config, progress, goal, started)
 
 
 def _refuse_sources(config: QuantConfig) -> None:

@@ -77,7 +77,7 @@ def quantize_static(
         samples = open_samples(simple, data, config)
         source, statistics, warnings = _source(simple, plan, samples, config, progress)
     known = Calibrated(os.fspath(model), simple, plan, samples, source, statistics, warnings, origin(data))
-    return finish(known, output, config, progress, goal, started)
+    return quantize_calibrated(known, output, config, progress, goal, started)
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class Calibrated:
     origin: str
 
 
-def finish(
-    known: Calibrated,
+def quantize_calibrated(
+    calibrated: Calibrated,
     output: str | os.PathLike[str],
     config: QuantConfig,
     progress: Progress,
@@ -118,10 +118,15 @@ def finish(
     Raises:
         OnnxqError: as `quantize_static`.
     """
-    model, simple, samples, statistics = known.path, known.simple, known.samples, known.statistics
+    model, simple, samples, statistics = (
+        calibrated.path,
+        calibrated.simple,
+        calibrated.samples,
+        calibrated.statistics,
+    )
     with our_errors():
         progress("choosing ranges")
-        plan = compute_qparams(simple, known.plan, known.source)
+        plan = compute_qparams(simple, calibrated.plan, calibrated.source)
         evaluator = make_evaluator(model, simple, samples, config)
         draft = Draft(simple, simple, plan, channel_means(statistics or {}))
         draft, options, tuning = tuned(model, draft, samples, evaluator, config, progress)
@@ -136,7 +141,7 @@ def finish(
             write(as_written(draft.model, draft.plan), output, validate=partial(_validate, trial, look))
     return conclude(
         QuantResult(
-            request=Request(model, os.fspath(output), known.origin, config),
+            request=Request(model, os.fspath(output), calibrated.origin, config),
             plan=draft.plan,
             make_table=table,
             quality=trial.quality,
@@ -144,7 +149,7 @@ def finish(
             judged_on=samples.judged_on,
             skipped=samples.skipped,
             warnings=(
-                *known.warnings,
+                *calibrated.warnings,
                 *(search.warnings if search else ()),
                 *(tuning.warnings if tuning else ()),
                 *look.warnings,
