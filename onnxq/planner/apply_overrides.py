@@ -10,37 +10,40 @@ import onnx_ir as ir
 from onnxq.core.overrides import Override
 from onnxq.core.plan import Group, QuantPoint, QuantSpec
 from onnxq.graph.operators import WEIGHTED
-from onnxq.planner.context import Scene, matches
+from onnxq.planner.context import PlanningContext, matches
 from onnxq.planner.number_formats import weight_format
 
 
-def weight_spec(node: ir.Node, scene: Scene) -> QuantSpec | None:
+def weight_spec(node: ir.Node, context: PlanningContext) -> QuantSpec | None:
     """The number format of the node's weights, without the axis, where another one is asked for."""
-    found = (weight_format(scene.target, override) for override in _overrides(node, scene))
+    found = (weight_format(context.target, override) for override in _overrides(node, context))
     return next((spec for spec in found if spec is not None), None)
 
 
-def block_spec(node: ir.Node, scene: Scene) -> QuantSpec | None:
+def block_spec(node: ir.Node, context: PlanningContext) -> QuantSpec | None:
     """The number format of the node's weights in blocks, without the axis.
 
     None: nobody asked for blocks, or it is to have a type that the target does not take in blocks.
     """
-    blocked, blocks = scene.formats.blocked, scene.target.blocks
+    blocked, blocks = context.formats.blocked, context.target.blocks
     if blocked is None or blocks is None:
         return None
-    own = (one.weight for one in _overrides(node, scene) if one.weight)
+    own = (one.weight for one in _overrides(node, context) if one.weight)
     spec = blocks.types.get(ir.DataType[next(own, blocked.dtype.name).upper()])
     return None if spec is None else replace(spec, block_size=blocked.block_size)
 
 
-def is_per_tensor(node: ir.Node, scene: Scene) -> bool:
+def is_per_tensor(node: ir.Node, context: PlanningContext) -> bool:
     """Whether one scale is asked for all weights of ``node``."""
-    own = (one.per_tensor for one in _overrides(node, scene) if one.per_tensor is not None)
-    return next(own, scene.config.per_tensor)
+    own = (one.per_tensor for one in _overrides(node, context) if one.per_tensor is not None)
+    return next(own, context.config.per_tensor)
 
 
 def with_methods(
-    groups: Mapping[str, Group], points: Iterable[QuantPoint], nodes: Mapping[str, ir.Node], scene: Scene
+    groups: Mapping[str, Group],
+    points: Iterable[QuantPoint],
+    nodes: Mapping[str, ir.Node],
+    context: PlanningContext,
 ) -> dict[str, Group]:
     """``groups`` by name, with the methods that are asked for the nodes that read them.
 
@@ -48,27 +51,27 @@ def with_methods(
         groups: by name.
         points: all quantized edges.
         nodes: the consumers by name.
-        scene: has the options.
+        context: has the options.
     """
     result = dict(groups)
     for point in points:
         node, group = nodes.get(point.consumer), result[point.group]
-        if node is not None and (method := _method(node, point, group, scene)):
+        if node is not None and (method := _method(node, point, group, context)):
             result[point.group] = replace(group, method=method)
     return result
 
 
-def _method(node: ir.Node, point: QuantPoint, group: Group, scene: Scene) -> str | None:
+def _method(node: ir.Node, point: QuantPoint, group: Group, context: PlanningContext) -> str | None:
     if not group.constant:
-        return next((one.method for one in _overrides(node, scene) if one.method), None)
+        return next((one.method for one in _overrides(node, context) if one.method), None)
     operator = WEIGHTED.get(node.op_type)
     if operator is None or point.input_index != operator.weight:
         return None
-    own = (one.weight_method for one in _overrides(node, scene) if one.weight_method)
-    method = next(own, scene.config.weight_method)
+    own = (one.weight_method for one in _overrides(node, context) if one.weight_method)
+    method = next(own, context.config.weight_method)
     return None if method == "mse" else method
 
 
-def _overrides(node: ir.Node, scene: Scene) -> Iterator[Override]:
+def _overrides(node: ir.Node, context: PlanningContext) -> Iterator[Override]:
     """Those that mean ``node``, the one that counts most first."""
-    return (one for one in reversed(scene.config.overrides) if matches(node, one.pattern))
+    return (one for one in reversed(context.config.overrides) if matches(node, one.pattern))

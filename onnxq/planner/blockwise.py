@@ -15,51 +15,51 @@ from calibrators.errors import some
 from onnxq.graph.nodes import constant_value, input_at, is_op
 from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED, attribute_value, clip_range
 from onnxq.planner.apply_overrides import block_spec
-from onnxq.planner.context import Scene, bias_add
+from onnxq.planner.context import PlanningContext, bias_add
 
 logger = logging.getLogger(__name__)
 
 
-def blocked_nodes(nodes: Iterable[ir.Node], scene: Scene) -> frozenset[ir.Node]:
+def blocked_nodes(nodes: Iterable[ir.Node], context: PlanningContext) -> frozenset[ir.Node]:
     """Those whose weights can be cut into blocks."""
-    return frozenset(node for node in nodes if scene.formats.blocked and _can_be_cut(node, scene))
+    return frozenset(node for node in nodes if context.formats.blocked and _can_be_cut(node, context))
 
 
-def among_integers(scene: Scene, quantized: Collection[ir.Value]) -> frozenset[ir.Node]:
+def among_integers(context: PlanningContext, quantized: Collection[ir.Value]) -> frozenset[ir.Node]:
     """The nodes whose weights are not to be cut after all, because these tensors are quantized."""
-    if scene.target.blocks is None or not scene.target.blocks.among_floats:
+    if context.target.blocks is None or not context.target.blocks.among_floats:
         return frozenset()
     return frozenset(
         node
-        for node in scene.in_blocks
-        if any(value in quantized for value in (*_above(node, scene), *_below(node, scene)))
+        for node in context.in_blocks
+        if any(value in quantized for value in (*_above(node, context), *_below(node, context)))
     )
 
 
-def warn_of_whole(planned: Iterable[ir.Node], scene: Scene) -> None:
+def warn_of_whole(planned: Iterable[ir.Node], context: PlanningContext) -> None:
     """Say which matrices of weights are quantized, but not in blocks as was asked for."""
-    if scene.formats.blocked is None:
+    if context.formats.blocked is None:
         return
     whole = [
         node.name or ""
         for node in planned
-        if scene.target.rules[node.op_type].blocked is not None
-        and node not in scene.in_blocks
-        and block_spec(node, scene) is not None
+        if context.target.rules[node.op_type].blocked is not None
+        and node not in context.in_blocks
+        and block_spec(node, context) is not None
         and constant_value(input_at(node, WEIGHTED[node.op_type].weight)) is not None
     ]
     if whole:
         logger.warning(
             "target %s has no kernel for blocks of weights in %d MatMul and Gemm, which keep a scale a "
             "channel, or one for all: %s",
-            scene.target.name,
+            context.target.name,
             len(whole),
             some(whole),
         )
 
 
-def _can_be_cut(node: ir.Node, scene: Scene) -> bool:
-    rule, blocks, spec = scene.rule(node), scene.target.blocks, block_spec(node, scene)
+def _can_be_cut(node: ir.Node, context: PlanningContext) -> bool:
+    rule, blocks, spec = context.rule(node), context.target.blocks, block_spec(node, context)
     if rule is None or rule.blocked is None or blocks is None or spec is None:
         return False
     weight = constant_value(input_at(node, WEIGHTED[node.op_type].weight))
@@ -72,33 +72,33 @@ def _can_be_cut(node: ir.Node, scene: Scene) -> bool:
     return not blocks.whole or weight.shape[SUMMED_AXIS[node.op_type](node)] % spec.block_size == 0
 
 
-def _above(node: ir.Node, scene: Scene) -> Iterator[ir.Value]:
+def _above(node: ir.Node, context: PlanningContext) -> Iterator[ir.Value]:
     """What the node reads, and what that was before operators that only pass values on."""
     value = node.inputs[WEIGHTED[node.op_type].data]
     while value is not None:
         yield value
         producer = value.producer()
-        if producer is None or not _passes_on(producer, scene):
+        if producer is None or not _passes_on(producer, context):
             break
         value = producer.inputs[0]
 
 
-def _below(node: ir.Node, scene: Scene) -> Iterator[ir.Value]:
+def _below(node: ir.Node, context: PlanningContext) -> Iterator[ir.Value]:
     """What the node gives, and what its bias, Relu, Clip and operators that pass values on make of it."""
-    yield from _onward(node.outputs[0], scene)
-    if found := bias_add(node, scene):
-        yield from _onward(found[0].outputs[0], scene)
+    yield from _onward(node.outputs[0], context)
+    if found := bias_add(node, context):
+        yield from _onward(found[0].outputs[0], context)
 
 
-def _onward(value: ir.Value, scene: Scene) -> Iterator[ir.Value]:
+def _onward(value: ir.Value, context: PlanningContext) -> Iterator[ir.Value]:
     yield value
     for use in value.uses():
-        if clip_range(use.node) is not None or _passes_on(use.node, scene):
+        if clip_range(use.node) is not None or _passes_on(use.node, context):
             for output in use.node.outputs:
-                yield from _onward(output, scene)
+                yield from _onward(output, context)
 
 
-def _passes_on(node: ir.Node, scene: Scene) -> bool:
+def _passes_on(node: ir.Node, context: PlanningContext) -> bool:
     """Whether the runtime moves Q and DQ across the node."""
-    rule = scene.rule(node)
-    return is_op(node, *scene.target.transparent) or (rule is not None and rule.same_params)
+    rule = context.rule(node)
+    return is_op(node, *context.target.transparent) or (rule is not None and rule.same_params)

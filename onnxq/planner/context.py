@@ -19,7 +19,7 @@ _CLIPS = ("Relu", "Clip")
 
 
 @dataclass(frozen=True)
-class Scene:
+class PlanningContext:
     """The main graph, what the target can do with it, and what the user asked for.
 
     Attributes:
@@ -63,12 +63,12 @@ class Scene:
         return rule.depthwise if rule.depthwise and is_depthwise(node) else rule.role
 
 
-def deselected(node: ir.Node, scene: Scene) -> str | None:
+def deselected(node: ir.Node, context: PlanningContext) -> str | None:
     """Why the user's choice leaves ``node`` out; None if it does not."""
-    for pattern in scene.config.exclude:
+    for pattern in context.config.exclude:
         if matches(node, pattern):
             return f"excluded by {pattern!r}"
-    if scene.config.include and not any(matches(node, p) for p in scene.config.include):
+    if context.config.include and not any(matches(node, p) for p in context.config.include):
         return "not among the nodes to include"
     return None
 
@@ -80,82 +80,82 @@ def matches(node: ir.Node, pattern: str) -> bool:
     return fnmatchcase(node.name or "", pattern)
 
 
-def sole_reader(value: ir.Value, scene: Scene) -> ir.Node | None:
+def sole_reader(value: ir.Value, context: PlanningContext) -> ir.Node | None:
     """The node of the main graph that alone reads ``value``, which is no graph output."""
     uses = tuple(value.uses())
     if value.is_graph_output() or len(uses) != 1:
         return None
     reader = uses[0].node
-    return reader if reader in scene.position else None
+    return reader if reader in context.position else None
 
 
-def fused_output(value: ir.Value, rule: OpRule, scene: Scene) -> ir.Value:
+def fused_output(value: ir.Value, rule: OpRule, context: PlanningContext) -> ir.Value:
     """The tensor that Q stands on: ``value``, or what Relu/Clip make of it if they fuse.
 
     They do if nobody else reads the unclipped tensor and zero lies within the limits (a grid always
     holds zero). An operator whose output keeps its input's parameters fuses with none.
     """
-    clips = list(fused_clips(value, rule, scene))
+    clips = list(fused_clips(value, rule, context))
     return clips[-1].outputs[0] if clips else value
 
 
-def fused_clips(value: ir.Value, rule: OpRule, scene: Scene) -> Iterator[ir.Node]:
+def fused_clips(value: ir.Value, rule: OpRule, context: PlanningContext) -> Iterator[ir.Node]:
     """The Relu and Clip, one behind the other, that fuse with the node that makes ``value``."""
-    for _ in range(0 if rule.same_params else scene.target.fused_clips):
-        clip = sole_reader(value, scene)
-        limits = clip_range(clip) if clip is not None and not deselected(clip, scene) else None
+    for _ in range(0 if rule.same_params else context.target.fused_clips):
+        clip = sole_reader(value, context)
+        limits = clip_range(clip) if clip is not None and not deselected(clip, context) else None
         if clip is None or limits is None or not limits[0] <= 0 <= limits[1] or limits[0] == limits[1]:
             break
         yield clip
         value = clip.outputs[0]
 
 
-def integer_outputs(node: ir.Node, scene: Scene) -> list[ir.Value]:
+def integer_outputs(node: ir.Node, context: PlanningContext) -> list[ir.Value]:
     """The tensors that get Q because ``node`` is quantized."""
-    rule = scene.target.rules[node.op_type]
-    if rule.output is Output.FREE or node in scene.in_blocks:
+    rule = context.target.rules[node.op_type]
+    if rule.output is Output.FREE or node in context.in_blocks:
         return []
     values = [value for value in node.outputs if value.name]
     if rule.output is Output.QUANTIZED:
-        return [fused_output(value, rule, scene) for value in values]
-    return [_clipped(v, rule, scene) for v in values if _fused_in_float(node, v, rule, scene)]
+        return [fused_output(value, rule, context) for value in values]
+    return [_clipped(v, rule, context) for v in values if _fused_in_float(node, v, rule, context)]
 
 
-def _fused_in_float(node: ir.Node, value: ir.Value, rule: OpRule, scene: Scene) -> bool:
+def _fused_in_float(node: ir.Node, value: ir.Value, rule: OpRule, context: PlanningContext) -> bool:
     """Whether the runtime would fuse what reads ``value`` with ``node``, in float, unless Q prevents it."""
-    reader = sole_reader(value, scene)
+    reader = sole_reader(value, context)
     if reader is None or not is_op(reader, *rule.fused_in_float):
         return False
     if is_op(reader, "Add"):
-        return _swallowed(node, value, reader, scene)
-    return sole_reader(reader.outputs[0], scene) is not None
+        return _swallowed(node, value, reader, context)
+    return sole_reader(reader.outputs[0], context) is not None
 
 
-def _swallowed(node: ir.Node, value: ir.Value, add: ir.Node, scene: Scene) -> bool:
+def _swallowed(node: ir.Node, value: ir.Value, add: ir.Node, context: PlanningContext) -> bool:
     """Whether this Add, the only reader of ``value``, is no bias and could be fused with ``node``."""
-    if not _becomes_gemm(node, scene) or bias_add(node, scene):
+    if not _becomes_gemm(node, context) or bias_add(node, context):
         return False
     other = add.inputs[1 - _position(value, add)]
     return rank(other) in (None, 1, 2)
 
 
-def _becomes_gemm(node: ir.Node, scene: Scene) -> bool:
+def _becomes_gemm(node: ir.Node, context: PlanningContext) -> bool:
     """Whether the runtime makes a Gemm of ``node`` and an Add behind it: of matrices and of known shapes."""
     data = node.inputs[0]
-    if not scene.target.rules[node.op_type].bias_add or data is None or data.shape is None:
+    if not context.target.rules[node.op_type].bias_add or data is None or data.shape is None:
         return False
     return len(data.shape) == 2 or data.shape.is_static()
 
 
-def _clipped(value: ir.Value, rule: OpRule, scene: Scene) -> ir.Value:
-    fused = fused_output(value, rule, scene)
-    return value if fused.is_graph_output() and not scene.quantize_outputs else fused
+def _clipped(value: ir.Value, rule: OpRule, context: PlanningContext) -> ir.Value:
+    fused = fused_output(value, rule, context)
+    return value if fused.is_graph_output() and not context.quantize_outputs else fused
 
 
-def bias_add(node: ir.Node, scene: Scene) -> tuple[ir.Node, int] | None:
+def bias_add(node: ir.Node, context: PlanningContext) -> tuple[ir.Node, int] | None:
     """The Add behind ``node`` that adds a bias, one constant a column, and which of its inputs that is."""
-    add = sole_reader(node.outputs[0], scene)
-    if add is None or not is_op(add, "Add") or deselected(add, scene) or not _becomes_gemm(node, scene):
+    add = sole_reader(node.outputs[0], context)
+    if add is None or not is_op(add, "Add") or deselected(add, context) or not _becomes_gemm(node, context):
         return None
     index = 1 - _position(node.outputs[0], add)
     bias, weight = constant_value(add.inputs[index]), constant_value(node.inputs[1])
@@ -168,7 +168,9 @@ def _position(value: ir.Value, reader: ir.Node) -> int:
     return next(i for i, source in enumerate(reader.inputs) if source is value)
 
 
-def torn_outputs(node: ir.Node, read: Collection[ir.Value | None], scene: Scene) -> list[ir.Value]:
+def torn_outputs(
+    node: ir.Node, read: Collection[ir.Value | None], context: PlanningContext
+) -> list[ir.Value]:
     """The outputs that some read in integers and some in float, where the kernel gives only one of them.
 
     Relu and Clip hide nothing: the runtime drops those that Q makes superfluous.
@@ -176,9 +178,9 @@ def torn_outputs(node: ir.Node, read: Collection[ir.Value | None], scene: Scene)
     Args:
         node: a planned node.
         read: the tensors that are read in integers.
-        scene: the scene.
+        context: the scene.
     """
-    if scene.target.rules[node.op_type].output is not Output.ALL_OR_NONE or node in scene.in_blocks:
+    if context.target.rules[node.op_type].output is not Output.ALL_OR_NONE or node in context.in_blocks:
         return []
     return [
         value
@@ -196,31 +198,31 @@ def _unclipped(value: ir.Value) -> Iterator[ir.Value]:
             yield from _unclipped(use.node.outputs[0])
 
 
-def integer_inputs(node: ir.Node, scene: Scene) -> list[int]:
+def integer_inputs(node: ir.Node, context: PlanningContext) -> list[int]:
     """The inputs that ``node`` reads in integers when it is quantized."""
-    rule = scene.target.rules[node.op_type]
+    rule = context.target.rules[node.op_type]
     if rule.role is Role.RESIDUAL:
-        return skip_inputs(node, rule, scene)
-    if node in scene.in_blocks:
+        return skip_inputs(node, rule, context)
+    if node in context.in_blocks:
         return [WEIGHTED[node.op_type].weight]
     return [i for i in data_inputs(node) if i != rule.bias and input_at(node, i) is not None]
 
 
-def skip_inputs(node: ir.Node, rule: OpRule, scene: Scene) -> list[int]:
+def skip_inputs(node: ir.Node, rule: OpRule, context: PlanningContext) -> list[int]:
     """For a sum: the inputs that do not come from the last operator that it could be fused into."""
     if any(value is None or value.is_initializer() for value in node.inputs):
         return []
     branches = [
-        (scene.position[producer], index)
+        (context.position[producer], index)
         for index, value in enumerate(node.inputs)
-        if (producer := _private_producer(value, scene)) and is_op(producer, *rule.sums_with)
+        if (producer := _private_producer(value, context)) and is_op(producer, *rule.sums_with)
     ]
     return [i for i in range(len(node.inputs)) if i != max(branches)[1]] if branches else []
 
 
-def _private_producer(value: ir.Value | None, scene: Scene) -> ir.Node | None:
+def _private_producer(value: ir.Value | None, context: PlanningContext) -> ir.Node | None:
     """The node of the main graph that made ``value`` for one reader alone."""
     if value is None or value.is_graph_output() or len(value.uses()) != 1:
         return None
     producer = value.producer()
-    return producer if producer in scene.position else None
+    return producer if producer in context.position else None

@@ -12,7 +12,7 @@ from onnxq.graph.nodes import constant_value, input_at
 from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED
 from onnxq.planner.apply_overrides import block_spec, is_per_tensor, weight_spec
 from onnxq.planner.context import (
-    Scene,
+    PlanningContext,
     bias_add,
     integer_inputs,
     integer_outputs,
@@ -39,19 +39,19 @@ class Edge:
         return self.value.name or "", self.spec
 
 
-def find_edges(planned: Iterable[ir.Node], scene: Scene) -> list[Edge]:
+def find_edges(planned: Iterable[ir.Node], context: PlanningContext) -> list[Edge]:
     """Every quantized edge once: inputs of planned nodes, and all readers of their integer outputs."""
     edges: dict[tuple[ir.Node | None, int], Edge] = {}
     for node in planned:
-        for index in integer_inputs(node, scene):
-            edges[node, index] = make_edge(node, index, input_spec(node, index, scene))
-        if scene.target.bias is BiasStyle.OWN:
-            edges |= {place: make_edge(*place, _bias_spec(scene)) for place in bias_inputs(node, scene)}
+        for index in integer_inputs(node, context):
+            edges[node, index] = make_edge(node, index, input_spec(node, index, context))
+        if context.target.bias is BiasStyle.OWN:
+            edges |= {place: make_edge(*place, _bias_spec(context)) for place in bias_inputs(node, context)}
     read = {edge.value for edge in edges.values()}
     for node in planned:
-        for value in dict.fromkeys((*integer_outputs(node, scene), *torn_outputs(node, read, scene))):
-            for reader, index in _readers(value, scene.graph):
-                edges.setdefault((reader, index), Edge(value, reader, index, scene.activation))
+        for value in dict.fromkeys((*integer_outputs(node, context), *torn_outputs(node, read, context))):
+            for reader, index in _readers(value, context.graph):
+                edges.setdefault((reader, index), Edge(value, reader, index, context.activation))
     return list(edges.values())
 
 
@@ -67,44 +67,45 @@ def _readers(value: ir.Value, graph: ir.Graph) -> Iterator[tuple[ir.Node | None,
     yield from ((None, i) for i, output in enumerate(graph.outputs) if output is value)
 
 
-def input_spec(node: ir.Node, index: int, scene: Scene) -> QuantSpec:
+def input_spec(node: ir.Node, index: int, context: PlanningContext) -> QuantSpec:
     """The number format of input ``index`` of ``node``: a weight's, or that of activations."""
-    operator, ends = WEIGHTED.get(node.op_type), scene.target.ends if node in scene.ends else None
+    operator, ends = WEIGHTED.get(node.op_type), context.target.ends if node in context.ends else None
     if operator is None or index != operator.weight or not is_constant(node, index):
-        return ends.activation if ends else _activation_spec(node, scene)
-    if node in scene.in_blocks:
-        blocks = block_spec(node, scene)
+        return ends.activation if ends else _activation_spec(node, context)
+    if node in context.in_blocks:
+        blocks = block_spec(node, context)
         assert blocks is not None
         return replace(blocks, axis=SUMMED_AXIS[node.op_type](node))
     weight = node.inputs[index]
     assert weight is not None
     assert weight.shape is not None
-    spec = weight_spec(node, scene) or (ends.weight if ends else scene.formats.weight)
+    spec = weight_spec(node, context) or (ends.weight if ends else context.formats.weight)
     assert spec is not None
     return replace(
-        spec, axis=operator.channel_axis(node, len(weight.shape)) if _per_channel(node, spec, scene) else None
+        spec,
+        axis=operator.channel_axis(node, len(weight.shape)) if _per_channel(node, spec, context) else None,
     )
 
 
-def _activation_spec(node: ir.Node, scene: Scene) -> QuantSpec:
+def _activation_spec(node: ir.Node, context: PlanningContext) -> QuantSpec:
     """The number format of the inputs that ``node`` computes with."""
-    rule, operator = scene.target.rules.get(node.op_type), WEIGHTED.get(node.op_type)
+    rule, operator = context.target.rules.get(node.op_type), WEIGHTED.get(node.op_type)
     if rule is None:
-        return scene.activation
+        return context.activation
     dynamic = operator is not None and not is_constant(node, operator.weight)
-    return (rule.dynamic_inputs if dynamic else None) or rule.inputs or scene.activation
+    return (rule.dynamic_inputs if dynamic else None) or rule.inputs or context.activation
 
 
-def _per_channel(node: ir.Node, spec: QuantSpec, scene: Scene) -> bool:
-    types = scene.target.per_channel_types
+def _per_channel(node: ir.Node, spec: QuantSpec, context: PlanningContext) -> bool:
+    types = context.target.per_channel_types
     allowed = types is None or spec.dtype in types
-    return allowed and scene.target.rules[node.op_type].per_channel and not is_per_tensor(node, scene)
+    return allowed and context.target.rules[node.op_type].per_channel and not is_per_tensor(node, context)
 
 
-def _bias_spec(scene: Scene) -> QuantSpec:
+def _bias_spec(context: PlanningContext) -> QuantSpec:
     """Of biases with a scale of their own."""
-    assert scene.formats.weight is not None
-    return scene.formats.weight
+    assert context.formats.weight is not None
+    return context.formats.weight
 
 
 def is_constant(node: ir.Node, index: int) -> bool:
@@ -112,13 +113,13 @@ def is_constant(node: ir.Node, index: int) -> bool:
     return constant_value(input_at(node, index)) is not None
 
 
-def bias_inputs(node: ir.Node, scene: Scene) -> Iterator[tuple[ir.Node, int]]:
+def bias_inputs(node: ir.Node, context: PlanningContext) -> Iterator[tuple[ir.Node, int]]:
     """Where the bias of ``node`` is read: by itself, or by the Add behind it."""
     operator = WEIGHTED.get(node.op_type)
-    if node in scene.in_blocks:
+    if node in context.in_blocks:
         return
-    index = scene.target.rules[node.op_type].bias if operator is None else operator.bias
+    index = context.target.rules[node.op_type].bias if operator is None else operator.bias
     if index is not None and input_at(node, index) is not None:
         yield node, index
-    if found := bias_add(node, scene):
+    if found := bias_add(node, context):
         yield found

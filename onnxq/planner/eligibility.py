@@ -16,7 +16,7 @@ from onnxq.graph.operators import (
     is_depthwise,
 )
 from onnxq.planner.apply_overrides import weight_spec
-from onnxq.planner.context import Scene, deselected, fused_output
+from onnxq.planner.context import PlanningContext, deselected, fused_output
 from onnxq.targets.target import BiasStyle, OpRule, Output
 
 
@@ -26,16 +26,16 @@ def computes_reals(node: ir.Node) -> bool:
     return any(kind is None or kind.is_floating_point() for kind in kinds)
 
 
-def is_carried(node: ir.Node, scene: Scene) -> bool:
+def is_carried(node: ir.Node, context: PlanningContext) -> bool:
     """Whether ``node`` gets no Q/DQ of its own and runs in the type of its neighbours."""
-    return computes_reals(node) and scene.rule(node) is None and is_op(node, *scene.target.transparent)
+    return computes_reals(node) and context.rule(node) is None and is_op(node, *context.target.transparent)
 
 
-def obstacle(node: ir.Node, scene: Scene) -> str | None:
+def obstacle(node: ir.Node, context: PlanningContext) -> str | None:
     """Why ``node``, looked at alone, stays float; None if it can be quantized or needs no word."""
-    if not computes_reals(node) or is_carried(node, scene):
+    if not computes_reals(node) or is_carried(node, context):
         return None
-    rule = scene.rule(node)
+    rule = context.rule(node)
     if rule is None and clip_range(node) is not None:
         return "there is no quantized node before it that it could fuse with"
     if rule is None:
@@ -54,28 +54,28 @@ def obstacle(node: ir.Node, scene: Scene) -> str | None:
         _moves_constants,
         _float_output,
     )
-    return next((reason for check in checks if (reason := check(node, rule, scene))), None)
+    return next((reason for check in checks if (reason := check(node, rule, context))), None)
 
 
-def _not_selected(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
-    return deselected(node, scene)
+def _not_selected(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
+    return deselected(node, context)
 
 
-def _final(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
-    if node not in scene.final:
+def _final(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
+    if node not in context.final:
         return None
     if node.op_type == "Concat":
         return "it joins what leaves the graph: one range would not suit all of it (boxes and scores, say)"
     return "it passes on what a Concat in float joins at the end of the graph"
 
 
-def _masking(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
-    if node not in scene.masking or node.op_type in WEIGHTED:
+def _masking(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
+    if node not in context.masking or node.op_type in WEIGHTED:
         return None
     return "it reads values that stand for minus infinity: no range suits them and others"
 
 
-def _wrong_attribute(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+def _wrong_attribute(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
     for name, wanted in rule.attributes.items():
         actual = attribute_value(node, name)
         if actual != wanted:
@@ -83,7 +83,7 @@ def _wrong_attribute(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
     return None
 
 
-def _not_float32(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+def _not_float32(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
     inputs = [node.inputs[i] for i in data_inputs(node) if i < len(node.inputs)]
     for value in (*inputs, *node.outputs):
         if value is not None and value.name and value.dtype != ir.DataType.FLOAT:
@@ -93,7 +93,7 @@ def _not_float32(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
     return None
 
 
-def _bad_weight(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+def _bad_weight(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
     operator = WEIGHTED.get(node.op_type)
     if operator is None:
         return None
@@ -104,19 +104,19 @@ def _bad_weight(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
     return None
 
 
-def _no_format(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
-    operator, blocked = WEIGHTED.get(node.op_type), scene.formats.blocked
-    if operator is None or blocked is None or scene.formats.weight is not None or node in scene.in_blocks:
+def _no_format(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
+    operator, blocked = WEIGHTED.get(node.op_type), context.formats.blocked
+    if operator is None or blocked is None or context.formats.weight is not None or node in context.in_blocks:
         return None
-    if not _constant(node, operator.weight) or weight_spec(node, scene) is not None:
+    if not _constant(node, operator.weight) or weight_spec(node, context) is not None:
         return None
     kind = blocked.dtype.name.lower()
     return f"its {kind} weights would have to be in blocks of {blocked.block_size}, which they cannot be"
 
 
-def _bad_bias(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+def _bad_bias(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
     operator = WEIGHTED.get(node.op_type)
-    if operator is None or scene.target.bias is BiasStyle.FLOAT or node in scene.in_blocks:
+    if operator is None or context.target.bias is BiasStyle.FLOAT or node in context.in_blocks:
         return None
     bias = input_at(node, operator.bias) if operator.bias is not None else None
     if bias is None:
@@ -130,16 +130,16 @@ def _bad_bias(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
     return None
 
 
-def _grouped(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+def _grouped(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
     groups = attribute_value(node, "group") if rule.single_group else 1
     return None if groups == 1 else f"it has {groups} groups, the integer kernel takes one"
 
 
-def _moves_constants(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+def _moves_constants(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
     return "all its inputs are constants" if rule.same_params and _constant(node, 0) else None
 
 
-def _narrow(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
+def _narrow(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
     if not rule.group_channels or node.attributes.get_int("group", 1) == 1 or is_depthwise(node):
         return None
     channels = group_channels(node)
@@ -148,11 +148,11 @@ def _narrow(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
     return f"with {channels} channels a group it is faster in float"
 
 
-def _float_output(node: ir.Node, rule: OpRule, scene: Scene) -> str | None:
-    if rule.output is not Output.QUANTIZED or scene.quantize_outputs:
+def _float_output(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
+    if rule.output is not Output.QUANTIZED or context.quantize_outputs:
         return None
     for value in node.outputs:
-        if fused_output(value, rule, scene).is_graph_output():
+        if fused_output(value, rule, context).is_graph_output():
             return "its output leaves the graph, which stays float (--quantize-outputs changes that)"
     return None
 

@@ -26,7 +26,7 @@ from onnxq.graph.operators import (
 )
 from onnxq.planner.averaging import averaged_elements
 from onnxq.planner.context import (
-    Scene,
+    PlanningContext,
     fused_output,
 )
 from onnxq.planner.edges import Edge, Key
@@ -38,19 +38,21 @@ UNLIMITED: Range = (-math.inf, math.inf)
 # --- Who shares parameters? -------------------------------------------------------------------
 
 
-def find_groups(edges: Sequence[Edge], planned: Sequence[ir.Node], scene: Scene) -> dict[Key, Group]:
+def find_groups(
+    edges: Sequence[Edge], planned: Sequence[ir.Node], context: PlanningContext
+) -> dict[Key, Group]:
     """Each tensor's group. Operators that only pass values on tie their tensors together."""
     values = {edge.key: edge.value for edge in edges}
-    sources = _ties(planned, scene)
-    activations = [value for (_, spec), value in values.items() if spec == scene.activation]
-    found = list(bridges(activations, scene))
-    ties, parts = _bridged(sources, found, scene), {bridge.part for bridge in found}
-    averaged = averaged_elements(scene.graph)
+    sources = _ties(planned, context)
+    activations = [value for (_, spec), value in values.items() if spec == context.activation]
+    found = list(bridges(activations, context))
+    ties, parts = _bridged(sources, found, context), {bridge.part for bridge in found}
+    averaged = averaged_elements(context.graph)
     taken: set[str] = set()
     groups: dict[Key, Group] = {}
     for root, keys in _members(values, ties).items():
         observe = dict.fromkeys(_root(key, sources) for key in keys if values[key] not in parts)
-        group = _group(root, [values[key] for key in keys], {k: values.get(k) for k in observe}, scene)
+        group = _group(root, [values[key] for key in keys], {k: values.get(k) for k in observe}, context)
         name = root[0] if root[0] not in taken else _unique(root)
         group = replace(group, name=name, averaged=max(averaged.get(values[key], 1) for key in keys))
         taken.add(name)
@@ -73,31 +75,31 @@ def _unique(key: Key) -> str:
     return f"{name}/{spec.dtype.name.lower()}{bits}/{spec.axis}{blocks}"
 
 
-def _bridged(ties: Mapping[Key, Key], found: Iterable[Bridge], scene: Scene) -> dict[Key, Key]:
+def _bridged(ties: Mapping[Key, Key], found: Iterable[Bridge], context: PlanningContext) -> dict[Key, Key]:
     """``ties``, and those of the bridges; the tensor that holds most is the root."""
     result = dict(ties)
     for bridge in found:
         pair = (bridge.above, bridge.below)
-        above, below = (_root((value.name or "", scene.activation), result) for value in pair)
+        above, below = (_root((value.name or "", context.activation), result) for value in pair)
         child, parent = (above, below) if bridge.whole is bridge.below else (below, above)
         if child != parent:
             result[child] = parent
     return result
 
 
-def _ties(planned: Iterable[ir.Node], scene: Scene) -> dict[Key, Key]:
+def _ties(planned: Iterable[ir.Node], context: PlanningContext) -> dict[Key, Key]:
     """Tensor -> the tensor whose parameters it takes: a chain that ends at the root of a group."""
     ties: dict[Key, Key] = {}
     for node in planned:
-        rule = scene.target.rules[node.op_type]
+        rule = context.target.rules[node.op_type]
         if rule.same_params and node.inputs[0] is not None:
-            source = (node.inputs[0].name or "", scene.activation)
-            ties |= {(out.name or "", scene.activation): source for out in node.outputs if out.name}
+            source = (node.inputs[0].name or "", context.activation)
+            ties |= {(out.name or "", context.activation): source for out in node.outputs if out.name}
         if rule.inputs_follow:
-            output = fused_output(node.outputs[0], rule, scene)
-            goal = (output.name or "", scene.activation)
-            followers = _followers(node, output, scene)
-            ties |= {_root((value.name or "", scene.activation), ties): goal for value in followers}
+            output = fused_output(node.outputs[0], rule, context)
+            goal = (output.name or "", context.activation)
+            followers = _followers(node, output, context)
+            ties |= {_root((value.name or "", context.activation), ties): goal for value in followers}
     return ties
 
 
@@ -107,31 +109,31 @@ def _root(key: Key, ties: Mapping[Key, Key]) -> Key:
     return key
 
 
-def _followers(node: ir.Node, output: ir.Value, scene: Scene) -> Iterator[ir.Value]:
+def _followers(node: ir.Node, output: ir.Value, context: PlanningContext) -> Iterator[ir.Value]:
     """The inputs that lose nothing when they take the parameters of ``node``'s output.
 
     Nobody else reads them, so that their own, finer grid would be thrown away here; and the Relu or
     Clip before them still fuses, because the output's range has the same limits.
     """
     for value in dict.fromkeys(node.inputs):
-        if value is None or value.is_initializer() or not _is_private(value, node, scene):
+        if value is None or value.is_initializer() or not _is_private(value, node, context):
             continue
-        if _fixed_range(value, scene) is not None:
+        if _fixed_range(value, context) is not None:
             continue
         if limits(value) in (UNLIMITED, limits(output)):
             yield value
 
 
-def _is_private(value: ir.Value, reader: ir.Node, scene: Scene) -> bool:
+def _is_private(value: ir.Value, reader: ir.Node, context: PlanningContext) -> bool:
     """Whether only ``reader`` reads ``value`` and the tensors that it shares parameters with."""
     if value.is_graph_output() or any(use.node is not reader for use in value.uses()):
         return False
     producer = value.producer()
-    rule = scene.rule(producer) if producer is not None else None
+    rule = context.rule(producer) if producer is not None else None
     if producer is None or rule is None or not rule.same_params:
         return True
     source = producer.inputs[0]
-    return len(producer.outputs) == 1 and source is not None and _is_private(source, producer, scene)
+    return len(producer.outputs) == 1 and source is not None and _is_private(source, producer, context)
 
 
 def limits(value: ir.Value) -> Range:
@@ -149,19 +151,19 @@ def limits(value: ir.Value) -> Range:
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def _fixed_range(value: ir.Value, scene: Scene) -> Range | None:
+def _fixed_range(value: ir.Value, context: PlanningContext) -> Range | None:
     producer = value.producer()
-    rule = scene.rule(producer) if producer is not None else None
+    rule = context.rule(producer) if producer is not None else None
     return rule.output_range if rule is not None else None
 
 
 def _group(
-    root: Key, values: Sequence[ir.Value], observe: Mapping[Key, ir.Value | None], scene: Scene
+    root: Key, values: Sequence[ir.Value], observe: Mapping[Key, ir.Value | None], context: PlanningContext
 ) -> Group:
     """A group of ``values``, whose range follows from those to ``observe``; None: not quantized itself."""
     firsts = [value for value in observe.values() if value is not None]
     constant = any(value.is_initializer() for value in firsts)
-    fixed = next((_fixed_range(value, scene) for value in firsts), None)
+    fixed = next((_fixed_range(value, context) for value in firsts), None)
     bounds = [_bounds(value) if value is not None else UNLIMITED for value in observe.values()]
     return Group(
         name=root[0],
@@ -171,8 +173,8 @@ def _group(
         bounds=UNLIMITED if constant else (min(low for low, _ in bounds), max(high for _, high in bounds)),
         fixed=None if fixed is None else _without_last_step(fixed, root[1]),
         constant=constant,
-        unpacked=scene.target.unpacked.get(root[1].dtype) if root[1].block_size is None else None,
-        as_reals=constant and scene.target.storage is Storage.REALS,
+        unpacked=context.target.unpacked.get(root[1].dtype) if root[1].block_size is None else None,
+        as_reals=constant and context.target.storage is Storage.REALS,
     )
 
 
@@ -211,26 +213,26 @@ class Bridge:
         return {self.above: self.below, self.below: self.above}.get(self.whole) if self.whole else None
 
 
-def bridges(quantized: Iterable[ir.Value], scene: Scene) -> Iterator[Bridge]:
+def bridges(quantized: Iterable[ir.Value], context: PlanningContext) -> Iterator[Bridge]:
     """Every pair among ``quantized`` that only transparent operators and no third one lie between."""
     known = frozenset(quantized)
     for below in dict.fromkeys(quantized):
-        for above, steps in _sources(below, known, scene):
+        for above, steps in _sources(below, known, context):
             whole = below if all(steps) else above if not any(steps) else None
             yield Bridge(above, below, whole)
 
 
 def _sources(
-    value: ir.Value, quantized: Collection[ir.Value], scene: Scene
+    value: ir.Value, quantized: Collection[ir.Value], context: PlanningContext
 ) -> Iterator[tuple[ir.Value, tuple[bool, ...]]]:
     """The nearest quantized tensors that ``value`` is made of, and which steps on the way add others."""
     node = value.producer()
-    if node is None or not is_op(node, *(scene.target.transparent - scene.target.unequal)):
+    if node is None or not is_op(node, *(context.target.transparent - context.target.unequal)):
         return
     joins = node.op_type == "Concat"
     for source in (node.inputs[index] for index in data_inputs(node)):
         if source is not None and source in quantized:
             yield source, (joins,)
         elif source is not None:
-            for found, steps in _sources(source, quantized, scene):
+            for found, steps in _sources(source, quantized, context):
                 yield found, (*steps, joins)

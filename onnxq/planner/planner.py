@@ -24,7 +24,7 @@ from onnxq.graph.ort_rewrites import sums_before_norms
 from onnxq.planner.apply_overrides import with_methods
 from onnxq.planner.blockwise import among_integers, blocked_nodes, warn_of_whole
 from onnxq.planner.context import (
-    Scene,
+    PlanningContext,
     bias_add,
     fused_clips,
     integer_inputs,
@@ -55,25 +55,27 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         TargetError: the target does not take the number formats that ``config`` asks for.
     """
     position = {node: i for i, node in enumerate(model.graph)}
-    scene = Scene(model.graph, target, config, find_formats(target, config), position)
-    scene = replace(scene, final=final_nodes(model.graph), masking=masking_nodes(model.graph))
-    scene = replace(scene, in_blocks=blocked_nodes(model.graph, scene), ends=_ends(model.graph, scene))
-    planned, edges, floats = _decide(model, scene)
-    while lost := among_integers(scene, {edge.value for edge in edges if edge.spec == scene.activation}):
-        scene = replace(scene, in_blocks=scene.in_blocks - lost)
-        planned, edges, floats = _decide(model, scene)
-    warn_of_whole(planned, scene)
-    groups = find_groups(edges, planned, scene)
-    points = tuple(find_points(edges, groups, set(planned), scene))
+    context = PlanningContext(model.graph, target, config, find_formats(target, config), position)
+    context = replace(context, final=final_nodes(model.graph), masking=masking_nodes(model.graph))
+    context = replace(
+        context, in_blocks=blocked_nodes(model.graph, context), ends=_ends(model.graph, context)
+    )
+    planned, edges, floats = _decide(model, context)
+    while lost := among_integers(context, {edge.value for edge in edges if edge.spec == context.activation}):
+        context = replace(context, in_blocks=context.in_blocks - lost)
+        planned, edges, floats = _decide(model, context)
+    warn_of_whole(planned, context)
+    groups = find_groups(edges, planned, context)
+    points = tuple(find_points(edges, groups, set(planned), context))
     nodes = {node.name or "": node for node in model.graph}
     return QuantPlan(
         target=target.name,
         points=points,
-        biases=tuple(find_biases(planned, groups, scene)),
-        groups=with_methods({group.name: group for group in groups.values()}, points, nodes, scene),
+        biases=tuple(find_biases(planned, groups, context)),
+        groups=with_methods({group.name: group for group in groups.values()}, points, nodes, context),
         nodes={node.name or "": node.op_type for node in planned},
-        floats=_tell(floats, planned, scene, model),
-        carried={n.name or "": n.op_type for n in model.graph if is_carried(n, scene)},
+        floats=_tell(floats, planned, context, model),
+        carried={n.name or "": n.op_type for n in model.graph if is_carried(n, context)},
         sums=_sums(model, planned, target),
         filled={
             n.name or "": rule.channels for n in planned if (rule := target.rules[n.op_type]).channels > 1
@@ -85,65 +87,65 @@ def _sums(model: ir.Model, planned: Iterable[ir.Node], target: Target) -> frozen
     return sums_before_norms(model) - {node.name for node in planned} if target.parts_norms else frozenset()
 
 
-def _ends(graph: ir.Graph, scene: Scene) -> frozenset[ir.Node]:
+def _ends(graph: ir.Graph, context: PlanningContext) -> frozenset[ir.Node]:
     """The first and the last node with weights, if the target has formats of their own for them."""
-    if scene.target.ends is None:
+    if context.target.ends is None:
         return frozenset()
-    layers = [n for n in graph if n.op_type in WEIGHTED and scene.rule(n) and obstacle(n, scene) is None]
+    layers = [n for n in graph if n.op_type in WEIGHTED and context.rule(n) and obstacle(n, context) is None]
     return frozenset(layers[:1] + layers[-1:])
 
 
-def _decide(model: ir.Model, scene: Scene) -> tuple[list[ir.Node], list[Edge], dict[str, str]]:
+def _decide(model: ir.Model, context: PlanningContext) -> tuple[list[ir.Node], list[Edge], dict[str, str]]:
     """The planned nodes in graph order, the quantized edges, and by name why the other nodes stay float."""
-    floats = {node.name or "": reason for node in model.graph if (reason := obstacle(node, scene))}
+    floats = {node.name or "": reason for node in model.graph if (reason := obstacle(node, context))}
     able = [node for node in model.graph if computes_reals(node) and node.name not in floats]
-    anchors = _without_fused([node for node in able if scene.role(node) is Role.ANCHOR], scene)
-    torn = _torn(anchors, scene)
+    anchors = _without_fused([node for node in able if context.role(node) is Role.ANCHOR], context)
+    torn = _torn(anchors, context)
     anchors = [node for node in anchors if node not in torn]
     floats |= {node.name or "": _TORN for node in torn}
-    links, useless = join(anchors, [n for n in able if scene.role(n) is Role.LINK], scene)
+    links, useless = join(anchors, [n for n in able if context.role(n) is Role.LINK], context)
     residuals = [
         node
         for node in able
-        if scene.role(node) is Role.RESIDUAL
-        and skip_inputs(node, scene.target.rules[node.op_type], scene)
+        if context.role(node) is Role.RESIDUAL
+        and skip_inputs(node, context.target.rules[node.op_type], context)
         and any(value is not None and value.producer() in anchors for value in node.inputs)
     ]
-    alone = [n for n in able if scene.role(n) is Role.RESIDUAL and n not in residuals]
+    alone = [n for n in able if context.role(n) is Role.RESIDUAL and n not in residuals]
     floats |= useless | {
         node.name or "": "it does not add to a convolution, the only sum that fuses" for node in alone
     }
-    planned = sorted({*anchors, *links, *residuals}, key=scene.position.__getitem__)
-    return planned, find_edges(planned, scene), floats
+    planned = sorted({*anchors, *links, *residuals}, key=context.position.__getitem__)
+    return planned, find_edges(planned, context), floats
 
 
-def _without_fused(anchors: Iterable[ir.Node], scene: Scene) -> list[ir.Node]:
+def _without_fused(anchors: Iterable[ir.Node], context: PlanningContext) -> list[ir.Node]:
     """``anchors``, in graph order, without the Relu and Clip that fuse with another one."""
     fused, alone = set[ir.Node](), list[ir.Node]()
     for node in anchors:
-        rule = scene.target.rules[node.op_type]
+        rule = context.target.rules[node.op_type]
         if node in fused:
             continue
         alone.append(node)
         if rule.output is Output.QUANTIZED:
-            fused.update(clip for value in node.outputs for clip in fused_clips(value, rule, scene))
+            fused.update(clip for value in node.outputs for clip in fused_clips(value, rule, context))
     return alone
 
 
-def _torn(anchors: Collection[ir.Node], scene: Scene) -> set[ir.Node]:
+def _torn(anchors: Collection[ir.Node], context: PlanningContext) -> set[ir.Node]:
     """Anchors whose output must be both real, for the graph's output, and integer, for another anchor."""
-    if scene.quantize_outputs:
+    if context.quantize_outputs:
         return set()
-    read = {node.inputs[i] for node in anchors for i in integer_inputs(node, scene)}
-    torn = {node: torn_outputs(node, read, scene) for node in anchors}
+    read = {node.inputs[i] for node in anchors for i in integer_inputs(node, context)}
+    torn = {node: torn_outputs(node, read, context) for node in anchors}
     return {node for node, values in torn.items() if any(value.is_graph_output() for value in values)}
 
 
 def _tell(
-    floats: Mapping[str, str], planned: Iterable[ir.Node], scene: Scene, model: ir.Model
+    floats: Mapping[str, str], planned: Iterable[ir.Node], context: PlanningContext, model: ir.Model
 ) -> dict[str, FloatNode]:
     """Reasons in graph order; what fuses into a planned node needs none: Relu, Clip, the Add of a bias."""
-    adds = [found[0] for node in planned if (found := bias_add(node, scene))]
+    adds = [found[0] for node in planned if (found := bias_add(node, context))]
     fused = {*adds, *(clip for node in (*planned, *adds) for value in node.outputs for clip in _clips(value))}
     reasons = {n: floats[n.name or ""] for n in model.graph if n.name in floats and n not in fused}
     bodies = {n: _IN_BODY for n in all_nodes(model) if n.graph is not model.graph and n.op_type in WEIGHTED}

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantPoint
 from onnxq.graph.operators import INPUT_CHANNELS, WEIGHTED, clip_range
 from onnxq.planner.context import (
-    Scene,
+    PlanningContext,
     sole_reader,
 )
 from onnxq.planner.edges import Edge, Key, bias_inputs, input_spec, is_constant, make_edge
@@ -19,13 +19,13 @@ from onnxq.targets.target import BiasStyle
 
 
 def find_points(
-    edges: Sequence[Edge], groups: Mapping[Key, Group], planned: Collection[ir.Node], scene: Scene
+    edges: Sequence[Edge], groups: Mapping[Key, Group], planned: Collection[ir.Node], context: PlanningContext
 ) -> Iterator[QuantPoint]:
     """The edges as the plan states them."""
     quantized = {edge.value for edge in edges}
     for edge in edges:
         consumer = GRAPH_OUTPUT if edge.node is None else edge.node.name or ""
-        guarded = _has_float_constants(edge, planned, scene) and _is_guarded(edge, quantized, scene)
+        guarded = _has_float_constants(edge, planned, context) and _is_guarded(edge, quantized, context)
         yield QuantPoint(
             tensor=edge.value.name or "",
             consumer=consumer,
@@ -36,27 +36,27 @@ def find_points(
         )
 
 
-def _has_float_constants(edge: Edge, planned: Collection[ir.Node], scene: Scene) -> bool:
+def _has_float_constants(edge: Edge, planned: Collection[ir.Node], context: PlanningContext) -> bool:
     """Whether the node that reads this edge has weights, or a bias, that are to stay float."""
     if edge.node is None or edge.node not in planned:
         return True
-    return scene.target.bias is BiasStyle.FLOAT and any(bias_inputs(edge.node, scene))
+    return context.target.bias is BiasStyle.FLOAT and any(bias_inputs(edge.node, context))
 
 
-def _is_guarded(edge: Edge, quantized: Set[ir.Value], scene: Scene) -> bool:
+def _is_guarded(edge: Edge, quantized: Set[ir.Value], context: PlanningContext) -> bool:
     """Whether the runtime would quantize the weights or the bias of the node that reads this edge.
 
     It does so if Q stands on the node's output too, perhaps behind Relu or Clip.
     """
     node = edge.node
-    if node is None or node not in scene.position or node.op_type not in scene.target.guarded:
+    if node is None or node not in context.position or node.op_type not in context.target.guarded:
         return False
     operator = WEIGHTED[node.op_type]
     if edge.index != operator.data or not is_constant(node, operator.weight):
         return False
     output = node.outputs[0]
     while output not in quantized:
-        reader = sole_reader(output, scene)
+        reader = sole_reader(output, context)
         if reader is None or clip_range(reader) is None:
             return False
         output = reader.outputs[0]
@@ -71,15 +71,17 @@ def _spread(edge: Edge) -> tuple[int, int]:
     return INPUT_CHANNELS[edge.node.op_type](edge.node, tuple(weight.shape.numpy()))
 
 
-def find_biases(planned: Iterable[ir.Node], groups: Mapping[Key, Group], scene: Scene) -> Iterator[BiasPoint]:
+def find_biases(
+    planned: Iterable[ir.Node], groups: Mapping[Key, Group], context: PlanningContext
+) -> Iterator[BiasPoint]:
     """The int32 biases of the planned nodes."""
-    if scene.target.bias is not BiasStyle.INT32:
+    if context.target.bias is not BiasStyle.INT32:
         return
     for node in planned:
-        for holder, index in bias_inputs(node, scene):
+        for holder, index in bias_inputs(node, context):
             operator, bias = WEIGHTED.get(node.op_type), holder.inputs[index]
             assert bias is not None
             data, weight = (operator.data, operator.weight) if operator is not None else (0, 1)
-            edges = [make_edge(node, i, input_spec(node, i, scene)) for i in (data, weight)]
+            edges = [make_edge(node, i, input_spec(node, i, context)) for i in (data, weight)]
             data_group, weight_group = (groups[edge.key].name for edge in edges)
             yield BiasPoint(bias.name or "", holder.name or "", index, data_group, weight_group)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.graph.nodes import is_broadcast, is_op
-from onnxq.planner.context import Scene, integer_inputs, integer_outputs
+from onnxq.planner.context import PlanningContext, integer_inputs, integer_outputs
 from onnxq.targets.target import FloatInputs
 
 
@@ -33,45 +33,51 @@ class _Integers:
 
 
 def join(
-    anchors: Sequence[ir.Node], candidates: Sequence[ir.Node], scene: Scene
+    anchors: Sequence[ir.Node], candidates: Sequence[ir.Node], context: PlanningContext
 ) -> tuple[list[ir.Node], dict[str, str]]:
     """The links among ``candidates``, and by name why each of the others is none."""
     kept, reasons = list(candidates), dict[str, str]()
     while True:
-        integers = _integers(anchors, kept, scene)
-        failing = {node: why for node in kept if (why := _no_gain(node, integers, scene))}
+        integers = _integers(anchors, kept, context)
+        failing = {node: why for node in kept if (why := _no_gain(node, integers, context))}
         if not failing:
             return kept, reasons
         reasons |= {node.name or "": why for node, why in failing.items()}
         kept = [node for node in kept if node not in failing]
 
 
-def _integers(anchors: Sequence[ir.Node], links: Sequence[ir.Node], scene: Scene) -> _Integers:
-    made = {value for node in (*anchors, *links) for value in integer_outputs(node, scene)}
-    read = {node.inputs[i] for node in anchors for i in integer_inputs(node, scene)}
+def _integers(anchors: Sequence[ir.Node], links: Sequence[ir.Node], context: PlanningContext) -> _Integers:
+    made = {value for node in (*anchors, *links) for value in integer_outputs(node, context)}
+    read = {node.inputs[i] for node in anchors for i in integer_inputs(node, context)}
     return _Integers(
-        made, read, read | {node.inputs[i] for node in links for i in integer_inputs(node, scene)}
+        made, read, read | {node.inputs[i] for node in links for i in integer_inputs(node, context)}
     )
 
 
-def _no_gain(node: ir.Node, integers: _Integers, scene: Scene) -> str | None:
+def _no_gain(node: ir.Node, integers: _Integers, context: PlanningContext) -> str | None:
     """Why quantizing this link gains nothing; None if it does."""
-    inputs = [v for i in integer_inputs(node, scene) if (v := node.inputs[i]) is not None]
+    inputs = [v for i in integer_inputs(node, context) if (v := node.inputs[i]) is not None]
     computed = [value for value in inputs if not value.is_initializer()]
     if not computed:
         return "all its inputs are constants"
     made = [value for value in computed if value in integers.made]
     for value in computed:
-        if value not in made and value not in integers.read and not _quantized_here(value, made, node, scene):
+        if (
+            value not in made
+            and value not in integers.read
+            and not _quantized_here(value, made, node, context)
+        ):
             return f"its input {value.name!r} comes in float"
-    if not any(v in integers.wanted or v.is_graph_output() for v in integer_outputs(node, scene)):
+    if not any(v in integers.wanted or v.is_graph_output() for v in integer_outputs(node, context)):
         return "nothing reads its output as integers"
     return None
 
 
-def _quantized_here(value: ir.Value, integers: Sequence[ir.Value], node: ir.Node, scene: Scene) -> bool:
+def _quantized_here(
+    value: ir.Value, integers: Sequence[ir.Value], node: ir.Node, context: PlanningContext
+) -> bool:
     """Whether it pays to quantize this float input for the sake of the ``integers`` beside it."""
-    floats = scene.target.rules[node.op_type].float_inputs
+    floats = context.target.rules[node.op_type].float_inputs
     if _source(value).is_graph_output():
         return False  # the kernel that gives it may have no integers to give
     if floats is FloatInputs.BROADCAST:
