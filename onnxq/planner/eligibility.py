@@ -31,7 +31,7 @@ def is_carried(node: ir.Node, context: PlanningContext) -> bool:
     return computes_reals(node) and context.rule(node) is None and is_op(node, *context.target.transparent)
 
 
-def obstacle(node: ir.Node, context: PlanningContext) -> str | None:
+def ineligible_because(node: ir.Node, context: PlanningContext) -> str | None:
     """Why ``node``, looked at alone, stays float; None if it can be quantized or needs no word."""
     if not computes_reals(node) or is_carried(node, context):
         return None

@@ -33,7 +33,7 @@ from onnxq.planner.context import (
     torn_outputs,
 )
 from onnxq.planner.edges import Edge, find_edges
-from onnxq.planner.eligibility import computes_reals, is_carried, obstacle
+from onnxq.planner.eligibility import computes_reals, ineligible_because, is_carried
 from onnxq.planner.float_regions import final_nodes, masking_nodes
 from onnxq.planner.groups import find_groups
 from onnxq.planner.number_formats import find_formats
@@ -91,13 +91,19 @@ def _ends(graph: ir.Graph, context: PlanningContext) -> frozenset[ir.Node]:
     """The first and the last node with weights, if the target has formats of their own for them."""
     if context.target.ends is None:
         return frozenset()
-    layers = [n for n in graph if n.op_type in WEIGHTED and context.rule(n) and obstacle(n, context) is None]
+    layers = [
+        n
+        for n in graph
+        if n.op_type in WEIGHTED and context.rule(n) and ineligible_because(n, context) is None
+    ]
     return frozenset(layers[:1] + layers[-1:])
 
 
 def _decide(model: ir.Model, context: PlanningContext) -> tuple[list[ir.Node], list[Edge], dict[str, str]]:
     """The planned nodes in graph order, the quantized edges, and by name why the other nodes stay float."""
-    floats = {node.name or "": reason for node in model.graph if (reason := obstacle(node, context))}
+    floats = {
+        node.name or "": reason for node in model.graph if (reason := ineligible_because(node, context))
+    }
     able = [node for node in model.graph if computes_reals(node) and node.name not in floats]
     anchors = _without_fused([node for node in able if context.role(node) is Role.ANCHOR], context)
     torn = _torn(anchors, context)
