@@ -168,7 +168,7 @@ def _position(value: ir.Value, reader: ir.Node) -> int:
     return next(i for i, source in enumerate(reader.inputs) if source is value)
 
 
-def torn_outputs(
+def mixed_consumers(
     node: ir.Node, read: Collection[ir.Value | None], context: PlanningContext
 ) -> list[ir.Value]:
     """The outputs that some read in integers and some in float, where the kernel gives only one of them.

@@ -16,7 +16,7 @@ from onnxq.planner.context import (
     bias_add,
     integer_inputs,
     integer_outputs,
-    torn_outputs,
+    mixed_consumers,
 )
 from onnxq.targets.target import BiasStyle
 
@@ -49,7 +49,7 @@ def find_edges(planned: Iterable[ir.Node], context: PlanningContext) -> list[Edg
             edges |= {place: make_edge(*place, _bias_spec(context)) for place in bias_inputs(node, context)}
     read = {edge.value for edge in edges.values()}
     for node in planned:
-        for value in dict.fromkeys((*integer_outputs(node, context), *torn_outputs(node, read, context))):
+        for value in dict.fromkeys((*integer_outputs(node, context), *mixed_consumers(node, read, context))):
             for reader, index in _readers(value, context.graph):
                 edges.setdefault((reader, index), Edge(value, reader, index, context.activation))
     return list(edges.values())

@@ -29,8 +29,8 @@ from onnxq.planner.context import (
     fused_clips,
     integer_inputs,
     matches,
+    mixed_consumers,
     skip_inputs,
-    torn_outputs,
 )
 from onnxq.planner.edges import Edge, find_edges
 from onnxq.planner.eligibility import computes_reals, ineligible_because, is_carried
@@ -143,7 +143,7 @@ def _torn(anchors: Collection[ir.Node], context: PlanningContext) -> set[ir.Node
     if context.quantize_outputs:
         return set()
     read = {node.inputs[i] for node in anchors for i in integer_inputs(node, context)}
-    torn = {node: torn_outputs(node, read, context) for node in anchors}
+    torn = {node: mixed_consumers(node, read, context) for node in anchors}
     return {node for node, values in torn.items() if any(value.is_graph_output() for value in values)}
 
 
