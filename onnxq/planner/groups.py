@@ -45,7 +45,7 @@ def find_groups(
     values = {edge.key: edge.value for edge in edges}
     sources = _ties(planned, context)
     activations = [value for (_, spec), value in values.items() if spec == context.activation]
-    found = list(bridges(activations, context))
+    found = list(shared_params(activations, context))
     ties, parts = _bridged(sources, found, context), {bridge.part for bridge in found}
     averaged = averaged_elements(context.graph)
     taken: set[str] = set()
@@ -75,7 +75,9 @@ def _unique(key: Key) -> str:
     return f"{name}/{spec.dtype.name.lower()}{bits}/{spec.axis}{blocks}"
 
 
-def _bridged(ties: Mapping[Key, Key], found: Iterable[Bridge], context: PlanningContext) -> dict[Key, Key]:
+def _bridged(
+    ties: Mapping[Key, Key], found: Iterable[SharedParams], context: PlanningContext
+) -> dict[Key, Key]:
     """``ties``, and those of the bridges; the tensor that holds most is the root."""
     result = dict(ties)
     for bridge in found:
@@ -195,7 +197,7 @@ def _bounds(value: ir.Value) -> Range:
 
 
 @dataclass(frozen=True)
-class Bridge:
+class SharedParams:
     """Two quantized tensors that are to share parameters.
 
     Attributes:
@@ -213,13 +215,13 @@ class Bridge:
         return {self.above: self.below, self.below: self.above}.get(self.whole) if self.whole else None
 
 
-def bridges(quantized: Iterable[ir.Value], context: PlanningContext) -> Iterator[Bridge]:
+def shared_params(quantized: Iterable[ir.Value], context: PlanningContext) -> Iterator[SharedParams]:
     """Every pair among ``quantized`` that only transparent operators and no third one lie between."""
     known = frozenset(quantized)
     for below in dict.fromkeys(quantized):
         for above, steps in _sources(below, known, context):
             whole = below if all(steps) else above if not any(steps) else None
-            yield Bridge(above, below, whole)
+            yield SharedParams(above, below, whole)
 
 
 def _sources(
