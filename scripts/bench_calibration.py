@@ -222,7 +222,7 @@ def _solving(model: Path, statistics: Path) -> float:
     for method in CALIBRATORS:
         source = from_statistics(loaded, calibrator(QuantConfig(method=method)))
         for group in plan.groups.values():
-            if group.observe:
+            if group.observed_tensors:
                 source(group)
     return time.perf_counter() - start
 

@@ -102,9 +102,9 @@ def look(case: Case) -> Calibrated:
     config = options(case)
     _, plan = prepare(case.model, config)
     found = calibrate(case.model, case.data, config)
-    groups = {group.name: group for group in plan.groups.values() if group.observe}
+    groups = {group.name: group for group in plan.groups.values() if group.observed_tensors}
     statistics = {
-        name: reduce(TensorStatistics.join, (found[tensor] for tensor in group.observe)).clipped(
+        name: reduce(TensorStatistics.join, (found[tensor] for tensor in group.observed_tensors)).clipped(
             *group.bounds
         )
         for name, group in groups.items()

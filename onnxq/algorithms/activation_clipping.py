@@ -42,7 +42,7 @@ def tighten_ranges(draft: Draft, context: Workbench) -> Draft | None:
 
 def _is_open(draft: Draft, group: Group) -> bool:
     """Whether the range was chosen, and ends before what the producer could give at most."""
-    if not group.observe:
+    if not group.observed_tensors:
         return False
     params, ends = draft.plan.params[group.name], np.asarray(group.spec.limits)
     low, high = dequantize(ends, params, group.spec)

@@ -115,7 +115,7 @@ def ranges(
     Raises:
         CalibrationError: ``statistics`` lack a tensor, or never saw a finite number in it.
     """
-    groups = (group for group in plan.groups.values() if group.observe)
+    groups = (group for group in plan.groups.values() if group.observed_tensors)
     return {group.name: _range(statistics, calibrator, group) for group in groups}
 
 
@@ -128,25 +128,25 @@ def _from_statistics(
 def _range(
     statistics: Mapping[str, TensorStatistics], calibrator: Calibrator, group: Group
 ) -> tuple[float, float]:
-    missing = [name for name in group.observe if name not in statistics]
+    missing = [name for name in group.observed_tensors if name not in statistics]
     if missing:
         raise CalibrationError(
             f"the statistics lack tensor {missing[0]!r}: they were made for another model or with other "
             "options; calibrate again"
         )
     calibrator = CALIBRATORS[group.method] if group.method is not None else calibrator
-    joined = reduce(TensorStatistics.join, (statistics[name] for name in group.observe))
+    joined = reduce(TensorStatistics.join, (statistics[name] for name in group.observed_tensors))
     try:
-        return calibrator(joined.clipped(*group.bounds), grid_of(group.spec), group.averaged)
+        return calibrator(joined.clipped(*group.bounds), grid_of(group.spec), group.averaging_window)
     except calibrators.errors.CalibrationError as error:
         raise CalibrationError(f"tensor {group.name!r}: {error}") from error
 
 
 def _encodings(table: Table, group: Group) -> list[Encoding]:
     """Those of the observed tensors, or else of any that share their parameters."""
-    names = dict.fromkeys((*group.observe, *group.tensors))
+    names = dict.fromkeys((*group.observed_tensors, *group.tensors))
     known = {name: table.activations[name].whole() for name in names if name in table.activations}
-    return [known[name] for name in group.observe if name in known] or list(known.values())
+    return [known[name] for name in group.observed_tensors if name in known] or list(known.values())
 
 
 def _from_table(table: Table, group: Group) -> QuantParams:

@@ -125,7 +125,7 @@ class Group:
             dequantized; None: not.
         averaged: over how many of its elements the network behind it averages; rounding errors cancel
             there, clipping errors do not.
-        as_reals: the constant is stored in float, on its grid, with a QuantizeLinear behind it.
+        stored_as_float: the constant is stored in float, on its grid, with a QuantizeLinear behind it.
         method: how its range is chosen, where another method is asked for than for the rest; of weights
             ``absmax``: the scale that just covers the largest. None: as everywhere.
     """
@@ -133,13 +133,13 @@ class Group:
     name: str
     spec: QuantSpec
     tensors: tuple[str, ...]
-    observe: tuple[str, ...]
+    observed_tensors: tuple[str, ...]
     bounds: tuple[float, float] = (-np.inf, np.inf)
     fixed: tuple[float, float] | None = None
     constant: bool = False
-    unpacked: ir.DataType | None = None
-    averaged: int = 1
-    as_reals: bool = False
+    cast_to: ir.DataType | None = None
+    averaging_window: int = 1
+    stored_as_float: bool = False
     method: str | None = None
 
 
@@ -185,7 +185,7 @@ class QuantPlan:
     @property
     def observed(self) -> tuple[str, ...]:
         """The tensors whose statistics calibration must collect, each once."""
-        return tuple(dict.fromkeys(t for g in self.groups.values() for t in g.observe))
+        return tuple(dict.fromkeys(t for g in self.groups.values() for t in g.observed_tensors))
 
     def has_range_of(self, group: Group) -> bool:
         """Whether there is a group with just the range of ``group``."""

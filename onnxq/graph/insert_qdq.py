@@ -97,11 +97,11 @@ class _Inserter:
         assert real is not None
         params = self._plan.params[group.name]
         integers = quantize(real, params, group.spec)
-        if group.as_reals:
+        if group.stored_as_float:
             return self._quantize(self._on_grid(value, dequantize(integers, params, group.spec)), group)
         stored = self._constant(f"{value.name}_quantized", integers)
         return (
-            stored if group.unpacked is None else self._unpacked(stored, integers.ndim, group, group.unpacked)
+            stored if group.cast_to is None else self._unpacked(stored, integers.ndim, group, group.cast_to)
         )
 
     def _on_grid(self, value: ir.Value, reals: NDArray[np.float32]) -> ir.Value:
@@ -207,8 +207,8 @@ class _Inserter:
 
     def _zero_points(self, group: Group, params: QuantParams) -> tuple[ir.Value, ...]:
         """In the type that DequantizeLinear reads. Those of blocks are many, and left out where all are 0."""
-        dtype = group.unpacked or group.spec.dtype
-        values = params.zero_point.astype(np.int32) * (group.unpacked is None)
+        dtype = group.cast_to or group.spec.dtype
+        values = params.zero_point.astype(np.int32) * (group.cast_to is None)
         if group.spec.block_size is not None and not values.any():
             return ()
         return (self._constant(f"{group.name}_zero_point", values.astype(dtype.numpy())),)

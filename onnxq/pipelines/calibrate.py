@@ -229,7 +229,7 @@ class Calibration:
 
 
 def _refuse_sources(config: QuantConfig) -> None:
-    """Samples come through `observe` alone.
+    """Samples come through `observed_tensors` alone.
 
     Raises:
         ConfigError: the options name another source of ranges.

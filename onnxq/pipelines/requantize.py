@@ -89,7 +89,7 @@ def requantize(
         simple, plan = prepare_loaded(stripped.model, os.fspath(model), options)
         samples = open_samples(simple, data, options)
         known = _known(simple, plan, stripped)
-        missing = tuple(g.name for g in plan.groups.values() if g.observe and g.name not in known)
+        missing = tuple(g.name for g in plan.groups.values() if g.observed_tensors and g.name not in known)
         source, statistics = _calibrated(simple, plan, missing, samples, options, progress)
         plan = compute_qparams(simple, plan, source, known)
         progress("writing and checking the model")
@@ -164,7 +164,7 @@ def _known(simple: ir.Model, plan: QuantPlan, stripped: Stripped) -> dict[str, Q
 
 
 def _names(group: Group) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*group.observe, *group.tensors)))
+    return tuple(dict.fromkeys((*group.observed_tensors, *group.tensors)))
 
 
 def _encoding(recorded: Recorded, symmetric: bool, unused: int = 0) -> Encoding:
@@ -222,6 +222,6 @@ def _calibrated(
             f"the target {plan.target} quantizes {len(missing)} tensors that the model has no scale for: "
             f"{some(missing)}. Give calibration data."
         )
-    tensors = tuple(dict.fromkeys(t for name in missing for t in plan.groups[name].observe))
+    tensors = tuple(dict.fromkeys(t for name in missing for t in plan.groups[name].observed_tensors))
     statistics = gather(simple, tensors, samples, config, progress) if tensors else Statistics({}, 0)
     return from_statistics(statistics, calibrator(config)), statistics

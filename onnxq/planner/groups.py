@@ -162,7 +162,7 @@ def _fixed_range(value: ir.Value, context: PlanningContext) -> Range | None:
 def _group(
     root: Key, values: Sequence[ir.Value], observe: Mapping[Key, ir.Value | None], context: PlanningContext
 ) -> Group:
-    """A group of ``values``, whose range follows from those to ``observe``; None: not quantized itself."""
+    """A group of ``values``, whose range follows from those to ``observed_tensors``; None: not quantized itself."""
     firsts = [value for value in observe.values() if value is not None]
     constant = any(value.is_initializer() for value in firsts)
     fixed = next((_fixed_range(value, context) for value in firsts), None)
@@ -171,12 +171,12 @@ def _group(
         name=root[0],
         spec=root[1],
         tensors=tuple(value.name or "" for value in values),
-        observe=() if constant or fixed is not None else tuple(name for name, _ in observe),
+        observed_tensors=() if constant or fixed is not None else tuple(name for name, _ in observe),
         bounds=UNLIMITED if constant else (min(low for low, _ in bounds), max(high for _, high in bounds)),
         fixed=None if fixed is None else _without_last_step(fixed, root[1]),
         constant=constant,
-        unpacked=context.target.unpacked.get(root[1].dtype) if root[1].block_size is None else None,
-        as_reals=constant and context.target.storage is Storage.REALS,
+        cast_to=context.target.unpacked.get(root[1].dtype) if root[1].block_size is None else None,
+        stored_as_float=constant and context.target.storage is Storage.REALS,
     )
 
 

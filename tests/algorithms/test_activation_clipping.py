@@ -40,7 +40,7 @@ def test_ranges_that_are_too_wide_are_cut():
     tightened = tighten_ranges(wide, context)
     found = factors(wide, tightened)
     for name, group in wide.plan.groups.items():
-        assert found[name] < 1 if group.observe else found[name] == 1, name
+        assert found[name] < 1 if group.observed_tensors else found[name] == 1, name
 
 
 def test_no_group_alone_does_more_harm_than_before():
@@ -71,7 +71,7 @@ def test_nothing_but_ranges_changes_and_it_is_deterministic():
 def test_a_range_that_covers_all_that_the_producer_can_give_stays():
     draft, context = bench_for()
     wide = widened(draft, 2)
-    name = next(name for name, group in wide.plan.groups.items() if group.observe)
+    name = next(name for name, group in wide.plan.groups.items() if group.observed_tensors)
     params, group = wide.plan.params[name], wide.plan.groups[name]
     ends = dequantize(np.asarray(group.spec.limits), params, group.spec)
     groups = {**wide.plan.groups, name: replace(group, bounds=tuple(map(float, ends)))}

@@ -322,7 +322,7 @@ def test_branches_that_only_a_concat_reads_take_its_parameters():
     )
     assert group["pr"] == group["qr"] == group["j"] == "j"
     assert group["r"] == "r"  # two convolutions read it too, in its own finer steps
-    assert plan.groups["j"].observe == ("j",)
+    assert plan.groups["j"].observed_tensors == ("j",)
     assert plan.groups["j"].bounds == (0, np.inf)
 
 

@@ -91,7 +91,7 @@ def test_weights_are_stored_as_the_plan_says():
     flow = quantize(parse(NETWORK), weight="int4")
     initializers = flow.int8.graph.initializers
     for group in (g for g in flow.plan.groups.values() if g.constant):
-        assert group.unpacked == ir.DataType.INT8
+        assert group.cast_to == ir.DataType.INT8
         levels = initializers[f"{group.name}_quantized"].const_value.numpy()
         real = flow.simple.graph.initializers[group.name].const_value.numpy()
         params = flow.plan.params[group.name]

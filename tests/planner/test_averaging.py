@@ -73,7 +73,7 @@ def test_a_group_averages_what_its_tensors_do(target):
     }"""
     plan = make_plan(simplify(parse(text)), get_target(target), QuantConfig())
     groups = {tensor: group for group in plan.groups.values() for tensor in group.tensors}
-    assert groups["p"].averaged == 9 * 4
-    assert groups["x"].averaged == 9 * 9 * 4
-    assert groups["q"].averaged == 1
-    assert groups["w"].averaged == 1
+    assert groups["p"].averaging_window == 9 * 4
+    assert groups["x"].averaging_window == 9 * 9 * 4
+    assert groups["q"].averaging_window == 1
+    assert groups["w"].averaging_window == 1

@@ -42,21 +42,21 @@ def test_concat_shares_the_range_of_its_output():
     groups = groups_of(CONCAT)
     assert groups["a"] == groups["b"] == groups["k"]
     assert set(groups["k"].tensors) == {"a", "b", "k"}
-    assert groups["k"].observe == ("k",)
+    assert groups["k"].observed_tensors == ("k",)
     assert groups["x"] != groups["k"]
 
 
 def test_a_pool_shares_the_range_of_its_input():
     groups = groups_of(POOL)
     assert groups["a"] == groups["p"]
-    assert groups["a"].observe == ("a",)
+    assert groups["a"].observed_tensors == ("a",)
     assert groups["a"].bounds == (0, np.inf)
 
 
 def test_where_neither_holds_all_values_both_are_observed():
     groups = groups_of(SLICED)
     assert groups["a"] == groups["h"]
-    assert set(groups["a"].observe) == {"a", "h"}
+    assert set(groups["a"].observed_tensors) == {"a", "h"}
 
 
 def test_siblings_stay_apart():

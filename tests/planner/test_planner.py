@@ -70,7 +70,7 @@ def test_a_flatten_shares_the_parameters_of_its_input():
     plan = plan_of(CLASSIFIER)
     group = next(g for g in plan.groups.values() if "f" in g.tensors)
     assert group.tensors == ("p", "f")
-    assert group.observe == ("p",)
+    assert group.observed_tensors == ("p",)
     assert "f" not in plan.observed
 
 

@@ -48,7 +48,7 @@ def tentative(model: ir.Model, plan: QuantPlan, config: QuantConfig, nodes: Coll
 
 def _inherited(plan: QuantPlan, group: Group) -> QuantParams:
     """Parameters for what all the groups of ``plan`` hold that ``group`` has tensors of."""
-    names = {*group.observe, *group.tensors}
+    names = {*group.observed_tensors, *group.tensors}
     known = [old for old in plan.groups.values() if not old.constant and not names.isdisjoint(old.tensors)]
     if not known:
         raise CalibrationError(f"no range is known of tensor {group.name!r}: calibrate with data")

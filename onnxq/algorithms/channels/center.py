@@ -46,10 +46,12 @@ def center(draft: Draft, context: Workbench) -> Draft | None:
     Raises:
         CalibrationError: the model does not take a sample.
     """
-    groups = [g for g in draft.plan.groups.values() if g.observe and g.spec.symmetric and not g.constant]
+    groups = [
+        g for g in draft.plan.groups.values() if g.observed_tensors and g.spec.symmetric and not g.constant
+    ]
     padded = worth_a_pad(draft, groups, context)
     channels = find_channels(draft.reference, shifts(padded))
-    tensors = {name: group for group in groups for name in group.observe if channels.of(name).any()}
+    tensors = {name: group for group in groups for name in group.observed_tensors if channels.of(name).any()}
     if not tensors:
         return None
     context.progress("measuring channels")

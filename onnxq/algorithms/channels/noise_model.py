@@ -233,7 +233,7 @@ class NoiseModelBuilder:
         self._channels = channels
         self._readers = [reader for reader in _readers(draft, channels) if reader.is_free]
         groups = draft.plan.groups.values()
-        self._groups = [g for g in groups if any(channels.of(name).any() for name in g.observe)]
+        self._groups = [g for g in groups if any(channels.of(name).any() for name in g.observed_tensors)]
         known = {reader.output for reader in self._readers}
         self._shared = {
             value.name
@@ -245,7 +245,7 @@ class NoiseModelBuilder:
 
     def _needed(self) -> list[str]:
         ends = [name for reader in self._readers for name in (reader.data, reader.output)]
-        observed = [name for group in self._groups for name in group.observe]
+        observed = [name for group in self._groups for name in group.observed_tensors]
         return [*ends, *observed]
 
     def terms(self, seen: Mapping[str, ChannelMoments]) -> list[Term]:
@@ -282,7 +282,7 @@ class NoiseModelBuilder:
         self, group: Group, seen: Mapping[str, ChannelMoments], reach: Mapping[str | None, Reals]
     ) -> Iteration:
         """All channels of all tensors that decide on a scale."""
-        parts = [self._part(name, group, seen[name], reach) for name in group.observe]
+        parts = [self._part(name, group, seen[name], reach) for name in group.observed_tensors]
         labels, high, low, gain = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         lowest, highest = group.spec.limits
         return Iteration(labels, high, low, gain, highest - lowest, group.spec.symmetric)

@@ -90,7 +90,7 @@ def _as_static(plan: QuantPlan, points: tuple[QuantPoint, ...]) -> QuantPlan:
             point.group,
             point.spec,
             (point.tensor,),
-            observe=(point.tensor,) if point.spec is DATA else (),
+            observed_tensors=(point.tensor,) if point.spec is DATA else (),
             constant=point.spec is not DATA,
         )
         for point in points

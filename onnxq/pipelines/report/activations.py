@@ -53,7 +53,7 @@ def judged(plan: QuantPlan, statistics: Mapping[str, TensorStatistics]) -> dict[
 def _activation(group: Group, params: QuantParams, statistics: Mapping[str, TensorStatistics]) -> Activation:
     scale, zero_point = float(params.scale), int(params.zero_point)
     low, high = ((limit - zero_point) * scale for limit in group.spec.limits)
-    observed = [statistics[name] for name in group.observe if name in statistics]
+    observed = [statistics[name] for name in group.observed_tensors if name in statistics]
     if not observed:
         return Activation(group, params, low, high)
     seen = reduce(TensorStatistics.join, observed).clipped(*group.bounds)

@@ -116,14 +116,16 @@ class _Finder:
         source = _argument(reader, wanted)
         if source is None:
             return None
-        return Place(group, point.tensor, source, reader, point.spec, observed=point.tensor in group.observe)
+        return Place(
+            group, point.tensor, source, reader, point.spec, observed=point.tensor in group.observed_tensors
+        )
 
     def _at_output(self, point: QuantPoint, group: Group) -> Place | None:
         source = self._seen.values.get(point.tensor)
         output = self._seen.trace.graph.output_node()
         if source is None or source not in output.all_input_nodes:
             return None
-        observed = point.tensor in group.observe
+        observed = point.tensor in group.observed_tensors
         return Place(group, point.tensor, source, output, point.spec, observed=observed)
 
     def _reader(self, node: ir.Node) -> fx.Node | None:
