@@ -84,7 +84,7 @@ class QuantPoint:
     ``consumer`` is a node name, or `GRAPH_OUTPUT` with the output's position as ``input_index``.
     Points of one ``group`` share their parameters.
 
-    ``spread`` is (axis, size) where the DequantizeLinear repeats the one scale for each of ``size``
+    ``replicated_scale`` is (axis, size) where the DequantizeLinear repeats the one scale for each of ``size``
     channels: the same numbers, in a form that keeps the runtime from quantizing a float consumer.
     """
 
@@ -93,7 +93,7 @@ class QuantPoint:
     input_index: int
     spec: QuantSpec
     group: str
-    spread: tuple[int, int] | None = None
+    replicated_scale: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

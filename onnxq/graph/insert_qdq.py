@@ -62,12 +62,12 @@ class _Inserter:
         if key not in self._integers:
             make = self._store if group.constant else self._quantize
             self._integers[key] = make(self._values[point.tensor], group)
-        if point.spread is None:
+        if point.replicated_scale is None:
             place = {"axis": point.spec.axis, "block_size": point.spec.block_size}
             self._read(point, self._integers[key], self._params(group), place)
         else:
-            place = {"axis": point.spread[0]}
-            self._read(point, self._integers[key], self._repeated(group, point.spread[1]), place)
+            place = {"axis": point.replicated_scale[0]}
+            self._read(point, self._integers[key], self._repeated(group, point.replicated_scale[1]), place)
 
     def quantize_bias(self, point: BiasPoint) -> None:
         """Store a bias as int32 with scale = input scale x weight scale, ``()`` or ``[C]``.

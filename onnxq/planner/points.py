@@ -32,7 +32,7 @@ def find_points(
             input_index=edge.index,
             spec=edge.spec,
             group=groups[edge.key].name,
-            spread=_spread(edge) if guarded else None,
+            replicated_scale=_spread(edge) if guarded else None,
         )
 
 

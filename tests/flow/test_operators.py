@@ -122,7 +122,7 @@ def test_an_excluded_convolution_keeps_its_float_weights_in_the_runtime():
     check(flow)
     assert flow.planned("Conv") == 2
     (point,) = (p for p in flow.plan.points if p.consumer == "Conv_mid")
-    assert point.spread == (1, 8)
+    assert point.replicated_scale == (1, 8)
     assert weights_of(flow, "Conv") == {np.dtype(np.float32)}
 
 

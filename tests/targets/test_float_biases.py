@@ -33,6 +33,6 @@ def test_optimizations_change_nothing(tmp_path, name, kept):
     statistics = collect(model, plan.observed, [Sample("all", feeds)])
     plan = compute_qparams(model, plan, from_statistics(statistics, CALIBRATORS["minmax"]))
     ir.save(insert_qdq(model, plan), tmp_path / "m.onnx")
-    assert [point.consumer for point in plan.points if point.spread is not None] == kept
+    assert [point.consumer for point in plan.points if point.replicated_scale is not None] == kept
     plain, fast = (open_session(tmp_path / "m.onnx", optimize=o).run(None, feeds)[0] for o in (False, True))
     assert sqnr(plain, fast) > (60 if kept else 30)
