@@ -96,7 +96,7 @@ def _verified(place: Place, name: str, target: str, *options: str) -> tuple[int,
     verdicts = verify_file(ours, QuantConfig(target=target, data=case.data, preprocess=_preprocess(case)))
     for verdict in verdicts:
         print(f"{verdict.runtime}: {verdict.status}: {verdict.summary}")
-    return sum(op_type in WEIGHTED for op_type in plan.nodes.values()), verdicts
+    return sum(op_type in WEIGHTED for op_type in plan.integer_nodes.values()), verdicts
 
 
 def _preprocess(case: cases.Case) -> str | None:

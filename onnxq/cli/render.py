@@ -110,12 +110,14 @@ def print_inspection(inspection: Inspection) -> None:
 def _plan(plan: QuantPlan) -> dict[str, Any]:
     return {
         "target": plan.target,
-        "integer_nodes": [{"name": name, "op_type": op_type} for name, op_type in plan.nodes.items()],
+        "integer_nodes": [{"name": name, "op_type": op_type} for name, op_type in plan.integer_nodes.items()],
         "float_nodes": [
             {"name": name, "op_type": node.op_type, "reason": node.reason}
-            for name, node in plan.floats.items()
+            for name, node in plan.float_nodes.items()
         ],
-        "carried_nodes": [{"name": name, "op_type": op_type} for name, op_type in plan.carried.items()],
+        "carried_nodes": [
+            {"name": name, "op_type": op_type} for name, op_type in plan.passthrough_nodes.items()
+        ],
         "points": [
             {
                 "tensor": point.tensor,
@@ -210,7 +212,7 @@ def _table(title: str) -> Table:
 def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, str]]:
     yield "quantized", "\n".join(_shares(result.plan))
     yield from (("float", text) for text in _float_rows(result.plan, every_node))
-    if carried := result.plan.carried:
+    if carried := result.plan.passthrough_nodes:
         kinds = ", ".join(f"{n} {op_type}" for op_type, n in Counter(carried.values()).most_common())
         yield "as neighbours", f"{kinds}: the runtime moves Q/DQ across them"
     if isinstance(result, Requantized):
@@ -304,16 +306,16 @@ def _stability_rows(tensors: Mapping[str, Stability], every_tensor: bool) -> Ite
 
 def _shares(plan: QuantPlan) -> Iterator[str]:
     """Of each quantized operator type, how many of how many."""
-    integers = Counter(plan.nodes.values())
-    floats = Counter(node.op_type for node in plan.floats.values())
+    integers = Counter(plan.integer_nodes.values())
+    floats = Counter(node.op_type for node in plan.float_nodes.values())
     return (f"{count} of {count + floats[op_type]} {op_type}" for op_type, count in integers.most_common())
 
 
 def _float_rows(plan: QuantPlan, every_node: bool) -> Iterator[str]:
     if every_node:
-        yield from (f"{name} ({node.op_type}): {node.reason}" for name, node in plan.floats.items())
+        yield from (f"{name} ({node.op_type}): {node.reason}" for name, node in plan.float_nodes.items())
         return
-    kinds = Counter((n.op_type, without_names(n.reason)) for n in plan.floats.values()).most_common()
+    kinds = Counter((n.op_type, without_names(n.reason)) for n in plan.float_nodes.values()).most_common()
     yield from (f"{count} {op_type}: {reason}" for (op_type, reason), count in kinds[:FLOAT_ROWS])
     if rest := sum(count for _, count in kinds[FLOAT_ROWS:]):
         yield f"{rest} more: --verbose lists them all"

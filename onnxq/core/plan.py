@@ -174,13 +174,13 @@ class QuantPlan:
     points: tuple[QuantPoint, ...]
     biases: tuple[BiasPoint, ...]
     groups: Mapping[str, Group]
-    nodes: Mapping[str, str]
-    floats: Mapping[str, FloatNode]
+    integer_nodes: Mapping[str, str]
+    float_nodes: Mapping[str, FloatNode]
     params: Mapping[str, QuantParams] = field(default_factory=lambda: MappingProxyType({}))
-    carried: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    stored: frozenset[str] = frozenset()
-    sums: frozenset[str] = frozenset()
-    filled: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    passthrough_nodes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    weight_only_nodes: frozenset[str] = frozenset()
+    unfused_sums: frozenset[str] = frozenset()
+    channel_padding: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def observed(self) -> tuple[str, ...]:

@@ -30,14 +30,14 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
     for bias in plan.biases:
         inserter.quantize_bias(bias)
     quantized = inserter.finish()
-    write_as_sums(quantized, plan.sums)
+    write_as_sums(quantized, plan.unfused_sums)
     return quantized
 
 
 def as_written(model: ir.Model, plan: QuantPlan) -> ir.Model:
     """The same as it goes into the file: also in the shapes that kernels are fast with."""
     quantized = insert_qdq(model, plan)
-    fill_channels(quantized, plan.filled)
+    fill_channels(quantized, plan.channel_padding)
     return quantized
 
 
@@ -110,7 +110,7 @@ class _Inserter:
         return stored
 
     def _unpacked(self, stored: ir.Value, rank: int, group: Group, dtype: ir.DataType) -> ir.Value:
-        """``stored`` in a wider type, less its zero points: what the runtime computes once, at loading."""
+        """``weight_only_nodes`` in a wider type, less its zero points: what the runtime computes once, at loading."""
         zero, spec = self._plan.params[group.name].zero_point, group.spec
         if zero.any():
             shape = [-1 if axis == spec.axis else 1 for axis in range(rank)]

@@ -86,7 +86,7 @@ class StaticAcceptance:
         """
         quality = self.evaluator.evaluate(draft)
         self.quality = quality if quality.samples else None
-        if self.plan.nodes:
+        if self.plan.integer_nodes:
             self.verdicts = tuple(self._verify(draft))
 
     def _verify(self, draft: Path) -> Iterator[Verdict]:
@@ -113,7 +113,7 @@ class StaticAcceptance:
         """Planned nodes that a runtime of the target runs in float after all."""
         runtimes = (verdict for verdict in self.verdicts if verdict.runtime != LEGALITY)
         found = (finding.node for verdict in runtimes for finding in verdict.findings)
-        return tuple(dict.fromkeys(name for name in found if name in self.plan.nodes))
+        return tuple(dict.fromkeys(name for name in found if name in self.plan.integer_nodes))
 
 
 def float_weights(model: ir.Model, plan: QuantPlan) -> float:

@@ -118,15 +118,17 @@ def of_plan(title: str, model: ir.Model, plan: QuantPlan) -> Inspection:
     head_of: dict[ir.Node, str] = {}
     for node in model.graph:
         name = node.name or ""
-        if name not in plan.nodes.keys() | plan.floats.keys() | plan.carried.keys():
+        if name not in plan.integer_nodes.keys() | plan.float_nodes.keys() | plan.passthrough_nodes.keys():
             name = _head(node, head_of)
         if name:
             heads.setdefault(name, []).append(node)
             head_of[node] = name
     types = _types(plan)
     groups = [_group(name, nodes, plan, types.get(name, "")) for name, nodes in heads.items()]
-    inside = [(n, f) for n, f in plan.floats.items() if n not in heads]
-    bodies = [FusedGroup("integers", ((name, op),)) for name, op in plan.nodes.items() if name not in heads]
+    inside = [(n, f) for n, f in plan.float_nodes.items() if n not in heads]
+    bodies = [
+        FusedGroup("integers", ((name, op),)) for name, op in plan.integer_nodes.items() if name not in heads
+    ]
     bodies += [FusedGroup("float", ((name, node.op_type),), node.reason) for name, node in inside]
     return Inspection(f"{title} for {plan.target}", (*groups, *bodies), plan)
 
@@ -141,10 +143,10 @@ def _head(node: ir.Node, head_of: dict[ir.Node, str]) -> str:
 
 def _group(name: str, nodes: Iterable[ir.Node], plan: QuantPlan, types: str) -> FusedGroup:
     named = tuple((node.name or "", node.op_type) for node in nodes)
-    if name in plan.nodes:
+    if name in plan.integer_nodes:
         return FusedGroup("integers", named, types)
-    if name in plan.floats:
-        return FusedGroup("float", named, plan.floats[name].reason)
+    if name in plan.float_nodes:
+        return FusedGroup("float", named, plan.float_nodes[name].reason)
     return FusedGroup("neighbours", named)
 
 

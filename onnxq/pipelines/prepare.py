@@ -103,7 +103,7 @@ def _clean(model: ModelPath, config: QuantConfig, opset: int) -> ir.Model:
 
 
 def _nothing(model: ModelPath, plans: list[QuantPlan]) -> ModelError:
-    reasons = list(dict.fromkeys(node.reason for plan in plans for node in plan.floats.values()))
+    reasons = list(dict.fromkeys(node.reason for plan in plans for node in plan.float_nodes.values()))
     targets = ", ".join(plan.target for plan in plans)
     return ModelError(
         f"{model}: nothing to quantize for target {targets}: "

@@ -73,11 +73,11 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         points=points,
         biases=tuple(find_biases(planned, groups, context)),
         groups=with_methods({group.name: group for group in groups.values()}, points, nodes, context),
-        nodes={node.name or "": node.op_type for node in planned},
-        floats=_tell(floats, planned, context, model),
-        carried={n.name or "": n.op_type for n in model.graph if is_carried(n, context)},
-        sums=_sums(model, planned, target),
-        filled={
+        integer_nodes={node.name or "": node.op_type for node in planned},
+        float_nodes=_tell(floats, planned, context, model),
+        passthrough_nodes={n.name or "": n.op_type for n in model.graph if is_carried(n, context)},
+        unfused_sums=_sums(model, planned, target),
+        channel_padding={
             n.name or "": rule.channels for n in planned if (rule := target.rules[n.op_type]).channels > 1
         },
     )

@@ -383,7 +383,7 @@ def test_python_and_the_command_line_give_the_same_bytes(folder):
     result = package.quantize_static("m.onnx", "b.onnx", Path("d.npz"), package.QuantConfig(method="entropy"))
     assert Path("b.onnx").read_bytes() == first
     assert result.quality.samples == 4
-    assert result.plan.nodes["Conv_c"] == "Conv"
+    assert result.plan.integer_nodes["Conv_c"] == "Conv"
     batches = [{"x": row[None]} for row in np.load("d.npz")["x"]]
     package.quantize_static("m.onnx", "c.onnx", iter(batches), package.QuantConfig(method="entropy"))
     assert Path("c.onnx").read_bytes() == first
@@ -470,7 +470,7 @@ def test_few_rows_tell_why_many_nodes_stay_float():
     assert rows[0] == "9 Add: its input … comes in float"
     assert len(rows) == render.FLOAT_ROWS + 1
     assert rows[-1] == "3 more: --verbose lists them all"
-    assert len(list(render._float_rows(plan, every_node=True))) == len(plan.floats)
+    assert len(list(render._float_rows(plan, every_node=True))) == len(plan.float_nodes)
 
 
 def test_progress_shows_pace_and_begins_anew_with_each_stage(terminal_of_80_columns, capsys):

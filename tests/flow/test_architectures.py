@@ -291,7 +291,7 @@ def test_transformer_encoder(activation, shape):
     check(fast)
     check(dense)
     assert (fast.planned("MatMul"), dense.planned("MatMul")) == (6, 8)
-    assert {n.reason for n in fast.plan.floats.values() if n.op_type == "MatMul"} == {
+    assert {n.reason for n in fast.plan.float_nodes.values() if n.op_type == "MatMul"} == {
         "its second operand is computed at run time"
     }
 
@@ -303,7 +303,7 @@ def test_known_shapes_make_biases_int32():
         f"Add_{name}" for name in ("q1", "k1", "v1", "o", "h1", "d")
     }
     assert not unknown.biases
-    assert not known.floats.keys() & {bias.consumer for bias in known.biases}
+    assert not known.float_nodes.keys() & {bias.consumer for bias in known.biases}
 
 
 # --- parameters that branches share -----------------------------------------------------------------

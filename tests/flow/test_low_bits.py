@@ -112,8 +112,8 @@ def test_weights_in_blocks_run_in_one_kernel(weight, size, text, tmp_path):
     assert sqnr(expected, plain) > (10 if "4" in weight else 35)
     assert sqnr(plain, run(flow.int8, flow.feeds)[0]) > EXACT
     ir.save(flow.int8, tmp_path / "m.onnx")
-    assert list(kernels(tmp_path / "m.onnx").values()).count("MatMulNBits") == len(flow.plan.nodes)
-    assert unfused(tmp_path / "m.onnx", flow.plan.nodes) == ()
+    assert list(kernels(tmp_path / "m.onnx").values()).count("MatMulNBits") == len(flow.plan.integer_nodes)
+    assert unfused(tmp_path / "m.onnx", flow.plan.integer_nodes) == ()
 
 
 def test_smaller_blocks_are_closer():

@@ -143,7 +143,7 @@ def test_small_networks_with_powers_of_two(name):
 def test_small_networks_with_few_bits(name, target):
     flow = quantize(SMALL[name], target)
     check(flow, at_least=-10)
-    assert set(flow.plan.nodes.values()) <= {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+    assert set(flow.plan.integer_nodes.values()) <= {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 def test_scores_are_as_good_as_boxes_are_large():
@@ -161,7 +161,7 @@ def test_resnet20(resnet20, target, count):
     model = ir.load(resnet20)
     flow = quantize(model, target, picture(model))
     check(flow, at_least=FAITHFUL)
-    assert len(flow.plan.nodes) == count
+    assert len(flow.plan.integer_nodes) == count
 
 
 def test_lite0(lite0):
@@ -170,7 +170,7 @@ def test_lite0(lite0):
     counts = {"onnxruntime-avx2": 61, "tensorrt8": 59, "openvino": 59, "qnn": 61}
     for flow in quantize_for(counts, model, picture(model), method="mse"):
         check(flow, at_least=10, exact=18)
-        assert len(flow.plan.nodes) == counts[flow.plan.target]
+        assert len(flow.plan.integer_nodes) == counts[flow.plan.target]
 
 
 @pytest.mark.parametrize(("target", "count"), [("openvino", 48), ("ppl-w8a16", 209)])
@@ -178,7 +178,7 @@ def test_minilm(minilm, target, count):
     model = ir.load(minilm)
     flow = quantize(model, target, picture(model))
     check(flow, at_least=5)
-    assert len(flow.plan.nodes) == count
+    assert len(flow.plan.integer_nodes) == count
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_light(name, target, count, floats):
     model = trained(zoo.light(name))
     flow = quantize(model, target, picture(model))
     check(flow, at_least=FAITHFUL)
-    assert len(flow.plan.nodes) == count
+    assert len(flow.plan.integer_nodes) == count
     assert flow.floats == floats
 
 

@@ -174,7 +174,8 @@ def test_gemms(name, target):
 def test_gemms_with_another_bias_for_each_row(name):
     quantize_and_check(parse(MATRIX_BIASES[name]), "tensorrt", at_least=35)
     assert (
-        "its bias has shape" in next(iter(quantize(parse(MATRIX_BIASES[name])).plan.floats.values())).reason
+        "its bias has shape"
+        in next(iter(quantize(parse(MATRIX_BIASES[name])).plan.float_nodes.values())).reason
     )
 
 
@@ -194,7 +195,7 @@ MATMULS = {
 @pytest.mark.parametrize("name", MATMULS)
 def test_products_with_constants(name, target):
     flow = quantize_and_check(parse(MATMULS[name]), target, at_least=35)
-    assert len(flow.plan.nodes) == 1
+    assert len(flow.plan.integer_nodes) == 1
 
 
 SHAPES = {"static": "2, 4, 8", "dynamic": "N, M, 8", "matrix": "3, 8"}
@@ -240,7 +241,7 @@ def test_a_product_that_is_output_and_operand_stays_float():
         { t = MatMul (x, w) u = MatMul (t, w) y = Neg (u) }"""
     flow = quantize_and_check(parse(text), "onnxruntime")
     assert flow.planned("MatMul") == 1
-    assert "only one of them" in {n.op_type: n.reason for n in flow.plan.floats.values()}["MatMul"]
+    assert "only one of them" in {n.op_type: n.reason for n in flow.plan.float_nodes.values()}["MatMul"]
 
 
 DYNAMIC = {
@@ -256,7 +257,9 @@ def test_products_of_activations(name):
     assert dense.planned("MatMul") == 2
     flow = quantize_and_check(parse(DYNAMIC[name]), "onnxruntime")
     assert flow.planned("MatMul") == 1
-    assert {n.reason for n in flow.plan.floats.values()} == {"its second operand is computed at run time"}
+    assert {n.reason for n in flow.plan.float_nodes.values()} == {
+        "its second operand is computed at run time"
+    }
 
 
 # --- what stands between two convolutions -----------------------------------------------------------

@@ -67,9 +67,9 @@ def operators(path):
 def test_what_is_slower_in_integers_stays_float(model, output, float_nodes, samples):
     result = quantize_static(model, output, samples, QuantConfig(autotune=True))
     (name,) = result.tuning.floats
-    assert result.plan.floats[name].reason == WHY
-    assert "Conv" in result.plan.nodes.values()
-    assert "MatMul" not in result.plan.nodes.values()
+    assert result.plan.float_nodes[name].reason == WHY
+    assert "Conv" in result.plan.integer_nodes.values()
+    assert "MatMul" not in result.plan.integer_nodes.values()
     assert float_nodes["sample"].feeds["x"].shape[1:] == (3, 8, 8)
 
 
@@ -82,15 +82,15 @@ def test_ranges_may_come_from_a_table(model, output, float_nodes, tmp_path):
     table = tmp_path / "t.json"
     first = quantize_static(model, output, data(), QuantConfig(table=(table,), table_format=("json",)))
     result = quantize_static(model, output, None, QuantConfig(autotune=True, from_table=table))
-    assert result.plan.nodes.keys() < first.plan.nodes.keys() - result.tuning.floats.keys()
-    assert "Conv" in result.plan.nodes.values()
+    assert result.plan.integer_nodes.keys() < first.plan.integer_nodes.keys() - result.tuning.floats.keys()
+    assert "Conv" in result.plan.integer_nodes.values()
     assert result.speed is not None
 
 
 def test_where_nothing_pays_the_output_is_float(model, output, float_nodes):
     float_nodes |= {"types": {"Conv", "MatMul", "GlobalAveragePool", "Flatten", "Gemm"}, "chosen": False}
     result = quantize_static(model, output, data(), QuantConfig(autotune=True))
-    assert not result.plan.nodes
+    assert not result.plan.integer_nodes
     assert any("INT8 DOES NOT PAY" in warning and "0.80 times" in warning for warning in result.warnings)
     assert "QuantizeLinear" not in operators(output)
     assert result.quality.sqnr > 100
@@ -107,7 +107,7 @@ def test_a_goal_keeps_what_the_tuner_found(model, output, float_nodes):
     result = quantize_static(model, output, data(), QuantConfig(autotune=True, goal="sqnr>=1"))
     assert result.search is not None
     (name,) = result.tuning.floats
-    assert result.plan.floats[name].reason == WHY
+    assert result.plan.float_nodes[name].reason == WHY
 
 
 @pytest.mark.parametrize("name", sorted(set(TARGETS) - {n for n in TARGETS if n.startswith("onnxruntime")}))

@@ -142,7 +142,7 @@ def test_a_model_that_breaks_rules_is_not_written(folder, monkeypatch):
 
 
 def test_what_runs_in_float_is_a_warning(folder, monkeypatch):
-    planned = next(iter(quantize(folder, verify="off").plan.nodes))
+    planned = next(iter(quantize(folder, verify="off").plan.integer_nodes))
     finding = verdict.Finding(planned, "error", "runs in float")
     monkeypatch.setattr(
         acceptance, "ask_runtimes", lambda subject: [verdict.judged("onnxruntime", "", [finding])]

@@ -38,7 +38,7 @@ def test_activations_beside_blocks_stay_float():
     assert {point.tensor for point in plan.points} == {"w", "v"}
     assert plan.observed == ()
     assert not plan.biases
-    assert sorted(plan.nodes.values()) == ["MatMul", "MatMul"]
+    assert sorted(plan.integer_nodes.values()) == ["MatMul", "MatMul"]
 
 
 def test_blocks_lie_along_the_summed_axis():
@@ -71,7 +71,7 @@ def test_a_matrix_behind_integers_is_not_cut(body):
     inputs, constants = "float[N,4,4,4] p", "float[8,4,3,3] k"
     plan = plan_of(body, inputs, constants=constants)
     assert blocks(plan) == ({} if "Neg" not in body else {"v": (0, 32)})
-    assert {"Conv", "MatMul"} <= set(plan.nodes.values())
+    assert {"Conv", "MatMul"} <= set(plan.integer_nodes.values())
 
 
 def test_a_matrix_before_integers_is_not_cut():
@@ -86,7 +86,7 @@ def test_a_matrix_before_integers_is_not_cut():
 def test_targets_without_short_blocks_leave_such_matrices_float():
     plan = plan_of("h = MatMul (x, w) g = Gelu (h) y = MatMul (g, v)", target="tensorrt", block_size=64)
     assert blocks(plan) == {"w": (0, 64)}
-    (reason,) = {node.reason for node in plan.floats.values() if node.op_type == "MatMul"}
+    (reason,) = {node.reason for node in plan.float_nodes.values() if node.op_type == "MatMul"}
     assert reason == "its int4 weights would have to be in blocks of 64, which they cannot be"
 
 
@@ -96,7 +96,7 @@ def test_a_convolution_that_cannot_have_the_type_stays_float_with_its_sum():
     plan = plan_of(body, "float[N,4,4,4] p", constants=constants, target="tensorrt", block_size=64)
     assert blocks(plan) == {"m": (0, 64)}
     assert {point.tensor for point in plan.points} == {"m"}
-    assert {"Conv", "Add"} <= {node.op_type for node in plan.floats.values()}
+    assert {"Conv", "Add"} <= {node.op_type for node in plan.float_nodes.values()}
 
 
 def test_a_product_of_activations_in_integers_may_stand_behind_blocks():
@@ -136,5 +136,5 @@ def test_excluded_nodes_are_left_alone():
     plan = plan_of("h = MatMul (x, w) g = Gelu (h) y = MatMul (g, v)", exclude=("*",))
     assert not plan.points
     assert np.all(
-        [node.reason == "excluded by '*'" for node in plan.floats.values() if node.op_type == "MatMul"]
+        [node.reason == "excluded by '*'" for node in plan.float_nodes.values() if node.op_type == "MatMul"]
     )

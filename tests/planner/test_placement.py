@@ -290,8 +290,8 @@ def test_boxes_and_scores_keep_ranges_of_their_own(target):
     boundary, nodes, _ = BLOCKS["boxes-and-scores"]
     config = QuantConfig(target=target, quantize_outputs=True)
     plan = make_plan(simplify(model_of(nodes, *boundary)), get_target(target), config)
-    assert "one range would not suit all of it" in plan.floats["Concat_j"].reason
-    assert "passes on" in plan.floats["Transpose_y"].reason
+    assert "one range would not suit all of it" in plan.float_nodes["Concat_j"].reason
+    assert "passes on" in plan.float_nodes["Transpose_y"].reason
     group = {tensor: group.name for group in plan.groups.values() for tensor in group.tensors}
     assert {"d", "e"} <= group.keys()
     assert group["d"] != group["e"]
@@ -300,7 +300,7 @@ def test_boxes_and_scores_keep_ranges_of_their_own(target):
 
 def test_a_concat_that_is_read_inside_is_quantized():
     _, nodes, _ = BLOCKS["concat"]
-    assert "Concat_j" in plan_for("qnn", model_of(nodes)).nodes
+    assert "Concat_j" in plan_for("qnn", model_of(nodes)).integer_nodes
 
 
 def test_a_concat_that_only_selection_reads_is_final():
@@ -313,12 +313,12 @@ def test_a_concat_that_only_selection_reads_is_final():
         rows=[0, 8, -1],
         k=3,
     )
-    assert "one range" in plan_for("qnn", model).floats["Concat_j"].reason
+    assert "one range" in plan_for("qnn", model).float_nodes["Concat_j"].reason
 
 
 def test_a_tensor_joined_with_itself_has_one_range_anyway():
     plan = plan_for("qnn", model_of("c = Conv (x, w) y = Concat <axis = 1> (c, c)"))
-    assert "Concat_y" in plan.nodes
+    assert "Concat_y" in plan.integer_nodes
 
 
 # --- What sets targets apart ----------------------------------------------------------------------
@@ -351,7 +351,7 @@ def test_openvino_has_no_kernel_for_grouped_transposed_convolutions():
         "g (float[2,8,8,8] x) => (float[A,B,C,D] y) <float[8,4,2,2] k> { y = ConvTranspose <group = 2> (x, k) }"
     )
     plan = plan_for("openvino", model)
-    assert "2 groups" in plan.floats["ConvTranspose_y"].reason
+    assert "2 groups" in plan.float_nodes["ConvTranspose_y"].reason
 
 
 def test_qnn_has_a_scale_a_channel_for_signed_convolutions_only():
@@ -394,10 +394,10 @@ def test_the_ends_of_academic_networks_have_eight_bits():
 
 def test_a_lone_relu_is_quantized_where_everything_is():
     plan = plan_for("qnn", model_of("c = Conv (x, w) r = Relu (c) y = Add (c, r)"))
-    assert {"Relu_r"} < plan.nodes.keys(), "it cannot fuse: what it reads is read elsewhere too"
+    assert {"Relu_r"} < plan.integer_nodes.keys(), "it cannot fuse: what it reads is read elsewhere too"
     fused = plan_for("qnn", model_of("c = Conv (x, w) r = Relu (c) y = Neg (r)"))
-    assert "Relu_r" not in fused.nodes
-    assert "Relu_r" not in fused.floats
+    assert "Relu_r" not in fused.integer_nodes
+    assert "Relu_r" not in fused.float_nodes
 
 
 def test_constants_that_are_only_moved_stay_float():
@@ -405,15 +405,15 @@ def test_constants_that_are_only_moved_stay_float():
         "g (int64[N] x) => (float[N,8] y) <float[9,8] t, float[8,8] m> { e = Gather (t, x) y = MatMul (e, m) }"
     )
     plan = plan_for("qnn", model)
-    assert plan.floats["Gather_e"].reason == "all its inputs are constants"
-    assert "MatMul_y" in plan.nodes
+    assert plan.float_nodes["Gather_e"].reason == "all its inputs are constants"
+    assert "MatMul_y" in plan.integer_nodes
 
 
 def test_what_q_and_dq_move_across_is_not_called_float():
     _, nodes, _ = BLOCKS["pools"]
     plan = plan_for("tensorrt", model_of(nodes))
-    assert dict(plan.carried) == {"MaxPool_p": "MaxPool"}
-    assert "MaxPool_p" not in plan.floats
+    assert dict(plan.passthrough_nodes) == {"MaxPool_p": "MaxPool"}
+    assert "MaxPool_p" not in plan.float_nodes
 
 
 # --- Masks ----------------------------------------------------------------------------------------
@@ -434,12 +434,12 @@ def test_attention_masks_stay_float_until_the_softmax(nodes, lowest):
     )
     given = {"zero": 0, "lowest": lowest} | ({"a": [0]} if moved else {})
     plan = plan_for("qnn", parse(text, **given))
-    reasons = {name: node.reason for name, node in plan.floats.items()}
+    reasons = {name: node.reason for name, node in plan.float_nodes.items()}
     assert reasons.keys() >= {"Where_mask", "Add_s", "Softmax_p"}
     assert all("minus infinity" in reason for reason in reasons.values())
-    assert {"MatMul_o", "MatMul_y"} <= plan.nodes.keys()
+    assert {"MatMul_o", "MatMul_y"} <= plan.integer_nodes.keys()
 
 
 def test_a_number_that_hides_nothing_is_quantized():
     model = parse("g (float[2,8] x) => (float[2,8] y) <float[8] o> { y = Add (x, o) }", o=[-100] * 8)
-    assert "Add_y" in plan_for("qnn", model).nodes
+    assert "Add_y" in plan_for("qnn", model).integer_nodes

@@ -35,7 +35,7 @@ def ops(plan):
 def test_a_classifier_is_quantized_throughout():
     plan = plan_of(CLASSIFIER)
     assert ops(plan) == ["Add", "Conv", "Conv", "Flatten", "Gemm", "GlobalAveragePool"]
-    assert not plan.floats
+    assert not plan.float_nodes
 
 
 def test_q_stands_after_the_relu_it_fuses_with():
@@ -84,7 +84,7 @@ def test_graph_outputs_stay_float_unless_asked():
     body = "y = Conv <pads = [1, 1, 1, 1]> (x, w)"
     kept = plan_of(body, outputs="float[N, 8, 8, 8] y")
     assert not kept.points
-    assert "leaves the graph" in next(iter(kept.floats.values())).reason
+    assert "leaves the graph" in next(iter(kept.float_nodes.values())).reason
     asked = plan_of(body, outputs="float[N, 8, 8, 8] y", quantize_outputs=True)
     assert ("y", GRAPH_OUTPUT, 0) in edges(asked)
 
@@ -95,7 +95,7 @@ def test_a_float_reader_of_a_convolution_reads_through_q_dq():
         outputs="float[N, 8, 6, 6] y",
     )
     assert ops(plan) == ["Conv"]
-    assert [p.tensor for p in plan.points if p.consumer not in plan.nodes] == ["c"]
+    assert [p.tensor for p in plan.points if p.consumer not in plan.integer_nodes] == ["c"]
 
 
 def test_links_are_dropped_between_float_neighbours():
@@ -104,12 +104,12 @@ def test_links_are_dropped_between_float_neighbours():
         outputs="float[N, 8, 3, 3] y",
     )
     assert ops(plan) == ["Conv"]
-    assert {node.op_type for node in plan.floats.values()} == {"Tanh", "Add", "MaxPool"}
+    assert {node.op_type for node in plan.float_nodes.values()} == {"Tanh", "Add", "MaxPool"}
 
 
 def test_every_float_node_has_a_reason():
     plan = plan_of("c = Conv (x, w) h = Tanh (c) y = Softmax (h)", outputs="float[N, 8, 6, 6] y")
-    assert all(node.reason for node in plan.floats.values())
+    assert all(node.reason for node in plan.float_nodes.values())
 
 
 @pytest.mark.parametrize("pattern", ["op:Conv", "*onv*"])
@@ -118,8 +118,10 @@ def test_exclude_by_operator_or_name(pattern):
     for node in model.graph:
         node.name = f"my_{node.op_type}_{node.outputs[0].name}"
     plan = make_plan(model, get_target("onnxruntime"), QuantConfig(exclude=(pattern,)))
-    assert "Conv" not in plan.nodes.values()
-    assert {n.reason for n in plan.floats.values() if n.op_type == "Conv"} == {f"excluded by {pattern!r}"}
+    assert "Conv" not in plan.integer_nodes.values()
+    assert {n.reason for n in plan.float_nodes.values() if n.op_type == "Conv"} == {
+        f"excluded by {pattern!r}"
+    }
 
 
 def test_include_leaves_the_rest_float():
@@ -177,7 +179,7 @@ def test_float16_is_refused_with_its_reason():
         outputs="float16[N, 2] y",
         constants="float16[2, 2] h = {1, 2, 3, 4}",
     )
-    assert "FLOAT16" in next(iter(plan.floats.values())).reason
+    assert "FLOAT16" in next(iter(plan.float_nodes.values())).reason
 
 
 def test_tensorrt_quantizes_inputs_only_and_leaves_the_bias_float():
@@ -189,7 +191,7 @@ def test_tensorrt_quantizes_inputs_only_and_leaves_the_bias_float():
 
 def test_tensorrt_quantizes_the_skip_branch_of_a_residual_only():
     plan = plan_of(CLASSIFIER, target="tensorrt")
-    add = next(name for name, op in plan.nodes.items() if op == "Add")
+    add = next(name for name, op in plan.integer_nodes.items() if op == "Add")
     assert [p.tensor for p in plan.points if p.consumer == add] == ["r"]
 
 

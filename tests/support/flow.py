@@ -63,12 +63,12 @@ class Flow:
     feeds: Feeds
 
     def planned(self, op_type: str) -> int:
-        return list(self.plan.nodes.values()).count(op_type)
+        return list(self.plan.integer_nodes.values()).count(op_type)
 
     @property
     def floats(self) -> set[str]:
         """Operators that stay float."""
-        return {node.op_type for node in self.plan.floats.values()}
+        return {node.op_type for node in self.plan.float_nodes.values()}
 
 
 def quantize(model: ir.Model, target: str = "onnxruntime", feeds: Feeds | None = None, **options) -> Flow:
@@ -156,13 +156,13 @@ def check_interface(flow: Flow) -> None:
 def check_reasons(flow: Flow) -> None:
     """Every node that computes reals is in the plan, or fuses with one that is, or has a reason."""
     fused = {"Relu", "Clip"}
-    told = flow.plan.nodes.keys() | flow.plan.floats.keys() | flow.plan.carried.keys()
+    told = flow.plan.integer_nodes.keys() | flow.plan.float_nodes.keys() | flow.plan.passthrough_nodes.keys()
     told |= {bias.consumer for bias in flow.plan.biases}
     for node in flow.simple.graph:
         reals = any(v.dtype is not None and v.dtype.is_floating_point() for v in node.outputs)
         if reals and node.op_type not in fused:
             assert node.name in told, node.name
-    assert all(node.reason for node in flow.plan.floats.values())
+    assert all(node.reason for node in flow.plan.float_nodes.values())
 
 
 def check_legal(flow: Flow) -> None:
@@ -188,7 +188,7 @@ def float_kernels(flow: Flow) -> Iterator[str]:
     graph = optimized(flow.int8).graph
     nodes = {node.name: node for node in graph.node}
     floats = {o for node in graph.node if node.op_type == "DequantizeLinear" for o in node.output}
-    for name, op_type in flow.plan.nodes.items():
+    for name, op_type in flow.plan.integer_nodes.items():
         node = nodes.get(name) or nodes.get(f"{name}/MatMulAddFusion")
         if op_type in INTEGER_KERNELS:
             if node is None or node.op_type not in INTEGER_KERNELS[op_type]:

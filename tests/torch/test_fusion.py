@@ -78,7 +78,7 @@ def test_it_fuses_on_onnx_runtime(name, tmp_path):
     )
     check(flow)  # ONNX Runtime has an integer kernel for every planned node
     assert {op: flow.planned(op) for op in planned} == planned
-    assert set(flow.plan.nodes.values()) == set(planned)
+    assert set(flow.plan.integer_nodes.values()) == set(planned)
     assert not flow.floats & {"BatchNormalization", "Relu", "Clip"}
     assert {node.op_type for node in flow.simple.graph} <= {*planned, "Relu", "Clip"}
 
@@ -88,7 +88,7 @@ def test_transposed_convolutions_take_in_their_norm(behind, tmp_path):
     _, model = exported(transposed(*behind), tmp_path, pictures(8))
     flow = quantize(model, "tensorrt", {"input": pictures(8).numpy()})
     check(flow)
-    assert flow.plan.nodes == {"0/ConvTranspose": "ConvTranspose", f"{1 + len(behind)}/Conv": "Conv"}
+    assert flow.plan.integer_nodes == {"0/ConvTranspose": "ConvTranspose", f"{1 + len(behind)}/Conv": "Conv"}
     assert "BatchNormalization" not in {node.op_type for node in flow.simple.graph}
 
 

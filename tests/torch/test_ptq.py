@@ -150,8 +150,8 @@ def test_layers_are_skipped_by_name_by_type_and_by_mark(net, tmp_path):
     model = ptq.prepare(module, DATA[:1])
     model(DATA)
     result = ptq.convert(model, tmp_path / "o.onnx")
-    assert "body/Conv" in result.plan.nodes
-    assert {"stem.0/Conv", "head/Gemm"} <= result.plan.floats.keys()
+    assert "body/Conv" in result.plan.integer_nodes
+    assert {"stem.0/Conv", "head/Gemm"} <= result.plan.float_nodes.keys()
     module.body.skip_quant = True
     batches = [DATA]
     with pytest.raises(onnxq.ModelError, match="nothing to quantize"):

@@ -97,7 +97,7 @@ def explained(draft: Draft, tuning: Tuning | None) -> Draft:
     """``draft`` with the reasons of ``tuning`` in its plan."""
     if tuning is None:
         return draft
-    told = {name: _explained(name, node, tuning) for name, node in draft.plan.floats.items()}
+    told = {name: _explained(name, node, tuning) for name, node in draft.plan.float_nodes.items()}
     return replace(draft, plan=replace(draft.plan, floats=told))
 
 

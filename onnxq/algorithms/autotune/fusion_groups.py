@@ -74,7 +74,7 @@ def cut_up(graph: ir.Graph, plan: QuantPlan, in_float: Traced, in_integers: Trac
     """
     units = _units(graph, plan, (in_float.owners, in_integers.owners))
     of_node = {name: unit for unit in units for name in unit.nodes}
-    points = {(point.tensor, point.consumer) for point in plan.points if point.consumer in plan.nodes}
+    points = {(point.tensor, point.consumer) for point in plan.points if point.consumer in plan.integer_nodes}
     quantized = {point.tensor for point in plan.points} - in_integers.quantized
     ties, makers = [], {}
     for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
@@ -109,4 +109,6 @@ def _units(graph: ir.Graph, plan: QuantPlan, covers: Iterable[Mapping[str, str]]
     members: dict[str, list[str]] = {}
     for name in roots:
         members.setdefault(root(name), []).append(name)
-    return tuple(Unit(frozenset(names), frozenset(plan.nodes.keys() & names)) for names in members.values())
+    return tuple(
+        Unit(frozenset(names), frozenset(plan.integer_nodes.keys() & names)) for names in members.values()
+    )

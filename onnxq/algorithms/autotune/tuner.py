@@ -131,7 +131,7 @@ def tune(
     }
     best = contestants[winner(heats, sorted(drafts, key=lambda i: len(drafts[i])))]
     chosen = best if best.at_least > MARGIN else None
-    floats = best.floats if chosen else Nodes(plan.nodes)
+    floats = best.floats if chosen else Nodes(plan.integer_nodes)
     return Tuning(dict(tuner.reasons(floats, chosen)), tuple(contestants.values()), chosen, config.threads)
 
 
@@ -157,10 +157,10 @@ class _Tuner:
         for number in range(ROUNDS + 1):
             self.progress(STAGE, number, ROUNDS + 2)
             plan = tentative(self.model, self.plan, self.config, floats)
-            if floats in self.drafts or not plan.nodes:
+            if floats in self.drafts or not plan.integer_nodes:
                 return
             self.drafts[floats] = plan
-            floats = Nodes(self.plan.nodes) - _planned(cheapest(self._learn(plan)))
+            floats = Nodes(self.plan.integer_nodes) - _planned(cheapest(self._learn(plan)))
 
     def race(self, original: ir.Model | str | os.PathLike[str]) -> Heats:
         """Of the original, the cleaned model, and all drafts."""
@@ -184,9 +184,9 @@ class _Tuner:
         return heats
 
     def reasons(self, floats: Collection[str], chosen: Contestant | None) -> Iterator[tuple[str, str]]:
-        """Why each of ``floats`` is float, in the order of the graph."""
+        """Why each of ``float_nodes`` is float, in the order of the graph."""
         assert self._costs is not None
-        for name in filter(floats.__contains__, self.plan.nodes):
+        for name in filter(floats.__contains__, self.plan.integer_nodes):
             unit = self._costs.parts.of_node[name]
             yield name, _reason(self._costs.seconds(unit, True), self._costs.seconds(unit, False), chosen)
 
@@ -205,7 +205,7 @@ class _Tuner:
             reference = trace(in_float, self.model.graph, self.model.graph)
             self._costs = Costs(cut_up(self.model.graph, plan, reference, traced), in_float.seconds)
             self._costs.learn(reference, (), in_float.seconds)
-        self._costs.learn(traced, plan.nodes, in_float.seconds)
+        self._costs.learn(traced, plan.integer_nodes, in_float.seconds)
         return self._costs
 
 

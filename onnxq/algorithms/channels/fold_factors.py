@@ -106,7 +106,7 @@ def find_places(model: ir.Model, plan: QuantPlan, channels: Channels) -> tuple[C
 
 def _floats(model: ir.Model, plan: QuantPlan) -> Iterator[ir.Value]:
     """What nodes compute that are not quantized."""
-    return (value for node in model.graph if node.name not in plan.nodes for value in node.outputs)
+    return (value for node in model.graph if node.name not in plan.integer_nodes for value in node.outputs)
 
 
 def _readers(model: ir.Model, plan: QuantPlan) -> dict[str, tuple[str, ...]]:

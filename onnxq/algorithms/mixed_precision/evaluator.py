@@ -38,7 +38,7 @@ class GoalEvaluator:
     exact: ir.Model
 
     def evaluate(self, model: ir.Model, floats: Sequence[str], widened: Mapping[str, str]) -> TrialResult:
-        """What ``model`` gives, in which ``floats`` are kept float and weights are ``widened``.
+        """What ``model`` gives, in which ``float_nodes`` are kept float and weights are ``widened``.
 
         Raises:
             CalibrationError: there are no samples to measure on.

@@ -140,14 +140,14 @@ def candidates(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) ->
     """
     points = _points(model, plan, noises)
     touching = _touching(points)
-    order = {name: position for position, name in enumerate(plan.nodes)}
+    order = {name: position for position, name in enumerate(plan.integer_nodes)}
     done, result = set[str](), list[Candidate]()
     while left := [point for point in points if not point.nodes <= done]:
         found = {point.nodes - done: _gain(point.nodes - done, done, touching) for point in left}
         nodes = max(found, key=lambda nodes: (found[nodes] / len(nodes), [-order[n] for n in sorted(nodes)]))
         result.append(Candidate(tuple(sorted(nodes, key=order.__getitem__)), found[nodes]))
         done |= nodes
-    result += [Candidate((name,), 0.0) for name in plan.nodes if name not in done]
+    result += [Candidate((name,), 0.0) for name in plan.integer_nodes if name not in done]
     return result
 
 
@@ -159,16 +159,16 @@ def _points(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> li
     for group in plan.groups.values():
         if not group.constant:
             nodes[group.name].update(_maker(values[tensor], plan) for tensor in group.tensors)
-    planned = {name: frozenset(found & plan.nodes.keys()) for name, found in nodes.items()}
+    planned = {name: frozenset(found & plan.integer_nodes.keys()) for name, found in nodes.items()}
     return [_Point(found, noises[name]) for name, found in planned.items() if found]
 
 
 def _maker(value: ir.Value, plan: QuantPlan) -> str:
     """The planned node that has to give ``value`` in integers, if any; Relu and Clip fuse with it."""
     node = value.producer()
-    while node is not None and node.name not in plan.nodes and clip_range(node) is not None:
+    while node is not None and node.name not in plan.integer_nodes and clip_range(node) is not None:
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if node is None or node.name not in plan.nodes:
+    if node is None or node.name not in plan.integer_nodes:
         return ""
     free = get_target(plan.target).rules[node.op_type].output is Output.FREE
     return "" if free else node.name or ""
@@ -183,7 +183,7 @@ def _touching(points: Sequence[_Point]) -> Mapping[str, list[_Point]]:
 
 
 def _gain(nodes: frozenset[str], done: set[str], touching: Mapping[str, list[_Point]]) -> float:
-    """The noise that goes when ``nodes`` become float, those of ``done`` being so."""
+    """The noise that goes when ``integer_nodes`` become float, those of ``done`` being so."""
     near = {id(point): point for name in nodes for point in touching[name]}
     return sum(point.noise for point in near.values() if point.nodes <= done | nodes)
 

@@ -75,7 +75,7 @@ class Replanner:
         plan = make_plan(self.draft.reference, get_target(self.config.target), self._options(forms))
         told = {
             name: replace(node, reason=REASON) if forms.get(name) == FLOAT else node
-            for name, node in plan.floats.items()
+            for name, node in plan.float_nodes.items()
         }
         return replace(plan, floats=told)
 

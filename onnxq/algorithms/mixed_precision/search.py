@@ -171,8 +171,8 @@ class _Searcher:
         return bool(self.make.plan(steps).points)
 
     def _attempt(self, steps: Steps) -> TrialResult:
-        nodes = self.make.plan(steps).nodes
-        floats = sorted(self.make.draft.plan.nodes.keys() - nodes.keys())
+        nodes = self.make.plan(steps).integer_nodes
+        floats = sorted(self.make.draft.plan.integer_nodes.keys() - nodes.keys())
         widened = {name: form.name.lower() for name, form in widest_precision(steps).items() if name in nodes}
         key = frozenset(floats), frozenset(widened.items())
         if key not in self.memory.attempts:
@@ -213,7 +213,7 @@ class _Searcher:
 
     def _unreachable(self) -> ModelError:
         best = max(self.memory.attempts.values(), key=lambda attempt: attempt.value)
-        goal, nodes = self.gauge.goal, self.make.draft.plan.nodes
+        goal, nodes = self.gauge.goal, self.make.draft.plan.integer_nodes
         wider = f", and {len(best.widened)} with wider weights" if best.widened else ""
         return ModelError(
             f"the goal {goal} is reached by no model with a node in integers: the best has {goal.name} "

@@ -32,7 +32,7 @@ Steps = frozenset[Precision]
 
 
 def keep_float(nodes: Iterable[str]) -> Steps:
-    """All of ``nodes`` in float."""
+    """All of ``integer_nodes`` in float."""
     return Steps(Precision(node, FLOAT) for node in nodes)
 
 

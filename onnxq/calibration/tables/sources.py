@@ -42,7 +42,7 @@ def check_plan(plan: QuantPlan, goals: Iterable[tuple[Path, str | None]]) -> Non
         CalibrationError: one cannot.
     """
     tensors = [t for group in plan.groups.values() if not group.constant for t in group.tensors]
-    layers = [name for name, op_type in plan.nodes.items() if op_type in _LAYERS]
+    layers = [name for name, op_type in plan.integer_nodes.items() if op_type in _LAYERS]
     for path, name in goals:
         known = format_for(path, name)
         check_names(layers if known.layers else tensors, path, known)
@@ -67,7 +67,7 @@ def of_plan(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Table:
     names = _names(original)
     absent = frozenset(activations.keys() - names) | frozenset(_changed(weights, model, original))
     layers = dict(_layers(plan, model, original))
-    return Table(activations, weights, layers, tuple(plan.nodes), absent)
+    return Table(activations, weights, layers, tuple(plan.integer_nodes), absent)
 
 
 def _names(model: ir.Model) -> set[str]:

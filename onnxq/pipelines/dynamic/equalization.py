@@ -74,7 +74,7 @@ def _points(model: ir.Model, plan: QuantPlan, setting: Setting) -> Iterator[Quan
     if setting.form is not Form.INTEGERS:
         return
     for node in model.graph:
-        if node.name in plan.nodes and node.op_type in ("MatMul", "Gemm"):
+        if node.name in plan.integer_nodes and node.op_type in ("MatMul", "Gemm"):
             data, weight = node.inputs[:2]
             if is_computed(data) and not is_computed(weight):
                 weights = replace(setting.weight, axis=setting.axis(columns_of(node)))

@@ -121,8 +121,8 @@ def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, Set
         simple = simplify(original)
         check_patterns(simple, config)
         plan = plan_nodes(simple, setting)
-    if not plan.nodes and not plan.stored:
-        reasons = list(dict.fromkeys(node.reason for node in plan.floats.values()))
+    if not plan.integer_nodes and not plan.weight_only_nodes:
+        reasons = list(dict.fromkeys(node.reason for node in plan.float_nodes.values()))
         raise ModelError(
             f"{model}: nothing to quantize dynamically for target {setting.target.name}: "
             f"{'; '.join(reasons[:3]) or 'no operator has weights'}."

@@ -45,10 +45,10 @@ def plan_nodes(model: ir.Model, setting: Setting) -> QuantPlan:
         points=(),
         biases=(),
         groups={},
-        nodes={node.name or "": node.op_type for node, text in told.items() if not text},
-        floats={node.name or "": FloatNode(node.op_type, text) for node, text in told.items() if text},
-        stored=frozenset(node.name or "" for node, text in smaller.items() if text),
-        sums=sums_before_norms(model) if setting.target.parts_norms else frozenset(),
+        integer_nodes={node.name or "": node.op_type for node, text in told.items() if not text},
+        float_nodes={node.name or "": FloatNode(node.op_type, text) for node, text in told.items() if text},
+        weight_only_nodes=frozenset(node.name or "" for node, text in smaller.items() if text),
+        unfused_sums=sums_before_norms(model) if setting.target.parts_norms else frozenset(),
     )
 
 
@@ -56,10 +56,10 @@ def rewrite(model: ir.Model, plan: QuantPlan, setting: Setting, known: Known | N
     """A copy of ``model`` with the nodes of ``plan`` quantized; ``calibrated`` remembers rounded weights."""
     piece = Workpiece(model, setting, {} if known is None else known)
     ways = WAYS[setting.form]
-    chosen = {*plan.nodes, *plan.stored}
+    chosen = {*plan.integer_nodes, *plan.weight_only_nodes}
     for node in [node for node in all_nodes(piece.model) if node.name in chosen]:
         ways[node.op_type].rewrite(node, piece)
-    write_as_sums(piece.model, plan.sums)
+    write_as_sums(piece.model, plan.unfused_sums)
     return piece.finish()
 
 

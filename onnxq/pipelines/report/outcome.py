@@ -24,7 +24,10 @@ def result(report: Report) -> Markup:
 
 def _figures(report: Report) -> Iterator[tuple[str, str]]:
     plan = report.plan
-    yield "nodes in integers", f"{len(plan.nodes)} of {len(plan.nodes) + len(plan.floats)}"
+    yield (
+        "nodes in integers",
+        f"{len(plan.integer_nodes)} of {len(plan.integer_nodes) + len(plan.float_nodes)}",
+    )
     sizes = decimal(report.float_bytes), decimal(report.int8_bytes)
     yield f"of the size: {sizes[0]} → {sizes[1]}", f"{report.int8_bytes / report.float_bytes:.1%}"
     yield "SQNR of the worst output", _worst_sqnr(report)

@@ -17,16 +17,18 @@ LONG = 40
 def whole_plan(report: Report) -> Markup:
     """Operators first, then the reasons, then every node."""
     plan = report.plan
-    if not plan.nodes and not plan.floats:
+    if not plan.integer_nodes and not plan.float_nodes:
         return element("p", "The model computes nothing.")
     overview = [table(_OPERATORS, _operators(plan), "operators")]
-    lists = [_folded("integers", _INTEGERS, [[name, op_type] for name, op_type in plan.nodes.items()])]
-    if plan.floats:
+    lists = [
+        _folded("integers", _INTEGERS, [[name, op_type] for name, op_type in plan.integer_nodes.items()])
+    ]
+    if plan.float_nodes:
         overview.append(table(_REASONS, _reasons(plan), "reasons"))
-        rows = [[name, node.op_type, node.reason] for name, node in plan.floats.items()]
+        rows = [[name, node.op_type, node.reason] for name, node in plan.float_nodes.items()]
         lists.insert(0, _folded("float", _FLOATS, rows))
-    if plan.carried:
-        named = [[name, op_type] for name, op_type in plan.carried.items()]
+    if plan.passthrough_nodes:
+        named = [[name, op_type] for name, op_type in plan.passthrough_nodes.items()]
         lists.append(_folded("the type of their neighbours", _CARRIED, named))
     return joined([element("div", *overview, class_="pair"), *lists])
 
@@ -38,8 +40,8 @@ def _folded(kind: str, columns: Sequence[Column], rows: Sequence[Sequence[str]])
 
 
 def _operators(plan: QuantPlan) -> Iterator[list[Cell]]:
-    integers = Counter(plan.nodes.values())
-    floats = Counter(node.op_type for node in plan.floats.values())
+    integers = Counter(plan.integer_nodes.values())
+    floats = Counter(node.op_type for node in plan.float_nodes.values())
     for op_type, count in (integers + floats).most_common():
         yield [
             Cell(op_type),
@@ -56,7 +58,7 @@ def _bar(share: float) -> Markup:
 def _reasons(plan: QuantPlan) -> Iterator[list[Cell]]:
     """What many nodes have in common: names and times in reasons make no difference."""
     kinds = Counter(
-        (n.op_type, re.sub(r"'[^']*'|[\d.]+(?= ms)", "…", n.reason)) for n in plan.floats.values()
+        (n.op_type, re.sub(r"'[^']*'|[\d.]+(?= ms)", "…", n.reason)) for n in plan.float_nodes.values()
     )
     for (op_type, reason), count in kinds.most_common():
         yield [number(count, "{}"), Cell(op_type), Cell(reason)]

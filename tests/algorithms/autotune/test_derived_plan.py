@@ -30,7 +30,7 @@ def test_nothing_kept_float_changes_nothing(draft):
 
 def test_what_stays_keeps_its_parameters(draft):
     plan = tentative(draft.exact, draft.plan, CONFIG, {node(draft, "c")})
-    assert draft.plan.nodes.keys() - plan.nodes.keys() == {node(draft, "c")}
+    assert draft.plan.nodes.keys() - plan.integer_nodes.keys() == {node(draft, "c")}
     for name in plan.groups:
         assert plan.params[name] is draft.plan.params[name]
 
@@ -46,7 +46,7 @@ def test_a_tensor_takes_the_range_that_it_shared(draft):
 
 def test_everything_float(draft):
     plan = tentative(draft.exact, draft.plan, CONFIG, draft.plan.nodes)
-    assert not plan.nodes
+    assert not plan.integer_nodes
     assert not plan.points
 
 

@@ -24,11 +24,11 @@ def hasty(monkeypatch):
 @pytest.mark.parametrize("seed", range(12))
 def test_whatever_is_kept_float_the_model_runs(seed):
     flow = next(iter(quantize_for(["onnxruntime"], random_model(77_000 + seed, 12))))
-    rng, names = np.random.default_rng(seed), sorted(flow.plan.nodes)
+    rng, names = np.random.default_rng(seed), sorted(flow.plan.integer_nodes)
     for share in (0.2, 0.5, 0.8):
         floats = {name for name in names if rng.random() < share}
         plan = tentative(flow.simple, flow.plan, CONFIG, floats)
-        assert not floats & plan.nodes.keys()
+        assert not floats & plan.integer_nodes.keys()
         for output in run(insert_qdq(flow.simple, plan), flow.feeds):
             assert np.isfinite(output).all()
 
@@ -36,9 +36,9 @@ def test_whatever_is_kept_float_the_model_runs(seed):
 @pytest.mark.parametrize("seed", range(6))
 def test_any_graph_can_be_tuned(seed):
     flow = next(iter(quantize_for(["onnxruntime"], random_model(78_000 + seed, 12))))
-    if not flow.plan.nodes:
+    if not flow.plan.integer_nodes:
         return
     found = tuner.tune(flow.model, flow.simple, flow.plan, Sample("s", flow.feeds), CONFIG)
-    assert found.floats.keys() <= flow.plan.nodes.keys()
+    assert found.floats.keys() <= flow.plan.integer_nodes.keys()
     assert all("in integers on this machine" in reason for reason in found.floats.values())
     assert found.contestants[0].floats == frozenset()

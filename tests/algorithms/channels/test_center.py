@@ -161,7 +161,7 @@ def test_symmetric_integers_are_all_used() -> None:
     assert good is not None
     assert better is not None
     assert context.error(better) < 0.6 * context.error(good)
-    assert centered.plan.nodes.keys() == draft.plan.nodes.keys()
+    assert centered.plan.integer_nodes.keys() == draft.plan.integer_nodes.keys()
     assert {
         kind: n for kind, n in op_counts(centered.reference).items() if kind in ("Pad", "Clip", "Relu")
     } == {

@@ -100,7 +100,7 @@ def test_layers_that_stay_float_hear_noise_too() -> None:
     factors = np.exp(np.random.default_rng(3).uniform(-3.0, 3.0, channels.count))
     factors[0] = 1
     harmed, context = bench_of(folded(model, channels, factors), (1, 3, 8, 8))
-    assert "Conv_d" not in harmed.plan.nodes, "a depthwise convolution before floats"
+    assert "Conv_d" not in harmed.plan.integer_nodes, "a depthwise convolution before floats"
     repaired = equalize(harmed, context)
     assert repaired is not None
     assert context.error(repaired) < 0.5 * context.error(harmed)
@@ -120,7 +120,9 @@ def test_muls_serve_matrices_behind_tensors_that_others_read(target: str) -> Non
     assert 1 <= muls <= 2
     assert context.evaluator.quality(smoothed.reference).noise < 1e-9
     assert context.error(smoothed) < 0.7 * context.error(draft)
-    assert smoothed.plan.nodes == draft.plan.nodes, "the Muls stay float, the rest is what it was"
+    assert smoothed.plan.integer_nodes == draft.plan.integer_nodes, (
+        "the Muls stay float, the rest is what it was"
+    )
 
 
 def test_a_mul_that_gains_too_little_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

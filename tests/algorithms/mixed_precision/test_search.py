@@ -42,19 +42,19 @@ def middling(draft, context, config=CONFIG, share=0.5):
 def test_the_goal_holds_and_no_float_node_is_superfluous(target, share):
     config = QuantConfig(method="minmax", target=target)
     draft, context = bench_for(target=target)
-    make, nodes = Replanner(draft, context, config), set(draft.plan.nodes)
+    make, nodes = Replanner(draft, context, config), set(draft.plan.integer_nodes)
     goal = middling(draft, context, config, share)
     found, result = search(draft, goal, context, config)
     quality = context.evaluator.quality(found.quantized())
     assert quality.sqnr >= goal.at_least
     assert result.chosen.sqnr == pytest.approx(quality.sqnr, abs=0.01)
-    floats = nodes - found.plan.nodes.keys()
+    floats = nodes - found.plan.integer_nodes.keys()
     assert set(result.chosen.floats) == floats
     assert 0 < len(floats) < len(nodes)
     for name in floats:
         less = make(keep_float(floats - {name}))
         assert (
-            less.plan.nodes.keys() == found.plan.nodes.keys()
+            less.plan.integer_nodes.keys() == found.plan.integer_nodes.keys()
             or context.evaluator.quality(less.quantized()).sqnr < goal.at_least
         )
 
@@ -143,7 +143,7 @@ def test_corrections_stay_where_integers_do_and_only_there():
     assert all(
         kept.plan.params[n] is draft.plan.params[n] for n in kept.plan.params if n in draft.plan.params
     )
-    assert kept.plan.floats["Conv_c"].reason == "it stays float so that the goal is reached"
+    assert kept.plan.float_nodes["Conv_c"].reason == "it stays float so that the goal is reached"
 
 
 def test_tensors_that_were_not_observed_get_ranges():
@@ -165,8 +165,8 @@ def test_names_are_no_patterns():
             node.name = f"{node.op_type}[ab]"[-40:] + str(node.outputs[0].name)
     draft, config = replace(draft), CONFIG
     plan = Replanner(draft, context, config).plan(keep_float(["Conv[ab]a"]))
-    assert plan.floats["Conv[ab]a"].reason.startswith("it stays float")
-    assert "Conv[ab]c" in plan.nodes
+    assert plan.float_nodes["Conv[ab]a"].reason.startswith("it stays float")
+    assert "Conv[ab]c" in plan.integer_nodes
 
 
 # --- Weights of more bits ----------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_weights_get_more_bits_before_nodes_go_float(target, share):
     assert result.chosen.floats == ()
     assert set(result.chosen.widened.values()) == {"int8"}
     assert context.quality(found).sqnr >= goal.at_least
-    assert found.plan.nodes == draft.plan.nodes
+    assert found.plan.integer_nodes == draft.plan.integer_nodes
     bits = {p.consumer: p.spec.dtype.bitwidth for p in found.plan.points if p.tensor in WEIGHTS}
     assert {name for name, width in bits.items() if width == 8} == set(result.chosen.widened)
     assert result.chosen.size < result.attempts[-1].size
@@ -213,8 +213,8 @@ def test_what_more_bits_do_not_reach_float_does():
     draft, context = bench_for(weight="int4")
     wide = context.quality(all_wider(draft, context)).sqnr
     found, result = search(draft, Goal("sqnr", wide + 3), context, FOUR)
-    assert 0 < len(result.chosen.floats) < len(draft.plan.nodes)
-    assert set(result.chosen.floats) == draft.plan.nodes.keys() - found.plan.nodes.keys()
+    assert 0 < len(result.chosen.floats) < len(draft.plan.integer_nodes)
+    assert set(result.chosen.floats) == draft.plan.integer_nodes.keys() - found.plan.integer_nodes.keys()
     assert not set(result.chosen.floats) & set(result.chosen.widened)
     assert context.quality(found).sqnr >= wide + 3
     assert {len(one.widened) for one in result.attempts if not one.floats} == {0, 4}
@@ -414,8 +414,8 @@ def test_a_few_layers_of_a_real_model_make_up_most_of_the_noise(lite0, calibrati
     result = onnxq.quantize_static(lite0, output, config=config, goal=Goal("sqnr", limit))
     assert result.quality.sqnr >= limit
     floats = set(result.search.chosen.floats)
-    assert floats == before.plan.nodes.keys() - result.plan.nodes.keys()
-    assert 0 < len(floats) < 0.25 * len(before.plan.nodes)
+    assert floats == before.plan.integer_nodes.keys() - result.plan.integer_nodes.keys()
+    assert 0 < len(floats) < 0.25 * len(before.plan.integer_nodes)
     assert result.search.curve[0].floats == ()
     assert all(attempt.value >= limit for attempt in result.search.curve if len(attempt.floats) > len(floats))
 
@@ -428,7 +428,7 @@ def test_a_real_model_of_four_bits_gets_eight_for_some_layers(resnet20, tmp_path
     chosen = result.search.chosen
     assert result.quality.sqnr >= 22 > result.search.curve[0].sqnr
     assert chosen.floats == ()
-    assert 0 < len(chosen.widened) < len(result.plan.nodes)
+    assert 0 < len(chosen.widened) < len(result.plan.integer_nodes)
     sizes = [attempt.size for attempt in result.search.curve]
     assert sizes == sorted(sizes)
     assert sizes[0] < chosen.size < 0.8 * sizes[-1]

@@ -54,7 +54,7 @@ def test_float_comes_last_and_counts_only_the_noise_that_wider_weights_leave():
     wider, floats = stages(draft.reference, draft.plan, noises(draft, w2=0.9, x=0.1))
     assert wider[0].steps == {Precision("Conv_c", INT8)}
     assert floats[0].steps == {Precision("Conv_a", FLOAT)}
-    assert {step.node for move in floats for step in move.steps} == set(draft.plan.nodes)
+    assert {step.node for move in floats for step in move.steps} == set(draft.plan.integer_nodes)
     (only,) = stages(*((d := bench_for(CHAIN)[0]).reference, d.plan), noises(d, w2=0.9, x=0.1))
     assert only[0].steps == {Precision("Conv_c", FLOAT)}
 

@@ -34,7 +34,7 @@ def outputs(path, feeds):
 def test_an_lstm_in_each_branch(tmp_path):
     ir.save(parse(BRANCHES, fast=16000), tmp_path / "in.onnx")
     result = onnxq.quantize_dynamic(tmp_path / "in.onnx", tmp_path / "out.onnx")
-    assert list(result.plan.nodes.values()) == ["LSTM", "LSTM"]
+    assert list(result.plan.integer_nodes.values()) == ["LSTM", "LSTM"]
     assert result.verdicts[0].counts == {"DynamicQuantizeLSTM": 2}
     x = np.random.default_rng(0).standard_normal((20, 1, 32)).astype(np.float32)
     for rate in (8000, 16000):
@@ -49,7 +49,7 @@ def test_a_matmul_in_a_loop(tmp_path):
         parse(LOOP, yes=True, w=np.random.default_rng(0).standard_normal((64, 64)) / 8), tmp_path / "in.onnx"
     )
     result = onnxq.quantize_dynamic(tmp_path / "in.onnx", tmp_path / "out.onnx")
-    assert list(result.plan.nodes.values()) == ["MatMul"]
+    assert list(result.plan.integer_nodes.values()) == ["MatMul"]
     feeds = {"x": np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32), "times": np.array(5)}
     expected = outputs(tmp_path / "in.onnx", feeds)
     assert sqnr(expected, outputs(tmp_path / "out.onnx", feeds)) > 25
@@ -59,7 +59,7 @@ def test_a_matmul_in_a_loop(tmp_path):
 def test_a_sentence_encoder(minilm, tmp_path):
     config = QuantConfig(samples=2)
     result = onnxq.quantize_dynamic(minilm, tmp_path / "out.onnx", config)
-    assert sum(op_type == "MatMul" for op_type in result.plan.nodes.values()) == 36
+    assert sum(op_type == "MatMul" for op_type in result.plan.integer_nodes.values()) == 36
     assert result.verdicts[0].counts == {"DynamicQuantizeMatMul": 18, "MatMulIntegerToFloat": 18}
     assert result.int8_bytes < 0.26 * result.float_bytes
     rng = np.random.default_rng(0)

@@ -85,8 +85,8 @@ def plan(*groups, nodes=("Conv",), floats=None):
         points=(),
         biases=(),
         groups={group.name: group for group, _ in groups},
-        nodes={f"node_{i}": op for i, op in enumerate(nodes)},
-        floats=floats or {},
+        integer_nodes={f"node_{i}": op for i, op in enumerate(nodes)},
+        float_nodes=floats or {},
         params={group.name: p for group, p in groups},
     )
 

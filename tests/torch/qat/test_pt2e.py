@@ -57,7 +57,9 @@ def exported(module: torch.nn.Module, training: bool) -> torch.fx.GraphModule:
 def edges(plan: QuantPlan) -> Counter:
     """What is quantized; names of nodes are the exporter's, and differ."""
     sizes = {name: len(group.tensors) for name, group in plan.groups.items()}
-    return Counter((plan.nodes.get(p.consumer), p.input_index, p.spec, sizes[p.group]) for p in plan.points)
+    return Counter(
+        (plan.integer_nodes.get(p.consumer), p.input_index, p.spec, sizes[p.group]) for p in plan.points
+    )
 
 
 @pytest.mark.parametrize(("target", "training"), [("onnxruntime", True), ("tensorrt", False)])

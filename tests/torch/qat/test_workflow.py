@@ -390,7 +390,7 @@ def test_products_of_computed_matrices(tmp_path) -> None:
     module = prepare_qat(Attention().eval(), x, "tensorrt", CONFIG)
     train(module, example=x)
     result = convert_qat(module, tmp_path / "out.onnx")
-    assert list(result.plan.nodes.values()).count("MatMul") == 4
+    assert list(result.plan.integer_nodes.values()).count("MatMul") == 4
     assert result.sqnr >= 30
 
 
