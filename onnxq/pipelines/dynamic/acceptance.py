@@ -20,7 +20,7 @@ from onnxq.calibration.sample_split import Samples, in_batches
 from onnxq.core.config import QuantConfig
 from onnxq.graph.nodes import all_nodes
 from onnxq.pipelines.acceptance import output_warnings
-from onnxq.pipelines.dynamic.scheme import Form, Setting
+from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.latency import Speed, clearly_faster, in_turns
 from onnxq.verify.onnxruntime import RUNTIME
@@ -59,7 +59,7 @@ class DynamicAcceptance:
     original: str | os.PathLike[str]
     samples: Samples
     evaluator: AccuracyEvaluator
-    setting: Setting
+    setting: DynamicScheme
     quality: Quality | None = None
     speed: Speed | None = None
     verdicts: tuple[Verdict, ...] = ()
@@ -71,7 +71,7 @@ class DynamicAcceptance:
         Raises:
             CalibrationError: it does not load, or a model does not take a sample that was given.
         """
-        if self.setting.form is Form.INTEGERS:
+        if self.setting.form is WeightForm.INTEGERS:
             self.verdicts = (self._kernels(draft),)
         quality = self.evaluator.evaluate(draft)
         if quality.samples:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxq.graph.nodes import constant_value, input_at
 from onnxq.pipelines.dynamic.input_checks import is_computed, needs_float, weight_obstacle
 from onnxq.pipelines.dynamic.matmul import LONGEST_SUM
-from onnxq.pipelines.dynamic.rewriter import Array, Layout, Workpiece
+from onnxq.pipelines.dynamic.rewriter import Array, Layout, ModelRewriter
 
 DOMAIN = "com.microsoft"
 DATA, WEIGHT, BIAS, MASK, PAST = range(5)
@@ -45,7 +45,7 @@ def attention_obstacle(node: ir.Node) -> str | None:
     return weight_obstacle(array)
 
 
-def rewrite_attention(node: ir.Node, piece: Workpiece) -> None:
+def rewrite_attention(node: ir.Node, piece: ModelRewriter) -> None:
     """With ONNX Runtime's own operator."""
     data, weight, bias, mask, past = (input_at(node, index) for index in range(PAST + 1))
     assert data is not None

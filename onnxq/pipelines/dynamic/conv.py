@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxq.graph.nodes import constant_value, input_at
 from onnxq.pipelines.dynamic.input_checks import is_computed, needs_float, weight_obstacle
 from onnxq.pipelines.dynamic.matmul import LONGEST_SUM
-from onnxq.pipelines.dynamic.rewriter import FLOAT, Array, Workpiece
+from onnxq.pipelines.dynamic.rewriter import FLOAT, Array, ModelRewriter
 
 
 def conv_obstacle(node: ir.Node) -> str | None:
@@ -31,7 +31,7 @@ def conv_obstacle(node: ir.Node) -> str | None:
     return weight_obstacle(array)
 
 
-def rewrite_conv(node: ir.Node, piece: Workpiece) -> None:
+def rewrite_conv(node: ir.Node, piece: ModelRewriter) -> None:
     """On integers."""
     data, weight = node.inputs[:2]
     assert data is not None
@@ -48,7 +48,7 @@ def rewrite_conv(node: ir.Node, piece: Workpiece) -> None:
     piece.replace(node, real)
 
 
-def _beside(value: ir.Value, weight: ir.Value, piece: Workpiece) -> ir.Value:
+def _beside(value: ir.Value, weight: ir.Value, piece: ModelRewriter) -> ir.Value:
     """A constant a channel (or one for all), so that it broadcasts over the output: ``[C, 1, …]``."""
     array = constant_value(value)
     kernel = constant_value(weight)

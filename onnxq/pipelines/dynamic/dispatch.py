@@ -12,8 +12,8 @@ from onnxq.pipelines.dynamic.conv import conv_obstacle, rewrite_conv
 from onnxq.pipelines.dynamic.gather import gather_half_obstacle, gather_obstacle, rewrite_gather
 from onnxq.pipelines.dynamic.lstm import lstm_obstacle, rewrite_lstm
 from onnxq.pipelines.dynamic.matmul import gemm_obstacle, matmul_obstacle, rewrite_gemm, rewrite_matmul
-from onnxq.pipelines.dynamic.rewriter import Workpiece
-from onnxq.pipelines.dynamic.scheme import Form
+from onnxq.pipelines.dynamic.rewriter import ModelRewriter
+from onnxq.pipelines.dynamic.scheme import WeightForm
 from onnxq.pipelines.dynamic.weight_only import (
     POSITIONS,
     half_stored_obstacle,
@@ -33,15 +33,15 @@ class Way:
     """
 
     obstacle: Callable[[ir.Node], str | None]
-    rewrite: Callable[[ir.Node, Workpiece], None]
+    rewrite: Callable[[ir.Node, ModelRewriter], None]
     float_kernel: str = ""
 
 
 _STORED = Way(stored_obstacle, rewrite_stored)
 _GATHER = Way(gather_obstacle, rewrite_gather)
 
-WAYS: Mapping[Form, Mapping[str, Way]] = {
-    Form.INTEGERS: {
+WAYS: Mapping[WeightForm, Mapping[str, Way]] = {
+    WeightForm.INTEGERS: {
         "MatMul": Way(matmul_obstacle, rewrite_matmul),
         "Gemm": Way(gemm_obstacle, rewrite_gemm),
         "Conv": Way(conv_obstacle, rewrite_conv),
@@ -50,8 +50,8 @@ WAYS: Mapping[Form, Mapping[str, Way]] = {
         "GRU": Way(stored_obstacle, rewrite_stored, "only its weights are int8: there is no integer kernel"),
         "Gather": _GATHER,
     },
-    Form.STORED: {**dict.fromkeys(POSITIONS, _STORED), "Gather": _GATHER},
-    Form.HALVES: {
+    WeightForm.WEIGHT_ONLY: {**dict.fromkeys(POSITIONS, _STORED), "Gather": _GATHER},
+    WeightForm.FLOAT16: {
         **dict.fromkeys(POSITIONS, Way(half_stored_obstacle, rewrite_stored)),
         "Gather": Way(gather_half_obstacle, rewrite_gather),
     },

@@ -25,7 +25,7 @@ from onnxq.pipelines.dynamic.input_checks import is_computed
 from onnxq.pipelines.dynamic.matmul import columns_of
 from onnxq.pipelines.dynamic.planning import rewrite
 from onnxq.pipelines.dynamic.rewriter import Known
-from onnxq.pipelines.dynamic.scheme import Form, Setting
+from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
 from onnxq.verify.accuracy import AccuracyEvaluator
 
 NAME = "equalize"
@@ -38,7 +38,7 @@ DATA = QuantSpec(ir.DataType.UINT8, symmetric=False)
 def rewrite_well(
     model: ir.Model,
     plan: QuantPlan,
-    setting: Setting,
+    setting: DynamicScheme,
     samples: Samples,
     evaluator: AccuracyEvaluator,
     progress: Progress,
@@ -69,9 +69,9 @@ def rewrite_well(
     return equal if equal is not None and helped else plain, (effect,)
 
 
-def _points(model: ir.Model, plan: QuantPlan, setting: Setting) -> Iterator[QuantPoint]:
+def _points(model: ir.Model, plan: QuantPlan, setting: DynamicScheme) -> Iterator[QuantPoint]:
     """The edges by which matrices of constants in the main graph get integers."""
-    if setting.form is not Form.INTEGERS:
+    if setting.form is not WeightForm.INTEGERS:
         return
     for node in model.graph:
         if node.name in plan.integer_nodes and node.op_type in ("MatMul", "Gemm"):

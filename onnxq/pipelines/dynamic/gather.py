@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from onnxq.graph.nodes import constant_value, int_attribute
 from onnxq.pipelines.dynamic.input_checks import half_obstacle, weight_obstacle
-from onnxq.pipelines.dynamic.rewriter import FLOAT, Workpiece
-from onnxq.pipelines.dynamic.scheme import Form
+from onnxq.pipelines.dynamic.rewriter import FLOAT, ModelRewriter
+from onnxq.pipelines.dynamic.scheme import WeightForm
 
 LEAST_WEIGHTS = 2**14
 """Smaller tables take next to no room, and every look-up would cost three nodes more."""
@@ -34,11 +34,11 @@ def gather_half_obstacle(node: ir.Node) -> str | None:
     return gather_obstacle(node) or half_obstacle(table)
 
 
-def rewrite_gather(node: ir.Node, piece: Workpiece) -> None:
+def rewrite_gather(node: ir.Node, piece: ModelRewriter) -> None:
     """Rows that are looked up, then unpacked."""
     table, indices = node.inputs
     assert table is not None
-    if piece.setting.form is Form.HALVES:
+    if piece.setting.form is WeightForm.FLOAT16:
         stored, scale = piece.half(table), None
     else:
         stored, scale = piece.packed(table, 0)

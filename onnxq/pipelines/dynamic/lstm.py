@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxq.graph.nodes import constant_value, input_at, int_attribute
 from onnxq.pipelines.dynamic.input_checks import needs_float, weight_obstacle
-from onnxq.pipelines.dynamic.rewriter import Array, Layout, Workpiece, pack_rows
+from onnxq.pipelines.dynamic.rewriter import Array, Layout, ModelRewriter, pack_rows
 
 DOMAIN = "com.microsoft"
 INPUTS = 8
@@ -29,7 +29,7 @@ def lstm_obstacle(node: ir.Node) -> str | None:
     return weight_obstacle(*known) if len(known) == len(weights) else "its weights are computed at run time"
 
 
-def rewrite_lstm(node: ir.Node, piece: Workpiece) -> None:
+def rewrite_lstm(node: ir.Node, piece: ModelRewriter) -> None:
     """With ONNX Runtime's own operator."""
     inputs = [input_at(node, index) for index in range(INPUTS)]
     for index in (1, 2):
@@ -58,7 +58,7 @@ def _per_direction(scale: Array) -> Array:
 _LAYOUT = Layout(pack_rows, _transposed, _per_direction)
 
 
-def _zeros(scale: ir.Value, piece: Workpiece) -> ir.Value:
+def _zeros(scale: ir.Value, piece: ModelRewriter) -> ir.Value:
     array = constant_value(scale)
     assert array is not None
     return piece.constant(f"{scale.name}_zero_point", np.zeros(array.shape, np.int8))

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxq.graph.nodes import constant_value, input_at, rank
 from onnxq.graph.operators import attribute_value
 from onnxq.pipelines.dynamic.input_checks import is_computed, needs_float, weight_obstacle
-from onnxq.pipelines.dynamic.rewriter import FLOAT, Array, Layout, Workpiece
+from onnxq.pipelines.dynamic.rewriter import FLOAT, Array, Layout, ModelRewriter
 
 LEAST_WEIGHTS = 1024
 """With fewer, it takes longer to quantize the data than to multiply it."""
@@ -42,7 +42,7 @@ def gemm_obstacle(node: ir.Node) -> str | None:
     return _matrix_obstacle(node, columns=columns_of(node))
 
 
-def rewrite_matmul(node: ir.Node, piece: Workpiece) -> None:
+def rewrite_matmul(node: ir.Node, piece: ModelRewriter) -> None:
     """On integers."""
     data, weight = node.inputs
     assert data is not None
@@ -56,7 +56,7 @@ def rewrite_matmul(node: ir.Node, piece: Workpiece) -> None:
     piece.replace(node, _product(node, [levels, factors, zero], scale, factor_scale, piece))
 
 
-def rewrite_gemm(node: ir.Node, piece: Workpiece) -> None:
+def rewrite_gemm(node: ir.Node, piece: ModelRewriter) -> None:
     """On integers, with the bias added in float behind."""
     data, weight = node.inputs[:2]
     assert data is not None
@@ -72,7 +72,7 @@ def rewrite_gemm(node: ir.Node, piece: Workpiece) -> None:
 
 
 def _product(
-    node: ir.Node, inputs: list[ir.Value | None], scale: ir.Value, other: ir.Value, piece: Workpiece
+    node: ir.Node, inputs: list[ir.Value | None], scale: ir.Value, other: ir.Value, piece: ModelRewriter
 ) -> ir.Value:
     (sums,) = piece.add("MatMulInteger", inputs, node)
     (reals,) = piece.add("Cast", [sums], node, FLOAT)
@@ -91,7 +91,7 @@ _ROWS = Layout(integers=np.transpose, scale=_flat)
 """Of a Gemm that transposes its weight: MatMulInteger does not."""
 
 
-def _row(bias: ir.Value, piece: Workpiece) -> ir.Value:
+def _row(bias: ir.Value, piece: ModelRewriter) -> ir.Value:
     """A constant bias as ``[N]``, which is fused; others are added as they are."""
     array = constant_value(bias)
     if array is None or array.ndim < 2 or array.size != array.shape[-1]:

@@ -26,7 +26,7 @@ from onnxq.graph.passes import simplify
 from onnxq.pipelines.dynamic.acceptance import DynamicAcceptance, make_dynamic_evaluator
 from onnxq.pipelines.dynamic.equalization import rewrite_well
 from onnxq.pipelines.dynamic.planning import plan_nodes
-from onnxq.pipelines.dynamic.scheme import Setting, find_setting
+from onnxq.pipelines.dynamic.scheme import DynamicScheme, find_scheme
 from onnxq.pipelines.preflight import blamed, check_files, check_is_float, check_patterns, our_errors
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
@@ -113,8 +113,8 @@ def as_dynamic(config: QuantConfig) -> QuantConfig:
     return QuantConfig(**{**given, "mode": "dynamic"})
 
 
-def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, Setting]:
-    setting = find_setting(get_target(config.target), config)
+def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, DynamicScheme]:
+    setting = find_scheme(get_target(config.target), config)
     original = load(model)
     check_is_float(original, model)
     with blamed(model):

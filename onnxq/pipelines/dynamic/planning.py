@@ -11,15 +11,15 @@ from onnxq.graph.ort_rewrites import sums_before_norms, write_as_sums
 from onnxq.pipelines.dynamic.attention import is_fused_attention
 from onnxq.pipelines.dynamic.dispatch import WAYS
 from onnxq.pipelines.dynamic.input_checks import is_computed
-from onnxq.pipelines.dynamic.rewriter import Known, Workpiece
-from onnxq.pipelines.dynamic.scheme import Form, Setting
+from onnxq.pipelines.dynamic.rewriter import Known, ModelRewriter
+from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
 from onnxq.pipelines.dynamic.weight_only import POSITIONS
 from onnxq.planner.context import matches
 
 _NO_WAY = {
-    Form.INTEGERS: "ONNX Runtime has no kernel for it that finds ranges at run time",
-    Form.STORED: "only ONNX Runtime's targets have a way for it",
-    Form.HALVES: "its weights can be int8 (for ONNX Runtime), but not float16",
+    WeightForm.INTEGERS: "ONNX Runtime has no kernel for it that finds ranges at run time",
+    WeightForm.WEIGHT_ONLY: "only ONNX Runtime's targets have a way for it",
+    WeightForm.FLOAT16: "its weights can be int8 (for ONNX Runtime), but not float16",
 }
 """Why an operator with weights that has no way stays float."""
 
@@ -31,7 +31,7 @@ _ATTENTION = (
 )
 
 
-def plan_nodes(model: ir.Model, setting: Setting) -> QuantPlan:
+def plan_nodes(model: ir.Model, setting: DynamicScheme) -> QuantPlan:
     """Decide for every operator that has weights, in bodies of control flow too.
 
     ``model`` must be simplified: named, typed, constants as initializers.
@@ -52,9 +52,9 @@ def plan_nodes(model: ir.Model, setting: Setting) -> QuantPlan:
     )
 
 
-def rewrite(model: ir.Model, plan: QuantPlan, setting: Setting, known: Known | None = None) -> ir.Model:
+def rewrite(model: ir.Model, plan: QuantPlan, setting: DynamicScheme, known: Known | None = None) -> ir.Model:
     """A copy of ``model`` with the nodes of ``plan`` quantized; ``calibrated`` remembers rounded weights."""
-    piece = Workpiece(model, setting, {} if known is None else known)
+    piece = ModelRewriter(model, setting, {} if known is None else known)
     ways = WAYS[setting.form]
     chosen = {*plan.integer_nodes, *plan.weight_only_nodes}
     for node in [node for node in all_nodes(piece.model) if node.name in chosen]:
@@ -71,7 +71,7 @@ def _has_weights(node: ir.Node) -> bool:
     return is_op(node, *POSITIONS) or is_fused_attention(node)
 
 
-def _reason(node: ir.Node, setting: Setting) -> str | None:
+def _reason(node: ir.Node, setting: DynamicScheme) -> str | None:
     """Why ``node`` stays float; None if it does not."""
     way = WAYS[setting.form].get(node.op_type)
     if way is None:
@@ -88,9 +88,9 @@ def _deselected(node: ir.Node, config: QuantConfig) -> str | None:
     return None
 
 
-def _off(node: ir.Node, setting: Setting) -> str | None:
+def _off(node: ir.Node, setting: DynamicScheme) -> str | None:
     """Why ``node`` is left alone as long as nobody asks for it; None if it is not, or somebody does."""
-    if setting.form is not Form.INTEGERS:
+    if setting.form is not WeightForm.INTEGERS:
         return None
     if node.op_type == "Conv" and not setting.config.include:
         return _CONV

@@ -19,7 +19,7 @@ from onnxq.calibration.weight_scale import refine_scale
 from onnxq.core.numerics import params_from_range, quantize, spread, weight_range
 from onnxq.core.plan import QuantSpec
 from onnxq.graph.nodes import all_nodes, constant_value, supplant, unused
-from onnxq.pipelines.dynamic.scheme import Form, Setting
+from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 """The largest finite float16."""
@@ -93,7 +93,7 @@ Known = dict[Hashable, Packed]
 """Weights of one setting that are rounded already: forms of a model have most of them in common."""
 
 
-class Workpiece:
+class ModelRewriter:
     """What is put into the model goes right before the node that it is for, into its graph.
 
     Constants become initializers of the main graph, where bodies of control flow see them too. Weights and
@@ -104,7 +104,7 @@ class Workpiece:
         setting: what is asked for.
     """
 
-    def __init__(self, model: ir.Model, setting: Setting, known: Known) -> None:
+    def __init__(self, model: ir.Model, setting: DynamicScheme, known: Known) -> None:
         """A copy of ``model``; what ``calibrated`` has of its weights is not rounded again."""
         self.model = model.clone()
         self.setting = setting
@@ -186,7 +186,7 @@ class Workpiece:
         key = ("unpacked", weight, axis)
         if key not in self._made:
             first, name = self.model.graph[0], weight.name
-            if self.setting.form is Form.HALVES:
+            if self.setting.form is WeightForm.FLOAT16:
                 (real,) = self.add("Cast", [self.half(weight)], first, FLOAT, named=name)
             else:
                 integers, scale = self.packed(weight, axis, layout)

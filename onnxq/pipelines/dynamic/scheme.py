@@ -14,20 +14,20 @@ from onnxq.targets import TARGETS
 from onnxq.targets.target import Target
 
 
-class Form(Enum):
+class WeightForm(Enum):
     """How weights, and what they meet, stand in the file."""
 
     INTEGERS = "operators on integers, whose data is quantized by operators before them"
-    STORED = "int8 weights, unpacked before float operators: the runtime does what it likes with them"
-    HALVES = "float16 weights, unpacked before float operators"
+    WEIGHT_ONLY = "int8 weights, unpacked before float operators: the runtime does what it likes with them"
+    FLOAT16 = "float16 weights, unpacked before float operators"
 
 
-FORMS = {"onnxruntime": Form.INTEGERS, "openvino": Form.STORED}
+FORMS = {"onnxruntime": WeightForm.INTEGERS, "openvino": WeightForm.WEIGHT_ONLY}
 """Runtime -> the form that it runs well. OpenVINO quantizes what meets compressed weights by itself."""
 
 
 @dataclass(frozen=True)
-class Setting:
+class DynamicScheme:
     """What is asked for, and in which form.
 
     Attributes:
@@ -39,7 +39,7 @@ class Setting:
 
     target: Target
     config: QuantConfig
-    form: Form
+    form: WeightForm
     weight: QuantSpec
 
     def axis(self, axis: int | None) -> int | None:
@@ -49,7 +49,7 @@ class Setting:
         return axis if able and not self.config.per_tensor else None
 
 
-def find_setting(target: Target, config: QuantConfig) -> Setting:
+def find_scheme(target: Target, config: QuantConfig) -> DynamicScheme:
     """How ``target`` is served.
 
     Raises:
@@ -58,7 +58,7 @@ def find_setting(target: Target, config: QuantConfig) -> Setting:
     forms = [FORMS[name] for name in target.runtimes if name in FORMS]
     weight = target.weight_types.get(ir.DataType.INT8, target.weight)
     if config.weight == "float16":
-        return Setting(target, config, Form.HALVES, weight)
+        return DynamicScheme(target, config, WeightForm.FLOAT16, weight)
     if not forms:
         able = [name for name, other in TARGETS.items() if FORMS.keys() & set(other.runtimes)]
         raise TargetError(
@@ -66,4 +66,4 @@ def find_setting(target: Target, config: QuantConfig) -> Setting:
             "quantization: use --mode static with data, or --weight float16, which every target takes; "
             f"targets that have it: {', '.join(able)}"
         )
-    return Setting(target, config, forms[0], weight)
+    return DynamicScheme(target, config, forms[0], weight)

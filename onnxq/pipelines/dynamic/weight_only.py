@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxq.graph.nodes import constant_value, input_at
 from onnxq.graph.operators import WEIGHTED
 from onnxq.pipelines.dynamic.input_checks import half_obstacle, needs_float, weight_obstacle
-from onnxq.pipelines.dynamic.rewriter import AS_IT_IS, Layout, Workpiece, pack_rows
+from onnxq.pipelines.dynamic.rewriter import AS_IT_IS, Layout, ModelRewriter, pack_rows
 
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
@@ -33,7 +33,7 @@ def half_stored_obstacle(node: ir.Node) -> str | None:
     return _obstacle(node, half_obstacle)
 
 
-def rewrite_stored(node: ir.Node, piece: Workpiece) -> None:
+def rewrite_stored(node: ir.Node, piece: ModelRewriter) -> None:
     """Let it read unpacked weights."""
     layout = _STACKED if node.op_type in RECURRENT else AS_IT_IS
     for index in POSITIONS[node.op_type]:
