@@ -42,7 +42,7 @@ _KERNELS = _PASSING | {
 
 
 @dataclass(frozen=True)
-class Trap:
+class FallbackReason:
     """A reason: whether it holds of a node, what to say of it, and what to do.
 
     ``of_some``: other versions of the runtime may have the kernel, so that it is not the model's fault.
@@ -56,12 +56,12 @@ class Trap:
 
 def finding(runtime: str, node: ir.Node, severity: Severity) -> Finding:
     """What to say of a quantized ``node`` that ``runtime`` runs in float."""
-    trap = next((trap for trap in TRAPS[runtime] if trap.holds(node)), _UNKNOWN)
+    trap = next((trap for trap in FALLBACK_REASONS[runtime] if trap.holds(node)), _UNKNOWN)
     message = f"its {node.op_type} runs in float on {runtime}: {trap.because}."
     return Finding(called(node), "warning" if trap.of_some else severity, message, trap.advice)
 
 
-_UNKNOWN = Trap(lambda node: True, "why is not known", "Leave it float: without Q/DQ it is faster.")
+_UNKNOWN = FallbackReason(lambda node: True, "why is not known", "Leave it float: without Q/DQ it is faster.")
 
 
 # --- What is asked of a node ------------------------------------------------------------------
@@ -204,74 +204,78 @@ def _product_of_activations(node: ir.Node) -> bool:
 
 # --- By runtime -------------------------------------------------------------------------------
 
-_RUN_TIME = Trap(
+_RUN_TIME = FallbackReason(
     _run_time_scale, "a scale or zero point is computed at run time", "Calibrate, and store the numbers."
 )
-_CHANNELS = Trap(_a_scale_a_channel, "its data has a scale a channel", "Quantize activations per tensor.")
-_AXIS = Trap(
+_CHANNELS = FallbackReason(
+    _a_scale_a_channel, "its data has a scale a channel", "Quantize activations per tensor."
+)
+_AXIS = FallbackReason(
     _wrong_axis,
     "the scales of its weights do not lie along its output channels",
     "Quantize along the output channels.",
 )
-_WIDE = Trap(_wide, "there is no such kernel but for 8 bits", "Quantize to 8 bits.")
+_WIDE = FallbackReason(_wide, "there is no such kernel but for 8 bits", "Quantize to 8 bits.")
 
-TRAPS: Mapping[str, tuple[Trap, ...]] = {
+FALLBACK_REASONS: Mapping[str, tuple[FallbackReason, ...]] = {
     "onnxruntime": (
-        Trap(
+        FallbackReason(
             lambda node: node.op_type not in _KERNELS,
             "it has no integer kernel",
             "Leave it float: Q/DQ around it only cost.",
         ),
         _WIDE,
-        Trap(
+        FallbackReason(
             _bias_of_another_scale,
             "the scale of its bias is not input scale x weight scale",
             "Quantize the bias with that product, or leave it float.",
         ),
-        Trap(_narrow_bias, "its bias has 8 bits", "Store it in int32, with input scale x weight scale."),
-        Trap(
+        FallbackReason(
+            _narrow_bias, "its bias has 8 bits", "Store it in int32, with input scale x weight scale."
+        ),
+        FallbackReason(
             lambda node: _needs_q(node) and _leaves_the_graph(node),
             "its output leaves the graph in float",
             "Quantize the output (--quantize-outputs), or leave the node float.",
         ),
-        Trap(
+        FallbackReason(
             lambda node: _needs_q(node) and _read_in_float(node),
             "no QuantizeLinear follows it",
             "Quantize its output, or leave the node float.",
         ),
-        Trap(
+        FallbackReason(
             _two_readers,
             "its output has more than one reader",
             "Give it one QuantizeLinear, with a DequantizeLinear for each reader.",
         ),
-        Trap(
+        FallbackReason(
             _clip_remains,
             "a Relu or Clip stands before a QuantizeLinear whose zero point is not the lowest level",
             "Quantize to uint8 with the zero point at the lower limit.",
         ),
-        Trap(
+        FallbackReason(
             _other_type_behind,
             "its input and its output are of different integer types",
             "Use one type for all activations.",
         ),
-        Trap(
+        FallbackReason(
             _other_types_beside,
             "its inputs are of different integer types",
             "Use one type for all activations.",
         ),
-        Trap(
+        FallbackReason(
             lambda node: node.op_type in _PASSING and _other_numbers_behind(node),
             "it only passes values on, but has other scales behind than before",
             "Give both the same scale and zero point.",
         ),
-        Trap(
+        FallbackReason(
             _signed_and_shared,
             "its signed input or output has several readers, which keeps it signed: no such kernel on x86",
             "Quantize activations to uint8.",
         ),
     ),
     "tensorrt": (
-        Trap(
+        FallbackReason(
             _no_kernel("ConvTranspose"),
             "TensorRT-RTX builds none in int8",
             "With other versions it may run in int8; with this one Q/DQ only cost: leave it float.",
@@ -286,25 +290,25 @@ TRAPS: Mapping[str, tuple[Trap, ...]] = {
         _WIDE,
         _CHANNELS,
         _AXIS,
-        Trap(
+        FallbackReason(
             _shifted_weights, "its weights have a zero point", "Quantize weights to int8 with zero point 0."
         ),
-        Trap(
+        FallbackReason(
             lambda node: _product_of_activations(node) and _shifted(node),
             "it multiplies two activations, and they have a zero point",
             "Quantize both to int8 with zero point 0.",
         ),
-        Trap(
+        FallbackReason(
             lambda node: node.op_type == "ConvTranspose" and _shifted(node),
             "it takes data with zero point 0 only",
             "Quantize its data to int8 with zero point 0.",
         ),
-        Trap(
+        FallbackReason(
             _shifted_signed,
             "its signed data has a zero point",
             "Quantize activations to uint8, or to int8 with zero point 0.",
         ),
-        Trap(
+        FallbackReason(
             lambda node: node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) > 1,
             "its groups have no integer kernel",
             "Leave it float.",
