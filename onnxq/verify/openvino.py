@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from onnxq.graph.read_qdq import called
 from onnxq.verify.float_fallback import finding
-from onnxq.verify.process import ask, installed
-from onnxq.verify.reference import closeness, files
+from onnxq.verify.process import installed, run_in_process
+from onnxq.verify.reference import files, output_agreement
 from onnxq.verify.subject import Subject
 from onnxq.verify.verdict import Verdict, judged, refused, unchecked
 
@@ -30,7 +30,7 @@ def check(subject: Subject) -> Verdict:
     if installed(MODULE) is None:
         return unchecked(RUNTIME, "OpenVINO is not installed: pip install 'onnxq[openvino]'")
     with files(subject) as (feeds, outputs):
-        answer = ask("compile_openvino", [subject.path, feeds, outputs], subject.seconds)
+        answer = run_in_process("compile_openvino", [subject.path, feeds, outputs], subject.seconds)
         if answer.timed_out:
             return unchecked(RUNTIME, f"the model was not compiled: {answer.failure}")
         if answer.content is None:
@@ -44,7 +44,7 @@ def _verdict(subject: Subject, content: Any, outputs: Path) -> Verdict:
     integers = set(_integer_nodes(content["kernels"]))
     floats = [node for node in subject.layers if not integers.intersection(_names(node))]
     count = len(subject.layers) - len(floats)
-    computed, different = closeness(subject, outputs, "OpenVINO")
+    computed, different = output_agreement(subject, outputs, "OpenVINO")
     return judged(
         RUNTIME,
         f"compiled by {content['version'].split('-')[0]}: {count} of {subject.weighted} operators with "

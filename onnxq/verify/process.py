@@ -40,7 +40,7 @@ def installed(*modules: str) -> str | None:
     return next((name for name in modules if importlib.util.find_spec(name) is not None), None)
 
 
-def ask(worker: str, arguments: Sequence[str | os.PathLike[str]], seconds: float) -> Answer:
+def run_in_process(worker: str, arguments: Sequence[str | os.PathLike[str]], seconds: float) -> Answer:
     """Run ``workers/<worker>.py RESULT ARGUMENTS...`` and read the JSON that it writes to RESULT.
 
     Whatever happens to that process (a signal, an error, no end) is an answer, not an error.

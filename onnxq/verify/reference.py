@@ -40,7 +40,7 @@ def _inputs(subject: Subject) -> dict[str, Any]:
     return {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in specs}
 
 
-def closeness(subject: Subject, outputs: Path, who: str) -> tuple[str, list[Finding]]:
+def output_agreement(subject: Subject, outputs: Path, who: str) -> tuple[str, list[Finding]]:
     """How close ``who`` came for the first sample, in words, and whether that is too far."""
     if not subject.samples:
         return "outputs not compared", []

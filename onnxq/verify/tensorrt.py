@@ -12,8 +12,8 @@ import onnx_ir as ir
 from onnxq.graph.operators import WEIGHTED
 from onnxq.graph.read_qdq import called
 from onnxq.verify.float_fallback import finding
-from onnxq.verify.process import ask, installed
-from onnxq.verify.reference import closeness, files
+from onnxq.verify.process import installed, run_in_process
+from onnxq.verify.reference import files, output_agreement
 from onnxq.verify.subject import Subject
 from onnxq.verify.verdict import Finding, Verdict, judged, refused, unchecked
 
@@ -40,7 +40,7 @@ def check(subject: Subject) -> Verdict:
     if installed(*MODULES) is None:
         return unchecked(RUNTIME, "TensorRT is not installed: pip install 'onnxq[tensorrt]'")
     with files(subject) as (feeds, outputs):
-        answer = ask("build_engine", [subject.path, feeds, outputs], subject.seconds)
+        answer = run_in_process("build_engine", [subject.path, feeds, outputs], subject.seconds)
         if answer.timed_out:
             return unchecked(RUNTIME, f"no engine was built: {answer.failure}")
         if answer.content is None:
@@ -94,7 +94,7 @@ def _ran(subject: Subject, content: Any, outputs: Path) -> tuple[str, list[Findi
     """How close the GPU came to ONNX Runtime, in words, and whether that is too far."""
     if not content["ran"]:
         return f"not run: {content['why_not']}", []
-    return closeness(subject, outputs, "the GPU")
+    return output_agreement(subject, outputs, "the GPU")
 
 
 def _brief(text: str) -> str:

@@ -20,7 +20,7 @@ def workers(tmp_path, monkeypatch):
 
 
 def test_the_answer_is_read(workers):
-    assert process.ask("good", ["a", "b c"], 30).content == ["a", "b c"]
+    assert process.run_in_process("good", ["a", "b c"], 30).content == ["a", "b c"]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_the_answer_is_read(workers):
     ],
 )
 def test_no_answer_is_told_in_words(workers, worker, words, timed_out):
-    answer = process.ask(worker, [], 1 if timed_out else 30)
+    answer = process.run_in_process(worker, [], 1 if timed_out else 30)
     assert answer == process.Answer(None, words, timed_out)
 
 
