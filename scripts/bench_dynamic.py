@@ -25,7 +25,7 @@ from calibrators.session import open_session
 from cases import Feeds
 from measure import measured
 from onnxq.core.numerics import sqnr
-from onnxq.verify.latency import in_turns
+from onnxq.verify.latency import time_interleaved
 from onnxq.verify.onnxruntime import kernels
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Contest:
     def _heat(self, sample: Sample, one: int, other: int) -> float:
         """With sessions of its own: their speed depends on how their memory happens to lie."""
         sessions = [open_session(self.models[index], threads=1, exact=False) for index in (one, other)]
-        times = in_turns(sessions, sample, seconds=SECONDS)
+        times = time_interleaved(sessions, sample, seconds=SECONDS)
         return float(np.median(times[:, 0] / times[:, 1]))
 
     def sizes(self) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from onnxq.graph.files import load
 from onnxq.targets.lookup import get_target
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.checkers import ask_runtimes
-from onnxq.verify.latency import Speed, clearly_faster, in_turns
+from onnxq.verify.latency import Speed, significantly_faster, time_interleaved
 from onnxq.verify.legality import LEGALITY, check
 from onnxq.verify.subject import Subject
 from onnxq.verify.verdict import Verdict
@@ -212,9 +212,9 @@ class SpeedCheck:
         except CalibrationError as error:  # the model is good, only its speed stays unknown
             logger.info("not timed: %s", error)
             return
-        times = in_turns(sessions, sample, seconds=RACE_SECONDS, least=LEAST_TURNS, most=RACE_TURNS)
+        times = time_interleaved(sessions, sample, seconds=RACE_SECONDS, least=LEAST_TURNS, most=RACE_TURNS)
         self.speed = Speed.of(times)
-        self._slower = clearly_faster([times], 0, 1)
+        self._slower = significantly_faster([times], 0, 1)
 
     @property
     def warnings(self) -> Iterator[str]:

@@ -52,10 +52,10 @@ def race(
     """Time both models in turns on one sample, so that what else the machine does hits both alike."""
     models = (float_model, int8_model)
     sessions = [open_session(model, providers=providers, threads=threads, exact=False) for model in models]
-    return Speed.of(in_turns(sessions, sample, seconds=seconds))
+    return Speed.of(time_interleaved(sessions, sample, seconds=seconds))
 
 
-def in_turns(
+def time_interleaved(
     sessions: Sequence[ort.InferenceSession],
     sample: Sample,
     *,
@@ -95,17 +95,17 @@ Times = NDArray[np.float64]
 """``[turns, models]``, in seconds."""
 
 
-Heats = Sequence[Times]
+Rounds = Sequence[Times]
 """Times of several races of the same models, each with new sessions: some sessions are faster than others of
 the same model all the time, as their memory happens to lie."""
 
 
-def clearly_faster(heats: Heats, one: int, other: int) -> bool:
+def significantly_faster(heats: Rounds, one: int, other: int) -> bool:
     """Whether model ``one`` needs less time than ``other``: in all likelihood, and in every heat."""
     return lowest_gain(heats, one, other) > 1
 
 
-def lowest_gain(heats: Heats, one: int, other: int) -> float:
+def lowest_gain(heats: Rounds, one: int, other: int) -> float:
     """How many times as fast as ``other`` model ``one`` is at least, in the heat that speaks least for it."""
     return min(_lowest(times[:, other] / times[:, one]) for times in heats)
 
@@ -120,21 +120,21 @@ def _lowest(ratios: Times) -> float:
     return float(np.sort(ratios)[max(rank, 0)])
 
 
-def gain(heats: Heats, one: int, other: int) -> float:
+def gain(heats: Rounds, one: int, other: int) -> float:
     """How many times as fast as ``other`` model ``one`` is: the median over turns."""
     times = np.concatenate(heats)
     return float(np.median(times[:, other] / times[:, one]))
 
 
-def fastest(heats: Heats, models: Sequence[int]) -> int:
+def fastest(heats: Rounds, models: Sequence[int]) -> int:
     """Of ``models``, the one with the least median."""
     return min(models, key=lambda model: float(np.median(np.concatenate(heats)[:, model])))
 
 
-def winner(heats: Heats, models: Sequence[int]) -> int:
+def winner(heats: Rounds, models: Sequence[int]) -> int:
     """The first of ``models`` that no later one clearly beats, one after the other."""
     best = models[0]
     for model in models[1:]:
-        if clearly_faster(heats, model, best):
+        if significantly_faster(heats, model, best):
             best = model
     return best

@@ -6,7 +6,7 @@ import pytest
 from cli import save_data, save_model
 
 from onnxq.algorithms.autotune import apply
-from onnxq.algorithms.autotune.tuner import Contestant, Tuning
+from onnxq.algorithms.autotune.tuner import Candidate, Tuning
 from onnxq.cli.commands import main
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
@@ -33,7 +33,7 @@ def data(count=20):
 
 
 def tuning(names, chosen=True):
-    best = Contestant(frozenset(names), 1.5 if chosen else 0.8, 1.4 if chosen else 0.7)
+    best = Candidate(frozenset(names), 1.5 if chosen else 0.8, 1.4 if chosen else 0.7)
     return Tuning(dict.fromkeys(names, WHY), (best,), best if chosen else None, 1)
 
 
@@ -55,7 +55,7 @@ def float_nodes(monkeypatch):
 def times(monkeypatch):
     """(float, int8) in seconds, as the last look sees them."""
     seconds = [0.002, 0.001]
-    monkeypatch.setattr(acceptance, "in_turns", lambda *_, **__: np.tile(seconds, (20, 1)))
+    monkeypatch.setattr(acceptance, "time_interleaved", lambda *_, **__: np.tile(seconds, (20, 1)))
     return seconds
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxq.verify.latency import clearly_faster, fastest, gain, lowest_gain, winner
+from onnxq.verify.latency import fastest, gain, lowest_gain, significantly_faster, winner
 
 
 def times(*means, turns=200, noise=0.3, seed=0):
@@ -15,15 +15,15 @@ def times(*means, turns=200, noise=0.3, seed=0):
 
 def test_small_differences_are_told_though_the_machine_is_busy():
     found = times(1.0, 0.97)
-    assert clearly_faster(found, 1, 0)
-    assert not clearly_faster(found, 0, 1)
+    assert significantly_faster(found, 1, 0)
+    assert not significantly_faster(found, 0, 1)
     assert gain(found, 1, 0) == pytest.approx(1 / 0.97, rel=0.01)
     assert 1 < lowest_gain(found, 1, 0) <= gain(found, 1, 0)
 
 
 def test_equal_models_are_hardly_ever_told_apart():
     told = [
-        clearly_faster(times(1.0, 1.0, turns=turns, seed=seed), 1, 0)
+        significantly_faster(times(1.0, 1.0, turns=turns, seed=seed), 1, 0)
         for seed in range(300)
         for turns in (9, 60)
     ]
@@ -32,8 +32,8 @@ def test_equal_models_are_hardly_ever_told_apart():
 
 def test_few_turns_must_all_agree():
     found = np.array([[2.0, 1.0]] * 4 + [[1.0, 1.1]])
-    assert not clearly_faster([found], 1, 0)
-    assert clearly_faster([found[:4]], 1, 0)
+    assert not significantly_faster([found], 1, 0)
+    assert significantly_faster([found[:4]], 1, 0)
 
 
 def test_the_first_wins_unless_another_is_clearly_faster():
@@ -45,8 +45,8 @@ def test_the_first_wins_unless_another_is_clearly_faster():
 
 def test_a_gain_must_show_in_every_heat():
     won, lost = times(1.0, 0.9), times(1.0, 1.02, seed=1)
-    assert clearly_faster(won, 1, 0)
-    assert not clearly_faster([*won, *won, *lost], 1, 0)
+    assert significantly_faster(won, 1, 0)
+    assert not significantly_faster([*won, *won, *lost], 1, 0)
     assert gain([*won, *won, *lost], 1, 0) > 1
 
 

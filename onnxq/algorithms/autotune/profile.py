@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from calibrators.data.samples import Sample
 from calibrators.session import open_session
-from onnxq.verify.latency import in_turns
+from onnxq.verify.latency import time_interleaved
 
 TURNS = 200
 """Runs with and without the profiler, at most. Its clock counts whole microseconds: one run tells little."""
@@ -65,7 +65,7 @@ def profiles(
         CalibrationError: ONNX Runtime refuses a model.
     """
     plain = [open_session(model, providers=providers, threads=threads, exact=False) for model in models]
-    times = np.median(in_turns(plain, sample, seconds=seconds / 2, most=TURNS), axis=0)
+    times = np.median(time_interleaved(plain, sample, seconds=seconds / 2, most=TURNS), axis=0)
     del plain
     with tempfile.TemporaryDirectory(prefix="autotune-", ignore_cleanup_errors=True) as folder:
         places = [Path(folder) / f"model{i}" for i in range(len(models))]
@@ -73,7 +73,7 @@ def profiles(
             open_session(model, providers=providers, threads=threads, exact=False, profile=place)
             for model, place in zip(models, places, strict=True)
         ]
-        in_turns(sessions, sample, seconds=seconds / 2, most=TURNS)
+        time_interleaved(sessions, sample, seconds=seconds / 2, most=TURNS)
         found = [_kernels(session, place) for session, place in zip(sessions, places, strict=True)]
     return [_fitted(kernels, float(time)) for kernels, time in zip(found, times, strict=True)]
 

@@ -27,7 +27,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.insert_qdq import insert_qdq
-from onnxq.verify.latency import Heats, fastest, gain, in_turns, lowest_gain, winner
+from onnxq.verify.latency import Rounds, fastest, gain, lowest_gain, time_interleaved, winner
 
 ROUNDS = 4
 """Cuts that are made at most; mostly the third changes nothing any more."""
@@ -56,7 +56,7 @@ Nodes = frozenset[str]
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """A model that was timed.
 
     Attributes:
@@ -82,8 +82,8 @@ class Tuning:
     """
 
     floats: Mapping[str, str]
-    contestants: tuple[Contestant, ...]
-    chosen: Contestant | None
+    contestants: tuple[Candidate, ...]
+    chosen: Candidate | None
     threads: int
 
     @property
@@ -126,7 +126,7 @@ def tune(
     base = fastest(heats, _FLOAT_MODELS)
     drafts = dict(enumerate(tuner.drafts, start=len(_FLOAT_MODELS)))
     contestants = {
-        i: Contestant(floats, gain(heats, i, base), lowest_gain(heats, i, base))
+        i: Candidate(floats, gain(heats, i, base), lowest_gain(heats, i, base))
         for i, floats in drafts.items()
     }
     best = contestants[winner(heats, sorted(drafts, key=lambda i: len(drafts[i])))]
@@ -162,7 +162,7 @@ class _Tuner:
             self.drafts[floats] = plan
             floats = Nodes(self.plan.integer_nodes) - _planned(cheapest(self._learn(plan)))
 
-    def race(self, original: ir.Model | str | os.PathLike[str]) -> Heats:
+    def race(self, original: ir.Model | str | os.PathLike[str]) -> Rounds:
         """Of the original, the cleaned model, and all drafts."""
         self.progress(STAGE, ROUNDS + 1, ROUNDS + 2)
         models = [original, self.model, *(insert_qdq(self.model, plan) for plan in self.drafts.values())]
@@ -173,7 +173,7 @@ class _Tuner:
                 for model in models
             ]
             heats.append(
-                in_turns(
+                time_interleaved(
                     sessions,
                     self.sample,
                     seconds=RACE_SECONDS / HEATS,
@@ -183,7 +183,7 @@ class _Tuner:
             )
         return heats
 
-    def reasons(self, floats: Collection[str], chosen: Contestant | None) -> Iterator[tuple[str, str]]:
+    def reasons(self, floats: Collection[str], chosen: Candidate | None) -> Iterator[tuple[str, str]]:
         """Why each of ``float_nodes`` is float, in the order of the graph."""
         assert self._costs is not None
         for name in filter(floats.__contains__, self.plan.integer_nodes):
@@ -213,7 +213,7 @@ def _planned(units: Collection[Unit]) -> Nodes:
     return Nodes(name for unit in units for name in unit.planned)
 
 
-def _reason(integers: float, floats: float, chosen: Contestant | None) -> str:
+def _reason(integers: float, floats: float, chosen: Candidate | None) -> str:
     """In words; both are the times of a fused group, in seconds."""
     times = f"{integers * 1e3:.3f} ms instead of {floats * 1e3:.3f} ms"
     if integers > floats:

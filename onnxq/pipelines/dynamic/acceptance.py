@@ -22,7 +22,7 @@ from onnxq.graph.nodes import all_nodes
 from onnxq.pipelines.acceptance import output_warnings
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
-from onnxq.verify.latency import Speed, clearly_faster, in_turns
+from onnxq.verify.latency import Speed, significantly_faster, time_interleaved
 from onnxq.verify.onnxruntime import RUNTIME
 from onnxq.verify.verdict import Verdict, judged
 
@@ -93,11 +93,11 @@ class DynamicAcceptance:
         if RUNTIME not in self.setting.target.runtimes or config.providers != (CPU,):
             return
         sessions = [open_session(p, threads=config.threads, exact=False) for p in (self.original, draft)]
-        times = in_turns(
+        times = time_interleaved(
             sessions, self.evaluator.samples[0], seconds=RACE_SECONDS, least=LEAST_TURNS, most=RACE_TURNS
         )
         self.speed = Speed.of(times)
-        self._slower = clearly_faster([times], 0, 1)
+        self._slower = significantly_faster([times], 0, 1)
 
     @property
     def judged_on(self) -> str:

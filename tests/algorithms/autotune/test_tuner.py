@@ -45,7 +45,7 @@ def machine(monkeypatch):
 
     sample_of = []
     monkeypatch.setattr(tuner, "profiles", profiles)
-    monkeypatch.setattr(tuner, "in_turns", in_turns)
+    monkeypatch.setattr(tuner, "time_interleaved", in_turns)
     monkeypatch.setattr(tuner, "open_session", open_session)
     return costs, sample_of
 
