@@ -16,7 +16,7 @@ from calibrators.data.samples import Sample, input_specs
 from calibrators.data.synthetic import synthetic_samples
 from calibrators.errors import CalibrationError
 from calibrators.session import open_session
-from onnxq.algorithms.autotune.derived_plan import tentative, without
+from onnxq.algorithms.autotune.derived_plan import derive_plan, without
 from onnxq.algorithms.autotune.tuner import Tuning, tune
 from onnxq.algorithms.context import make_context
 from onnxq.algorithms.draft import Draft
@@ -89,7 +89,7 @@ def tuned(
         context = make_context(draft.reference, samples, evaluator, config, progress)
         draft = Replanner(draft, context, config)(keep_float(tuning.floats))
     else:
-        draft = replace(draft, plan=tentative(draft.reference, draft.plan, config, tuning.floats))
+        draft = replace(draft, plan=derive_plan(draft.reference, draft.plan, config, tuning.floats))
     return draft, without(config, tuning.floats), tuning
 
 

@@ -23,7 +23,7 @@ def without(config: QuantConfig, nodes: Collection[str]) -> QuantConfig:
     return config.model_copy(update={"exclude": (*config.exclude, *map(escape, sorted(nodes)))})
 
 
-def tentative(model: ir.Model, plan: QuantPlan, config: QuantConfig, nodes: Collection[str]) -> QuantPlan:
+def derive_plan(model: ir.Model, plan: QuantPlan, config: QuantConfig, nodes: Collection[str]) -> QuantPlan:
     """The plan of ``model`` with ``integer_nodes`` float.
 
     A tensor that shared its parameters with others keeps the range that they had together.

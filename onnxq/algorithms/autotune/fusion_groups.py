@@ -13,7 +13,7 @@ from onnxq.core.plan import QuantPlan
 
 
 @dataclass(frozen=True)
-class Unit:
+class FusionGroup:
     """Nodes that are run in integers together or not at all.
 
     Attributes:
@@ -26,7 +26,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Tie:
+class Boundary:
     """A tensor that passes from one group to others, where some of them may be in integers.
 
     Attributes:
@@ -38,9 +38,9 @@ class Tie:
     """
 
     tensor: str
-    source: Unit | None
-    integers: tuple[Unit, ...]
-    floats: tuple[Unit | None, ...]
+    source: FusionGroup | None
+    integers: tuple[FusionGroup, ...]
+    floats: tuple[FusionGroup | None, ...]
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Parts:
         makers: every other computed tensor -> the group that makes it.
     """
 
-    units: tuple[Unit, ...]
-    ties: tuple[Tie, ...]
-    makers: Mapping[str, Unit]
+    units: tuple[FusionGroup, ...]
+    ties: tuple[Boundary, ...]
+    makers: Mapping[str, FusionGroup]
 
     @cached_property
-    def of_node(self) -> Mapping[str, Unit]:
+    def of_node(self) -> Mapping[str, FusionGroup]:
         """The group of each node."""
         return {name: unit for unit in self.units for name in unit.nodes}
 
@@ -88,13 +88,13 @@ def cut_up(graph: ir.Graph, plan: QuantPlan, in_float: Traced, in_integers: Trac
         made = source if name in quantized and source is not None and source.planned else None
         if integers or (made is not None and (floats or value.is_graph_output())):
             ends = (*floats, *([None] if value.is_graph_output() else []))
-            ties.append(Tie(name, made, integers, ends))
+            ties.append(Boundary(name, made, integers, ends))
         elif source is not None:
             makers[name] = source
     return Parts(units, tuple(ties), makers)
 
 
-def _units(graph: ir.Graph, plan: QuantPlan, covers: Iterable[Mapping[str, str]]) -> tuple[Unit, ...]:
+def _units(graph: ir.Graph, plan: QuantPlan, covers: Iterable[Mapping[str, str]]) -> tuple[FusionGroup, ...]:
     """What any of ``covers`` (node -> the node that stands for it) joins."""
     roots = {node.name or "": node.name or "" for node in graph}
 
@@ -110,5 +110,6 @@ def _units(graph: ir.Graph, plan: QuantPlan, covers: Iterable[Mapping[str, str]]
     for name in roots:
         members.setdefault(root(name), []).append(name)
     return tuple(
-        Unit(frozenset(names), frozenset(plan.integer_nodes.keys() & names)) for names in members.values()
+        FusionGroup(frozenset(names), frozenset(plan.integer_nodes.keys() & names))
+        for names in members.values()
     )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import networkx
 import numpy as np
 
-from onnxq.algorithms.autotune.fusion_groups import Parts, Tie, Unit
+from onnxq.algorithms.autotune.fusion_groups import Boundary, FusionGroup, Parts
 from onnxq.algorithms.autotune.kernel_trace import Traced
 
 
@@ -33,7 +33,7 @@ class Costs:
 
     parts: Parts
     reference: float
-    _units: dict[tuple[Unit, bool], list[float]] = field(default_factory=lambda: defaultdict(list))
+    _units: dict[tuple[FusionGroup, bool], list[float]] = field(default_factory=lambda: defaultdict(list))
     _ties: dict[tuple[str, bool], list[float]] = field(default_factory=lambda: defaultdict(list))
     _elements: dict[str, int] = field(default_factory=dict)
 
@@ -41,7 +41,7 @@ class Costs:
         """From a model with ``integers`` in integers; a run of the float model took ``reference`` then."""
         scale = self.reference / reference
         self._elements |= traced.elements
-        times: dict[Unit, float] = defaultdict(float)
+        times: dict[FusionGroup, float] = defaultdict(float)
         for name, seconds in traced.nodes.items():
             times[self.parts.of_node[name]] += seconds * scale
         for tensor, unit in self.parts.makers.items():
@@ -52,7 +52,9 @@ class Costs:
         for unit in self.parts.units:
             self._units[unit, unit in inside].append(times[unit])
 
-    def _learn_tie(self, tie: Tie, seconds: float, inside: set[Unit], times: dict[Unit, float]) -> None:
+    def _learn_tie(
+        self, tie: Boundary, seconds: float, inside: set[FusionGroup], times: dict[FusionGroup, float]
+    ) -> None:
         made = tie.source in inside
         reads = any(unit in inside for unit in tie.integers)
         floats = [u for u in (*tie.integers, *tie.floats) if u not in inside or u in tie.floats]
@@ -63,20 +65,20 @@ class Costs:
         elif tie.source is not None:
             times[tie.source] += seconds
 
-    def seconds(self, unit: Unit, in_integers: bool) -> float:
+    def seconds(self, unit: FusionGroup, in_integers: bool) -> float:
         """What a group takes, as it was last seen: models get ever closer to the best."""
         seen = self._units[unit, in_integers]
         return seen[-1] if seen else 0.0
 
-    def to_integers(self, tie: Tie) -> float:
+    def to_integers(self, tie: Boundary) -> float:
         """What it costs to quantize the tensor."""
         return self._crossing(tie, leaves=False)
 
-    def to_float(self, tie: Tie) -> float:
+    def to_float(self, tie: Boundary) -> float:
         """What it costs to dequantize it, for one reader."""
         return self._crossing(tie, leaves=True)
 
-    def _crossing(self, tie: Tie, leaves: bool) -> float:
+    def _crossing(self, tie: Boundary, leaves: bool) -> float:
         seen = self._ties.get((tie.tensor, leaves))
         if seen:
             return seen[-1]
@@ -111,7 +113,7 @@ _NANO = 1e9
 """Capacities are whole nanoseconds: sums of fractions would never quite agree."""
 
 
-def cheapest(costs: Costs) -> frozenset[Unit]:
+def cheapest(costs: Costs) -> frozenset[FusionGroup]:
     """The groups that are to be in integers, of those that the plan has in integers."""
     graph = networkx.DiGraph()
     graph.add_nodes_from((_INTEGERS, _FLOAT))
@@ -122,10 +124,10 @@ def cheapest(costs: Costs) -> frozenset[Unit]:
     for tie in costs.parts.ties:
         _tie(graph, tie, costs)
     _, (inside, _) = networkx.minimum_cut(graph, _INTEGERS, _FLOAT)
-    return frozenset(unit for unit in inside if isinstance(unit, Unit))
+    return frozenset(unit for unit in inside if isinstance(unit, FusionGroup))
 
 
-def _tie(graph: networkx.DiGraph, tie: Tie, costs: Costs) -> None:
+def _tie(graph: networkx.DiGraph, tie: Boundary, costs: Costs) -> None:
     """DQ for each float reader of a tensor in integers; one Q for all integer readers of a float one."""
     if tie.source is not None:
         for reader in (*tie.integers, *tie.floats):

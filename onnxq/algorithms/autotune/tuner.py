@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from calibrators.data.samples import Sample
 from calibrators.session import open_session
-from onnxq.algorithms.autotune.derived_plan import tentative
-from onnxq.algorithms.autotune.fusion_groups import Unit, cut_up
+from onnxq.algorithms.autotune.derived_plan import derive_plan
+from onnxq.algorithms.autotune.fusion_groups import FusionGroup, cut_up
 from onnxq.algorithms.autotune.kernel_trace import trace
 from onnxq.algorithms.autotune.partition import Costs, cheapest
 from onnxq.algorithms.autotune.profile import profiles
@@ -156,7 +156,7 @@ class _Tuner:
         floats = Nodes()
         for number in range(ROUNDS + 1):
             self.progress(STAGE, number, ROUNDS + 2)
-            plan = tentative(self.model, self.plan, self.config, floats)
+            plan = derive_plan(self.model, self.plan, self.config, floats)
             if floats in self.drafts or not plan.integer_nodes:
                 return
             self.drafts[floats] = plan
@@ -209,7 +209,7 @@ class _Tuner:
         return self._costs
 
 
-def _planned(units: Collection[Unit]) -> Nodes:
+def _planned(units: Collection[FusionGroup]) -> Nodes:
     return Nodes(name for unit in units for name in unit.planned)
 
 

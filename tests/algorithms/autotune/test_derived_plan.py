@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from benches import bench_for
 
-from onnxq.algorithms.autotune.derived_plan import tentative, without
+from onnxq.algorithms.autotune.derived_plan import derive_plan, without
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError
 
@@ -25,11 +25,11 @@ def node(draft, output):
 
 
 def test_nothing_kept_float_changes_nothing(draft):
-    assert tentative(draft.exact, draft.plan, CONFIG, ()) is draft.plan
+    assert derive_plan(draft.exact, draft.plan, CONFIG, ()) is draft.plan
 
 
 def test_what_stays_keeps_its_parameters(draft):
-    plan = tentative(draft.exact, draft.plan, CONFIG, {node(draft, "c")})
+    plan = derive_plan(draft.exact, draft.plan, CONFIG, {node(draft, "c")})
     assert draft.plan.nodes.keys() - plan.integer_nodes.keys() == {node(draft, "c")}
     for name in plan.groups:
         assert plan.params[name] is draft.plan.params[name]
@@ -37,7 +37,7 @@ def test_what_stays_keeps_its_parameters(draft):
 
 def test_a_tensor_takes_the_range_that_it_shared(draft):
     nodes = {node(draft, "a"), node(draft, "p")}
-    plan = tentative(draft.exact, draft.plan, CONFIG, nodes)
+    plan = derive_plan(draft.exact, draft.plan, CONFIG, nodes)
     assert "p" not in draft.plan.groups
     shared = next(group for group in draft.plan.groups.values() if "p" in group.tensors)
     np.testing.assert_allclose(plan.params["p"].scale, draft.plan.params[shared.name].scale, rtol=1e-6)
@@ -45,15 +45,15 @@ def test_a_tensor_takes_the_range_that_it_shared(draft):
 
 
 def test_everything_float(draft):
-    plan = tentative(draft.exact, draft.plan, CONFIG, draft.plan.nodes)
+    plan = derive_plan(draft.exact, draft.plan, CONFIG, draft.plan.nodes)
     assert not plan.integer_nodes
     assert not plan.points
 
 
 def test_a_range_that_nobody_knows(draft):
-    less = tentative(draft.exact, draft.plan, CONFIG, draft.plan.nodes)
+    less = derive_plan(draft.exact, draft.plan, CONFIG, draft.plan.nodes)
     with pytest.raises(CalibrationError, match="no range is known of tensor 'x'"):
-        tentative(draft.exact, less, CONFIG, {node(draft, "c")})
+        derive_plan(draft.exact, less, CONFIG, {node(draft, "c")})
 
 
 def test_names_are_no_patterns():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxq.algorithms.autotune.fusion_groups import Parts, Tie, Unit
+from onnxq.algorithms.autotune.fusion_groups import Boundary, FusionGroup, Parts
 from onnxq.algorithms.autotune.partition import cheapest
 
 MICRO = 1e-6
@@ -33,7 +33,7 @@ class Prices:
 
 
 def unit(name, planned=True):
-    return Unit(frozenset({name}), frozenset({name} if planned else ()))
+    return FusionGroup(frozenset({name}), frozenset({name} if planned else ()))
 
 
 def total(prices, inside):
@@ -65,8 +65,8 @@ def networks(draw):
         integers = tuple(r for r in readers if r.planned and draw(st.booleans()))
         floats = [r for r in readers if r not in integers] + draw(st.sampled_from([[], [None]]))
         made = source if source is not None and source.planned and draw(st.booleans()) else None
-        ties.append(Tie("float" if i else "integers", made, integers, tuple(floats)))
-    ties = [Tie(f"{tie.tensor}{n}", tie.source, tie.integers, tie.floats) for n, tie in enumerate(ties)]
+        ties.append(Boundary("float" if i else "integers", made, integers, tuple(floats)))
+    ties = [Boundary(f"{tie.tensor}{n}", tie.source, tie.integers, tie.floats) for n, tie in enumerate(ties)]
     return Prices(
         Parts(tuple(units), tuple(ties), {}),
         {u: (draw(price), draw(price)) for u in units},
@@ -85,7 +85,9 @@ def test_no_other_choice_is_cheaper(prices):
 
 def test_a_group_that_gains_less_than_its_neighbours_cost_is_float():
     a, b = unit("a"), unit("b", planned=False)
-    prices = Prices(Parts((a, b), (Tie("t", a, (), (b,)),), {}), {a: (10, 6), b: (1, 1)}, {"t": 0}, {"t": 5})
+    prices = Prices(
+        Parts((a, b), (Boundary("t", a, (), (b,)),), {}), {a: (10, 6), b: (1, 1)}, {"t": 0}, {"t": 5}
+    )
     assert cheapest(prices) == frozenset()
     prices.dq["t"] = 3
     assert cheapest(prices) == {a}
@@ -93,7 +95,7 @@ def test_a_group_that_gains_less_than_its_neighbours_cost_is_float():
 
 def test_a_group_that_loses_alone_is_in_integers_between_integers():
     a, b, c = (unit(name) for name in "abc")
-    ties = (Tie("t", a, (b,), ()), Tie("u", b, (c,), ()))
+    ties = (Boundary("t", a, (b,), ()), Boundary("u", b, (c,), ()))
     units = {a: (10, 1), b: (2, 3), c: (10, 1)}
     prices = Prices(Parts((a, b, c), ties, {}), units, {"t": 4, "u": 4}, {"t": 4, "u": 4})
     assert cheapest(prices) == {a, b, c}
@@ -104,7 +106,7 @@ def test_a_group_that_loses_alone_is_in_integers_between_integers():
 def test_several_readers_share_one_q():
     source, *readers = [unit("s", planned=False), unit("a"), unit("b"), unit("c")]
     prices = Prices(
-        Parts((source, *readers), (Tie("t", None, tuple(readers), ()),), {}),
+        Parts((source, *readers), (Boundary("t", None, tuple(readers), ()),), {}),
         {source: (1, 1), **dict.fromkeys(readers, (3, 1))},
         {"t": 5},
         {"t": 0},

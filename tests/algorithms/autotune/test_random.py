@@ -7,7 +7,7 @@ from random_graphs import random_model
 
 from calibrators.data.samples import Sample
 from onnxq.algorithms.autotune import tuner
-from onnxq.algorithms.autotune.derived_plan import tentative
+from onnxq.algorithms.autotune.derived_plan import derive_plan
 from onnxq.core.config import QuantConfig
 from onnxq.graph.insert_qdq import insert_qdq
 
@@ -27,7 +27,7 @@ def test_whatever_is_kept_float_the_model_runs(seed):
     rng, names = np.random.default_rng(seed), sorted(flow.plan.integer_nodes)
     for share in (0.2, 0.5, 0.8):
         floats = {name for name in names if rng.random() < share}
-        plan = tentative(flow.simple, flow.plan, CONFIG, floats)
+        plan = derive_plan(flow.simple, flow.plan, CONFIG, floats)
         assert not floats & plan.integer_nodes.keys()
         for output in run(insert_qdq(flow.simple, plan), flow.feeds):
             assert np.isfinite(output).all()
