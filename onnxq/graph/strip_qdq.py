@@ -32,7 +32,7 @@ BIAS = ir.DataType.INT32
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedQParams:
     """What the model said of one tensor.
 
     Attributes:
@@ -56,7 +56,7 @@ class Recorded:
 
 
 @dataclass
-class Stripped:
+class StrippedModel:
     """A float model, and by tensor what was known of it.
 
     Attributes:
@@ -67,19 +67,19 @@ class Stripped:
     """
 
     model: ir.Model
-    activations: dict[str, Recorded] = field(default_factory=dict)
-    weights: dict[str, Recorded] = field(default_factory=dict)
+    activations: dict[str, RecordedQParams] = field(default_factory=dict)
+    weights: dict[str, RecordedQParams] = field(default_factory=dict)
     conflicting: list[str] = field(default_factory=list)
 
 
-def strip(model: ir.Model) -> Stripped:
+def strip(model: ir.Model) -> StrippedModel:
     """Take Q and DQ out of a copy of ``model``.
 
     Raises:
         ModelError: integers reach a DequantizeLinear otherwise than from a QuantizeLinear or a constant, or a
             scale is computed at run time.
     """
-    result = Stripped(model.clone())
+    result = StrippedModel(model.clone())
     for node in list(all_nodes(result.model)):
         if node.op_type == DEQUANTIZE:
             _take_out(node, result)
@@ -87,7 +87,7 @@ def strip(model: ir.Model) -> Stripped:
     return result
 
 
-def _take_out(node: ir.Node, result: Stripped) -> None:
+def _take_out(node: ir.Node, result: StrippedModel) -> None:
     recorded, source = _read(node), node.inputs[0]
     before = quantizer(source)
     integers = stored(source)
@@ -105,7 +105,7 @@ def _take_out(node: ir.Node, result: Stripped) -> None:
 
 
 def _meant(
-    array: NDArray[np.generic], recorded: Recorded, as_reals: bool, node: ir.Node
+    array: NDArray[np.generic], recorded: RecordedQParams, as_reals: bool, node: ir.Node
 ) -> NDArray[np.float32]:
     """The reals that a stored constant stands for: its integers, or reals that a QuantizeLinear rounds."""
     try:
@@ -117,7 +117,7 @@ def _meant(
         ) from error
 
 
-def _read(node: ir.Node) -> Recorded:
+def _read(node: ir.Node) -> RecordedQParams:
     given, zero = constant(input_at(node, SCALE)), constant(input_at(node, ZERO_POINT))
     dtype = integer_type(node)
     if given is None or dtype is None or (zero is None and input_at(node, ZERO_POINT) is not None):
@@ -133,7 +133,7 @@ def _read(node: ir.Node) -> Recorded:
     rank = None if node.inputs[0] is None or node.inputs[0].shape is None else len(node.inputs[0].shape)
     if axis is not None and axis < 0 and rank is not None:
         axis += rank
-    return Recorded(dtype, np.asarray(values), np.asarray(zeros, np.float64), axis, block)
+    return RecordedQParams(dtype, np.asarray(values), np.asarray(zeros, np.float64), axis, block)
 
 
 def _is_one(array: NDArray[np.generic]) -> bool:
@@ -141,7 +141,7 @@ def _is_one(array: NDArray[np.generic]) -> bool:
     return bool(np.all(array == array.reshape(-1)[0]))
 
 
-def _levels(reals: NDArray[np.generic], recorded: Recorded) -> NDArray[np.float64]:
+def _levels(reals: NDArray[np.generic], recorded: RecordedQParams) -> NDArray[np.float64]:
     """The integers that QuantizeLinear makes of a constant."""
     scale = spread(recorded.scale, recorded.spec, reals.shape)
     zero = spread(recorded.zero_point, recorded.spec, reals.shape)
@@ -150,19 +150,21 @@ def _levels(reals: NDArray[np.generic], recorded: Recorded) -> NDArray[np.float6
     return np.asarray(np.clip(steps + zero, qmin, qmax))
 
 
-def _reals(levels: NDArray[np.generic], recorded: Recorded) -> NDArray[np.float32]:
+def _reals(levels: NDArray[np.generic], recorded: RecordedQParams) -> NDArray[np.float32]:
     scale = spread(recorded.scale, recorded.spec, levels.shape)
     zero = spread(recorded.zero_point, recorded.spec, levels.shape)
     return ((levels.astype(np.float64) - zero) * scale).astype(np.float32)
 
 
-def _make_constant(old: ir.Value, reals: NDArray[np.float32], recorded: Recorded, result: Stripped) -> None:
+def _make_constant(
+    old: ir.Value, reals: NDArray[np.float32], recorded: RecordedQParams, result: StrippedModel
+) -> None:
     """Let a float constant take the place of ``old``; also of what Transposes make of it."""
     name, old.name = old.name or "weight", None
     for turned, permutation in list(_transposes(old, reals.ndim)):
         axis = None if recorded.axis is None else permutation.index(recorded.axis)
         blocks = recorded.scale.ndim > 1
-        other = Recorded(
+        other = RecordedQParams(
             recorded.dtype,
             recorded.scale.transpose(permutation) if blocks else recorded.scale,
             recorded.zero_point.transpose(permutation) if blocks else recorded.zero_point,
@@ -185,7 +187,7 @@ def _transposes(value: ir.Value, rank: int) -> Iterator[tuple[ir.Value, list[int
             use.node.replace_input_with(0, None)
 
 
-def _pass_on(node: ir.Node, before: ir.Node, recorded: Recorded, result: Stripped) -> None:
+def _pass_on(node: ir.Node, before: ir.Node, recorded: RecordedQParams, result: StrippedModel) -> None:
     """Let those who read ``node`` read what was quantized."""
     real, out = before.inputs[0], node.outputs[0]
     assert real is not None
@@ -202,7 +204,7 @@ def _pass_on(node: ir.Node, before: ir.Node, recorded: Recorded, result: Strippe
     _note(real.name or "", recorded, result)
 
 
-def _note(name: str, recorded: Recorded, result: Stripped) -> None:
+def _note(name: str, recorded: RecordedQParams, result: StrippedModel) -> None:
     known = result.activations.setdefault(name, recorded)
     if not (np.array_equal(known.scale, recorded.scale) and known.dtype == recorded.dtype):
         result.conflicting.append(name)

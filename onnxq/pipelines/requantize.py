@@ -30,7 +30,7 @@ from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load, write
 from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import constant_value
-from onnxq.graph.strip_qdq import Recorded, Stripped, strip
+from onnxq.graph.strip_qdq import RecordedQParams, StrippedModel, strip
 from onnxq.pipelines.acceptance import StaticAcceptance, float_weights, model_warnings
 from onnxq.pipelines.preflight import blamed, check_files, our_errors, quantized_node
 from onnxq.pipelines.prepare import prepare_loaded
@@ -123,7 +123,7 @@ def _checked(config: QuantConfig) -> QuantConfig:
     return config.model_copy(update={"correct": ("none",)})
 
 
-def _stripped(model: str | os.PathLike[str]) -> Stripped:
+def _stripped(model: str | os.PathLike[str]) -> StrippedModel:
     given = load(model)
     with blamed(model):
         stripped = strip(given)
@@ -138,7 +138,7 @@ def _stripped(model: str | os.PathLike[str]) -> Stripped:
 
 
 def _warnings(
-    stripped: Stripped, samples: Samples, trial: StaticAcceptance, float_weights: float
+    stripped: StrippedModel, samples: Samples, trial: StaticAcceptance, float_weights: float
 ) -> Iterator[str]:
     if samples.synthetic:
         yield (
@@ -151,7 +151,7 @@ def _warnings(
     yield from model_warnings(trial, float_weights, "Keep sensitive nodes float with --exclude.")
 
 
-def _known(simple: ir.Model, plan: QuantPlan, stripped: Stripped) -> dict[str, QuantParams]:
+def _known(simple: ir.Model, plan: QuantPlan, stripped: StrippedModel) -> dict[str, QuantParams]:
     """The parameters of every group that the model has some for."""
     known = dict(_known_weights(simple, plan, stripped.weights))
     computed = [group for group in plan.groups.values() if not group.constant and group.fixed is None]
@@ -167,7 +167,7 @@ def _names(group: Group) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*group.observed_tensors, *group.tensors)))
 
 
-def _encoding(recorded: Recorded, symmetric: bool, unused: int = 0) -> Encoding:
+def _encoding(recorded: RecordedQParams, symmetric: bool, unused: int = 0) -> Encoding:
     """As the table of a target with symmetric numbers, or with unused bits, would have it."""
     spec = replace(recorded.spec, reduce_bits=unused)
     try:
@@ -177,7 +177,7 @@ def _encoding(recorded: Recorded, symmetric: bool, unused: int = 0) -> Encoding:
 
 
 def _known_weights(
-    simple: ir.Model, plan: QuantPlan, recorded: Mapping[str, Recorded]
+    simple: ir.Model, plan: QuantPlan, recorded: Mapping[str, RecordedQParams]
 ) -> Iterator[tuple[str, QuantParams]]:
     """Of weights that still lie on their grid: cleaning may have folded something into them."""
     for group in plan.groups.values():
