@@ -26,7 +26,7 @@ from onnxq.core.errors import CalibrationError, ConfigError
 from onnxq.core.goal import Goal
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import files_of
-from onnxq.pipelines.preflight import check_files, check_places, our_errors
+from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_places
 from onnxq.pipelines.prepare import ModelPath, prepare, prepare_for_all
 from onnxq.pipelines.result import QuantResult
 from onnxq.pipelines.static import Calibrated, observed, quantize_calibrated
@@ -63,7 +63,7 @@ def calibrate(
     if config.save_statistics is not None:
         read = files_of(model) if config.save_statistics.exists() else (model,)
         check_places((*read, data), [config.save_statistics])
-    with our_errors():
+    with as_onnxq_errors():
         progress("reading the model")
         simple, tensors = prepare_for_all(model, config)
         samples = replace(open_samples(simple, data, config), holds=False)
@@ -104,7 +104,7 @@ class Calibration:
         self._path = os.fspath(model)
         _refuse_sources(self.config)
         check_measurable(self.config)
-        with our_errors():
+        with as_onnxq_errors():
             self._simple, self._plan = prepare(model, self.config)
             self._inputs = input_specs(self._simple)
         check_plan(self._plan, self.config.tables)
@@ -145,7 +145,7 @@ class Calibration:
         """
         name = f"batch {self._batches}"
         self._batches += 1
-        with our_errors():
+        with as_onnxq_errors():
             try:
                 sample = from_item(batch, self._inputs, name)
             except calibrators.errors.CalibrationError as error:
@@ -184,7 +184,7 @@ class Calibration:
         Raises:
             CalibrationError: nothing was.
         """
-        with our_errors():
+        with as_onnxq_errors():
             if self._collector is not None:
                 self._known, self._collector = self._collector.finish(), None
         if self._known is None:

@@ -15,7 +15,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load
-from onnxq.pipelines.preflight import our_errors
+from onnxq.pipelines.preflight import as_onnxq_errors
 from onnxq.verify.accuracy import Quality, compare
 from onnxq.verify.latency import Speed, race
 
@@ -33,7 +33,7 @@ def compare_files(
     Raises:
         OnnxqError: a model or the data cannot be used.
     """
-    with our_errors():
+    with as_onnxq_errors():
         model = load(float_path)
         check_alike(model, load(int8_path))
         samples = open_samples(model, config.data, config)

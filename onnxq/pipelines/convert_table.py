@@ -11,7 +11,7 @@ from onnxq.calibration.qparams import calibrator
 from onnxq.calibration.tables.sources import of_statistics
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
-from onnxq.pipelines.preflight import check_places, our_errors
+from onnxq.pipelines.preflight import as_onnxq_errors, check_places
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def convert(source: Path, goal: Path, name: str | None, config: QuantConfig) -> 
     """
     known = tables.format_for(goal, name)
     check_places((source,), known.files(goal))
-    with our_errors():
+    with as_onnxq_errors():
         if tables.is_statistics(source):
             table = of_statistics(_statistics(source), calibrator(config), known.spec)
         else:

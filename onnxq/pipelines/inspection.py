@@ -32,7 +32,7 @@ from onnxq.graph.read_qdq import (
     links,
 )
 from onnxq.pipelines.dynamic import prepare_dynamic
-from onnxq.pipelines.preflight import QUANTIZED, our_errors
+from onnxq.pipelines.preflight import QUANTIZED, as_onnxq_errors
 from onnxq.pipelines.prepare import prepare
 from onnxq.planner.eligibility import computes_reals
 
@@ -91,7 +91,7 @@ def inspect(path: str | os.PathLike[str], config: QuantConfig) -> Inspection:
     Raises:
         OnnxqError: the model cannot be read or has nothing to quantize, or there is no such target.
     """
-    with our_errors():
+    with as_onnxq_errors():
         model = load(path)
         if not any(QUANTIZED.fullmatch(node.op_type) for node in all_nodes(model)):
             return of_plan(os.fspath(path), *planned(path, config))

@@ -114,7 +114,7 @@ def check_patterns(model: ir.Model, config: QuantConfig) -> None:
 
 
 @contextmanager
-def blamed(model: str | os.PathLike[str]) -> Iterator[None]:
+def diagnose_model(model: str | os.PathLike[str]) -> Iterator[None]:
     """What nobody foresaw may be the model's fault: ask onnx's checker, and the runtime to load it.
 
     Raises:
@@ -127,13 +127,13 @@ def blamed(model: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except Exception:
         check_valid(model, f"{model}: the model is not valid ONNX")
-        with our_errors():
+        with as_onnxq_errors():
             open_session(model)
         raise
 
 
 @contextmanager
-def our_errors() -> Iterator[None]:
+def as_onnxq_errors() -> Iterator[None]:
     """The calibrators stand alone and have an error class of their own: make it one of ours."""
     try:
         yield

@@ -13,7 +13,7 @@ from onnxq.core.errors import ModelError, TargetError
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import load
 from onnxq.graph.passes import simplify
-from onnxq.pipelines.preflight import blamed, check_is_float, check_patterns
+from onnxq.pipelines.preflight import check_is_float, check_patterns, diagnose_model
 from onnxq.planner import make_plan
 from onnxq.planner.number_formats import Formats, find_formats
 from onnxq.targets import TARGETS
@@ -32,7 +32,7 @@ def prepare(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, QuantPlan]
     """
     target = get_target(config.target)
     simple = _clean(model, config, find_formats(target, config).opset)
-    with blamed(model):
+    with diagnose_model(model):
         return simple, _planned(simple, model, target, config)
 
 
@@ -68,7 +68,7 @@ def prepare_for_all(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, tu
     targets = [get_target(config.target)] if given else list(TARGETS.values())
     able = _able(targets, config)
     simple = _clean(model, config, min(formats.opset for formats in able.values()))  # nothing is written
-    with blamed(model):
+    with diagnose_model(model):
         plans = [make_plan(simple, get_target(name), config) for name in able]
     if not any(plan.points for plan in plans):
         raise _nothing(model, plans)
@@ -96,7 +96,7 @@ def _able(targets: Iterable[Target], config: QuantConfig) -> dict[str, Formats]:
 def _clean(model: ModelPath, config: QuantConfig, opset: int) -> ir.Model:
     original = load(model)
     check_is_float(original, model)
-    with blamed(model):
+    with diagnose_model(model):
         simple = simplify(original, opset)
         check_patterns(simple, config)
     return simple

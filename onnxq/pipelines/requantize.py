@@ -32,7 +32,7 @@ from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import constant_value
 from onnxq.graph.strip_qdq import RecordedQParams, StrippedModel, strip
 from onnxq.pipelines.acceptance import StaticAcceptance, float_weights, model_warnings
-from onnxq.pipelines.preflight import blamed, check_files, our_errors, quantized_node
+from onnxq.pipelines.preflight import as_onnxq_errors, check_files, diagnose_model, quantized_node
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
@@ -83,7 +83,7 @@ def requantize(
     options = _checked(config or QuantConfig())
     data = options.data if data is None else data
     check_files(model, output, data, options)
-    with our_errors():
+    with as_onnxq_errors():
         progress("reading the model")
         stripped = _stripped(model)
         simple, plan = prepare_loaded(stripped.model, os.fspath(model), options)
@@ -125,7 +125,7 @@ def _checked(config: QuantConfig) -> QuantConfig:
 
 def _stripped(model: str | os.PathLike[str]) -> StrippedModel:
     given = load(model)
-    with blamed(model):
+    with diagnose_model(model):
         stripped = strip(given)
     if (node := quantized_node(stripped.model)) is not None:
         raise ModelError(

@@ -15,7 +15,7 @@ from onnxq.calibration.sample_split import open_samples
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.progress import Progress, silent
-from onnxq.pipelines.preflight import our_errors
+from onnxq.pipelines.preflight import as_onnxq_errors
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.static import observed
 
@@ -35,7 +35,7 @@ def rank(
     if config.mode != "static":
         raise ConfigError(f"mode {config.mode} has no quantization points to rank: use mode static")
     check_correctable(config)
-    with our_errors():
+    with as_onnxq_errors():
         progress("reading the model")
         simple, plan = prepare(model, config)
         samples = open_samples(simple, config.data, config)

@@ -32,7 +32,7 @@ from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load, write
 from onnxq.graph.insert_qdq import as_written
 from onnxq.pipelines.acceptance import SpeedCheck, StaticAcceptance, float_weights, static_warnings
-from onnxq.pipelines.preflight import check_files, our_errors
+from onnxq.pipelines.preflight import as_onnxq_errors, check_files
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
@@ -70,7 +70,7 @@ def quantize_static(
     check_files(model, output, data, config)
     check_measurable(config)
     check_correctable(config)
-    with our_errors():
+    with as_onnxq_errors():
         progress("reading the model")
         simple, plan = prepare(model, config)
         check_plan(plan, config.tables)
@@ -124,7 +124,7 @@ def quantize_calibrated(
         calibrated.samples,
         calibrated.statistics,
     )
-    with our_errors():
+    with as_onnxq_errors():
         progress("choosing ranges")
         plan = compute_qparams(simple, calibrated.plan, calibrated.source)
         evaluator = make_evaluator(model, simple, samples, config)

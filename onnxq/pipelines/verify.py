@@ -11,7 +11,7 @@ from calibrators.data.samples import Sample
 from onnxq.calibration.sample_split import in_batches, open_samples
 from onnxq.core.config import QuantConfig
 from onnxq.core.progress import Progress, silent
-from onnxq.pipelines.preflight import our_errors
+from onnxq.pipelines.preflight import as_onnxq_errors
 from onnxq.targets.lookup import get_target
 from onnxq.verify.checkers import verify
 from onnxq.verify.subject import Subject, opened
@@ -32,7 +32,7 @@ def verify_file(
         OnnxqError: the model or the data cannot be used, or there is no such target.
     """
     target = get_target(config.target)
-    with our_errors(), opened(path) as (file, model):
+    with as_onnxq_errors(), opened(path) as (file, model):
         progress("checking")
         subject = Subject(file, model, target, _samples(model, config), config.threads)
         return tuple(verify(subject))

@@ -27,7 +27,13 @@ from onnxq.pipelines.dynamic.acceptance import DynamicAcceptance, make_dynamic_e
 from onnxq.pipelines.dynamic.equalization import rewrite_well
 from onnxq.pipelines.dynamic.planning import plan_nodes
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, find_scheme
-from onnxq.pipelines.preflight import blamed, check_files, check_is_float, check_patterns, our_errors
+from onnxq.pipelines.preflight import (
+    as_onnxq_errors,
+    check_files,
+    check_is_float,
+    check_patterns,
+    diagnose_model,
+)
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
 from onnxq.targets.lookup import get_target
@@ -65,7 +71,7 @@ def quantize_dynamic(
     config = as_dynamic(config or QuantConfig())
     data = config.data if data is None else data
     check_files(model, output, data, config)
-    with our_errors():
+    with as_onnxq_errors():
         progress("reading the model")
         simple, plan, setting = _prepare(model, config)
         samples = open_samples(simple, data, config, made_up=MADE_UP)
@@ -117,7 +123,7 @@ def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, Dyn
     setting = find_scheme(get_target(config.target), config)
     original = load(model)
     check_is_float(original, model)
-    with blamed(model):
+    with diagnose_model(model):
         simple = simplify(original)
         check_patterns(simple, config)
         plan = plan_nodes(simple, setting)

@@ -34,7 +34,7 @@ from onnxq.core.progress import silent
 from onnxq.graph.files import check_place, write
 from onnxq.graph.insert_qdq import as_written
 from onnxq.pipelines.acceptance import StaticAcceptance
-from onnxq.pipelines.preflight import our_errors
+from onnxq.pipelines.preflight import as_onnxq_errors
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.targets.lookup import get_target
 from onnxq.torch.calls import Call, Example, example_call, to_numpy
@@ -169,7 +169,7 @@ def convert_qat(module: nn.Module, path: str | os.PathLike[str]) -> QatResult:
     plan = compute_qparams(simple, plan, partial(_calibrated_params, recipe), _learned(inner, recipe))
     feeds = _sample(simple, recipe.call)
     found: list[tuple[float, float | None]] = []
-    with our_errors():
+    with as_onnxq_errors():
         trial = StaticAcceptance(
             AccuracyEvaluator(simple, [Sample("example inputs", feeds)]), plan, recipe.config
         )
@@ -223,7 +223,7 @@ def _by_name(data: Iterable[Any], names: Sequence[str]) -> Iterator[dict[str, An
 
 
 def _calibrated(simple: ir.Model, plan: QuantPlan, data: Data, config: QuantConfig) -> QuantPlan:
-    with our_errors():
+    with as_onnxq_errors():
         samples = replace(open_samples(simple, data, config), holds=False)
         statistics = gather(simple, plan.observed, samples, config, silent)
     return compute_qparams(simple, plan, from_statistics(statistics, calibrator(config)))
