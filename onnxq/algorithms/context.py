@@ -128,7 +128,7 @@ def make_evaluator(
     """Knows the original as the user has it, and the samples that nothing was fitted on."""
     return AccuracyEvaluator(
         model,
-        in_batches(samples.to_judge, simple, config),
+        in_batches(samples.eval_samples, simple, config),
         providers=config.providers,
         threads=config.threads,
         on_bad=samples.on_refused,
@@ -140,7 +140,7 @@ def make_context(
 ) -> CorrectionContext:
     """What corrections of ``model`` work with."""
     again = samples.on_refused if samples.refused is None else _passed_over
-    fit = list(in_batches(samples.to_fit, model, config))
+    fit = list(in_batches(samples.fit_samples, model, config))
     return CorrectionContext(
         fit=fit,
         evaluator=evaluator,

@@ -221,6 +221,6 @@ def corrected(
 
 def to_try(samples: Samples, config: QuantConfig) -> tuple[str, ...]:
     """The names of the corrections of ``config``; none without samples to prove them on."""
-    if samples.synthetic or not samples.independent or "none" in config.correct:
+    if samples.synthetic or not samples.has_held_out or "none" in config.correct:
         return ()
     return config.correct

@@ -60,7 +60,7 @@ def gather(
         try:
             for batch in reading:
                 collector.observe(batch)
-                progress("calibrating", reading.place.samples + samples.off_side, samples.total)
+                progress("calibrating", reading.place.samples + samples.not_calibrated, samples.total)
             statistics = _finished(collector, reading, complete=True)
             if config.save_statistics is not None:
                 statistics.save(config.save_statistics)
@@ -172,7 +172,7 @@ def _pass_over(
         progress("passing over samples that are counted already", reading.place.samples, goal)
     if known.checksum and known.checksum != reading.place.checksum:
         _refuse_to_go_on(file, known, "on other data, or on the same in another order")
-    progress("calibrating", goal + samples.off_side, samples.total)
+    progress("calibrating", goal + samples.not_calibrated, samples.total)
 
 
 def _finished(collector: Collector, reading: _Reading, *, complete: bool) -> Statistics:

@@ -40,7 +40,7 @@ MANY_BAD = 0.05
 
 
 @dataclass
-class Skipped:
+class BadSampleCounter:
     """Told of bad samples, it names and counts them; each once, however often it comes by."""
 
     count: int = 0
@@ -59,7 +59,7 @@ class Skipped:
             logger.warning("more than %d bad samples: further ones are skipped without a word", NAMED)
 
 
-class Kept:
+class ReservoirSample:
     """Samples of a stream of any length, evenly spread over it, within bounds.
 
     Every so-manieth is kept; when they become too many, every second of them goes.
@@ -109,14 +109,14 @@ class Samples:
     total: int | None
     synthetic: bool = False
     block: int = 1
-    unreadable: Skipped | None = None
-    refused: Skipped | None = None
+    unreadable: BadSampleCounter | None = None
+    refused: BadSampleCounter | None = None
     holds: bool = True
     given: int = 0
     _taken: int = 0
     _held: list[Sample] = field(default_factory=list)
     _first: list[Sample] = field(default_factory=list)
-    _kept: Kept = field(default_factory=lambda: Kept())
+    _kept: ReservoirSample = field(default_factory=lambda: ReservoirSample())
 
     def __iter__(self) -> Iterator[Sample]:
         """The samples to calibrate on. A held-out one is never among them."""
@@ -136,18 +136,18 @@ class Samples:
         return True
 
     @property
-    def independent(self) -> bool:
-        """Whether `to_judge` was kept out of calibration."""
+    def has_held_out(self) -> bool:
+        """Whether `eval_samples` was kept out of calibration."""
         return bool(self._held)
 
     @property
-    def judged_on(self) -> str:
-        """What kind of samples `to_judge` holds, in words."""
-        if not self.to_judge:
+    def eval_source(self) -> str:
+        """What kind of samples `eval_samples` holds, in words."""
+        if not self.eval_samples:
             return "nothing"
         if self.synthetic:
             return "synthetic inputs"
-        return "held-out samples" if self.independent else "the calibration samples themselves"
+        return "held-out samples" if self.has_held_out else "the calibration samples themselves"
 
     @property
     def on_refused(self) -> OnBad | None:
@@ -160,7 +160,7 @@ class Samples:
         return sum(kind.count for kind in (self.unreadable, self.refused) if kind)
 
     @property
-    def off_side(self) -> int:
+    def not_calibrated(self) -> int:
         """How many samples so far were held out, or were so bad that they could not even be read."""
         return self.held + (self.unreadable.count if self.unreadable else 0)
 
@@ -185,12 +185,12 @@ class Samples:
         return sum(sample.count for sample in self._held)
 
     @property
-    def to_fit(self) -> list[Sample]:
+    def fit_samples(self) -> list[Sample]:
         """Calibration samples, spread over all of them, to run again: what corrections are fitted on."""
         return self._kept.samples
 
     @property
-    def to_judge(self) -> list[Sample]:
+    def eval_samples(self) -> list[Sample]:
         """The held-out samples; if there were too few to hold any out, the first ones."""
         return self._held or self._first
 
@@ -222,7 +222,7 @@ def open_samples(
     if config.from_table is not None:
         return Samples((), 0)
     if data is not None:
-        bad = (Skipped(), Skipped()) if config.skip_bad_samples else (None, None)
+        bad = (BadSampleCounter(), BadSampleCounter()) if config.skip_bad_samples else (None, None)
         source = open_data(data, inputs, preprocess=config.preprocess, limit=config.samples, on_bad=bad[0])
         block = fixed_batch(inputs) or 1
         return Samples(source, source.total, block=block, unreadable=bad[0], refused=bad[1])

@@ -19,7 +19,7 @@ from onnxq.algorithms.autotune.apply import check_measurable
 from onnxq.algorithms.mixed_precision.search import chosen_goal
 from onnxq.calibration.qparams import calibrator, from_statistics
 from onnxq.calibration.run import gather
-from onnxq.calibration.sample_split import Data, Samples, Skipped, open_samples
+from onnxq.calibration.sample_split import BadSampleCounter, Data, Samples, open_samples
 from onnxq.calibration.tables.sources import check_plan
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ConfigError
@@ -108,7 +108,7 @@ class Calibration:
             self._simple, self._plan = prepare(model, self.config)
             self._inputs = input_specs(self._simple)
         check_plan(self._plan, self.config.tables)
-        self._bad = (Skipped(), Skipped()) if self.config.skip_bad_samples else (None, None)
+        self._bad = (BadSampleCounter(), BadSampleCounter()) if self.config.skip_bad_samples else (None, None)
         self._samples = Samples((), None, unreadable=self._bad[0], refused=self._bad[1])
         self._collector: Collector | None = None
         self._known: Statistics | None = None

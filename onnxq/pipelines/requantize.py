@@ -93,7 +93,9 @@ def requantize(
         source, statistics = _calibrated(simple, plan, missing, samples, options, progress)
         plan = compute_qparams(simple, plan, source, known)
         progress("writing and checking the model")
-        trial = StaticAcceptance(AccuracyEvaluator(model, samples.to_judge or list(samples)), plan, options)
+        trial = StaticAcceptance(
+            AccuracyEvaluator(model, samples.eval_samples or list(samples)), plan, options
+        )
         write(as_written(simple, plan), output, validate=trial.run)
     result = Requantized(
         request=Request(os.fspath(model), os.fspath(output), origin(data), options),
@@ -101,7 +103,7 @@ def requantize(
         make_table=lambda: of_plan(plan, simple, stripped.model),
         quality=trial.quality,
         verdicts=trial.verdicts,
-        judged_on=samples.judged_on,
+        judged_on=samples.eval_source,
         skipped=samples.skipped,
         warnings=tuple(_warnings(stripped, samples, trial, float_weights(simple, plan))),
         speed=None,

@@ -146,7 +146,7 @@ def quantize_calibrated(
             make_table=table,
             quality=trial.quality,
             verdicts=trial.verdicts,
-            judged_on=samples.judged_on,
+            judged_on=samples.eval_source,
             skipped=samples.skipped,
             warnings=(
                 *calibrated.warnings,

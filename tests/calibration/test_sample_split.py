@@ -11,9 +11,9 @@ from onnxq.calibration.sample_split import (
     HOLD_EVERY,
     KEPT_SAMPLES,
     NAMED,
-    Kept,
+    BadSampleCounter,
+    ReservoirSample,
     Samples,
-    Skipped,
 )
 
 
@@ -28,27 +28,27 @@ def names(samples):
 def test_every_fifth_sample_is_held_out():
     samples = Samples(source(12), 12)
     assert names(samples) == ["0", "1", "2", "3", "5", "6", "7", "8", "10", "11"]
-    assert names(samples.to_judge) == ["4", "9"]
-    assert samples.independent
+    assert names(samples.eval_samples) == ["4", "9"]
+    assert samples.has_held_out
     assert samples.held == 2
 
 
 @pytest.mark.parametrize("count", [1, HOLD_EVERY - 1])
 def test_too_few_to_hold_any_out_judge_themselves(count):
     samples = Samples(source(count), count)
-    assert names(samples) == names(samples.to_judge) == [str(i) for i in range(count)]
-    assert not samples.independent
+    assert names(samples) == names(samples.eval_samples) == [str(i) for i in range(count)]
+    assert not samples.has_held_out
     assert samples.held == 0
 
 
 def test_no_samples():
     samples = Samples((), 0)
-    assert names(samples) == names(samples.to_judge) == []
+    assert names(samples) == names(samples.eval_samples) == []
 
 
 def test_all_samples_are_used_once():
     samples = Samples(source(103), 103)
-    used = names(samples) + names(samples.to_judge)
+    used = names(samples) + names(samples.eval_samples)
     assert sorted(used, key=int) == [str(i) for i in range(103)]
 
 
@@ -63,7 +63,7 @@ def test_not_more_are_held_out_than_memory_allows(monkeypatch):
     monkeypatch.setattr(module, "HELD_BYTES", 2 * 4 * 4)
     samples = Samples(source(40), 40)
     assert len(names(samples)) == 38
-    assert names(samples.to_judge) == ["4", "9"]
+    assert names(samples.eval_samples) == ["4", "9"]
 
 
 def test_one_huge_sample_is_not_held_but_those_that_fit_are(monkeypatch):
@@ -72,7 +72,7 @@ def test_one_huge_sample_is_not_held_but_those_that_fit_are(monkeypatch):
     all_samples[4] = Sample("huge", {"x": np.zeros((1, 100), np.float32)})
     samples = Samples(all_samples, 10)
     assert "huge" in names(samples)
-    assert names(samples.to_judge) == ["9"]
+    assert names(samples.eval_samples) == ["9"]
 
 
 def test_batches_count_their_samples():
@@ -91,11 +91,11 @@ def test_the_limit_counts_samples_not_batches():
 def test_none_is_held_out_if_none_is_wanted():
     samples = Samples(source(12), 12, holds=False)
     assert len(names(samples)) == 12
-    assert not samples.independent
+    assert not samples.has_held_out
 
 
 def test_bad_samples_are_counted_once_and_named(caplog):
-    skipped = Skipped()
+    skipped = BadSampleCounter()
     for _ in range(2):
         skipped(CalibrationError("a: torn"))
         skipped(CalibrationError("b: too large"), 3)
@@ -104,7 +104,7 @@ def test_bad_samples_are_counted_once_and_named(caplog):
 
 
 def test_of_very_many_bad_samples_only_some_are_named(caplog):
-    skipped = Skipped()
+    skipped = BadSampleCounter()
     for i in range(NAMED + 50):
         skipped(CalibrationError(f"{i}: torn"))
     assert skipped.count == NAMED + 50
@@ -114,7 +114,7 @@ def test_of_very_many_bad_samples_only_some_are_named(caplog):
 
 @pytest.mark.parametrize(("bad", "loud"), [(0, False), (5, False), (6, True)])
 def test_many_bad_samples_are_a_reason_to_doubt(bad, loud):
-    samples = Samples(source(100 - bad), 100, unreadable=Skipped(bad), refused=Skipped())
+    samples = Samples(source(100 - bad), 100, unreadable=BadSampleCounter(bad), refused=BadSampleCounter())
     list(samples)
     assert (samples.skipped, samples.passed) == (bad, 100)
     assert bool(samples.warnings) is loud
@@ -124,7 +124,7 @@ def test_many_bad_samples_are_a_reason_to_doubt(bad, loud):
 def test_the_batches_that_a_model_fixes_stay_together():
     samples = Samples(source(48), 48, block=4)
     assert len(names(samples)) == 40
-    assert names(samples.to_judge) == ["16", "17", "18", "19", "36", "37", "38", "39"]
+    assert names(samples.eval_samples) == ["16", "17", "18", "19", "36", "37", "38", "39"]
 
 
 # --- what is kept to be run again -----------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_the_batches_that_a_model_fixes_stay_together():
 
 @pytest.mark.parametrize("count", [1, KEPT_SAMPLES, KEPT_SAMPLES + 1, 5 * KEPT_SAMPLES + 3])
 def test_samples_to_fit_on_are_spread_evenly_over_all_of_them(count):
-    first, second = Kept(), Kept()
+    first, second = ReservoirSample(), ReservoirSample()
     for sample in source(count):
         first.take(sample)
         second.take(sample)
@@ -145,16 +145,16 @@ def test_samples_to_fit_on_are_spread_evenly_over_all_of_them(count):
 
 
 def test_batches_to_fit_on_count_their_samples_and_their_bytes(monkeypatch):
-    kept = Kept()
+    kept = ReservoirSample()
     for sample in source(40, each=20):
         kept.take(sample)
     assert sum(sample.count for sample in kept.samples) <= KEPT_SAMPLES
     monkeypatch.setattr(module, "HELD_BYTES", 4 * 4 * 4)
-    small = Kept()
+    small = ReservoirSample()
     for sample in source(40):
         small.take(sample)
     assert 2 <= len(small.samples) <= 4
-    huge = Kept()
+    huge = ReservoirSample()
     huge.take(Sample("huge", {"x": np.zeros((1, 100), np.float32)}))
     assert names(huge.samples) == ["huge"], "one there always is"
 
@@ -162,5 +162,5 @@ def test_batches_to_fit_on_count_their_samples_and_their_bytes(monkeypatch):
 def test_what_is_held_out_is_never_fitted_on():
     samples = Samples(source(60), 60)
     used = names(samples)
-    assert names(samples.to_fit) == used
-    assert not set(names(samples.to_fit)) & set(names(samples.to_judge))
+    assert names(samples.fit_samples) == used
+    assert not set(names(samples.fit_samples)) & set(names(samples.eval_samples))

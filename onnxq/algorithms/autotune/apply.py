@@ -85,7 +85,7 @@ def tuned(
     sample = timing_sample(session, draft.reference, samples, config)
     del session
     tuning = tune(original, draft.reference, draft.plan, sample, config, progress)
-    if samples.to_fit:
+    if samples.fit_samples:
         context = make_context(draft.reference, samples, evaluator, config, progress)
         draft = Replanner(draft, context, config)(keep_float(tuning.floats))
     else:
@@ -113,7 +113,7 @@ def timing_sample(
     Raises:
         CalibrationError: it takes none.
     """
-    given = in_batches(chain(samples.to_fit, samples.to_judge), model, config)
+    given = in_batches(chain(samples.fit_samples, samples.eval_samples), model, config)
     refusal: CalibrationError | None = None
     for batch in given if samples.given else _made_up(model, config):
         try:

@@ -102,7 +102,7 @@ class DynamicAcceptance:
     @property
     def judged_on(self) -> str:
         """What kind of samples, in words."""
-        return "nothing" if self.quality is None else self.samples.judged_on
+        return "nothing" if self.quality is None else self.samples.eval_source
 
     @property
     def warnings(self) -> Iterator[str]:
@@ -126,7 +126,7 @@ def make_dynamic_evaluator(
         pass
     return AccuracyEvaluator(
         original,
-        in_batches(samples.to_judge, simple, config),
+        in_batches(samples.eval_samples, simple, config),
         providers=config.providers,
         threads=config.threads,
         on_bad=unsuited if samples.synthetic else samples.refused,

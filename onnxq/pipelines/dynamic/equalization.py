@@ -51,7 +51,7 @@ def rewrite_well(
     known: Known = {}
     plain, points = rewrite(model, plan, setting, known), tuple(_points(model, plan, setting))
     wanted = NAME in setting.config.correct and "none" not in setting.config.correct
-    if not (wanted and points and samples.independent):
+    if not (wanted and points and samples.has_held_out):
         return plain, ()
     started = time.perf_counter()
     before = evaluator.evaluate(plain)
