@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxq.cli.exit_codes import guarded, let_go_of_stdout
+from onnxq.cli.exit_codes import close_stdout, run_guarded
 from onnxq.cli.options import Command, Parser, parse
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
         result.repeatable.save(Path(args.save_config))
     with suppress(OSError, KeyboardInterrupt):  # the model is written: to tell of it cannot fail any more
         render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
-    let_go_of_stdout()
+    close_stdout()
 
 
 def _requantize(args: argparse.Namespace, config: QuantConfig) -> None:
@@ -52,7 +52,7 @@ def _requantize(args: argparse.Namespace, config: QuantConfig) -> None:
         result = requantize(args.model, args.output, config=config, progress=progress)
     with suppress(OSError, KeyboardInterrupt):
         render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
-    let_go_of_stdout()
+    close_stdout()
 
 
 def _calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
@@ -253,12 +253,12 @@ _COMMANDS: Mapping[str, Command] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The ``onnxq`` command; returns the exit code (0 done, 1 failed, 2 wrong usage)."""
-    return guarded(_choose, argv)
+    return run_guarded(_choose, argv)
 
 
 def quantize(argv: Sequence[str] | None = None) -> int:
     """``python -m onnxq.quantize``: the same as ``onnxq quantize``."""
-    return guarded(partial(_run, "quantize", prog="python -m onnxq.quantize"), argv)
+    return run_guarded(partial(_run, "quantize", prog="python -m onnxq.quantize"), argv)
 
 
 def _choose(arguments: Sequence[str]) -> None:

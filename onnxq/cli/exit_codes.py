@@ -46,7 +46,7 @@ class Interrupts:
                 signal.signal(number, handler)
 
 
-def guarded(action: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
+def run_guarded(action: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
     """Every way to end, as the exit code that is promised; what went wrong is one line on stderr."""
     arguments = sys.argv[1:] if argv is None else argv
     interrupts = Interrupts()
@@ -63,7 +63,7 @@ def guarded(action: Callable[[Sequence[str]], None], argv: Sequence[str] | None)
     except Exception as error:  # noqa: BLE001
         return _fail("interrupted") if interrupts.seen else _failed(error, verbose="--verbose" in arguments)
     finally:
-        let_go_of_stdout()
+        close_stdout()
     return DONE
 
 
@@ -96,7 +96,7 @@ def one_line(message: str) -> str:
     return " ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
-def let_go_of_stdout() -> None:
+def close_stdout() -> None:
     """What is still to be printed and cannot be is dropped: Python would complain of it at exit."""
     try:
         _flush()
