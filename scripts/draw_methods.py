@@ -22,7 +22,7 @@ import bench
 from calibrators.methods import CALIBRATORS
 from calibrators.statistics import TensorStatistics
 from calibrators.statistics.histogram import Histogram
-from calibrators.statistics.sample_extremes import Trail
+from calibrators.statistics.sample_extremes import SampleExtremes
 from calibrators.statistics.stability import stability
 from cases import CASES, Case
 from onnxq.calibration.qparams import ranges
@@ -201,7 +201,7 @@ def most_grown(model: Calibrated) -> str:
     return max(model.statistics, key=lambda name: stability(model.statistics[name]).growth or 0.0)
 
 
-def growth(trail: Trail) -> NDArray[np.float64]:
+def growth(trail: SampleExtremes) -> NDArray[np.float64]:
     """Width of the range after each sample, zero included, over that after all."""
     lows, highs = trail.seen()
     width = np.maximum(np.maximum.accumulate(highs), 0) - np.minimum(np.minimum.accumulate(lows), 0)

@@ -22,7 +22,7 @@ from calibrators.errors import CalibrationError
 from calibrators.statistics.channel_means import ChannelMeans
 from calibrators.statistics.exact_sum import WINDOWS, ExactSum
 from calibrators.statistics.histogram import EXPONENTS, SIDE, Histogram
-from calibrators.statistics.sample_extremes import Trail
+from calibrators.statistics.sample_extremes import SampleExtremes
 from calibrators.statistics.tensor import Extreme, TensorStatistics
 
 FORMAT = "calibration statistics"
@@ -167,7 +167,7 @@ def _tensor(row: Mapping[str, Any], rows: Arrays) -> TensorStatistics:
     tensor.highest = Extreme(row["high"], row["high_number"], row["high_name"])
     tensor.count, tensor.nonfinite, tensor.samples = row["count"], row["nonfinite"], row["samples"]
     tensor.histogram = Histogram(row["exponent"], counts)
-    tensor.trail = Trail(rows["trail_lows"], rows["trail_highs"], row["block"])
+    tensor.trail = SampleExtremes(rows["trail_lows"], rows["trail_highs"], row["block"])
     if row["channels"]:
         sums = ExactSum(rows["channel_sums"])
         tensor.channels = ChannelMeans(row["channel_axis"], sums, rows["channel_counts"])

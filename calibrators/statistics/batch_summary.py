@@ -22,7 +22,7 @@ TAIL = 2
 
 
 @dataclass(frozen=True)
-class Digest:
+class BatchSummary:
     """One batch.
 
     Attributes:
@@ -38,13 +38,13 @@ class Digest:
     counted: Sequence[tuple[Floats, int]]
 
 
-def digest(rows: Floats, selection: int | None) -> Digest:
+def digest(rows: Floats, selection: int | None) -> BatchSummary:
     """``rows``, one for each sample; of each about ``selection`` elements are counted, all if None."""
     stride = _stride(rows.shape[1], selection)
     if stride == 1:
         return _whole(rows)
     parts = [_selected(row, stride) for row in rows]
-    return Digest(
+    return BatchSummary(
         np.concatenate([part.lows for part in parts]),
         np.concatenate([part.highs for part in parts]),
         sum(part.nonfinite for part in parts),
@@ -52,19 +52,19 @@ def digest(rows: Floats, selection: int | None) -> Digest:
     )
 
 
-def _whole(rows: Floats) -> Digest:
+def _whole(rows: Floats) -> BatchSummary:
     """Every element counts."""
     lows, highs = rows.min(axis=1), rows.max(axis=1)
     if math.isfinite(lows.min()) and math.isfinite(highs.max()):
-        return Digest(lows, highs, 0, [(rows, 1)])
+        return BatchSummary(lows, highs, 0, [(rows, 1)])
     there = np.isfinite(rows)
     lows = rows.min(axis=1, where=there, initial=np.inf)
     highs = rows.max(axis=1, where=there, initial=-np.inf)
     values = rows[there]
-    return Digest(lows, highs, rows.size - values.size, [(values, 1)])
+    return BatchSummary(lows, highs, rows.size - values.size, [(values, 1)])
 
 
-def _selected(row: Floats, stride: int) -> Digest:
+def _selected(row: Floats, stride: int) -> BatchSummary:
     """One sample: its tails in full, since ranges depend on them, and every so-manieth element between."""
     picked = np.ascontiguousarray(row[::stride])
     low, high = _tail_borders(picked)
@@ -75,7 +75,7 @@ def _selected(row: Floats, stride: int) -> Digest:
     tails = outside[np.isfinite(outside)]
     ends = np.append(tails, (low, high))
     middle = picked[(picked >= low) & (picked <= high)]
-    return Digest(
+    return BatchSummary(
         ends.min(keepdims=True),
         ends.max(keepdims=True),
         outside.size - tails.size,

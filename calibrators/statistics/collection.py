@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from calibrators.errors import CalibrationError, some
+from calibrators.errors import CalibrationError, shorten
 from calibrators.statistics import archive
 from calibrators.statistics.tensor import TensorStatistics
 
@@ -86,7 +86,7 @@ class Statistics(Mapping[str, TensorStatistics]):
         different = sorted(self.keys() ^ other.keys())
         if different:
             raise CalibrationError(
-                f"statistics of different tensors cannot be merged; only one of the two has {some(different)}"
+                f"statistics of different tensors cannot be merged; only one of the two has {shorten(different)}"
             )
 
     def save(self, path: str | os.PathLike[str], *, complete: bool | None = None) -> None:

@@ -15,7 +15,7 @@ LENGTH = 4096
 
 
 @dataclass(frozen=True)
-class Trail:
+class SampleExtremes:
     """Extremes of samples by their number in the stream of data; the order in which they came is forgotten.
 
     Entry ``i`` holds those of the samples ``i * block`` to ``(i + 1) * block - 1``. ``block`` is a power of
@@ -31,7 +31,7 @@ class Trail:
     block: int = 1
 
     @staticmethod
-    def of(numbers: NDArray[np.int64], lows: Floats, highs: Floats) -> Trail:
+    def of(numbers: NDArray[np.int64], lows: Floats, highs: Floats) -> SampleExtremes:
         """Of the samples with these ``numbers``; all three ``[samples]``."""
         if not len(numbers):
             return EMPTY
@@ -42,7 +42,7 @@ class Trail:
         np.maximum.at(trail.highs, entries, highs)
         return trail
 
-    def over(self, other: Trail) -> Trail:
+    def over(self, other: SampleExtremes) -> SampleExtremes:
         """Of both, numbered alike: other samples of one stream, or another tensor's of the same samples."""
         block = max(self.block, other.block)
         one, two = self._coarser(block), other._coarser(block)
@@ -51,31 +51,31 @@ class Trail:
         lows, highs = longer.lows.copy(), longer.highs.copy()
         np.minimum(lows[:n], shorter.lows, out=lows[:n])
         np.maximum(highs[:n], shorter.highs, out=highs[:n])
-        return Trail(lows, highs, block)
+        return SampleExtremes(lows, highs, block)
 
-    def later(self, samples: int) -> Trail:
+    def later(self, samples: int) -> SampleExtremes:
         """As if at least ``samples`` others had come before; the numbers grow by whole blocks."""
         ahead = _empty(-(-samples // self.block), self.block)
-        moved = Trail(
+        moved = SampleExtremes(
             np.concatenate([ahead.lows, self.lows]), np.concatenate([ahead.highs, self.highs]), self.block
         )
         return moved._coarser(_block(len(moved.lows) * self.block))
 
-    def clipped(self, low: float, high: float) -> Trail:
+    def clipped(self, low: float, high: float) -> SampleExtremes:
         """As if every value had been cut to ``[low, high]``."""
         seen = self.lows <= self.highs
         lows, highs = (
             np.where(seen, np.clip(ends, low, high), ends).astype(np.float32)
             for ends in (self.lows, self.highs)
         )
-        return Trail(lows, highs, self.block)
+        return SampleExtremes(lows, highs, self.block)
 
     def seen(self) -> tuple[Floats, Floats]:
         """Lows and highs, in order, of the entries that hold a finite value."""
         there = self.lows <= self.highs
         return self.lows[there], self.highs[there]
 
-    def _coarser(self, block: int) -> Trail:
+    def _coarser(self, block: int) -> SampleExtremes:
         """With ``block`` samples to an entry, a multiple of today's."""
         times = block // self.block
         if times == 1:
@@ -84,10 +84,12 @@ class Trail:
         padded = _empty(entries * times, block)
         padded.lows[: len(self.lows)], padded.highs[: len(self.highs)] = self.lows, self.highs
         shape = (entries, times)
-        return Trail(padded.lows.reshape(shape).min(axis=1), padded.highs.reshape(shape).max(axis=1), block)
+        return SampleExtremes(
+            padded.lows.reshape(shape).min(axis=1), padded.highs.reshape(shape).max(axis=1), block
+        )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Trail) and self._bytes() == other._bytes()
+        return isinstance(other, SampleExtremes) and self._bytes() == other._bytes()
 
     def __hash__(self) -> int:
         return hash(self._bytes())
@@ -101,8 +103,8 @@ def _block(samples: int) -> int:
     return 1 << max(math.ceil(samples / LENGTH) - 1, 0).bit_length()
 
 
-def _empty(entries: int, block: int) -> Trail:
-    return Trail(np.full(entries, np.inf, np.float32), np.full(entries, -np.inf, np.float32), block)
+def _empty(entries: int, block: int) -> SampleExtremes:
+    return SampleExtremes(np.full(entries, np.inf, np.float32), np.full(entries, -np.inf, np.float32), block)
 
 
 EMPTY = _empty(0, 1)

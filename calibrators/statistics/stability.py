@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrators.statistics.sample_extremes import Trail
+from calibrators.statistics.sample_extremes import SampleExtremes
 from calibrators.statistics.tensor import Extreme, TensorStatistics
 
 FEWEST = 5
@@ -60,18 +60,18 @@ def stability(statistics: TensorStatistics, *, symmetric: bool = False) -> Stabi
     return Stability(_growth(trail), low, high, setter, alone)
 
 
-def _ends(statistics: TensorStatistics) -> tuple[Trail, Extreme | None, Extreme | None]:
+def _ends(statistics: TensorStatistics) -> tuple[SampleExtremes, Extreme | None, Extreme | None]:
     """The extremes of each sample, and who alone set the low and the high end."""
     trail = statistics.trail
     low = _sole(statistics.lowest, trail.lows, trail.lows.min(initial=0))
     return trail, low, _sole(statistics.highest, trail.highs, trail.highs.max(initial=0))
 
 
-def _magnitudes(statistics: TensorStatistics) -> tuple[Trail, Extreme | None, Extreme | None]:
+def _magnitudes(statistics: TensorStatistics) -> tuple[SampleExtremes, Extreme | None, Extreme | None]:
     """As `_ends`, with the greatest magnitude of each sample for its high end, and zero for its low one."""
     trail = statistics.trail
     highs = np.maximum(-trail.lows, trail.highs)
-    trail = Trail(np.zeros_like(highs), highs, trail.block)
+    trail = SampleExtremes(np.zeros_like(highs), highs, trail.block)
     greatest = highs.max(initial=0)
     if -statistics.low > statistics.high:
         return trail, _sole(statistics.lowest, highs, greatest), None
@@ -83,13 +83,13 @@ def _sole(end: Extreme, ends: NDArray[np.float32], outermost: np.float32) -> Ext
     return end if outermost and np.count_nonzero(ends == outermost) == 1 else None
 
 
-def _growth(trail: Trail) -> float:
+def _growth(trail: SampleExtremes) -> float:
     lows, highs = trail.seen()
     early = len(lows) - len(lows) // 4
     return _missing(_width(lows[:early], highs[:early]), _width(lows, highs))
 
 
-def _shrinkage(trail: Trail, end: Extreme) -> float:
+def _shrinkage(trail: SampleExtremes, end: Extreme) -> float:
     others = np.arange(len(trail.lows)) != end.number
     return _missing(_width(trail.lows[others], trail.highs[others]), _width(trail.lows, trail.highs))
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrators.errors import CalibrationError
-from calibrators.statistics.batch_summary import Digest, digest
+from calibrators.statistics.batch_summary import BatchSummary, digest
 from calibrators.statistics.channel_means import ChannelMeans
 from calibrators.statistics.histogram import Histogram
-from calibrators.statistics.sample_extremes import EMPTY, Trail
+from calibrators.statistics.sample_extremes import EMPTY, SampleExtremes
 
 Floats = NDArray[np.float32]
 
@@ -75,19 +75,19 @@ class TensorStatistics:
         self._steps: list[tuple[int, Floats, Floats]] = []
 
     @property
-    def trail(self) -> Trail:
+    def trail(self) -> SampleExtremes:
         """The extremes of each sample."""
         if self._steps:
             numbers = [np.arange(first, first + len(lows)) for first, lows, _ in self._steps]
             _, *ends = zip(*self._steps, strict=True)
             # Adding zero makes -0.0 positive, so that the sign of a zero cannot depend on the order.
             lows, highs = (np.concatenate(part) + np.float32(0) for part in ends)
-            steps = Trail.of(np.concatenate(numbers), lows, highs)
+            steps = SampleExtremes.of(np.concatenate(numbers), lows, highs)
             self._trail, self._steps = self._trail.over(steps), []
         return self._trail
 
     @trail.setter
-    def trail(self, trail: Trail) -> None:
+    def trail(self, trail: SampleExtremes) -> None:
         self._trail, self._steps = trail, []
 
     @property
@@ -141,7 +141,7 @@ class TensorStatistics:
             self.channels = means if self.channels is None else self.channels.plus(means)
         self._fold(digest(values.reshape(len(values), -1), selection), number, name_of)
 
-    def _fold(self, batch: Digest, number: int, name_of: Callable[[int], str]) -> None:
+    def _fold(self, batch: BatchSummary, number: int, name_of: Callable[[int], str]) -> None:
         """Take in a batch whose first sample has the number ``number``."""
         self.nonfinite += batch.nonfinite
         self._remember(number, batch.lows, batch.highs)
@@ -204,7 +204,7 @@ class TensorStatistics:
         return result
 
     def _combined(
-        self, other: TensorStatistics, trail: Trail, lowest: Extreme, highest: Extreme
+        self, other: TensorStatistics, trail: SampleExtremes, lowest: Extreme, highest: Extreme
     ) -> TensorStatistics:
         result = TensorStatistics()
         result.lowest, result.highest = min(self.lowest, lowest), _higher(self.highest, highest)

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from calibrators.errors import some
+from calibrators.errors import shorten
 from calibrators.statistics import Statistics
 from calibrators.statistics.stability import Stability, run_stability, stability
 from onnxq.algorithms.autotune.tuner import Tuning
@@ -193,7 +193,7 @@ def show_verdicts(model: str, target: str, verdicts: Sequence[Verdict], *, every
 def _findings(verdict: Verdict, every_node: bool) -> Iterator[str]:
     """What was found, with the nodes of which it is so."""
     for one, names in verdict.grouped:
-        where = ", ".join(names) if every_node else some(names)
+        where = ", ".join(names) if every_node else shorten(names)
         yield f"{verdict.runtime} {one.severity}: {where}: {one}" if where else f"{one.severity}: {one}"
 
 
@@ -263,7 +263,7 @@ def _search_rows(search: Search) -> Iterator[str]:
         forms = ", ".join((f"{len(attempt.floats)} in float", *_wider(attempt)))
         yield f"{forms}: {', '.join(_attempt(search, attempt))}{mark}"
     if chosen.widened:
-        yield f"weights of more bits: {some(list(chosen.widened))}; --search-log FILE lists them all"
+        yield f"weights of more bits: {shorten(list(chosen.widened))}; --search-log FILE lists them all"
 
 
 def _wider(attempt: TrialResult) -> Iterator[str]:
@@ -292,7 +292,7 @@ def _tuning_rows(tuning: Tuning) -> Iterator[str]:
         mark = " (chosen)" if one is tuning.chosen else ""
         yield f"{_counted(len(one.floats), 'node')} kept float: {one.gain:.2f} times as fast as float{mark}"
     if tuning.floats:
-        yield f"kept float: {some(list(tuning.floats))}; --save-config writes them all, as exclude"
+        yield f"kept float: {shorten(list(tuning.floats))}; --save-config writes them all, as exclude"
 
 
 def _stability_rows(tensors: Mapping[str, Stability], every_tensor: bool) -> Iterator[tuple[str, str]]:

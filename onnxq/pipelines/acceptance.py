@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from calibrators.errors import CalibrationError, some
+from calibrators.errors import CalibrationError, shorten
 from calibrators.session import open_session
 from onnxq.algorithms.autotune.apply import (
     CPU_PROVIDER,
@@ -160,7 +160,7 @@ def model_warnings(trial: StaticAcceptance, float_weights: float, advice: str) -
     if trial.unfused:
         yield (
             f"planned for integers but run in float on this ONNX Runtime ({len(trial.unfused)} nodes): "
-            f"{some(trial.unfused)}. The model is right, but slower than it could be."
+            f"{shorten(trial.unfused)}. The model is right, but slower than it could be."
         )
     if float_weights > MOSTLY_FLOAT:
         yield (

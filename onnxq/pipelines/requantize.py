@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from calibrators.errors import some
+from calibrators.errors import shorten
 from calibrators.statistics import Statistics
 from onnxq.calibration.qparams import QParamSource, calibrator, compute_qparams, from_statistics, from_table
 from onnxq.calibration.run import gather
@@ -148,7 +148,7 @@ def _warnings(
             "real samples with --data."
         )
     if stripped.conflicting:
-        yield f"quantized in several ways, of which the first counts: {some(stripped.conflicting)}"
+        yield f"quantized in several ways, of which the first counts: {shorten(stripped.conflicting)}"
     yield from samples.warnings
     yield from model_warnings(trial, float_weights, "Keep sensitive nodes float with --exclude.")
 
@@ -222,7 +222,7 @@ def _calibrated(
     if missing and samples.synthetic:
         raise CalibrationError(
             f"the target {plan.target} quantizes {len(missing)} tensors that the model has no scale for: "
-            f"{some(missing)}. Give calibration data."
+            f"{shorten(missing)}. Give calibration data."
         )
     tensors = tuple(dict.fromkeys(t for name in missing for t in plan.groups[name].observed_tensors))
     statistics = gather(simple, tensors, samples, config, progress) if tensors else Statistics({}, 0)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
-from calibrators.errors import some
+from calibrators.errors import shorten
 from onnxq.graph.nodes import constant_value, input_at, is_op
 from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED, attribute_value, clip_range
 from onnxq.planner.apply_overrides import block_spec
@@ -54,7 +54,7 @@ def warn_of_whole(planned: Iterable[ir.Node], context: PlanningContext) -> None:
             "channel, or one for all: %s",
             context.target.name,
             len(whole),
-            some(whole),
+            shorten(whole),
         )
 
 

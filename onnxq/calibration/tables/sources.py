@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from calibrators.errors import some
+from calibrators.errors import shorten
 from calibrators.methods.calibrator import Calibrator
 from calibrators.statistics import Statistics
 from onnxq.calibration.tables.table import Encoding, Layer, Table
@@ -29,7 +29,7 @@ def of_statistics(statistics: Statistics, calibrator: Calibrator, spec: QuantSpe
     Statistics know neither which tensors are to share a range nor the weights: a plan does.
     """
     if statistics.unseen:
-        logger.warning("no finite value was seen in %s: not in the table", some(statistics.unseen))
+        logger.warning("no finite value was seen in %s: not in the table", shorten(statistics.unseen))
     seen = [name for name in statistics if name not in statistics.unseen]
     ranges = {name: calibrator(statistics[name], grid_of(spec)) for name in seen}
     return Table({name: Encoding.of_range(*ends) for name, ends in ranges.items()})
@@ -59,7 +59,9 @@ def of_plan(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Table:
     activations: dict[str, Encoding] = {}
     weights: dict[str, Encoding] = {}
     if blocked := [group.name for group in plan.groups.values() if group.spec.block_size is not None]:
-        logger.warning("tables hold no weights with a scale a block, which are left out: %s", some(blocked))
+        logger.warning(
+            "tables hold no weights with a scale a block, which are left out: %s", shorten(blocked)
+        )
     for group in (group for group in plan.groups.values() if group.spec.block_size is None):
         encoding = Encoding.of_params(group.spec, plan.params[group.name])
         for tensor in group.tensors:

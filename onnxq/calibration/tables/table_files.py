@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibrators.errors import some
+from calibrators.errors import shorten
 from onnxq.calibration.tables import ncnn
 from onnxq.calibration.tables.formats import FORMATS, Format, Part
 from onnxq.calibration.tables.parsing import Document
@@ -154,7 +154,7 @@ def _say_absent(table: Table, path: Path, known: Format) -> None:
         logger.warning(
             "%s: left out are tensors that the float model does not have, or not with these values: %s",
             path,
-            some(left_out),
+            shorten(left_out),
         )
 
 

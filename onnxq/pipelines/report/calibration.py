@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from calibrators.errors import some
+from calibrators.errors import shorten
 from calibrators.statistics.stability import GREW, Stability
 from calibrators.statistics.tensor import Extreme
 from onnxq.core.plan import QuantSpec
@@ -81,7 +81,7 @@ def _names(each: Activation) -> Markup:
     others = [name for name in each.group.tensors if name != each.group.name]
     parts = [element("code", each.group.name)]
     if others:
-        parts.append(element("small", f"shared with {some(others, 2)}", title=", ".join(others)))
+        parts.append(element("small", f"shared with {shorten(others, 2)}", title=", ".join(others)))
     if each.seen is not None and each.seen.nonfinite:
         parts.append(element("small", f"{each.seen.nonfinite} values were NaN or infinite", class_="bad"))
     return joined(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from calibrators.errors import some
+from calibrators.errors import shorten
 from onnxq.pipelines.report.markup import Cell, Column, Markup, element, joined, table
 from onnxq.pipelines.report.report import Checked, Found, Report
 
@@ -37,7 +37,7 @@ def _text(found: Found) -> Markup:
 
 def _nodes(names: Sequence[str]) -> str:
     """Some, the rest to be opened."""
-    short, whole = some(names), ", ".join(names)
+    short, whole = shorten(names), ", ".join(names)
     if short == whole:
         return whole or "the whole model"
     return element("details", element("summary", short), whole)

@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 
 from calibrators.data.samples import Array, Sample
-from calibrators.errors import some
+from calibrators.errors import shorten
 from calibrators.session import open_session
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.calibration.run import gather
@@ -236,7 +236,7 @@ def _tell(placement: Placement, plan: QuantPlan) -> None:
     logger.warning(
         "%d of %d quantized tensors are float in training, because PyTorch's graph has no exact place for "
         "them; their ranges are those of calibration: %s",
-        *(len(names), len(plan.groups), some(names)),
+        *(len(names), len(plan.groups), shorten(names)),
     )
 
 

@@ -21,7 +21,7 @@ from calibrators.statistics import Statistics, TensorStatistics, archive, batch_
 from calibrators.statistics.channel_means import ChannelMeans
 from calibrators.statistics.exact_sum import ExactSum
 from calibrators.statistics.histogram import SIDE, Histogram, exponent_of
-from calibrators.statistics.sample_extremes import LENGTH, Trail
+from calibrators.statistics.sample_extremes import LENGTH, SampleExtremes
 from calibrators.statistics.tensor import Extreme
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -367,9 +367,9 @@ def test_small_tensors_are_counted_in_full():
 # The trail
 
 
-def trail(*pairs: tuple[float, float], first: int = 0) -> Trail:
+def trail(*pairs: tuple[float, float], first: int = 0) -> SampleExtremes:
     lows, highs = (np.array(ends, np.float32) for ends in zip(*pairs, strict=True))
-    return Trail.of(first + np.arange(len(lows)), lows, highs)
+    return SampleExtremes.of(first + np.arange(len(lows)), lows, highs)
 
 
 def test_the_trail_keeps_the_extremes_of_each_sample():
@@ -386,21 +386,24 @@ def test_a_long_trail_takes_neighbours_together():
     rng = np.random.default_rng(0)
     highs = rng.random(5 * LENGTH // 2).astype(np.float32)
     numbers = np.arange(len(highs))
-    whole = Trail.of(numbers, -highs, highs)
+    whole = SampleExtremes.of(numbers, -highs, highs)
     assert whole.block == 4
     np.testing.assert_array_equal(whole.highs, highs.reshape(-1, 4).max(axis=1))
     parts = [
-        Trail.of(part, -highs[part], highs[part]) for part in np.split(numbers, range(999, len(highs), 999))
+        SampleExtremes.of(part, -highs[part], highs[part])
+        for part in np.split(numbers, range(999, len(highs), 999))
     ]
     for order in (parts, parts[::-1]):
-        assert functools.reduce(Trail.over, order) == whole
+        assert functools.reduce(SampleExtremes.over, order) == whole
 
 
 def test_samples_numbered_anew_come_later():
     one, two = trail((0, 1), (0, 2)), trail((-5, 0))
     both = one.over(two.later(2))
     assert both == trail((0, 1), (0, 2), (-5, 0))
-    long = Trail.of(np.arange(LENGTH + 1), np.zeros(LENGTH + 1, np.float32), np.ones(LENGTH + 1, np.float32))
+    long = SampleExtremes.of(
+        np.arange(LENGTH + 1), np.zeros(LENGTH + 1, np.float32), np.ones(LENGTH + 1, np.float32)
+    )
     moved = long.later(LENGTH)
     assert moved.block == 4
     assert moved.highs[: LENGTH // 4].max() == -np.inf

@@ -15,7 +15,7 @@ from cli import onnxq as command
 from cli import save_data, save_model
 from graphs import parse
 
-from calibrators.errors import some
+from calibrators.errors import shorten
 from calibrators.statistics import Statistics, TensorStatistics
 from calibrators.statistics.histogram import Histogram
 from onnxq.core.config import QuantConfig
@@ -386,7 +386,7 @@ def test_what_runtimes_said_is_told_with_its_nodes():
     )
     text = text_of(report(checked=checked))
     assert "legality passed 4 rules onnxruntime failed 0 of 9 in integers" in text
-    assert f"onnxruntime error runs in float. Use another type. {some(nodes)} {', '.join(nodes)}" in text
+    assert f"onnxruntime error runs in float. Use another type. {shorten(nodes)} {', '.join(nodes)}" in text
     assert "onnxruntime warning takes a copy the whole model" in text
 
 
