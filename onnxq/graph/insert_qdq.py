@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from onnxq.core.numerics import dequantize, quantize, quantize_bias
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
-from onnxq.graph.nodes import constant_value, insert_behind, unused
+from onnxq.graph.nodes import constant_value, insert_after, unique_name
 from onnxq.graph.ort_rewrites import fill_channels, write_as_sums
 
 
@@ -148,7 +148,7 @@ class _Inserter:
         out = node.outputs[0]
         out.name = self._unique(f"{value.name}_quantized")
         out.dtype, out.shape = group.spec.dtype, value.shape
-        insert_behind(value, node, self._graph)
+        insert_after(value, node, self._graph)
         return out
 
     def _clip(self, value: ir.Value, group: Group) -> ir.Value:
@@ -160,7 +160,7 @@ class _Inserter:
         out = node.outputs[0]
         out.name = self._unique(f"{value.name}_clipped")
         out.type, out.shape = value.type, value.shape
-        insert_behind(value, node, self._graph)
+        insert_after(value, node, self._graph)
         return out
 
     def _read(
@@ -230,7 +230,7 @@ class _Inserter:
         return value
 
     def _unique(self, name: str) -> str:
-        chosen = unused(name, self._names)
+        chosen = unique_name(name, self._names)
         self._names.add(chosen)
         return chosen
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 
-def unused(name: str, taken: Container[str | None]) -> str:
+def unique_name(name: str, taken: Container[str | None]) -> str:
     """``name``, or the first of ``name_1``, ``name_2`` … that is not ``taken``."""
     names = chain([name], (f"{name}_{number}" for number in count(1)))
     return next(each for each in names if each not in taken)
@@ -23,12 +23,12 @@ def unused(name: str, taken: Container[str | None]) -> str:
 
 def unused_name(name: str, model: ir.Model) -> str:
     """``name``, or with a number when a tensor of the main graph has it."""
-    return unused(name, ir.convenience.create_value_mapping(model.graph))
+    return unique_name(name, ir.convenience.create_value_mapping(model.graph))
 
 
 def unused_node(name: str, model: ir.Model) -> str:
     """``name``, or with a number when a node has it."""
-    return unused(name, {node.name for node in model.graph.all_nodes()})
+    return unique_name(name, {node.name for node in model.graph.all_nodes()})
 
 
 STANDARD_DOMAIN = ""
@@ -89,7 +89,7 @@ def is_broadcast(small: ir.Value, large: ir.Value) -> bool:
     return any(a == 1 and b != 1 for a, b in zip(small.shape, large.shape, strict=True))
 
 
-def supplant(old: ir.Value, new: ir.Value) -> None:
+def replace_value(old: ir.Value, new: ir.Value) -> None:
     """Let ``new`` take the place of ``old``: its uses, its seat among the graph outputs, its name and type.
 
     ``new`` must be produced in the graph of ``old`` and must not be a graph output itself.
@@ -101,7 +101,7 @@ def supplant(old: ir.Value, new: ir.Value) -> None:
     new.name, new.shape, new.type = name, shape or new.shape, kind or new.type
 
 
-def insert_behind(value: ir.Value, nodes: ir.Node | list[ir.Node], graph: ir.Graph) -> None:
+def insert_after(value: ir.Value, nodes: ir.Node | list[ir.Node], graph: ir.Graph) -> None:
     """Let ``integer_nodes`` stand right behind what makes ``value``; at the start of the graph where nothing does."""
     producer = value.producer()
     if producer is None:
@@ -112,7 +112,7 @@ def insert_behind(value: ir.Value, nodes: ir.Node | list[ir.Node], graph: ir.Gra
 
 def add_initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
     """A new initializer of the main graph under this name, or the name with a number when it is taken."""
-    unique = unused(name, model.graph.initializers)
+    unique = unique_name(name, model.graph.initializers)
     tensor = ir.tensor(array, name=unique)
     value = ir.Value(
         name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor

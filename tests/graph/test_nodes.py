@@ -3,7 +3,7 @@
 import pytest
 from graphs import parse
 
-from onnxq.graph.nodes import unused, unused_name, unused_node
+from onnxq.graph.nodes import unique_name, unused_name, unused_node
 
 TEXT = """g (float[4] x) => (float[4] y) <float[4] w>
 { x_1 = Add(x, w)  y = Relu(x_1) }"""
@@ -13,7 +13,7 @@ TEXT = """g (float[4] x) => (float[4] y) <float[4] w>
     ("taken", "name"), [((), "a"), (("b",), "a"), (("a",), "a_1"), (("a", "a_1", "a_3"), "a_2")]
 )
 def test_the_first_number_that_is_free(taken, name):
-    assert unused("a", taken) == name
+    assert unique_name("a", taken) == name
 
 
 def test_names_of_tensors_and_of_nodes_are_apart():

@@ -31,7 +31,7 @@ from onnxq.algorithms.layers.biases import bias_of
 from onnxq.algorithms.layers.matrices import matrices
 from onnxq.core.numerics import dequantize
 from onnxq.core.plan import Group
-from onnxq.graph.nodes import add_initializer, constant_value, input_at, is_op, supplant, unused_name
+from onnxq.graph.nodes import add_initializer, constant_value, input_at, is_op, replace_value, unused_name
 from onnxq.graph.operators import WEIGHTED
 
 Offsets = NDArray[np.float64]
@@ -144,5 +144,5 @@ def _replace_relu(model: ir.Model, node: ir.Node, low: Offsets) -> None:
     limit = add_initializer(model, unused_name(f"{node.name}_low", model), low.astype(np.float32))
     clip = ir.node("Clip", [node.inputs[0], limit], name=node.name)
     model.graph.insert_after(node, clip)
-    supplant(node.outputs[0], clip.outputs[0])
+    replace_value(node.outputs[0], clip.outputs[0])
     model.graph.remove(node, safe=True)

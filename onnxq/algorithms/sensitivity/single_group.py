@@ -12,7 +12,7 @@ from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import Bias, bias_of
 from onnxq.core.numerics import dequantize, quantize
 from onnxq.core.plan import GRAPH_OUTPUT, Group, QuantParams, QuantPoint, QuantSpec
-from onnxq.graph.nodes import add_initializer, all_nodes, constant_value, insert_behind
+from onnxq.graph.nodes import add_initializer, all_nodes, constant_value, insert_after
 from onnxq.graph.operators import WEIGHTED
 
 
@@ -103,5 +103,5 @@ def _rounding(model: ir.Model, value: ir.Value, params: QuantParams, spec: Quant
         source = node.outputs[0]
         source.name, source.type, source.shape = f"{node.name}_output", value.type, value.shape
         nodes.append(node)
-    insert_behind(value, nodes, model.graph)
+    insert_after(value, nodes, model.graph)
     return nodes

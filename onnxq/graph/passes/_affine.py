@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.nodes import constant_value, int_attribute, is_op, rank, sole_output, supplant
+from onnxq.graph.nodes import constant_value, int_attribute, is_op, rank, replace_value, sole_output
 from onnxq.graph.passes._weighted import (
     Array,
     channel_axis_and_rank,
@@ -175,6 +175,6 @@ def _into_batchnorm(model: ir.Model, producer: ir.Node, affine: Affine) -> bool:
 
 def _drop(node: ir.Node, source: ir.Value) -> None:
     """Take out a node whose work its producer now does; the producer's output takes over its name."""
-    supplant(node.outputs[0], source)
+    replace_value(node.outputs[0], source)
     if node.graph is not None:
         node.graph.remove(node, safe=True)

@@ -18,7 +18,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.nodes import add_initializer, all_nodes, is_op, supplant
+from onnxq.graph.nodes import add_initializer, all_nodes, is_op, replace_value
 from onnxq.graph.operators import attribute_value, clip_range
 from onnxq.graph.passes._affine import Affine, give_to_producer, is_private
 from onnxq.graph.passes._piecewise import scalar_affine
@@ -64,7 +64,7 @@ def _scale_limits(model: ir.Model, clip: ir.Node, factor: float) -> None:
 
 
 def _take_place(node: ir.Node, clipped: ir.Value) -> None:
-    supplant(node.outputs[0], clipped)
+    replace_value(node.outputs[0], clipped)
     if node.graph is not None:
         node.graph.remove(node, safe=True)
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.graph.nodes import all_nodes, constant_value, input_at, int_attribute, is_op, rank, supplant
+from onnxq.graph.nodes import all_nodes, constant_value, input_at, int_attribute, is_op, rank, replace_value
 from onnxq.graph.passes._affine import is_private
 from onnxq.graph.passes._weighted import FLOATS, as_row, replace_constant
 
@@ -59,7 +59,7 @@ def _bias_row(matmul: ir.Node, bias: ir.Value) -> NDArray[np.generic] | None:
 def _rewrite(
     model: ir.Model, matmul: ir.Node, add: ir.Node, bias: ir.Value, row: NDArray[np.generic]
 ) -> None:
-    supplant(add.outputs[0], matmul.outputs[0])
+    replace_value(add.outputs[0], matmul.outputs[0])
     if add.graph is not None:
         add.graph.remove(add, safe=True)
     matmul.op_type = "Gemm"

@@ -18,7 +18,7 @@ from collections.abc import Hashable
 
 import onnx_ir as ir
 
-from onnxq.graph.nodes import STANDARD_DOMAIN, all_nodes, constant_value, input_at, is_op, supplant
+from onnxq.graph.nodes import STANDARD_DOMAIN, all_nodes, constant_value, input_at, is_op, replace_value
 from onnxq.graph.passes.constants import NOT_DETERMINED
 
 
@@ -52,7 +52,7 @@ def _remove(node: ir.Node) -> bool:
     if not output.is_graph_output():
         output.replace_all_uses_with(source)
     elif _may_be_renamed(source, node.graph):
-        supplant(output, source)
+        replace_value(output, source)
     else:
         return False
     node.graph.remove(node, safe=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnxq.calibration.weight_scale import refine_scale
 from onnxq.core.numerics import params_from_range, quantize, spread, weight_range
 from onnxq.core.plan import QuantSpec
-from onnxq.graph.nodes import all_nodes, constant_value, supplant, unused
+from onnxq.graph.nodes import all_nodes, constant_value, replace_value, unique_name
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
@@ -200,7 +200,7 @@ class ModelRewriter:
         """Let ``outputs`` take the place of those of ``node``, which goes."""
         for old, new in zip(node.outputs, outputs, strict=False):
             if old.name:
-                supplant(old, new)
+                replace_value(old, new)
         assert node.graph is not None
         node.graph.remove(node, safe=True)
 
@@ -213,7 +213,7 @@ class ModelRewriter:
         return self.model
 
     def _unique(self, name: str) -> str:
-        chosen = unused(name, self._names)
+        chosen = unique_name(name, self._names)
         self._names.add(chosen)
         return chosen
 
