@@ -166,7 +166,7 @@ class QuantPlan:
             moves Q and DQ across them.
         stored: names of the nodes that stay float and whose weights are stored in fewer bits all the same.
         sums: names of the Adds that stay float and are written as Sum (see `norm_sums`).
-        filled: name -> of what their input channels should be a multiple (see `fill_channels`).
+        filled: name -> of what their input channels should be a multiple (see `pad_input_channels`).
         params: group name -> parameters; filled by `with_params`.
     """
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxq.core.numerics import dequantize, quantize, quantize_bias
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
-from onnxq.graph.ort_rewrites import fill_channels, write_as_sums
+from onnxq.graph.ort_rewrites import pad_input_channels, unfuse_layernorm_adds
 
 
 def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
@@ -30,14 +30,14 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
     for bias in plan.biases:
         inserter.quantize_bias(bias)
     quantized = inserter.finish()
-    write_as_sums(quantized, plan.unfused_sums)
+    unfuse_layernorm_adds(quantized, plan.unfused_sums)
     return quantized
 
 
 def as_written(model: ir.Model, plan: QuantPlan) -> ir.Model:
     """The same as it goes into the file: also in the shapes that kernels are fast with."""
     quantized = insert_qdq(model, plan)
-    fill_channels(quantized, plan.channel_padding)
+    pad_input_channels(quantized, plan.channel_padding)
     return quantized
 
 

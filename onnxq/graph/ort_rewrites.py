@@ -30,7 +30,7 @@ FEWEST_OUTPUTS = 16
 """With fewer, the Pad takes longer than the convolution gains."""
 
 
-def fill_channels(model: ir.Model, multiples: Mapping[str, int]) -> None:
+def pad_input_channels(model: ir.Model, multiples: Mapping[str, int]) -> None:
     """Let convolutions of the Q/DQ ``model`` read a multiple of so many channels, if they can.
 
     They can where they alone read what Q and DQ make of the graph's input, and alone their weights.
@@ -102,12 +102,12 @@ _NORMS = (["LayerNormalization"], ["ReduceMean", "Sub"])
 """What reads such a sum, and nothing else does: the operator, or what it was made of before opset 17."""
 
 
-def sums_before_norms(model: ir.Model) -> frozenset[str]:
+def adds_before_layernorm(model: ir.Model) -> frozenset[str]:
     """The names of the Adds of two computed tensors that only a LayerNormalization reads."""
     return frozenset(node.name or "" for node in all_nodes(model) if _is_before_norm(node))
 
 
-def write_as_sums(model: ir.Model, names: Collection[str]) -> None:
+def unfuse_layernorm_adds(model: ir.Model, names: Collection[str]) -> None:
     """Let the Adds of these names be Sums."""
     for node in all_nodes(model):
         if node.name in names:

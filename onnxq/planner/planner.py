@@ -20,7 +20,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.graph.nodes import all_nodes
 from onnxq.graph.operators import WEIGHTED, clip_range
-from onnxq.graph.ort_rewrites import sums_before_norms
+from onnxq.graph.ort_rewrites import adds_before_layernorm
 from onnxq.planner.apply_overrides import with_methods
 from onnxq.planner.blockwise import among_integers, blocked_nodes, warn_of_whole
 from onnxq.planner.context import (
@@ -84,7 +84,9 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
 
 
 def _sums(model: ir.Model, planned: Iterable[ir.Node], target: Target) -> frozenset[str]:
-    return sums_before_norms(model) - {node.name for node in planned} if target.parts_norms else frozenset()
+    return (
+        adds_before_layernorm(model) - {node.name for node in planned} if target.parts_norms else frozenset()
+    )
 
 
 def _ends(graph: ir.Graph, context: PlanningContext) -> frozenset[ir.Node]:

@@ -11,7 +11,7 @@ import onnxq
 from onnxq.graph.files import load, write
 from onnxq.graph.insert_qdq import as_written, insert_qdq
 from onnxq.graph.nodes import all_nodes, constant_value
-from onnxq.graph.ort_rewrites import sums_before_norms, write_as_sums
+from onnxq.graph.ort_rewrites import adds_before_layernorm, unfuse_layernorm_adds
 from onnxq.graph.passes.shapes import InferShapesPass
 
 
@@ -121,7 +121,7 @@ def named(model) -> set:
     InferShapesPass()(model)
     for number, node in enumerate(model.graph):
         node.name = f"node {number}"
-    found = sums_before_norms(model)
+    found = adds_before_layernorm(model)
     return {node.outputs[0].name for node in all_nodes(model) if node.name in found}
 
 
@@ -151,7 +151,7 @@ def test_the_outputs_stay_the_same():
     InferShapesPass()(changed)
     for number, node in enumerate(changed.graph):
         node.name = f"node {number}"
-    write_as_sums(changed, sums_before_norms(changed))
+    unfuse_layernorm_adds(changed, adds_before_layernorm(changed))
     assert op_counts(changed)["Sum"] == 1
     assert "Add" not in op_counts(changed)
     assert_same_outputs(model, changed)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.graph.nodes import all_nodes, is_op
-from onnxq.graph.ort_rewrites import sums_before_norms, write_as_sums
+from onnxq.graph.ort_rewrites import adds_before_layernorm, unfuse_layernorm_adds
 from onnxq.pipelines.dynamic.attention import is_fused_attention
 from onnxq.pipelines.dynamic.dispatch import WAYS
 from onnxq.pipelines.dynamic.input_checks import is_computed
@@ -48,7 +48,7 @@ def plan_nodes(model: ir.Model, setting: DynamicScheme) -> QuantPlan:
         integer_nodes={node.name or "": node.op_type for node, text in told.items() if not text},
         float_nodes={node.name or "": FloatNode(node.op_type, text) for node, text in told.items() if text},
         weight_only_nodes=frozenset(node.name or "" for node, text in smaller.items() if text),
-        unfused_sums=sums_before_norms(model) if setting.target.parts_norms else frozenset(),
+        unfused_sums=adds_before_layernorm(model) if setting.target.parts_norms else frozenset(),
     )
 
 
@@ -59,7 +59,7 @@ def rewrite(model: ir.Model, plan: QuantPlan, setting: DynamicScheme, known: Kno
     chosen = {*plan.integer_nodes, *plan.weight_only_nodes}
     for node in [node for node in all_nodes(piece.model) if node.name in chosen]:
         ways[node.op_type].rewrite(node, piece)
-    write_as_sums(piece.model, plan.unfused_sums)
+    unfuse_layernorm_adds(piece.model, plan.unfused_sums)
     return piece.finish()
 
 
