@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.calibration.tables.table import INT8, UINT8, Encoding, Layer, Table
+from onnxq.calibration.tables.table import INT8, UINT8, Encoding, NcnnLayer, Table
 from onnxq.core.plan import QuantParams, QuantSpec
 
 PER_CHANNEL = QuantSpec(ir.DataType.INT8, symmetric=True, axis=0, narrow_range=True)
@@ -21,7 +21,10 @@ WEIGHT = exact(PER_CHANNEL, [0.1, 0.2])
 EXAMPLE = Table(
     activations={"x": SYMMETRIC, "a/b c": UNSIGNED, "ä": Encoding.of_range(-8.0, 1.0)},
     weights={"b": exact(INT8, 0.5), "w": WEIGHT},
-    layers={"conv": Layer(UNSIGNED, WEIGHT, channels=2), "w3": Layer(SYMMETRIC, WEIGHT, 2, winograd=True)},
+    layers={
+        "conv": NcnnLayer(UNSIGNED, WEIGHT, channels=2),
+        "w3": NcnnLayer(SYMMETRIC, WEIGHT, 2, winograd=True),
+    },
     operators=("conv", "add"),
     absent=frozenset({"gone"}),
 )

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.algorithms.draft import with_constants
-from onnxq.algorithms.layers.matrices import Layer
+from onnxq.algorithms.layers.matrices import MatrixLayer
 from onnxq.graph.nodes import constant_value, input_at, is_op, sole_output
 from onnxq.graph.operators import WEIGHTED, clip_range
 
@@ -102,7 +102,7 @@ class BiasAndActivation:
         return (products + self.bias).clip(*self.limits)
 
 
-def bias_and_activation(node: ir.Node, layer: Layer) -> BiasAndActivation:
+def bias_and_activation(node: ir.Node, layer: MatrixLayer) -> BiasAndActivation:
     """What is behind ``layer``, which ``node`` computes."""
     groups, outputs, _ = layer.shape
     bias, slot = bias_of(node), WEIGHTED[node.op_type].bias

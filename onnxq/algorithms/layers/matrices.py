@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Layer:
+class MatrixLayer:
     """A quantized node with constant weights.
 
     Attributes:
@@ -40,21 +40,23 @@ class Layer:
     shape: tuple[int, int, int]
 
 
-def layers(model: ir.Model, plan: QuantPlan) -> list[Layer]:
+def layers(model: ir.Model, plan: QuantPlan) -> list[MatrixLayer]:
     """The layers of ``plan`` whose data and weights are both quantized, in graph order."""
     points = {(point.consumer, point.input_index): point for point in plan.points}
     return [layer for node in model.graph if (layer := _layer(node, points)) is not None]
 
 
-def with_own_weights(model: ir.Model, plan: QuantPlan) -> list[Layer]:
+def with_own_weights(model: ir.Model, plan: QuantPlan) -> list[MatrixLayer]:
     """The layers that alone read their weights: other readers' inputs might want them rounded otherwise."""
     constants = model.graph.initializers
     return [one for one in layers(model, plan) if len(tuple(constants[one.weight.tensor].uses())) == 1]
 
 
-def in_parts(found: Iterable[Layer], size: Callable[[Layer], int], most: int) -> Iterator[list[Layer]]:
+def in_parts(
+    found: Iterable[MatrixLayer], size: Callable[[MatrixLayer], int], most: int
+) -> Iterator[list[MatrixLayer]]:
     """Neighbours together, as many as have at most the size ``most``; a single one may have more."""
-    part: list[Layer] = []
+    part: list[MatrixLayer] = []
     for layer in found:
         if part and sum(map(size, (*part, layer))) > most:
             yield part
@@ -64,7 +66,7 @@ def in_parts(found: Iterable[Layer], size: Callable[[Layer], int], most: int) ->
         yield part
 
 
-def _layer(node: ir.Node, points: Mapping[tuple[str, int], QuantPoint]) -> Layer | None:
+def _layer(node: ir.Node, points: Mapping[tuple[str, int], QuantPoint]) -> MatrixLayer | None:
     operator = WEIGHTED.get(node.op_type)
     if operator is None:
         return None
@@ -73,7 +75,7 @@ def _layer(node: ir.Node, points: Mapping[tuple[str, int], QuantPoint]) -> Layer
     matrix = matrices_of(node) if data is not None and weight is not None else None
     if data is None or weight is None or matrix is None:
         return None
-    return Layer(name, node.op_type, data, weight, matrix.shape)
+    return MatrixLayer(name, node.op_type, data, weight, matrix.shape)
 
 
 def channel_axes(model: ir.Model, plan: QuantPlan) -> dict[str, int]:

@@ -28,7 +28,14 @@ from onnxq.algorithms.context import Arrays, Workbench
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import bias_and_activation, bias_of
 from onnxq.algorithms.layers.im2col import finite, im2col_rows
-from onnxq.algorithms.layers.matrices import Layer, in_parts, matrices, weights, weights_of, with_own_weights
+from onnxq.algorithms.layers.matrices import (
+    MatrixLayer,
+    in_parts,
+    matrices,
+    weights,
+    weights_of,
+    with_own_weights,
+)
 from onnxq.algorithms.weights.soft_rounding import LayerProblem, check_torch, learn
 from onnxq.core.numerics import dequantize, quantize, spread
 
@@ -74,7 +81,7 @@ def learn_rounding(draft: Draft, context: Workbench) -> Draft | None:
     return changed if changed is not draft else None
 
 
-def _with_learned(draft: Draft, layer: Layer, aim: Floats, seconds: float, context: Workbench) -> Draft:
+def _with_learned(draft: Draft, layer: MatrixLayer, aim: Floats, seconds: float, context: Workbench) -> Draft:
     """``draft`` with what one layer learned, if it holds on rows that it was not learned from."""
     fit, check = _halves(layer_problem(draft, layer, aim, context))
     if check.rows.shape[1] == 0:
@@ -110,7 +117,7 @@ class _Clock:
         return seconds
 
 
-def _cost(layer: Layer) -> float:
+def _cost(layer: MatrixLayer) -> float:
     return math.prod(layer.shape) + OVERHEAD
 
 
@@ -132,7 +139,7 @@ ROWS = 2**13
 ROW_BYTES = 2**26
 
 
-def float_outputs(model: ir.Model, chosen: Sequence[Layer], context: Workbench) -> list[Floats]:
+def float_outputs(model: ir.Model, chosen: Sequence[MatrixLayer], context: Workbench) -> list[Floats]:
     """What some layers of the float ``model`` give, behind their Relu or Clip: ``[G, n, O]`` of each."""
     nodes = [model.graph.node(layer.name) for layer in chosen]
     transposed = [matrices(node, _weights(node)).transpose(0, 2, 1) for node in nodes]
@@ -148,18 +155,18 @@ def float_outputs(model: ir.Model, chosen: Sequence[Layer], context: Workbench) 
     return [np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True)]
 
 
-def aim_bytes(layer: Layer) -> int:
+def aim_bytes(layer: MatrixLayer) -> int:
     """The memory that the aim of a layer takes at most."""
     groups, outputs, _ = layer.shape
     return 4 * groups * outputs * _most_rows(layer)
 
 
-def _most_rows(layer: Layer) -> int:
+def _most_rows(layer: MatrixLayer) -> int:
     groups, outputs, inputs = layer.shape
     return min(ROWS, ROW_BYTES // (4 * groups * (inputs + outputs)))
 
 
-def layer_problem(draft: Draft, layer: Layer, aim: Floats, context: Workbench) -> LayerProblem:
+def layer_problem(draft: Draft, layer: MatrixLayer, aim: Floats, context: Workbench) -> LayerProblem:
     """What one layer has to learn, with inputs from the layers before it as they are in ``draft``."""
     node, current = draft.reference.graph.node(layer.name), draft.model.graph.node(layer.name)
     params, spec = draft.plan.params[layer.weight.group], draft.plan.groups[layer.weight.group].spec
@@ -190,7 +197,7 @@ def _weights(node: ir.Node) -> NDArray[np.generic]:
     return values
 
 
-def _rows(draft: Draft, layer: Layer, context: Workbench) -> Floats:
+def _rows(draft: Draft, layer: MatrixLayer, context: Workbench) -> Floats:
     """What the quantized layer multiplies with: ``[G, n, K]``."""
     node = draft.reference.graph.node(layer.name)
     group = draft.plan.groups[layer.data.group]
@@ -203,7 +210,7 @@ def _rows(draft: Draft, layer: Layer, context: Workbench) -> Floats:
     return np.concatenate(list(context.watch(model, [integers], look)), axis=1)
 
 
-def _integers(quantized: ir.Model, layer: Layer) -> tuple[str, ir.Model]:
+def _integers(quantized: ir.Model, layer: MatrixLayer) -> tuple[str, ir.Model]:
     """The integers that the layer dequantizes and reads; ``quantized``, cut off behind them."""
     value = quantized.graph.node(layer.name).inputs[layer.data.input_index]
     reader = None if value is None else value.producer()
@@ -216,7 +223,7 @@ def _integers(quantized: ir.Model, layer: Layer) -> tuple[str, ir.Model]:
 
 
 def _picked(
-    node: ir.Node, layer: Layer, data: NDArray[np.generic], number: int, context: Workbench
+    node: ir.Node, layer: MatrixLayer, data: NDArray[np.generic], number: int, context: Workbench
 ) -> Floats:
     """Rows of a batch, ``[G, n, K]``: of the same places whatever model ``data`` comes from."""
     samples = sum(batch.count for batch in context.fit)

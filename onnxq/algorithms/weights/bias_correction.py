@@ -27,7 +27,7 @@ from calibrators.data.samples import Sample
 from onnxq.algorithms.context import Arrays, Workbench
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import Bias, bias_of, with_biases
-from onnxq.algorithms.layers.matrices import Layer, channel_axis, layers, matrices, weights_of
+from onnxq.algorithms.layers.matrices import MatrixLayer, channel_axis, layers, matrices, weights_of
 from onnxq.algorithms.layers.stepwise import Array, run_stepwise
 from onnxq.algorithms.layers.subgraphs import is_partitionable
 from onnxq.core.numerics import dequantize, quantize
@@ -49,7 +49,7 @@ def correct_biases(draft: Draft, context: Workbench) -> Draft | None:
     return replace(draft, model=with_biases(draft.model, biases)) if biases else None
 
 
-def _mean_row(node: ir.Node, layer: Layer, means: Mapping[str, Doubles]) -> Doubles | None:
+def _mean_row(node: ir.Node, layer: MatrixLayer, means: Mapping[str, Doubles]) -> Doubles | None:
     """The mean row x ``[G, K]``: that of its channel for every tap; None if it is not known."""
     groups, _, inputs = layer.shape
     known = means.get(layer.data.tensor)
@@ -64,7 +64,7 @@ def _share(node: ir.Node) -> float:
     return 1 / math.prod(strides)
 
 
-def _weight_error(exact: ir.Node, node: ir.Node, layer: Layer, draft: Draft) -> Doubles:
+def _weight_error(exact: ir.Node, node: ir.Node, layer: MatrixLayer, draft: Draft) -> Doubles:
     """``W - W_q``, ``[G, O, K]``."""
     before, after = weights_of(exact), weights_of(node)
     assert before is not None

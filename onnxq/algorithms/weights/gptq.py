@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from calibrators.collect import processors
 from onnxq.algorithms.context import Workbench
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.layers.matrices import Layer, matrices, weights, weights_of, with_own_weights
+from onnxq.algorithms.layers.matrices import MatrixLayer, matrices, weights, weights_of, with_own_weights
 from onnxq.algorithms.weights.hessian import SecondMoments, gather_moments, in_blocks, out_of_blocks
 from onnxq.core.numerics import dequantize, quantize, spread
 from onnxq.core.plan import QuantParams, QuantSpec
@@ -47,7 +47,7 @@ def gptq(draft: Draft, context: Workbench) -> Draft | None:
     able = with_own_weights(draft.reference, draft.plan)
     rounded: dict[str, NDArray[np.float32]] = {}
 
-    def one(found: tuple[Layer, SecondMoments]) -> tuple[str, NDArray[np.float32]]:
+    def one(found: tuple[MatrixLayer, SecondMoments]) -> tuple[str, NDArray[np.float32]]:
         layer, moments = found
         return layer.weight.tensor, _rounded(nodes[layer.name], layer, moments, draft)
 
@@ -59,7 +59,7 @@ def gptq(draft: Draft, context: Workbench) -> Draft | None:
     return draft.with_constants(rounded) if rounded else None
 
 
-def _rounded(node: ir.Node, layer: Layer, moments: SecondMoments, draft: Draft) -> NDArray[np.float32]:
+def _rounded(node: ir.Node, layer: MatrixLayer, moments: SecondMoments, draft: Draft) -> NDArray[np.float32]:
     """The layer's weights on their grid, in the layout that the operator has them in."""
     values = weights_of(node)
     assert values is not None

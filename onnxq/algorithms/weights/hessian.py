@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from onnxq.algorithms.context import Arrays, Workbench
 from onnxq.algorithms.layers.im2col import Floats, finite, im2col_rows
-from onnxq.algorithms.layers.matrices import Layer, in_parts
+from onnxq.algorithms.layers.matrices import MatrixLayer, in_parts
 
 Doubles = NDArray[np.float64]
 
@@ -85,18 +85,18 @@ class SecondMoments:
 
 
 def gather_moments(
-    model: ir.Model, layers: Sequence[Layer], context: Workbench
-) -> Iterator[list[tuple[Layer, SecondMoments]]]:
+    model: ir.Model, layers: Sequence[MatrixLayer], context: Workbench
+) -> Iterator[list[tuple[MatrixLayer, SecondMoments]]]:
     """The moments of ``layers``, in their order; as many at a time as there is memory for."""
     for part in in_parts(layers, _bytes, MOST_BYTES):
         yield _together(model, part, context)
 
 
-def _bytes(layer: Layer) -> int:
+def _bytes(layer: MatrixLayer) -> int:
     return 4 * layer.shape[0] * layer.shape[2] * _width(layer)
 
 
-def _width(layer: Layer) -> int:
+def _width(layer: MatrixLayer) -> int:
     """Columns of a block: all of them, unless their moments take too much memory."""
     groups, _, inputs = layer.shape
     blocks = -(-4 * groups * inputs * inputs // MOST_BYTES)
@@ -122,8 +122,8 @@ def out_of_blocks(blocks: NDArray[_Number], inputs: int) -> NDArray[_Number]:
 
 
 def _together(
-    model: ir.Model, layers: Sequence[Layer], context: Workbench
-) -> list[tuple[Layer, SecondMoments]]:
+    model: ir.Model, layers: Sequence[MatrixLayer], context: Workbench
+) -> list[tuple[MatrixLayer, SecondMoments]]:
     nodes = {node.name: node for node in model.graph}
     samples = max(1, sum(batch.count for batch in context.fit))
     limits = [max(FEWEST, ROWS * layer.shape[2] // samples) for layer in layers]
@@ -137,7 +137,7 @@ def _together(
 
 
 def _rows(
-    picks: Sequence[tuple[Layer, ir.Node, int]], seed: int, number: int, arrays: Arrays
+    picks: Sequence[tuple[MatrixLayer, ir.Node, int]], seed: int, number: int, arrays: Arrays
 ) -> list[Floats]:
     """Each layer's rows of one batch, as ``[G, n, K]``."""
     rng = np.random.default_rng((seed, number))

@@ -26,7 +26,7 @@ from onnxq.algorithms.context import Arrays, Workbench
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import BiasAndActivation, bias_and_activation, bias_of
 from onnxq.algorithms.layers.im2col import finite, im2col_rows
-from onnxq.algorithms.layers.matrices import Layer, matrices, weights, weights_of, with_own_weights
+from onnxq.algorithms.layers.matrices import MatrixLayer, matrices, weights, weights_of, with_own_weights
 from onnxq.algorithms.layers.stepwise import Array, iterate_steps
 from onnxq.algorithms.layers.subgraphs import is_partitionable
 from onnxq.algorithms.weights.bias_correction import correct_biases
@@ -111,7 +111,7 @@ def round_sequentially(draft: Draft, context: Workbench) -> Draft | None:
     return changed
 
 
-def _few(draft: Draft) -> list[Layer]:
+def _few(draft: Draft) -> list[MatrixLayer]:
     """The layers whose weights have few levels, and whose moments there is memory for."""
     return [
         layer
@@ -137,9 +137,9 @@ def _refresh(quantized: ir.Model, draft: Draft, names: Collection[str]) -> None:
             kept[name].const_value = value.const_value
 
 
-def _stops(quantized: ir.Model, found: Sequence[Layer]) -> dict[str, list[Layer]]:
+def _stops(quantized: ir.Model, found: Sequence[MatrixLayer]) -> dict[str, list[MatrixLayer]]:
     """The integers that layers read -> these layers."""
-    stops: dict[str, list[Layer]] = {}
+    stops: dict[str, list[MatrixLayer]] = {}
     for layer in found:
         value = quantized.graph.node(layer.name).inputs[layer.data.input_index]
         reader = None if value is None else value.producer()
@@ -149,7 +149,7 @@ def _stops(quantized: ir.Model, found: Sequence[Layer]) -> dict[str, list[Layer]
     return stops
 
 
-def _batches(draft: Draft, found: Sequence[Layer], context: Workbench) -> list[Sample]:
+def _batches(draft: Draft, found: Sequence[MatrixLayer], context: Workbench) -> list[Sample]:
     """Those that the model takes, as many as there is memory for, evenly spread."""
     tensors = list(dict.fromkeys(layer.data.tensor for layer in found))
 
@@ -208,7 +208,7 @@ class Rows:
 
 
 def _rows(
-    draft: Draft, layer: Layer, exact: Sequence[Array], given: Sequence[Array], context: Workbench
+    draft: Draft, layer: MatrixLayer, exact: Sequence[Array], given: Sequence[Array], context: Workbench
 ) -> Callable[[Iterable[int]], Rows]:
     """Batches, by their numbers -> their rows.
 
@@ -235,7 +235,7 @@ def _rows(
 
 
 def _solved(
-    draft: Draft, layer: Layer, rows: Callable[[Iterable[int]], Rows], count: int, threads: int
+    draft: Draft, layer: MatrixLayer, rows: Callable[[Iterable[int]], Rows], count: int, threads: int
 ) -> Mapping[str, NDArray[np.generic]]:
     """Other values for the layer's weights and bias, from the rows of ``count`` batches."""
     node = draft.reference.graph.node(layer.name)

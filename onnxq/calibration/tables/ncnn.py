@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.calibration.tables.parsing import Document
-from onnxq.calibration.tables.table import INT8, Encoding, Layer, Table
+from onnxq.calibration.tables.table import INT8, Encoding, NcnnLayer, Table
 from onnxq.core.errors import CalibrationError
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdecimal()
 
 
-def _weights(layer: Layer) -> NDArray[np.float32]:
+def _weights(layer: NcnnLayer) -> NDArray[np.float32]:
     """[C], or [groups] of a grouped convolution."""
     thresholds = np.broadcast_to(_threshold(layer.weight), (layer.channels,))
     if layer.groups > 1:
@@ -70,7 +70,7 @@ def _weights(layer: Layer) -> NDArray[np.float32]:
     return np.asarray(np.float32(_WINOGRAD_STEPS if layer.winograd else _STEPS) / thresholds)
 
 
-def _data(layer: Layer) -> NDArray[np.float32]:
+def _data(layer: NcnnLayer) -> NDArray[np.float32]:
     """[1]."""
     return np.asarray(np.float32(_STEPS) / _threshold(layer.data.whole()).reshape(1))
 

@@ -15,7 +15,7 @@
      "absent": []
     }
 
-The fields are those of `Table`, `Encoding`, `Layer` and `QuantSpec`.
+The fields are those of `Table`, `Encoding`, `NcnnLayer` and `QuantSpec`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onnxq.calibration.tables.parsing import Document, mapping, numbers, scales, shortest
-from onnxq.calibration.tables.table import TYPES, Encoding, Layer, Table, on_grid
+from onnxq.calibration.tables.table import TYPES, Encoding, NcnnLayer, Table, on_grid
 from onnxq.core.plan import QuantSpec
 
 FORMAT = "onnxq calibration table"
@@ -95,7 +95,7 @@ def _decoded(tree: Mapping[str, Any]) -> Encoding:
     return on_grid(spec, scales(tree["scale"]), numbers(tree["zero_point"]), symmetric=spec.symmetric)
 
 
-def _layer(layer: Layer) -> dict[str, object]:
+def _layer(layer: NcnnLayer) -> dict[str, object]:
     return {
         "channels": layer.channels,
         "groups": layer.groups,
@@ -105,9 +105,9 @@ def _layer(layer: Layer) -> dict[str, object]:
     }
 
 
-def _decoded_layer(tree: Mapping[str, Any]) -> Layer:
+def _decoded_layer(tree: Mapping[str, Any]) -> NcnnLayer:
     data, weight = (_decoded(mapping(tree[key])) for key in ("data", "weight"))
     channels, groups = int(tree["channels"]), int(tree["groups"])
     if weight.low.size not in (1, channels) or groups < 1 or channels % groups:
         raise ValueError(f"a layer of {channels} channels in {groups} groups, with {weight.low.size} scales")
-    return Layer(data, weight, channels, groups, bool(tree["winograd"]))
+    return NcnnLayer(data, weight, channels, groups, bool(tree["winograd"]))

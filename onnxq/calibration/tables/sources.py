@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from calibrators.errors import shorten
 from calibrators.methods.calibrator import Calibrator
 from calibrators.statistics import Statistics
-from onnxq.calibration.tables.table import Encoding, Layer, Table
+from onnxq.calibration.tables.table import Encoding, NcnnLayer, Table
 from onnxq.calibration.tables.table_files import check_names, format_for
 from onnxq.core.numerics import grid_of, weight_range
 from onnxq.core.plan import QuantParams, QuantPlan, QuantSpec
@@ -105,7 +105,7 @@ def _constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
     return found
 
 
-def _layers(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Iterator[tuple[str, Layer]]:
+def _layers(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Iterator[tuple[str, NcnnLayer]]:
     """The weighted nodes that are to run in integers, under their names in the original.
 
     A node without a name goes by that of its output.
@@ -140,12 +140,12 @@ def _layer_weight(node: ir.Node, spec: QuantSpec, params: QuantParams) -> Encodi
     return Encoding.of_range(*weight_range(values, spec))
 
 
-def _layer(node: ir.Node, data: Encoding, weight: Encoding) -> Layer:
+def _layer(node: ir.Node, data: Encoding, weight: Encoding) -> NcnnLayer:
     shape = _shape(node)
     axis = WEIGHTED[node.op_type].channel_axis(node, len(shape))
     groups = node.attributes.get_int("group", 1)
     winograd = node.op_type == "Conv" and groups == 1 and shape[2:] == (3, 3) and _is_plain(node)
-    return Layer(data, weight, shape[axis or 0], groups, winograd)
+    return NcnnLayer(data, weight, shape[axis or 0], groups, winograd)
 
 
 def _is_plain(node: ir.Node) -> bool:

@@ -176,7 +176,7 @@ def on_grid(
 
 
 @dataclass(frozen=True)
-class Layer:
+class NcnnLayer:
     """A weighted layer, for runtimes whose tables name layers instead of tensors.
 
     Attributes:
@@ -210,7 +210,7 @@ class Table:
 
     activations: Mapping[str, Encoding] = field(default_factory=dict)
     weights: Mapping[str, Encoding] = field(default_factory=dict)
-    layers: Mapping[str, Layer] = field(default_factory=dict)
+    layers: Mapping[str, NcnnLayer] = field(default_factory=dict)
     operators: tuple[str, ...] = ()
     absent: frozenset[str] = frozenset()
 

@@ -34,7 +34,7 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataTyp
 
 
 @dataclass(frozen=True)
-class Layer:
+class WeightedNode:
     """A weighted node with constant weights.
 
     Attributes:
@@ -54,7 +54,7 @@ class Layer:
         return _to_rows(self.node, self.stored.astype(np.float64))
 
 
-def layer_of(node: ir.Node | None) -> Layer | None:
+def layer_of(node: ir.Node | None) -> WeightedNode | None:
     """The node as a layer; None when it is none, or its weights or bias are not constant floats."""
     if node is None or not is_op(node, *WEIGHTED_OPS) or sole_output(node) is None:
         return None
@@ -68,7 +68,7 @@ def layer_of(node: ir.Node | None) -> Layer | None:
     row = None if bias is None else as_row(constant_value(bias), channels)
     if bias is not None and row is None:
         return None
-    return Layer(node, stored, channels, None if row is None else row.astype(np.float64))
+    return WeightedNode(node, stored, channels, None if row is None else row.astype(np.float64))
 
 
 def _channels(node: ir.Node, shape: tuple[int, ...]) -> int:
@@ -114,7 +114,7 @@ def _is_transposed(node: ir.Node) -> bool:
     return node.op_type == "MatMul" or (node.op_type == "Gemm" and not int_attribute(node, "transB", 0))
 
 
-def channel_axis_and_rank(layer: Layer) -> tuple[int, int]:
+def channel_axis_and_rank(layer: WeightedNode) -> tuple[int, int]:
     """The axis of the output that holds the channels, and the output's rank.
 
     A MatMul's rank may be unknown: then 1, of which anything that broadcasts is right for any rank.
@@ -127,7 +127,7 @@ def channel_axis_and_rank(layer: Layer) -> tuple[int, int]:
     return known - 1, known
 
 
-def scale_outputs(model: ir.Model, layer: Layer, scale: Array, shift: Array) -> bool:
+def scale_outputs(model: ir.Model, layer: WeightedNode, scale: Array, shift: Array) -> bool:
     """ScaleFold ``y * scale + shift`` ([C_out] each) into the layer; False if the result cannot be stored."""
     rows = layer.rows()
     weight = rows * scale.reshape(-1, *[1] * (rows.ndim - 1))
@@ -135,7 +135,7 @@ def scale_outputs(model: ir.Model, layer: Layer, scale: Array, shift: Array) -> 
     return _store(model, layer, weight, bias)
 
 
-def scale_inputs(model: ir.Model, layer: Layer, scale: Array, shift: Array) -> bool:
+def scale_inputs(model: ir.Model, layer: WeightedNode, scale: Array, shift: Array) -> bool:
     """ScaleFold ``x * scale + shift`` ([C_in] each) into the Conv or Gemm that reads x; False likewise."""
     group = int_attribute(layer.node, "group", 1) if layer.node.op_type == "Conv" else 1
     outputs = layer.channels // group
@@ -147,7 +147,7 @@ def scale_inputs(model: ir.Model, layer: Layer, scale: Array, shift: Array) -> b
     return _store(model, layer, rows * factor, bias)
 
 
-def _store(model: ir.Model, layer: Layer, weight: Array, bias: Array) -> bool:
+def _store(model: ir.Model, layer: WeightedNode, weight: Array, bias: Array) -> bool:
     """Put new arrays into the node. A bias appears only where it is needed."""
     kind = layer.stored.dtype
     needs_bias = layer.bias is not None or bool(np.any(bias != 0))

@@ -50,7 +50,14 @@ from onnxq.graph.passes._affine import (
     is_private,
 )
 from onnxq.graph.passes._piecewise import scalar_affine
-from onnxq.graph.passes._weighted import FLOATS, Layer, layer_of, replace_constant, scale_inputs, stored_as
+from onnxq.graph.passes._weighted import (
+    FLOATS,
+    WeightedNode,
+    layer_of,
+    replace_constant,
+    scale_inputs,
+    stored_as,
+)
 
 
 class FoldBatchNormPass(ir.passes.InPlacePass):
@@ -133,7 +140,7 @@ def _fold_scalars(model: ir.Model, node: ir.Node) -> bool:
     return _factor_alone(model, layer, producer, affine)
 
 
-def _into(model: ir.Model, layer: Layer, affine: Affine, producer: ir.Node) -> bool:
+def _into(model: ir.Model, layer: WeightedNode, affine: Affine, producer: ir.Node) -> bool:
     """All of ``producer`` into the layer."""
     if not _scaled(model, layer, affine.scale.item(), affine.shift.item()):
         return False
@@ -142,7 +149,7 @@ def _into(model: ir.Model, layer: Layer, affine: Affine, producer: ir.Node) -> b
     return True
 
 
-def _factor_alone(model: ir.Model, layer: Layer, add: ir.Node, shifted: Affine) -> bool:
+def _factor_alone(model: ir.Model, layer: WeightedNode, add: ir.Node, shifted: Affine) -> bool:
     """The factor of what ``add`` reads into the layer; ``add`` adds less, or more, instead."""
     scaling, inner = shifted.source.producer(), scalar_affine(shifted.source.producer())
     if scaling is None or inner is None or not is_private(shifted.source, add) or not is_op(add, "Add"):
@@ -161,7 +168,7 @@ def _factor_alone(model: ir.Model, layer: Layer, add: ir.Node, shifted: Affine) 
     return True
 
 
-def _scaled(model: ir.Model, layer: Layer, scale: float, shift: float) -> bool:
+def _scaled(model: ir.Model, layer: WeightedNode, scale: float, shift: float) -> bool:
     _, channels = INPUT_CHANNELS[layer.node.op_type](layer.node, layer.stored.shape)
     return scale_inputs(model, layer, np.full(channels, scale), np.full(channels, shift))
 

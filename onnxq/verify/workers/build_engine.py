@@ -24,7 +24,7 @@ except ImportError:
 CAPABILITY = "SM86"
 """The GPU that engines are built for where there is none to ask: nothing is timed, only matched."""
 
-_NODES = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_NODES = re.compile(r"\[ONNX NcnnLayer: ([^\]]*)\]")
 _TYPE = re.compile(r"LayerType: (\w+)")
 _DATATYPE = re.compile(r"Datatype: (\w+)")
 

@@ -11,7 +11,7 @@ from example_tables import EXAMPLE, SYMMETRIC, exact
 from onnxq.calibration import tables
 from onnxq.calibration.tables import onnxruntime
 from onnxq.calibration.tables.parsing import Document
-from onnxq.calibration.tables.table import INT8, Encoding, Layer, Table
+from onnxq.calibration.tables.table import INT8, Encoding, NcnnLayer, Table
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -53,8 +53,8 @@ def test_encodings_as_in_the_specification():
 
 
 def test_ncnn_lines_end_in_a_blank_and_winograd_has_six_bits():
-    plain = Layer(exact(INT8, 0.5), exact(INT8, [0.25, 1.0]), channels=2)
-    winograd = Layer(exact(INT8, 2.0), exact(INT8, [0.25, 1.0]), channels=2, winograd=True)
+    plain = NcnnLayer(exact(INT8, 0.5), exact(INT8, [0.25, 1.0]), channels=2)
+    winograd = NcnnLayer(exact(INT8, 2.0), exact(INT8, [0.25, 1.0]), channels=2, winograd=True)
     assert content("ncnn", Table(layers={"c": plain, "d": winograd})) == (
         b"c_param_0 4.000000 1.000000 \nd_param_0 0.976378 0.244094 \nc 2.000000 \nd 0.500000 \n"
     )
@@ -62,8 +62,8 @@ def test_ncnn_lines_end_in_a_blank_and_winograd_has_six_bits():
 
 def test_ncnn_has_one_factor_a_group_and_one_for_each_channel():
     layers = {
-        "depthwise": Layer(SYMMETRIC, exact(INT8, [0.5, 0.25, 0.125, 1.0]), channels=4, groups=2),
-        "whole": Layer(SYMMETRIC, exact(INT8, 0.5), channels=3),
+        "depthwise": NcnnLayer(SYMMETRIC, exact(INT8, [0.5, 0.25, 0.125, 1.0]), channels=4, groups=2),
+        "whole": NcnnLayer(SYMMETRIC, exact(INT8, 0.5), channels=3),
     }
     text = content("ncnn", Table(layers=layers)).decode()
     assert text.startswith(

@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, settings
 
 from onnxq.calibration import tables
 from onnxq.calibration.tables.parsing import Document
-from onnxq.calibration.tables.table import INT8, LARGEST, UINT8, Encoding, Layer, Table
+from onnxq.calibration.tables.table import INT8, LARGEST, UINT8, Encoding, NcnnLayer, Table
 from onnxq.core.errors import CalibrationError, ConfigError, OnnxqError
 from onnxq.core.plan import QuantSpec
 
@@ -86,7 +86,10 @@ def test_grids_come_back_exactly(name, activation, weight):
 @given(ACTIVATIONS, st.dictionaries(NAMES, grids(channels=True), max_size=3), RANGES, grids(channels=True))
 @settings(max_examples=30)
 def test_our_own_format_loses_nothing(activations, weights, data, weight):
-    layers = {"one": Layer(data, weight, weight.low.size), "two": Layer(data, UNSIGNED, 6, 3, winograd=True)}
+    layers = {
+        "one": NcnnLayer(data, weight, weight.low.size),
+        "two": NcnnLayer(data, UNSIGNED, 6, 3, winograd=True),
+    }
     table = Table(activations, weights, layers, ("one", "two"), frozenset(activations))
     back = decoded("json", content("json", table))
     for ours, theirs in ((table.activations, back.activations), (table.weights, back.weights)):
@@ -285,7 +288,7 @@ def test_missing_files_and_folders(tmp_path):
     ("name", "bad"), [("tensorrt", "a:0"), ("tensorrt", "a\nb"), ("ort", "a\nb"), ("ncnn", "a b")]
 )
 def test_names_that_a_format_cannot_hold(name, bad):
-    table = Table({bad: UNSIGNED}, layers={bad: Layer(UNSIGNED, UNSIGNED, 1)})
+    table = Table({bad: UNSIGNED}, layers={bad: NcnnLayer(UNSIGNED, UNSIGNED, 1)})
     with pytest.raises(CalibrationError, match=r"in its name, which .* tables cannot hold"):
         content(name, table)
 
@@ -297,7 +300,7 @@ def test_other_formats_take_any_name(name):
 
 def test_layers_beyond_six_decimals_are_left_out_and_named(caplog):
     huge = Encoding.of_range(-1e12, 1e12)
-    table = Table(layers={"huge": Layer(huge, UNSIGNED, 1), "fine": Layer(UNSIGNED, UNSIGNED, 1)})
+    table = Table(layers={"huge": NcnnLayer(huge, UNSIGNED, 1), "fine": NcnnLayer(UNSIGNED, UNSIGNED, 1)})
     assert b"huge" not in content("ncnn", table)
     assert b"fine " in content("ncnn", table)
     assert "1 layers" in caplog.text
