@@ -85,17 +85,17 @@ def statistics_warnings(statistics: Statistics, model: ir.Model) -> Iterator[str
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Checkpoint:
     """How far the data was read: the number of samples, and a checksum of what each input got."""
 
     samples: int = 0
     sums: Mapping[str, int] = field(default_factory=dict)
 
-    def after(self, batch: Sample, batched_inputs: frozenset[str]) -> _Place:
+    def after(self, batch: Sample, batched_inputs: frozenset[str]) -> _Checkpoint:
         """The place when ``batch`` is read too; the same however the samples are batched."""
         names = batch.feeds.keys() & batched_inputs if batch.joinable else batch.feeds.keys()
         sums = {name: checksum(batch.feeds[name], self.sums.get(name, 0)) for name in names}
-        return _Place(self.samples + batch.count, {**self.sums, **sums})
+        return _Checkpoint(self.samples + batch.count, {**self.sums, **sums})
 
     @property
     def checksum(self) -> str:
@@ -108,7 +108,7 @@ class _Reading:
     def __init__(self, batches: Iterator[Sample], batched_inputs: frozenset[str]) -> None:
         self._batches = batches
         self._batched = batched_inputs
-        self.before = self.place = _Place()
+        self.before = self.place = _Checkpoint()
 
     def __iter__(self) -> _Reading:
         return self

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.algorithms.channels.channel_moments import measure
-from onnxq.algorithms.channels.fold_factors import Place, find_places, folded, with_muls
+from onnxq.algorithms.channels.fold_factors import MulSite, find_places, folded, with_muls
 from onnxq.algorithms.channels.labels import Channels, find_channels
 from onnxq.algorithms.channels.noise_model import (
     Iteration,
@@ -82,14 +82,14 @@ def equalized(draft: Draft, context: Workbench) -> ir.Model | None:
     return _scaled(draft.reference, channels, logs, worth)
 
 
-def _scalable(draft: Draft) -> tuple[Channels, list[Place], NoiseModelBuilder]:
+def _scalable(draft: Draft) -> tuple[Channels, list[MulSite], NoiseModelBuilder]:
     channels, places = find_places(draft.reference, draft.plan, find_channels(draft.reference, RULES))
     return channels, places, NoiseModelBuilder(draft, channels)
 
 
 def _factors(
-    terms: Sequence[Term], channels: Channels, places: Sequence[Place]
-) -> tuple[Reals, Collection[Place]]:
+    terms: Sequence[Term], channels: Channels, places: Sequence[MulSite]
+) -> tuple[Reals, Collection[MulSite]]:
     """Logarithms of the factors, and the places that are worth a Mul."""
     logs = minimize_noise(terms, channels.count)
     worth = worthwhile(places, terms, logs)
@@ -99,18 +99,18 @@ def _factors(
     return logs, worth
 
 
-def _scaled(model: ir.Model, channels: Channels, logs: Reals, worth: Collection[Place]) -> ir.Model:
+def _scaled(model: ir.Model, channels: Channels, logs: Reals, worth: Collection[MulSite]) -> ir.Model:
     factors = np.exp(logs)
     return with_muls(folded(model, channels, factors), worth, factors)
 
 
-def worthwhile(places: Sequence[Place], terms: Sequence[Term], logs: Reals) -> list[Place]:
+def worthwhile(places: Sequence[MulSite], terms: Sequence[Term], logs: Reals) -> list[MulSite]:
     """The places whose factors lessen the predicted noise by `WORTH` of all of it, or more."""
     least = WORTH * noise(terms, logs)
     return [place for place in places if _gain(place, terms, logs) >= least]
 
 
-def _gain(place: Place, terms: Sequence[Term], logs: Reals) -> float:
+def _gain(place: MulSite, terms: Sequence[Term], logs: Reals) -> float:
     """How much noise there would be beside what is predicted, without the factors of this place."""
     without = logs.copy()
     without[place.labels] = 0.0

@@ -74,7 +74,7 @@ def _fitting(array: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Place:
+class MulSite:
     """Where a Mul could stand: in front of ``readers``, names of nodes whose input 0 is ``tensor``."""
 
     tensor: str
@@ -82,7 +82,7 @@ class Place:
     labels: Labels
 
 
-def find_places(model: ir.Model, plan: QuantPlan, channels: Channels) -> tuple[Channels, list[Place]]:
+def find_places(model: ir.Model, plan: QuantPlan, channels: Channels) -> tuple[Channels, list[MulSite]]:
     """Tensors that matrices alone read in integers, that come in float and whose channels are all fixed.
 
     Gives ``channels`` with labels for them, too.
@@ -99,7 +99,7 @@ def find_places(model: ir.Model, plan: QuantPlan, channels: Channels) -> tuple[C
         if all(_takes_columns(nodes[reader]) for reader in names):
             size = _columns(nodes[names[0]])
             labels = np.arange(count, count + size).reshape(*(1,) * (len(value.shape) - 1), size)
-            places.append(Place(name, names, labels))
+            places.append(MulSite(name, names, labels))
             count += size
     return _extended(channels, places, nodes, count), places
 
@@ -133,7 +133,7 @@ def _columns(node: ir.Node) -> int:
 
 
 def _extended(
-    channels: Channels, places: Collection[Place], nodes: Mapping[str, ir.Node], count: int
+    channels: Channels, places: Collection[MulSite], nodes: Mapping[str, ir.Node], count: int
 ) -> Channels:
     folds = [
         ScaleFold(reader, 1, np.full((), FIXED, np.int64), _down(nodes[reader], place.labels.reshape(-1)))
@@ -148,7 +148,7 @@ def _down(node: ir.Node, columns: Labels) -> Labels:
     return columns[None, :] if int_attribute(node, "transB", 0) else columns[:, None]
 
 
-def with_muls(model: ir.Model, places: Collection[Place], factors: Factors) -> ir.Model:
+def with_muls(model: ir.Model, places: Collection[MulSite], factors: Factors) -> ir.Model:
     """A copy that multiplies the tensors of ``places`` by their factors in front of those readers."""
     copy = model.clone()
     values = ir.convenience.create_value_mapping(copy.graph)

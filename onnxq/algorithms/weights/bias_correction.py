@@ -106,27 +106,27 @@ def correct_biases_in_order(draft: Draft, context: Workbench) -> Draft | None:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _BiasSite:
     """A bias, and the axis from the end of the sum with it that counts the channels."""
 
     bias: Bias
     axis: int
 
 
-def _places(draft: Draft) -> dict[str, _Place]:
+def _places(draft: Draft) -> dict[str, _BiasSite]:
     """The tensors that hold a layer's products and bias."""
     nodes = {node.name: node for node in draft.model.graph}
     axes = {layer.name: channel_axis(nodes[layer.name]) for layer in layers(draft.model, draft.plan)}
     found = {name: bias_of(nodes[name]) for name in axes}
     return {
-        nodes[bias.holder].outputs[0].name or "": _Place(bias, axes[name])
+        nodes[bias.holder].outputs[0].name or "": _BiasSite(bias, axes[name])
         for name, bias in found.items()
         if bias is not None
     }
 
 
 def _float_means(
-    draft: Draft, found: Mapping[str, _Place], context: Workbench
+    draft: Draft, found: Mapping[str, _BiasSite], context: Workbench
 ) -> tuple[list[Sample], dict[str, list[Doubles]]]:
     """As many batches as there is memory for, and what the quantized model's means are to be on them."""
 

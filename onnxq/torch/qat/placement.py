@@ -48,7 +48,7 @@ MARGIN = 1e-4
 
 
 @dataclass(frozen=True)
-class Place:
+class TraceSite:
     """An edge of the trace.
 
     Attributes:
@@ -76,7 +76,7 @@ class Place:
 class Placement:
     """All places, and the groups of the plan that have none."""
 
-    places: tuple[Place, ...]
+    places: tuple[TraceSite, ...]
     unplaced: tuple[str, ...]
 
 
@@ -101,7 +101,7 @@ class _Finder:
         self._nodes = {node.name or "": node for node in simple.graph}
         self._initializers = simple.graph.initializers
 
-    def place(self, point: QuantPoint) -> Place | None:
+    def place(self, point: QuantPoint) -> TraceSite | None:
         """Where ``point`` is, None if nowhere."""
         group = self._plan.groups[point.group]
         if point.consumer == GRAPH_OUTPUT:
@@ -116,17 +116,17 @@ class _Finder:
         source = _argument(reader, wanted)
         if source is None:
             return None
-        return Place(
+        return TraceSite(
             group, point.tensor, source, reader, point.spec, observed=point.tensor in group.observed_tensors
         )
 
-    def _at_output(self, point: QuantPoint, group: Group) -> Place | None:
+    def _at_output(self, point: QuantPoint, group: Group) -> TraceSite | None:
         source = self._seen.values.get(point.tensor)
         output = self._seen.trace.graph.output_node()
         if source is None or source not in output.all_input_nodes:
             return None
         observed = point.tensor in group.observed_tensors
-        return Place(group, point.tensor, source, output, point.spec, observed=observed)
+        return TraceSite(group, point.tensor, source, output, point.spec, observed=observed)
 
     def _reader(self, node: ir.Node) -> fx.Node | None:
         """What ``node`` came from; a node that a pass made is found by what it gives.
@@ -139,7 +139,7 @@ class _Finder:
             known = before if isinstance(before, fx.Node) and len(before.users) == 1 else None
         return known
 
-    def _constant(self, point: QuantPoint, group: Group, node: ir.Node, reader: fx.Node) -> Place | None:
+    def _constant(self, point: QuantPoint, group: Group, node: ir.Node, reader: fx.Node) -> TraceSite | None:
         stored = constant_value(self._initializers[point.tensor])
         assert stored is not None
         operator = WEIGHTED.get(node.op_type)
@@ -154,13 +154,13 @@ class _Finder:
             return None
         if norm is not None:
             value = folded_weight(value, reader, norm, self._seen.trace)
-        return _laid_out(Place(group, point.tensor, source, reader, point.spec, norm), value, stored)
+        return _laid_out(TraceSite(group, point.tensor, source, reader, point.spec, norm), value, stored)
 
-    def _operand(self, point: QuantPoint, group: Group, reader: fx.Node, stored: Array) -> Place | None:
+    def _operand(self, point: QuantPoint, group: Group, reader: fx.Node, stored: Array) -> TraceSite | None:
         """A constant that is not the weight of a layer."""
         for source in reader.all_input_nodes:
             value = constant_of(source, self._seen.trace)
-            place = Place(group, point.tensor, source, reader, point.spec)
+            place = TraceSite(group, point.tensor, source, reader, point.spec)
             if value is not None and (found := _laid_out(place, value, stored)) is not None:
                 return found
         return None
@@ -193,7 +193,7 @@ def _behind(node: fx.Node) -> fx.Node:
     return node
 
 
-def _laid_out(place: Place, value: Tensor, stored: Array) -> Place | None:
+def _laid_out(place: TraceSite, value: Tensor, stored: Array) -> TraceSite | None:
     """``place``, if the trace has there what ONNX stores, perhaps transposed; else None."""
     if _is_close(value, stored):
         return place

@@ -45,7 +45,7 @@ from onnxq.core.plan import Group, QuantSpec
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.torch.calls import Example, example_call
 from onnxq.torch.qat.capture import Seen, capture
-from onnxq.torch.qat.placement import Place, find_places
+from onnxq.torch.qat.placement import TraceSite, find_places
 from onnxq.torch.tracing import quiet
 
 ANNOTATION = "quantization_annotation"
@@ -103,7 +103,7 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
     def validate(self, model: fx.GraphModule) -> None:
         """The plan is right by construction."""
 
-    def _spec(self, place: Place) -> QuantizationSpecBase:
+    def _spec(self, place: TraceSite) -> QuantizationSpecBase:
         spec, dtype = place.spec, _TYPES.get(place.spec.dtype)
         if dtype is None or spec.power_of_two or spec.block_size is not None:
             raise TargetError(
@@ -114,7 +114,7 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
         low, high = spec.limits
         return QuantizationSpec(dtype, self._observer(place), low, high, _scheme(spec), spec.axis)
 
-    def _observer(self, place: Place) -> Any:
+    def _observer(self, place: TraceSite) -> Any:
         whole = place.spec.axis is None
         if self._training:
             moving = MovingAverageMinMaxObserver if whole else MovingAveragePerChannelMinMaxObserver

@@ -51,7 +51,7 @@ from onnxq.torch.qat.module import (
     prepared,
     recipe_of,
 )
-from onnxq.torch.qat.placement import Place, Placement, find_places
+from onnxq.torch.qat.placement import Placement, TraceSite, find_places
 from onnxq.torch.tracing import quiet
 from onnxq.verify.accuracy import AccuracyEvaluator, class_axis
 from onnxq.verify.verdict import Verdict
@@ -260,7 +260,7 @@ def _insert(
     return quantizers
 
 
-def _quantizer(place: Place, plan: QuantPlan, learn: bool | None) -> FakeQuantize:
+def _quantizer(place: TraceSite, plan: QuantPlan, learn: bool | None) -> FakeQuantize:
     spec, group = place.spec, place.group
     few = spec.dtype.bitwidth - spec.reduce_bits < MANY_BITS
     return FakeQuantize(
@@ -273,7 +273,7 @@ def _quantizer(place: Place, plan: QuantPlan, learn: bool | None) -> FakeQuantiz
     )
 
 
-def _quantize_edge(graph: fx.Graph, source: fx.Node, place: Place) -> None:
+def _quantize_edge(graph: fx.Graph, source: fx.Node, place: TraceSite) -> None:
     """Let the reader read ``source`` through the quantizer, which stands once behind each source."""
     target = f"{FAKE_QUANTIZERS}.{_key(place.group.name)}"
     known = (user for user in source.users if user.op == "call_module" and user.target == target)
