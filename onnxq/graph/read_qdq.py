@@ -27,7 +27,7 @@ Kind = Literal["activation", "weight", "bias"]
 
 
 @dataclass(frozen=True, eq=False)
-class Edge:
+class QdqEdge:
     """An input of a node that comes from a DequantizeLinear.
 
     Attributes:
@@ -92,7 +92,7 @@ BIAS_TOLERANCE = 0.01
 """How far a bias's scale may be from input scale x weight scale: others round it."""
 
 
-def scaled_by_both(bias: Edge) -> bool:
+def scaled_by_both(bias: QdqEdge) -> bool:
     """Whether the scale of an int32 bias is that of the products that it is added to, as far as known."""
     operator = WEIGHTED.get(bias.node.op_type)
     if operator is None:
@@ -175,13 +175,13 @@ def integer_type(node: ir.Node) -> ir.DataType | None:
     return source.dtype if source is not None else None
 
 
-def edges(node: ir.Node) -> Iterator[Edge]:
+def edges(node: ir.Node) -> Iterator[QdqEdge]:
     """The inputs of ``node`` that come from a DequantizeLinear. What only moves a constant has none."""
     if node.op_type in _PASSED and is_stored(input_at(node, 0)):
         return
     for index, value in enumerate(node.inputs):
         if (maker := dequantizer(value)) is not None:
-            yield Edge(node, index, maker, _kind(node, index, value, maker), _transposes(value))
+            yield QdqEdge(node, index, maker, _kind(node, index, value, maker), _transposes(value))
 
 
 def _kind(node: ir.Node, index: int, value: ir.Value | None, maker: ir.Node) -> Kind:

@@ -23,7 +23,7 @@ from onnxq.graph.operators import WEIGHTED
 from onnxq.graph.read_qdq import (
     DEQUANTIZE,
     QUANTIZE,
-    Edge,
+    QdqEdge,
     called,
     computing,
     dequantizer,
@@ -183,7 +183,7 @@ def _as_it_is(graph: ir.Graph) -> Iterator[FusedGroup]:
             yield FusedGroup("float", named, _why(node))
 
 
-def _read(edge: Edge) -> str:
+def _read(edge: QdqEdge) -> str:
     name = edge.dtype.name.lower() if edge.dtype is not None else "unknown"
     if edge.in_blocks:
         return f"{name} in blocks"

@@ -13,7 +13,7 @@ from onnxq.graph.operators import WEIGHTED
 from onnxq.graph.read_qdq import (
     QUANTIZE,
     ZERO_POINT,
-    Edge,
+    QdqEdge,
     called,
     constant,
     edges,
@@ -67,11 +67,11 @@ _UNKNOWN = FallbackReason(lambda node: True, "why is not known", "Leave it float
 # --- What is asked of a node ------------------------------------------------------------------
 
 
-def _activations(node: ir.Node) -> Iterator[Edge]:
+def _activations(node: ir.Node) -> Iterator[QdqEdge]:
     return (edge for edge in edges(node) if edge.kind == "activation")
 
 
-def _weights(node: ir.Node) -> Iterator[Edge]:
+def _weights(node: ir.Node) -> Iterator[QdqEdge]:
     return (edge for edge in edges(node) if edge.kind == "weight")
 
 
@@ -101,7 +101,7 @@ def _wrong_axis(node: ir.Node) -> bool:
     )
 
 
-def _right_axis(node: ir.Node, edge: Edge) -> int | None:
+def _right_axis(node: ir.Node, edge: QdqEdge) -> int | None:
     return WEIGHTED[node.op_type].channel_axis(node, edge.rank or 0)
 
 

@@ -23,7 +23,7 @@ from onnxq.graph.read_qdq import (
     QUANTIZE,
     SCALE,
     ZERO_POINT,
-    Edge,
+    QdqEdge,
     called,
     constant,
     dequantizer,
@@ -121,7 +121,7 @@ def _no_zero_point(node: ir.Node, view: _View) -> Iterator[Finding]:
 # --- Edges ------------------------------------------------------------------------------------
 
 
-def _type(edge: Edge, view: _View) -> Iterator[Finding]:
+def _type(edge: QdqEdge, view: _View) -> Iterator[Finding]:
     """The number format: of an activation, of weights."""
     if edge.kind == "bias" or edge.dtype is None:
         return
@@ -144,7 +144,7 @@ def _type(edge: Edge, view: _View) -> Iterator[Finding]:
         )
 
 
-def _types(edge: Edge, view: _View) -> Mapping[ir.DataType, QuantSpec]:
+def _types(edge: QdqEdge, view: _View) -> Mapping[ir.DataType, QuantSpec]:
     target = view.target
     if edge.kind == "weight":
         unpacked = {new: target.weight_types[old] for old, new in target.unpacked.items()}
@@ -177,7 +177,7 @@ def _blocked_types(view: _View) -> Mapping[ir.DataType, QuantSpec]:
     return view.target.blocks.types if view.target.blocks is not None else {}
 
 
-def _wrong_zero_point(edge: Edge, spec: QuantSpec) -> bool:
+def _wrong_zero_point(edge: QdqEdge, spec: QuantSpec) -> bool:
     """Whether a zero point is not the one that a symmetric format has."""
     if not spec.symmetric or edge.zero_point is None:
         return False
@@ -188,7 +188,7 @@ def _middle(spec: QuantSpec) -> int:
     return 0 if spec.dtype.is_signed() else 2 ** (spec.dtype.bitwidth - 1)
 
 
-def _axis(edge: Edge, view: _View) -> Iterator[Finding]:
+def _axis(edge: QdqEdge, view: _View) -> Iterator[Finding]:
     """Scales a channel: along the axis of the outputs for weights, never for activations."""
     if edge.axis is None or edge.in_blocks or edge.kind == "bias":
         return
@@ -207,19 +207,19 @@ def _axis(edge: Edge, view: _View) -> Iterator[Finding]:
         yield _error(edge.node, text, "Quantize along the output channels, or per tensor.")
 
 
-def _per_channel(edge: Edge, view: _View) -> bool:
+def _per_channel(edge: QdqEdge, view: _View) -> bool:
     """Whether the operator takes weights of this type with a scale a channel."""
     rule, types = view.rule(edge.node), view.target.per_channel_types
     return (rule is None or rule.per_channel) and (types is None or edge.dtype in types)
 
 
-def _repeats_one(edge: Edge) -> bool:
+def _repeats_one(edge: QdqEdge) -> bool:
     """Whether it is one scale, repeated: the same numbers as per tensor."""
     known = (edge.scale, edge.zero_point)
     return all(array is None or np.all(array == array.reshape(-1)[0]) for array in known)
 
 
-def _grid(edge: Edge, view: _View) -> Iterator[Finding]:
+def _grid(edge: QdqEdge, view: _View) -> Iterator[Finding]:
     """Scales that are powers of two, and levels that leave room, where the target wants that."""
     spec = view.target.weight if edge.kind == "weight" else view.target.activation
     if edge.dtype != spec.dtype or edge.kind == "bias":
@@ -235,7 +235,7 @@ def _grid(edge: Edge, view: _View) -> Iterator[Finding]:
             yield Finding(called(edge.node), "warning", text, "Quantize for this target.")
 
 
-def _bias(edge: Edge, view: _View) -> Iterator[Finding]:
+def _bias(edge: QdqEdge, view: _View) -> Iterator[Finding]:
     if edge.kind != "bias" or edge.dtype is None:
         return
     if view.target.bias is BiasStyle.OWN:
@@ -249,7 +249,7 @@ def _bias(edge: Edge, view: _View) -> Iterator[Finding]:
         yield _error(edge.node, text, "Quantize it with that product.")
 
 
-def _pair(edge: Edge, view: _View) -> Iterator[Finding]:
+def _pair(edge: QdqEdge, view: _View) -> Iterator[Finding]:
     """Q and DQ of a tensor speak of the same numbers."""
     before = edge.quantize
     if before is None:
@@ -287,7 +287,7 @@ def _sides(node: ir.Node, view: _View) -> Iterator[Finding]:
         yield Finding(called(node), severity, text, "Quantize both, or none.")
 
 
-def _guarded(node: ir.Node, data: Edge, view: _View) -> bool:
+def _guarded(node: ir.Node, data: QdqEdge, view: _View) -> bool:
     """Whether the float operator is kept float by a scale repeated for each channel: it is meant to be."""
     return node.op_type in view.target.guarded and data.axis is not None
 
@@ -338,16 +338,16 @@ def _words(dtype: ir.DataType | None) -> str:
     return dtype.name.lower() if dtype is not None else "unknown types"
 
 
-def _noun(edge: Edge) -> str:
+def _noun(edge: QdqEdge) -> str:
     return "weights" if edge.kind == "weight" else f"input {edge.index}"
 
 
-def _what(edge: Edge) -> str:
+def _what(edge: QdqEdge) -> str:
     return "weights are" if edge.kind == "weight" else f"input {edge.index} is"
 
 
 OF_PARAMETERS: tuple[Callable[[ir.Node, _View], Iterator[Finding]], ...] = (_scale, _opset, _no_zero_point)
-OF_EDGES: tuple[Callable[[Edge, _View], Iterator[Finding]], ...] = (_type, _axis, _grid, _bias, _pair)
+OF_EDGES: tuple[Callable[[QdqEdge, _View], Iterator[Finding]], ...] = (_type, _axis, _grid, _bias, _pair)
 OF_NODES: tuple[Callable[[ir.Node, _View], Iterator[Finding]], ...] = (
     _sides,
     _output,
