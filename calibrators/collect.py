@@ -165,7 +165,7 @@ class Collector:
         All tensors then hold the same samples, also after an interrupt.
 
         Raises:
-            CalibrationError: as `observed_tensors`, or there was not one sample.
+            CalibrationError: as `observe`, or there was not one sample.
         """
         self._pool.shutdown()
         self._wait(0)

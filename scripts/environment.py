@@ -91,9 +91,7 @@ def main() -> None:
         if installed() == wanted:
             return
         start = time.monotonic()
-        print(
-            f"DynamicScheme up {VENV} (once; PyTorch is large, so some minutes):", file=sys.stderr, flush=True
-        )
+        print(f"Setting up {VENV} (once; PyTorch is large, so some minutes):", file=sys.stderr, flush=True)
         STAMP.unlink(missing_ok=True)
         if not (VENV / "bin" / "python").exists():
             venv.create(VENV, with_pip=True, symlinks=True)

@@ -11,7 +11,7 @@ from calibrators.statistics import TensorStatistics
 class Calibrator(Protocol):
     """``(statistics, grid) -> (low, high)``, within the extremes of what was seen; zero need not be inside.
 
-    ``averaging_window`` says over how many elements of the tensor the network behind it averages.
+    ``averaged`` says over how many elements of the tensor the network behind it averages.
     """
 
     def __call__(self, statistics: TensorStatistics, grid: Grid, averaged: int = 1, /) -> tuple[float, float]:

@@ -76,7 +76,7 @@ def squared_errors(
 
 
 def _integral(steps: Floats, below: Floats, above: Floats, clipping: float) -> Floats:
-    """Of the squared error in units of the scale, from zero to ``iterate_steps``; the grid ends at the other two."""
+    """Of the squared error in units of the scale, from zero to ``steps``; the grid ends at the other two."""
     inside = np.clip(steps, below, above)
     level = np.rint(inside)
     beyond = steps - inside

@@ -86,7 +86,8 @@ class Statistics(Mapping[str, TensorStatistics]):
         different = sorted(self.keys() ^ other.keys())
         if different:
             raise CalibrationError(
-                f"statistics of different tensors cannot be merged; only one of the two has {shorten(different)}"
+                "statistics of different tensors cannot be merged; only one of the two has "
+                f"{shorten(different)}"
             )
 
     def save(self, path: str | os.PathLike[str], *, complete: bool | None = None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxq.algorithms.context import Workbench
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.core.numerics import dequantize
@@ -24,7 +24,7 @@ SAMPLES = 64
 """What is clipped differs from sample to sample far more than what is rounded."""
 
 
-def tighten_ranges(draft: Draft, context: Workbench) -> Draft | None:
+def tighten_ranges(draft: Draft, context: CorrectionContext) -> Draft | None:
     """Give every group of activations the scale, of a few, with which it alone does least harm."""
     names = [group.name for group in draft.plan.groups.values() if _is_open(draft, group)]
     if not names:
@@ -50,7 +50,7 @@ def _is_open(draft: Draft, group: Group) -> bool:
     return bool(low > group.bounds[0] + step or high < group.bounds[1] - step)
 
 
-def _noises(draft: Draft, names: list[str], context: Workbench) -> dict[str, float]:
+def _noises(draft: Draft, names: list[str], context: CorrectionContext) -> dict[str, float]:
     return {one.group.name: one.quality.noise for one in sensitivities(draft, context, names, SAMPLES)}
 
 

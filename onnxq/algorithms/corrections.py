@@ -13,7 +13,7 @@ import numpy as np
 from onnxq.algorithms.activation_clipping import tighten_ranges
 from onnxq.algorithms.channels.center import center
 from onnxq.algorithms.channels.equalize import equalize
-from onnxq.algorithms.context import Workbench, make_context
+from onnxq.algorithms.context import CorrectionContext, make_context
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.weights.adaround import learn_rounding
 from onnxq.algorithms.weights.bias_correction import correct_biases, correct_biases_in_order
@@ -24,10 +24,10 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.progress import Progress
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 
-__all__ = ["CORRECTIONS", "Correction", "Draft", "Effect", "CorrectionContext", "correct"]
+__all__ = ["CORRECTIONS", "Correction", "CorrectionContext", "Draft", "Effect", "correct"]
 
 
-Correction = Callable[[Draft, Workbench], Draft | None]
+Correction = Callable[[Draft, CorrectionContext], Draft | None]
 """Gives a changed draft, or None where there is nothing that it could change."""
 
 
@@ -93,7 +93,9 @@ def _gain(before: float, after: float) -> float:
     return 10 * math.log10(before / after)
 
 
-def correct(draft: Draft, names: Collection[str], context: Workbench) -> tuple[Draft, tuple[Effect, ...]]:
+def correct(
+    draft: Draft, names: Collection[str], context: CorrectionContext
+) -> tuple[Draft, tuple[Effect, ...]]:
     """Try the corrections called ``names``, one on top of the other, and keep those that help.
 
     The gains of those that are kept add up to that of all of them together.
@@ -118,11 +120,11 @@ class _Judged:
     """A draft, and how close it comes on the held-out samples; if asked, on those that were fitted on too."""
 
     draft: Draft
-    context: Workbench
+    context: CorrectionContext
 
     @cached_property
     def quality(self) -> Quality:
-        return self.context.quality(self.draft)
+        return self.context.evaluate(self.draft)
 
     @cached_property
     def fitted(self) -> Quality:
@@ -181,11 +183,11 @@ def _helped(before: Quality | _Pooled, after: Quality | _Pooled) -> bool | None:
     return not (math.isnan(after.noise) or after.noise >= before.noise)
 
 
-def _no_correction(draft: Draft, context: Workbench) -> Draft | None:
+def _no_correction(draft: Draft, context: CorrectionContext) -> Draft | None:
     return None
 
 
-def _forms(name: str, tried: Draft, finish: Correction, context: Workbench) -> Iterator[Draft]:
+def _forms(name: str, tried: Draft, finish: Correction, context: CorrectionContext) -> Iterator[Draft]:
     """What may become of ``tried``: with biases corrected again, and as it is, if it has its own."""
     finished = None if name == FINISH else finish(tried, context)
     if finished is not None:
@@ -193,7 +195,7 @@ def _forms(name: str, tried: Draft, finish: Correction, context: Workbench) -> I
     yield tried
 
 
-def _best(drafts: Iterator[Draft], context: Workbench) -> _Judged:
+def _best(drafts: Iterator[Draft], context: CorrectionContext) -> _Judged:
     """The first of ``drafts``, unless another one is closer by more than chance."""
     judged = (_Judged(draft, context) for draft in drafts)
     return reduce(lambda best, other: other if _decided(best, other)[0] else best, judged)

@@ -42,7 +42,7 @@ def compute_qparams(
 ) -> QuantPlan:
     """``plan`` with parameters: activations from ``source``, weights from ``model``.
 
-    Those in ``calibrated``, by group, are taken from there; but where an int32 bias would overflow with the scale
+    Those in ``known``, by group, are taken from there; but where an int32 bias would overflow with the scale
     of its weights, that is raised.
 
     Raises:
@@ -110,7 +110,7 @@ def check_weights(model: ir.Model, plan: QuantPlan) -> None:
 def ranges(
     plan: QuantPlan, statistics: Mapping[str, TensorStatistics], calibrator: Calibrator
 ) -> dict[str, tuple[float, float]]:
-    """(low, high) of every group whose range ``calibrator`` chooses, by name, as `compute_qparams` takes them.
+    """(low, high) of each group whose range ``calibrator`` chooses, by name, as `compute_qparams` takes it.
 
     Raises:
         CalibrationError: ``statistics`` lack a tensor, or never saw a finite number in it.
@@ -212,7 +212,7 @@ def _fit_biases(
 
 
 def _fit_bias(model: ir.Model, weight: Group, params: QuantParams, steps: NDArray[np.float64]) -> QuantParams:
-    """``iterate_steps``: the largest bias in units of the input scale, shaped as the weight's scale."""
+    """``steps``: the largest bias in units of the input scale, shaped as the weight's scale."""
     low, high = weight_range(_constant(model, weight.tensors[0]), weight.spec)
     dead = (low == 0) & (high == 0) & (steps > 0)
     smallest = np.where(dead, steps / 2.0**_BIAS_BITS, steps / _LARGEST_BIAS)

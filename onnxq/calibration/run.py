@@ -153,10 +153,10 @@ def _refuse_to_go_on(file: Path | None, known: Statistics, how: str) -> NoReturn
 def _pass_over(
     known: Statistics, reading: _Reading, samples: Samples, config: QuantConfig, progress: Progress
 ) -> None:
-    """Read what is in ``calibrated`` already; samples are held out, and bad ones skipped, as they were then.
+    """Read what is in ``known`` already; samples are held out, and bad ones skipped, as they were then.
 
     Raises:
-        CalibrationError: these are not the samples that ``calibrated`` was made of.
+        CalibrationError: these are not the samples that ``known`` was made of.
     """
     file, goal = config.save_statistics, known.span[1]
     logger.warning("%s: going on after %d samples of an interrupted calibration", file, known.samples)

@@ -223,7 +223,7 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
         yield "accuracy", "not measured: there are no samples"
     else:
         yield from (("accuracy", text) for text in _quality_rows(result.quality, reference))
-        yield "measured on", f"{result.eval_source}: {result.quality.samples}"
+        yield "measured on", f"{result.judged_on}: {result.quality.samples}"
     yield from (("verified", f"{v.runtime}: {v.status}, {v.summary}") for v in result.verdicts)
     yield from (("correction", text) for text in _correction_rows(result))
     if result.search is not None:

@@ -275,7 +275,7 @@ def _save(model: ir.Model, draft: Path) -> None:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """PrecisionChange the finished files into place, the model last; put the old data back if that fails."""
+    """Move the finished files into place, the model last; put the old data back if that fails."""
     draft, data = folder / target.name, folder / f"{target.name}.data"
     if target.exists():
         shutil.copymode(target, draft)

@@ -110,7 +110,7 @@ class _Inserter:
         return stored
 
     def _unpacked(self, stored: ir.Value, rank: int, group: Group, dtype: ir.DataType) -> ir.Value:
-        """``weight_only_nodes`` in a wider type, less its zero points: what the runtime computes once, at loading."""
+        """``stored`` in a wider type, less its zero points: what the runtime computes once, at loading."""
         zero, spec = self._plan.params[group.name].zero_point, group.spec
         if zero.any():
             shape = [-1 if axis == spec.axis else 1 for axis in range(rank)]

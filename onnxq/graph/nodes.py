@@ -102,7 +102,7 @@ def replace_value(old: ir.Value, new: ir.Value) -> None:
 
 
 def insert_after(value: ir.Value, nodes: ir.Node | list[ir.Node], graph: ir.Graph) -> None:
-    """Let ``integer_nodes`` stand right behind what makes ``value``; at the start of the graph where nothing does."""
+    """Let ``nodes`` stand right behind what makes ``value``; at the start of the graph where nothing does."""
     producer = value.producer()
     if producer is None:
         graph.insert_before(graph[0], nodes)

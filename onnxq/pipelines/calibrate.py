@@ -229,7 +229,7 @@ class Calibration:
 
 
 def _refuse_sources(config: QuantConfig) -> None:
-    """Samples come through `observed_tensors` alone.
+    """Samples come through `observe` alone.
 
     Raises:
         ConfigError: the options name another source of ranges.

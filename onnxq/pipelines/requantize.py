@@ -47,7 +47,7 @@ _MEANINGLESS = ("mode", "goal", "search_log", "autotune", "from_table", "table",
 
 @dataclass(frozen=True, kw_only=True)
 class Requantized(QuantResult):
-    """What `requantize` wrote; `evaluate` and the first of both sizes are those of the given model.
+    """What `requantize` wrote; `quality` and the first of both sizes are those of the given model.
 
     Attributes:
         kept: groups whose scales come from the given model.

@@ -38,7 +38,7 @@ class QuantResult:
             and all its weights are read.
         quality: against the float model; None if there was no sample to judge by.
         verdicts: what the target's rules and its runtimes say of the model that was written.
-        eval_source: what kind of samples ``evaluate`` was measured on.
+        judged_on: what kind of samples ``quality`` was measured on.
         skipped: bad samples that were left out.
         warnings: why the result should not be trusted, if so.
         speed: of the written model and its original; None for a target that another runtime runs.

@@ -39,7 +39,7 @@ def ineligible_because(node: ir.Node, context: PlanningContext) -> str | None:
     if rule is None and clip_range(node) is not None:
         return "there is no quantized node before it that it could fuse with"
     if rule is None:
-        return f"target {scene.target.name} has no integer kernel for {node.op_identifier()[1]}"
+        return f"target {context.target.name} has no integer kernel for {node.op_identifier()[1]}"
     checks = (
         _not_selected,
         _final,

@@ -54,7 +54,7 @@ def find_groups(
         observe = dict.fromkeys(_root(key, sources) for key in keys if values[key] not in parts)
         group = _group(root, [values[key] for key in keys], {k: values.get(k) for k in observe}, context)
         name = root[0] if root[0] not in taken else _unique(root)
-        group = replace(group, name=name, averaged=max(averaged.get(values[key], 1) for key in keys))
+        group = replace(group, name=name, averaging_window=max(averaged.get(values[key], 1) for key in keys))
         taken.add(name)
         groups |= dict.fromkeys(keys, group)
     return groups
@@ -162,7 +162,7 @@ def _fixed_range(value: ir.Value, context: PlanningContext) -> Range | None:
 def _group(
     root: Key, values: Sequence[ir.Value], observe: Mapping[Key, ir.Value | None], context: PlanningContext
 ) -> Group:
-    """A group of ``values``, whose range follows from those to ``observed_tensors``; None: not quantized itself."""
+    """A group of ``values``, whose range follows from those to ``observe``; None: not quantized itself."""
     firsts = [value for value in observe.values() if value is not None]
     constant = any(value.is_initializer() for value in firsts)
     fixed = next((_fixed_range(value, context) for value in firsts), None)

@@ -94,7 +94,7 @@ class _Tally:
     reals: int = 0
 
     def add(self, reference: Any, actual: Any) -> None:
-        """ScaleFold in one sample. Sequences and maps, which some models give, are passed over.
+        """Fold in one sample. Sequences and maps, which some models give, are passed over.
 
         Where the number of values itself depends on the values (detections), none of the decisions
         of a sample are equal if it differs, and no values can be compared.

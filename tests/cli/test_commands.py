@@ -486,7 +486,7 @@ def test_progress_shows_pace_and_begins_anew_with_each_stage(terminal_of_80_colu
 
 
 def columns_after(seconds, steps, total):
-    """What the bar shows beside itself when ``iterate_steps`` came one after another, each after so many seconds."""
+    """What the bar shows beside itself when ``steps`` came one after another, each after so many seconds."""
     now = [0.0]
     with terminal.progress(quiet=False) as told:
         told.bar.get_time = lambda: now[0]

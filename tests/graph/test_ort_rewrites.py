@@ -58,7 +58,7 @@ def test_others_stay_as_they_are(model):
 
 
 def test_between_integers_nothing_is_put():
-    """BiasAndActivation a layer, Q fuses with it."""
+    """After a layer, Q fuses with it."""
     model = parse(
         """g (float[N, 4, 14, 14] x) => (float[N, 10] y)
         <float[6, 4, 1, 1] u, float[6] a, float[16, 6, 3, 3] w, float[16] b, float[10, 16] v, float[10] d>

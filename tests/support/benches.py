@@ -11,7 +11,7 @@ from graphs import parse
 
 from calibrators.collect import collect
 from calibrators.data.samples import Sample
-from onnxq.algorithms.context import Workbench, channel_means
+from onnxq.algorithms.context import CorrectionContext, channel_means
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
@@ -40,7 +40,7 @@ def samples(count: int, shape: tuple[int, ...], seed: int = 0, **more: np.ndarra
 
 def bench_for(
     text: str = CHAIN, feeds=None, count: int = 12, held: int = 6, bits: int | None = None, **options
-) -> tuple[Draft, Workbench]:
+) -> tuple[Draft, CorrectionContext]:
     """A model quantized to nearest, and a workbench with some samples to fit on and some held out.
 
     Inputs besides ``x`` get the same ``feeds`` in each. Weights use so many ``bits``, if given.
@@ -56,7 +56,7 @@ def bench_for(
     axes = channel_axes(model, plan)
     statistics = collect(model, [*plan.observed, *axes], fit, channels=axes, threads=1)
     plan = compute_qparams(model, plan, from_statistics(statistics, calibrator(config)))
-    context = Workbench(fit, evaluator, recalibrate=unused, threads=1)
+    context = CorrectionContext(fit, evaluator, recalibrate=unused, threads=1)
     return Draft(model, model, plan, channel_means(statistics)), context
 
 
@@ -106,8 +106,10 @@ def recalibrated(model: ir.Model, config: QuantConfig, fit: list[Sample]) -> Dra
     return Draft(model, model, plan, channel_means(statistics))
 
 
-def bench_of(model: ir.Model, shape, target: str = "onnxruntime", **options) -> tuple[Draft, Workbench]:
+def bench_of(
+    model: ir.Model, shape, target: str = "onnxruntime", **options
+) -> tuple[Draft, CorrectionContext]:
     config, fit = QuantConfig(target=target, method="minmax", **options), normal_samples(shape)
     again = partial(recalibrated, config=config, fit=fit)
     evaluator = AccuracyEvaluator(model, normal_samples(shape, 8, seed=1), threads=1)
-    return again(model), Workbench(fit=fit, evaluator=evaluator, recalibrate=again, threads=1)
+    return again(model), CorrectionContext(fit=fit, evaluator=evaluator, recalibrate=again, threads=1)

@@ -1,4 +1,4 @@
-"""What OpenVINO itself says, and that legality agrees with it. BadSampleCounter where it is not installed."""
+"""What OpenVINO itself says, and that legality agrees with it. Skipped where it is not installed."""
 
 import importlib.util
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What TensorRT itself says, and that legality agrees with it. BadSampleCounter where it is not installed."""
+"""What TensorRT itself says, and that legality agrees with it. Skipped where it is not installed."""
 
 import importlib.util
 

@@ -98,7 +98,7 @@ def explained(draft: Draft, tuning: Tuning | None) -> Draft:
     if tuning is None:
         return draft
     told = {name: _explained(name, node, tuning) for name, node in draft.plan.float_nodes.items()}
-    return replace(draft, plan=replace(draft.plan, floats=told))
+    return replace(draft, plan=replace(draft.plan, float_nodes=told))
 
 
 def _explained(name: str, node: FloatNode, tuning: Tuning) -> FloatNode:

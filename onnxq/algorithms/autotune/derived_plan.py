@@ -19,12 +19,12 @@ from onnxq.targets.lookup import get_target
 
 
 def without(config: QuantConfig, nodes: Collection[str]) -> QuantConfig:
-    """``config`` with ``integer_nodes`` excluded too."""
+    """``config`` with ``nodes`` excluded too."""
     return config.model_copy(update={"exclude": (*config.exclude, *map(escape, sorted(nodes)))})
 
 
 def derive_plan(model: ir.Model, plan: QuantPlan, config: QuantConfig, nodes: Collection[str]) -> QuantPlan:
-    """The plan of ``model`` with ``integer_nodes`` float.
+    """The plan of ``model`` with ``nodes`` float.
 
     A tensor that shared its parameters with others keeps the range that they had together.
 

@@ -106,7 +106,7 @@ def _line(points: Sequence[tuple[int, float]], elements: int) -> float:
 
 
 _INTEGERS, _FLOAT = object(), object()
-"""QParamSource and sink."""
+"""Source and sink."""
 
 
 _NANO = 1e9

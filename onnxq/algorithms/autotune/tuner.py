@@ -184,7 +184,7 @@ class _Tuner:
         return heats
 
     def reasons(self, floats: Collection[str], chosen: Candidate | None) -> Iterator[tuple[str, str]]:
-        """Why each of ``float_nodes`` is float, in the order of the graph."""
+        """Why each of ``floats`` is float, in the order of the graph."""
         assert self._costs is not None
         for name in filter(floats.__contains__, self.plan.integer_nodes):
             unit = self._costs.parts.of_node[name]

@@ -25,7 +25,7 @@ from onnxq.algorithms.channels.fold_factors import replace_constant
 from onnxq.algorithms.channels.labels import Channels, ScaleFold, find_channels
 from onnxq.algorithms.channels.padding import pad_with, worth_a_pad
 from onnxq.algorithms.channels.shift_rules import BIAS, shifts
-from onnxq.algorithms.context import Workbench
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import bias_of
 from onnxq.algorithms.layers.matrices import matrices
@@ -38,7 +38,7 @@ Offsets = NDArray[np.float64]
 """One for each label of `Channels`; that of a fixed channel is 0."""
 
 
-def center(draft: Draft, context: Workbench) -> Draft | None:
+def center(draft: Draft, context: CorrectionContext) -> Draft | None:
     """A draft of a float model whose symmetric tensors lie around zero; None where nothing can be moved.
 
     It is calibrated anew, and begins with weights rounded to nearest.

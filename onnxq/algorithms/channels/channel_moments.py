@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.algorithms.channels.labels import Channels
-from onnxq.algorithms.context import Arrays, Workbench
+from onnxq.algorithms.context import Arrays, CorrectionContext
 
 SILENT = 2.0**-12
 """Channels so much smaller than the largest of their tensor are silent."""
@@ -78,7 +78,7 @@ def headroom(highs: NDArray[np.float64], lows: NDArray[np.float64]) -> float:
 
 
 def measure(
-    model: ir.Model, channels: Channels, tensors: Sequence[str], context: Workbench
+    model: ir.Model, channels: Channels, tensors: Sequence[str], context: CorrectionContext
 ) -> dict[str, ChannelMoments]:
     """Run the samples once and look at the channels of ``tensors``; nothing if the model takes none of them.
 

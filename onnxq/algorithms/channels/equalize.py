@@ -27,7 +27,7 @@ from onnxq.algorithms.channels.noise_model import (
     noise,
 )
 from onnxq.algorithms.channels.scale_rules import RULES
-from onnxq.algorithms.context import Workbench
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 
 WORTH = 0.02
@@ -42,7 +42,7 @@ show what that costs.
 logger = logging.getLogger(__name__)
 
 
-def equalize(draft: Draft, context: Workbench) -> Draft | None:
+def equalize(draft: Draft, context: CorrectionContext) -> Draft | None:
     """A draft of a float model with equalized channels; None where that gains too little.
 
     It is calibrated anew, and begins with weights rounded to nearest.
@@ -65,7 +65,7 @@ def equalize(draft: Draft, context: Workbench) -> Draft | None:
     return context.recalibrate(_scaled(draft.reference, channels, logs, worth))
 
 
-def equalized(draft: Draft, context: Workbench) -> ir.Model | None:
+def equalized(draft: Draft, context: CorrectionContext) -> ir.Model | None:
     """``draft.exact`` with equalized channels, for operators that find their ranges at run time.
 
     What was never seen is not clipped there, so that small gains are taken, too. None where there is nothing

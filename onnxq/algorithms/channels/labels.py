@@ -201,7 +201,7 @@ class ChannelUnion:
 
 
 Rule = Callable[[ir.Node, ChannelUnion], Sequence[Labels] | None]
-"""ChannelUnion a node's inputs, and gives the labels of its outputs; None where all must stay as it is."""
+"""Tie a node's inputs, and give the labels of its outputs; None where all must stay as it is."""
 
 
 def find_channels(model: ir.Model, rules: Mapping[str, Rule]) -> Channels:

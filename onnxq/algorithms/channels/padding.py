@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.algorithms.context import Workbench
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.core.plan import Group
@@ -26,7 +26,7 @@ GAIN = 0.75
 """Of the noise of a tensor, once it has twice as many integers."""
 
 
-def worth_a_pad(draft: Draft, groups: Collection[Group], context: Workbench) -> tuple[str, ...]:
+def worth_a_pad(draft: Draft, groups: Collection[Group], context: CorrectionContext) -> tuple[str, ...]:
     """The convolutions that pad, whose input is not negative and makes much of the noise at the outputs."""
     one_sided = {group.name for group in groups if group.bounds[0] == 0}
     nodes = {node.name or "": node for node in draft.reference.graph}

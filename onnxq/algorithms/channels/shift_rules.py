@@ -1,9 +1,9 @@
 """Which channels may be moved by a constant, and what makes up for it: the rules of `centering`.
 
 They are rules of `channels`, of sums instead of products: if a channel with label c is lowered by an offset
-o[c], then a constant of the graph (`ScaleFold`) loses ``o[up]`` and gains ``o[down]``, and a bias gains what the
-weights beside it make of the offsets of their input, ``W o[down]``, if the fold stands at the weights. What
-the graph computes stays the same, whatever the offsets are.
+o[c], then a constant of the graph (`ScaleFold`) loses ``o[up]`` and gains ``o[down]``, and a bias gains what
+the weights beside it make of the offsets of their input, ``W o[down]``, if the fold stands at the weights.
+What the graph computes stays the same, whatever the offsets are.
 
 Zeros that pad an input have no offset: a convolution that pads takes none, unless a Pad with another number
 does it instead. A sum of two tensors may have any
@@ -115,7 +115,7 @@ def reads_zeros(node: ir.Node, weight: Sequence[int]) -> bool:
 
 
 def _one_for_all(labels: Labels, ties: ChannelUnion) -> Labels:
-    """ChannelUnion all channels together, and gives a label for them."""
+    """Tie all channels together, and give a label for them."""
     one = ties.fresh((1,) * labels.ndim)
     ties.tie(labels, one)
     return one

@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 RowIndices = NDArray[np.int64]
 
 _Inputs = Callable[[RowIndices, int, int, int, int], RowIndices]
-"""RowIndices of the output [n, 1], kernel size, stride, dilation, padding in front -> of the input [n, taps]."""
+"""Positions in the output [n, 1], kernel size, stride, dilation, front padding -> in the input [n, taps]."""
 
 
 def im2col_rows(node: ir.Node, data: NDArray[np.generic], limit: int, rng: np.random.Generator) -> Floats:
@@ -75,7 +75,7 @@ def _gathered(node: ir.Node, data: Floats, limit: int, rng: np.random.Generator,
 
 
 def _combined(found: Sequence[RowIndices], sizes: Sequence[int]) -> tuple[RowIndices, NDArray[np.bool_]]:
-    """RowIndices along each axis, ``[n, its taps]`` -> flat ones, ``[n, taps]``, and which lie inside."""
+    """Positions along each axis, ``[n, its taps]`` -> flat ones, ``[n, taps]``, and which lie inside."""
     index, inside = np.zeros((len(found[0]), 1), np.int64), np.ones((len(found[0]), 1), bool)
     for place, size in zip(found, sizes, strict=True):
         valid = (place >= 0) & (place < size)

@@ -97,7 +97,7 @@ def _part(model: ir.Model, nodes: Collection[ir.Node], outputs: list[ir.Value]) 
 
 
 def _border(graph: ir.Graph, nodes: Collection[ir.Node]) -> list[ir.Value]:
-    """The tensors that ``integer_nodes`` read and none of them gives, in order; no constants."""
+    """The tensors that ``nodes`` read and none of them gives, in order; no constants."""
     read = dict.fromkeys(value for node in graph if node in nodes for value in node.inputs)
     return [v for v in read if v is not None and v.producer() not in nodes and not v.is_initializer()]
 

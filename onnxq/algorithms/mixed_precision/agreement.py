@@ -90,7 +90,7 @@ def joined(parts: Iterable[Doubles]) -> Doubles:
 
 
 def _rivals(expected: Any, given: Any) -> tuple[Doubles, Doubles] | None:
-    """The largest scores of each decision in ``damped``, and what ``given`` has in their places.
+    """The largest scores of each decision in ``expected``, and what ``given`` has in their places.
 
     Both ``[decisions, rivals]``; None where there are no scores.
     """

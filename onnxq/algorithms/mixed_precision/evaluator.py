@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxq.algorithms.context import Workbench
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.mixed_precision.agreement import Doubles, Margins, float_gaps, joined
 from onnxq.algorithms.mixed_precision.trials import TrialResult
 from onnxq.core.errors import CalibrationError, ConfigError
@@ -34,11 +34,11 @@ class GoalEvaluator:
     """
 
     goal: Goal
-    context: Workbench
+    context: CorrectionContext
     exact: ir.Model
 
     def evaluate(self, model: ir.Model, floats: Sequence[str], widened: Mapping[str, str]) -> TrialResult:
-        """What ``model`` gives, in which ``float_nodes`` are kept float and weights are ``widened``.
+        """What ``model`` gives, in which ``floats`` are kept float and weights are ``widened``.
 
         Raises:
             CalibrationError: there are no samples to measure on.
@@ -50,7 +50,7 @@ class GoalEvaluator:
             for margin, one, other in zip(margins, expected, given, strict=False):  # none if not needed
                 margin.look(one, other)
 
-        quality = self.context.evaluator.quality(model, look=look)
+        quality = self.context.evaluator.evaluate(model, look=look)
         if not quality.samples:
             raise CalibrationError(
                 f"the goal {self.goal} needs samples to be measured on: give data (--data)"

@@ -183,7 +183,7 @@ def _touching(points: Sequence[_Point]) -> Mapping[str, list[_Point]]:
 
 
 def _gain(nodes: frozenset[str], done: set[str], touching: Mapping[str, list[_Point]]) -> float:
-    """The noise that goes when ``integer_nodes`` become float, those of ``done`` being so."""
+    """The noise that goes when ``nodes`` become float, those of ``done`` being so."""
     near = {id(point): point for name in nodes for point in touching[name]}
     return sum(point.noise for point in near.values() if point.nodes <= done | nodes)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from calibrators.collect import collect
 from calibrators.statistics import TensorStatistics
-from onnxq.algorithms.context import Workbench
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.corrections import correct
 from onnxq.algorithms.draft import Draft, with_constants
 from onnxq.algorithms.layers.biases import bias_of
@@ -46,12 +46,12 @@ class Replanner:
     """
 
     draft: Draft
-    context: Workbench
+    context: CorrectionContext
     config: QuantConfig
     corrections: Sequence[str] = ()
 
     def __call__(self, steps: Steps) -> Draft:
-        """``draft`` with its nodes as high on their ladders as ``iterate_steps`` lead.
+        """``draft`` with its nodes as high on their ladders as ``steps`` lead.
 
         What stays as it was keeps its ranges, weights and biases. Layers that become float have the exact
         weights and biases again; those whose weights get wider have them as `corrections` would have left
@@ -77,7 +77,7 @@ class Replanner:
             name: replace(node, reason=REASON) if forms.get(name) == FLOAT else node
             for name, node in plan.float_nodes.items()
         }
-        return replace(plan, floats=told)
+        return replace(plan, float_nodes=told)
 
     def _options(self, forms: Mapping[str, ir.DataType]) -> QuantConfig:
         """`config` with what leads to these ``forms`` of nodes."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from calibrators.data.samples import Sample
 from calibrators.fingerprint import checksum, fingerprint
-from onnxq.algorithms.context import Workbench, make_context
+from onnxq.algorithms.context import CorrectionContext, make_context
 from onnxq.algorithms.corrections import to_try
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.mixed_precision.evaluator import GoalEvaluator
@@ -74,7 +74,11 @@ class Search:
 
 
 def search(
-    draft: Draft, goal: Goal, context: Workbench, config: QuantConfig, corrections: Collection[str] = ()
+    draft: Draft,
+    goal: Goal,
+    context: CorrectionContext,
+    config: QuantConfig,
+    corrections: Collection[str] = (),
 ) -> tuple[Draft, Search]:
     """``draft`` with as few nodes wider, and kept float, as the search finds enough for ``goal``.
 
@@ -148,7 +152,7 @@ class _Searcher:
             raise self._unreachable()
 
     def enough(self, steps: Steps, *, timed: bool = False) -> bool:
-        """Whether the goal holds after ``iterate_steps``; if so, they are the best so far.
+        """Whether the goal holds after ``steps``; if so, they are the best so far.
 
         The float model passes: what it lacks, nothing could give.
         """
@@ -160,7 +164,7 @@ class _Searcher:
         return reached
 
     def timed(self, steps: Steps) -> TrialResult:
-        """The attempt after ``iterate_steps``, its speed included."""
+        """The attempt after ``steps``, its speed included."""
         attempt = self._attempt(steps)
         if attempt.speed is None:
             attempt = replace(attempt, speed=self.gauge.speed(self.make(steps).quantized()))
@@ -221,9 +225,9 @@ class _Searcher:
         )
 
 
-def _key(draft: Draft, goal: Goal, context: Workbench) -> str:
+def _key(draft: Draft, goal: Goal, context: CorrectionContext) -> str:
     """Tells apart searches whose attempts mean different things."""
-    context.evaluator.quality(draft.reference)  # only then it is known which samples the model takes
+    context.evaluator.evaluate(draft.reference)  # only then it is known which samples the model takes
     sums = [_checksum(samples) for samples in (context.evaluator.samples, context.fit)]
     return f"{fingerprint(draft.quantized())} {goal} {sums[0]:08x} {sums[1]:08x}"
 

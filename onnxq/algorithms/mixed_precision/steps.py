@@ -32,12 +32,12 @@ Steps = frozenset[Precision]
 
 
 def keep_float(nodes: Iterable[str]) -> Steps:
-    """All of ``integer_nodes`` in float."""
+    """All of ``nodes`` in float."""
     return Steps(Precision(node, FLOAT) for node in nodes)
 
 
 def widest_precision(steps: Iterable[Precision]) -> Mapping[str, ir.DataType]:
-    """Where on its ladder each node of ``iterate_steps`` stands: a wider form goes beyond a narrower one."""
+    """Where on its ladder each node of ``steps`` stands: a wider form goes beyond a narrower one."""
     found: dict[str, ir.DataType] = {}
     for step in sorted(steps):
         found[step.node] = max(found.get(step.node, step.form), step.form, key=lambda form: form.bitwidth)

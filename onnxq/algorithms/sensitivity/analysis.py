@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
-from onnxq.algorithms.context import Arrays, Workbench
+from onnxq.algorithms.context import Arrays, CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.subgraphs import Subgraph
 from onnxq.algorithms.sensitivity.stages import Stage, stages
@@ -56,7 +56,7 @@ class Sensitivity:
 
 def sensitivities(
     draft: Draft,
-    context: Workbench,
+    context: CorrectionContext,
     groups: Collection[str] | None = None,
     samples: int = RANKED_SAMPLES,
 ) -> list[Sensitivity]:
@@ -86,7 +86,7 @@ def sensitivities(
 
 
 def _taken(
-    draft: Draft, context: Workbench, names: Sequence[str], samples: int
+    draft: Draft, context: CorrectionContext, names: Sequence[str], samples: int
 ) -> tuple[list[Sample], list[list[Any]]]:
     """A few batches that the float model takes, and what it makes of them."""
     taken: list[Sample] = []
@@ -114,7 +114,7 @@ def _few(batches: Sequence[Sample], samples: int) -> list[Sample]:
 
 
 def _changes(
-    draft: Draft, groups: Sequence[Group], context: Workbench, samples: Sequence[Sample]
+    draft: Draft, groups: Sequence[Group], context: CorrectionContext, samples: Sequence[Sample]
 ) -> Iterator[tuple[Group, _Changed]]:
     """For each of ``groups`` the outputs that it changes: as many stages at a time as there is room for."""
     sizes = _sizes(draft, context, samples)
@@ -128,7 +128,7 @@ def _changes(
     yield from _run(waiting, draft, context, samples)
 
 
-def _sizes(draft: Draft, context: Workbench, samples: Sequence[Sample]) -> Mapping[str, int]:
+def _sizes(draft: Draft, context: CorrectionContext, samples: Sequence[Sample]) -> Mapping[str, int]:
     """About how many bytes each tensor of the main graph takes, of all ``samples``."""
     names = [out.name for node in draft.reference.graph for out in node.outputs if out.name]
     (sizes,) = context.watch(draft.reference, names, _bytes, samples[:1])
@@ -140,7 +140,7 @@ def _bytes(_: int, arrays: Arrays) -> dict[str, int]:
 
 
 def _run(
-    waiting: Iterable[Stage], draft: Draft, context: Workbench, samples: Sequence[Sample]
+    waiting: Iterable[Stage], draft: Draft, context: CorrectionContext, samples: Sequence[Sample]
 ) -> Iterator[tuple[Group, _Changed]]:
     given = {value.name or "" for value in draft.reference.graph.inputs}
     waiting = list(waiting)
@@ -160,7 +160,7 @@ def _as_they_are(_: int, arrays: Arrays) -> Arrays:
 
 
 def _run_stage(
-    stage: Stage, context: Workbench, samples: Sequence[Sample], kept: Sequence[Arrays]
+    stage: Stage, context: CorrectionContext, samples: Sequence[Sample], kept: Sequence[Arrays]
 ) -> Iterator[tuple[Group, _Changed]]:
     """Each piece runs on all samples; what it gives goes on to the rest, at once."""
     direct: list[Mapping[int, Any]] = []

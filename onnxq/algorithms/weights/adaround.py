@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from calibrators.collect import processors
-from onnxq.algorithms.context import Arrays, Workbench
+from onnxq.algorithms.context import Arrays, CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import bias_and_activation, bias_of
 from onnxq.algorithms.layers.im2col import finite, im2col_rows
@@ -58,7 +58,7 @@ OVERHEAD = 2**14
 """What an iteration costs besides the weights, in weights."""
 
 
-def learn_rounding(draft: Draft, context: Workbench) -> Draft | None:
+def learn_rounding(draft: Draft, context: CorrectionContext) -> Draft | None:
     """Learn how the weights of every layer of ``draft`` are rounded, and its bias, from how they are now on.
 
     Layers share ``context.time_limit`` by their size. The same samples, seed and number of threads give the
@@ -81,7 +81,9 @@ def learn_rounding(draft: Draft, context: Workbench) -> Draft | None:
     return changed if changed is not draft else None
 
 
-def _with_learned(draft: Draft, layer: MatrixLayer, aim: Floats, seconds: float, context: Workbench) -> Draft:
+def _with_learned(
+    draft: Draft, layer: MatrixLayer, aim: Floats, seconds: float, context: CorrectionContext
+) -> Draft:
     """``draft`` with what one layer learned, if it holds on rows that it was not learned from."""
     fit, check = _halves(layer_problem(draft, layer, aim, context))
     if check.rows.shape[1] == 0:
@@ -139,7 +141,7 @@ ROWS = 2**13
 ROW_BYTES = 2**26
 
 
-def float_outputs(model: ir.Model, chosen: Sequence[MatrixLayer], context: Workbench) -> list[Floats]:
+def float_outputs(model: ir.Model, chosen: Sequence[MatrixLayer], context: CorrectionContext) -> list[Floats]:
     """What some layers of the float ``model`` give, behind their Relu or Clip: ``[G, n, O]`` of each."""
     nodes = [model.graph.node(layer.name) for layer in chosen]
     transposed = [matrices(node, _weights(node)).transpose(0, 2, 1) for node in nodes]
@@ -166,7 +168,7 @@ def _most_rows(layer: MatrixLayer) -> int:
     return min(ROWS, ROW_BYTES // (4 * groups * (inputs + outputs)))
 
 
-def layer_problem(draft: Draft, layer: MatrixLayer, aim: Floats, context: Workbench) -> LayerProblem:
+def layer_problem(draft: Draft, layer: MatrixLayer, aim: Floats, context: CorrectionContext) -> LayerProblem:
     """What one layer has to learn, with inputs from the layers before it as they are in ``draft``."""
     node, current = draft.reference.graph.node(layer.name), draft.model.graph.node(layer.name)
     params, spec = draft.plan.params[layer.weight.group], draft.plan.groups[layer.weight.group].spec
@@ -197,7 +199,7 @@ def _weights(node: ir.Node) -> NDArray[np.generic]:
     return values
 
 
-def _rows(draft: Draft, layer: MatrixLayer, context: Workbench) -> Floats:
+def _rows(draft: Draft, layer: MatrixLayer, context: CorrectionContext) -> Floats:
     """What the quantized layer multiplies with: ``[G, n, K]``."""
     node = draft.reference.graph.node(layer.name)
     group = draft.plan.groups[layer.data.group]
@@ -223,7 +225,7 @@ def _integers(quantized: ir.Model, layer: MatrixLayer) -> tuple[str, ir.Model]:
 
 
 def _picked(
-    node: ir.Node, layer: MatrixLayer, data: NDArray[np.generic], number: int, context: Workbench
+    node: ir.Node, layer: MatrixLayer, data: NDArray[np.generic], number: int, context: CorrectionContext
 ) -> Floats:
     """Rows of a batch, ``[G, n, K]``: of the same places whatever model ``data`` comes from."""
     samples = sum(batch.count for batch in context.fit)

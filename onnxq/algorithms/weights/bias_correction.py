@@ -24,7 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrators.data.samples import Sample
-from onnxq.algorithms.context import Arrays, Workbench
+from onnxq.algorithms.context import Arrays, CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import Bias, bias_of, with_biases
 from onnxq.algorithms.layers.matrices import MatrixLayer, channel_axis, layers, matrices, weights_of
@@ -36,7 +36,7 @@ from onnxq.graph.nodes import ints_attribute
 Doubles = NDArray[np.float64]
 
 
-def correct_biases(draft: Draft, context: Workbench) -> Draft | None:
+def correct_biases(draft: Draft, context: CorrectionContext) -> Draft | None:
     """Give every layer of ``draft`` that has a place for it the bias that its weights' errors ask for."""
     exact = {node.name: node for node in draft.reference.graph}
     nodes = {node.name: node for node in draft.model.graph}
@@ -82,7 +82,7 @@ FEWEST = 8
 """Batches, whatever they take."""
 
 
-def correct_biases_in_order(draft: Draft, context: Workbench) -> Draft | None:
+def correct_biases_in_order(draft: Draft, context: CorrectionContext) -> Draft | None:
     """Give every layer that has a place for it the bias with which its output has the float model's mean."""
     quantized, found = draft.quantized(), _places(draft)
     if not found or not is_partitionable(quantized):
@@ -126,7 +126,7 @@ def _places(draft: Draft) -> dict[str, _BiasSite]:
 
 
 def _float_means(
-    draft: Draft, found: Mapping[str, _BiasSite], context: Workbench
+    draft: Draft, found: Mapping[str, _BiasSite], context: CorrectionContext
 ) -> tuple[list[Sample], dict[str, list[Doubles]]]:
     """As many batches as there is memory for, and what the quantized model's means are to be on them."""
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from calibrators.collect import processors
-from onnxq.algorithms.context import Workbench
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import MatrixLayer, matrices, weights, weights_of, with_own_weights
 from onnxq.algorithms.weights.hessian import SecondMoments, gather_moments, in_blocks, out_of_blocks
@@ -41,7 +41,7 @@ BLOCK = 64
 """Columns whose errors are carried to those behind them in one product of matrices."""
 
 
-def gptq(draft: Draft, context: Workbench) -> Draft | None:
+def gptq(draft: Draft, context: CorrectionContext) -> Draft | None:
     """Round the weights of every layer of ``draft`` by the second moments of its inputs."""
     nodes = {node.name: node for node in draft.reference.graph}
     able = with_own_weights(draft.reference, draft.plan)

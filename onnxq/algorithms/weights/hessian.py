@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.algorithms.context import Arrays, Workbench
+from onnxq.algorithms.context import Arrays, CorrectionContext
 from onnxq.algorithms.layers.im2col import Floats, finite, im2col_rows
 from onnxq.algorithms.layers.matrices import MatrixLayer, in_parts
 
@@ -85,7 +85,7 @@ class SecondMoments:
 
 
 def gather_moments(
-    model: ir.Model, layers: Sequence[MatrixLayer], context: Workbench
+    model: ir.Model, layers: Sequence[MatrixLayer], context: CorrectionContext
 ) -> Iterator[list[tuple[MatrixLayer, SecondMoments]]]:
     """The moments of ``layers``, in their order; as many at a time as there is memory for."""
     for part in in_parts(layers, _bytes, MOST_BYTES):
@@ -122,7 +122,7 @@ def out_of_blocks(blocks: NDArray[_Number], inputs: int) -> NDArray[_Number]:
 
 
 def _together(
-    model: ir.Model, layers: Sequence[MatrixLayer], context: Workbench
+    model: ir.Model, layers: Sequence[MatrixLayer], context: CorrectionContext
 ) -> list[tuple[MatrixLayer, SecondMoments]]:
     nodes = {node.name: node for node in model.graph}
     samples = max(1, sum(batch.count for batch in context.fit))

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from calibrators.collect import processors
 from calibrators.data.samples import Sample
-from onnxq.algorithms.context import Arrays, Workbench
+from onnxq.algorithms.context import Arrays, CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import BiasAndActivation, bias_and_activation, bias_of
 from onnxq.algorithms.layers.im2col import finite, im2col_rows
@@ -77,7 +77,7 @@ CHECK_EVERY = 5
 """Every so-manieth batch is not learned from when a way is chosen: its rows decide which."""
 
 
-def sequential_gptq(draft: Draft, context: Workbench) -> Draft | None:
+def sequential_gptq(draft: Draft, context: CorrectionContext) -> Draft | None:
     """``draft`` with weights rounded by second moments; those of few bits in order, if that is closer."""
     rounded = gptq(draft, context)
     if rounded is None:
@@ -87,7 +87,7 @@ def sequential_gptq(draft: Draft, context: Workbench) -> Draft | None:
     return rounded if ordered is None or context.error(ordered) >= context.error(plain) else ordered
 
 
-def round_sequentially(draft: Draft, context: Workbench) -> Draft | None:
+def round_sequentially(draft: Draft, context: CorrectionContext) -> Draft | None:
     """``draft`` with weights of few bits, and their biases, chosen one layer after the other."""
     found, quantized = _few(draft), draft.quantized()
     if not found or not (is_partitionable(draft.reference) and is_partitionable(quantized)):
@@ -149,7 +149,7 @@ def _stops(quantized: ir.Model, found: Sequence[MatrixLayer]) -> dict[str, list[
     return stops
 
 
-def _batches(draft: Draft, found: Sequence[MatrixLayer], context: Workbench) -> list[Sample]:
+def _batches(draft: Draft, found: Sequence[MatrixLayer], context: CorrectionContext) -> list[Sample]:
     """Those that the model takes, as many as there is memory for, evenly spread."""
     tensors = list(dict.fromkeys(layer.data.tensor for layer in found))
 
@@ -208,7 +208,11 @@ class Rows:
 
 
 def _rows(
-    draft: Draft, layer: MatrixLayer, exact: Sequence[Array], given: Sequence[Array], context: Workbench
+    draft: Draft,
+    layer: MatrixLayer,
+    exact: Sequence[Array],
+    given: Sequence[Array],
+    context: CorrectionContext,
 ) -> Callable[[Iterable[int]], Rows]:
     """Batches, by their numbers -> their rows.
 

@@ -93,7 +93,7 @@ def check_torch() -> None:
 
 
 def learn(task: LayerProblem, seconds: float, seed: int, threads: int) -> LayerProblem:
-    """``layer_problem`` with levels, and a bias, that have less error on its rows; unchanged without error, or time.
+    """``task`` with levels, and a bias, that have less error on its rows; unchanged without error, or time.
 
     The same bits for the same seed and number of threads, as long as ``seconds`` suffice for all iterations;
     if not, fewer are made, how many depends on the machine.

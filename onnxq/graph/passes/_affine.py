@@ -112,7 +112,7 @@ def is_private(value: ir.Value, consumer: ir.Node) -> bool:
 
 
 def absorb_into_producer(model: ir.Model, node: ir.Node, affine: Affine | None) -> bool:
-    """ScaleFold an affine node into what it follows: a weighted layer, MatMul and Add, a BatchNormalization."""
+    """Fold an affine node into what it follows: a weighted layer, MatMul and Add, a BatchNormalization."""
     if affine is None or not is_private(affine.source, node) or not give_to_producer(model, affine):
         return False
     _drop(node, affine.source)

@@ -24,7 +24,7 @@ LONGEST = 4
 
 @dataclass(frozen=True)
 class Line:
-    """``slope * source + offset``, written in so many ``integer_nodes``."""
+    """``slope * source + offset``, written in so many ``nodes``."""
 
     source: ir.Value
     slope: float = 1.0
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Ramp:
-    """``height * clip(slope * source + offset, 0, 1)``, written in so many ``integer_nodes``."""
+    """``height * clip(slope * source + offset, 0, 1)``, written in so many ``nodes``."""
 
     source: ir.Value
     slope: float

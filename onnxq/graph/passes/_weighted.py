@@ -128,7 +128,7 @@ def channel_axis_and_rank(layer: WeightedNode) -> tuple[int, int]:
 
 
 def scale_outputs(model: ir.Model, layer: WeightedNode, scale: Array, shift: Array) -> bool:
-    """ScaleFold ``y * scale + shift`` ([C_out] each) into the layer; False if the result cannot be stored."""
+    """Fold ``y * scale + shift`` ([C_out] each) into the layer; False if the result cannot be stored."""
     rows = layer.rows()
     weight = rows * scale.reshape(-1, *[1] * (rows.ndim - 1))
     bias = shift if layer.bias is None else layer.bias * scale + shift
@@ -136,7 +136,7 @@ def scale_outputs(model: ir.Model, layer: WeightedNode, scale: Array, shift: Arr
 
 
 def scale_inputs(model: ir.Model, layer: WeightedNode, scale: Array, shift: Array) -> bool:
-    """ScaleFold ``x * scale + shift`` ([C_in] each) into the Conv or Gemm that reads x; False likewise."""
+    """Fold ``x * scale + shift`` ([C_in] each) into the Conv or Gemm that reads x; False likewise."""
     group = int_attribute(layer.node, "group", 1) if layer.node.op_type == "Conv" else 1
     outputs = layer.channels // group
     per_row = (np.repeat(v.reshape(group, -1), outputs, axis=0) for v in (scale, shift))

@@ -67,7 +67,7 @@ class FoldConstantsPass(ir.passes.InPlacePass):
     """Nodes with constant inputs become initializers, as far as the rule above allows."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """ScaleFold the main graph and all bodies; a node that the folding stumbles over ends it there."""
+        """Fold the main graph and all bodies; a node that the folding stumbles over ends it there."""
         try:
             result = fold_constants(
                 model,

@@ -64,7 +64,7 @@ class FoldBatchNormPass(ir.passes.InPlacePass):
     """Conv → BatchNormalization becomes Conv, whose output has the BatchNormalization's output name."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """ScaleFold every BatchNormalization whose producer allows it."""
+        """Fold every BatchNormalization whose producer allows it."""
         folded = [
             absorb_into_producer(model, node, batchnorm_affine(node)) for node in list(all_nodes(model))
         ]
@@ -75,7 +75,7 @@ class FoldBatchNormForwardPass(ir.passes.InPlacePass):
     """BatchNormalization → Conv or Gemm becomes Conv or Gemm, reading what the BatchNormalization read."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """ScaleFold every BatchNormalization that only a weighted layer reads."""
+        """Fold every BatchNormalization that only a weighted layer reads."""
         folded = [_fold_forward(model, node) for node in list(all_nodes(model))]
         return ir.passes.PassResult(model, modified=any(folded))
 
@@ -109,7 +109,7 @@ class FoldArithmeticPass(ir.passes.InPlacePass):
     """Conv → Mul(constant) becomes Conv, whose output has the Mul's output name."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """ScaleFold every constant arithmetic node whose producer allows it."""
+        """Fold every constant arithmetic node whose producer allows it."""
         folded = [
             absorb_into_producer(model, node, arithmetic_affine(node)) for node in list(all_nodes(model))
         ]
@@ -120,7 +120,7 @@ class FoldScalarsForwardPass(ir.passes.InPlacePass):
     """Mul(constant) → Add(constant) → Conv becomes Conv, or Add → Conv where it is padded."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """ScaleFold every constant of one element that only a Conv or Gemm reads."""
+        """Fold every constant of one element that only a Conv or Gemm reads."""
         folded = [
             _fold_scalars(model, node) for node in list(all_nodes(model)) if is_op(node, "Conv", "Gemm")
         ]

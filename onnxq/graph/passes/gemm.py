@@ -73,7 +73,7 @@ class FoldGemmScalarsPass(ir.passes.InPlacePass):
     """Gemm with constant B and C becomes Gemm with alpha = beta = 1 and a bias of shape [N]."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """ScaleFold what is constant in every Gemm; the rest stays."""
+        """Fold what is constant in every Gemm; the rest stays."""
         gemms = [node for node in all_nodes(model) if is_op(node, "Gemm")]
         changed = [
             _fold_scalars(model, node, name, index)

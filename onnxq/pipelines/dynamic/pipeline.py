@@ -75,7 +75,7 @@ def quantize_dynamic(
         progress("reading the model")
         simple, plan, setting = _prepare(model, config)
         samples = open_samples(simple, data, config, made_up=MADE_UP)
-        evaluatomake_dynamic_evaluator_for(model, simple, samples, config)
+        evaluator = make_dynamic_evaluator(model, simple, samples, config)
         progress("quantizing weights")
         quantized, effects = rewrite_well(simple, plan, setting, samples, evaluator, progress)
         progress("writing and checking the model")

@@ -53,7 +53,7 @@ def plan_nodes(model: ir.Model, setting: DynamicScheme) -> QuantPlan:
 
 
 def rewrite(model: ir.Model, plan: QuantPlan, setting: DynamicScheme, known: Known | None = None) -> ir.Model:
-    """A copy of ``model`` with the nodes of ``plan`` quantized; ``calibrated`` remembers rounded weights."""
+    """A copy of ``model`` with the nodes of ``plan`` quantized; ``known`` remembers rounded weights."""
     piece = ModelRewriter(model, setting, {} if known is None else known)
     ways = WAYS[setting.form]
     chosen = {*plan.integer_nodes, *plan.weight_only_nodes}

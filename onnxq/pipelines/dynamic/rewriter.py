@@ -105,7 +105,7 @@ class ModelRewriter:
     """
 
     def __init__(self, model: ir.Model, setting: DynamicScheme, known: Known) -> None:
-        """A copy of ``model``; what ``calibrated`` has of its weights is not rounded again."""
+        """A copy of ``model``; what ``known`` has of its weights is not rounded again."""
         self.model = model.clone()
         self.setting = setting
         self._known = known

@@ -47,7 +47,7 @@ def _worst_sqnr(report: Report) -> str:
 def _accuracy(report: Report) -> Markup:
     if not report.accuracy:
         return element("p", "Accuracy was not measured: there were no samples.")
-    on = f"Measured on {report.eval_source}: {report.judged}." if report.judged else ""
+    on = f"Measured on {report.judged_on}: {report.judged}." if report.judged else ""
     made_up = " They are made up, so this says nothing about real use." if report.request.synthetic else ""
     return joined([table(_COLUMNS, _rows(report), "outputs"), element("p", on + made_up, class_="quiet")])
 

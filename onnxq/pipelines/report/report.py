@@ -100,7 +100,7 @@ class Report:
         plan: what was decided, with parameters.
         statistics: None if a table gave the ranges.
         accuracy: by output; empty if it was not measured.
-        eval_source, judged: the kind of samples that was measured on, and how many.
+        judged_on, judged: the kind of samples that was measured on, and how many.
         skipped: bad samples.
         warnings: why the result should not be trusted, if so.
         float_bytes, int8_bytes: of the two models.

@@ -7,7 +7,7 @@ The same as QuantizeLinear and DequantizeLinear give. Backwards, rounding counts
     dy/dx = 1 inside the grid, 0 beyond
     dy/ds = round(x / s) - x / s inside,  q - z beyond
 
-Learned scales: "Learned Precision Size Quantization", Esser et al. 2020, https://arxiv.org/abs/1902.08153, with
+Learned scales: "Learned Step Size Quantization", Esser et al. 2020, https://arxiv.org/abs/1902.08153, with
 their factor ``1 / sqrt(n * qmax)`` on the gradient of the scale. Zero points are not learned.
 """
 

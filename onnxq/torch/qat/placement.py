@@ -81,7 +81,7 @@ class Placement:
 
 
 def find_places(plan: QuantPlan, simple: ir.Model, seen: Seen) -> Placement:
-    """DynamicAcceptance for the place of every point.
+    """Look for the place of every point.
 
     Args:
         plan: made for ``simple``.

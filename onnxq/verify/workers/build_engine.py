@@ -24,7 +24,7 @@ except ImportError:
 CAPABILITY = "SM86"
 """The GPU that engines are built for where there is none to ask: nothing is timed, only matched."""
 
-_NODES = re.compile(r"\[ONNX NcnnLayer: ([^\]]*)\]")
+_NODES = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _TYPE = re.compile(r"LayerType: (\w+)")
 _DATATYPE = re.compile(r"Datatype: (\w+)")
 
@@ -118,7 +118,7 @@ def gpus() -> int:
 
 
 class Gpu:
-    """SearchLog of the first GPU, through its driver."""
+    """Memory of the first GPU, through its driver."""
 
     def __init__(self) -> None:
         self.driver = ctypes.CDLL("libcuda.so.1")

@@ -11,7 +11,7 @@ from graphs import parse
 from calibrators.collect import collect
 from calibrators.data.samples import Sample
 from calibrators.session import open_session
-from onnxq.algorithms.context import Workbench
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import bias_of
 from onnxq.algorithms.layers.matrices import in_parts, layers
@@ -76,7 +76,7 @@ def scene(name, config=None, **options):
     fit = list(correlated(shape, 24))
     draft = drafted(text, fit, config)
     evaluator = AccuracyEvaluator(draft.reference, list(correlated(shape, 8, seed=1)), threads=1)
-    return draft, Workbench(fit, evaluator, lambda model: draft, threads=1, **options)
+    return draft, CorrectionContext(fit, evaluator, lambda model: draft, threads=1, **options)
 
 
 def constants(draft):
@@ -158,7 +158,7 @@ def test_weights_with_two_readers_are_left():
     { a = MatMul (x, w)  r = Relu (a)  b = MatMul (r, w)  y = MatMul (b, v) }"""
     fit = list(correlated((5, 8), 24))
     draft = drafted(text, fit)
-    context = Workbench(
+    context = CorrectionContext(
         fit, AccuracyEvaluator(draft.reference, fit, threads=1), lambda model: draft, threads=1
     )
     learned = learn_rounding(draft, context)

@@ -293,7 +293,7 @@ def test_the_options_list_the_formats():
 
 def test_no_table_without_the_model(folder, monkeypatch):
     (folder / "t.json").write_text("as it was")
-    monkeypatch.setattr("onnxq.verify.accuracy.AccuracyEvaluator.quality", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("onnxq.verify.accuracy.AccuracyEvaluator.evaluate", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         quantized(table=("t.json", "calibration.flatbuffers"))
     assert sorted(path.name for path in folder.iterdir()) == ["d.npz", "m.onnx", "t.json"]

@@ -9,7 +9,7 @@ BN = "<float[4] gamma, float[4] beta, float[4] mean, float[4] var, {}>"
 
 
 def check(text, expected, **given):
-    """ScaleFold in a copy, compare, and return the copy."""
+    """Fold in a copy, compare, and return the copy."""
     before = parse(text, **given)
     after = simplify(before)
     assert_same_outputs(before, after)
