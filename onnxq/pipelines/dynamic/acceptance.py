@@ -50,7 +50,7 @@ class DynamicAcceptance:
         original: the float model as the user has it.
         samples: where those to judge by come from.
         evaluator: knows the original and these samples.
-        setting: what was asked for.
+        scheme: what was asked for.
         quality: against the original; None if it was not measured.
         speed: None if nothing was timed: another runtime runs the target, or there is no sample.
         verdicts: what ONNX Runtime makes of it, for its targets.
@@ -59,7 +59,7 @@ class DynamicAcceptance:
     original: str | os.PathLike[str]
     samples: Samples
     evaluator: AccuracyEvaluator
-    setting: DynamicScheme
+    scheme: DynamicScheme
     quality: Quality | None = None
     speed: Speed | None = None
     verdicts: tuple[Verdict, ...] = ()
@@ -71,7 +71,7 @@ class DynamicAcceptance:
         Raises:
             CalibrationError: it does not load, or a model does not take a sample that was given.
         """
-        if self.setting.form is WeightForm.INTEGERS:
+        if self.scheme.form is WeightForm.INTEGERS:
             self.verdicts = (self._kernels(draft),)
         quality = self.evaluator.evaluate(draft)
         if quality.samples:
@@ -89,8 +89,8 @@ class DynamicAcceptance:
         return judged(RUNTIME, f"integer kernels: {summary or 'none'}", counts=found)
 
     def _race(self, draft: Path) -> None:
-        config = self.setting.config
-        if RUNTIME not in self.setting.target.runtimes or config.providers != (CPU,):
+        config = self.scheme.config
+        if RUNTIME not in self.scheme.target.runtimes or config.providers != (CPU,):
             return
         sessions = [open_session(p, threads=config.threads, exact=False) for p in (self.original, draft)]
         times = time_interleaved(

@@ -45,22 +45,22 @@ def attention_obstacle(node: ir.Node) -> str | None:
     return weight_obstacle(array)
 
 
-def rewrite_attention(node: ir.Node, piece: ModelRewriter) -> None:
+def rewrite_attention(node: ir.Node, rewriter: ModelRewriter) -> None:
     """With ONNX Runtime's own operator."""
     data, weight, bias, mask, past = (input_at(node, index) for index in range(PAST + 1))
     assert data is not None
     assert weight is not None
-    levels, scale, zero = piece.quantized(data, node)
-    factors, factor_scale = piece.packed(weight, 1, _LAYOUT)
+    levels, scale, zero = rewriter.quantized(data, node)
+    factors, factor_scale = rewriter.packed(weight, 1, _LAYOUT)
     known = constant_value(factor_scale)
     assert known is not None
-    factor_zero = piece.constant(f"{factor_scale.name}_zero_point", np.zeros(known.shape, np.int8))
+    factor_zero = rewriter.constant(f"{factor_scale.name}_zero_point", np.zeros(known.shape, np.int8))
     inputs = [levels, factors, bias, scale, factor_scale, mask, zero, factor_zero, past]
-    outputs = piece.add("QAttention", inputs, node, node.attributes, len(node.outputs), DOMAIN)
+    outputs = rewriter.add("QAttention", inputs, node, node.attributes, len(node.outputs), DOMAIN)
     for old, new in zip(node.outputs, outputs, strict=True):
         if not old.name:
             new.name = ""
-    piece.replace(node, *outputs)
+    rewriter.replace(node, *outputs)
 
 
 def _flat(scale: Array) -> Array:

@@ -31,30 +31,30 @@ def conv_obstacle(node: ir.Node) -> str | None:
     return weight_obstacle(array)
 
 
-def rewrite_conv(node: ir.Node, piece: ModelRewriter) -> None:
+def rewrite_conv(node: ir.Node, rewriter: ModelRewriter) -> None:
     """On integers."""
     data, weight = node.inputs[:2]
     assert data is not None
     assert weight is not None
-    levels, scale, zero = piece.quantized(data, node)
-    factors, factor_scale = piece.packed(weight, 0)
-    (sums,) = piece.add("ConvInteger", [levels, factors, zero], node, dict(node.attributes))
-    (reals,) = piece.add("Cast", [sums], node, FLOAT)
-    (scales,) = piece.add("Mul", [scale, _beside(factor_scale, weight, piece)], node)
-    (real,) = piece.add("Mul", [reals, scales], node)
+    levels, scale, zero = rewriter.quantized(data, node)
+    factors, factor_scale = rewriter.packed(weight, 0)
+    (sums,) = rewriter.add("ConvInteger", [levels, factors, zero], node, dict(node.attributes))
+    (reals,) = rewriter.add("Cast", [sums], node, FLOAT)
+    (scales,) = rewriter.add("Mul", [scale, _beside(factor_scale, weight, rewriter)], node)
+    (real,) = rewriter.add("Mul", [reals, scales], node)
     bias = input_at(node, 2)
     if bias is not None:
-        (real,) = piece.add("Add", [real, _beside(bias, weight, piece)], node)
-    piece.replace(node, real)
+        (real,) = rewriter.add("Add", [real, _beside(bias, weight, rewriter)], node)
+    rewriter.replace(node, real)
 
 
-def _beside(value: ir.Value, weight: ir.Value, piece: ModelRewriter) -> ir.Value:
+def _beside(value: ir.Value, weight: ir.Value, rewriter: ModelRewriter) -> ir.Value:
     """A constant a channel (or one for all), so that it broadcasts over the output: ``[C, 1, …]``."""
     array = constant_value(value)
     kernel = constant_value(weight)
     assert array is not None
     assert kernel is not None
-    return piece.constant(f"{value.name}_column", _column(array, kernel.ndim - 1))
+    return rewriter.constant(f"{value.name}_column", _column(array, kernel.ndim - 1))
 
 
 def _column(array: Array, axes: int) -> Array:

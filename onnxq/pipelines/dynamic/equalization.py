@@ -38,7 +38,7 @@ DATA = QuantSpec(ir.DataType.UINT8, symmetric=False)
 def rewrite_well(
     model: ir.Model,
     plan: QuantPlan,
-    setting: DynamicScheme,
+    scheme: DynamicScheme,
     samples: Samples,
     evaluator: AccuracyEvaluator,
     progress: Progress,
@@ -49,8 +49,8 @@ def rewrite_well(
         CalibrationError: the model does not take a sample that was given.
     """
     known: Known = {}
-    plain, points = rewrite(model, plan, setting, known), tuple(_points(model, plan, setting))
-    wanted = NAME in setting.config.correct and "none" not in setting.config.correct
+    plain, points = rewrite(model, plan, scheme, known), tuple(_points(model, plan, scheme))
+    wanted = NAME in scheme.config.correct and "none" not in scheme.config.correct
     if not (wanted and points and samples.has_held_out):
         return plain, ()
     started = time.perf_counter()
@@ -58,26 +58,26 @@ def rewrite_well(
     if not before.samples:
         return plain, ()
     progress("equalizing channels")
-    context = make_context(model, samples, evaluator, setting.config, progress)
+    context = make_context(model, samples, evaluator, scheme.config, progress)
     if samples.synthetic:
         context = replace(context, on_bad=unsuited)
     found = equalized(Draft(model, model, _as_static(plan, points), {}), context)
-    equal = None if found is None else rewrite(found, plan, setting, known)
+    equal = None if found is None else rewrite(found, plan, scheme, known)
     after = None if equal is None else evaluator.evaluate(equal).noise
     helped = after is not None and after < before.noise
     effect = Effect(NAME, before.noise, after, time.perf_counter() - started, kept=helped)
     return equal if equal is not None and helped else plain, (effect,)
 
 
-def _points(model: ir.Model, plan: QuantPlan, setting: DynamicScheme) -> Iterator[QuantPoint]:
+def _points(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme) -> Iterator[QuantPoint]:
     """The edges by which matrices of constants in the main graph get integers."""
-    if setting.form is not WeightForm.INTEGERS:
+    if scheme.form is not WeightForm.INTEGERS:
         return
     for node in model.graph:
         if node.name in plan.integer_nodes and node.op_type in ("MatMul", "Gemm"):
             data, weight = node.inputs[:2]
             if is_computed(data) and not is_computed(weight):
-                weights = replace(setting.weight, axis=setting.axis(columns_of(node)))
+                weights = replace(scheme.weight, axis=scheme.axis(columns_of(node)))
                 for index, (value, spec) in enumerate(((data, DATA), (weight, weights))):
                     name = value.name or "" if value is not None else ""
                     yield QuantPoint(name, node.name or "", index, spec, name)

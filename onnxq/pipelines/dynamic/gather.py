@@ -34,20 +34,20 @@ def gather_half_obstacle(node: ir.Node) -> str | None:
     return gather_obstacle(node) or half_obstacle(table)
 
 
-def rewrite_gather(node: ir.Node, piece: ModelRewriter) -> None:
+def rewrite_gather(node: ir.Node, rewriter: ModelRewriter) -> None:
     """Rows that are looked up, then unpacked."""
     table, indices = node.inputs
     assert table is not None
-    if piece.setting.form is WeightForm.FLOAT16:
-        stored, scale = piece.half(table), None
+    if rewriter.scheme.form is WeightForm.FLOAT16:
+        stored, scale = rewriter.half(table), None
     else:
-        stored, scale = piece.packed(table, 0)
-    (rows,) = piece.add("Gather", [stored, indices], node)
-    (real,) = piece.add("Cast", [rows], node, FLOAT)
+        stored, scale = rewriter.packed(table, 0)
+    (rows,) = rewriter.add("Gather", [stored, indices], node)
+    (real,) = rewriter.add("Cast", [rows], node, FLOAT)
     if scale is not None:
-        (scales,) = piece.add("Gather", [scale, indices], node) if _by_row(scale) else (scale,)
-        (real,) = piece.add("Mul", [real, scales], node)
-    piece.replace(node, real)
+        (scales,) = rewriter.add("Gather", [scale, indices], node) if _by_row(scale) else (scale,)
+        (real,) = rewriter.add("Mul", [real, scales], node)
+    rewriter.replace(node, real)
 
 
 def _by_row(scale: ir.Value) -> bool:

@@ -29,21 +29,21 @@ def lstm_obstacle(node: ir.Node) -> str | None:
     return weight_obstacle(*known) if len(known) == len(weights) else "its weights are computed at run time"
 
 
-def rewrite_lstm(node: ir.Node, piece: ModelRewriter) -> None:
+def rewrite_lstm(node: ir.Node, rewriter: ModelRewriter) -> None:
     """With ONNX Runtime's own operator."""
     inputs = [input_at(node, index) for index in range(INPUTS)]
     for index in (1, 2):
         weight = inputs[index]
         assert weight is not None
-        inputs[index], scale = piece.packed(weight, 1, _LAYOUT)
-        inputs += [scale, _zeros(scale, piece)]
+        inputs[index], scale = rewriter.packed(weight, 1, _LAYOUT)
+        inputs += [scale, _zeros(scale, rewriter)]
     attributes = {name: value for name, value in node.attributes.items() if name != "layout"}
-    outputs = piece.add("DynamicQuantizeLSTM", inputs, node, attributes, len(node.outputs), DOMAIN)
+    outputs = rewriter.add("DynamicQuantizeLSTM", inputs, node, attributes, len(node.outputs), DOMAIN)
     for old, new in zip(node.outputs, outputs, strict=True):
         if not old.name:
             new.name = ""
-    piece.model.graph.opset_imports.setdefault(DOMAIN, 1)
-    piece.replace(node, *outputs)
+    rewriter.model.graph.opset_imports.setdefault(DOMAIN, 1)
+    rewriter.replace(node, *outputs)
 
 
 def _transposed(array: Array) -> Array:
@@ -58,7 +58,7 @@ def _per_direction(scale: Array) -> Array:
 _LAYOUT = Layout(pack_rows, _transposed, _per_direction)
 
 
-def _zeros(scale: ir.Value, piece: ModelRewriter) -> ir.Value:
+def _zeros(scale: ir.Value, rewriter: ModelRewriter) -> ir.Value:
     array = constant_value(scale)
     assert array is not None
-    return piece.constant(f"{scale.name}_zero_point", np.zeros(array.shape, np.int8))
+    return rewriter.constant(f"{scale.name}_zero_point", np.zeros(array.shape, np.int8))

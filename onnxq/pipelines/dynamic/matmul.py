@@ -42,42 +42,44 @@ def gemm_obstacle(node: ir.Node) -> str | None:
     return _matrix_obstacle(node, columns=columns_of(node))
 
 
-def rewrite_matmul(node: ir.Node, piece: ModelRewriter) -> None:
+def rewrite_matmul(node: ir.Node, rewriter: ModelRewriter) -> None:
     """On integers."""
     data, weight = node.inputs
     assert data is not None
     assert weight is not None
-    levels, scale, zero = piece.quantized(data, node)
+    levels, scale, zero = rewriter.quantized(data, node)
     if is_computed(weight):
-        factors, factor_scale, factor_zero = piece.quantized(weight, node)
-        piece.replace(node, _product(node, [levels, factors, zero, factor_zero], scale, factor_scale, piece))
+        factors, factor_scale, factor_zero = rewriter.quantized(weight, node)
+        rewriter.replace(
+            node, _product(node, [levels, factors, zero, factor_zero], scale, factor_scale, rewriter)
+        )
         return
-    factors, factor_scale = piece.packed(weight, 1, _COLUMNS)
-    piece.replace(node, _product(node, [levels, factors, zero], scale, factor_scale, piece))
+    factors, factor_scale = rewriter.packed(weight, 1, _COLUMNS)
+    rewriter.replace(node, _product(node, [levels, factors, zero], scale, factor_scale, rewriter))
 
 
-def rewrite_gemm(node: ir.Node, piece: ModelRewriter) -> None:
+def rewrite_gemm(node: ir.Node, rewriter: ModelRewriter) -> None:
     """On integers, with the bias added in float behind."""
     data, weight = node.inputs[:2]
     assert data is not None
     assert weight is not None
-    levels, scale, zero = piece.quantized(data, node)
+    levels, scale, zero = rewriter.quantized(data, node)
     columns = columns_of(node)
-    factors, factor_scale = piece.packed(weight, columns, _COLUMNS if columns else _ROWS)
-    real = _product(node, [levels, factors, zero], scale, factor_scale, piece)
+    factors, factor_scale = rewriter.packed(weight, columns, _COLUMNS if columns else _ROWS)
+    real = _product(node, [levels, factors, zero], scale, factor_scale, rewriter)
     bias = input_at(node, 2)
     if bias is not None:
-        (real,) = piece.add("Add", [real, _row(bias, piece)], node)
-    piece.replace(node, real)
+        (real,) = rewriter.add("Add", [real, _row(bias, rewriter)], node)
+    rewriter.replace(node, real)
 
 
 def _product(
-    node: ir.Node, inputs: list[ir.Value | None], scale: ir.Value, other: ir.Value, piece: ModelRewriter
+    node: ir.Node, inputs: list[ir.Value | None], scale: ir.Value, other: ir.Value, rewriter: ModelRewriter
 ) -> ir.Value:
-    (sums,) = piece.add("MatMulInteger", inputs, node)
-    (reals,) = piece.add("Cast", [sums], node, FLOAT)
-    (scales,) = piece.add("Mul", [scale, other], node)
-    (real,) = piece.add("Mul", [reals, scales], node)
+    (sums,) = rewriter.add("MatMulInteger", inputs, node)
+    (reals,) = rewriter.add("Cast", [sums], node, FLOAT)
+    (scales,) = rewriter.add("Mul", [scale, other], node)
+    (real,) = rewriter.add("Mul", [reals, scales], node)
     return real
 
 
@@ -91,12 +93,12 @@ _ROWS = Layout(integers=np.transpose, scale=_flat)
 """Of a Gemm that transposes its weight: MatMulInteger does not."""
 
 
-def _row(bias: ir.Value, piece: ModelRewriter) -> ir.Value:
+def _row(bias: ir.Value, rewriter: ModelRewriter) -> ir.Value:
     """A constant bias as ``[N]``, which is fused; others are added as they are."""
     array = constant_value(bias)
     if array is None or array.ndim < 2 or array.size != array.shape[-1]:
         return bias
-    return piece.constant(f"{bias.name}_row", array.reshape(-1))
+    return rewriter.constant(f"{bias.name}_row", array.reshape(-1))
 
 
 def columns_of(node: ir.Node) -> int:

@@ -73,13 +73,13 @@ def quantize_dynamic(
     check_files(model, output, data, config)
     with as_onnxq_errors():
         progress("reading the model")
-        simple, plan, setting = _prepare(model, config)
+        simple, plan, scheme = _prepare(model, config)
         samples = open_samples(simple, data, config, made_up=MADE_UP)
         evaluator = make_dynamic_evaluator(model, simple, samples, config)
         progress("quantizing weights")
-        quantized, effects = rewrite_well(simple, plan, setting, samples, evaluator, progress)
+        quantized, effects = rewrite_well(simple, plan, scheme, samples, evaluator, progress)
         progress("writing and checking the model")
-        look = DynamicAcceptance(model, samples, evaluator, setting)
+        look = DynamicAcceptance(model, samples, evaluator, scheme)
         write(quantized, output, validate=look.run)
     return conclude(
         QuantResult(
@@ -120,20 +120,20 @@ def as_dynamic(config: QuantConfig) -> QuantConfig:
 
 
 def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, DynamicScheme]:
-    setting = find_scheme(get_target(config.target), config)
+    scheme = find_scheme(get_target(config.target), config)
     original = load(model)
     check_is_float(original, model)
     with diagnose_model(model):
         simple = simplify(original)
         check_patterns(simple, config)
-        plan = plan_nodes(simple, setting)
+        plan = plan_nodes(simple, scheme)
     if not plan.integer_nodes and not plan.weight_only_nodes:
         reasons = list(dict.fromkeys(node.reason for node in plan.float_nodes.values()))
         raise ModelError(
             f"{model}: nothing to quantize dynamically for target {setting.target.name}: "
             f"{'; '.join(reasons[:3]) or 'no operator has weights'}."
         )
-    return simple, plan, setting
+    return simple, plan, scheme
 
 
 def _no_table() -> NoReturn:

@@ -31,36 +31,36 @@ _ATTENTION = (
 )
 
 
-def plan_nodes(model: ir.Model, setting: DynamicScheme) -> QuantPlan:
+def plan_nodes(model: ir.Model, scheme: DynamicScheme) -> QuantPlan:
     """Decide for every operator that has weights, in bodies of control flow too.
 
     ``model`` must be simplified: named, typed, constants as initializers.
     """
-    ways = WAYS[setting.form]
-    reasons = {node: _reason(node, setting) for node in all_nodes(model) if _has_weights(node)}
+    ways = WAYS[scheme.form]
+    reasons = {node: _reason(node, scheme) for node in all_nodes(model) if _has_weights(node)}
     smaller = {node: ways[node.op_type].float_kernel for node, reason in reasons.items() if reason is None}
     told = {node: reason or smaller[node] for node, reason in reasons.items()}
     return QuantPlan(
-        setting.target.name,
+        scheme.target.name,
         points=(),
         biases=(),
         groups={},
         integer_nodes={node.name or "": node.op_type for node, text in told.items() if not text},
         float_nodes={node.name or "": FloatNode(node.op_type, text) for node, text in told.items() if text},
         weight_only_nodes=frozenset(node.name or "" for node, text in smaller.items() if text),
-        unfused_sums=adds_before_layernorm(model) if setting.target.parts_norms else frozenset(),
+        unfused_sums=adds_before_layernorm(model) if scheme.target.parts_norms else frozenset(),
     )
 
 
-def rewrite(model: ir.Model, plan: QuantPlan, setting: DynamicScheme, known: Known | None = None) -> ir.Model:
+def rewrite(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme, known: Known | None = None) -> ir.Model:
     """A copy of ``model`` with the nodes of ``plan`` quantized; ``known`` remembers rounded weights."""
-    piece = ModelRewriter(model, setting, {} if known is None else known)
-    ways = WAYS[setting.form]
+    rewriter = ModelRewriter(model, scheme, {} if known is None else known)
+    ways = WAYS[scheme.form]
     chosen = {*plan.integer_nodes, *plan.weight_only_nodes}
-    for node in [node for node in all_nodes(piece.model) if node.name in chosen]:
-        ways[node.op_type].rewrite(node, piece)
-    unfuse_layernorm_adds(piece.model, plan.unfused_sums)
-    return piece.finish()
+    for node in [node for node in all_nodes(rewriter.model) if node.name in chosen]:
+        ways[node.op_type].rewrite(node, rewriter)
+    unfuse_layernorm_adds(rewriter.model, plan.unfused_sums)
+    return rewriter.finish()
 
 
 def _has_weights(node: ir.Node) -> bool:
@@ -71,12 +71,12 @@ def _has_weights(node: ir.Node) -> bool:
     return is_op(node, *POSITIONS) or is_fused_attention(node)
 
 
-def _reason(node: ir.Node, setting: DynamicScheme) -> str | None:
+def _reason(node: ir.Node, scheme: DynamicScheme) -> str | None:
     """Why ``node`` stays float; None if it does not."""
-    way = WAYS[setting.form].get(node.op_type)
+    way = WAYS[scheme.form].get(node.op_type)
     if way is None:
-        return _NO_WAY[setting.form]
-    return _deselected(node, setting.config) or _off(node, setting) or way.obstacle(node)
+        return _NO_WAY[scheme.form]
+    return _deselected(node, scheme.config) or _off(node, scheme) or way.obstacle(node)
 
 
 def _deselected(node: ir.Node, config: QuantConfig) -> str | None:
@@ -88,13 +88,13 @@ def _deselected(node: ir.Node, config: QuantConfig) -> str | None:
     return None
 
 
-def _off(node: ir.Node, setting: DynamicScheme) -> str | None:
+def _off(node: ir.Node, scheme: DynamicScheme) -> str | None:
     """Why ``node`` is left alone as long as nobody asks for it; None if it is not, or somebody does."""
-    if setting.form is not WeightForm.INTEGERS:
+    if scheme.form is not WeightForm.INTEGERS:
         return None
-    if node.op_type == "Conv" and not setting.config.include:
+    if node.op_type == "Conv" and not scheme.config.include:
         return _CONV
-    named = [p for p in setting.config.include if not p.startswith("op:") and matches(node, p)]
+    named = [p for p in scheme.config.include if not p.startswith("op:") and matches(node, p)]
     return _ATTENTION if _is_attention(node) and not named else None
 
 

@@ -101,13 +101,13 @@ class ModelRewriter:
 
     Attributes:
         model: the copy.
-        setting: what is asked for.
+        scheme: what is asked for.
     """
 
-    def __init__(self, model: ir.Model, setting: DynamicScheme, known: Known) -> None:
+    def __init__(self, model: ir.Model, scheme: DynamicScheme, known: Known) -> None:
         """A copy of ``model``; what ``known`` has of its weights is not rounded again."""
         self.model = model.clone()
-        self.setting = setting
+        self.scheme = scheme
         self._known = known
         nodes = list(all_nodes(self.model))
         values = [v for graph in self.model.graphs() for v in (*graph.inputs, *graph.initializers.values())]
@@ -167,11 +167,11 @@ class ModelRewriter:
         return integers, scale
 
     def _packed(self, weight: ir.Value, axis: int | None, layout: Layout) -> Packed:
-        setting = self.setting
-        key = (weight.const_value, setting.axis(axis), layout.pack)
+        scheme = self.scheme
+        key = (weight.const_value, scheme.axis(axis), layout.pack)
         if key not in self._known:
-            refine = setting.config.weight_method == "mse"
-            self._known[key] = layout.pack(_array(weight), setting.weight, key[1], refine)
+            refine = scheme.config.weight_method == "mse"
+            self._known[key] = layout.pack(_array(weight), scheme.weight, key[1], refine)
         return self._known[key]
 
     def half(self, weight: ir.Value) -> ir.Value:
@@ -186,7 +186,7 @@ class ModelRewriter:
         key = ("unpacked", weight, axis)
         if key not in self._made:
             first, name = self.model.graph[0], weight.name
-            if self.setting.form is WeightForm.FLOAT16:
+            if self.scheme.form is WeightForm.FLOAT16:
                 (real,) = self.add("Cast", [self.half(weight)], first, FLOAT, named=name)
             else:
                 integers, scale = self.packed(weight, axis, layout)

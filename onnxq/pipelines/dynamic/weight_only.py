@@ -33,13 +33,13 @@ def half_stored_obstacle(node: ir.Node) -> str | None:
     return _obstacle(node, half_obstacle)
 
 
-def rewrite_stored(node: ir.Node, piece: ModelRewriter) -> None:
+def rewrite_stored(node: ir.Node, rewriter: ModelRewriter) -> None:
     """Let it read unpacked weights."""
     layout = _STACKED if node.op_type in RECURRENT else AS_IT_IS
     for index in POSITIONS[node.op_type]:
         weight = input_at(node, index)
         assert weight is not None
-        node.replace_input_with(index, piece.unpacked(weight, _axis(node, weight), layout))
+        node.replace_input_with(index, rewriter.unpacked(weight, _axis(node, weight), layout))
 
 
 def _obstacle(node: ir.Node, check: Callable[..., str | None]) -> str | None:
