@@ -130,7 +130,7 @@ def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, Dyn
     if not plan.integer_nodes and not plan.weight_only_nodes:
         reasons = list(dict.fromkeys(node.reason for node in plan.float_nodes.values()))
         raise ModelError(
-            f"{model}: nothing to quantize dynamically for target {setting.target.name}: "
+            f"{model}: nothing to quantize dynamically for target {scheme.target.name}: "
             f"{'; '.join(reasons[:3]) or 'no operator has weights'}."
         )
     return simple, plan, scheme
