@@ -69,7 +69,7 @@ def _readers(value: ir.Value, graph: ir.Graph) -> Iterator[tuple[ir.Node | None,
 
 def input_spec(node: ir.Node, index: int, context: PlanningContext) -> QuantSpec:
     """The number format of input ``index`` of ``node``: a weight's, or that of activations."""
-    operator, ends = WEIGHTED.get(node.op_type), context.target.ends if node in context.ends else None
+    operator, ends = WEIGHTED.get(node.op_type), context.target.first_last_formats if node in context.ends else None
     if operator is None or index != operator.weight or not is_constant(node, index):
         return ends.activation if ends else _activation_spec(node, context)
     if node in context.in_blocks:

@@ -175,7 +175,7 @@ def _group(
         bounds=UNLIMITED if constant else (min(low for low, _ in bounds), max(high for _, high in bounds)),
         fixed=None if fixed is None else _without_last_step(fixed, root[1]),
         constant=constant,
-        cast_to=context.target.unpacked.get(root[1].dtype) if root[1].block_size is None else None,
+        cast_to=context.target.weight_cast.get(root[1].dtype) if root[1].block_size is None else None,
         stored_as_float=constant and context.target.storage is Storage.REALS,
     )
 
@@ -229,7 +229,7 @@ def _sources(
 ) -> Iterator[tuple[ir.Value, tuple[bool, ...]]]:
     """The nearest quantized tensors that ``value`` is made of, and which steps on the way add others."""
     node = value.producer()
-    if node is None or not is_op(node, *(context.target.transparent - context.target.unequal)):
+    if node is None or not is_op(node, *(context.target.transparent - context.target.no_shared_params)):
         return
     joins = node.op_type == "Concat"
     for source in (node.inputs[index] for index in data_inputs(node)):

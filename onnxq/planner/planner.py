@@ -85,13 +85,13 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
 
 def _sums(model: ir.Model, planned: Iterable[ir.Node], target: Target) -> frozenset[str]:
     return (
-        adds_before_layernorm(model) - {node.name for node in planned} if target.parts_norms else frozenset()
+        adds_before_layernorm(model) - {node.name for node in planned} if target.unfuse_layernorm_add else frozenset()
     )
 
 
 def _ends(graph: ir.Graph, context: PlanningContext) -> frozenset[ir.Node]:
     """The first and the last node with weights, if the target has formats of their own for them."""
-    if context.target.ends is None:
+    if context.target.first_last_formats is None:
         return frozenset()
     layers = [
         n

@@ -49,7 +49,7 @@ def _is_guarded(edge: Edge, quantized: Set[ir.Value], context: PlanningContext) 
     It does so if Q stands on the node's output too, perhaps behind Relu or Clip.
     """
     node = edge.node
-    if node is None or node not in context.position or node.op_type not in context.target.guarded:
+    if node is None or node not in context.position or node.op_type not in context.target.keep_float_weights:
         return False
     operator = WEIGHTED[node.op_type]
     if edge.index != operator.data or not is_constant(node, operator.weight):

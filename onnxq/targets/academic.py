@@ -40,8 +40,8 @@ def academic(weight_bits: int, activation_bits: int) -> Target:
         },
         activation_types=frozenset({ir.DataType.UINT8}),
         weight_types={ir.DataType.INT8: weight},
-        guarded=frozenset({"Conv", "ConvTranspose", "Gemm"}),
-        ends=Ends(activation=U8, weight=S8),
+        keep_float_weights=frozenset({"Conv", "ConvTranspose", "Gemm"}),
+        first_last_formats=Ends(activation=U8, weight=S8),
     )
 
 

@@ -115,8 +115,8 @@ def _asked(target: Target) -> Iterator[str]:
     if target.blocks is not None:
         sizes = ", ".join(map(str, sorted(target.blocks.sizes)))
         yield f"`--block-size` takes {sizes}, with `--weight` {_listed(target.blocks.types)}."
-    if target.ends is not None:
-        ends = target.ends
+    if target.first_last_formats is not None:
+        ends = target.first_last_formats
         yield (
             "The first and the last operator with weights have other formats: activations "
             f"{_format(ends.activation)}, weights {_format(ends.weight)}."

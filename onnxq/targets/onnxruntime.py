@@ -132,9 +132,9 @@ ONNXRUNTIME = Target(
         sizes=frozenset({16, 32, 64, 128, 256}),
         among_floats=True,
     ),
-    unpacked={ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.INT8},
-    guarded=frozenset({"Conv", "ConvTranspose", "Gemm"}),
-    parts_norms=True,
+    weight_cast={ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.INT8},
+    keep_float_weights=frozenset({"Conv", "ConvTranspose", "Gemm"}),
+    unfuse_layernorm_add=True,
 )
 
 

@@ -41,5 +41,5 @@ OPENVINO = Target(
             *("Slice", "Split", "Expand", "DepthToSpace"),
         )
     ),
-    unequal=frozenset({"Concat"}),
+    no_shared_params=frozenset({"Concat"}),
 )

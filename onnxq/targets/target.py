@@ -191,21 +191,21 @@ class Target:
     rules: Mapping[str, OpRule]
     activation_types: frozenset[ir.DataType]
     weight_types: Mapping[ir.DataType, QuantSpec]
-    guarded: frozenset[str] = frozenset()
+    keep_float_weights: frozenset[str] = frozenset()
     transparent: frozenset[str] = frozenset()
-    unequal: frozenset[str] = frozenset()
+    no_shared_params: frozenset[str] = frozenset()
     blocks: Blocks | None = None
-    unpacked: Mapping[ir.DataType, ir.DataType] = field(default_factory=dict)
+    weight_cast: Mapping[ir.DataType, ir.DataType] = field(default_factory=dict)
     about: str = ""
     notes: tuple[str, ...] = ()
     runtimes: tuple[str, ...] = ()
     per_channel_types: frozenset[ir.DataType] | None = None
-    ends: Ends | None = None
+    first_last_formats: Ends | None = None
     fused_clips: int = 2
     quantize_outputs: bool = False
     storage: Storage = Storage.INTEGERS
     shifted_weights: bool = False
-    parts_norms: bool = False
+    unfuse_layernorm_add: bool = False
     bias_types: frozenset[ir.DataType] = frozenset({ir.DataType.FLOAT, ir.DataType.INT32})
 
 

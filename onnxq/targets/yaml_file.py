@@ -75,8 +75,8 @@ def _check_formats(target: Target) -> None:
     """Two bits at least are left; axes and blocks follow from operators and options."""
     ends = (
         {}
-        if target.ends is None
-        else {"ends.activation": target.ends.activation, "ends.weight": target.ends.weight}
+        if target.first_last_formats is None
+        else {"ends.activation": target.first_last_formats.activation, "ends.weight": target.first_last_formats.weight}
     )
     for where, spec in {"activation": target.activation, "weight": target.weight, **ends}.items():
         most = spec.dtype.bitwidth - 2
@@ -88,7 +88,7 @@ def _check_formats(target: Target) -> None:
 
 def _check_operators(target: Target) -> None:
     """A name that ONNX does not know would match nothing, without a word."""
-    named = {"rules": target.rules, "transparent": target.transparent, "guarded": target.guarded}
+    named = {"rules": target.rules, "transparent": target.transparent, "guarded": target.keep_float_weights}
     for where, operators in named.items():
         for operator in operators:
             if not onnx.defs.has(operator):

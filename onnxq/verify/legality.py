@@ -147,8 +147,8 @@ def _type(edge: QdqEdge, view: _View) -> Iterator[Finding]:
 def _types(edge: QdqEdge, view: _View) -> Mapping[ir.DataType, QuantSpec]:
     target = view.target
     if edge.kind == "weight":
-        unpacked = {new: target.weight_types[old] for old, new in target.unpacked.items()}
-        ends = _by_type(target.ends.weight) if target.ends is not None else {}
+        unpacked = {new: target.weight_types[old] for old, new in target.weight_cast.items()}
+        ends = _by_type(target.first_last_formats.weight) if target.first_last_formats is not None else {}
         return {**unpacked, **ends, **target.weight_types}
     rule = view.rule(edge.node)
     own = _own_inputs(edge.node, rule) if rule is not None else None
@@ -164,7 +164,7 @@ def _own_inputs(node: ir.Node, rule: OpRule) -> QuantSpec | None:
 
 def _activations(target: Target) -> Mapping[ir.DataType, QuantSpec]:
     """The formats of activations that operators take unless they have one of their own."""
-    ends = (target.ends.activation,) if target.ends is not None else ()
+    ends = (target.first_last_formats.activation,) if target.first_last_formats is not None else ()
     asked = (QuantSpec(dtype, target.activation.symmetric) for dtype in target.activation_types)
     return _by_type(*ends, *asked, target.activation)
 
@@ -289,7 +289,7 @@ def _sides(node: ir.Node, view: _View) -> Iterator[Finding]:
 
 def _guarded(node: ir.Node, data: QdqEdge, view: _View) -> bool:
     """Whether the float operator is kept float by a scale repeated for each channel: it is meant to be."""
-    return node.op_type in view.target.guarded and data.axis is not None
+    return node.op_type in view.target.keep_float_weights and data.axis is not None
 
 
 def _output(node: ir.Node, view: _View) -> Iterator[Finding]:

@@ -48,7 +48,7 @@ def plan_nodes(model: ir.Model, scheme: DynamicScheme) -> QuantPlan:
         integer_nodes={node.name or "": node.op_type for node, text in told.items() if not text},
         float_nodes={node.name or "": FloatNode(node.op_type, text) for node, text in told.items() if text},
         weight_only_nodes=frozenset(node.name or "" for node, text in smaller.items() if text),
-        unfused_sums=adds_before_layernorm(model) if scheme.target.parts_norms else frozenset(),
+        unfused_sums=adds_before_layernorm(model) if scheme.target.unfuse_layernorm_add else frozenset(),
     )
 
 
