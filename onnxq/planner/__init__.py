@@ -1,4 +1,4 @@
-"""Model + target -> plan: which edges are quantized, how, and why the others are not."""
+"""Plan for a model and a target which edges are quantized, how, and why the others are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the user asks for other options at some nodes: of several that mean a node, the last one counts."""
+"""Apply the user's overrides: options for single nodes. Of several that match a node, the last one counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnxq.planner.number_formats import weight_format
 
 
 def weight_spec(node: ir.Node, context: PlanningContext) -> QuantSpec | None:
-    """The number format of the node's weights, without the axis, where another one is asked for."""
+    """The number format of the node's weights, without the axis, if an override requests one."""
     found = (weight_format(context.target, override) for override in _overrides(node, context))
     return next((spec for spec in found if spec is not None), None)
 
@@ -23,7 +23,7 @@ def weight_spec(node: ir.Node, context: PlanningContext) -> QuantSpec | None:
 def block_spec(node: ir.Node, context: PlanningContext) -> QuantSpec | None:
     """The number format of the node's weights in blocks, without the axis.
 
-    None: nobody asked for blocks, or it is to have a type that the target does not take in blocks.
+    None if no blocks are requested, or if the target does not take the weights' type in blocks.
     """
     blocked, blocks = context.formats.blocked, context.target.blocks
     if blocked is None or blocks is None:
@@ -34,7 +34,7 @@ def block_spec(node: ir.Node, context: PlanningContext) -> QuantSpec | None:
 
 
 def is_per_tensor(node: ir.Node, context: PlanningContext) -> bool:
-    """Whether one scale is asked for all weights of ``node``."""
+    """Whether one scale is requested for all weights of ``node``."""
     own = (one.per_tensor for one in _overrides(node, context) if one.per_tensor is not None)
     return next(own, context.config.per_tensor)
 
@@ -45,13 +45,16 @@ def with_methods(
     nodes: Mapping[str, ir.Node],
     context: PlanningContext,
 ) -> dict[str, Group]:
-    """``groups`` by name, with the methods that are asked for the nodes that read them.
+    """Add to ``groups`` the range methods that are requested for the nodes that read them.
 
     Args:
-        groups: by name.
+        groups: the groups by name.
         points: all quantized edges.
-        nodes: the consumers by name.
-        context: has the options.
+        nodes: the nodes of the main graph by name.
+        context: the planning context, which holds the overrides.
+
+    Returns:
+        The groups by name.
     """
     result = dict(groups)
     for point in points:
@@ -73,5 +76,5 @@ def _method(node: ir.Node, point: QuantPoint, group: Group, context: PlanningCon
 
 
 def _overrides(node: ir.Node, context: PlanningContext) -> Iterator[Override]:
-    """Those that mean ``node``, the one that counts most first."""
+    """The overrides that match ``node``, the one with the highest precedence first."""
     return (one for one in reversed(context.config.overrides) if matches(node, one.pattern))

@@ -1,8 +1,8 @@
-"""Over how many elements of a tensor the network behind it averages: what rounding errors cancel by.
+"""Count over how many elements of a tensor the network after it averages; rounding errors cancel there.
 
-An element of one feature meets its neighbours in the windows of convolutions and pools, one after the
-other: their sizes multiply. The walk ends where features are mixed otherwise (MatMul, normalization),
-and where an element is repeated: its error is then the same everywhere.
+Convolutions and pools combine an element of one feature with its neighbours. The sizes of successive
+windows multiply. The walk ends where features are mixed otherwise (MatMul, normalization). It also ends
+where an element is repeated, because its error is then the same everywhere.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from onnxq.graph.nodes import is_broadcast, is_op
 from onnxq.graph.operators import AVERAGED, BROADCASTING, data_inputs
 
 MANY = 1024
-"""Not counted further."""
+"""The upper limit of the count."""
 
 
 def averaged_elements(graph: ir.Graph) -> Mapping[ir.Value, int]:
-    """Over how many elements of each tensor the network averages, at most `MANY`; not listed: over one.
+    """Count over how many elements of each tensor the network averages, at most `MANY`.
 
-    Only the main graph is looked at. An unknown size counts as `MANY`.
+    A tensor that is not listed has a count of one. Only the main graph is inspected. An unknown window
+    size counts as `MANY`.
     """
     found: dict[ir.Value, int] = {}
     for node in reversed(list(graph)):
@@ -31,7 +32,7 @@ def averaged_elements(graph: ir.Graph) -> Mapping[ir.Value, int]:
 
 
 def _averaged(node: ir.Node, found: Mapping[ir.Value, int]) -> Iterator[tuple[ir.Value, int]]:
-    """The data inputs of ``node``, and over how many of their elements it and all behind it average."""
+    """Yield each data input of ``node`` and how many of its elements ``node`` and all after it average."""
     if node.op_type not in AVERAGED or not is_op(node, node.op_type):
         return
     window = AVERAGED[node.op_type](node)

@@ -1,7 +1,7 @@
-"""Which weights are cut into blocks. The activations beside them stay float: kernels take no others.
+"""Decide which weights are cut into blocks. Their node's activations are kept in float, as the kernels need.
 
-Some runtimes put such a kernel only among floats. There, where the data comes in integers, or somebody reads
-the output in integers, the weights are not cut, and the node is planned like any other.
+Some runtimes use a block kernel only between float tensors. For them, weights are not cut where the data
+input is in integers or where the output is read in integers. Such a node is planned like any other.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 def blocked_nodes(nodes: Iterable[ir.Node], context: PlanningContext) -> frozenset[ir.Node]:
-    """Those whose weights can be cut into blocks."""
+    """The nodes among ``nodes`` whose weights can be cut into blocks."""
     return frozenset(node for node in nodes if context.formats.blocked and _can_be_cut(node, context))
 
 
 def among_integers(context: PlanningContext, quantized: Collection[ir.Value]) -> frozenset[ir.Node]:
-    """The nodes whose weights are not to be cut after all, because these tensors are quantized."""
+    """The nodes whose weights must not be cut after all, because tensors around them are ``quantized``."""
     if context.target.blocks is None or not context.target.blocks.among_floats:
         return frozenset()
     return frozenset(
@@ -37,7 +37,7 @@ def among_integers(context: PlanningContext, quantized: Collection[ir.Value]) ->
 
 
 def warn_of_whole(planned: Iterable[ir.Node], context: PlanningContext) -> None:
-    """Say which matrices of weights are quantized, but not in blocks as was asked for."""
+    """Log which weight matrices are quantized without the requested blocks."""
     if context.formats.blocked is None:
         return
     whole = [
@@ -50,8 +50,8 @@ def warn_of_whole(planned: Iterable[ir.Node], context: PlanningContext) -> None:
     ]
     if whole:
         logger.warning(
-            "target %s has no kernel for blocks of weights in %d MatMul and Gemm, which keep a scale a "
-            "channel, or one for all: %s",
+            "target %s has no kernel with weights in blocks for %d MatMul or Gemm node(s), whose weights get "
+            "one scale per channel or per tensor instead: %s",
             context.target.name,
             len(whole),
             shorten(whole),
@@ -73,7 +73,7 @@ def _can_be_cut(node: ir.Node, context: PlanningContext) -> bool:
 
 
 def _above(node: ir.Node, context: PlanningContext) -> Iterator[ir.Value]:
-    """What the node reads, and what that was before operators that only pass values on."""
+    """The data input of ``node``, and the tensors it comes from through operators that pass values on."""
     value = node.inputs[WEIGHTED[node.op_type].data]
     while value is not None:
         yield value
@@ -84,7 +84,7 @@ def _above(node: ir.Node, context: PlanningContext) -> Iterator[ir.Value]:
 
 
 def _below(node: ir.Node, context: PlanningContext) -> Iterator[ir.Value]:
-    """What the node gives, and what its bias, Relu, Clip and operators that pass values on make of it."""
+    """The output of ``node``, also after its bias, Relu, Clip and operators that pass values on."""
     yield from _onward(node.outputs[0], context)
     if found := bias_add(node, context):
         yield from _onward(found[0].outputs[0], context)

@@ -1,4 +1,4 @@
-"""What every planning decision looks at, and where Q and DQ would stand around one node."""
+"""The data that all planning decisions use, and where Q and DQ would be placed around one node."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ _CLIPS = ("Relu", "Clip")
 
 @dataclass(frozen=True)
 class PlanningContext:
-    """The main graph, what the target can do with it, and what the user asked for.
+    """The main graph, the rules of the target, and the user's options.
 
     Attributes:
-        formats: number formats, without the axis.
-        position: nodes of the main graph in order.
-        in_blocks: the nodes whose weights are cut into blocks: nothing else of them is in integers.
-        ends: the first and the last node with weights, where the target has other formats for them.
-        final: what joins different things right before they leave the graph (`final_nodes`).
-        masking: what reads values that stand for minus infinity (`masking_nodes`).
+        graph: the main graph of the model.
+        target: the deployment target.
+        config: the user's options.
+        formats: the number formats, without the axis.
+        position: each node of the main graph -> its position in graph order.
+        in_blocks: the nodes whose weights are cut into blocks; all their other tensors are in float.
+        ends: the first and the last node with weights, if the target has separate formats for them.
+        final: the nodes that join different quantities right before a graph output (`final_nodes`).
+        masking: the nodes that read values that stand for minus infinity (`masking_nodes`).
     """
 
     graph: ir.Graph
@@ -48,15 +51,15 @@ class PlanningContext:
 
     @property
     def quantize_outputs(self) -> bool:
-        """Whether what leaves the graph is quantized too."""
+        """Whether graph outputs are quantized too."""
         return self.config.quantize_outputs or self.target.quantize_outputs
 
     def rule(self, node: ir.Node) -> OpRule | None:
-        """How the target quantizes such a node, None if it does not."""
+        """The target's rule for this operator type; None if the target does not quantize it."""
         return self.target.rules.get(node.op_type) if is_op(node, node.op_type) else None
 
     def role(self, node: ir.Node) -> Role | None:
-        """The role that the target gives such a node."""
+        """The role that the target gives ``node``; None if the target does not quantize it."""
         rule = self.rule(node)
         if rule is None:
             return None
@@ -64,24 +67,24 @@ class PlanningContext:
 
 
 def deselected(node: ir.Node, context: PlanningContext) -> str | None:
-    """Why the user's choice leaves ``node`` out; None if it does not."""
+    """Explain why the user's include and exclude patterns leave ``node`` out; None if they do not."""
     for pattern in context.config.exclude:
         if matches(node, pattern):
             return f"excluded by {pattern!r}"
     if context.config.include and not any(matches(node, p) for p in context.config.include):
-        return "not among the nodes to include"
+        return "no include pattern matches it"
     return None
 
 
 def matches(node: ir.Node, pattern: str) -> bool:
-    """Whether ``pattern`` means the node: a glob of its name, or ``op:`` and one of its operator type."""
+    """Whether ``pattern`` matches the node: a glob of its name, or ``op:`` and a glob of its type."""
     if pattern.startswith("op:"):
         return fnmatchcase(node.op_type, pattern[3:])
     return fnmatchcase(node.name or "", pattern)
 
 
 def sole_reader(value: ir.Value, context: PlanningContext) -> ir.Node | None:
-    """The node of the main graph that alone reads ``value``, which is no graph output."""
+    """The only reader of ``value``, if there is one reader, in the main graph, and it is no graph output."""
     uses = tuple(value.uses())
     if value.is_graph_output() or len(uses) != 1:
         return None
@@ -90,17 +93,28 @@ def sole_reader(value: ir.Value, context: PlanningContext) -> ir.Node | None:
 
 
 def fused_output(value: ir.Value, rule: OpRule, context: PlanningContext) -> ir.Value:
-    """The tensor that Q stands on: ``value``, or what Relu/Clip make of it if they fuse.
+    """The tensor that Q is placed on: ``value``, or the output of the last Relu or Clip that fuses with it.
 
-    They do if nobody else reads the unclipped tensor and zero lies within the limits (a grid always
-    holds zero). An operator whose output keeps its input's parameters fuses with none.
+    A Relu or Clip fuses if nothing else reads the unclipped tensor and zero lies within its limits (a grid
+    always holds zero). Nothing fuses with an operator whose output keeps its input's parameters.
+
+    Args:
+        value: an output of a node.
+        rule: the target's rule for that node.
+        context: the planning context.
     """
     clips = list(fused_clips(value, rule, context))
     return clips[-1].outputs[0] if clips else value
 
 
 def fused_clips(value: ir.Value, rule: OpRule, context: PlanningContext) -> Iterator[ir.Node]:
-    """The Relu and Clip, one behind the other, that fuse with the node that makes ``value``."""
+    """Yield the successive Relu and Clip nodes that fuse with the node that computes ``value``.
+
+    Args:
+        value: an output of a node.
+        rule: the target's rule for that node.
+        context: the planning context.
+    """
     for _ in range(0 if rule.same_params else context.target.fused_clips):
         clip = sole_reader(value, context)
         limits = clip_range(clip) if clip is not None and not deselected(clip, context) else None
@@ -111,7 +125,7 @@ def fused_clips(value: ir.Value, rule: OpRule, context: PlanningContext) -> Iter
 
 
 def integer_outputs(node: ir.Node, context: PlanningContext) -> list[ir.Value]:
-    """The tensors that get Q because ``node`` is quantized."""
+    """The output tensors that get a Q because ``node`` is quantized, after any Relu or Clip that fuses."""
     rule = context.target.rules[node.op_type]
     if rule.output is Output.FREE or node in context.in_blocks:
         return []
@@ -122,7 +136,7 @@ def integer_outputs(node: ir.Node, context: PlanningContext) -> list[ir.Value]:
 
 
 def _fused_in_float(node: ir.Node, value: ir.Value, rule: OpRule, context: PlanningContext) -> bool:
-    """Whether the runtime would fuse what reads ``value`` with ``node``, in float, unless Q prevents it."""
+    """Whether the runtime would fuse the reader of ``value`` with ``node`` in float without a Q between."""
     reader = sole_reader(value, context)
     if reader is None or not is_op(reader, *rule.fused_in_float):
         return False
@@ -132,7 +146,7 @@ def _fused_in_float(node: ir.Node, value: ir.Value, rule: OpRule, context: Plann
 
 
 def _swallowed(node: ir.Node, value: ir.Value, add: ir.Node, context: PlanningContext) -> bool:
-    """Whether this Add, the only reader of ``value``, is no bias and could be fused with ``node``."""
+    """Whether ``add``, the only reader of ``value``, is not a bias and could be fused with ``node``."""
     if not _becomes_gemm(node, context) or bias_add(node, context):
         return False
     other = add.inputs[1 - _position(value, add)]
@@ -140,7 +154,7 @@ def _swallowed(node: ir.Node, value: ir.Value, add: ir.Node, context: PlanningCo
 
 
 def _becomes_gemm(node: ir.Node, context: PlanningContext) -> bool:
-    """Whether the runtime makes a Gemm of ``node`` and an Add behind it: of matrices and of known shapes."""
+    """Whether the runtime turns ``node`` and an Add after it into one Gemm: for matrices and known shapes."""
     data = node.inputs[0]
     if not context.target.rules[node.op_type].bias_add or data is None or data.shape is None:
         return False
@@ -153,7 +167,7 @@ def _clipped(value: ir.Value, rule: OpRule, context: PlanningContext) -> ir.Valu
 
 
 def bias_add(node: ir.Node, context: PlanningContext) -> tuple[ir.Node, int] | None:
-    """The Add behind ``node`` that adds a bias, one constant a column, and which of its inputs that is."""
+    """Find the Add after ``node`` that adds a bias (one constant per column), and the bias's input index."""
     add = sole_reader(node.outputs[0], context)
     if add is None or not is_op(add, "Add") or deselected(add, context) or not _becomes_gemm(node, context):
         return None
@@ -171,14 +185,15 @@ def _position(value: ir.Value, reader: ir.Node) -> int:
 def mixed_consumers(
     node: ir.Node, read: Collection[ir.Value | None], context: PlanningContext
 ) -> list[ir.Value]:
-    """The outputs that some read in integers and some in float, where the kernel gives only one of them.
+    """The outputs with mixed consumers: read in integers by some and in float by others.
 
-    Relu and Clip hide nothing: the runtime drops those that Q makes superfluous.
+    Only operators whose kernel gives either integers or float, not both, have such outputs. Reads through
+    Relu and Clip count too, because the runtime drops a Relu or Clip that Q makes superfluous.
 
     Args:
         node: a planned node.
         read: the tensors that are read in integers.
-        context: the scene.
+        context: the planning context.
     """
     if context.target.rules[node.op_type].output is not Output.ALL_OR_NONE or node in context.in_blocks:
         return []
@@ -191,7 +206,7 @@ def mixed_consumers(
 
 
 def _unclipped(value: ir.Value) -> Iterator[ir.Value]:
-    """``value``, and what any Relu and Clip make of it."""
+    """Yield ``value`` and the outputs of any Relu and Clip nodes that follow it."""
     yield value
     for use in value.uses():
         if is_op(use.node, *_CLIPS):
@@ -199,7 +214,7 @@ def _unclipped(value: ir.Value) -> Iterator[ir.Value]:
 
 
 def integer_inputs(node: ir.Node, context: PlanningContext) -> list[int]:
-    """The inputs that ``node`` reads in integers when it is quantized."""
+    """The indices of the inputs that ``node`` reads in integers when it is quantized."""
     rule = context.target.rules[node.op_type]
     if rule.role is Role.RESIDUAL:
         return skip_inputs(node, rule, context)
@@ -209,7 +224,16 @@ def integer_inputs(node: ir.Node, context: PlanningContext) -> list[int]:
 
 
 def skip_inputs(node: ir.Node, rule: OpRule, context: PlanningContext) -> list[int]:
-    """For a sum: the inputs that do not come from the last operator that it could be fused into."""
+    """For a residual sum, the inputs that do not come from the last operator that it could be fused into.
+
+    Args:
+        node: a sum.
+        rule: the target's rule for it.
+        context: the planning context.
+
+    Returns:
+        The input indices; empty if the sum cannot be fused.
+    """
     if any(value is None or value.is_initializer() for value in node.inputs):
         return []
     branches = [
@@ -221,7 +245,7 @@ def skip_inputs(node: ir.Node, rule: OpRule, context: PlanningContext) -> list[i
 
 
 def _private_producer(value: ir.Value | None, context: PlanningContext) -> ir.Node | None:
-    """The node of the main graph that made ``value`` for one reader alone."""
+    """The node of the main graph that computes ``value``, if ``value`` has exactly one reader."""
     if value is None or value.is_graph_output() or len(value.uses()) != 1:
         return None
     producer = value.producer()

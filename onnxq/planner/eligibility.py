@@ -1,4 +1,4 @@
-"""Can this node, looked at alone, be quantized? If not, why: the reasons that users read."""
+"""Decide whether a node, regardless of its neighbours, is eligible, and give users the reason if not."""
 
 from __future__ import annotations
 
@@ -21,23 +21,28 @@ from onnxq.targets.target import BiasStyle, OpRule, Output
 
 
 def computes_reals(node: ir.Node) -> bool:
-    """Whether an output of the node holds real numbers, or nobody knows what."""
+    """Whether an output of the node holds float numbers or has an unknown type."""
     kinds = [out.dtype for out in node.outputs if out.name]
     return any(kind is None or kind.is_floating_point() for kind in kinds)
 
 
 def is_carried(node: ir.Node, context: PlanningContext) -> bool:
-    """Whether ``node`` gets no Q/DQ of its own and runs in the type of its neighbours."""
+    """Whether ``node`` is Q/DQ-transparent: it gets no Q/DQ of its own and runs in its neighbours' type."""
     return computes_reals(node) and context.rule(node) is None and is_op(node, *context.target.transparent)
 
 
 def ineligible_because(node: ir.Node, context: PlanningContext) -> str | None:
-    """Why ``node``, looked at alone, stays float; None if it can be quantized or needs no word."""
+    """Explain why ``node`` is kept in float regardless of its neighbours.
+
+    Returns:
+        The reason; None if the node is eligible, or if it needs none (it computes no float numbers or is
+        Q/DQ-transparent).
+    """
     if not computes_reals(node) or is_carried(node, context):
         return None
     rule = context.rule(node)
     if rule is None and clip_range(node) is not None:
-        return "there is no quantized node before it that it could fuse with"
+        return "it does not follow a quantized node that it could be fused with"
     if rule is None:
         return f"target {context.target.name} has no integer kernel for {node.op_identifier()[1]}"
     checks = (
@@ -65,21 +70,21 @@ def _final(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
     if node not in context.final:
         return None
     if node.op_type == "Concat":
-        return "it joins what leaves the graph: one range would not suit all of it (boxes and scores, say)"
-    return "it passes on what a Concat in float joins at the end of the graph"
+        return "it joins different outputs (such as boxes and scores), and one range would not suit them all"
+    return "it only moves values that a Concat, kept in float, joins at the end of the graph"
 
 
 def _masking(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
     if node not in context.masking or node.op_type in WEIGHTED:
         return None
-    return "it reads values that stand for minus infinity: no range suits them and others"
+    return "it reads values that stand for minus infinity (a mask), and no range suits these and other values"
 
 
 def _wrong_attribute(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
     for name, wanted in rule.attributes.items():
         actual = attribute_value(node, name)
         if actual != wanted:
-            return f"its {name} is {actual}, the integer kernel needs {wanted}"
+            return f"its attribute {name} is {actual}, but the integer kernel needs {wanted}"
     return None
 
 
@@ -87,9 +92,12 @@ def _not_float32(node: ir.Node, rule: OpRule, context: PlanningContext) -> str |
     inputs = [node.inputs[i] for i in data_inputs(node) if i < len(node.inputs)]
     for value in (*inputs, *node.outputs):
         if value is not None and value.name and value.dtype != ir.DataType.FLOAT:
-            return f"{value.name!r} is {value.dtype.name if value.dtype else 'untyped'}, expected FLOAT"
+            return (
+                f"its tensor {value.name!r} is {value.dtype.name if value.dtype else 'untyped'}, "
+                "expected FLOAT"
+            )
     if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
-        return "its indices output is used"
+        return "its second output (the indices) is used"
     return None
 
 
@@ -111,7 +119,7 @@ def _no_format(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | N
     if not _constant(node, operator.weight) or weight_spec(node, context) is not None:
         return None
     kind = blocked.dtype.name.lower()
-    return f"its {kind} weights would have to be in blocks of {blocked.block_size}, which they cannot be"
+    return f"{kind} weights need blocks, and its weights cannot be cut into blocks of {blocked.block_size}"
 
 
 def _bad_bias(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
@@ -126,13 +134,13 @@ def _bad_bias(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | No
     channels = _channels(node)
     shape = bias.shape.numpy() if bias.shape is not None and bias.shape.is_static() else ()
     if math.prod(shape) not in (1, channels) or (shape and shape[-1] not in (1, channels)):
-        return f"its bias has shape {list(shape)}, expected one value a channel"
+        return f"its bias has shape {list(shape)}, expected one value per channel"
     return None
 
 
 def _grouped(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
     groups = attribute_value(node, "group") if rule.single_group else 1
-    return None if groups == 1 else f"it has {groups} groups, the integer kernel takes one"
+    return None if groups == 1 else f"it has {groups} groups, but the integer kernel takes only one"
 
 
 def _moves_constants(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
@@ -145,7 +153,7 @@ def _narrow(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None
     channels = group_channels(node)
     if channels is None or channels >= rule.group_channels:
         return None
-    return f"with {channels} channels a group it is faster in float"
+    return f"with {channels} channels per group it is faster in float"
 
 
 def _float_output(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
@@ -153,7 +161,7 @@ def _float_output(node: ir.Node, rule: OpRule, context: PlanningContext) -> str 
         return None
     for value in node.outputs:
         if fused_output(value, rule, context).is_graph_output():
-            return "its output leaves the graph, which stays float (--quantize-outputs changes that)"
+            return "its output is a graph output, and these are kept in float (see --quantize-outputs)"
     return None
 
 
@@ -162,7 +170,7 @@ def _constant(node: ir.Node, index: int) -> bool:
 
 
 def _channels(node: ir.Node) -> int:
-    """Output channels of an operator with constant weights."""
+    """The number of output channels of an operator with constant weights."""
     operator = WEIGHTED[node.op_type]
     weight = node.inputs[operator.weight]
     assert weight is not None

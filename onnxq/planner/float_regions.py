@@ -1,15 +1,13 @@
-"""Parts of a graph that stay float because no range suits them: detector heads and attention masks.
+"""Find the parts of a graph that are kept in float because no range suits them.
 
-What joins different things right before they leave the graph, as the heads of detectors do.
+Detector heads: a Concat at the end of the graph that joins boxes (hundreds of pixels) and scores (zero to
+one). In one range, the scores would have two or three levels left. A Concat inside the network is not meant:
+a quantized node reads it, and the kernel of that node takes only one scale for the joined tensor anyway.
 
-Such a Concat lays boxes (hundreds of pixels) beside scores (zero to one). In one range the scores would have
-two or three levels left. A Concat inside the network is another matter: what reads it is quantized, and
-its kernel takes one scale, whatever stands before it.
-
-Values that stand for minus infinity: what attention adds to the scores that are to count for nothing.
-
-Exporters write the lowest float there, or -10000. A range that holds it has no levels left for the scores,
-and one that does not lets them count for something. So what computes with it stays float, until a Softmax.
+Attention masks: values that stand for minus infinity, which attention adds to the scores to be ignored.
+Exporters write the lowest float or -10000. A range that holds such a value has no levels left for the
+scores. With a range that does not hold it, the masked scores would count. So nodes that compute with such
+values are kept in float, up to the Softmax.
 """
 
 from __future__ import annotations
@@ -22,13 +20,13 @@ from onnxq.graph.nodes import constant_value, is_op
 from onnxq.graph.operators import MOVING, data_inputs
 
 _SELECTING = ("NonMaxSuppression", "TopK")
-"""Where detectors that hold their own selection end: what is read here is compared, not computed with."""
+"""Operators that end detectors with their own selection of boxes: they compare their inputs."""
 
 
 def final_nodes(graph: ir.Graph) -> frozenset[ir.Node]:
-    """Every Concat of several tensors with nothing behind it but operators that move values, and those.
+    """Find each Concat of several tensors at the end of the graph, and the operators that move its values on.
 
-    The end is a graph output, or the selection of boxes.
+    Only operators that move values may lie between the Concat and a graph output or a selection of boxes.
     """
     final: set[ir.Node] = set()
     for node in graph:
@@ -42,7 +40,7 @@ def _joins(node: ir.Node) -> bool:
 
 
 def _is_last(node: ir.Node) -> bool:
-    """Whether values of ``node`` leave the graph, and all readers only move them there."""
+    """Whether the values of ``node`` are only moved, until they leave the graph or boxes are selected."""
     return all(
         (value.uses() or value.is_graph_output())
         and all(is_op(use.node, *_SELECTING) or _moves_on(use.node) for use in value.uses())
@@ -60,15 +58,15 @@ def _after(node: ir.Node, final: set[ir.Node]) -> bool:
 
 
 MASKING = -1e4
-"""Constants as low as this hide something; no weight of a trained network is."""
+"""Constants as low as this are masks; no weight of a trained network is that low."""
 
 
 _KEEPING = ("Where", "Add", "Sub", "Mul", "Min", "Concat", "Cast", *sorted(MOVING))
-"""Operators whose output may hold such a value where an input does."""
+"""Operators whose output may hold a mask value if an input does."""
 
 
 def masking_nodes(nodes: Iterable[ir.Node]) -> frozenset[ir.Node]:
-    """Every node, of those given in order, that reads such values."""
+    """Find the nodes that read values that stand for minus infinity. ``nodes`` must be in graph order."""
     masked: set[ir.Value] = set()
     found: set[ir.Node] = set()
     for node in nodes:
@@ -81,7 +79,7 @@ def masking_nodes(nodes: Iterable[ir.Node]) -> frozenset[ir.Node]:
 
 
 def _hides(value: ir.Value | None) -> bool:
-    """Whether this is a constant for minus infinity, alone or among others."""
+    """Whether this is a constant that holds a value for minus infinity, alone or among others."""
     array = constant_value(value)
     return (
         array is not None and array.dtype.kind == "f" and bool(array.size) and float(array.min()) <= MASKING

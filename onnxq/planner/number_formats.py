@@ -1,4 +1,4 @@
-"""The number formats that the user asks for, as the target takes them."""
+"""Look up the number formats that the user requests in those that the target takes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from onnxq.targets.target import Target
 
 @dataclass(frozen=True)
 class Formats:
-    """Number formats without the axis.
+    """The number formats of one quantization, without the axis.
 
     Attributes:
-        activation: of activations.
-        weight: of weights with a scale a tensor or a channel; None: the target takes the type in blocks only.
-        blocked: of weights with a scale a block; None: nobody asked for blocks.
-        others: of the weights of some nodes, for which they were asked.
+        activation: the format of activations.
+        weight: the format of per-tensor and per-channel weights; None: the target takes the type only in
+            blocks.
+        blocked: the format of weights with one scale per block; None: no blocks are requested.
+        others: the formats of weights that overrides request for single nodes.
     """
 
     activation: QuantSpec
@@ -31,16 +32,16 @@ class Formats:
 
     @property
     def opset(self) -> int:
-        """The lowest opset that knows them all."""
+        """The lowest opset that has all these formats."""
         specs = (self.activation, self.weight, self.blocked, *self.others)
         return max(spec.opset for spec in specs if spec is not None)
 
 
 def find_formats(target: Target, config: QuantConfig) -> Formats:
-    """The formats of ``config``, and the target's own where it asks for none.
+    """Find the formats that ``config`` requests, or the target's own where it requests none.
 
     Raises:
-        TargetError: the target does not take them.
+        TargetError: the target does not take a requested format.
     """
     activation = _dtype(config.activation) or target.activation.dtype
     weight = _dtype(config.weight) or target.weight.dtype
@@ -61,7 +62,7 @@ def find_formats(target: Target, config: QuantConfig) -> Formats:
 
 
 def weight_format(target: Target, override: Override) -> QuantSpec | None:
-    """The number format, without the axis, of the weights that ``override`` is for; None: as everywhere.
+    """The number format, without the axis, that ``override`` requests for weights; None if it requests none.
 
     Raises:
         TargetError: the target does not take it.
@@ -71,8 +72,8 @@ def weight_format(target: Target, override: Override) -> QuantSpec | None:
         return None
     if dtype not in target.weight_types:
         raise TargetError(
-            f"target {target.name} does not take {_name(dtype)} as weight type, which override asks for "
-            f"{override.pattern!r}; valid: {', '.join(sorted(map(_name, target.weight_types)))}"
+            f"target {target.name} does not take {_name(dtype)} as weight type, which an override requests "
+            f"for {override.pattern!r}; valid: {', '.join(sorted(map(_name, target.weight_types)))}"
         )
     return target.weight_types[dtype]
 
@@ -80,7 +81,7 @@ def weight_format(target: Target, override: Override) -> QuantSpec | None:
 def _blocked(target: Target, weight: ir.DataType, size: int) -> QuantSpec:
     blocks = target.blocks
     if blocks is None:
-        raise TargetError(f"target {target.name} takes no weights with a scale a block (--block-size)")
+        raise TargetError(f"target {target.name} takes no weights with one scale per block (--block-size)")
     if weight not in blocks.types or size not in blocks.sizes:
         raise TargetError(
             f"target {target.name} does not take {_name(weight)} weights in blocks of {size}; "
@@ -90,7 +91,7 @@ def _blocked(target: Target, weight: ir.DataType, size: int) -> QuantSpec:
 
 
 def _valid(target: Target) -> str:
-    """What ``--weight`` and ``--block-size`` may say."""
+    """List the valid values of ``--weight`` and ``--block-size``."""
     whole = ", ".join(sorted(map(_name, target.weight_types)))
     if target.blocks is None:
         return whole

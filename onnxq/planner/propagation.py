@@ -1,8 +1,8 @@
-"""Which links (Add, Concat, pooling, Reshape ...) join the quantized operators around them.
+"""Decide which links (Add, Concat, pooling, Reshape ...) join the quantized operators around them.
 
-A link is quantized where its inputs are integers anyway and somebody reads its output as integers:
-elsewhere Q/DQ would cost time and accuracy for nothing. Links depend on each other, so those that fail
-are dropped until none does.
+A link is quantized if its inputs are in integers anyway and a consumer reads its output in integers.
+Elsewhere Q/DQ would cost time and accuracy for nothing. Links depend on each other, so failing ones are
+dropped and the others checked again until none fails.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from onnxq.targets.target import FloatInputs
 
 @dataclass(frozen=True)
 class _Integers:
-    """Tensors that are in integers as things stand.
+    """The tensors that are in integers with the current anchors and links.
 
     Attributes:
-        made: a quantized node gives them in integers.
-        read: an anchor reads them in integers, so that a Q stands there anyway.
-        wanted: somebody reads them in integers.
+        made: tensors that a quantized node gives in integers.
+        read: tensors that an anchor reads in integers, so they have a Q anyway.
+        wanted: tensors that any quantized node reads in integers.
     """
 
     made: Set[ir.Value | None]
@@ -35,7 +35,16 @@ class _Integers:
 def join(
     anchors: Sequence[ir.Node], candidates: Sequence[ir.Node], context: PlanningContext
 ) -> tuple[list[ir.Node], dict[str, str]]:
-    """The links among ``candidates``, and by name why each of the others is none."""
+    """Choose the links to quantize.
+
+    Args:
+        anchors: the quantized anchors.
+        candidates: the eligible links.
+        context: the planning context.
+
+    Returns:
+        The chosen links, and for each of the others the reason by name.
+    """
     kept, reasons = list(candidates), dict[str, str]()
     while True:
         integers = _integers(anchors, kept, context)
@@ -55,7 +64,7 @@ def _integers(anchors: Sequence[ir.Node], links: Sequence[ir.Node], context: Pla
 
 
 def _no_gain(node: ir.Node, integers: _Integers, context: PlanningContext) -> str | None:
-    """Why quantizing this link gains nothing; None if it does."""
+    """Explain why quantizing this link gains nothing; None if it gains something."""
     inputs = [v for i in integer_inputs(node, context) if (v := node.inputs[i]) is not None]
     computed = [value for value in inputs if not value.is_initializer()]
     if not computed:
@@ -67,26 +76,26 @@ def _no_gain(node: ir.Node, integers: _Integers, context: PlanningContext) -> st
             and value not in integers.read
             and not _quantized_here(value, made, node, context)
         ):
-            return f"its input {value.name!r} comes in float"
+            return f"its input {value.name!r} is in float"
     if not any(v in integers.wanted or v.is_graph_output() for v in integer_outputs(node, context)):
-        return "nothing reads its output as integers"
+        return "no node reads its output in integers"
     return None
 
 
 def _quantized_here(
     value: ir.Value, integers: Sequence[ir.Value], node: ir.Node, context: PlanningContext
 ) -> bool:
-    """Whether it pays to quantize this float input for the sake of the ``integers`` beside it."""
+    """Whether this float input is worth quantizing because of the other inputs, which are ``integers``."""
     floats = context.target.rules[node.op_type].float_inputs
     if _source(value).is_graph_output():
-        return False  # the kernel that gives it may have no integers to give
+        return False  # the kernel that computes it may have no integer output
     if floats is FloatInputs.BROADCAST:
         return any(is_broadcast(value, other) for other in integers)
     return floats is FloatInputs.ANY and bool(integers)
 
 
 def _source(value: ir.Value) -> ir.Value:
-    """What Relu and Clip made ``value`` of."""
+    """The tensor that ``value`` comes from through Relu and Clip."""
     producer = value.producer()
     if producer is None or not is_op(producer, "Relu", "Clip") or producer.inputs[0] is None:
         return value

@@ -50,7 +50,7 @@ def test_what_the_kernel_does_not_take_keeps_a_scale_a_channel_and_is_told(caplo
     plan_of("y = MatMul (x, m)", constants="float[64,8] m")
     assert not caplog.text
     plan = plan_of("[last] y = Gemm <transB = 1> (x, t)")
-    assert "onnxruntime has no kernel for blocks of weights in 1 MatMul and Gemm" in caplog.text
+    assert "onnxruntime has no kernel with weights in blocks for 1 MatMul or Gemm" in caplog.text
     assert "last" in caplog.text
     assert blocks(plan) == {}
     spec = next(point.spec for point in plan.points if point.tensor == "t")
@@ -87,7 +87,7 @@ def test_targets_without_short_blocks_leave_such_matrices_float():
     plan = plan_of("h = MatMul (x, w) g = Gelu (h) y = MatMul (g, v)", target="tensorrt", block_size=64)
     assert blocks(plan) == {"w": (0, 64)}
     (reason,) = {node.reason for node in plan.float_nodes.values() if node.op_type == "MatMul"}
-    assert reason == "its int4 weights would have to be in blocks of 64, which they cannot be"
+    assert reason == "int4 weights need blocks, and its weights cannot be cut into blocks of 64"
 
 
 def test_a_convolution_that_cannot_have_the_type_stays_float_with_its_sum():
