@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -50,6 +51,8 @@ class QuantSpec:
     reduce_bits: int = 0
     block_size: int | None = None
     power_of_two: bool = False
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}  # read from YAML files, see Target
 
     @property
     def opset(self) -> int:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
-from enum import Enum
 from textwrap import fill
 
 from onnxq.core.plan import QuantSpec
-from onnxq.targets.target import BiasStyle, Blocks, Ends, FloatInputs, OpRule, Output, Role, Storage, Target
-from onnxq.targets.yaml_file import TYPES, spelled
+from onnxq.targets.target import (
+    TYPES,
+    BiasStyle,
+    Blocks,
+    Choice,
+    Ends,
+    FloatInputs,
+    OpRule,
+    Output,
+    Role,
+    Storage,
+    Target,
+)
 
 EXAMPLE = """\
 # my-chip.yaml: as OpenVINO, for a chip of its own
@@ -61,7 +71,7 @@ _HEADINGS: Mapping[type, str] = {
     OpRule: "Fields of a rule, by operator type under `rules`",
     QuantSpec: "Fields of a number format",
     Blocks: "Fields of `blocks`",
-    Ends: "Fields of `ends`",
+    Ends: "Fields of `first_last_formats`",
 }
 
 
@@ -85,9 +95,9 @@ def _overview(targets: Iterable[Target]) -> str:
             _format(target.activation),
             _format(target.weight),
             _channels(target),
-            target.bias.value,
+            target.bias.meaning,
             "quantized" if target.quantize_outputs else "float",
-            target.storage.value,
+            target.storage.meaning,
         )
         for target in targets
     ]
@@ -128,7 +138,7 @@ def _rules(target: Target) -> str:
     alike: dict[tuple[str, ...], list[str]] = {}
     for name, rule in target.rules.items():
         details = "; ".join(tell(rule) for tell in _DETAILS if tell(rule))
-        alike.setdefault((spelled(rule.role), spelled(rule.output), details), []).append(name)
+        alike.setdefault((rule.role.value, rule.output.value, details), []).append(name)
     rows = [(", ".join(names), *cells) for cells, names in alike.items()]
     return _table(("operators", "role", "output", "besides"), rows)
 
@@ -136,7 +146,7 @@ def _rules(target: Target) -> str:
 _DETAILS: tuple[Callable[[OpRule], str], ...] = (
     lambda rule: "inputs and outputs share scale and zero point" if rule.same_params else "",
     lambda rule: "" if rule.per_channel else "one scale for all weights",
-    lambda rule: f"depthwise: {spelled(rule.depthwise)}" if rule.depthwise else "",
+    lambda rule: f"depthwise: {rule.depthwise.value}" if rule.depthwise else "",
     lambda rule: "without groups" if rule.single_group else "",
     lambda rule: f"at least {rule.group_channels} channels a group" if rule.group_channels else "",
     lambda rule: f"channels filled up to a multiple of {rule.channels}" if rule.channels > 1 else "",
@@ -198,14 +208,14 @@ def _values(kind: type) -> str:
     return "".join(f"\n`{name}`:\n\n{_members(enum)}" for name, enum in _ENUMS.get(kind, {}).items())
 
 
-_ENUMS: Mapping[type, Mapping[str, type[Enum]]] = {
+_ENUMS: Mapping[type, Mapping[str, type[Choice]]] = {
     Target: {"bias": BiasStyle, "storage": Storage},
     OpRule: {"float_inputs": FloatInputs},
 }
 
 
-def _members(enum: type[Enum]) -> str:
-    return "".join(_wrapped(f"`{spelled(member)}`: {member.value}.", "- ") + "\n" for member in enum)
+def _members(enum: type[Choice]) -> str:
+    return "".join(_wrapped(f"`{member.value}`: {member.meaning}.", "- ") + "\n" for member in enum)
 
 
 def _listed(types: Iterable[object]) -> str:

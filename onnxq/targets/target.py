@@ -1,8 +1,6 @@
 """A deployment target as a table of rules, and the number formats that several targets share.
 
-The shape of a deployment target: a table of rules, no code.
-
-The number formats that several targets have.
+The annotations are read by pydantic, which validates the YAML file of a user's own target (see `yaml_file`).
 """
 
 from __future__ import annotations
@@ -10,34 +8,129 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Annotated, Any, ClassVar
 
 import onnx_ir as ir
+from pydantic import BeforeValidator, ConfigDict, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from onnxq.core.plan import QuantSpec
 
+TYPES: Mapping[str, ir.DataType] = {
+    dtype.name.lower(): dtype
+    for dtype in (
+        *(ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8),
+        *(ir.DataType.INT16, ir.DataType.UINT16),
+    )
+}
+"""The number types that a YAML file may name."""
 
-class Role(Enum):
+
+def _number_type(value: Any) -> Any:
+    """The type that a file names, or ``value`` if it is one already."""
+    if isinstance(value, ir.DataType):
+        return value
+    if not isinstance(value, str) or value not in TYPES:
+        raise ValueError(f"expected one of {', '.join(TYPES)}; got {value!r}")
+    return TYPES[value]
+
+
+def _number_format(value: Any) -> Any:
+    """The fields of a number format with its type looked up."""
+    if isinstance(value, dict) and "dtype" in value:
+        try:
+            return value | {"dtype": _number_type(value["dtype"])}
+        except ValueError as error:
+            raise ValueError(f".dtype: {error}") from error
+    return value
+
+
+def _scalar(value: Any) -> Any:
+    """``value`` if it is a value that an attribute of a node may have."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"expected a number or a text, got {value!r}")
+    return value
+
+
+Scalar = Annotated[int | float | str, BeforeValidator(_scalar)]
+NumberType = Annotated[ir.DataType, BeforeValidator(_number_type)]
+NumberFormat = Annotated[QuantSpec, BeforeValidator(_number_format)]
+Names = frozenset[StrictStr]
+NumberTypes = frozenset[NumberType]
+
+_NO_MORE = ConfigDict(extra="forbid")
+"""A file has no unknown fields."""
+
+
+class Choice(Enum):
+    """One of several values that a file writes by name; ``meaning`` explains it in the documentation."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Choice:
+        """``value`` is the spelling in a file."""
+        member = object.__new__(cls)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+
+def _member(kind: type[Choice]) -> BeforeValidator:
+    """Accept a member of ``kind`` by its value."""
+
+    def find(value: Any) -> Any:
+        names = {member.value: member for member in kind}
+        if isinstance(value, kind):
+            return value
+        if not isinstance(value, str) or value not in names:
+            raise ValueError(f"expected one of {', '.join(names)}; got {value!r}")
+        return names[value]
+
+    return BeforeValidator(find)
+
+
+class Role(Choice):
     """When an operator is quantized."""
 
-    ANCHOR = "wherever it stands, with its weights if it has some"
-    LINK = "only between quantized neighbours: alone it would pay for Q/DQ and gain nothing"
-    RESIDUAL = "a sum that the runtime fuses into the operator before it: only its other input is quantized"
+    ANCHOR = "anchor", "wherever it occurs, with its weights if it has some"
+    LINK = "link", "only between quantized neighbours: alone it would pay for Q/DQ and gain nothing"
+    RESIDUAL = (
+        "residual",
+        "an addition that the runtime fuses into the operator before it: only its other input is quantized",
+    )
 
 
-class Output(Enum):
-    """What must stand on an operator's output for the integer kernel to be used."""
+class Output(Choice):
+    """What an operator's output needs for the integer kernel to be used."""
 
-    QUANTIZED = "Q/DQ on every output, which then is not a graph output"
-    FREE = "nothing: the kernel gives float, or integers if Q follows"
-    ALL_OR_NONE = "Q/DQ for all its readers or for none; and Q if what follows would be fused in float"
+    QUANTIZED = "quantized", "Q/DQ on every output, which then is not a graph output"
+    FREE = "free", "nothing: the kernel returns float, or integers if Q follows"
+    ALL_OR_NONE = (
+        "all-or-none",
+        "Q/DQ for all its consumers or for none; and Q if what follows would be fused in float",
+    )
 
 
-class FloatInputs(Enum):
+class FloatInputs(Choice):
     """Which float inputs a link quantizes for the sake of the integers that it also reads."""
 
-    NONE = "none: all its inputs must be integers already"
-    BROADCAST = "those that are repeated to fit an integer input: few elements beside many"
-    ANY = "any: their elements would be quantized behind the operator anyway"
+    NONE = "none", "none: all its inputs must be integers already"
+    BROADCAST = "broadcast", "those that are broadcast to an integer input: few elements beside many"
+    ANY = "any", "any: their elements would be quantized after the operator anyway"
+
+
+class BiasStyle(Choice):
+    """How a bias is stored."""
+
+    INT32 = "int32", "int32 with scale = input scale x weight scale"
+    FLOAT = "float", "plain float"
+    OWN = "own", "the type of the weights, with a scale of its own"
+
+
+class Storage(Choice):
+    """How quantized constants are stored in the file."""
+
+    INTEGERS = "integers", "integers, then DequantizeLinear"
+    REALS = "reals", "float numbers on the grid, then QuantizeLinear and DequantizeLinear"
 
 
 @dataclass(frozen=True)
@@ -45,102 +138,93 @@ class OpRule:
     """How one operator type is quantized.
 
     Attributes:
-        role: when.
+        role: when it is quantized.
         output: what its output needs.
-        per_channel: its weights may have a scale a channel.
-        bias_add: the runtime makes one Gemm of it and an Add behind it where it knows the shapes, and that
+        per_channel: its weights may be quantized per channel.
+        bias_add: the runtime fuses it and a following Add into one Gemm where it knows the shapes, and that
             Gemm needs its bias in int32.
         dynamic_weight: it is quantized even if its second operand is computed at run time.
         same_params: inputs and outputs share scale and zero point.
-        inputs_follow: inputs that nobody else reads take the output's scale and zero point, so that
+        inputs_follow: inputs without other consumers take the output's scale and zero point, so that
             the kernel has nothing to rescale.
-        float_inputs: which inputs a link takes in float.
-        output_range: whatever calibration saw, the levels of the output lie evenly in this range, the
+        float_inputs: which inputs a link accepts in float.
+        output_range: the levels of the output lie evenly in this range, whatever calibration saw: the
             first at its low end; its high end is one step above the last.
         attributes: values that the node's attributes must have (missing: ONNX's default).
-        depthwise: the role of a depthwise convolution, if it is another one.
-        blocked: its weights may have a scale a block where the node's attributes have these values
+        depthwise: the role of a depthwise convolution, if it differs.
+        blocked: its weights may be quantized per block where the node's attributes have these values
             (missing: they have); None: they may not.
-        group_channels: input channels that each group of a grouped convolution must have (depthwise
-            ones aside): below, the integer kernel is slower than float.
+        group_channels: the fewest input channels per group of a grouped convolution (depthwise ones
+            aside) for which the integer kernel is not slower than float.
         single_group: it has an integer kernel only without groups.
-        channels: its integer kernel is faster with a multiple of so many input channels: where it alone reads
-            the graph's input in integers, zeros are added to fill them up.
-        fused_in_float: what the runtime would fuse with it in float where it alone reads its output, and
-            no Q stands behind both (for `Output.ALL_OR_NONE`). An Add that is a bias does no harm.
-        sums_with: operators that such a sum is fused into (for `Role.RESIDUAL`).
-        inputs: number format of its computed inputs, if not that of all activations.
-        dynamic_inputs: the same where its second operand is computed at run time.
-        bias: of an operator that is none of `onnxq.graph.operators.WEIGHTED`: the input that is stored as a
+        channels: its integer kernel is faster if the number of input channels is a multiple of this: where
+            it is the only consumer of a quantized graph input, channels of zeros are added.
+        fused_in_float: operators that the runtime would fuse with it in float where they are its only
+            consumers, and no Q follows both (for `Output.ALL_OR_NONE`). An Add that is a bias does no harm.
+        sums_with: operators that such an addition is fused into (for `Role.RESIDUAL`).
+        inputs: number format of its computed inputs, if it differs from that of all activations.
+        dynamic_inputs: likewise where its second operand is computed at run time.
+        bias: of an operator that is not in `onnxq.graph.operators.WEIGHTED`: the input that is stored as a
             bias, with the scales of the inputs 0 and 1.
     """
 
-    role: Role
-    output: Output = Output.QUANTIZED
-    per_channel: bool = True
-    bias_add: bool = False
-    dynamic_weight: bool = False
-    same_params: bool = False
-    inputs_follow: bool = False
-    float_inputs: FloatInputs = FloatInputs.NONE
-    output_range: tuple[float, float] | None = None
-    attributes: Mapping[str, int | float | str] = field(default_factory=dict)
-    depthwise: Role | None = None
-    blocked: Mapping[str, int | float | str] | None = None
-    group_channels: int = 0
-    single_group: bool = False
-    channels: int = 1
-    fused_in_float: frozenset[str] = frozenset()
-    sums_with: frozenset[str] = frozenset()
-    inputs: QuantSpec | None = None
-    dynamic_inputs: QuantSpec | None = None
-    bias: int | None = None
+    role: Annotated[Role, _member(Role)]
+    output: Annotated[Output, _member(Output)] = Output.QUANTIZED
+    per_channel: StrictBool = True
+    bias_add: StrictBool = False
+    dynamic_weight: StrictBool = False
+    same_params: StrictBool = False
+    inputs_follow: StrictBool = False
+    float_inputs: Annotated[FloatInputs, _member(FloatInputs)] = FloatInputs.NONE
+    output_range: tuple[StrictFloat, StrictFloat] | None = None
+    attributes: Mapping[str, Scalar] = field(default_factory=dict)
+    depthwise: Annotated[Role, _member(Role)] | None = None
+    blocked: Mapping[str, Scalar] | None = None
+    group_channels: StrictInt = 0
+    single_group: StrictBool = False
+    channels: StrictInt = 1
+    fused_in_float: Names = frozenset()
+    sums_with: Names = frozenset()
+    inputs: NumberFormat | None = None
+    dynamic_inputs: NumberFormat | None = None
+    bias: StrictInt | None = None
 
-
-class BiasStyle(Enum):
-    """How a bias is stored."""
-
-    INT32 = "int32 with scale = input scale x weight scale"
-    FLOAT = "plain float"
-    OWN = "the type of the weights, with a scale of its own"
-
-
-class Storage(Enum):
-    """How quantized constants are stored in the file."""
-
-    INTEGERS = "integers, then DequantizeLinear"
-    REALS = "float numbers on the grid, then QuantizeLinear and DequantizeLinear"
+    __pydantic_config__: ClassVar[ConfigDict] = _NO_MORE
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Matrices of weights with a scale a block, beside float activations.
+    """Matrices of weights that are quantized per block, beside float activations.
 
     Attributes:
-        types: their number formats.
-        sizes: how many weights may share a scale.
-        whole: no block may be shorter than the others.
-        among_floats: the kernel is there only where neither Q/DQ stand before nor behind it; elsewhere
-            weights are not cut.
+        types: their number formats, by type.
+        sizes: the block sizes that are supported, in weights.
+        whole: every block has the full size, the last one too.
+        among_floats: the kernel is used only without Q/DQ directly before or after it; elsewhere
+            weights are not quantized per block.
     """
 
-    types: Mapping[ir.DataType, QuantSpec]
-    sizes: frozenset[int]
-    whole: bool = False
-    among_floats: bool = False
+    types: Mapping[NumberType, NumberFormat]
+    sizes: frozenset[StrictInt]
+    whole: StrictBool = False
+    among_floats: StrictBool = False
+
+    __pydantic_config__: ClassVar[ConfigDict] = _NO_MORE
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Number formats of the first and the last operator with weights, where they are others.
+    """Number formats of the first and the last operator with weights, where they differ.
 
     Attributes:
-        activation: of their inputs.
-        weight: of their weights; the axis follows from the operator.
+        activation: number format of their inputs.
+        weight: number format of their weights; the axis follows from the operator.
     """
 
-    activation: QuantSpec
-    weight: QuantSpec
+    activation: NumberFormat
+    weight: NumberFormat
+
+    __pydantic_config__: ClassVar[ConfigDict] = _NO_MORE
 
 
 @dataclass(frozen=True)
@@ -148,86 +232,74 @@ class Target:
     """A runtime, as data.
 
     Attributes:
-        name: what ``--target`` takes.
-        about: what it is, in one sentence, for the documentation.
-        notes: what else one should know, a sentence or two each.
-        runtimes: the runtimes, by name, that can tell what they make of such a model.
+        name: the name that ``--target`` takes.
+        about: one sentence about it, for the documentation.
+        notes: what else a user should know, one or two sentences each.
+        runtimes: names of the runtimes that can check a model for it.
         activation: number format of activations (always per tensor).
-        weight: number format of weights if nobody asks for another; the axis follows from the operator.
-        per_channel_types: types of weights that may have a scale a channel; None: all.
-        ends: formats of the first and last operators with weights; None: those of all others.
-        shifted_weights: the runtime takes weights with any zero point, from others; ours are as ``weight``
-            says.
+        weight: default number format of weights; the axis follows from the operator.
+        per_channel_types: types of weights that may be quantized per channel; None: all.
+        first_last_formats: formats of the first and last operators with weights; None: those of all others.
+        shifted_weights: the runtime accepts weights with any zero point in models from elsewhere; here they
+            are quantized as ``weight`` says.
         bias: how biases are stored.
-        bias_types: types of biases that the runtime takes, also from others; ours are as ``bias`` says.
-        rules: operator type -> rule; every other operator stays float.
-        transparent: operators that the runtime moves Q and DQ across by itself: they get none, and run
+        bias_types: types of biases that the runtime accepts in models from elsewhere.
+        rules: operator type -> rule; every other operator is kept in float.
+        transparent: operators that the runtime moves Q and DQ across: they get none, and run
             in the type of their neighbours. Quantized tensors with nothing else between them share
             parameters.
-        unequal: those of them whose inputs and outputs need not share parameters.
-        activation_types: what ``--activation`` may ask for.
-        weight_types: what ``--weight`` may ask for, and the number formats that it then gets.
-        blocks: what it may ask for together with ``--block-size``; None: nothing.
-        unpacked: type of stored weights -> the type that kernels take, where they take not that one. A
-            Cast between them and DequantizeLinear makes it, and a Sub takes zero points away, with which
-            kernels may be slow; the runtime folds them when it loads: the file is small and the kernel an
+        no_shared_params: those of them whose inputs and outputs need not share parameters.
+        activation_types: types that ``--activation`` accepts.
+        weight_types: types that ``--weight`` accepts, with their number formats.
+        blocks: what ``--block-size`` accepts; None: nothing.
+        weight_cast: stored type of weights -> type that the integer kernels take, where it differs. A Cast
+            before DequantizeLinear converts it, and a Sub takes zero points away, with which kernels may be
+            slow; the runtime folds both when it loads the model: the file is small and the kernel an
             integer one. Weights in blocks need none.
-        guarded: operators whose float weights and biases the runtime quantizes by itself where they stand
-            between a per-tensor DQ and a Q: weights per tensor, biases to int32 with input scale x weight
-            scale, which is coarse for few bits. A DQ in front of them repeats its scale for each channel,
-            which keeps them float; with `BiasStyle.FLOAT` also in front of quantized operators.
-        fused_clips: so many Relu and Clip, one behind the other, are fused with the operator before them:
-            Q stands behind the last of them.
-        quantize_outputs: tensors that leave the graph are quantized too, as with ``--quantize-outputs``.
+        keep_float_weights: operators whose float weights and biases the runtime would quantize by itself
+            where they stand between a per-tensor DQ and a Q: weights per tensor, biases to int32 with input
+            scale x weight scale, which is coarse for few bits. A DQ before them repeats its scale for each
+            channel, which keeps them in float; with `BiasStyle.FLOAT` also before quantized operators.
+        fused_clips: how many consecutive Relu and Clip the runtime fuses with the operator before them:
+            Q is placed after the last of them.
+        quantize_outputs: graph outputs are quantized too, as with ``--quantize-outputs``.
         storage: how weights and other quantized constants are stored.
-        parts_norms: a LayerNormalization that the runtime has fused with the sum in front of it is slower
-            than the two: such an Add is written as Sum, which it does not fuse.
+        unfuse_layernorm_add: the runtime fuses LayerNormalization with the addition before it into a kernel
+            that is slower than the two: such an Add is written as Sum, which it does not fuse.
     """
 
-    name: str
-    activation: QuantSpec
-    weight: QuantSpec
-    bias: BiasStyle
+    name: StrictStr
+    activation: NumberFormat
+    weight: NumberFormat
+    bias: Annotated[BiasStyle, _member(BiasStyle)]
     rules: Mapping[str, OpRule]
-    activation_types: frozenset[ir.DataType]
-    weight_types: Mapping[ir.DataType, QuantSpec]
-    keep_float_weights: frozenset[str] = frozenset()
-    transparent: frozenset[str] = frozenset()
-    no_shared_params: frozenset[str] = frozenset()
+    activation_types: NumberTypes
+    weight_types: Mapping[NumberType, NumberFormat]
+    keep_float_weights: Names = frozenset()
+    transparent: Names = frozenset()
+    no_shared_params: Names = frozenset()
     blocks: Blocks | None = None
-    weight_cast: Mapping[ir.DataType, ir.DataType] = field(default_factory=dict)
-    about: str = ""
-    notes: tuple[str, ...] = ()
-    runtimes: tuple[str, ...] = ()
-    per_channel_types: frozenset[ir.DataType] | None = None
+    weight_cast: Mapping[NumberType, NumberType] = field(default_factory=dict)
+    about: StrictStr = ""
+    notes: tuple[StrictStr, ...] = ()
+    runtimes: tuple[StrictStr, ...] = ()
+    per_channel_types: NumberTypes | None = None
     first_last_formats: Ends | None = None
-    fused_clips: int = 2
-    quantize_outputs: bool = False
-    storage: Storage = Storage.INTEGERS
-    shifted_weights: bool = False
-    unfuse_layernorm_add: bool = False
-    bias_types: frozenset[ir.DataType] = frozenset({ir.DataType.FLOAT, ir.DataType.INT32})
+    fused_clips: StrictInt = 2
+    quantize_outputs: StrictBool = False
+    storage: Annotated[Storage, _member(Storage)] = Storage.INTEGERS
+    shifted_weights: StrictBool = False
+    unfuse_layernorm_add: StrictBool = False
+    bias_types: NumberTypes = frozenset({ir.DataType.FLOAT, ir.DataType.INT32})
+
+    __pydantic_config__: ClassVar[ConfigDict] = _NO_MORE
 
 
 U8 = QuantSpec(ir.DataType.UINT8, symmetric=False)
-
-
 U16 = QuantSpec(ir.DataType.UINT16, symmetric=False)
-
-
 S8 = QuantSpec(ir.DataType.INT8, symmetric=True)
-
-
 S8_NARROW = replace(S8, narrow_range=True)
-
-
 S8_OF_7_BITS = replace(S8, reduce_bits=1)
-
-
 S8_POWER_OF_TWO = replace(S8, power_of_two=True)
-
-
 S4 = QuantSpec(ir.DataType.INT4, symmetric=True)
-
-
 U4 = QuantSpec(ir.DataType.UINT4, symmetric=False)

@@ -87,16 +87,28 @@ rules:
 """)
     assert target.storage is Storage.REALS
     assert (target.fused_clips, target.notes) == (1, ("one", "two"))
-    assert target.ends.weight == QuantSpec(ir.DataType.INT8, symmetric=True)
+    assert target.first_last_formats.weight == QuantSpec(ir.DataType.INT8, symmetric=True)
     assert target.transparent == {"MaxPool"}
     assert target.per_channel_types == {ir.DataType.INT8, ir.DataType.UINT8}
-    assert dict(target.unpacked) == {ir.DataType.INT4: ir.DataType.INT8}
+    assert dict(target.weight_cast) == {ir.DataType.INT4: ir.DataType.INT8}
     assert (target.blocks.sizes, target.blocks.whole) == ({32}, True)
     add = target.rules["Add"]
     assert (add.role, add.output, add.float_inputs) == (Role.RESIDUAL, Output.FREE, FloatInputs.ANY)
     assert target.rules["Sigmoid"].output_range == (0.0, 1.0)
     assert target.rules["Gemm"].attributes == {"alpha": 0.5, "beta": 1.0}
     assert target.rules["Gemm"].blocked is None
+
+
+def test_earlier_names_of_fields_mean_the_same(target_of):
+    old = target_of(
+        "{base: onnxruntime, unpacked: {uint4: null}, guarded: [Conv], parts_norms: false, about: old}"
+    )
+    new = target_of(
+        "{base: onnxruntime, weight_cast: {uint4: null}, keep_float_weights: [Conv], unfuse_layernorm_add: false,"
+        " about: old}"
+    )
+    assert old == new
+    assert old.keep_float_weights == {"Conv"}
 
 
 def test_without_a_base(target_of):
@@ -137,6 +149,8 @@ blocks: {types: {int4: {dtype: int4, symmetric: true}}, sizes: [64]}
         ("{base: qnn, transparent: MaxPool}", "transparent: expected a list, got 'MaxPool'"),
         ("{base: qnn, rules: {Conv: {output_range: [0]}}}", r"output_range: expected 2 values, got \[0\]"),
         ("{base: qnn, rules: {Conv: {output_range: [0, x]}}}", "output_range: expected a number, got 'x'"),
+        ("{base: qnn, rules: {Conv: {attributes: {alpha: [1]}}}}", r"attributes.alpha: expected a number or"),
+        ("{base: qnn, blocks: {types: {int3: {}}, sizes: [1]}}", "types.int3: expected one of int4, .*int3"),
         ("{base: qnn, weight: {reduce_bits: 8}}", "weight.reduce_bits: expected 0 to 6, got 8"),
         ("{base: qnn, activation: {axis: 1}}", "activation: axis and block_size follow from the operator"),
         ("{base: qnn, rules: {NoSuchOp: {role: link}}}", "rules.NoSuchOp: ONNX has no such operator"),
