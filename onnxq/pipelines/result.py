@@ -12,13 +12,11 @@ from onnxq.algorithms.autotune.derived_plan import without
 from onnxq.algorithms.autotune.tuner import Tuning
 from onnxq.algorithms.corrections import Effect
 from onnxq.algorithms.mixed_precision.search import Search
-from onnxq.algorithms.mixed_precision.trials import TrialResult
 from onnxq.calibration.tables.table import Table
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import size_on_disk
-from onnxq.pipelines.report.goal import Reached, Try
-from onnxq.pipelines.report.report import Accuracy, Checked, Corrected, Found, Report, Request
+from onnxq.pipelines.report.report import Report, Request
 from onnxq.pipelines.report.write import versions, write_report
 from onnxq.verify.accuracy import Quality
 from onnxq.verify.latency import Speed
@@ -83,45 +81,22 @@ class QuantResult:
     @property
     def report(self) -> Report:
         """All that there is to tell, for `onnxq.pipelines.report`."""
-        outputs = self.quality.outputs if self.quality else {}
         return Report(
             request=self.request,
             plan=self.plan,
             statistics=self.statistics,
-            accuracy={name: Accuracy(o.sqnr, o.agreement) for name, o in outputs.items()},
+            quality=self.quality,
             judged_on=self.judged_on,
-            judged=self.quality.samples if self.quality else 0,
             skipped=self.skipped,
             warnings=self.warnings,
             float_bytes=self.float_bytes,
             int8_bytes=self.int8_bytes,
             seconds=self.seconds,
             versions=versions(),
-            reached=_reached(self.search) if self.search else None,
-            checked=tuple(map(_checked, self.verdicts)),
-            corrected=tuple(Corrected(one.name, one.outcome, one.seconds) for one in self.corrections),
+            search=self.search,
+            verdicts=self.verdicts,
+            corrections=self.corrections,
         )
-
-
-def _checked(verdict: Verdict) -> Checked:
-    found = (Found(one.severity, one.message, one.advice, nodes) for one, nodes in verdict.grouped)
-    return Checked(verdict.runtime, verdict.status, verdict.summary, tuple(found))
-
-
-def _reached(search: Search) -> Reached:
-    return Reached(str(search.goal), _try(search.chosen), tuple(map(_try, search.curve)))
-
-
-def _try(attempt: TrialResult) -> Try:
-    return Try(
-        floats=len(attempt.floats),
-        widened=len(attempt.widened),
-        value=attempt.value,
-        sqnr=attempt.sqnr,
-        agreement=attempt.agreement,
-        size=attempt.size,
-        speed=attempt.speed,
-    )
 
 
 def conclude(result: Result, started: float) -> Result:

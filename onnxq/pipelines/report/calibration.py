@@ -1,103 +1,114 @@
-"""The section of the ranges of activations."""
+"""The section on calibration: the range of each activation, and on what grounds it was chosen."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from calibrators.errors import shorten
 from calibrators.statistics.stability import GREW, Stability
 from calibrators.statistics.tensor import Extreme
 from onnxq.core.plan import QuantSpec
 from onnxq.pipelines.report.activations import Activation, activations
+from onnxq.pipelines.report.blocks import (
+    Blocks,
+    Cell,
+    Column,
+    Lines,
+    Paragraph,
+    Piece,
+    Span,
+    Table,
+    number,
+    text,
+)
 from onnxq.pipelines.report.chart import distribution
-from onnxq.pipelines.report.markup import Cell, Column, Markup, element, joined, number, table
 from onnxq.pipelines.report.report import Report
 
 
-def calibration(report: Report) -> Markup:
+def calibration(report: Report) -> Blocks:
     """Whether there was enough data, and a row for each group of tensors."""
     every = list(activations(report.plan, report.statistics))
-    parts = [_introduction(report, len(every)), _stability(report)]
+    yield _introduction(report, len(every))
+    yield from _stability(report)
     if report.statistics is None:
-        return joined([*parts, table(_PLAIN, map(_plain, every), "ranges")])
+        yield Table(_PLAIN, map(_plain, every), "ranges")
+        return
     folder = report.request.data
     rows = (
-        [*_plain(each)[:1], Cell(_chart(each)), *_plain(each)[1:], *_grounds(each, folder)] for each in every
+        [*_plain(each)[:1], Cell((_chart(each),)), *_plain(each)[1:], *_grounds(each, folder)]
+        for each in every
     )
-    columns = (_PLAIN[0], Column("values seen", _LEGEND), *_PLAIN[1:], *_GROUNDS)
-    return joined([*parts, element("p", _LEGEND, class_="quiet"), table(columns, rows, "ranges")])
+    yield Paragraph(_LEGEND, "quiet")
+    yield Table((_PLAIN[0], Column("values seen", _LEGEND), *_PLAIN[1:], *_GROUNDS), rows, "ranges")
 
 
-def _introduction(report: Report, count: int) -> Markup:
+def _introduction(report: Report, count: int) -> Paragraph:
     if report.statistics is None:
-        return element(
-            "p",
+        return Paragraph(
             f"The {count} ranges come from {report.request.config.from_table}: there are no statistics, so "
-            "neither histograms, nor what was clipped, nor whether the samples were enough.",
+            "neither histograms, nor what was clipped, nor whether the samples were enough."
         )
     method, samples = report.request.config.method, report.statistics.samples
-    made_up = " MADE-UP" if report.request.synthetic else ""
-    return element("p", f"{count} ranges, chosen by {method}, from {samples}{made_up} samples.")
+    synthetic = " SYNTHETIC" if report.request.synthetic else ""
+    return Paragraph(f"{count} ranges, chosen by {method}, from {samples}{synthetic} samples.")
 
 
-def _stability(report: Report) -> Markup:
+def _stability(report: Report) -> Blocks:
     if report.stability is None:
-        return Markup()
+        return
     told = report.stability
-    note = "note" if told.grown or told.outliers or not told.judged else "quiet"
-    lines = (element("p", "Ranges: " if i == 0 else "", text) for i, text in enumerate(told.sentences))
-    return element("div", *lines, class_=note)
+    style = "note" if told.grown or told.outliers or not told.judged else "quiet"
+    texts = tuple(f"Ranges: {line}" if i == 0 else line for i, line in enumerate(told.sentences))
+    yield Lines(texts, style)
 
 
 def _plain(each: Activation) -> list[Cell]:
     return [
-        Cell(_names(each)),
+        Cell(tuple(_names(each))),
         number(each.low),
         number(each.high),
         number(float(each.params.scale)),
         number(int(each.params.zero_point), "{}"),
-        Cell(format_of(each.group.spec)),
+        text(format_of(each.group.spec)),
     ]
 
 
 def _grounds(each: Activation, folder: str) -> list[Cell]:
     if each.seen is None or each.stability is None:
         reason = "fixed by the operator" if each.group.fixed is not None else "–"
-        return [Cell("–"), Cell("–"), Cell(reason)]
+        return [text("–"), text("–"), text(reason)]
     growth = each.stability.growth
-    grew = (
-        element("b", f"{growth:.1%}")
-        if growth is not None and growth > GREW
-        else number(growth, "{:.1%}").content
-    )
+    grew = number(growth, "{:.1%}")
+    if growth is not None and growth > GREW:
+        grew = Cell((Span(f"{growth:.1%}", "b"),), growth)
     return [
         number(each.clipped, "{:.2%}" if each.clipped else "{:.0%}"),
-        Cell(grew, growth),
-        Cell(_setters(each.stability, folder)),
+        grew,
+        Cell(tuple(_setters(each.stability, folder)) or (Span("–"),)),
     ]
 
 
-def _names(each: Activation) -> Markup:
+def _names(each: Activation) -> Iterator[Span]:
     others = [name for name in each.group.tensors if name != each.group.name]
-    parts = [element("code", each.group.name)]
+    yield Span(each.group.name, "code")
     if others:
-        parts.append(element("small", f"shared with {shorten(others, 2)}", title=", ".join(others)))
+        yield Span(f"shared with {shorten(others, 2)}", "small", title=", ".join(others))
     if each.seen is not None and each.seen.nonfinite:
-        parts.append(element("small", f"{each.seen.nonfinite} values were NaN or infinite", class_="bad"))
-    return joined(parts)
+        yield Span(f"{each.seen.nonfinite} values were NaN or infinite", "small", "bad")
 
 
-def _setters(stability: Stability, folder: str) -> Markup:
-    """Who alone set which end, and what would be without the one who matters most."""
-    ends = {"low": stability.low, "high": stability.high}
-    lines = [_setter(f"{which}: {_name(end, folder)}", end, stability) for which, end in ends.items() if end]
-    return joined(lines) if lines else Markup("–")
+def _setters(stability: Stability, folder: str) -> Iterator[Span]:
+    """The samples that alone set an end, and what the range would be without the one that matters most."""
+    for which, end in {"low": stability.low, "high": stability.high}.items():
+        if end:
+            yield _setter(f"{which}: {_name(end, folder)}", end, stability)
 
 
-def _setter(text: str, end: Extreme, stability: Stability) -> Markup:
+def _setter(told: str, end: Extreme, stability: Stability) -> Span:
     alone = stability.alone if end == stability.setter else None
     without = f" ({alone:.0%} less without it)" if alone is not None and alone >= 0.005 else ""
-    return element("small", text + without, title=end.name or None)
+    return Span(told + without, "small", title=end.name)
 
 
 def _name(end: Extreme, folder: str) -> str:
@@ -106,12 +117,12 @@ def _name(end: Extreme, folder: str) -> str:
     return end.name[len(folder) + 1 :] if folder and inside else end.name or f"sample {end.number + 1}"
 
 
-def _chart(each: Activation) -> Markup:
+def _chart(each: Activation) -> Piece:
     if each.seen is None or not each.seen.count:
-        return Markup("–")
+        return Span("–")
     ends = min(each.seen.low, each.low, 0.0), max(each.seen.high, each.high, 0.0)
-    text = f"seen {each.seen.low:.4g} to {each.seen.high:.4g}, chosen {each.low:.4g} to {each.high:.4g}"
-    return distribution(each.seen.histogram, ends, (each.low, each.high), text)
+    told = f"seen {each.seen.low:.4g} to {each.seen.high:.4g}, chosen {each.low:.4g} to {each.high:.4g}"
+    return distribution(each.seen.histogram, ends, (each.low, each.high), told)
 
 
 def format_of(spec: QuantSpec) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from html import escape
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from calibrators.statistics.histogram import SIDE, Histogram
-from onnxq.pipelines.report.markup import Markup
 
 COLUMNS = 64
 STEP = 3

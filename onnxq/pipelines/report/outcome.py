@@ -1,4 +1,4 @@
-"""The section of what came out."""
+"""The section on the outcome: the figures that matter, accuracy by output, corrections, the goal."""
 
 from __future__ import annotations
 
@@ -7,67 +7,65 @@ from collections.abc import Iterator
 
 from rich.filesize import decimal
 
+from onnxq.pipelines.report.blocks import Blocks, Cell, Column, Paragraph, Table, Tiles, number, text
 from onnxq.pipelines.report.goal import goal
-from onnxq.pipelines.report.markup import Cell, Column, Markup, element, joined, number, table
 from onnxq.pipelines.report.report import Report
 
 UNKNOWN = "unknown"
 
 
-def result(report: Report) -> Markup:
-    """The figures that matter, and each output's accuracy."""
-    tiles = [element("div", element("b", value), element("span", name)) for name, value in _figures(report)]
-    return joined(
-        [element("div", *tiles, class_="tiles"), _accuracy(report), _corrected(report), goal(report.reached)]
-    )
+def outcome(report: Report) -> Blocks:
+    """The figures that matter, then each output's accuracy, the corrections, and the goal."""
+    yield Tiles(tuple(_figures(report)))
+    yield from _accuracy(report)
+    if report.corrections:
+        rows = (
+            [text(one.name), text(one.outcome), number(one.seconds, "{:.1f} s")] for one in report.corrections
+        )
+        yield Table(_CORRECTIONS, rows, "corrections")
+    yield from goal(report.search)
 
 
 def _figures(report: Report) -> Iterator[tuple[str, str]]:
     plan = report.plan
-    yield (
-        "nodes in integers",
-        f"{len(plan.integer_nodes)} of {len(plan.integer_nodes) + len(plan.float_nodes)}",
-    )
+    every = len(plan.integer_nodes) + len(plan.float_nodes)
+    yield f"{len(plan.integer_nodes)} of {every}", "nodes in integers"
     sizes = decimal(report.float_bytes), decimal(report.int8_bytes)
-    yield f"of the size: {sizes[0]} → {sizes[1]}", f"{report.int8_bytes / report.float_bytes:.1%}"
-    yield "SQNR of the worst output", _worst_sqnr(report)
-    agreements = [a.agreement for a in report.accuracy.values() if a.agreement is not None]
-    if agreements:
-        yield "agreement with float", UNKNOWN if report.request.synthetic else f"{min(agreements):.1%}"
+    yield f"{report.int8_bytes / report.float_bytes:.1%}", f"of the size: {sizes[0]} → {sizes[1]}"
+    yield _worst_sqnr(report), "SQNR of the worst output"
+    if report.quality is not None and report.quality.agreement is not None:
+        known = f"{report.quality.agreement:.1%}"
+        yield UNKNOWN if report.request.synthetic else known, "agreement with float"
     if report.skipped:
-        yield "bad samples skipped", str(report.skipped)
-    yield "time", f"{report.seconds:.1f} s"
+        yield str(report.skipped), "bad samples skipped"
+    yield f"{report.seconds:.1f} s", "time"
 
 
 def _worst_sqnr(report: Report) -> str:
-    known = [a.sqnr for a in report.accuracy.values() if not math.isnan(a.sqnr)]
-    return f"{min(known):.2f} dB" if known and not report.request.synthetic else UNKNOWN
+    worst = math.nan if report.quality is None else report.quality.sqnr
+    return UNKNOWN if math.isnan(worst) or report.request.synthetic else f"{worst:.2f} dB"
 
 
-def _accuracy(report: Report) -> Markup:
-    if not report.accuracy:
-        return element("p", "Accuracy was not measured: there were no samples.")
-    on = f"Measured on {report.judged_on}: {report.judged}." if report.judged else ""
-    made_up = " They are made up, so this says nothing about real use." if report.request.synthetic else ""
-    return joined([table(_COLUMNS, _rows(report), "outputs"), element("p", on + made_up, class_="quiet")])
+def _accuracy(report: Report) -> Blocks:
+    quality = report.quality
+    if quality is None or not quality.outputs:
+        yield Paragraph("Accuracy was not measured: there were no samples.")
+        return
+    yield Table(_COLUMNS, _rows(report), "outputs")
+    source = f"Measured on {report.judged_on}: {quality.samples}." if quality.samples else ""
+    caution = " Synthetic inputs say nothing about real use." if report.request.synthetic else ""
+    yield Paragraph(source + caution, "quiet")
 
 
 def _rows(report: Report) -> Iterator[list[Cell]]:
-    for name, accuracy in report.accuracy.items():
-        sqnr = None if math.isnan(accuracy.sqnr) else accuracy.sqnr
-        yield [Cell(name), number(sqnr, "{:.2f} dB"), number(accuracy.agreement, "{:.1%}")]
-
-
-def _corrected(report: Report) -> Markup:
-    if not report.corrected:
-        return Markup()
-    rows = ([Cell(one.name), Cell(one.outcome), number(one.seconds, "{:.1f} s")] for one in report.corrected)
-    return table(_CORRECTIONS, rows, "corrections")
+    for name, output in (report.quality.outputs if report.quality else {}).items():
+        sqnr = None if math.isnan(output.sqnr) else output.sqnr
+        yield [text(name), number(sqnr, "{:.2f} dB"), number(output.agreement, "{:.1%}")]
 
 
 _CORRECTIONS = (
-    Column("correction", "what was tried to come closer to float, one on top of the other"),
-    Column("what came of it", "on samples that it was not fitted on, where nothing else is said"),
+    Column("correction", "in the order in which they were tried, each on top of those kept before"),
+    Column("what came of it", "on held-out samples, where nothing else is said"),
     Column("time", numbers=True),
 )
 

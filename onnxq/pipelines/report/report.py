@@ -7,19 +7,22 @@ from dataclasses import dataclass
 
 from calibrators.statistics import Statistics
 from calibrators.statistics.stability import RunStability, run_stability
+from onnxq.algorithms.corrections import Effect
+from onnxq.algorithms.mixed_precision.search import Search
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
 from onnxq.pipelines.report.activations import judged
-from onnxq.pipelines.report.goal import Reached
+from onnxq.verify.accuracy import Quality
+from onnxq.verify.verdict import Verdict
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for.
+    """One request to quantize.
 
     Attributes:
         model, output: paths of the float and of the int8 model.
-        data: where the samples came from, in words; empty if there were none.
+        data: the source of the samples, in words; empty if there were none.
         config: the options.
     """
 
@@ -30,65 +33,8 @@ class Request:
 
     @property
     def synthetic(self) -> bool:
-        """Whether inputs had to be made up."""
+        """Whether the inputs had to be synthetic."""
         return not self.data and self.config.from_table is None
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Of one output, as `onnxq.verify.accuracy.OutputQuality` has it: dB (or NaN), and 0 … 1 (or None)."""
-
-    sqnr: float
-    agreement: float | None
-
-
-@dataclass(frozen=True)
-class Found:
-    """One thing that is not as it should be.
-
-    Attributes:
-        severity: "error" or "warning".
-        message: what is so.
-        advice: what to do; may be empty.
-        nodes: of which it is so; none where the whole model is meant.
-    """
-
-    severity: str
-    message: str
-    advice: str
-    nodes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What one checker said of the written model, as `onnxq.verify.Verdict` has it.
-
-    Attributes:
-        runtime: who says it: a runtime, or "legality".
-        status: "passed", "failed" or "not checked".
-        summary: one line.
-        found: errors first.
-    """
-
-    runtime: str
-    status: str
-    summary: str
-    found: tuple[Found, ...] = ()
-
-
-@dataclass(frozen=True)
-class Corrected:
-    """What came of one correction.
-
-    Attributes:
-        name: the correction's.
-        outcome: in words.
-        seconds: what it took.
-    """
-
-    name: str
-    outcome: str
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -96,40 +42,39 @@ class Report:
     """One quantization.
 
     Attributes:
-        request: what was asked for.
-        plan: what was decided, with parameters.
-        statistics: None if a table gave the ranges.
-        accuracy: by output; empty if it was not measured.
-        judged_on, judged: the kind of samples that was measured on, and how many.
+        request: files, data and options.
+        plan: every decision, with parameters.
+        statistics: what calibration collected; None if a table gave the ranges.
+        quality: accuracy of each output against float; None if it was not measured.
+        judged_on: the kind of samples that accuracy was measured on.
         skipped: bad samples.
         warnings: why the result should not be trusted, if so.
-        float_bytes, int8_bytes: of the two models.
+        float_bytes, int8_bytes: sizes of the two models.
         seconds: how long it took.
-        versions: of programs that took part, by name.
-        reached: how the goal was reached; None if there was none.
-        checked: what the target's rules and its runtimes said; empty if they were not asked.
-        corrected: what was tried to come closer to float, in that order.
+        versions: versions of the programs involved, by name.
+        search: how the goal was reached; None if there was none.
+        verdicts: what the target's rules and its runtimes say; empty if they were not asked.
+        corrections: what each correction gave, in the order in which they were tried.
     """
 
     request: Request
     plan: QuantPlan
     statistics: Statistics | None
-    accuracy: Mapping[str, Accuracy]
+    quality: Quality | None
     judged_on: str
-    judged: int
     skipped: int
     warnings: Sequence[str]
     float_bytes: int
     int8_bytes: int
     seconds: float
     versions: Mapping[str, str]
-    reached: Reached | None = None
-    checked: tuple[Checked, ...] = ()
-    corrected: tuple[Corrected, ...] = ()
+    search: Search | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    corrections: tuple[Effect, ...] = ()
 
     @property
     def stability(self) -> RunStability | None:
-        """Whether the data was enough; None if there was none, or none that is real."""
+        """Whether there was enough data; None if there was none, or none that is real."""
         if self.statistics is None or self.request.synthetic:
             return None
         return run_stability(judged(self.plan, self.statistics))

@@ -1,30 +1,26 @@
-"""The section of what was asked for."""
+"""The section on the configuration: files, data, options, versions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from onnxq.core.config import QuantConfig
-from onnxq.pipelines.report.markup import Markup, element, facts, folded, joined
+from onnxq.pipelines.report.blocks import Blocks, Facts, Folded, Paragraph
 from onnxq.pipelines.report.report import Report
 
 
-def request(report: Report) -> Markup:
-    """Files, data, the options that were given, all options, versions."""
+def request(report: Report) -> Blocks:
+    """Files, data, the options given, all options, versions."""
     asked = report.request
     table = asked.config.from_table
-    source = asked.data or ("none: inputs were made up" if table is None else f"none: ranges from {table}")
+    source = asked.data or ("none: synthetic inputs" if table is None else f"none: ranges from {table}")
     files = {"float model": asked.model, "int8 model": asked.output, "calibration data": source}
     options = asked.config.model_dump(mode="json")
     given = {name: value for name, value in options.items() if value != _default(name)}
     always = {name: options[name] for name in ("target", "method")}
-    return joined(
-        [
-            facts([*files.items(), *_said({**always, **given}), *report.versions.items()]),
-            folded("All options", facts(_said(options)), is_open=False),
-            element("p", "onnxq --save-config keeps the options in a file.", class_="quiet"),
-        ]
-    )
+    yield Facts((*files.items(), *_spelled({**always, **given}), *report.versions.items()))
+    yield Folded("All options", Facts(_spelled(options)), is_open=False)
+    yield Paragraph("onnxq --save-config keeps the options in a file.", "quiet")
 
 
 def _default(name: str) -> Any:
@@ -32,8 +28,8 @@ def _default(name: str) -> Any:
     return list(default) if isinstance(default, tuple) else default
 
 
-def _said(options: dict[str, Any]) -> list[tuple[str, str]]:
-    return [("--" + name.replace("_", "-"), _value(value)) for name, value in options.items()]
+def _spelled(options: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(("--" + name.replace("_", "-"), _value(value)) for name, value in options.items())
 
 
 def _value(value: Any) -> str:

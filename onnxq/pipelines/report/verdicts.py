@@ -1,46 +1,59 @@
-"""The section of who has checked the written model: the target's rules, and runtimes that took it."""
+"""The section on the checks: what the target's rules and the runtimes say of the written model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from calibrators.errors import shorten
-from onnxq.pipelines.report.markup import Cell, Column, Markup, element, joined, table
-from onnxq.pipelines.report.report import Checked, Found, Report
+from onnxq.pipelines.report.blocks import (
+    Blocks,
+    Cell,
+    Column,
+    Expandable,
+    Paragraph,
+    Piece,
+    Span,
+    Table,
+    text,
+)
+from onnxq.pipelines.report.report import Report
+from onnxq.verify.verdict import Finding, Verdict
 
 
-def checks(report: Report) -> Markup:
-    """What each says, then what it found."""
-    if not report.checked:
-        return element("p", "Neither rules nor a runtime were asked about the model.")
-    parts = [table(_CHECKED, map(_row, report.checked), "checks")]
-    if found := [row for one in report.checked for row in _found(one)]:
-        parts.append(table(_FOUND, found, "findings"))
-    return joined(parts)
+def verdicts(report: Report) -> Blocks:
+    """The result of each checker, then its findings."""
+    if not report.verdicts:
+        yield Paragraph("Neither rules nor a runtime were asked about the model.")
+        return
+    yield Table(_CHECKED, map(_row, report.verdicts), "checks")
+    if found := [row for verdict in report.verdicts for row in _findings(verdict)]:
+        yield Table(_FOUND, found, "findings")
 
 
-def _row(checked: Checked) -> list[Cell]:
-    failed = checked.status == "failed"
-    status = element("span", checked.status, class_="bad") if failed else checked.status
-    return [Cell(checked.runtime), Cell(status), Cell(checked.summary)]
+def _row(verdict: Verdict) -> list[Cell]:
+    status = _marked(verdict.status, is_bad=verdict.status == "failed")
+    return [text(verdict.runtime), Cell((status,)), text(verdict.summary)]
 
 
-def _found(checked: Checked) -> Iterator[list[Cell]]:
-    for one in checked.found:
-        severity = element("span", one.severity, class_="bad") if one.severity == "error" else one.severity
-        yield [Cell(checked.runtime), Cell(severity), Cell(_text(one)), Cell(_nodes(one.nodes))]
+def _findings(verdict: Verdict) -> Iterator[list[Cell]]:
+    for finding, nodes in verdict.grouped:
+        severity = _marked(finding.severity, is_bad=finding.severity == "error")
+        yield [text(verdict.runtime), Cell((severity,)), Cell(_told(finding)), Cell((_nodes(nodes),))]
 
 
-def _text(found: Found) -> Markup:
-    return joined([found.message, element("small", found.advice) if found.advice else ""])
+def _marked(word: str, *, is_bad: bool) -> Span:
+    return Span(word, "span", "bad") if is_bad else Span(word)
 
 
-def _nodes(names: Sequence[str]) -> str:
-    """Some, the rest to be opened."""
+def _told(finding: Finding) -> tuple[Piece, ...]:
+    advice = (Span(finding.advice, "small"),) if finding.advice else ()
+    return (Span(finding.message), *advice)
+
+
+def _nodes(names: Sequence[str]) -> Piece:
+    """Some of the nodes; all of them once opened."""
     short, whole = shorten(names), ", ".join(names)
-    if short == whole:
-        return whole or "the whole model"
-    return element("details", element("summary", short), whole)
+    return Span(whole or "the whole model") if short == whole else Expandable(short, whole)
 
 
 _CHECKED = (
@@ -50,7 +63,7 @@ _CHECKED = (
 )
 _FOUND = (
     Column("checked by"),
-    Column("kind", "error: refused, computed otherwise or in float; warning: works, but costs something"),
-    Column("what was found"),
+    Column("severity", "error: refused, computed otherwise or in float; warning: works, but costs something"),
+    Column("finding"),
     Column("nodes"),
 )

@@ -1,4 +1,4 @@
-"""The section of the scales of weights."""
+"""The section on the scales of weights."""
 
 from __future__ import annotations
 
@@ -8,28 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.core.plan import Group, QuantSpec
+from onnxq.pipelines.report.blocks import Blocks, Cell, Column, Paragraph, Span, Table, number, text
 from onnxq.pipelines.report.calibration import format_of
 from onnxq.pipelines.report.chart import spread
-from onnxq.pipelines.report.markup import Cell, Column, Markup, element, joined, number, table
 from onnxq.pipelines.report.report import Report
 
 Scales = dict[str, NDArray[np.float64]]
 
 
-def weights(report: Report) -> Markup:
-    """A row for each quantized constant, and what is said of biases."""
+def weights(report: Report) -> Blocks:
+    """A row for each quantized constant, and the number of biases."""
     plan = report.plan
     constants = [group for group in plan.groups.values() if group.constant]
     if not constants:
-        return element("p", "No weights were quantized.")
+        yield Paragraph("No weights were quantized.")
+        return
     scales = {g.name: plan.params[g.name].scale.reshape(-1).astype(np.float64) for g in constants}
     biases = f" {len(plan.biases)} biases are int32." if plan.biases else ""
-    return joined(
-        [
-            element("p", f"{len(constants)} constants.{biases} {_LEGEND}", class_="quiet"),
-            table(_COLUMNS, _rows(constants, scales), "weights"),
-        ]
-    )
+    yield Paragraph(f"{len(constants)} constants.{biases} {_LEGEND}", "quiet")
+    yield Table(_COLUMNS, _rows(constants, scales), "weights")
 
 
 def _rows(constants: list[Group], scales: Scales) -> Iterator[list[Cell]]:
@@ -38,10 +35,10 @@ def _rows(constants: list[Group], scales: Scales) -> Iterator[list[Cell]]:
         own = scales[group.name]
         low, middle, high = float(own.min()), float(np.median(own)), float(own.max())
         yield [
-            Cell(element("code", ", ".join(group.tensors))),
-            Cell(_format(group.spec)),
+            Cell((Span(", ".join(group.tensors), "code"),)),
+            text(_format(group.spec)),
             number(len(own), "{}"),
-            Cell(spread(own, ends, f"scales {low:.4g} to {high:.4g}")),
+            Cell((spread(own, ends, f"scales {low:.4g} to {high:.4g}"),)),
             *(number(value) for value in (low, middle, high)),
             number(high / low, "{:.3g} ×"),
         ]
@@ -57,14 +54,14 @@ _LEGEND = "Charts show where the scales of the channels or blocks lie, on one lo
 _COLUMNS = (
     Column("tensor"),
     Column("format"),
-    Column("scales", "one for each channel along the axis, for each block, or one for all", numbers=True),
-    Column("where they lie", _LEGEND),
+    Column("scales", "one per channel along the axis, per block, or one per tensor", numbers=True),
+    Column("distribution", _LEGEND),
     Column("least", numbers=True),
     Column("median", numbers=True),
     Column("greatest", numbers=True),
     Column(
         "ratio",
-        "greatest over least: what one scale for all channels would cost the small ones",
+        "greatest over least: what one scale per tensor would cost the small channels",
         numbers=True,
     ),
 )

@@ -18,17 +18,23 @@ from graphs import parse
 from calibrators.errors import shorten
 from calibrators.statistics import Statistics, TensorStatistics
 from calibrators.statistics.histogram import Histogram
+from onnxq.algorithms.corrections import Effect
+from onnxq.algorithms.mixed_precision.search import Search
+from onnxq.algorithms.mixed_precision.trials import TrialResult
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError
+from onnxq.core.goal import parse_goal
 from onnxq.core.plan import FloatNode, Group, QuantParams, QuantPlan, QuantSpec
 from onnxq.pipelines.report.activations import activations, judged
+from onnxq.pipelines.report.blocks import Cell, Span
 from onnxq.pipelines.report.chart import COLUMNS, HEIGHT, cumulative, distribution
-from onnxq.pipelines.report.goal import Reached, Try
-from onnxq.pipelines.report.markup import Markup, element
 from onnxq.pipelines.report.page import page
-from onnxq.pipelines.report.report import Accuracy, Checked, Corrected, Found, Report, Request
+from onnxq.pipelines.report.report import Report, Request
 from onnxq.pipelines.report.write import versions, write_report
 from onnxq.pipelines.static import quantize_static
+from onnxq.verify.accuracy import OutputQuality, Quality
+from onnxq.verify.verdict import Finding, unchecked
+from onnxq.verify.verdict import judged as verdict_of
 
 UINT8 = QuantSpec(ir.DataType.UINT8, symmetric=False)
 WEIGHT = QuantSpec(ir.DataType.INT8, symmetric=True, axis=0)
@@ -100,9 +106,8 @@ def report(the_plan=None, statistics=None, **changes):
         request=Request("models/net.onnx", "out/net-int8.onnx", "pictures", QuantConfig(method="minmax")),
         plan=the_plan or plan((activation(), params(0.5))),
         statistics=statistics,
-        accuracy={"logits": Accuracy(21.5, 0.985)},
+        quality=Quality({"logits": OutputQuality(21.5, 0.985)}, 20),
         judged_on="held-out samples",
-        judged=20,
         skipped=0,
         warnings=(),
         float_bytes=4_000_000,
@@ -121,8 +126,8 @@ def text_of(made):
 
 
 def test_what_corrections_gave():
-    tried = (Corrected("bias", "SQNR +3.75 dB", 0.5), Corrected("rounding", "nothing to do", 6.0))
-    text = text_of(report(corrected=tried))
+    tried = (Effect("bias", 1.0, 10**-0.375, 0.5, True), Effect("rounding", 1.0, None, 6.0, False))
+    text = text_of(report(corrections=tried))
     for told in (
         "correction what came of it time",
         "bias SQNR +3.75 dB 0.5 s",
@@ -155,19 +160,19 @@ def test_warnings_come_first_and_as_alerts():
     assert 'role="alert"' not in page(report())
 
 
-def test_of_made_up_inputs_no_accuracy_is_claimed():
+def test_of_synthetic_inputs_no_accuracy_is_claimed():
     request = Request("m", "o", "", QuantConfig())
     text = text_of(
         report(request=request, judged_on="synthetic inputs", statistics=Statistics({"x": seen([1.0])}, 1))
     )
     assert "unknown SQNR" in text
     assert "unknown agreement" in text
-    assert "MADE-UP" in text
+    assert "SYNTHETIC" in text
     assert "Ranges" not in text
 
 
 def test_without_samples_accuracy_is_unknown():
-    assert "Accuracy was not measured" in text_of(report(accuracy={}, judged=0))
+    assert "Accuracy was not measured" in text_of(report(quality=None))
 
 
 def test_float_nodes_have_their_reasons_and_long_lists_are_folded():
@@ -201,14 +206,14 @@ def test_a_settled_range_is_not_set_by_one_sample():
 
 def test_a_table_has_no_statistics_and_the_report_says_so():
     request = Request("m", "o", "", QuantConfig(from_table="t.json"))
-    text = text_of(report(request=request, accuracy={}))
+    text = text_of(report(request=request, quality=None))
     assert "1 ranges come from t.json: there are no statistics" in text
     assert "x 0 127.5 0.5 0 uint8" in text
     assert "svg" not in Reader(page(report())).tags
 
 
 def test_fixed_ranges_and_bad_values_are_explained():
-    fixed = replace(activation("s"), observe=(), fixed=(0.0, 1.0))
+    fixed = replace(activation("s"), observed_tensors=(), fixed=(0.0, 1.0))
     statistics = Statistics({"x": seen([1.0, np.nan], [2.0, 1.0])}, 2)
     text = text_of(report(plan((activation(), params(0.5)), (fixed, params(1 / 255))), statistics))
     assert "fixed by the operator" in text
@@ -244,7 +249,7 @@ def test_no_name_becomes_markup():
         ),
         statistics,
         request=Request(EVIL, EVIL, EVIL, QuantConfig(exclude=EVIL)),
-        accuracy={EVIL: Accuracy(1.0, None)},
+        quality=Quality({EVIL: OutputQuality(1.0, None)}, 1),
         judged_on=EVIL,
         warnings=[EVIL],
         versions={"onnxq": EVIL},
@@ -264,9 +269,16 @@ def test_nothing_is_fetched():
     assert "default-src 'none'" in unescape(text)
 
 
-def test_markup_is_escaped_once_and_attributes_always():
-    assert element("p", "a<b", Markup("<i>"), title='"') == '<p title="&quot;">a&lt;b<i></p>'
-    assert element("input", type="search", hidden="") == '<input type="search" hidden>'
+def test_attributes_are_escaped_too():
+    warning = Finding("", "warning", "a<b", "")
+    text = page(report(verdicts=(verdict_of("legality", '"quoted" & <i>', [warning]),)))
+    assert "&#34;quoted&#34; &amp; &lt;i&gt;" in text
+    shared = page(report(plan((activation("x", 'y" onclick="z'), params(1.0)))))
+    assert 'title="y&#34; onclick=&#34;z"' in shared
+
+
+def test_a_cell_without_a_number_has_no_sort_key():
+    assert Cell((Span("–"),)).sort_key == ""
 
 
 def test_a_chart_shows_what_is_rare_and_marks_the_range():
@@ -366,38 +378,36 @@ def test_made_up_inputs_are_told_of_in_the_report(tmp_path):
 
 
 def test_a_goal_is_told_with_what_was_tried():
-    tries = (Try(0, 0, 0.91, 21.0, 0.95, 1_500_000, 2.5), Try(3, 7, 0.987, 28.125, None, 2_500_000, None))
-    text = text_of(report(reached=Reached("agreement>=0.98", tries[1], tries)))
+    cheap = TrialResult((), {}, 0.91, 21.0, 0.95, 1_500_000, 2.5)
+    wide = {f"conv{i}": "int8" for i in range(7)}
+    chosen = TrialResult(("a", "b", "c"), wide, 0.987, 28.125, None, 2_500_000, None)
+    search = Search(parse_goal("agreement>=0.98"), chosen, (cheap, chosen))
+    text = text_of(report(search=search))
     assert "agreement>=0.98 holds with 3 more nodes in float and 7 with weights of more bits" in text
     for told in ("0.91", "21.00 dB", "95.0%", "2.50", "0.987", "28.12 dB", "1.50 MB", "7", "chosen"):
         assert told in text
-    assert "nodes kept float" not in text_of(report())
+    assert "nodes kept in float" not in text_of(report())
 
 
 def test_what_runtimes_said_is_told_with_its_nodes():
     nodes = tuple(f"conv{i}" for i in range(9))
-    found = (
-        Found("error", "runs in float.", "Use another type.", nodes),
-        Found("warning", "takes a copy", "", ()),
-    )
-    checked = (
-        Checked("legality", "passed", "4 rules"),
-        Checked("onnxruntime", "failed", "0 of 9 in integers", found),
-    )
-    text = text_of(report(checked=checked))
+    findings = [Finding(node, "error", "runs in float.", "Use another type.") for node in nodes]
+    findings.append(Finding("", "warning", "takes a copy"))
+    verdicts = (verdict_of("legality", "4 rules"), verdict_of("onnxruntime", "0 of 9 in integers", findings))
+    text = text_of(report(verdicts=verdicts))
     assert "legality passed 4 rules onnxruntime failed 0 of 9 in integers" in text
     assert f"onnxruntime error runs in float. Use another type. {shorten(nodes)} {', '.join(nodes)}" in text
     assert "onnxruntime warning takes a copy the whole model" in text
 
 
 def test_without_findings_there_is_no_table_of_them():
-    assert "what was found" not in text_of(report(checked=(Checked("legality", "passed", "4 rules"),)))
+    assert "severity" not in text_of(report(verdicts=(verdict_of("legality", "4 rules"),)))
     assert "Neither rules nor a runtime were asked" in text_of(report())
 
 
 def test_names_of_nodes_with_findings_are_text():
-    found = Found("warning", EVIL, EVIL, (EVIL,) * 7)
-    text = page(report(checked=(Checked(EVIL, "not checked", EVIL, (found,)),)))
+    findings = [Finding(f"{EVIL}{i}", "warning", EVIL, EVIL) for i in range(7)]
+    text = page(report(verdicts=(verdict_of("onnxruntime", EVIL, findings), unchecked(EVIL, EVIL))))
     assert "<script>alert" not in text
     Reader(text)
 
@@ -407,7 +417,7 @@ def test_the_report_of_a_quantization_says_what_its_verdicts_say(tmp_path):
     result = quantize_static(
         tmp_path / "m.onnx", tmp_path / "o.onnx", save_data(tmp_path / "d.npz"), QuantConfig(method="minmax")
     )
-    assert [one.runtime for one in result.report.checked] == [one.runtime for one in result.verdicts]
-    assert result.report.checked[0].runtime == "legality"
+    assert [one.runtime for one in result.report.verdicts] == [one.runtime for one in result.verdicts]
+    assert result.report.verdicts[0].runtime == "legality"
     text = text_of(result.report)
     assert all(one.summary in text for one in result.verdicts)
