@@ -26,7 +26,14 @@ Key = tuple[str, QuantSpec]
 
 @dataclass(frozen=True)
 class Edge:
-    """A quantized edge; ``node`` is None where it leaves the graph."""
+    """A quantized edge from a tensor to one of its readers.
+
+    Attributes:
+        value: the tensor.
+        node: the node that reads it; None for a graph output.
+        index: the input index of ``node``, or the position of the graph output.
+        spec: the number format.
+    """
 
     value: ir.Value
     node: ir.Node | None
@@ -40,7 +47,7 @@ class Edge:
 
 
 def find_edges(planned: Iterable[ir.Node], context: PlanningContext) -> list[Edge]:
-    """Every quantized edge once: inputs of planned nodes, and all readers of their integer outputs."""
+    """List every quantized edge once: inputs of planned nodes, and all readers of their integer outputs."""
     edges: dict[tuple[ir.Node | None, int], Edge] = {}
     for node in planned:
         for index in integer_inputs(node, context):
@@ -56,7 +63,13 @@ def find_edges(planned: Iterable[ir.Node], context: PlanningContext) -> list[Edg
 
 
 def make_edge(node: ir.Node, index: int, spec: QuantSpec) -> Edge:
-    """The edge into input ``index`` of ``node``."""
+    """Make the edge into input ``index`` of ``node``, in the number format ``spec``.
+
+    Args:
+        node: the node that reads the tensor.
+        index: which of its inputs.
+        spec: the number format.
+    """
     value = node.inputs[index]
     assert value is not None
     return Edge(value, node, index, spec)
@@ -68,8 +81,17 @@ def _readers(value: ir.Value, graph: ir.Graph) -> Iterator[tuple[ir.Node | None,
 
 
 def input_spec(node: ir.Node, index: int, context: PlanningContext) -> QuantSpec:
-    """The number format of input ``index`` of ``node``: a weight's, or that of activations."""
-    operator, ends = WEIGHTED.get(node.op_type), context.target.first_last_formats if node in context.ends else None
+    """The number format of input ``index`` of ``node``, as a weight or as an activation.
+
+    Args:
+        node: a planned node.
+        index: which of its inputs.
+        context: the planning context.
+    """
+    operator, ends = (
+        WEIGHTED.get(node.op_type),
+        context.target.first_last_formats if node in context.ends else None,
+    )
     if operator is None or index != operator.weight or not is_constant(node, index):
         return ends.activation if ends else _activation_spec(node, context)
     if node in context.in_blocks:
@@ -103,7 +125,7 @@ def _per_channel(node: ir.Node, spec: QuantSpec, context: PlanningContext) -> bo
 
 
 def _bias_spec(context: PlanningContext) -> QuantSpec:
-    """Of biases with a scale of their own."""
+    """The number format of biases that have a scale of their own."""
     assert context.formats.weight is not None
     return context.formats.weight
 
@@ -114,7 +136,7 @@ def is_constant(node: ir.Node, index: int) -> bool:
 
 
 def bias_inputs(node: ir.Node, context: PlanningContext) -> Iterator[tuple[ir.Node, int]]:
-    """Where the bias of ``node`` is read: by itself, or by the Add behind it."""
+    """Yield where the bias of ``node`` is read, as (node, input index): by itself, or by the Add after it."""
     operator = WEIGHTED.get(node.op_type)
     if node in context.in_blocks:
         return

@@ -1,11 +1,8 @@
-"""Which tensors share scale and zero point.
+"""Group the tensors that share scale and zero point.
 
-The quantized edges of the planned nodes, and which tensors share parameters.
-
-Quantized tensors with nothing between them but operators that a target moves Q and DQ across.
-
-They share parameters, so that the runtime need not rescale on the way: what goes into a Concat and what
-comes out of it, both sides of a MaxPool, a tensor and its transpose.
+Shared parameters save the runtime a rescaling: for example the inputs and the output of a Concat, both sides
+of a MaxPool, or a tensor and its transpose. Quantized tensors share parameters too where only operators lie
+between them that the target moves Q and DQ across.
 """
 
 from __future__ import annotations
@@ -41,7 +38,13 @@ UNLIMITED: Range = (-math.inf, math.inf)
 def find_groups(
     edges: Sequence[Edge], planned: Sequence[ir.Node], context: PlanningContext
 ) -> dict[Key, Group]:
-    """Each tensor's group. Operators that only pass values on tie their tensors together."""
+    """Find the group of each tensor.
+
+    Args:
+        edges: all quantized edges.
+        planned: the nodes to quantize, in graph order.
+        context: the planning context.
+    """
     values = {edge.key: edge.value for edge in edges}
     sources = _ties(planned, context)
     activations = [value for (_, spec), value in values.items() if spec == context.activation]
@@ -61,7 +64,7 @@ def find_groups(
 
 
 def _members(keys: Iterable[Key], ties: Mapping[Key, Key]) -> dict[Key, list[Key]]:
-    """The root of each group, and all that share its parameters."""
+    """List, for the root of each group, all the keys that share its parameters."""
     members: dict[Key, list[Key]] = {}
     for key in keys:
         members.setdefault(_root(key, ties), []).append(key)
@@ -78,7 +81,7 @@ def _unique(key: Key) -> str:
 def _bridged(
     ties: Mapping[Key, Key], found: Iterable[SharedParams], context: PlanningContext
 ) -> dict[Key, Key]:
-    """``ties``, and those of the bridges; the tensor that holds most is the root."""
+    """Add the pairs of ``found`` to ``ties``; the tensor that holds the most values becomes the root."""
     result = dict(ties)
     for bridge in found:
         pair = (bridge.above, bridge.below)
@@ -90,7 +93,7 @@ def _bridged(
 
 
 def _ties(planned: Iterable[ir.Node], context: PlanningContext) -> dict[Key, Key]:
-    """Tensor -> the tensor whose parameters it takes: a chain that ends at the root of a group."""
+    """Map tensors to the tensor whose parameters they take; each chain ends at the root of a group."""
     ties: dict[Key, Key] = {}
     for node in planned:
         rule = context.target.rules[node.op_type]
@@ -112,10 +115,10 @@ def _root(key: Key, ties: Mapping[Key, Key]) -> Key:
 
 
 def _followers(node: ir.Node, output: ir.Value, context: PlanningContext) -> Iterator[ir.Value]:
-    """The inputs that lose nothing when they take the parameters of ``node``'s output.
+    """Yield the inputs that lose nothing when they take the parameters of ``node``'s output.
 
-    Nobody else reads them, so that their own, finer grid would be thrown away here; and the Relu or
-    Clip before them still fuses, because the output's range has the same limits.
+    Nothing else reads them, so a finer grid of their own would be lost here anyway. A Relu or Clip before
+    them still fuses, because the output's range has the same limits.
     """
     for value in dict.fromkeys(node.inputs):
         if value is None or value.is_initializer() or not _is_private(value, node, context):
@@ -127,7 +130,7 @@ def _followers(node: ir.Node, output: ir.Value, context: PlanningContext) -> Ite
 
 
 def _is_private(value: ir.Value, reader: ir.Node, context: PlanningContext) -> bool:
-    """Whether only ``reader`` reads ``value`` and the tensors that it shares parameters with."""
+    """Whether only ``reader`` reads ``value`` and the tensors before it that share its parameters."""
     if value.is_graph_output() or any(use.node is not reader for use in value.uses()):
         return False
     producer = value.producer()
@@ -139,7 +142,7 @@ def _is_private(value: ir.Value, reader: ir.Node, context: PlanningContext) -> b
 
 
 def limits(value: ir.Value) -> Range:
-    """What ``value`` cannot exceed, as far as Relu, Clip, and Concat of them before it tell."""
+    """The range that ``value`` cannot exceed because of Relu and Clip before it, also through a Concat."""
     producer = value.producer()
     if producer is None:
         return UNLIMITED
@@ -162,7 +165,7 @@ def _fixed_range(value: ir.Value, context: PlanningContext) -> Range | None:
 def _group(
     root: Key, values: Sequence[ir.Value], observe: Mapping[Key, ir.Value | None], context: PlanningContext
 ) -> Group:
-    """A group of ``values``, whose range follows from those to ``observe``; None: not quantized itself."""
+    """Make a group of ``values``. Its range comes from the tensors in ``observe`` (None: not quantized)."""
     firsts = [value for value in observe.values() if value is not None]
     constant = any(value.is_initializer() for value in firsts)
     fixed = next((_fixed_range(value, context) for value in firsts), None)
@@ -181,14 +184,14 @@ def _group(
 
 
 def _without_last_step(span: Range, spec: QuantSpec) -> Range:
-    """The range of the levels that lie evenly in ``span``, whose high end is one step above the last."""
+    """Convert ``span``, whose high end is one step above the last level, to the range of the levels."""
     qmin, qmax = spec.limits
     low, high = span
     return low, high - (high - low) / (qmax - qmin + 1)
 
 
 def _bounds(value: ir.Value) -> Range:
-    """What the producer can give, or else what the consumers can tell apart; zero included."""
+    """The range that the producer can give, or else that consumers can tell apart, extended to zero."""
     low, high = limits(value)
     if (low, high) == UNLIMITED and value.uses() and not value.is_graph_output():
         ranges = [useful_range(use.node) for use in value.uses()]
@@ -198,10 +201,11 @@ def _bounds(value: ir.Value) -> Range:
 
 @dataclass(frozen=True)
 class SharedParams:
-    """Two quantized tensors that are to share parameters.
+    """Two quantized tensors that share parameters.
 
     Attributes:
-        above, below: the second is made of the first.
+        above: the earlier tensor in the graph.
+        below: the tensor that is computed from ``above``.
         whole: the one of them that holds all the values of the other; None if neither does.
     """
 
@@ -211,12 +215,12 @@ class SharedParams:
 
     @property
     def part(self) -> ir.Value | None:
-        """The one whose values the other holds."""
+        """The tensor whose values are all in the other one; None if there is none."""
         return {self.above: self.below, self.below: self.above}.get(self.whole) if self.whole else None
 
 
 def shared_params(quantized: Iterable[ir.Value], context: PlanningContext) -> Iterator[SharedParams]:
-    """Every pair among ``quantized`` that only transparent operators and no third one lie between."""
+    """Yield each pair of ``quantized`` tensors with only transparent operators between them, and no third."""
     known = frozenset(quantized)
     for below in dict.fromkeys(quantized):
         for above, steps in _sources(below, known, context):
@@ -227,7 +231,7 @@ def shared_params(quantized: Iterable[ir.Value], context: PlanningContext) -> It
 def _sources(
     value: ir.Value, quantized: Collection[ir.Value], context: PlanningContext
 ) -> Iterator[tuple[ir.Value, tuple[bool, ...]]]:
-    """The nearest quantized tensors that ``value`` is made of, and which steps on the way add others."""
+    """Yield the nearest quantized tensors before ``value``, and for each step whether it is a Concat."""
     node = value.producer()
     if node is None or not is_op(node, *(context.target.transparent - context.target.no_shared_params)):
         return

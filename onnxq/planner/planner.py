@@ -1,12 +1,12 @@
-"""Model + target -> plan: which edges are quantized, how, and why the others are not.
+"""Plan the quantization of a model for a target: which edges are quantized, how, and why the others are not.
 
-1. *Anchors* (operators with weights) are quantized wherever the target allows it (`obstacles`).
-2. *Links* (Add, Concat, pooling, Reshape ...) join them only where that gains something (`links`).
-3. *Residual* additions, for targets that fuse them into the convolution before them.
-4. Weights that are to have a scale a block are planned alone (`blocks`).
-5. Tensors that must or should share parameters form groups (`grouping`).
+1. *Anchors* (operators with weights) are quantized wherever the target allows it (`eligibility`).
+2. *Links* (Add, Concat, pooling, Reshape ...) join them only where that is faster (`propagation`).
+3. *Residual* additions are quantized for targets that fuse them into the convolution before them.
+4. Nodes whose weights are cut into blocks have no other quantized inputs (`blockwise`).
+5. Tensors that must or should share parameters form groups (`groups`).
 
-Every other node stays float, with a reason, or runs in the type of its neighbours.
+Every other node is kept in float, with a reason, or runs in the type of its neighbours.
 """
 
 from __future__ import annotations
@@ -43,16 +43,21 @@ from onnxq.targets.target import Output, Role, Target
 
 __all__ = ["make_plan", "matches"]
 
-_IN_BODY = "it lies in the body of a control-flow operator, whose tensors cannot be observed"
+_IN_BODY = "it is in the body of a control-flow operator, whose tensors calibration cannot observe"
 
-_TORN = "its output leaves the graph in float and is read in integers; the kernel gives only one of them"
+_TORN = "its output is both a float graph output and read in integers, but the kernel gives only one of these"
 
 
 def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan:
-    """Decide what is quantized. ``model`` must be simplified: named, typed, constants as initializers.
+    """Decide what is quantized and how.
+
+    Args:
+        model: a simplified model: nodes are named, tensors have types, constants are initializers.
+        target: the deployment target.
+        config: the user's options.
 
     Raises:
-        TargetError: the target does not take the number formats that ``config`` asks for.
+        TargetError: the target does not take the number formats that ``config`` requests.
     """
     position = {node: i for i, node in enumerate(model.graph)}
     context = PlanningContext(model.graph, target, config, find_formats(target, config), position)
@@ -85,12 +90,14 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
 
 def _sums(model: ir.Model, planned: Iterable[ir.Node], target: Target) -> frozenset[str]:
     return (
-        adds_before_layernorm(model) - {node.name for node in planned} if target.unfuse_layernorm_add else frozenset()
+        adds_before_layernorm(model) - {node.name for node in planned}
+        if target.unfuse_layernorm_add
+        else frozenset()
     )
 
 
 def _ends(graph: ir.Graph, context: PlanningContext) -> frozenset[ir.Node]:
-    """The first and the last node with weights, if the target has formats of their own for them."""
+    """The first and the last node with weights, if the target has separate formats for them."""
     if context.target.first_last_formats is None:
         return frozenset()
     layers = [
@@ -102,7 +109,7 @@ def _ends(graph: ir.Graph, context: PlanningContext) -> frozenset[ir.Node]:
 
 
 def _decide(model: ir.Model, context: PlanningContext) -> tuple[list[ir.Node], list[Edge], dict[str, str]]:
-    """The planned nodes in graph order, the quantized edges, and by name why the other nodes stay float."""
+    """Find the planned nodes in graph order, the quantized edges, and the reasons of float nodes by name."""
     floats = {
         node.name or "": reason for node in model.graph if (reason := ineligible_because(node, context))
     }
@@ -121,14 +128,15 @@ def _decide(model: ir.Model, context: PlanningContext) -> tuple[list[ir.Node], l
     ]
     alone = [n for n in able if context.role(n) is Role.RESIDUAL and n not in residuals]
     floats |= useless | {
-        node.name or "": "it does not add to a convolution, the only sum that fuses" for node in alone
+        node.name or "": "it adds no output of a convolution, and the runtime fuses no other sums"
+        for node in alone
     }
     planned = sorted({*anchors, *links, *residuals}, key=context.position.__getitem__)
     return planned, find_edges(planned, context), floats
 
 
 def _without_fused(anchors: Iterable[ir.Node], context: PlanningContext) -> list[ir.Node]:
-    """``anchors``, in graph order, without the Relu and Clip that fuse with another one."""
+    """Remove the Relu and Clip nodes that fuse with another anchor; ``anchors`` are in graph order."""
     fused, alone = set[ir.Node](), list[ir.Node]()
     for node in anchors:
         rule = context.target.rules[node.op_type]
@@ -141,7 +149,7 @@ def _without_fused(anchors: Iterable[ir.Node], context: PlanningContext) -> list
 
 
 def _torn(anchors: Collection[ir.Node], context: PlanningContext) -> set[ir.Node]:
-    """Anchors whose output must be both real, for the graph's output, and integer, for another anchor."""
+    """The anchors with mixed consumers: a graph output needs float, and another anchor needs integers."""
     if context.quantize_outputs:
         return set()
     read = {node.inputs[i] for node in anchors for i in integer_inputs(node, context)}
@@ -152,7 +160,10 @@ def _torn(anchors: Collection[ir.Node], context: PlanningContext) -> set[ir.Node
 def _tell(
     floats: Mapping[str, str], planned: Iterable[ir.Node], context: PlanningContext, model: ir.Model
 ) -> dict[str, FloatNode]:
-    """Reasons in graph order; what fuses into a planned node needs none: Relu, Clip, the Add of a bias."""
+    """List the float nodes with their reasons in graph order.
+
+    Nodes that fuse into a planned node (Relu, Clip, the Add of a bias) need no reason.
+    """
     adds = [found[0] for node in planned if (found := bias_add(node, context))]
     fused = {*adds, *(clip for node in (*planned, *adds) for value in node.outputs for clip in _clips(value))}
     reasons = {n: floats[n.name or ""] for n in model.graph if n.name in floats and n not in fused}
@@ -161,7 +172,7 @@ def _tell(
 
 
 def _clips(value: ir.Value) -> Iterator[ir.Node]:
-    """The Relu and Clip, one behind the other, that alone read ``value``."""
+    """Yield the successive Relu and Clip nodes after ``value``, each the only reader of its input."""
     uses = tuple(value.uses())
     if len(uses) == 1 and clip_range(uses[0].node) is not None:
         yield uses[0].node

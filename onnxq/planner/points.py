@@ -1,4 +1,4 @@
-"""A `QuantPoint` for each quantized edge, a `BiasPoint` for each bias."""
+"""Make a `QuantPoint` for each quantized edge and a `BiasPoint` for each int32 bias."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from onnxq.targets.target import BiasStyle
 def find_points(
     edges: Sequence[Edge], groups: Mapping[Key, Group], planned: Collection[ir.Node], context: PlanningContext
 ) -> Iterator[QuantPoint]:
-    """The edges as the plan states them."""
+    """Make a `QuantPoint` of each edge.
+
+    Args:
+        edges: all quantized edges.
+        groups: the group of each tensor.
+        planned: the nodes to quantize.
+        context: the planning context.
+    """
     quantized = {edge.value for edge in edges}
     for edge in edges:
         consumer = GRAPH_OUTPUT if edge.node is None else edge.node.name or ""
@@ -37,16 +44,16 @@ def find_points(
 
 
 def _has_float_constants(edge: Edge, planned: Collection[ir.Node], context: PlanningContext) -> bool:
-    """Whether the node that reads this edge has weights, or a bias, that are to stay float."""
+    """Whether the node that reads this edge has weights or a bias that must be kept in float."""
     if edge.node is None or edge.node not in planned:
         return True
     return context.target.bias is BiasStyle.FLOAT and any(bias_inputs(edge.node, context))
 
 
 def _is_guarded(edge: Edge, quantized: Set[ir.Value], context: PlanningContext) -> bool:
-    """Whether the runtime would quantize the weights or the bias of the node that reads this edge.
+    """Whether the runtime would by itself quantize the weights or the bias of the node that reads this edge.
 
-    It does so if Q stands on the node's output too, perhaps behind Relu or Clip.
+    It does so if the node's output has a Q too, possibly after Relu or Clip.
     """
     node = edge.node
     if node is None or node not in context.position or node.op_type not in context.target.keep_float_weights:
@@ -74,7 +81,13 @@ def _spread(edge: Edge) -> tuple[int, int]:
 def find_biases(
     planned: Iterable[ir.Node], groups: Mapping[Key, Group], context: PlanningContext
 ) -> Iterator[BiasPoint]:
-    """The int32 biases of the planned nodes."""
+    """Yield the int32 biases of the planned nodes.
+
+    Args:
+        planned: the nodes to quantize.
+        groups: the group of each tensor.
+        context: the planning context.
+    """
     if context.target.bias is not BiasStyle.INT32:
         return
     for node in planned:

@@ -1,1 +1,1 @@
-"""Is a Q/DQ model legal, accurate and fast, and does it run in integers?"""
+"""Check whether a Q/DQ model is legal, accurate and fast, and whether it runs in integers."""

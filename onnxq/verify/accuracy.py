@@ -1,4 +1,4 @@
-"""How far a quantized model is from its float original, output by output."""
+"""Measure how far a quantized model is from its float original, output by output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from calibrators.session import open_session
 from onnxq.core.numerics import decibels
 
 KEPT_BYTES = 256 * 2**20
-"""Of the float model's outputs; beyond, it runs again for each model that is judged."""
+"""Bytes of float outputs to keep; for the samples beyond, the float model runs again in each evaluation."""
 
 Array = NDArray[np.generic]
 Model = ir.Model | str | os.PathLike[str]
@@ -30,15 +30,15 @@ Model = ir.Model | str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class OutputQuality:
-    """One output.
+    """The quality of one output.
 
     Attributes:
         sqnr: 10 log10(signal power / power of the difference), in dB, over all samples and all values
             that are finite in the float model; NaN if there are none, minus infinity if the quantized
             model gave NaN or infinity for one of them.
         agreement: the share (0 … 1) of equal decisions: the largest class, or equal values of an
-            integer output; None where nothing is decided (one value, or no classes).
-        finite: whether the quantized model gave finite numbers wherever the float one did.
+            integer output; None if the output makes no decision (a single value, or no classes).
+        finite: whether the quantized model gave finite numbers wherever the float model did.
     """
 
     sqnr: float
@@ -48,12 +48,12 @@ class OutputQuality:
 
 @dataclass(frozen=True)
 class Quality:
-    """All outputs by name, and the samples they were measured on.
+    """The quality of all outputs.
 
     Attributes:
-        outputs: by name.
-        samples: how many.
-        each: what each batch has of `noise`, where outputs hold reals: their sum.
+        outputs: the quality of each output, by name.
+        samples: the number of samples that it was measured on.
+        each: the share of each batch in `noise`, if outputs hold float numbers; `noise` is their sum.
     """
 
     outputs: Mapping[str, OutputQuality]
@@ -67,9 +67,9 @@ class Quality:
 
     @property
     def noise(self) -> float:
-        """Noise power over signal power, the mean of all outputs; of undecided ones if none holds reals.
+        """The figure to rank models by, less is better: noise power over signal power, mean of all outputs.
 
-        Less is better, whatever the outputs are: what models are ranked by.
+        If no output holds float numbers, it is the mean share of different decisions instead.
         """
         ratios = [10 ** (-o.sqnr / 10) for o in self.outputs.values() if not math.isnan(o.sqnr)]
         if not ratios:
@@ -84,7 +84,7 @@ class Quality:
 
 @dataclass
 class _Tally:
-    """Sums over samples of one output; memory does not grow with them."""
+    """Sums over the samples of one output."""
 
     signal: float = 0.0
     noise: list[float] = field(default_factory=list)
@@ -94,10 +94,10 @@ class _Tally:
     reals: int = 0
 
     def add(self, reference: Any, actual: Any) -> None:
-        """Fold in one sample. Sequences and maps, which some models give, are passed over.
+        """Add one batch. Outputs that are sequences or maps are ignored.
 
-        Where the number of values itself depends on the values (detections), none of the decisions
-        of a sample are equal if it differs, and no values can be compared.
+        The shape of an output may depend on its values (detections). If the shapes differ, all decisions
+        of the batch count as different, and no values are compared.
         """
         if not isinstance(reference, np.ndarray):
             return
@@ -131,7 +131,7 @@ class _Tally:
 
 
 def _decisions(output: Array) -> Array:
-    """Which class wins; outputs that are no scores decide by themselves (integers), or nothing."""
+    """The largest class of each decision. Integer outputs are decisions themselves; others give none."""
     if not np.issubdtype(output.dtype, np.floating):
         return output
     axis = class_axis(output)
@@ -139,9 +139,9 @@ def _decisions(output: Array) -> Array:
 
 
 def class_axis(output: Any) -> int | None:
-    """Along which axis scores compete: the last one of [N, C] and [N, S, C], axis 1 of [N, C, H, W].
+    """The axis of the class scores: the last one of [N, C] and [N, S, C], axis 1 of [N, C, H, W].
 
-    None where nothing does: integers, one value a sample.
+    None if there are no scores: for integers, and for one value per sample.
     """
     if not isinstance(output, np.ndarray) or not np.issubdtype(output.dtype, np.floating):
         return None
@@ -150,12 +150,9 @@ def class_axis(output: Any) -> int | None:
 
 
 class AccuracyEvaluator:
-    """Samples, and what the float model makes of them: quantized models are held against it.
+    """Compares quantized models with the float model on a set of samples.
 
-    The float model runs once a sample, and its outputs are kept as long as they are small.
-
-    Attributes:
-        samples: those that the float model takes.
+    The float model runs once per sample, and its outputs are kept as long as they are small.
     """
 
     def __init__(
@@ -171,10 +168,11 @@ class AccuracyEvaluator:
 
         Args:
             float_model: a model, or the path of one.
-            samples: read once, one after the other, with the first model that is judged.
+            samples: read once, one after the other, in the first evaluation.
             providers: execution providers, the preferred one first.
-            threads: threads within a node; 0 leaves it to ONNX Runtime.
-            on_bad: told of samples that the float model does not take, which are then skipped.
+            threads: threads within a node; 0 leaves the number to ONNX Runtime.
+            on_bad: called for samples that the float model does not take, which are then skipped; None:
+                they are errors.
 
         Raises:
             CalibrationError: the model does not load.
@@ -188,11 +186,11 @@ class AccuracyEvaluator:
 
     @property
     def samples(self) -> list[Sample]:
-        """Those that the float model takes, as far as they were read."""
+        """The samples that the float model takes, as far as they have been read."""
         return [sample for sample, _ in self._known]
 
     def on(self, samples: Iterable[Sample]) -> AccuracyEvaluator:
-        """One that judges by other samples."""
+        """A copy of this evaluator that uses other ``samples``."""
         other = copy.copy(self)
         other._stream, other._known, other._kept = iter(samples), [], 0
         return other
@@ -203,15 +201,17 @@ class AccuracyEvaluator:
         on_sample: Callable[[int], None] | None = None,
         look: Callable[[Sequence[Any], Sequence[Any]], None] | None = None,
     ) -> Quality:
-        """How close ``model`` comes. Outputs are matched by position, named as in the float model.
+        """Measure how close ``model`` is to the float model.
+
+        Outputs are matched by position and named as in the float model.
 
         Args:
             model: a model, or the path of one.
-            on_sample: told how many samples are done.
-            look: shown, for each batch, what the outputs should be and what they are.
+            on_sample: called with the number of samples done so far.
+            look: called for each batch with the outputs of the float model and those of ``model``.
 
         Raises:
-            CalibrationError: it does not load, or one of the two does not take a sample.
+            CalibrationError: ``model`` does not load, or one of the two models does not take a sample.
         """
         actual = open_session(model, **self._options)  # type: ignore[arg-type]
         tallies = {output.name: _Tally() for output in self._reference.get_outputs()}
@@ -228,7 +228,7 @@ class AccuracyEvaluator:
         return _quality(tallies, seen)
 
     def _expected(self) -> Iterator[tuple[Sample, list[Any]]]:
-        """The samples, and the float model's outputs for each."""
+        """Yield each sample with the float model's outputs for it."""
         for sample, outputs in self._known:
             yield sample, _run(self._reference, sample) if outputs is None else outputs
         for sample in self._stream:
@@ -254,12 +254,12 @@ class AccuracyEvaluator:
 def outcome(
     names: Sequence[str], pairs: Iterable[tuple[Sequence[Any], Sequence[Any]]], samples: int
 ) -> Quality:
-    """How close outputs are to the expected ones.
+    """Measure how close outputs are to the expected ones.
 
     Args:
-        names: of the outputs.
-        pairs: for each batch, what each output should be and what it is.
-        samples: how many that are in all.
+        names: the names of the outputs.
+        pairs: for each batch, the expected outputs and the actual ones.
+        samples: the number of samples in all batches.
     """
     tallies = {name: _Tally() for name in names}
     for expected, given in pairs:
@@ -288,7 +288,17 @@ def compare(
     on_sample: Callable[[int], None] | None = None,
     on_bad: OnBad | None = None,
 ) -> Quality:
-    """Run both models on the same samples; see `AccuracyEvaluator`.
+    """Run both models on the same samples and measure how close the quantized one is.
+
+    Args:
+        float_model: a model, or the path of one.
+        int8_model: a model, or the path of one.
+        samples: the samples to run both on.
+        providers: execution providers, the preferred one first.
+        threads: threads within a node; 0 leaves the number to ONNX Runtime.
+        on_sample: called with the number of samples done so far.
+        on_bad: called for samples that the float model does not take, which are then skipped; None: they
+            are errors.
 
     Raises:
         CalibrationError: a model does not load, or does not take a sample.

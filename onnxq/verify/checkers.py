@@ -1,4 +1,4 @@
-"""Who is asked about a Q/DQ model: the rules of its target first, then each runtime of the target."""
+"""Run the checks of a Q/DQ model: the rules of its target first, then each runtime of the target."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ RUNTIMES: Mapping[str, Checker] = {
     tensorrt.RUNTIME: tensorrt.check,
     openvino.RUNTIME: openvino.check,
 }
-"""Who can be asked, by the name that `Target.runtimes` uses."""
+"""The checks that run a model in a runtime, by the name that `Target.runtimes` uses."""
 
 
 def verify(subject: Subject) -> Iterator[Verdict]:
-    """Legality first, then each runtime of the target; one that nobody here can ask is said to be so."""
+    """Check legality first, then each runtime of the target; an unavailable runtime is "not checked"."""
     yield check(subject)
     yield from ask_runtimes(subject)
 
 
 def ask_runtimes(subject: Subject) -> Iterator[Verdict]:
-    """What each runtime of the target says; one that is not here is "not checked"."""
+    """Yield the verdict of each runtime of the target; an unavailable runtime is "not checked"."""
     if not subject.target.runtimes:
         yield unchecked(subject.target.name, _no_runtime(subject.target))
     for name in subject.target.runtimes:
         if name not in RUNTIMES:
-            yield unchecked(name, f"nothing here can ask {name}")
+            yield unchecked(name, f"onnxq has no check that runs {name}")
         elif not subject.quantized:
             yield unchecked(name, "nothing is quantized")
         else:
@@ -38,4 +38,4 @@ def ask_runtimes(subject: Subject) -> Iterator[Verdict]:
 
 
 def _no_runtime(target: Target) -> str:
-    return f"there is no runtime of {target.name} to ask: only its rules were checked"
+    return f"onnxq cannot run a runtime of {target.name}: only its rules were checked"

@@ -1,4 +1,4 @@
-"""Why runtimes leave quantized nodes in float: the patterns that are known, the likeliest cause first."""
+"""Explain why a runtime runs a quantized node in float: known patterns, the likeliest cause first."""
 
 from __future__ import annotations
 
@@ -38,14 +38,18 @@ _KERNELS = _PASSING | {
     *("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"),
     *("LeakyRelu", "Sigmoid", "Softmax", "Relu", "Clip"),
 }
-"""Operators that ONNX Runtime has integer kernels for, and those that it fuses with them."""
+"""Operators with an integer kernel in ONNX Runtime, and those that it fuses with them."""
 
 
 @dataclass(frozen=True)
 class FallbackReason:
-    """A reason: whether it holds of a node, what to say of it, and what to do.
+    """A known reason why a runtime runs a quantized node in float.
 
-    ``of_some``: other versions of the runtime may have the kernel, so that it is not the model's fault.
+    Attributes:
+        holds: whether the reason applies to a node.
+        because: the reason, for a message.
+        advice: what the user can do.
+        of_some: other versions of the runtime may have the kernel, so the model is not at fault.
     """
 
     holds: Callable[[ir.Node], bool]
@@ -55,16 +59,22 @@ class FallbackReason:
 
 
 def finding(runtime: str, node: ir.Node, severity: Severity) -> Finding:
-    """What to say of a quantized ``node`` that ``runtime`` runs in float."""
+    """Report a quantized node that a runtime runs in float, with the likeliest reason.
+
+    Args:
+        runtime: the name of the runtime.
+        node: the quantized node.
+        severity: the severity, unless only some versions of the runtime lack the kernel.
+    """
     trap = next((trap for trap in FALLBACK_REASONS[runtime] if trap.holds(node)), _UNKNOWN)
     message = f"its {node.op_type} runs in float on {runtime}: {trap.because}."
     return Finding(called(node), "warning" if trap.of_some else severity, message, trap.advice)
 
 
-_UNKNOWN = FallbackReason(lambda node: True, "why is not known", "Leave it float: without Q/DQ it is faster.")
+_UNKNOWN = FallbackReason(lambda node: True, "the reason is not known", "Keep it in float, without Q/DQ.")
 
 
-# --- What is asked of a node ------------------------------------------------------------------
+# --- Conditions on a node ---------------------------------------------------------------------
 
 
 def _activations(node: ir.Node) -> Iterator[QdqEdge]:
@@ -127,7 +137,7 @@ def _two_readers(node: ir.Node) -> bool:
 
 
 def _clip_remains(node: ir.Node) -> bool:
-    """A Relu or Clip before a Q whose lowest level lies below its limit."""
+    """Whether a Relu or Clip comes before a Q whose lowest level is below the lower limit."""
     value = unclipped(node.outputs[0])
     return value is not node.outputs[0] and not all(map(_starts_at_lowest, _quantizers(value)))
 
@@ -139,7 +149,7 @@ def _starts_at_lowest(quantize: ir.Node) -> bool:
 
 
 def _other_type_behind(node: ir.Node) -> bool:
-    """Q gives another type than DQ took."""
+    """Whether the Q after the node has another integer type than the DQ before it."""
     before = {edge.dtype for edge in _activations(node)}
     behind = {integer_type(quantize) for quantize in _quantizers(unclipped(node.outputs[0]))}
     return bool(before and behind) and before != behind
@@ -150,7 +160,7 @@ def _other_types_beside(node: ir.Node) -> bool:
 
 
 def _other_numbers_behind(node: ir.Node) -> bool:
-    """An operator that only passes values on, with other parameters behind than before."""
+    """Whether the Q after a pass-through operator has other parameters than the DQ before it."""
     before = [(edge.scale, edge.zero_point) for edge in edges(node)][:1]
     quantizers = [q for value in node.outputs for q in _quantizers(value)]
     behind = [(constant(input_at(q, 1)), constant(input_at(q, ZERO_POINT))) for q in quantizers]
@@ -162,7 +172,7 @@ def _equal(one: tuple[object, object], other: tuple[object, object]) -> bool:
 
 
 def _signed_and_shared(node: ir.Node) -> bool:
-    """Signed activations, before or behind, that others read too."""
+    """Whether a signed input or output of the node has further readers."""
     if not any(edge.dtype == ir.DataType.INT8 for edge in _activations(node)):
         return False
     around = [edge.quantize for edge in _activations(node)] + _quantizers(unclipped(node.outputs[0]))
@@ -170,7 +180,7 @@ def _signed_and_shared(node: ir.Node) -> bool:
 
 
 def _readers(quantize: ir.Node) -> int:
-    """How many read what a Q gives, through one DQ or several."""
+    """The number of nodes that read the output of a Q, through one or several DQ."""
     behind = (use.node for use in quantize.outputs[0].uses())
     return sum(len(node.outputs[0].uses()) for node in behind)
 
@@ -208,40 +218,40 @@ _RUN_TIME = FallbackReason(
     _run_time_scale, "a scale or zero point is computed at run time", "Calibrate, and store the numbers."
 )
 _CHANNELS = FallbackReason(
-    _a_scale_a_channel, "its data has a scale a channel", "Quantize activations per tensor."
+    _a_scale_a_channel, "its data is quantized per channel", "Quantize activations per tensor."
 )
 _AXIS = FallbackReason(
     _wrong_axis,
     "the scales of its weights do not lie along its output channels",
     "Quantize along the output channels.",
 )
-_WIDE = FallbackReason(_wide, "there is no such kernel but for 8 bits", "Quantize to 8 bits.")
+_WIDE = FallbackReason(_wide, "the runtime has an integer kernel only for 8 bits", "Quantize to 8 bits.")
 
 FALLBACK_REASONS: Mapping[str, tuple[FallbackReason, ...]] = {
     "onnxruntime": (
         FallbackReason(
             lambda node: node.op_type not in _KERNELS,
             "it has no integer kernel",
-            "Leave it float: Q/DQ around it only cost.",
+            "Keep it in float: Q/DQ around it only cost time.",
         ),
         _WIDE,
         FallbackReason(
             _bias_of_another_scale,
             "the scale of its bias is not input scale x weight scale",
-            "Quantize the bias with that product, or leave it float.",
+            "Quantize the bias with that product, or keep it in float.",
         ),
         FallbackReason(
             _narrow_bias, "its bias has 8 bits", "Store it in int32, with input scale x weight scale."
         ),
         FallbackReason(
             lambda node: _needs_q(node) and _leaves_the_graph(node),
-            "its output leaves the graph in float",
-            "Quantize the output (--quantize-outputs), or leave the node float.",
+            "its output is a float graph output",
+            "Quantize the output (--quantize-outputs), or keep the node in float.",
         ),
         FallbackReason(
             lambda node: _needs_q(node) and _read_in_float(node),
             "no QuantizeLinear follows it",
-            "Quantize its output, or leave the node float.",
+            "Quantize its output, or keep the node in float.",
         ),
         FallbackReason(
             _two_readers,
@@ -250,35 +260,35 @@ FALLBACK_REASONS: Mapping[str, tuple[FallbackReason, ...]] = {
         ),
         FallbackReason(
             _clip_remains,
-            "a Relu or Clip stands before a QuantizeLinear whose zero point is not the lowest level",
+            "a Relu or Clip comes before a QuantizeLinear whose zero point is not the lowest level",
             "Quantize to uint8 with the zero point at the lower limit.",
         ),
         FallbackReason(
             _other_type_behind,
-            "its input and its output are of different integer types",
+            "its input and its output have different integer types",
             "Use one type for all activations.",
         ),
         FallbackReason(
             _other_types_beside,
-            "its inputs are of different integer types",
+            "its inputs have different integer types",
             "Use one type for all activations.",
         ),
         FallbackReason(
             lambda node: node.op_type in _PASSING and _other_numbers_behind(node),
-            "it only passes values on, but has other scales behind than before",
+            "it only passes values on, but its output has another scale or zero point than its input",
             "Give both the same scale and zero point.",
         ),
         FallbackReason(
             _signed_and_shared,
-            "its signed input or output has several readers, which keeps it signed: no such kernel on x86",
+            "its signed input or output has several readers, so it stays signed, and x86 has no such kernel",
             "Quantize activations to uint8.",
         ),
     ),
     "tensorrt": (
         FallbackReason(
             _no_kernel("ConvTranspose"),
-            "TensorRT-RTX builds none in int8",
-            "With other versions it may run in int8; with this one Q/DQ only cost: leave it float.",
+            "TensorRT-RTX has no int8 kernel for it",
+            "Other versions may run it in int8. For this one, keep it in float: Q/DQ only cost time.",
             of_some=True,
         ),
         _RUN_TIME,
@@ -300,7 +310,7 @@ FALLBACK_REASONS: Mapping[str, tuple[FallbackReason, ...]] = {
         ),
         FallbackReason(
             lambda node: node.op_type == "ConvTranspose" and _shifted(node),
-            "it takes data with zero point 0 only",
+            "it takes only data with zero point 0",
             "Quantize its data to int8 with zero point 0.",
         ),
         FallbackReason(
@@ -310,8 +320,8 @@ FALLBACK_REASONS: Mapping[str, tuple[FallbackReason, ...]] = {
         ),
         FallbackReason(
             lambda node: node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) > 1,
-            "its groups have no integer kernel",
-            "Leave it float.",
+            "there is no integer kernel for several groups",
+            "Keep it in float.",
         ),
     ),
 }

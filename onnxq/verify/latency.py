@@ -1,8 +1,7 @@
-"""Models timed in turns, and which of them is significantly faster.
+"""Time models in turns, and decide which of them is significantly faster.
 
-How much faster a quantized model runs than its float original.
-
-Which of several models is the fastest, as far as can be told on a machine that does other things too.
+The comparisons hold on machines that do other work too: models run in turns, and a model counts as faster
+only with high confidence.
 """
 
 from __future__ import annotations
@@ -27,7 +26,13 @@ Model = ir.Model | str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Speed:
-    """Median seconds a run of each model, and the median of their ratio pair by pair."""
+    """The run times of a float model and its quantized form.
+
+    Attributes:
+        float_seconds: median seconds per run of the float model.
+        int8_seconds: median seconds per run of the quantized model.
+        ratio: the median over turns of float time / int8 time.
+    """
 
     float_seconds: float
     int8_seconds: float
@@ -35,7 +40,7 @@ class Speed:
 
     @classmethod
     def of(cls, times: NDArray[np.float64]) -> Speed:
-        """From ``[turns, (float, int8)]`` in seconds."""
+        """Summarize ``times``: [turns, (float, int8)], seconds."""
         before, after = np.median(times, axis=0)
         return cls(float(before), float(after), float(np.median(times[:, 0] / times[:, 1])))
 
@@ -49,7 +54,16 @@ def race(
     threads: int = 1,
     seconds: float = 2.0,
 ) -> Speed:
-    """Time both models in turns on one sample, so that what else the machine does hits both alike."""
+    """Time both models in turns on one sample, so other work on the machine slows both alike.
+
+    Args:
+        float_model: a model, or the path of one.
+        int8_model: a model, or the path of one.
+        sample: the sample to run.
+        providers: execution providers, the preferred one first.
+        threads: threads within a node.
+        seconds: the time to spend.
+    """
     models = (float_model, int8_model)
     sessions = [open_session(model, providers=providers, threads=threads, exact=False) for model in models]
     return Speed.of(time_interleaved(sessions, sample, seconds=seconds))
@@ -63,15 +77,18 @@ def time_interleaved(
     least: int = 5,
     most: int | None = None,
 ) -> NDArray[np.float64]:
-    """Seconds that each run of each session takes, ``[turns, sessions]``: a run of each, and again.
+    """Time sessions in turns: one run of each session per turn.
 
     Args:
-        sessions: what to run.
-        sample: what to feed.
-        seconds: how long to go on.
-        least: turns that are taken even if it takes longer; one more goes before, to warm up, and one more
-            if a turn is short.
-        most: turns after which it is enough.
+        sessions: the sessions to run.
+        sample: the sample to feed.
+        seconds: the time to spend after warm-up.
+        least: the least number of turns, even if they take longer. One more turn runs first to warm up, and
+            a second one if a turn is short.
+        most: the largest number of turns; None: no limit.
+
+    Returns:
+        Times [turns, sessions], in seconds.
     """
     warm = _turn(sessions, sample)
     if sum(warm) < seconds:
@@ -96,43 +113,61 @@ Times = NDArray[np.float64]
 
 
 Rounds = Sequence[Times]
-"""Times of several races of the same models, each with new sessions: some sessions are faster than others of
-the same model all the time, as their memory happens to lie."""
+"""Times of several rounds with the same models. Each round has new sessions, because a session may be faster
+than another one of the same model throughout, depending on its memory layout."""
 
 
 def significantly_faster(heats: Rounds, one: int, other: int) -> bool:
-    """Whether model ``one`` needs less time than ``other``: in all likelihood, and in every heat."""
+    """Whether model ``one`` needs less time than ``other`` with 97.5 % confidence in every round.
+
+    Args:
+        heats: the times of all rounds.
+        one: index of a model.
+        other: index of another model.
+    """
     return lowest_gain(heats, one, other) > 1
 
 
 def lowest_gain(heats: Rounds, one: int, other: int) -> float:
-    """How many times as fast as ``other`` model ``one`` is at least, in the heat that speaks least for it."""
+    """The lowest speed-up of model ``one`` over ``other``: the confidence bound of its worst round.
+
+    Args:
+        heats: the times of all rounds.
+        one: index of a model.
+        other: index of another model.
+    """
     return min(_lowest(times[:, other] / times[:, one]) for times in heats)
 
 
 def _lowest(ratios: Times) -> float:
-    """What their true median is at least, with 97.5 % confidence.
+    """The lower bound of the true median of ``ratios``, with 97.5 % confidence.
 
-    It hardly ever lies below the k-th smallest of n, where k is n / 2 - 0.98 sqrt(n): that few of n throws of
-    a coin hardly ever show heads.
+    The bound is the k-th smallest of n ratios with k = n / 2 - 0.98 sqrt(n): the number of ratios below the
+    true median is binomial, as heads in n throws of a coin, and hardly ever smaller than that.
     """
     rank = math.floor(len(ratios) / 2 - 0.98 * math.sqrt(len(ratios)))
     return float(np.sort(ratios)[max(rank, 0)])
 
 
 def gain(heats: Rounds, one: int, other: int) -> float:
-    """How many times as fast as ``other`` model ``one`` is: the median over turns."""
+    """The speed-up of model ``one`` over ``other``: the median over all turns.
+
+    Args:
+        heats: the times of all rounds.
+        one: index of a model.
+        other: index of another model.
+    """
     times = np.concatenate(heats)
     return float(np.median(times[:, other] / times[:, one]))
 
 
 def fastest(heats: Rounds, models: Sequence[int]) -> int:
-    """Of ``models``, the one with the least median."""
+    """The model among ``models`` with the least median time."""
     return min(models, key=lambda model: float(np.median(np.concatenate(heats)[:, model])))
 
 
 def winner(heats: Rounds, models: Sequence[int]) -> int:
-    """The first of ``models`` that no later one clearly beats, one after the other."""
+    """Go through ``models`` in order, switching to each that is significantly faster than the best so far."""
     best = models[0]
     for model in models[1:]:
         if significantly_faster(heats, model, best):

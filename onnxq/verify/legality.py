@@ -1,8 +1,8 @@
-"""What a target does not take, read off the graph and the target's table; no runtime is asked.
+"""Check a Q/DQ model against the rules of its target, from the graph alone, without running a runtime.
 
-Some of it runtimes refuse. Most of it they take without a word, and then compute something else, or in
-float: TensorRT reads unsigned integers as signed ones, and weights with scales along another axis run in
-float everywhere.
+Runtimes refuse some of what their rules forbid. Most of it they accept silently, and then compute something
+else or in float. For example, TensorRT reads unsigned integers as signed ones, and all runtimes run weights
+in float whose scales lie along another axis than the output channels.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from onnxq.verify.verdict import Finding, Severity, Verdict, judged, unchecked
 LEGALITY = "legality"
 
 RUNTIME = "onnxruntime"
-"""The one that reads what others do not: operators in integers, scales that are computed."""
+"""The only runtime that reads integer operators and scales that are computed at run time."""
 
 OPERATORS = re.compile(r"QLinear.*|ConvInteger|MatMulInteger|DynamicQuantizeLinear")
-"""Operators in integers."""
+"""The names of integer operators."""
 
 
 def check(subject: Subject) -> Verdict:
-    """Everything in the main graph that ``subject.target`` does not take, or takes as something else."""
+    """Find everything in the main graph that ``subject.target`` refuses or reads as something else."""
     if not subject.quantized:
         return unchecked(LEGALITY, "nothing is quantized: there is no DequantizeLinear in the graph")
     view = _View(subject.target, subject.model.graph.opset_imports.get("", 0))
@@ -60,7 +60,7 @@ def check(subject: Subject) -> Verdict:
 
 @dataclass(frozen=True)
 class _View:
-    """What the rules look at besides the node."""
+    """The data that the rules use besides the node."""
 
     target: Target
     opset: int
@@ -86,7 +86,7 @@ def _scale(node: ir.Node, view: _View) -> Iterator[Finding]:
     if scale is None or (zero is not None and constant(zero) is None):
         text = "its scale or zero point is computed at run time."
         severity: Severity = "warning" if RUNTIME in view.target.runtimes else "error"
-        yield Finding(called(node), severity, text, "Only ONNX Runtime takes that: store the numbers.")
+        yield Finding(called(node), severity, text, "Only ONNX Runtime takes that: store them as constants.")
     elif not np.all(np.isfinite(scale)) or np.any(scale.astype(np.float64) <= 0):
         yield _error(node, f"its scale holds {_worst(scale)}.", "A scale is a positive, finite number.")
 
@@ -102,8 +102,8 @@ def _opset(node: ir.Node, view: _View) -> Iterator[Finding]:
     needed = max(needed, OPSET_OF_BLOCKS if "block_size" in node.attributes else 0)
     if node.domain or view.opset >= needed or (needed == OPSET and (scale is None or scale.size == 1)):
         return
-    what = "scales a channel" if needed == OPSET else f"{_words(dtype)}, or blocks,"
-    yield _error(node, f"the model is of opset {view.opset}, but {what} need {needed}.", "Raise the opset.")
+    what = "per-channel scales" if needed == OPSET else f"{_words(dtype)} or blocks"
+    yield _error(node, f"the model has opset {view.opset}, but {what} need {needed}.", "Raise the opset.")
 
 
 def _no_zero_point(node: ir.Node, view: _View) -> Iterator[Finding]:
@@ -114,7 +114,7 @@ def _no_zero_point(node: ir.Node, view: _View) -> Iterator[Finding]:
     ):
         return
     if view.target.activation.symmetric:
-        text = f"it has no zero point, so it gives uint8; {view.target.name} reads that as int8."
+        text = f"it has no zero point, so it gives uint8, but {view.target.name} reads that as int8."
         yield _error(node, text, "Give it an explicit zero point: int8, 0.")
 
 
@@ -122,7 +122,7 @@ def _no_zero_point(node: ir.Node, view: _View) -> Iterator[Finding]:
 
 
 def _type(edge: QdqEdge, view: _View) -> Iterator[Finding]:
-    """The number format: of an activation, of weights."""
+    """Check the number format of an activation or of weights."""
     if edge.kind == "bias" or edge.dtype is None:
         return
     allowed = _blocked_types(view) if edge.in_blocks else _types(edge, view)
@@ -156,14 +156,14 @@ def _types(edge: QdqEdge, view: _View) -> Mapping[ir.DataType, QuantSpec]:
 
 
 def _own_inputs(node: ir.Node, rule: OpRule) -> QuantSpec | None:
-    """The format of the inputs of ``node``, where it is not that of all activations."""
+    """The format of the inputs of ``node``, if it is not that of all activations."""
     operator = WEIGHTED.get(node.op_type)
     dynamic = operator is not None and not is_stored(input_at(node, operator.weight))
     return rule.dynamic_inputs if dynamic and rule.dynamic_inputs is not None else rule.inputs
 
 
 def _activations(target: Target) -> Mapping[ir.DataType, QuantSpec]:
-    """The formats of activations that operators take unless they have one of their own."""
+    """The formats of activations for operators without a format of their own."""
     ends = (target.first_last_formats.activation,) if target.first_last_formats is not None else ()
     asked = (QuantSpec(dtype, target.activation.symmetric) for dtype in target.activation_types)
     return _by_type(*ends, *asked, target.activation)
@@ -178,7 +178,7 @@ def _blocked_types(view: _View) -> Mapping[ir.DataType, QuantSpec]:
 
 
 def _wrong_zero_point(edge: QdqEdge, spec: QuantSpec) -> bool:
-    """Whether a zero point is not the one that a symmetric format has."""
+    """Whether the format is symmetric, and the zero point is not in the middle of it."""
     if not spec.symmetric or edge.zero_point is None:
         return False
     return bool(np.any(edge.zero_point.astype(np.int64) != _middle(spec)))
@@ -189,17 +189,17 @@ def _middle(spec: QuantSpec) -> int:
 
 
 def _axis(edge: QdqEdge, view: _View) -> Iterator[Finding]:
-    """Scales a channel: along the axis of the outputs for weights, never for activations."""
+    """Check per-channel scales: along the output channels for weights, never for activations."""
     if edge.axis is None or edge.in_blocks or edge.kind == "bias":
         return
     if edge.kind == "activation":
         if not _repeats_one(edge):
-            text = f"its input {edge.index} has a scale a channel; activations have one scale a tensor."
+            text = f"its input {edge.index} is quantized per channel; only weights may be."
             yield _error(edge.node, text, "Quantize it per tensor.")
         return
     right = WEIGHTED[edge.node.op_type].channel_axis(edge.node, edge.rank or 0)
     if not _per_channel(edge, view):
-        text = f"its weights have a scale a channel; {view.target.name} takes one scale for them."
+        text = f"its weights are quantized per channel, but {view.target.name} takes one scale for them."
         yield _error(edge.node, text, "Quantize them per tensor.")
     elif edge.axis != right:
         where = "none" if right is None else f"axis {right}"
@@ -208,30 +208,30 @@ def _axis(edge: QdqEdge, view: _View) -> Iterator[Finding]:
 
 
 def _per_channel(edge: QdqEdge, view: _View) -> bool:
-    """Whether the operator takes weights of this type with a scale a channel."""
+    """Whether the operator takes per-channel weights of this type."""
     rule, types = view.rule(edge.node), view.target.per_channel_types
     return (rule is None or rule.per_channel) and (types is None or edge.dtype in types)
 
 
 def _repeats_one(edge: QdqEdge) -> bool:
-    """Whether it is one scale, repeated: the same numbers as per tensor."""
+    """Whether all channels have the same scale and zero point, so it is per tensor in effect."""
     known = (edge.scale, edge.zero_point)
     return all(array is None or np.all(array == array.reshape(-1)[0]) for array in known)
 
 
 def _grid(edge: QdqEdge, view: _View) -> Iterator[Finding]:
-    """Scales that are powers of two, and levels that leave room, where the target wants that."""
+    """Check that scales are powers of two, and that weights leave bits unused, if the target needs that."""
     spec = view.target.weight if edge.kind == "weight" else view.target.activation
     if edge.dtype != spec.dtype or edge.kind == "bias":
         return
     if spec.power_of_two and edge.scale is not None and np.any(np.frexp(edge.scale)[0] != 0.5):
-        text = f"the scale of its {_noun(edge)} is no power of two, and {view.target.name} shifts."
+        text = f"the scale of its {_noun(edge)} is no power of two, as {view.target.name} needs it."
         yield _error(edge.node, text, "Quantize for this target.")
     levels = constant(edge.dequantize.inputs[0])
     if edge.kind == "weight" and spec.reduce_bits and levels is not None and levels.size:
         low, high = spec.limits
         if levels.min() < low or levels.max() > high:
-            text = f"its weights use more than {low} … {high}, and sums of 16 bits may saturate."
+            text = f"its weights exceed {low} … {high}, and sums of 16 bits may saturate."
             yield Finding(called(edge.node), "warning", text, "Quantize for this target.")
 
 
@@ -243,14 +243,14 @@ def _bias(edge: QdqEdge, view: _View) -> Iterator[Finding]:
     if edge.dtype not in view.target.bias_types:
         names = ", ".join(sorted(map(_words, view.target.bias_types)))
         text = f"its bias is {_words(edge.dtype)}; {view.target.name} takes {names}."
-        yield _error(edge.node, text, "Leave the bias float." if "FLOAT" in names.upper() else "")
+        yield _error(edge.node, text, "Keep the bias in float." if "FLOAT" in names.upper() else "")
     elif not scaled_by_both(edge):
         text = "its bias has another scale than input scale x weight scale, which integer kernels assume."
         yield _error(edge.node, text, "Quantize it with that product.")
 
 
 def _pair(edge: QdqEdge, view: _View) -> Iterator[Finding]:
-    """Q and DQ of a tensor speak of the same numbers."""
+    """Check that the Q and the DQ of a tensor have the same scale and zero point."""
     before = edge.quantize
     if before is None:
         return
@@ -262,7 +262,7 @@ def _pair(edge: QdqEdge, view: _View) -> Iterator[Finding]:
 
 
 def _same(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
-    """Whether both hold the same numbers, or one of them repeats the only number of the other."""
+    """Whether both arrays are equal, or one of them repeats the only number of the other."""
     return np.array_equal(one, other) or (1 in (one.size, other.size) and bool(np.all(one == other)))
 
 
@@ -270,7 +270,7 @@ def _same(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
 
 
 def _sides(node: ir.Node, view: _View) -> Iterator[Finding]:
-    """Data and weight of a weighted operator: both in integers, or none."""
+    """Check that both the data and the weights of an operator are in integers, or neither."""
     operator = WEIGHTED.get(node.op_type)
     if operator is None:
         return
@@ -278,22 +278,22 @@ def _sides(node: ir.Node, view: _View) -> Iterator[Finding]:
     data, weight = given.get(operator.data), given.get(operator.weight)
     if weight is not None and data is None and not weight.in_blocks:
         text = "its weights are quantized, but its data is not: it runs in float."
-        yield _error(node, text, "Quantize both, or none.")
+        yield _error(node, text, "Quantize both or neither.")
     elif data is not None and weight is None and not _guarded(node, data, view):
         text = "its data is quantized, but its weights are not: it runs in float."
         rule = view.rule(node)
-        needed = rule is not None and rule.output is Output.FREE  # elsewhere all readers get DQ
+        needed = rule is not None and rule.output is Output.FREE  # with other outputs, all readers get a DQ
         severity: Severity = "error" if needed else "warning"
-        yield Finding(called(node), severity, text, "Quantize both, or none.")
+        yield Finding(called(node), severity, text, "Quantize both or neither.")
 
 
 def _guarded(node: ir.Node, data: QdqEdge, view: _View) -> bool:
-    """Whether the float operator is kept float by a scale repeated for each channel: it is meant to be."""
+    """Whether a scale repeated for each channel keeps the operator in float, which is then intended."""
     return node.op_type in view.target.keep_float_weights and data.axis is not None
 
 
 def _output(node: ir.Node, view: _View) -> Iterator[Finding]:
-    """Q behind a quantized operator, where the kernel is there only with it."""
+    """Check that a Q follows a quantized operator whose integer kernel needs it."""
     rule = view.rule(node)
     if rule is None or rule.output is not Output.QUANTIZED or node.op_type not in WEIGHTED:
         return
@@ -302,8 +302,8 @@ def _output(node: ir.Node, view: _View) -> Iterator[Finding]:
         return
     behind = node.outputs[0]
     if not (readers_quantize(behind) or readers_quantize(unclipped(behind))):
-        text = "something reads its output in float, so it runs in float."
-        yield _error(node, text, "Quantize its output for all who read it, or leave its inputs float.")
+        text = "a node or the graph reads its output in float, so it runs in float."
+        yield _error(node, text, "Quantize its output for all readers, or keep its inputs in float.")
 
 
 def _integer_operator(node: ir.Node, view: _View) -> Iterator[Finding]:
@@ -313,21 +313,21 @@ def _integer_operator(node: ir.Node, view: _View) -> Iterator[Finding]:
 
 
 def _ruleless(node: ir.Node, view: _View) -> Iterator[Finding]:
-    """Q/DQ around what has no integer kernel."""
+    """Report Q/DQ around an operator without an integer kernel."""
     target = view.target
     if node.op_type in target.rules or node.op_type in target.transparent or not any(edges(node)):
         return
     outputs = [value for value in node.outputs if value.name]
     if node.op_type in _FUSED or not all(readers_quantize(value) for value in outputs):
         return
-    text = f"it stands between Q/DQ, but {target.name} has no {node.op_type} in integers: only cost."
-    yield Finding(called(node), "warning", text, "Leave it float.")
+    text = f"it is between Q/DQ, but {target.name} has no integer kernel for {node.op_type}."
+    yield Finding(called(node), "warning", text, "Keep it in float: Q/DQ only cost time here.")
 
 
 _FUSED = frozenset({"Relu", "Clip"})
 
 
-# --- Words ------------------------------------------------------------------------------------
+# --- Texts ------------------------------------------------------------------------------------
 
 
 def _error(node: ir.Node, message: str, advice: str) -> Finding:

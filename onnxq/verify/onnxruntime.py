@@ -1,7 +1,7 @@
-"""What ONNX Runtime makes of a Q/DQ model: which nodes really run as integer kernels, and what they compute.
+"""Check with ONNX Runtime which nodes of a Q/DQ model run as integer kernels, and what they compute.
 
-Its graph optimizer replaces DQ -> operator -> Q patterns that it knows by integer kernels of the same
-name; what it does not know runs in float between Q/DQ, without a word.
+Its graph optimizer replaces the DQ -> operator -> Q patterns that it knows by integer kernels. The node keeps
+its name. Other patterns run in float between Q/DQ, without a message.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ RUNTIME = "onnxruntime"
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 
 WEIGHTED_KERNELS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulNBits"})
-"""What they are called when they run in integers."""
+"""The operator types of the integer kernels of weighted operators."""
 
 FLOAT_KERNELS = frozenset(
     {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax"}
 )
-"""Other operators whose integer kernels go by other names; these are the float ones. (Those that only pass
-values on, as Reshape and MaxPool, have one name for all types.)"""
+"""Float kernels of operators without weights whose integer kernels have other operator types. (Operators that
+only pass values on, such as Reshape and MaxPool, have one operator type for all data types.)"""
 
 ALIKE = 20.0
-"""dB: below, optimizations change what the model computes by more than rounding does."""
+"""SQNR in dB; below, optimizations change the outputs by more than rounding does."""
 
 ROUNDED = 30.0
-"""dB: below, biases that ONNX Runtime rounds are worth a word. With 8 bits they make less noise than that."""
+"""SQNR in dB; below, biases that ONNX Runtime rounds are reported. With 8 bits they cause less noise."""
 
 COMPARED = 8
-"""Samples that outputs are compared on."""
+"""The number of samples to compare outputs on."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Fused:
     Attributes:
         kernels: node name -> operator type.
         between_reals: names of the nodes that read a DequantizeLinear: they run in float.
-        read: tensors that any node reads.
+        read: all tensors that nodes read.
     """
 
     kernels: Mapping[str, str]
@@ -68,7 +68,7 @@ class Fused:
 
 
 def fused(path: str | os.PathLike[str]) -> Fused:
-    """What ONNX Runtime makes of the model.
+    """Read the main graph after ONNX Runtime's fusion.
 
     Raises:
         CalibrationError: ONNX Runtime refuses the model.
@@ -86,7 +86,7 @@ def fused(path: str | os.PathLike[str]) -> Fused:
 
 
 def kernels(path: str | os.PathLike[str]) -> Mapping[str, str]:
-    """Node name -> operator type, after fusion, of the main graph.
+    """Map the nodes of the main graph after fusion to their operator types.
 
     Raises:
         CalibrationError: ONNX Runtime refuses the model.
@@ -95,7 +95,7 @@ def kernels(path: str | os.PathLike[str]) -> Mapping[str, str]:
 
 
 def unfused(path: str | os.PathLike[str], planned: Mapping[str, str]) -> tuple[str, ...]:
-    """Of the ``planned`` nodes (name -> operator type), those that run as float kernels after all.
+    """Find the nodes of ``planned`` (name -> operator type) that run as float kernels after all.
 
     Raises:
         CalibrationError: ONNX Runtime refuses the model.
@@ -108,10 +108,10 @@ def _floats(found: Fused, planned: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _is_integer(name: str, op_type: str, found: Fused) -> bool:
-    """Whether a planned operator ended as an integer kernel.
+    """Whether a planned operator became an integer kernel.
 
-    Those with weights must be found as one: a node that is gone was fused with something in float. Of the
-    others some vanish rightly (a Flatten becomes a Reshape), so only float kernels tell.
+    An operator with weights must be found as one: if its node is gone, it was fused with a float operator.
+    Other nodes may be gone for good reasons (a Flatten becomes a Reshape), so only float kernels count.
     """
     kernel = _kernel(name, found.kernels)
     if op_type in WEIGHTED:
@@ -120,7 +120,7 @@ def _is_integer(name: str, op_type: str, found: Fused) -> bool:
 
 
 def _kernel(name: str, found: Mapping[str, str]) -> str | None:
-    """What became of a node. Fused with its bias it is called by its own name, a slash and the fusion's."""
+    """The operator type that a node became. A node fused with its bias is named "NODE/FUSION"."""
     renamed = (op_type for other, op_type in found.items() if other.startswith(f"{name}/"))
     return found.get(name) or next(renamed, None)
 
@@ -129,7 +129,7 @@ def _kernel(name: str, found: Mapping[str, str]) -> str | None:
 
 
 def check(subject: Subject) -> Verdict:
-    """Whether it loads, which quantized nodes run in float and why, and whether fusion changes outputs."""
+    """Check that the model loads, which quantized nodes run in float, and whether fusion changes outputs."""
     try:
         found = fused(subject.path)
         ratio, compared = _alike(subject)
@@ -147,14 +147,14 @@ def check(subject: Subject) -> Verdict:
 
 
 def _left_float(subject: Subject, floats: Iterable[str]) -> Iterator[Finding]:
-    """Weighted nodes should be in integers; others lose some time, no more."""
+    """Report weighted float nodes as errors, and others, which only cost some time, as warnings."""
     names = set(floats)
     yield from (finding(RUNTIME, node, "error") for node in subject.layers if called(node) in names)
     yield from (finding(RUNTIME, node, "warning") for node in subject.links if called(node) in names)
 
 
 def _alike(subject: Subject) -> tuple[float, int]:
-    """SQNR in dB, worst output, of the optimized model against the plain one, and on how many samples."""
+    """SQNR in dB of the optimized model against the plain one (worst output), and the number of samples."""
     samples = list(subject.samples)[:COMPARED]
     if not samples:
         return math.nan, 0
@@ -164,7 +164,7 @@ def _alike(subject: Subject) -> tuple[float, int]:
 
 
 def _outputs(subject: Subject, samples: Iterable[Sample], optimize: bool) -> list[NDArray[np.generic]]:
-    """Each real output of the model, values of all samples in a row."""
+    """Compute each float output of the model: the values of all samples in one row."""
     session = open_session(subject.path, threads=subject.threads, optimize=optimize)
     names = [output.name for output in session.get_outputs() if output.type == "tensor(float)"]
     runs = [run_batch(session, names, sample) for sample in samples]
@@ -184,13 +184,13 @@ def _changed(ratio: float) -> Iterator[Finding]:
             "",
             "error",
             f"optimizations change the outputs: SQNR {ratio:.1f} dB between both, expected {ALIKE:.0f}.",
-            "See what legality says: scales of weights along a wrong axis are "
-            "fused as if it were the right one. Without VNNI, sums of 16 bits saturate: onnxruntime-avx2.",
+            "See the legality findings: weights with scales along a wrong axis are fused as if it were the "
+            "right one. On CPUs without VNNI, sums of 16 bits saturate: use target onnxruntime-avx2.",
         )
 
 
 def _rounded(subject: Subject, found: Fused, ratio: float) -> Iterator[Finding]:
-    """Float biases that its optimizer WeightBiasQuantization stored in int32, where that may be why."""
+    """Report float biases that the optimizer WeightBiasQuantization stored in int32, if outputs differ."""
     if not ratio < ROUNDED:
         return
     for node in subject.layers:

@@ -1,4 +1,4 @@
-"""What OpenVINO's CPU plugin makes of a Q/DQ model: which kernels it chooses."""
+"""Check with OpenVINO's CPU plugin which nodes of a Q/DQ model run as integer kernels."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ RUNTIME = "openvino"
 MODULE = "openvino"
 
 INTEGER = "_i8"
-"""How the names of integer kernels end, in either case. (Their ``runtimePrecision`` says what they give.)"""
+"""The ending of the names of integer kernels, in any case. (``runtimePrecision`` is only the output type.)"""
 
 NOT_COMPUTING = frozenset({"Reorder", "Convert", "FakeQuantize", "Const", "Input", "Output"})
 
 
 def check(subject: Subject) -> Verdict:
-    """Whether it is compiled, and which quantized layers run in float."""
+    """Check that OpenVINO compiles the model, which layers run in float, and what it computes."""
     if installed(MODULE) is None:
         return unchecked(RUNTIME, "OpenVINO is not installed: pip install 'onnxq[openvino]'")
     with files(subject) as (feeds, outputs):
@@ -55,7 +55,7 @@ def _verdict(subject: Subject, content: Any, outputs: Path) -> Verdict:
 
 
 def _integer_nodes(kernels: Iterable[Any]) -> Iterator[str]:
-    """The names that integer kernels give as their origin, and those before a suffix of OpenVINO's."""
+    """Yield the names of the nodes that integer kernels come from, also without OpenVINO's suffixes."""
     for kernel in kernels:
         if kernel["primitive"].lower().endswith(INTEGER) and kernel["type"] not in NOT_COMPUTING:
             for name in kernel["nodes"]:
@@ -63,5 +63,5 @@ def _integer_nodes(kernels: Iterable[Any]) -> Iterator[str]:
 
 
 def _names(node: ir.Node) -> set[str]:
-    """What OpenVINO may call a node: by its name, or by that of its output."""
+    """The names that OpenVINO may give a node: its own name, or that of an output."""
     return {called(node), *(value.name for value in node.outputs if value.name)}

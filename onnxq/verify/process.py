@@ -1,4 +1,4 @@
-"""Runtimes that may crash or hang are asked in a process of their own."""
+"""Run runtimes that may crash or hang in a separate process."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from typing import Any
 WORKERS = Path(__file__).parent / "workers"
 
 SAID = 300
-"""Characters of what a worker that failed has said last."""
+"""The length to which the last message of a failed worker is cut, in characters."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker found out.
+    """The result of a worker process.
 
     Attributes:
-        content: what it wrote; None if it did not come so far.
-        failure: why, if so, in words.
-        timed_out: whether that is because time was up.
+        content: the JSON content that it wrote; None if it failed.
+        failure: why it failed, for a message.
+        timed_out: whether it failed because time was up.
     """
 
     content: Any = None
@@ -36,14 +36,19 @@ class Answer:
 
 
 def installed(*modules: str) -> str | None:
-    """The first of ``modules`` that could be imported; it is not imported."""
+    """Find the first of ``modules`` that is installed, without importing it; None if there is none."""
     return next((name for name in modules if importlib.util.find_spec(name) is not None), None)
 
 
 def run_in_process(worker: str, arguments: Sequence[str | os.PathLike[str]], seconds: float) -> Answer:
     """Run ``workers/<worker>.py RESULT ARGUMENTS...`` and read the JSON that it writes to RESULT.
 
-    Whatever happens to that process (a signal, an error, no end) is an answer, not an error.
+    If the process crashes, fails or does not end in time, the answer says so; nothing is raised.
+
+    Args:
+        worker: the name of the worker's module.
+        arguments: the arguments after RESULT.
+        seconds: the time limit.
     """
     with tempfile.TemporaryDirectory(prefix="verify-", ignore_cleanup_errors=True) as folder:
         result = Path(folder) / "result.json"
@@ -53,7 +58,7 @@ def run_in_process(worker: str, arguments: Sequence[str | os.PathLike[str]], sec
                 command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
             )
         except subprocess.TimeoutExpired:
-            return Answer(failure=f"no end after {seconds:.0f} s", timed_out=True)
+            return Answer(failure=f"it did not end within {seconds:.0f} s", timed_out=True)
         if done.returncode:
             return Answer(failure=_last_words(done))
         return Answer(json.loads(result.read_text("utf-8")))

@@ -1,4 +1,4 @@
-"""What another runtime computes, held against ONNX Runtime without optimizations."""
+"""Compare the outputs of another runtime with those of ONNX Runtime without optimizations."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from onnxq.verify.subject import Subject
 from onnxq.verify.verdict import Finding
 
 ALIKE = 20.0
-"""dB: below, the runtime computes something else than the model says."""
+"""SQNR in dB; below, the runtime computes something else than the model says."""
 
 
 @contextmanager
 def files(subject: Subject) -> Iterator[tuple[Path, Path]]:
-    """The first sample in a file, and where outputs are to be written."""
+    """Write the first sample to a file, and give its path and a path for the outputs."""
     with tempfile.TemporaryDirectory(prefix="verify-", ignore_cleanup_errors=True) as folder:
         feeds = Path(folder) / "inputs.npz"
         np.savez(feeds, **_inputs(subject))
@@ -32,7 +32,7 @@ def files(subject: Subject) -> Iterator[tuple[Path, Path]]:
 
 
 def _inputs(subject: Subject) -> dict[str, Any]:
-    """The first sample; without any, zeros, with 1 for every size that is not known."""
+    """The first sample; zeros if there are no samples, with size 1 for unknown axes."""
     if subject.samples:
         return dict(subject.samples[0].feeds)
     specs = input_specs(subject.model)
@@ -41,7 +41,16 @@ def _inputs(subject: Subject) -> dict[str, Any]:
 
 
 def output_agreement(subject: Subject, outputs: Path, who: str) -> tuple[str, list[Finding]]:
-    """How close ``who`` came for the first sample, in words, and whether that is too far."""
+    """Compare the outputs for the first sample with those of ONNX Runtime.
+
+    Args:
+        subject: the model and its samples.
+        outputs: the file that holds the other runtime's outputs.
+        who: the name of the other runtime.
+
+    Returns:
+        The result as a text, and an error finding if the outputs differ too much.
+    """
     if not subject.samples:
         return "outputs not compared", []
     try:
@@ -53,6 +62,6 @@ def output_agreement(subject: Subject, outputs: Path, who: str) -> tuple[str, li
     with np.load(outputs) as given:
         ratio = min((sqnr(array, given[name]) for name, array in expected.items()), default=np.inf)
     if np.isinf(ratio) and ratio > 0:
-        return f"the same outputs as ONNX Runtime's on {who}", []
+        return f"the same outputs on {who} as with ONNX Runtime", []
     text = f"SQNR {ratio:.1f} dB between {who} and ONNX Runtime"
     return text, [Finding("", "error", f"{text}, expected {ALIKE:.0f}.")] if ratio < ALIKE else []

@@ -1,4 +1,4 @@
-"""What is checked: a model with its file, the target it is for, and samples to run it on."""
+"""The subject of a check: a model with its file, its target, and samples to run it on."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from onnxq.targets.target import Target
 from onnxq.verify.verdict import Verdict
 
 SECONDS = 600.0
-"""A runtime that has not built its model by then is not waited for."""
+"""The time limit for another runtime to build the model, in seconds."""
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A Q/DQ model.
+    """A Q/DQ model to check.
 
     Attributes:
-        path: its file.
-        model: what the file holds; every node has a name of its own.
-        target: what it is for.
-        samples: to run it on; few are enough, none is possible.
-        threads: threads of ONNX Runtime; 0 leaves it to the runtime.
-        seconds: how long another runtime may take.
+        path: the file of the model.
+        model: the content of the file; every node has a unique name.
+        target: the target that the model is for.
+        samples: samples to run it on; few are enough, and there may be none.
+        threads: threads of ONNX Runtime; 0 leaves the number to it.
+        seconds: the time limit for another runtime.
     """
 
     path: str | os.PathLike[str]
@@ -46,22 +46,22 @@ class Subject:
 
     @cached_property
     def layers(self) -> tuple[ir.Node, ...]:
-        """The weighted nodes that are to run in integers."""
+        """The weighted nodes that should run in integers."""
         return layers(self.model.graph)
 
     @cached_property
     def links(self) -> tuple[ir.Node, ...]:
-        """The other nodes that stand between integers."""
+        """The other nodes between quantized tensors."""
         return links(self.model.graph)
 
     @property
     def weighted(self) -> int:
-        """How many weighted nodes there are in the main graph."""
+        """The number of weighted nodes in the main graph."""
         return sum(node.op_type in WEIGHTED for node in self.model.graph)
 
     @property
     def quantized(self) -> bool:
-        """Whether anything is."""
+        """Whether the model has any DequantizeLinear."""
         return any(node.op_type == DEQUANTIZE for node in self.model.graph)
 
 
@@ -70,10 +70,10 @@ Checker = Callable[[Subject], Verdict]
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Path, ir.Model]]:
-    """The model of a file; where names are missing or used twice, of a copy in which they are not.
+    """Load a model; if node names are missing or not unique, use a temporary copy with unique names.
 
     Raises:
-        ModelError: it cannot be read, or the copy cannot be written.
+        ModelError: the model cannot be read, or the copy cannot be written.
     """
     model = load(path)
     if not _renamed(model):
@@ -86,7 +86,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Path, ir.Model]]:
 
 
 def _renamed(model: ir.Model) -> bool:
-    """Give every node a name of its own; say whether that changed anything."""
+    """Give every node a unique name, and return whether that changed anything."""
     names = [node.name for node in model.graph]
     if all(names) and len(set(names)) == len(names):
         return False

@@ -1,4 +1,7 @@
-"""What TensorRT makes of a Q/DQ model: parsed and built on the CPU too, run where there is a GPU."""
+"""Check with TensorRT which nodes of a Q/DQ model run in int8.
+
+The engine is built with or without a GPU, and run if there is one.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +23,23 @@ from onnxq.verify.verdict import Finding, Verdict, judged, refused, unchecked
 RUNTIME = "tensorrt"
 
 MODULES = ("tensorrt_rtx", "tensorrt")
-"""TensorRT-RTX, or the whole TensorRT: either will do."""
+"""The modules of TensorRT-RTX and of TensorRT; either one is enough."""
 
 _MATRICES = re.compile("correlation|conv|gemm|mha", re.IGNORECASE)
-"""Types of engine layers that multiply matrices. Others that read integers only turn them into reals."""
+"""Types of engine layers that multiply matrices. Other layers with integer inputs only dequantize them."""
 
 _ADVICE: Mapping[str, str] = {
     "zero point": "Quantize symmetrically, to int8 with zero point 0.",
     "UINT8": "Quantize to int8.",
-    "Int32": "Leave the bias float.",
+    "Int32": "Keep the bias in float.",
     "positive": "A scale is a positive, finite number.",
     "QLinear": "Write QuantizeLinear and DequantizeLinear instead (Q/DQ format).",
 }
-"""What a refusal says -> what to do."""
+"""Words in an error message of TensorRT -> advice for the user."""
 
 
 def check(subject: Subject) -> Verdict:
-    """Whether it is parsed and built, which quantized layers run in float, and what a GPU computes."""
+    """Check that TensorRT builds the model, which quantized layers run in float, and what a GPU computes."""
     if installed(*MODULES) is None:
         return unchecked(RUNTIME, "TensorRT is not installed: pip install 'onnxq[tensorrt]'")
     with files(subject) as (feeds, outputs):
@@ -44,7 +47,7 @@ def check(subject: Subject) -> Verdict:
         if answer.timed_out:
             return unchecked(RUNTIME, f"no engine was built: {answer.failure}")
         if answer.content is None:
-            return refused(RUNTIME, f"no engine was built: {answer.failure}.", "See what legality says.")
+            return refused(RUNTIME, f"no engine was built: {answer.failure}.", "See the legality findings.")
         return _verdict(subject, answer.content, outputs)
 
 
@@ -66,11 +69,11 @@ def _verdict(subject: Subject, content: Any, outputs: Path) -> Verdict:
 
 def _refusals(errors: list[Any]) -> list[Finding]:
     found = [Finding(e["node"], "error", _brief(e["text"]), _advice(e["text"])) for e in errors]
-    return found or [Finding("", "error", "no engine was built, and TensorRT does not say why.")]
+    return found or [Finding("", "error", "no engine was built, and TensorRT gives no reason.")]
 
 
 def _in_8_bits(subject: Subject) -> list[ir.Node]:
-    """The layers that are to run in int8: weights in blocks are for float activations."""
+    """The layers that should run in int8: all but those with weights in blocks, which read float data."""
     return [node for node in subject.layers if not _in_blocks(node)]
 
 
@@ -91,16 +94,16 @@ def _integer_nodes(layers: list[Any]) -> set[str]:
 
 
 def _ran(subject: Subject, content: Any, outputs: Path) -> tuple[str, list[Finding]]:
-    """How close the GPU came to ONNX Runtime, in words, and whether that is too far."""
+    """Compare the GPU's outputs with ONNX Runtime's, as a text and an error if they differ too much."""
     if not content["ran"]:
         return f"not run: {content['why_not']}", []
     return output_agreement(subject, outputs, "the GPU")
 
 
 def _brief(text: str) -> str:
-    """A refusal on one line, without TensorRT's own functions, and what else it missed (a driver)."""
+    """An error message on one line, without TensorRT's function names and complaints about the driver."""
     lines = [line for line in text.split("Assertion failed: ")[-1].splitlines() if "Cuda Runtime" not in line]
-    return " ".join(" ".join(lines).split()) or "it does not say why."
+    return " ".join(" ".join(lines).split()) or "TensorRT gives no reason."
 
 
 def _advice(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a checker says: findings, node by node, and whether the model passed."""
+"""The result of a check: findings, node by node, and whether the model passed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Status = Literal["passed", "failed", "not checked"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be.
+    """One problem that a check found.
 
     Attributes:
-        node: name of the node, empty where the whole model is meant.
-        severity: "error": the target refuses it, computes something else, or runs what is quantized in
-            float. "warning": it works, but costs something.
-        message: what is so.
-        advice: what to do.
+        node: the name of the node; empty if the whole model is meant.
+        severity: "error": the target refuses the model, computes something else, or runs a quantized
+            node in float. "warning": it works, but costs time or accuracy.
+        message: the problem.
+        advice: what the user can do.
     """
 
     node: str
@@ -34,14 +34,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one checker says of a model.
+    """The result of one check of a model.
 
     Attributes:
-        runtime: who says it: a runtime, or "legality".
-        status: "passed" only if it really was checked and there is no error.
-        summary: one line.
-        findings: errors first.
-        counts: figures, by what they count.
+        runtime: the check: the name of a runtime, or "legality".
+        status: "passed" only if the model was really checked and there is no error.
+        summary: the result in one line.
+        findings: the problems, errors first.
+        counts: figures by name, such as "integer layers".
     """
 
     runtime: str
@@ -52,12 +52,12 @@ class Verdict:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings that made it fail."""
+        """The findings that made the check fail."""
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
     @property
     def grouped(self) -> tuple[tuple[Finding, tuple[str, ...]], ...]:
-        """What was found, once each, with the nodes of which it is so; none if it is the whole model."""
+        """Each distinct finding with the nodes that have it; no nodes if it is about the whole model."""
         nodes: dict[Finding, list[str]] = {}
         for finding in self.findings:
             nodes.setdefault(replace(finding, node=""), []).append(finding.node)
@@ -67,17 +67,30 @@ class Verdict:
 def judged(
     runtime: str, summary: str, findings: Iterable[Finding] = (), counts: Mapping[str, int] | None = None
 ) -> Verdict:
-    """The verdict of a check that took place: failed if there is an error."""
+    """Make the verdict of a check that took place: "failed" if there is an error.
+
+    Args:
+        runtime: the name of the check.
+        summary: the result in one line.
+        findings: the problems in any order; repeated ones are merged.
+        counts: figures by name.
+    """
     found = tuple(sorted(dict.fromkeys(findings), key=lambda finding: finding.severity != "error"))
     failed = any(finding.severity == "error" for finding in found)
     return Verdict(runtime, "failed" if failed else "passed", summary, found, counts or {})
 
 
 def refused(runtime: str, message: str, advice: str = "") -> Verdict:
-    """The verdict on a model that a runtime does not even take."""
+    """Make the verdict on a model that a runtime cannot load or compile.
+
+    Args:
+        runtime: the name of the runtime.
+        message: the error.
+        advice: what the user can do.
+    """
     return judged(runtime, "refuses the model", (Finding("", "error", message, advice),))
 
 
 def unchecked(runtime: str, why: str) -> Verdict:
-    """No verdict: what could not be asked has not passed."""
+    """Make the verdict "not checked" of a check that could not run."""
     return Verdict(runtime, "not checked", why)

@@ -29,7 +29,7 @@ def tensors(plan):
 
 
 def ops(plan):
-    return sorted(plan.nodes.values())
+    return sorted(plan.integer_nodes.values())
 
 
 def test_a_classifier_is_quantized_throughout():

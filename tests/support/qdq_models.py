@@ -107,8 +107,8 @@ WRONG_FOR_TENSORRT = {
     ),
     "a scale a channel": (
         [PER_CHANNEL],
-        "n_y: its input 0 has a scale a channel",
-        "n_y: its Conv runs in float on tensorrt: its data has a scale a channel",
+        "n_y: its input 0 is quantized per channel",
+        "n_y: its Conv runs in float on tensorrt: its data is quantized per channel",
     ),
     "a wrong axis": (
         [WRONG_AXIS],
@@ -124,7 +124,7 @@ WRONG_FOR_TENSORRT = {
     ),
     "no zero point": (
         [NO_ZERO_POINT],
-        "n_q: it has no zero point, so it gives uint8; tensorrt reads that",
+        "n_q: it has no zero point, so it gives uint8, but tensorrt reads that",
         "",
     ),
     "a scale of 0": ([only("s", 0)], "n_q: its scale holds 0.0", "n_q: "),

@@ -51,7 +51,7 @@ def test_nothing_quantized_is_not_passed():
 
 
 ONNXRUNTIME = {
-    "no Q behind": ([NO_Q], "n_y: something reads its output in float"),
+    "no Q behind": ([NO_Q], "n_y: a node or the graph reads its output in float"),
     "16 bits": ([{"z": ("uint16 z", 128)}], "its input 0 is uint16, which onnxruntime does not compute with"),
     "an 8-bit bias": (
         [INT32_BIAS, {"b": ("int8[16] b", 3)}],
@@ -119,7 +119,9 @@ def test_q_around_an_operator_without_integers_is_told():
     }
     found = check(subject(conv(after), "onnxruntime"))
     assert found.status == "passed"
-    assert "n_h: it stands between Q/DQ, but onnxruntime has no Tanh" in messages(found, "warning")
+    assert "n_h: it is between Q/DQ, but onnxruntime has no integer kernel for Tanh" in messages(
+        found, "warning"
+    )
 
 
 def test_weights_that_leave_no_room_for_16_bit_sums_are_told():

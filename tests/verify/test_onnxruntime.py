@@ -74,7 +74,7 @@ SHARED = """g (float[1,16,8,8] x) => (float[1,16,8,8] y)
 }"""
 
 TRAPS = {
-    "nothing behind": ([NO_Q], "its output leaves the graph in float"),
+    "nothing behind": ([NO_Q], "its output is a float graph output"),
     "a float reader": ([TANH_BEHIND], "no QuantizeLinear follows it"),
     "two readers": (
         [
@@ -86,13 +86,16 @@ TRAPS = {
     ),
     "a Relu and a zero point": (
         [{"after": "h = Relu (c) r = QuantizeLinear (h, u, p) y = DequantizeLinear (r, u, p)"}],
-        "a Relu or Clip stands before a QuantizeLinear whose zero point is not the lowest level",
+        "a Relu or Clip comes before a QuantizeLinear whose zero point is not the lowest level",
     ),
     "another type behind, for two": (
         [{"p": ("int8 p", 0), "after": TWICE}],
-        "its input and its output are of different integer types",
+        "its input and its output have different integer types",
     ),
-    "16 bits": ([{"z": ("uint16 z", 128), "p": ("uint16 p", 128)}], "there is no such kernel but for 8 bits"),
+    "16 bits": (
+        [{"z": ("uint16 z", 128), "p": ("uint16 p", 128)}],
+        "the runtime has an integer kernel only for 8 bits",
+    ),
     "a bias of 8 bits": ([INT32_BIAS, {"b": ("int8[16] b", 3)}], "its bias has 8 bits"),
     "a bias of another scale": (
         [INT32_BIAS, {"m": ("float[16] m", 0.01)}],
@@ -116,7 +119,7 @@ def test_signed_activations_with_two_readers(tmp_path):
     model = named(parse(SHARED, s=0.05, z=0, w=weights, t=0.01, o=0))
     found = check(subject(model, "onnxruntime", tmp_path / "m.onnx"))
     assert found.counts["integer layers"] < 2
-    assert "several readers, which keeps it signed" in messages(found)
+    assert "several readers, so it stays signed" in messages(found)
 
 
 @pytest.mark.parametrize("samples", [0, 3])
@@ -212,7 +215,7 @@ def test_what_only_costs_is_a_warning(tmp_path):
 def test_operators_that_pass_values_on_need_the_same_scale(tmp_path):
     after = """r = QuantizeLinear (c, u, p) e = DequantizeLinear (r, u, p)
     h = MaxPool <kernel_shape = [1, 1]> (e) f = QuantizeLinear (h, {scale}, p) y = DequantizeLinear (f, {scale}, p)"""
-    for scale, said in (("u", ""), ("s", "has other scales behind than before")):
+    for scale, said in (("u", ""), ("s", "its output has another scale or zero point")):
         model = conv({"after": after.format(scale=scale)})
         found = check(subject(model, "onnxruntime", tmp_path / "m.onnx"))
         assert said in messages(found, "warning")

@@ -28,7 +28,7 @@ WRONG = {
         [{"weights": "v = DequantizeLinear <axis = 1> (w, t, o)"}],
         "the scales of its weights do not lie along its output channels",
     ),
-    "16 bits": ([{"z": ("uint16 z", 128)}], "there is no such kernel but for 8 bits"),
+    "16 bits": ([{"z": ("uint16 z", 128)}], "the runtime has an integer kernel only for 8 bits"),
     "a scale at run time": (
         [{"inputs": ", float s", "s": None}],
         "a scale or zero point is computed at run time",

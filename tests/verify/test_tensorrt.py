@@ -89,7 +89,7 @@ def test_a_transposed_convolution_runs_in_float_and_is_told(tmp_path):
     found = tensorrt.check(subject(model, "tensorrt", tmp_path / "m.onnx"))
     (told,) = found.findings
     assert (told.node, told.severity, found.status) == ("n_y", "warning", "passed")
-    assert "TensorRT-RTX builds none" in told.message
+    assert "TensorRT-RTX has no int8 kernel" in told.message
 
 
 def test_without_tensorrt_nothing_has_passed(monkeypatch, tmp_path):
@@ -107,13 +107,17 @@ def test_without_tensorrt_nothing_has_passed(monkeypatch, tmp_path):
             "failed",
             "no engine was built: it crashed (SIGSEGV)",
         ),
-        (process.Answer(failure="no end after 60 s", timed_out=True), "not checked", "no end after 60 s"),
-        (process.Answer({"version": "1", "built": False, "errors": []}), "failed", "does not say why"),
+        (
+            process.Answer(failure="it did not end within 60 s", timed_out=True),
+            "not checked",
+            "it did not end within 60 s",
+        ),
+        (process.Answer({"version": "1", "built": False, "errors": []}), "failed", "gives no reason"),
     ],
 )
 def test_a_build_that_fails_is_no_error_of_ours(monkeypatch, tmp_path, answer, status, words):
     monkeypatch.setattr(tensorrt, "installed", lambda *modules: "tensorrt")
-    monkeypatch.setattr(tensorrt, "ask", lambda *arguments: answer)
+    monkeypatch.setattr(tensorrt, "run_in_process", lambda *arguments: answer)
     found = tensorrt.check(subject(conv(SIGNED, NO_Q), "tensorrt", tmp_path / "m.onnx"))
     assert found.status == status
     assert words in found.summary + messages(found)
@@ -133,7 +137,7 @@ def test_what_a_gpu_computes_is_compared(monkeypatch, tmp_path, error, status):
         return process.Answer({"version": "1", "built": True, "layers": [layer], "ran": True, "why_not": ""})
 
     monkeypatch.setattr(tensorrt, "installed", lambda *modules: "tensorrt")
-    monkeypatch.setattr(tensorrt, "ask", played)
+    monkeypatch.setattr(tensorrt, "run_in_process", played)
     found = tensorrt.check(one)
     assert found.status == status
     assert "dB between the GPU and ONNX Runtime" in found.summary

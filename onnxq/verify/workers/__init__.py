@@ -1,4 +1,4 @@
-"""Programs that run in processes of their own: each asks one runtime and writes JSON.
+"""Programs that run in separate processes: each runs one runtime and writes its result as JSON.
 
-They import nothing of ours, and no module here may have a runtime's name: Python looks here first.
+They import nothing of onnxq. No module here may have a runtime's name, because Python looks here first.
 """

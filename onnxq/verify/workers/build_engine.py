@@ -1,7 +1,7 @@
-"""RESULT MODEL INPUTS.npz OUTPUTS.npz: what TensorRT builds of a model, without a GPU too.
+"""Build a TensorRT engine of a model, with or without a GPU. Arguments: RESULT MODEL INPUTS.npz OUTPUTS.npz.
 
-Writes ``{"version", "errors", "built", "layers": [{"type", "integer", "nodes"}], "ran", "why_not"}``.
-Where there is a GPU the engine runs on the inputs, and its outputs are written to OUTPUTS.npz.
+Writes ``{"version", "errors", "built", "layers": [{"type", "integer", "nodes"}], "ran", "why_not"}`` to
+RESULT. If there is a GPU, the engine runs on the inputs, and its outputs are written to OUTPUTS.npz.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ except ImportError:
     import tensorrt as trt
 
 CAPABILITY = "SM86"
-"""The GPU that engines are built for where there is none to ask: nothing is timed, only matched."""
+"""The GPU type that engines are built for without a GPU; the builder then times no kernels."""
 
 _NODES = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _TYPE = re.compile(r"LayerType: (\w+)")
@@ -30,7 +30,7 @@ _DATATYPE = re.compile(r"Datatype: (\w+)")
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
-    """Keeps what TensorRT says."""
+    """Keeps the messages of TensorRT."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
@@ -38,14 +38,23 @@ class Log(trt.ILogger):  # type: ignore[misc]
         self.errors: list[str] = []
 
     def log(self, severity: Any, message: str) -> None:
-        """Called by TensorRT."""
+        """Keep a message; TensorRT calls this."""
         self.lines.append(message)
         if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
             self.errors.append(message)
 
 
 def build(model: str, inputs: Mapping[str, Any], outputs: str) -> dict[str, Any]:
-    """Parse, build, list the layers, and run if there is a GPU."""
+    """Parse the model, build an engine, list its layers, and run it if there is a GPU.
+
+    Args:
+        model: path of the ONNX file.
+        inputs: arrays by input name.
+        outputs: path of the file to write the outputs to.
+
+    Returns:
+        The content of RESULT.
+    """
     log = Log()
     builder = trt.Builder(log)
     network = builder.create_network(_strongly_typed())
@@ -54,7 +63,7 @@ def build(model: str, inputs: Mapping[str, Any], outputs: str) -> dict[str, Any]
     answer |= {"ran": False, "why_not": "the engine was not built"}
     if not parser.parse_from_file(model):
         return answer | {"errors": [_refusal(parser.get_error(i)) for i in range(parser.num_errors)]}
-    log.errors.clear()  # no driver, where there is no GPU
+    log.errors.clear()  # drops complaints about a missing driver
     devices = gpus()
     engine = builder.build_serialized_network(network, _config(builder, network, inputs, devices))
     if engine is None:
@@ -67,7 +76,7 @@ def build(model: str, inputs: Mapping[str, Any], outputs: str) -> dict[str, Any]
 
 
 def _strongly_typed() -> int:
-    """The flag, where this version has it: types are what Q and DQ say, not what is fast."""
+    """The flag with which types follow from Q and DQ, not from speed, if this version has it."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -94,7 +103,7 @@ def _config(builder: Any, network: Any, inputs: Mapping[str, Any], devices: int)
 
 
 def layers(lines: list[str]) -> Iterator[dict[str, Any]]:
-    """The engine's layers: type, whether all it computes on are 8-bit integers, ONNX nodes it comes from."""
+    """Yield the engine's layers: type, whether all inputs are 8-bit integers, and the original ONNX nodes."""
     for line in (line for text in lines if "LayerType: " in text for line in text.splitlines()):
         kind = _TYPE.search(line)
         if kind is None:
@@ -108,7 +117,7 @@ def layers(lines: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def gpus() -> int:
-    """How many GPUs there are, 0 without a driver."""
+    """Count the GPUs; 0 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -118,7 +127,7 @@ def gpus() -> int:
 
 
 class Gpu:
-    """Memory of the first GPU, through its driver."""
+    """The memory of the first GPU, accessed through its driver."""
 
     def __init__(self) -> None:
         self.driver = ctypes.CDLL("libcuda.so.1")
@@ -128,29 +137,33 @@ class Gpu:
         self.call("cuCtxSetCurrent", context)
 
     def call(self, name: str, *arguments: Any) -> None:
-        """A function of the driver; its complaint is an error."""
+        """Call a function of the driver.
+
+        Raises:
+            RuntimeError: the driver returns an error code.
+        """
         if code := getattr(self.driver, name)(*arguments):
             raise RuntimeError(f"{name} failed: CUDA error {code}")
 
     def allocate(self, size: int) -> int:
-        """The address of ``size`` bytes."""
+        """Allocate ``size`` bytes and return their address."""
         address = ctypes.c_uint64()
         self.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(size, 1)))
         return address.value
 
     def put(self, address: int, array: Any) -> None:
-        """Copy an array there."""
+        """Copy ``array`` to ``address``."""
         size = ctypes.c_size_t(array.nbytes)
         self.call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), array.ctypes.data_as(ctypes.c_void_p), size)
 
     def get(self, address: int, array: Any) -> None:
-        """Fill an array from there."""
+        """Fill ``array`` from ``address``."""
         size = ctypes.c_size_t(array.nbytes)
         self.call("cuMemcpyDtoH_v2", array.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(address), size)
 
 
 def run(engine: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The outputs of the engine for ``inputs``, by name."""
+    """Run the engine on ``inputs`` and return its outputs by name."""
     gpu, context, given = Gpu(), engine.create_execution_context(), {}
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     fed = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -158,7 +171,7 @@ def run(engine: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         array = np.ascontiguousarray(inputs[name], trt.nptype(engine.get_tensor_dtype(name)))
         context.set_input_shape(name, array.shape)
         gpu.put(_seat(gpu, context, name, array), array)
-    for name in (name for name in names if name not in fed):  # their shapes follow from the inputs'
+    for name in (name for name in names if name not in fed):  # output shapes follow from input shapes
         array = np.empty(tuple(context.get_tensor_shape(name)), trt.nptype(engine.get_tensor_dtype(name)))
         given[name] = (_seat(gpu, context, name, array), array)
     if not context.execute_async_v3(0):

@@ -1,7 +1,7 @@
-"""RESULT MODEL INPUTS.npz OUTPUTS.npz: what OpenVINO's CPU plugin compiles a model to, and computes.
+"""Compile and run a model with OpenVINO's CPU plugin. Arguments: RESULT MODEL INPUTS.npz OUTPUTS.npz.
 
-Writes ``{"version": ..., "error": ... or null, "kernels": [{"type", "primitive", "nodes"}]}``, and what comes
-out for the inputs to OUTPUTS.npz.
+Writes ``{"version": ..., "error": ... or null, "kernels": [{"type", "primitive", "nodes"}]}`` to RESULT, and
+the outputs for the inputs to OUTPUTS.npz.
 """
 
 from __future__ import annotations
@@ -16,11 +16,20 @@ import numpy as np
 import openvino
 
 FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
-"""Else processors that can compute in bfloat16 do, and hide what is float."""
+"""Without it, processors with bfloat16 kernels use them, which hides the float kernels."""
 
 
 def compiled(model: str, inputs: Mapping[str, Any], outputs: str) -> dict[str, Any]:
-    """The kernels, in the order in which they run."""
+    """Compile the model, run it, and list its kernels in the order in which they run.
+
+    Args:
+        model: path of the ONNX file.
+        inputs: arrays by input name.
+        outputs: path of the file to write the outputs to.
+
+    Returns:
+        The content of RESULT.
+    """
     answer: dict[str, Any] = {"version": openvino.__version__, "error": None, "kernels": []}
     try:
         runner = openvino.Core().compile_model(model, "CPU", FLOAT32)
@@ -33,7 +42,7 @@ def compiled(model: str, inputs: Mapping[str, Any], outputs: str) -> dict[str, A
 
 
 def kernel(info: Any) -> dict[str, Any]:
-    """What the plugin tells of one kernel."""
+    """Describe one kernel by the plugin's runtime information."""
     kind, primitive, nodes = (
         info[key].astype(str) if key in info else ""
         for key in ("layerType", "primitiveType", "originalLayersNames")
