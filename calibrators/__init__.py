@@ -1,1 +1,1 @@
-"""Data in, ranges out: stream samples through ONNX Runtime, keep statistics, turn them into ranges."""
+"""Calibration: stream samples through ONNX Runtime, collect statistics, turn them into ranges."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files atomically: each appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def drafts(paths: Iterable[Path]) -> Iterator[Mapping[Path, Path]]:
-    """For each path a draft beside it to write to; if the block ends well, drafts take the paths' places.
+    """Give a temporary draft file for each path; if the block succeeds, each draft replaces its path.
 
-    No draft is left behind. What the operating system refuses is raised as it is.
+    The drafts lie in the folders of their paths and are always removed in the end. OSErrors are passed on.
     """
     beside = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths}
     try:

@@ -1,13 +1,9 @@
-"""One pass over the data, on several threads.
+"""One pass over the data: run the model on several threads and collect statistics of its tensors.
 
-One pass over the data: run the model, and fold what its tensors hold into statistics.
-
-Several batches are under way at a time, each on one thread from its run to the last count: that keeps all
-processors busy, with values that are still in their caches. Each thread folds into statistics that are its
-own at that time; in the end they are merged, which is exact, so that the result depends neither on the number
-of threads nor on who came first.
-
-What several threads gather at once: a set of statistics for each, merged in the end.
+Several batches are under way at a time. One thread runs a batch and adds it to the statistics, while the
+values are still in the processor's cache. Each thread adds to a set of statistics that no other thread uses
+at that time. The sets are merged in the end. Merging is exact, so the result depends neither on the number of
+threads nor on the order in which batches finish.
 """
 
 from __future__ import annotations
@@ -39,15 +35,15 @@ logger = logging.getLogger(__name__)
 
 
 SELECTION = 8192
-"""Elements of a sample's tensor that are counted into its histogram, unless all are to be."""
+"""Number of elements of a sample's tensor that the histogram counts, unless every element is requested."""
 
 
 MOST_BYTES = 2**30
-"""What the observed tensors of all batches under way may take together."""
+"""Limit of the memory for the observed tensors of all batches under way."""
 
 
 WAITING = 2
-"""Batches that may wait for a thread, so that none has to wait for the source."""
+"""Number of batches that may wait for a thread, so that no thread waits for the data source."""
 
 
 def collect(
@@ -58,18 +54,18 @@ def collect(
     on_batch: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Statistics:
-    """The statistics of ``tensors`` over all ``batches``.
+    """Collect the statistics of ``tensors`` over all ``batches``.
 
     Args:
         model: a model, or the path of one; it is not changed.
-        tensors: as for `Collector`.
-        batches: what the model takes in one run each, with the number of samples in it.
-        on_batch: called with each batch, with the number of samples so far.
-        options: more keywords of `Collector`.
+        tensors: tensors of the main graph, as for `Collector`.
+        batches: the batches; the model takes each of them in one run.
+        on_batch: called after each batch with the number of samples so far.
+        options: further keyword arguments of `Collector`.
 
     Raises:
-        CalibrationError: no batches, a tensor that the model does not have, or a batch that the
-            model refuses (the message names the sample).
+        CalibrationError: there are no batches, the model lacks one of the tensors, or it refuses a batch
+            (the message names the sample).
     """
     total = 0
     with Collector(model, tensors, **options) as collector:
@@ -82,14 +78,14 @@ def collect(
 
 
 class Collector:
-    """Takes batches one by one, as a loop of one's own has them; a context manager.
+    """Collects statistics from batches given one by one, for the user's own loop; a context manager.
 
-    Each batch is run once and forgotten, so memory does not depend on how many there are. Batches may
-    differ in shape. NaN and infinite elements are left out and counted; a warning names the tensor
-    and the sample. An interrupt may come at any time: `quantize_calibrated` can still be called.
+    Each batch is run once and then forgotten, so memory does not grow with the number of batches. Batches may
+    differ in shape. NaN and infinite elements are left out and counted; a warning names the tensor and the
+    sample. The loop may be interrupted at any time: `quantize_calibrated` can still be called.
 
     Attributes:
-        fingerprint: of the model; the statistics carry it.
+        fingerprint: fingerprint of the model; it is stored with the statistics.
     """
 
     def __init__(
@@ -109,16 +105,17 @@ class Collector:
         Args:
             model: a model, or the path of one; it is not changed.
             tensors: tensors of the main graph: intermediate ones, inputs or outputs.
-            channels: of some of them, the axis along which the means of the channels are kept too.
-            every_element: count every element into the histograms. Otherwise, of large tensors, a
-                regular selection; extremes are those of all elements either way.
+            channels: tensor name -> channel axis, for tensors whose channel means are collected too.
+            every_element: count every element in the histograms. Otherwise, a regular selection of the
+                elements of large tensors is counted. Extremes cover all elements in both cases.
             providers: execution providers, the preferred one first.
-            threads: for running and counting; 0 takes every processor.
-            resume: statistics of the same tensors to go on from.
-            on_bad: told of samples that the model refuses, which are then passed over.
+            threads: number of threads that run and count; 0 uses every processor.
+            resume: statistics of the same tensors, to which new samples are added.
+            on_bad: called for each sample that the model refuses; the sample is then skipped. None: such a
+                sample is an error.
 
         Raises:
-            CalibrationError: a tensor that the model does not have, or a model that does not load.
+            CalibrationError: the model lacks one of the tensors, or does not load.
         """
         self._model = model if isinstance(model, ir.Model) else load_model(model)
         self.fingerprint = fingerprint(self._model)
@@ -136,8 +133,8 @@ class Collector:
         self._under_way: deque[Future[list[_Outcome]]] = deque()
         self._first = self._number = resume.span[1] if resume else 0
         self._gathered = Gathered()
-        # A selection takes many short steps, at which several threads would only wait for the interpreter's
-        # lock: one folds while the others run. Counts of every element do not hold that lock.
+        # Counting a selection takes many short steps, and several threads would wait for the interpreter's
+        # lock: so one thread counts while the others run. Counting every element does not hold that lock.
         self._folding = threading.Semaphore(self._threads if every_element else 1)
         self._warned: set[str] = set()
 
@@ -148,11 +145,10 @@ class Collector:
         self._pool.shutdown(cancel_futures=True)
 
     def observe(self, batch: Sample) -> None:
-        """Take in one batch; returns as soon as the next one may come.
+        """Add one batch; return as soon as the next one may be given.
 
         Raises:
-            CalibrationError: the model refuses this batch or one shortly before it, and nobody
-                passes over such.
+            CalibrationError: the model refuses this batch or a recent one, and there is no ``on_bad``.
         """
         self._submit(batch)
         if not self._room:
@@ -160,12 +156,12 @@ class Collector:
         self._wait(self._room + WAITING if self._room == self._threads else self._room)
 
     def finish(self) -> Statistics:
-        """Wait for what is under way, and give the statistics.
+        """Wait for the batches under way and return the statistics.
 
-        All tensors then hold the same samples, also after an interrupt.
+        The statistics of all tensors cover the same samples, also after an interrupt.
 
         Raises:
-            CalibrationError: as `observe`, or there was not one sample.
+            CalibrationError: as for `observe`, or no sample was given.
         """
         self._pool.shutdown()
         self._wait(0)
@@ -178,7 +174,7 @@ class Collector:
         return result
 
     def _measure(self) -> None:
-        """The first batch that the model takes runs alone: it shows how many may run side by side."""
+        """Measure the first accepted batch, which runs alone, to find how many may run side by side."""
         self._gathered.ran.wait()
         if not self._gathered.largest:
             return
@@ -192,7 +188,7 @@ class Collector:
         )
 
     def _submit(self, batch: Sample) -> None:
-        # A copy: whoever gives the batches may fill the same arrays again while this one waits.
+        # A copy: the caller may reuse the arrays for the next batch while this one waits.
         batch = replace(batch, feeds={name: np.array(array) for name, array in batch.feeds.items()})
         self._gathered.ran.clear()
         future = self._pool.submit(self._take_in, batch, self._number)
@@ -201,7 +197,7 @@ class Collector:
         self._number += batch.count
 
     def _wait(self, left: int) -> None:
-        """Until at most ``left`` batches are under way."""
+        """Wait until at most ``left`` batches are under way."""
         while len(self._under_way) > left:
             outcomes = self._under_way[0].result()
             self._under_way.popleft()
@@ -217,7 +213,7 @@ class Collector:
         self._on_bad(outcome.refused, outcome.batch.count)
 
     def _warn(self, outcome: _Outcome) -> None:
-        """Name each tensor that is not sound once, with the first batch that shows it."""
+        """Warn once of each tensor with NaN or infinite values, naming the first batch that shows them."""
         for name, (bad, size) in outcome.nonfinite.items():
             if name not in self._warned:
                 logger.warning(
@@ -228,7 +224,7 @@ class Collector:
         self._warned |= outcome.nonfinite.keys()
 
     def _take_in(self, batch: Sample, number: int) -> list[_Outcome]:
-        """Run one batch and fold it. If the model refuses it, its samples are tried one by one."""
+        """Run one batch and add it to the statistics. If the model refuses it, try its samples one by one."""
         end = number + batch.count
         try:
             arrays = run_batch(self._session, self._names, batch)
@@ -257,7 +253,7 @@ class Collector:
     def _fold(
         self, tensor: TensorStatistics, name: str, array: NDArray[np.generic], batch: Sample, number: int
     ) -> int:
-        """How many values are not finite."""
+        """Add one tensor of a batch to its statistics; return the number of its NaN and infinite values."""
         if not isinstance(array, np.ndarray):
             raise CalibrationError(
                 f"{name} cannot be observed: it is not a tensor but a {type(array).__name__}"
@@ -279,12 +275,12 @@ class Collector:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What became of a batch.
+    """The result of one batch.
 
     Attributes:
         batch: the batch.
-        nonfinite: tensor -> how many of its values are NaN or infinite, of how many, where any are.
-        refused: why the model does not take it.
+        nonfinite: tensor -> (number of NaN and infinite values, number of all values), if there are any.
+        refused: the error with which the model refused the batch; None if it ran.
     """
 
     batch: Sample
@@ -295,7 +291,16 @@ class _Outcome:
 def run_batch(
     session: ort.InferenceSession, outputs: Sequence[str], batch: Sample
 ) -> list[NDArray[np.generic]]:
-    """The tensors called ``outputs`` for one batch; CalibrationError names the sample."""
+    """Run one batch and return the tensors called ``outputs``, in that order.
+
+    Args:
+        session: a session that gives these tensors.
+        outputs: tensor names.
+        batch: the batch to run.
+
+    Raises:
+        CalibrationError: the model refuses the batch; the message names the sample.
+    """
     try:
         return list(session.run(list(outputs), dict(batch.feeds))) if outputs else []
     except RUNTIME_ERRORS as error:
@@ -303,36 +308,36 @@ def run_batch(
 
 
 def _nothing(refused: int) -> CalibrationError:
-    """Why there are no statistics."""
+    """The error for a run that gave no statistics."""
     if refused:
         return CalibrationError(f"the model refuses every sample that it was given ({refused})")
-    return CalibrationError("there is no calibration data: not one sample was given")
+    return CalibrationError("there is no calibration data: no sample was given")
 
 
 def _report(found: Statistics) -> None:
-    """Say once more, at the end, which tensors were not sound."""
+    """Warn at the end of all tensors with NaN or infinite values, or without any finite one."""
     for name, tensor in found.items():
         if not tensor.count:
             logger.warning("tensor %s never held a finite value: it cannot be given a range", name)
         elif tensor.nonfinite:
-            logger.warning("tensor %s held %d NaN or infinite values in all", name, tensor.nonfinite)
+            logger.warning("tensor %s held %d NaN or infinite values in total", name, tensor.nonfinite)
 
 
 def processors() -> int:
-    """How many of the machine's processors this process may use."""
+    """Count the processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class Gathered:
-    """What the threads have gathered: several sets of statistics, each lent to one thread at a time.
+    """The statistics that the threads have gathered: several sets, each lent to one thread at a time.
 
     Attributes:
-        ran: set when a batch has run, or cannot be run.
-        samples: samples taken in so far.
-        end: the number after that of the last sample that was taken in or refused.
-        largest: the most bytes that the observed tensors of one batch took.
+        ran: set when a batch has run or was refused.
+        samples: number of samples added so far.
+        end: one more than the number of the last sample that was added or refused.
+        largest: the largest size of the observed tensors of one batch, in bytes.
     """
 
     def __init__(self) -> None:
@@ -344,17 +349,23 @@ class Gathered:
         self.largest = 0
 
     def borrow(self) -> dict[str, TensorStatistics]:
-        """Statistics by tensor that nobody else folds into."""
+        """Lend a set of statistics, by tensor name, that no other thread uses."""
         with self._lock:
             return self._idle.pop() if self._idle else {}
 
     def give_back(self, found: dict[str, TensorStatistics]) -> None:
-        """A whole batch was folded."""
+        """Take back a borrowed set, to which a whole batch was added."""
         with self._lock:
             self._idle.append(found)
 
     def count(self, samples: int, end: int, size: int = 0) -> None:
-        """``samples`` of a batch numbered up to ``end`` were taken in, whose tensors took ``size`` bytes."""
+        """Record a batch that was added or refused.
+
+        Args:
+            samples: number of samples that were added.
+            end: one more than the number of the batch's last sample in the stream of data.
+            size: bytes of the observed tensors.
+        """
         with self._lock:
             self.samples += samples
             self.end = max(self.end, end)
@@ -362,7 +373,13 @@ class Gathered:
         self.ran.set()
 
     def statistics(self, names: Sequence[str], first: int, fingerprint: str) -> Statistics:
-        """All of it, merged; ``first`` is the number of the first sample."""
+        """Merge all sets.
+
+        Args:
+            names: the observed tensors.
+            first: the number of the first sample in the stream of data.
+            fingerprint: fingerprint of the model.
+        """
         tensors = {
             name: reduce(TensorStatistics.merge, [part[name] for part in self._idle] or [TensorStatistics()])
             for name in names

@@ -1,8 +1,7 @@
-"""Fingerprints: which model statistics belong to, and which samples a run was given.
+"""Fingerprints of models and checksums of arrays.
 
-A short name for a model by what it computes: statistics tell by it which model they belong to.
-
-Arrays as bytes, and checksums of them: whether two runs were given the same.
+The fingerprint of a model follows from what it computes; it tells which model statistics belong to.
+Checksums of arrays tell whether two runs were given the same samples.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ class _Digest(Protocol):
 
 
 def fingerprint(model: ir.Model) -> str:
-    """SHA-256, in hexadecimal digits, over the nodes and the weights of ``model``.
+    """Compute the SHA-256, in hexadecimal digits, of the nodes and weights of ``model``.
 
-    Names count, because statistics go by them; documentation and metadata of the file do not.
+    Names count, because statistics refer to tensors by name; documentation and metadata of the file do not.
     """
     digest = hashlib.sha256()
     for graph in model.graphs():
@@ -42,7 +41,7 @@ def fingerprint(model: ir.Model) -> str:
 
 
 def _add_attribute(digest: _Digest, attribute: ir.Attr) -> None:
-    """Name and value; graphs inside are among the model's graphs anyway."""
+    """Add name and value; graphs in attributes are skipped, because `fingerprint` visits them anyway."""
     digest.update(f" {attribute.name}".encode())
     if attribute.type is ir.AttributeType.TENSOR:
         _add_tensor(digest, attribute.as_tensor())
@@ -51,7 +50,7 @@ def _add_attribute(digest: _Digest, attribute: ir.Attr) -> None:
 
 
 def _add_tensor(digest: _Digest, tensor: ir.TensorProtocol) -> None:
-    """Type, shape and values, without a copy where the values lie in one piece."""
+    """Add type, shape and values, without a copy if the values are contiguous."""
     array = tensor.numpy()
     digest.update(f"{tensor.dtype} {array.shape}".encode())
     digest.update(content(array))
@@ -61,12 +60,15 @@ Array = NDArray[np.generic]
 
 
 def content(array: Array) -> bytes | memoryview:
-    """The values in C order, without a copy where they lie in one piece; of text, its spelling."""
+    """Give the values as bytes in C order, without a copy if they are contiguous; strings as their repr."""
     if array.dtype.hasobject:
         return repr(array.tolist()).encode()
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def checksum(array: Array, before: int = 0) -> int:
-    """CRC-32 of the values, going on from ``before``: the same however a stretch of them is cut."""
+    """Compute the CRC-32 of the values, continuing from ``before``.
+
+    The result does not depend on how a sequence of values is split into arrays.
+    """
     return zlib.crc32(content(array), before)

@@ -1,4 +1,4 @@
-"""The integer grid a range is deployed on."""
+"""The integer grid that a range is mapped to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Grid:
-    """Integers ``qmin … qmax``; ``symmetric`` grids have their zero point in the middle."""
+    """The integers ``qmin … qmax``; a ``symmetric`` grid has its zero point in the middle."""
 
     qmin: int
     qmax: int
@@ -15,15 +15,15 @@ class Grid:
 
     @property
     def levels(self) -> int:
-        """How many integers there are."""
+        """The number of integers."""
         return self.qmax - self.qmin + 1
 
     @property
     def middle(self) -> int:
-        """The zero point of a symmetric grid: 0 for signed types, half for unsigned ones."""
+        """The zero point of a symmetric grid: 0 for signed types, half the number of levels for unsigned."""
         return (self.qmin + self.qmax + 1) // 2
 
     @property
     def steps_up(self) -> int:
-        """Steps from the middle to the top: a symmetric grid has its scale from them (amax / 127)."""
+        """The number of steps from the middle to the top; a symmetric scale is amax / steps_up (127)."""
         return self.qmax - self.middle

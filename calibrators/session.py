@@ -1,8 +1,7 @@
-"""ONNX Runtime sessions, and external weights read into memory.
+"""Open ONNX Runtime sessions, and read external weights into memory.
 
-Open ONNX Runtime sessions: the one place where a model becomes something that runs.
-
-Weights in files -> in memory. onnx_ir itself closes the mapped file, even if arrays of it are in use.
+All sessions of the project are opened here. Weights in external files are copied when they are read into
+memory, because onnx_ir closes the mapped file even while arrays of it are in use.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from calibrators.errors import CalibrationError
 
 INLINE_BYTES = 256
-"""A tensor of at most so many stays in the model, where shape inference finds it."""
+"""Size of the largest tensor that stays in the model, where shape inference finds it."""
 
 
 INLINE_LIMIT = 2**30
-"""Weights, in bytes, that are handed over in memory. Protobuf stops at 2 GiB; files have no limit."""
+"""Largest total size of weights, in bytes, that is passed in memory: a protobuf holds at most 2 GiB."""
 
 
 NAME_TAKEN = "AddInitializedOrtValue"
-"""Stands in ONNX Runtime's message when it makes two tensors of one name."""
+"""Part of ONNX Runtime's error message when it creates two tensors of the same name."""
 
 SILENT = 4
-"""ONNX Runtime's severity "fatal": what it would log as an error is also raised, and we raise it on."""
+"""ONNX Runtime's severity "fatal". What it would log as an error it also raises, so nothing is lost."""
 
 
 MESSAGE_LIMIT = 300
@@ -48,7 +47,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     TypeError,
     OSError,
 )
-"""What a session raises, at loading and at running: ONNX Runtime's own classes share no base."""
+"""Errors that a session raises when loading or running; ONNX Runtime's own classes share no base class."""
 
 
 def open_session(
@@ -63,29 +62,28 @@ def open_session(
     save_fused: str | os.PathLike[str] | None = None,
     profile: str | os.PathLike[str] | None = None,
 ) -> ort.InferenceSession:
-    """A session that runs ``model``; the caller's model is left as it is.
+    """Open a session that runs ``model``; the caller's model is not changed.
 
     Args:
         model: a model, or the path of one.
-        outputs: tensors of the main graph to be returned after the model's own outputs.
-            Those that already are outputs are not repeated.
+        outputs: tensors of the main graph to return after the model's own outputs. Tensors that are outputs
+            already are not repeated.
         providers: execution providers, the preferred one first.
-        threads: threads within a node; 0 leaves it to ONNX Runtime.
+        threads: number of threads within a node; 0 leaves it to ONNX Runtime.
         optimize: let ONNX Runtime fuse and rewrite nodes.
-        alone: nothing else is to be done meanwhile, and runs come one after the other: idle threads
-            keep a processor busy for a while, ready for the next node, and memory is planned for a whole
-            run at once.
-        exact: add up products of 8-bit integers exactly on every processor. Without VNNI, ONNX Runtime's
-            kernels add pairs of them in 16 bits, which saturate: then the outputs would tell of this machine,
-            not of the model. Exact kernels are slower there, so times are taken without; elsewhere it is the
-            same.
-        save_fused: write the graph there as it is after fusions (weights in a file beside it); later
-            rewrites, of the memory layout, are left out, so that nodes keep their names.
-        profile: note how long each node takes: `end_profiling` gives the file's name, which begins with
-            this. The graph as it runs is written beside it, to this and ``.onnx``.
+        alone: whether the session has the machine to itself, with one run at a time. Then idle threads spin
+            for a while, ready for the next node, and memory is planned for a whole run at once.
+        exact: sum products of 8-bit integers exactly on every processor. Without VNNI, ONNX Runtime's
+            kernels add pairs of products in 16 bits, which saturates, and outputs would depend on the
+            machine. Exact kernels are slower there, so turn this off to measure times. On other machines it
+            makes no difference.
+        save_fused: write the graph to this path as it is after fusions, with weights in a file beside it.
+            Later rewrites of the memory layout are left out, so nodes keep their names.
+        profile: measure the time of each node. `end_profiling` returns the name of the profile, which begins
+            with this prefix. The graph as it runs is written to the prefix plus ``.onnx``.
 
     Raises:
-        CalibrationError: an unknown provider or tensor, or a model that ONNX Runtime refuses.
+        CalibrationError: a provider or tensor is unknown, or ONNX Runtime refuses the model.
     """
     _check_providers(providers)
     options = _options(threads, optimize, alone)
@@ -103,9 +101,10 @@ def open_session(
 
 @cache
 def saturates() -> bool:
-    """Whether ONNX Runtime's kernels for u8 x s8 add pairs of products in 16 bits here, which saturate.
+    """Whether ONNX Runtime's u8 x s8 kernels saturate on this machine.
 
-    So they do on x86 without VNNI: 2 * 255 * 127 does not fit. Weights of 7 bits do.
+    On x86 without VNNI they add pairs of products in 16 bits, and 2 * 255 * 127 does not fit. With 7-bit
+    weights the sums fit.
     """
     width = 32
     weights = onnx.numpy_helper.from_array(np.full((width, width), 127, np.int8), "w")
@@ -121,7 +120,7 @@ def saturates() -> bool:
 
 
 def brief(error: BaseException) -> str:
-    """What a runtime error says, on one line and without the parts that only its developers read."""
+    """Shorten a runtime error to one line, without the parts that help only ONNX Runtime's developers."""
     text = " ".join(str(error).split())
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]
@@ -148,7 +147,7 @@ def _open(
 
 
 def _has_blocks(model: ir.Model | str | os.PathLike[str]) -> bool:
-    """Whether int8 weights have a scale per block: their kernels are exact, and the option breaks them."""
+    """Whether int8 weights have per-block scales: their kernels are exact, and the option breaks them."""
     loaded = model if isinstance(model, ir.Model) else load_model(model)
     return any(
         node.op_type == "DequantizeLinear"
@@ -176,9 +175,10 @@ def _open_exact(
 
 
 def _with_own_weights(model: ir.Model | str | os.PathLike[str]) -> ir.Model:
-    """A copy in which each reader of int8 weights has its own, under its own name; the data stay shared.
+    """Copy the model so that each reader of int8 weights has an initializer of its own; data stay shared.
 
-    ONNX Runtime makes unsigned weights of them for exact kernels, once a reader and always under one name.
+    For exact kernels ONNX Runtime converts the weights to unsigned ones, once per reader. It uses the same
+    name each time, which fails if two readers share an initializer.
     """
     copy = model.clone() if isinstance(model, ir.Model) else load_model(model)
     for graph in copy.graphs():
@@ -213,7 +213,7 @@ def _options(threads: int, optimize: bool, alone: bool) -> ort.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(alone)))
-    options.enable_mem_pattern = alone  # else it keeps the plans of all runs that ever were side by side
+    options.enable_mem_pattern = alone  # otherwise it keeps the memory plans of all concurrent runs
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     return options
 
@@ -233,7 +233,7 @@ def _create(
     except RUNTIME_ERRORS as error:
         where = f" {source}" if isinstance(source, str) else ""
         raise CalibrationError(f"ONNX Runtime cannot load the model{where}: {brief(error)}") from error
-    if providers[0] not in session.get_providers():  # it falls back to the CPU without a word
+    if providers[0] not in session.get_providers():  # ONNX Runtime falls back to the CPU silently
         raise CalibrationError(
             f"execution provider {providers[0]} does not start on this machine: its libraries or its "
             "device are missing"
@@ -242,10 +242,10 @@ def _create(
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
-    """The model of a file.
+    """Load the model of a file.
 
     Raises:
-        CalibrationError: it cannot be read.
+        CalibrationError: the file cannot be read.
     """
     try:
         return ir.load(path)
@@ -256,7 +256,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
 
 
 def _with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """A copy (weights shared) whose graph also returns the tensors called ``names``."""
+    """Copy the model (weights shared) and make the tensors called ``names`` outputs as well."""
     copy = model.clone()
     graph = copy.graph
     values = {value.name: value for value in _values(graph)}
@@ -270,7 +270,7 @@ def _with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:
 
 
 def _values(graph: ir.Graph) -> Iterable[ir.Value]:
-    """The tensors of one graph, without those of graphs inside its nodes."""
+    """Yield the tensors of one graph, without those of graphs inside its nodes."""
     yield from graph.inputs
     yield from graph.initializers.values()
     for node in graph:
@@ -288,7 +288,7 @@ def _describe_missing(missing: Sequence[str], model: ir.Model) -> str:
 
 
 def _needs_file(model: ir.Model) -> bool:
-    """Are the weights too large for one message, or already outside of it?"""
+    """Whether the weights are too large for one protobuf message, or in external files."""
     tensors = [
         value.const_value
         for graph in model.graphs()
@@ -313,7 +313,7 @@ def _write(model: ir.Model, path: Path) -> None:
 
 
 def load_external(model: ir.Model, most_bytes: int = sys.maxsize) -> None:
-    """Let initializers of at most ``most_bytes``, in all graphs of ``model``, hold their values in memory."""
+    """Read external initializers of at most ``most_bytes`` each, in all graphs of ``model``, into memory."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
@@ -322,5 +322,5 @@ def load_external(model: ir.Model, most_bytes: int = sys.maxsize) -> None:
 
 
 def in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    """The same tensor, with values of its own."""
+    """Copy a tensor in an external file into memory."""
     return ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)

@@ -1,7 +1,7 @@
-"""Samples out of ``.npz`` and ``.npy`` files, read row by row: memory does not grow with the file.
+"""Read samples from ``.npz`` and ``.npy`` files row by row, so memory does not grow with the file.
 
-Axis 0 of an array with the rank of its input counts samples, and a sample keeps that axis with
-size 1. An array with one axis more holds one whole input a row. One axis less: a single sample.
+An array may have the rank of its input: its axis 0 counts samples, and a sample keeps that axis with size 1.
+An array with one axis more holds one whole input per row. An array with one axis less is a single sample.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from calibrators.errors import CalibrationError
 SUFFIXES = frozenset({".npz", ".npy"})
 
 Row: TypeAlias = Callable[[int], Array]
-"""Reads what one input gets of sample ``i``."""
+"""Reads the array that one input gets for sample ``i``."""
 
 
 class Axis(Enum):
-    """What axis 0 of a stored array is."""
+    """The meaning of axis 0 of a stored array."""
 
     BATCH = "the batch axis of the input"
     STACK = "an axis before those of the input"
@@ -36,12 +36,15 @@ class Axis(Enum):
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """One file, checked against the inputs.
+    """One file whose headers were checked against the inputs.
 
     Attributes:
-        keys: input name -> (name of the array in the file, what its axis 0 is).
-        count: samples in it.
-        joinable: samples may be joined to batches.
+        path: the file.
+        inputs: the inputs of the model.
+        headers: array name -> header.
+        keys: input name -> (name of the array in the file, meaning of its axis 0).
+        count: number of samples in the file.
+        joinable: whether samples may be joined to batches.
     """
 
     path: Path
@@ -53,14 +56,14 @@ class ArrayFile:
 
     @property
     def ignored(self) -> list[str]:
-        """The arrays that are no inputs of the model."""
+        """The names of arrays that do not belong to an input of the model."""
         used = {key for key, _ in self.keys.values()}
         return [key for key in self.headers if key not in used]
 
     def loads(self) -> Iterator[Callable[[], Sample]]:
-        """Its samples one by one: what loads each, or raises CalibrationError if it is damaged or unfit.
+        """Give one loader per sample; a loader raises CalibrationError if its sample is damaged or unfit.
 
-        Only the newest can be loaded.
+        Call each loader before taking the next one.
         """
         with ExitStack() as stack:
             opened = cache(partial(self._open, stack))
@@ -91,9 +94,12 @@ def inspect_file(
 ) -> ArrayFile:
     """Read the headers of a file and match its arrays with the inputs.
 
-    In a directory a file may also be one sample whose axis 0 does not count samples: a graph, a
-    lone sequence. It is taken whole, then, and never joined with another. ``thorough`` verifies checksums
-    too: without, a wrong one shows only after the last sample.
+    Args:
+        path: the ``.npz`` or ``.npy`` file.
+        inputs: the inputs of the model.
+        in_directory: whether the file is one of a directory. Then it may also hold a single sample whose
+            axis 0 does not count samples (a graph, a lone sequence); it is used whole and never joined.
+        thorough: verify checksums too. Otherwise a wrong checksum shows only after the last sample.
 
     Raises:
         CalibrationError: the file is damaged, or its arrays do not fit the inputs.
@@ -117,7 +123,7 @@ def inspect_file(
 
 
 def _match_names(path: Path, headers: Mapping[str, Header], inputs: Sequence[InputSpec]) -> dict[str, str]:
-    """Input name -> array name. One unnamed array serves a model with one input."""
+    """Map input names to array names. A single unnamed array belongs to a model's only input."""
     if len(inputs) == 1 and list(headers) in (["arr_0"], [""]):
         return {inputs[0].name: next(iter(headers))}
     wanted = [spec.name for spec in inputs]
@@ -153,7 +159,7 @@ def _axis(path: Path, shape: tuple[int, ...], spec: InputSpec, inputs: Sequence[
 def _is_one_sample(
     inputs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axis]
 ) -> bool:
-    """Does nothing say that the arrays' first axes count samples?"""
+    """Whether nothing suggests that the arrays' first axes count samples."""
     if not {Axis.BATCH, Axis.OWN} >= set(axes.values()):
         return False
     ranked = [spec for spec in inputs if shapes[spec.name]]

@@ -1,4 +1,4 @@
-"""Load samples one by one, so that a bad one fails by itself and the others can still be used."""
+"""Load samples one by one, so that a bad one fails alone and the others can still be used."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from calibrators.errors import CalibrationError
 T = TypeVar("T")
 
 OnBad: TypeAlias = Callable[[CalibrationError, int], None]
-"""Told why something cannot be used, and how many samples that costs."""
+"""Called with the reason why data cannot be used, and the number of samples lost."""
 
 
 def refuse(error: CalibrationError) -> NoReturn:
-    """Raise ``error``, and say what else could be done."""
+    """Raise ``error`` with a hint at the option that skips bad samples."""
     raise CalibrationError(f"{error} (or skip bad samples: --skip-bad-samples)") from error
 
 
 def usable(loads: Iterable[Callable[[], T]], on_bad: OnBad | None) -> Iterator[T]:
-    """What ``loads`` give, without those that raise `CalibrationError`: ``on_bad`` is told of them.
+    """Yield what the ``loads`` return; those that raise `CalibrationError` are reported to ``on_bad``.
 
-    What goes wrong while ``loads`` itself is iterated is no bad sample, and is not caught.
+    Errors while iterating over ``loads`` itself are not caught: they are no bad samples.
 
     Raises:
-        CalibrationError: the first bad one's, if nobody is to be told; or none could be used.
+        CalibrationError: a sample is bad and there is no ``on_bad``; or no sample could be used.
     """
     first: CalibrationError | None = None
     found = False
@@ -40,4 +40,4 @@ def usable(loads: Iterable[Callable[[], T]], on_bad: OnBad | None) -> Iterator[T
             found = True
             yield loaded
     if first is not None and not found:
-        raise CalibrationError(f"not one sample can be used. The first one: {first}") from first
+        raise CalibrationError(f"no sample can be used. The first error: {first}") from first

@@ -1,4 +1,4 @@
-"""Join samples to the batches that a model takes."""
+"""Join samples to batches that the model takes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ Group: TypeAlias = list[Sample]
 
 
 def batches(samples: Iterable[Sample], inputs: Sequence[InputSpec], batch_size: int) -> Iterator[Sample]:
-    """Concatenate neighbouring samples of one shape along axis 0 to at most ``batch_size`` of them.
+    """Concatenate neighbouring samples of the same shape along axis 0 to batches.
 
-    A batch that comes larger stays as it is. If the model fixes the batch size, every batch has
-    exactly that size: an incomplete one in the end is left out, and one that cannot be left out
-    (the only one, or one of its shape) is filled by repeating its samples, both with a warning.
+    If the model fixes the batch size, every batch has exactly that size. An incomplete last batch is then
+    left out. An incomplete batch that cannot be left out (the only one, or followed by another shape) is
+    filled by repeating its samples. Both cases log a warning.
+
+    Args:
+        samples: samples, or batches; a batch larger than ``batch_size`` stays as it is.
+        inputs: the inputs of the model.
+        batch_size: the largest number of samples to join; not used if the model fixes the batch size.
 
     Raises:
         CalibrationError: ``batch_size`` is below 1.
@@ -40,13 +45,20 @@ def batches(samples: Iterable[Sample], inputs: Sequence[InputSpec], batch_size: 
 
 
 def cut(sample: Sample, names: frozenset[str], start: int, stop: int) -> Sample:
-    """Samples ``start`` to ``stop`` of a batch whose inputs ``names`` have a batch axis."""
+    """Cut the samples ``start`` to ``stop - 1`` out of a batch.
+
+    Args:
+        sample: the batch.
+        names: the inputs that have a batch axis.
+        start: index of the first sample.
+        stop: index after the last sample.
+    """
     feeds = {name: a[start:stop] if name in names else a for name, a in sample.feeds.items()}
     return replace(sample, feeds=feeds, count=stop - start, members=sample.members[start:stop])
 
 
 def parts(batch: Sample, inputs: Sequence[InputSpec]) -> list[Sample]:
-    """The samples of a batch one by one; the batch itself if it cannot be cut, or if its size is fixed."""
+    """Cut a batch into its samples; return it whole if it cannot be cut or the model fixes its size."""
     names = batched(inputs) & batch.feeds.keys()
     able = batch.joinable and all(len(batch.feeds[name]) == batch.count for name in names)
     if not able or fixed_batch(inputs) is not None:
@@ -61,7 +73,7 @@ def _singles(sample: Sample, names: frozenset[str]) -> Iterator[Sample]:
 
 
 def _groups(samples: Iterable[Sample], names: frozenset[str], size: int) -> Iterator[Group]:
-    """Neighbours that go together, at most ``size`` samples a group unless one alone has more."""
+    """Group neighbours that fit together, at most ``size`` samples per group unless one item has more."""
     group: Group = []
     for sample in samples:
         if group and (_count(group) + sample.count > size or not _agree(group[-1], sample, names)):
@@ -77,7 +89,7 @@ def _count(group: Group) -> int:
 
 
 def _agree(a: Sample, b: Sample, names: frozenset[str]) -> bool:
-    """May they stand in one batch: same shapes, and the same values where there is no batch axis?"""
+    """Whether both fit in one batch: same shapes, and the same values where there is no batch axis."""
     return (
         a.joinable
         and b.joinable
@@ -101,7 +113,7 @@ def _join(group: Group, names: frozenset[str]) -> Sample:
 
 
 def _exact(groups: Iterable[Group], names: frozenset[str], size: int) -> Iterator[Sample]:
-    """Every group as a batch of exactly ``size``; the count stays that of the real samples."""
+    """Make each group a batch of exactly ``size``; ``count`` stays the number of real samples."""
     made = 0
     last: Group = []
     for group in groups:
@@ -111,7 +123,7 @@ def _exact(groups: Iterable[Group], names: frozenset[str], size: int) -> Iterato
         last = group
     if made and last and last[0].joinable and _count(last) < size:
         log.warning(
-            "the model fixes the batch size to %d: %d samples that fill no batch are left out",
+            "the model fixes the batch size to %d: the last %d samples do not fill a batch and are left out",
             size,
             _count(last),
         )
@@ -124,6 +136,6 @@ def _filled(group: Group, names: frozenset[str], size: int) -> Sample:
     batch = _join(group, names)
     if not batch.joinable or count == size:
         return batch
-    log.warning("samples are repeated where there are fewer of one shape than the %d the model takes", size)
+    log.warning("too few samples of one shape: they are repeated to fill the model's batch size %d", size)
     indices = np.arange(size) % count
     return replace(batch, feeds={n: a[indices] if n in names else a for n, a in batch.feeds.items()})

@@ -1,4 +1,4 @@
-"""Make one array what an input of the model takes, or say why it cannot be."""
+"""Fit an array to an input of the model, or say why it does not fit."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from calibrators.errors import CalibrationError
 
 
 def fit_sample(sample: Sample, inputs: tuple[InputSpec, ...]) -> Sample:
-    """The sample with every array cast to its input's type, checked for shape, NaN and Inf.
+    """Cast every array of the sample to its input's type, and check shapes and values.
 
     Raises:
-        CalibrationError: an array does not fit its input, or holds a value that is not finite.
+        CalibrationError: an array does not fit its input, or holds NaN or Inf.
     """
     names = batched(inputs) if sample.joinable else frozenset()
     feeds = {
@@ -22,10 +22,16 @@ def fit_sample(sample: Sample, inputs: tuple[InputSpec, ...]) -> Sample:
 
 
 def fit(array: Array, spec: InputSpec, where: str, any_count: bool = False) -> Array:
-    """``array`` in the type of ``spec``, contiguous; with ``any_count`` axis 0 may have any size.
+    """Cast ``array`` to the type of ``spec``, and make it contiguous.
+
+    Args:
+        array: the data for one input.
+        spec: the input.
+        where: the name of the sample, for messages.
+        any_count: allow any size of axis 0.
 
     Raises:
-        CalibrationError: see `fit_sample`; ``where`` names the sample.
+        CalibrationError: see `fit_sample`.
     """
     if not fits_shape(array.shape, spec, any_count):
         raise misfit(array.shape, spec, where)
@@ -41,7 +47,13 @@ def fit(array: Array, spec: InputSpec, where: str, any_count: bool = False) -> A
 
 
 def fits_shape(shape: tuple[int, ...], spec: InputSpec, any_count: bool = False) -> bool:
-    """May the input get an array of this shape? With ``any_count`` axis 0 may have any size."""
+    """Whether an array of this shape fits the input.
+
+    Args:
+        shape: the shape of the array.
+        spec: the input.
+        any_count: allow any size of axis 0.
+    """
     if spec.shape is None:
         return True
     expected: tuple[Dim, ...] = (None, *spec.shape[1:]) if any_count else spec.shape
@@ -49,7 +61,13 @@ def fits_shape(shape: tuple[int, ...], spec: InputSpec, any_count: bool = False)
 
 
 def misfit(shape: tuple[int, ...], spec: InputSpec, where: str) -> CalibrationError:
-    """The error that an array of this shape is no input."""
+    """Make the error for an array whose shape does not fit its input.
+
+    Args:
+        shape: the shape of the array.
+        spec: the input.
+        where: the name of the file or sample, for the message.
+    """
     return CalibrationError(
         f"{where}: the array for input '{spec.name}' has shape {shape_text(shape)}, the model takes "
         f"{shape_text(spec.shape)}: give data of that shape, its first axis counting samples"
@@ -61,10 +79,18 @@ def _agree(size: int, dim: Dim) -> bool:
 
 
 def check_type(dtype: np.dtype[np.generic], spec: InputSpec, where: str) -> None:
-    """Raise `CalibrationError` unless values of this type may stand for the input's.
+    """Check that values of this type may be cast to the input's type.
 
-    Allowed is what keeps the kind of number: float to float, integer to integer (if the values
+    Casts that keep the kind of number are allowed: float to float, integer to integer (if the values
     fit) or to float, bool to any.
+
+    Args:
+        dtype: the type of the array.
+        spec: the input.
+        where: the name of the file or sample, for the message.
+
+    Raises:
+        CalibrationError: the cast is not allowed.
     """
     if dtype.kind == "U" and spec.dtype.kind in "OU":
         return
@@ -74,7 +100,7 @@ def check_type(dtype: np.dtype[np.generic], spec: InputSpec, where: str) -> None
         return
     raise CalibrationError(
         f"{where}: the array for input '{spec.name}' holds {dtype} values, the model takes {spec.dtype}: "
-        f"convert it, if that is meant, with astype('{spec.dtype}')"
+        f"if that is intended, convert it with astype('{spec.dtype}')"
     )
 
 
@@ -101,6 +127,6 @@ def _check_finite(array: Array, spec: InputSpec, where: str, what: str = "") -> 
     index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
     what = what or ("NaN" if np.isnan(array[index]) else "Inf")
     raise CalibrationError(
-        f"{where}: input '{spec.name}' holds {what} at index {list(index)}: calibration needs finite values, "
+        f"{where}: input '{spec.name}' holds {what} at index {list(index)}: calibration needs finite values; "
         "repair or remove that sample"
     )

@@ -1,4 +1,4 @@
-"""Decode pictures and make them what an image model takes."""
+"""Decode images and convert them to the input of an image model."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Frame:
     """Preprocessing adapted to one input.
 
     Attributes:
-        resize: the shorter side after resizing; None: just enough to cover the crop.
-        height: pixels of the crop; None: whatever comes out of resizing.
-        width: the same.
+        resize: shorter side after resizing, in pixels; None: just large enough to cover the crop.
+        height: height of the crop, in pixels; None: the height after resizing.
+        width: width of the crop, in pixels; None: the width after resizing.
         channels: 3, or 1 for grey.
-        last: channels come last.
-        scale: subtract mean and divide by std.
+        last: whether the channels are the last axis.
+        scale: whether to subtract the mean and divide by std.
     """
 
     resize: int | None
@@ -54,10 +54,10 @@ class Frame:
 
 
 def image_input(inputs: Sequence[InputSpec]) -> InputSpec:
-    """The only input, if it can take pictures.
+    """Return the model's only input, if it can take images.
 
     Raises:
-        CalibrationError: there are several inputs, or the shape or type is not an image's.
+        CalibrationError: there are several inputs, or the shape or type is not that of an image.
     """
     help_ = (
         f"pictures cannot feed this model, which takes {describe(inputs)}: give a .npz file with its inputs"
@@ -72,27 +72,27 @@ def image_input(inputs: Sequence[InputSpec]) -> InputSpec:
 
 
 def _is_image_shape(shape: tuple[Dim, ...] | None) -> bool:
-    """Four axes, or three that are surely those of one picture."""
+    """Whether the shape has four axes, or three that are surely those of one image."""
     if shape is None or len(shape) == 4:
         return True
     return len(shape) == 3 and (shape[0] == 3 or (shape[2] == 3 and None not in map(_fixed, shape)))
 
 
 def frame_for(preprocess: Preprocess, spec: InputSpec) -> Frame:
-    """Sizes and layout for one input.
+    """Choose sizes and layout for one input.
 
-    What the user gave is kept and must fit; a preset's own sizes follow the model's, its resize in
-    proportion.
+    Values that the user gave are kept and must fit. The crop of a preset follows the size of the model's
+    input, and its resize changes in proportion.
 
     Raises:
-        CalibrationError: a given layout, crop, mean or std does not fit the input; both are named.
+        CalibrationError: a given layout, crop, mean or std does not fit the input; the message names both.
     """
     last = _channels_last(preprocess, spec)
     dims: tuple[Dim, ...] = (None, None, None) if spec.shape is None else spec.shape[-3:]
     height, width, channels = dims if last else (*dims[1:], dims[0])
     if channels not in (1, 3) and isinstance(channels, int):
         raise CalibrationError(
-            f"input {spec} has {channels} channels with layout {'nhwc' if last else 'nchw'}, a picture "
+            f"input {spec} has {channels} channels with layout {'nhwc' if last else 'nchw'}; a picture has "
             "3, or 1 if grey: give the layout in the preprocessing, or a .npz file with the inputs"
         )
     sides = _crop(preprocess, spec, _fixed(height), _fixed(width))
@@ -102,10 +102,15 @@ def frame_for(preprocess: Preprocess, spec: InputSpec) -> Frame:
 
 
 def load_image(path: Path, preprocess: Preprocess, spec: InputSpec) -> Array:
-    """One picture as the input takes it: ``[1, C, H, W]`` or ``[1, H, W, C]`` (no 1 if the input has 3 axes).
+    """Load an image as the input takes it: ``[1, C, H, W]`` or ``[1, H, W, C]`` (no 1 if it has 3 axes).
+
+    Args:
+        path: the image file.
+        preprocess: how to preprocess it.
+        spec: the input of the model.
 
     Raises:
-        CalibrationError: the file is no picture, is damaged, or does not go with the input.
+        CalibrationError: the file is no image, is damaged, or does not fit the input.
     """
     frame = frame_for(preprocess, spec)
     pixels = np.asarray(_framed(_decode(path, frame.channels), frame))
@@ -120,7 +125,7 @@ def load_image(path: Path, preprocess: Preprocess, spec: InputSpec) -> Array:
 
 
 def _scaled(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:
-    """A grey picture takes the average of the three channels' statistics."""
+    """Normalise pixels; a grey image uses the averages of mean and std over the three channels."""
     mean, std = (np.array(v, np.float32) for v in (preprocess.mean, preprocess.std))
     if pixels.shape[2] == 1:
         mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
@@ -180,7 +185,7 @@ def _scales(p: Preprocess, spec: InputSpec, channels: int) -> bool:
 
 
 def _decode(path: Path, channels: int) -> Image.Image:
-    """Upright, in 8-bit RGB or grey."""
+    """Decode an image, rotate it upright, and convert it to 8-bit RGB or grey."""
     try:
         with Image.open(path) as file:
             file.load()
@@ -191,7 +196,7 @@ def _decode(path: Path, channels: int) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Modes that Pillow would clip, or warn of, when it makes them RGB."""
+    """Convert the modes that Pillow would clip, or warn of, when converting them to RGB."""
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.float64) / _STEP_16_BIT
         return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
@@ -211,7 +216,7 @@ def _framed(image: Image.Image, frame: Frame) -> Image.Image:
 
 
 def _target_size(size: tuple[int, int], frame: Frame) -> tuple[int, int]:
-    """Width and height after resizing: the shorter side as asked, but never less than the crop."""
+    """Width and height after resizing: the shorter side as requested, but never less than the crop."""
     short = min(size)
     width, height = (side * (frame.resize or short) // short for side in size)
     crop_width, crop_height = frame.width or 1, frame.height or 1

@@ -1,6 +1,6 @@
-"""Read ``.npz`` and ``.npy`` files: their headers, a whole array, or one row after the other.
+"""Read ``.npz`` and ``.npy`` files: headers, whole arrays, or arrays row by row.
 
-numpy itself loads every array of a ``.npz`` whole. Here a row is decompressed when it is needed.
+numpy loads the arrays of a ``.npz`` file whole. Here a row is decompressed only when it is needed.
 The array of a ``.npy`` file has the name "".
 """
 
@@ -34,12 +34,12 @@ DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What numpy and zipfile raise on damaged files; a header is parsed as Python, hence the syntax errors."""
+"""Errors that numpy and zipfile raise on damaged files; SyntaxError because headers are Python literals."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a stored array says of itself before its values are read."""
+    """The header of a stored array: shape, type, and whether it is in Fortran order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -48,12 +48,12 @@ class Header:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Name the file in whatever numpy, zipfile or the system say of it."""
+    """Turn errors of numpy, zipfile or the system into a CalibrationError that names the file."""
     try:
         yield
     except DAMAGE as e:
         raise CalibrationError(
-            f"{path}: cannot be read, or is damaged ({e}): make it anew with numpy.savez or numpy.save"
+            f"{path}: cannot be read, or is damaged ({e}): write it again with numpy.savez or numpy.save"
         ) from e
 
 
@@ -64,10 +64,10 @@ def _open(stack: ExitStack, path: Path, key: str) -> IO[bytes]:
 
 
 def read_headers(path: Path) -> dict[str, Header]:
-    """Array name -> header.
+    """Read the headers of a file, by array name.
 
     Raises:
-        CalibrationError: the file is damaged, or holds something else than plain arrays.
+        CalibrationError: the file is damaged, or holds something other than plain arrays.
     """
     with _reading(path):
         if path.suffix.lower() == ".npy":
@@ -97,9 +97,9 @@ def _read_header(file: IO[bytes], where: str) -> Header:
 
 
 def check_sums(path: Path) -> None:
-    """Read an archive once, as far as that tells whether it is sound: values are stored with a checksum.
+    """Verify the checksums of an archive, by reading it once.
 
-    Raises as `read_headers` does. A ``.npy`` file has no checksum, and is not read.
+    Raises as `read_headers` does. A ``.npy`` file has no checksum and is not read.
     """
     if path.suffix.lower() == ".npy":
         return
@@ -109,17 +109,17 @@ def check_sums(path: Path) -> None:
 
 
 def read_whole(path: Path, key: str) -> Array:
-    """One array, all of it; raises as `read_headers` does."""
+    """Read one whole array; raises as `read_headers` does."""
     with _reading(path), ExitStack() as stack:
         array: Array = np.lib.format.read_array(_open(stack, path, key), allow_pickle=False)
         return array
 
 
 class Rows:
-    """The rows ``[i]`` of a stored array in C order, read one at a time; cheapest in their order.
+    """Reads single rows ``[i]`` of a stored array in C order; fastest if read in order.
 
-    The file stays open until ``stack`` closes. Raises as `read_headers` does; a row that cannot be read
-    does not keep others from being read.
+    The file stays open until ``stack`` closes. Raises as `read_headers` does; after a row that cannot be
+    read, others can still be read.
     """
 
     def __init__(self, stack: ExitStack, path: Path, key: str, header: Header) -> None:
@@ -131,7 +131,7 @@ class Rows:
             self._start = self._file.tell()
 
     def __call__(self, index: int) -> Array:
-        """Row ``index``."""
+        """Read row ``index``."""
         place = self._start + index * self._size
         with _reading(self._path):
             if self._file.tell() != place:

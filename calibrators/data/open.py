@@ -1,12 +1,12 @@
-"""Open calibration data in any of its forms: arrays, directories of arrays or pictures, Python iterables.
+"""Open calibration data in any supported form: arrays, directories of arrays or images, Python iterables.
 
-====================================  ============================================================
-``.npz``                              arrays named after the inputs, axis 0 counts samples
-``.npy``                              the same for a model with one input
-directory of ``.npz`` and ``.npy``    one sample or batch a file; shapes may differ between files
-picture, or directory of pictures     decoded and preprocessed for a model that takes pictures
-iterable of ``{input name: array}``   one batch an item; bare arrays and (input, label) pairs too
-====================================  ============================================================
+====================================  ==============================================================
+``.npz``                              arrays named after the inputs; axis 0 counts samples
+``.npy``                              one array, for a model with one input; axis 0 counts samples
+directory of ``.npz`` and ``.npy``    one sample or batch per file; shapes may differ between files
+image, or directory of images         decoded and preprocessed, for a model that takes images
+iterable of ``{input name: array}``   one batch per item; bare arrays and (input, label) pairs too
+====================================  ==============================================================
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Inputs = Sequence[InputSpec]
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is asked of the data: the arguments of `open_data`."""
+    """The arguments of `open_data`."""
 
     inputs: Inputs
     preprocess: str | None
@@ -53,23 +53,23 @@ def open_data(
     limit: int | None = None,
     on_bad: OnBad | None = None,
 ) -> DataSource:
-    """The samples of ``source``, checked and cast to the inputs' types, in a lazy stream.
+    """Open ``source`` as a lazy stream of samples, checked and cast to the inputs' types.
 
-    Files are checked against the inputs here, by their headers; values only when they are read.
+    The headers of files are checked against the inputs at once, their values only when they are read.
 
     Args:
-        source: a path, or an iterable as in the table above. Tensors of any library are taken
-            that have ``numpy()``. An iterator can be read only once.
-        inputs: what the model takes, see `input_specs`.
-        preprocess: for pictures, see `calibrators.data.preprocess.parse_preprocess`; None: the default.
-        limit: use at most so many samples: the first ones; of pictures, which often lie sorted by
-            class, some spread evenly over all.
-        on_bad: told of every sample, or file in a directory, that is damaged, does not fit the inputs
-            or holds NaN or Inf, each time it comes by; it is skipped then. None: it is an error.
+        source: a path, or an iterable as in the table above. Tensors of any library that have a method
+            ``numpy()`` are accepted. An iterator can be read only once.
+        inputs: the inputs of the model, see `input_specs`.
+        preprocess: for images, see `calibrators.data.preprocess.parse_preprocess`; None: the default.
+        limit: the largest number of samples to use. These are the first ones; images, which are often
+            sorted by class, are chosen evenly from all.
+        on_bad: called for every sample, or file in a directory, that is damaged, does not fit the inputs
+            or holds NaN or Inf, each time it is read; it is then skipped. None: it is an error.
 
     Raises:
-        CalibrationError: there is no such path, nothing usable in it, or it does not fit the
-            inputs; while iterating: a bad sample, or there are no samples.
+        CalibrationError: the path does not exist, nothing in it is usable, or it does not fit the
+            inputs; while iterating: a sample is bad, or there are no samples.
     """
     if limit is not None and limit < 1:
         raise CalibrationError(f"at most {limit} samples: expected a limit of at least 1")
@@ -83,7 +83,7 @@ def open_data(
 
 
 def _limited(samples: Iterable[Sample], names: frozenset[str], limit: int | None) -> Iterator[Sample]:
-    """At most ``limit`` samples, and at least one."""
+    """Yield at most ``limit`` samples; raise CalibrationError if there are none."""
     done = 0
     for sample in samples:
         left = sample.count if limit is None else limit - done
@@ -132,7 +132,7 @@ def _inspect(path: Path, wanted: _Wanted, in_directory: bool = False) -> arrays.
 
 
 def _until(limit: int | None, files: Iterable[arrays.ArrayFile]) -> list[arrays.ArrayFile]:
-    """The first files, as many as hold ``limit`` samples."""
+    """Return the first files that together hold ``limit`` samples."""
     found: list[arrays.ArrayFile] = []
     count = 0
     for file in files:
@@ -144,7 +144,7 @@ def _until(limit: int | None, files: Iterable[arrays.ArrayFile]) -> list[arrays.
 
 
 def _files(root: Path) -> list[Path]:
-    """All files below, sorted, without those that are hidden or lie in a hidden directory."""
+    """All files below ``root``, sorted, without those that are hidden or in a hidden directory."""
     found: list[Path] = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -160,7 +160,7 @@ def _open_arrays(files: Sequence[arrays.ArrayFile], wanted: _Wanted) -> DataSour
     _is_not_used(wanted.preprocess)
     if ignored := {name: file.path for file in reversed(files) for name in file.ignored}:
         for name, path in ignored.items():
-            log.warning("%s: array '%s' is no input of the model: ignored", path, name)
+            log.warning("%s: array '%s' is not an input of the model: ignored", path, name)
     return DataSource(
         lambda: usable((load for file in files for load in file.loads()), wanted.on_bad),
         sum(f.count for f in files),
@@ -169,7 +169,7 @@ def _open_arrays(files: Sequence[arrays.ArrayFile], wanted: _Wanted) -> DataSour
 
 def _is_not_used(preprocess: str | None) -> None:
     if preprocess is not None:
-        log.warning("preprocess '%s' is not used: it is for pictures, and the data are arrays", preprocess)
+        log.warning("preprocess '%s' is not used: it is for images, and the data are arrays", preprocess)
 
 
 def _open_images(paths: Sequence[Path], wanted: _Wanted) -> DataSource:
@@ -205,10 +205,15 @@ def _open_iterable(source: Iterable[Any], wanted: _Wanted) -> DataSource:
 
 
 def from_item(item: Any, inputs: Inputs, where: str) -> Sample:
-    """One item of an iterable as the batch it is; a lone sample without batch axis gets one.
+    """Turn an item of an iterable into a batch; a single sample without a batch axis gets one.
+
+    Args:
+        item: ``{input name: array}``, an array, or an (input, label) pair.
+        inputs: the inputs of the model.
+        where: the name of the item, for messages.
 
     Raises:
-        CalibrationError: it does not fit the inputs; ``where`` names it.
+        CalibrationError: the item does not fit the inputs.
     """
     feeds = {name: _with_batch_axis(a, name, inputs) for name, a in _feeds(item, inputs, where).items()}
     names = batched(inputs)
@@ -243,14 +248,14 @@ def _is_data(value: Any) -> bool:
 
 
 def _to_array(value: Any, where: str, name: str) -> Array:
-    """An array, or a tensor of another library by its methods (on a GPU it must come to the CPU first)."""
+    """Convert to an array; a tensor of another library is converted by its own methods, via the CPU."""
     try:
         for step in ("detach", "cpu", "numpy"):
             if not isinstance(value, np.ndarray) and hasattr(value, step):
                 value = getattr(value, step)()
-        return np.array(value)  # a copy: whoever gives the samples may fill one buffer again and again
+        return np.array(value)  # a copy: the caller may reuse one buffer for all samples
     except (TypeError, ValueError, RuntimeError) as e:
-        raise CalibrationError(f"{where}: the value for input '{name}' is no array ({e})") from e
+        raise CalibrationError(f"{where}: the value for input '{name}' is not an array ({e})") from e
 
 
 def _with_batch_axis(array: Array, name: str, inputs: Inputs) -> Array:

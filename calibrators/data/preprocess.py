@@ -1,4 +1,4 @@
-"""How pictures become arrays, as text and as values: ``imagenet,mean=127,std=128``."""
+"""Image preprocessing options, and how to read them from text: ``imagenet,mean=127,std=128``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Preprocess:
     """Decode, resize, crop the centre, then ``(pixel - mean) / std`` on the 0 to 255 scale.
 
     Attributes:
-        resize: the shorter side after resizing, in pixels; None: as large as the crop asks for.
-        crop: height and width in pixels; None: what the model takes, else the whole picture.
-        mean: one value a channel, in the order of ``color``.
-        std: the same.
-        layout: ``nchw`` or ``nhwc``; None: what the shape of the input says.
+        resize: shorter side after resizing, in pixels; None: just large enough for the crop.
+        crop: height and width in pixels; None: the size of the model's input, else the whole image.
+        mean: one value per channel, in the order of ``color``.
+        std: one value per channel, in the order of ``color``.
+        layout: ``nchw`` or ``nhwc``; None: chosen by the shape of the input.
         color: ``rgb`` or ``bgr``.
-        given: the keys that the user set, which must not be adapted to the model.
+        given: the keys that the user set; these are not adapted to the model.
     """
 
     resize: int | None = None
@@ -50,13 +50,13 @@ DEFAULT = "imagenet"
 
 
 def parse_preprocess(text: str) -> Preprocess:
-    """Read ``preset``, ``key=value,…`` or ``preset,key=value,…``; without a preset, `DEFAULT` is changed.
+    """Read ``preset``, ``key=value,…`` or ``preset,key=value,…``; keys alone change the preset `DEFAULT`.
 
     The keys are those of `Preprocess`: ``resize=256``, ``crop=224`` or ``crop=HEIGHTxWIDTH``,
     ``mean=127`` or ``mean=R/G/B``, ``std``, ``layout=nchw|nhwc``, ``color=rgb|bgr``.
 
     Raises:
-        CalibrationError: an unknown preset or key, or a value that cannot be; the valid ones are listed.
+        CalibrationError: a preset or key is unknown, or a value is invalid; the message lists the valid ones.
     """
     first, *rest = [part.strip() for part in text.split(",")]
     preset, settings = (DEFAULT, [first, *rest]) if "=" in first else (first, rest)
@@ -70,7 +70,7 @@ def parse_preprocess(text: str) -> Preprocess:
 
 
 def _with(preset: Preprocess, values: Mapping[str, Any]) -> Preprocess:
-    """A preset's own statistics follow the colour order; given ones already do."""
+    """Apply the given values to a preset; its mean and std are reversed for BGR, given ones are not."""
     if values.get("color") == "bgr":
         preset = replace(preset, mean=preset.mean[::-1], std=preset.std[::-1])
     return replace(preset, **values, given=frozenset(values))

@@ -1,4 +1,4 @@
-"""What a model takes and what a sample is: the values that every source of data is turned into."""
+"""Model inputs and samples: the common types that every data source is converted to."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Dim = int | str | None
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A graph input: a dimension is a size, a symbol, or None if the model says nothing of it.
+    """A graph input. A dimension is a size, a symbol, or None if unknown.
 
-    ``shape`` is None if the model does not even give the rank.
+    ``shape`` is None if not even the rank is known.
     """
 
     name: str
@@ -33,14 +33,14 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Sample:
-    """What one run of the model takes: one sample, or a batch of ``count`` samples.
+    """The inputs for one run of the model: one sample, or a batch of ``count`` samples.
 
     Attributes:
-        name: where it comes from, for messages: ``pictures/cat.jpg``, ``inputs.npz[3]``.
-        feeds: input name -> array, shaped as the model takes it.
-        count: samples in it.
-        joinable: axis 0 counts samples, so that samples may be joined to batches and batches cut.
-        members: of a batch that was joined, the names of its samples.
+        name: its origin, for messages: ``pictures/cat.jpg``, ``inputs.npz[3]``.
+        feeds: input name -> array, in the shape that the model takes.
+        count: number of samples.
+        joinable: whether axis 0 counts samples, so samples may be joined to batches and batches cut.
+        members: the names of the samples, if several were joined.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Sample:
     members: tuple[str, ...] = ()
 
     def name_of(self, index: int) -> str:
-        """What to call one sample of a batch."""
+        """The name of one sample of a batch."""
         if self.members:
             return self.members[index]
         return self.name if self.count == 1 else f"{self.name}, sample {index}"
@@ -58,11 +58,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class DataSource:
-    """A stream of samples that holds one at a time; read from the start each time it is iterated.
+    """A stream of samples that keeps one in memory at a time; each iteration reads from the start.
 
     Attributes:
         read: starts a new pass over the samples.
-        total: how many samples there are, None if that shows only while reading.
+        total: number of samples; None if it is known only after reading.
     """
 
     read: Callable[[], Iterator[Sample]] = field(repr=False)
@@ -73,7 +73,7 @@ class DataSource:
 
 
 def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
-    """The inputs a caller must feed: initializers that are listed as inputs too are left out.
+    """List the inputs that a caller must feed, without initializers that are also listed as inputs.
 
     Raises:
         CalibrationError: an input is not a tensor.
@@ -93,22 +93,22 @@ def _spec(value: ir.Value) -> InputSpec:
 
 
 def shape_text(shape: Sequence[Dim] | None) -> str:
-    """``[N, 3, ?, ?]``, or words if not even the rank is known."""
+    """Write a shape as ``[N, 3, ?, ?]``, or in words if not even the rank is known."""
     if shape is None:
         return "of unknown shape"
     return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
 
 
 def describe(inputs: Sequence[InputSpec]) -> str:
-    """The inputs for a message: ``'x' (float32 [N, 3, 224, 224]), 'mask' (int64 [N, L])``."""
+    """Describe the inputs for a message: ``'x' (float32 [N, 3, 224, 224]), 'mask' (int64 [N, L])``."""
     return ", ".join(map(str, inputs)) or "nothing"
 
 
 def batched(inputs: Sequence[InputSpec]) -> frozenset[str]:
-    """The inputs whose axis 0 counts samples.
+    """Find the inputs whose axis 0 counts samples.
 
-    Not those without axes; not those that name another axis "batch"; and where the first sizes of
-    the inputs differ, not those with a fixed one that is not the batch size.
+    These inputs are left out: inputs without axes; inputs that name another axis "batch"; and, if the first
+    sizes of the inputs differ, inputs whose fixed first size is not the batch size.
     """
     able = [spec for spec in inputs if _may_be_batched(spec)]
     size = _batch_size(able)
@@ -116,7 +116,7 @@ def batched(inputs: Sequence[InputSpec]) -> frozenset[str]:
 
 
 def fixed_batch(inputs: Sequence[InputSpec]) -> int | None:
-    """The batch size that the model fixes, or None if it takes any."""
+    """The batch size that the model fixes; None if it takes any."""
     names = batched(inputs)
     return _batch_size([spec for spec in inputs if spec.name in names])
 
@@ -133,7 +133,7 @@ def _is_fixed(spec: InputSpec) -> bool:
 
 
 def _batch_size(inputs: Sequence[InputSpec]) -> int | None:
-    """The first fixed size; beside inputs that take any batch, only a 1 is one."""
+    """The first fixed size of axis 0; if other inputs take any size, only 1 counts as a fixed batch size."""
     firsts = [spec.shape[0] for spec in inputs if spec.shape]
     sizes = [size for size in firsts if isinstance(size, int) and size > 0]
     if len(sizes) < len(inputs):

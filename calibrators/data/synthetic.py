@@ -1,12 +1,9 @@
 """Synthetic inputs, made from the types and shapes of a model alone.
 
-Made-up inputs, so that a model can be calibrated when nothing is known of its data.
-
-Types and shapes are right; ranges are a guess, so nothing follows for accuracy. Pictures are smooth
-noise of mean 0 and variance 1, token ids stay inside the embedding table they index, other integers
-are 1 (an attention mask that hides nothing). Free dimensions get sizes that the model really runs with.
-
-Which inputs are indices into a table, and how large that table is.
+They allow calibration when no data is available. Types and shapes are right, but ranges are a guess, so
+results say nothing about accuracy. Images are smooth noise of mean 0 and variance 1. Token ids stay inside
+the embedding table that they index (see `id_bounds`). Other integers are 1, like an attention mask that hides
+nothing. Free dimensions get sizes with which the model has been run.
 """
 
 from __future__ import annotations
@@ -31,32 +28,38 @@ ATTEMPTS: Sequence[Mapping[str, int]] = (
     {"picture": 640, "sequence": 1},
     {"picture": 64, "sequence": 512},
 )
-"""Sizes to try for free dimensions: those of a picture (input with four axes), and all others."""
+"""Sizes to try for free dimensions: height and width of an image (input with four axes), and all others."""
 
 
 COARSE = 16
-"""Pixels between the knots of the smooth part of a picture."""
+"""Distance of the knots of the smooth part of an image, in pixels."""
 
 
 TEXTURE = 0.5
-"""Standard deviation of the white part of a picture, that of the smooth part being 1."""
+"""Standard deviation of the white noise in an image; that of the smooth part is 1."""
 
 
 Generator = np.random.Generator
 
 
 def synthetic_samples(model: ir.Model, inputs: Sequence[InputSpec], count: int, seed: int) -> DataSource:
-    """``count`` samples of random values with the right types and shapes; the same for the same seed.
+    """Make random samples with the right types and shapes.
 
     If sizes must be guessed, the model is run once with each guess until one works.
 
+    Args:
+        model: the model; it is not changed.
+        inputs: its inputs.
+        count: number of samples.
+        seed: the same seed gives the same samples.
+
     Raises:
-        CalibrationError: an input's rank is unknown, its type is not one of numbers, or the model
-            runs with none of the guessed sizes.
+        CalibrationError: an input's rank is unknown or its type is not numeric, or the model runs with none
+            of the guessed sizes.
     """
     for spec in inputs:
         if spec.shape is None or spec.dtype.kind not in "biuf":
-            raise CalibrationError(f"no data can be made up for input {spec}: give calibration data (--data)")
+            raise CalibrationError(f"no synthetic data for input {spec}: give calibration data (--data)")
     bounds = id_bounds(model)
     shapes = _working_shapes(model, inputs, bounds, seed)
     log.debug("synthetic inputs: %s", ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()))
@@ -90,7 +93,7 @@ def _working_shapes(
 
 
 def _shapes(inputs: Sequence[InputSpec], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Every input's shape; a symbol has one size wherever it stands, also within ``past + 1``."""
+    """The shape of each input; a symbol has the same size everywhere, also within ``past + 1``."""
     known: dict[str, int] = {}
     for spec in inputs:
         for axis, dim in enumerate(spec.shape or ()):
@@ -106,7 +109,7 @@ def _shapes(inputs: Sequence[InputSpec], sizes: Mapping[str, int]) -> dict[str, 
 
 
 def _resolved(dim: int | str, known: Mapping[str, int]) -> int:
-    """The size of a dimension: an expression is worked out if all its symbols are known."""
+    """The size of a dimension; an expression is evaluated if all its symbols are known."""
     if isinstance(dim, int):
         return dim
     symbolic = ir.SymbolicDim(dim)
@@ -121,7 +124,7 @@ def _resolved(dim: int | str, known: Mapping[str, int]) -> int:
 
 
 def _size(spec: InputSpec, axis: int, inputs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
-    """The guess for a free axis, by where it stands."""
+    """Guess the size of a free axis by its position."""
     dim = spec.shape[axis] if spec.shape else None
     if axis == 0 and spec.name in batched(inputs) and len(spec.shape or ()) > 1:
         return 1
@@ -166,7 +169,7 @@ def _values(spec: InputSpec, shape: tuple[int, ...], bound: int | None, rng: Gen
 
 
 def _picture(spec: InputSpec, shape: tuple[int, ...], rng: Generator) -> NDArray[np.float64]:
-    """Smooth noise with some texture, as photographs have, of mean 0 and variance 1 over all pixels."""
+    """Make smooth noise with some texture, like a photograph, of mean 0 and variance 1 over all pixels."""
     axes = _picture_axes(spec)
     knots = [max(2, -(-size // COARSE)) if axis in axes else size for axis, size in enumerate(shape)]
     smooth = rng.standard_normal(knots)
@@ -180,7 +183,7 @@ def _picture(spec: InputSpec, shape: tuple[int, ...], rng: Generator) -> NDArray
 
 
 def _interpolation(size: int, knots: int) -> NDArray[np.float64]:
-    """Linear interpolation from ``knots`` values to ``size``: [size, knots], each row sums to 1."""
+    """The matrix for linear interpolation from ``knots`` values to ``size``: [size, knots], rows sum to 1."""
     position = np.linspace(0, knots - 1, size)[:, None]
     weights: NDArray[np.float64] = np.maximum(0, 1 - np.abs(position - np.arange(knots)))
     return weights
@@ -200,13 +203,14 @@ CARRIERS = frozenset(
         "Unsqueeze",
     }
 )
-"""Operators that only pass their first input's integers on."""
+"""Operators that pass on the integers of their first input unchanged."""
 
 
 def id_bounds(model: ir.Model) -> dict[str, int]:
-    """Input name -> number of entries of the smallest table that a Gather looks up with its values.
+    """Find the inputs that are indices into a table: input name -> number of entries of the smallest table.
 
-    Only tables of a known size count, and only values that reach the Gather unchanged.
+    A table is the data of a Gather. Only tables of known size count, and only values that reach the Gather
+    unchanged.
     """
     bounds = {value.name or "": list(_tables(value)) for value in model.graph.inputs}
     return {name: min(sizes) for name, sizes in bounds.items() if sizes}

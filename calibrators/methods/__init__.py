@@ -1,4 +1,4 @@
-"""The calibration methods by name: each turns the statistics of a tensor into a range."""
+"""The calibration methods by name; each turns the statistics of a tensor into a range."""
 
 from __future__ import annotations
 

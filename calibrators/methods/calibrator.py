@@ -9,10 +9,11 @@ from calibrators.statistics import TensorStatistics
 
 
 class Calibrator(Protocol):
-    """``(statistics, grid) -> (low, high)``, within the extremes of what was seen; zero need not be inside.
+    """A calibration method: ``(statistics, grid) -> (low, high)``.
 
-    ``averaged`` says over how many elements of the tensor the network behind it averages.
+    The range lies within the extremes that were seen; it need not hold zero. ``averaged`` is the number of
+    elements of the tensor that one result downstream averages.
     """
 
     def __call__(self, statistics: TensorStatistics, grid: Grid, averaged: int = 1, /) -> tuple[float, float]:
-        """The range for a tensor."""
+        """Choose the range of a tensor."""

@@ -1,17 +1,18 @@
-"""The range that loses least information: TensorRT's calibration by Kullback-Leibler divergence.
+"""Method ``entropy``: TensorRT's calibration by least Kullback-Leibler divergence.
 
 S. Migacz, "8-bit Inference with TensorRT", GTC 2017. With ``h`` the histogram of ``|x|``, a candidate
 clips after ``i`` bins. Its reference ``P`` is ``h[:i]`` with everything beyond added to the last bin.
 Its quantized ``Q`` is ``h[:i]`` merged into as many buckets as the grid has levels, each bucket's mass
 spread evenly over those of its bins that are not empty. The candidate with the least ``KL(P || Q)``
-wins. The first bin, where ReLU piles up exact zeros, is first levelled with the second.
+wins. The first bin, where ReLU piles up exact zeros, is set to the count of the second beforehand.
 
-On an asymmetric grid and values of both signs the same is asked of both ends: a candidate keeps bins from
-``start`` to ``stop`` of the histogram of ``x``, with what lies below added to the first and what lies above
-to the last; the levels spread evenly over them, so each side of zero gets its share.
+On an asymmetric grid with values of both signs, both ends are searched. A candidate keeps the bins from
+``start`` to ``stop`` of the histogram of ``x``; what lies below is added to the first of them and what lies
+above to the last. The levels spread evenly over them, so each side of zero gets its share.
 
-With ``M`` a bucket's mass and ``n`` its non-empty bins, the only sum that differs for every candidate and
-bin, ``sum h log Q``, is ``sum M log(M / n)`` over the buckets, and both follow from cumulative sums.
+With ``M`` a bucket's mass and ``n`` the number of its non-empty bins, the only sum that differs for every
+candidate and bin, ``sum h log Q``, is ``sum M log(M / n)`` over the buckets. ``M`` and ``n`` follow from
+cumulative sums.
 """
 
 from __future__ import annotations
@@ -30,21 +31,26 @@ Floats = NDArray[np.float64]
 Bins = NDArray[np.intp]
 
 CANDIDATES = 2048
-"""At most so many, evenly spread: as finely as TensorRT looks, on bins that may be finer."""
+"""Largest number of candidates, evenly spread: as many as TensorRT tries, on bins that may be finer."""
 
 CHUNK = 256
-"""Candidates at a time, so that the work stays in the processor's cache."""
+"""Number of candidates processed together, so that the data stay in the processor's cache."""
 
 TIE = 1e-9
-"""Divergences closer than this are equal; the candidate that clips less is taken."""
+"""Divergences closer than this count as equal; the candidate that clips less is then taken."""
 
 
 def entropy(statistics: TensorStatistics, grid: Grid, averaged: int = 1) -> tuple[float, float]:
-    """The range that diverges least; its ends are edges of bins, or the extremes.
+    """Choose the range with the least divergence; its ends are edges of bins, or the extremes.
 
-    On a symmetric grid, or where all values have one sign, it is ``[max(low, -T), min(high, T)]`` with one
-    threshold. A grid with more levels than the histogram has bins loses nothing that could be measured,
-    and gets the whole range.
+    On a symmetric grid, or if all values have one sign, it is ``[max(low, -T), min(high, T)]`` with one
+    threshold ``T``. If the grid has more levels than the histogram has bins, no loss can be measured, and
+    the whole range is returned.
+
+    Args:
+        statistics: the statistics of the tensor.
+        grid: the grid that the range is mapped to.
+        averaged: not used by this method.
 
     Raises:
         CalibrationError: no finite value was seen.
@@ -88,7 +94,7 @@ def _two_sided(statistics: TensorStatistics, levels: int) -> tuple[float, float]
 
 
 def _kept(whole: Bins, shares: Floats, filled: Bins) -> tuple[Bins, Bins]:
-    """First bin and end of each candidate: the shares of both sides, inwards to the next filled bin."""
+    """First bin and end of each candidate: its shares of both sides, moved inwards to the next filled bin."""
     wanted = np.ceil(whole * shares).astype(np.intp)
     first = filled[np.searchsorted(filled, SIDE - wanted[:, 0])]
     last = filled[np.searchsorted(filled, SIDE + wanted[:, 1], side="left") - 1]
@@ -96,15 +102,20 @@ def _kept(whole: Bins, shares: Floats, filled: Bins) -> tuple[Bins, Bins]:
 
 
 def candidates(bins: int, levels: int) -> Bins:
-    """How many bins to keep: all of them, and every number down to ``levels``, or every other one."""
+    """List the numbers of bins to keep: from all down to ``levels``, with a stride if there are many."""
     return np.arange(bins, levels - 1, -max(1, math.ceil(bins / CANDIDATES)))[::-1]
 
 
 def divergences(counts: Floats, levels: int, stops: Bins, starts: Bins | None = None) -> Floats:
-    """``KL(P || Q)`` of keeping the bins from ``starts[i]`` (0 if None) to before ``stops[i]``, ``[K]``.
+    """Compute ``KL(P || Q)`` of each candidate, ``[K]``.
 
-    At least ``levels`` bins must be kept. Infinite where the first or last of them is empty but must take
-    in what is clipped.
+    It is infinite if the first or last kept bin is empty but would take in clipped values.
+
+    Args:
+        counts: the histogram, ``[bins]``.
+        levels: number of levels of the grid; each candidate keeps at least as many bins.
+        stops: the bin after the last kept one of each candidate, ``[K]``.
+        starts: the first kept bin of each candidate, ``[K]``; None: 0.
     """
     starts = np.zeros_like(stops) if starts is None else starts
     mass, filled, information = (
@@ -123,7 +134,7 @@ def divergences(counts: Floats, levels: int, stops: Bins, starts: Bins | None = 
 
 
 def _cross(starts: Bins, stops: Bins, levels: int, mass: Floats, filled: Floats) -> tuple[Floats, Floats]:
-    """``sum h log Q`` of each candidate, ``[K]``; ``log Q`` in its outer buckets (0 if empty), ``[2, K]``."""
+    """Compute ``sum h log Q``, ``[K]``, and ``log Q`` in the outer buckets (0 if empty), ``[2, K]``."""
     edges = starts[:, None] + (stops - starts)[:, None] * np.arange(levels + 1) // levels
     merged = np.diff(mass[edges])
     share = merged / np.maximum(np.diff(filled[edges]), 1.0)

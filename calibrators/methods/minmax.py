@@ -1,9 +1,4 @@
-"""Min-max: the whole range; and the moving average of the samples' ranges.
-
-The whole range.
-
-The moving average of the samples' ranges.
-"""
+"""Methods ``minmax``, the whole range, and ``moving-average``, the average of the samples' ranges."""
 
 from __future__ import annotations
 
@@ -14,7 +9,12 @@ from calibrators.statistics import TensorStatistics
 
 
 def minmax(statistics: TensorStatistics, grid: Grid, averaged: int = 1) -> tuple[float, float]:
-    """The least and the greatest value seen: nothing is clipped.
+    """Return the least and the greatest value seen: nothing is clipped.
+
+    Args:
+        statistics: the statistics of the tensor.
+        grid: not used by this method.
+        averaged: not used by this method.
 
     Raises:
         CalibrationError: no finite value was seen.
@@ -28,10 +28,16 @@ MOMENTUM = 0.9
 
 
 def moving_average(statistics: TensorStatistics, grid: Grid, averaged: int = 1) -> tuple[float, float]:
-    """``m <- 0.9 m + 0.1 x`` over the least and the greatest value of each sample, beginning with the first.
+    """Average the least and the greatest value of the samples: ``m <- 0.9 m + 0.1 x``.
 
-    Single outlying samples fade. The samples count in the order in which they stand in the data, in
-    whatever order they were seen; of very many, neighbours are taken together (see `SampleExtremes`).
+    The average begins with the first sample; single outlying samples fade. The samples count in the order of
+    the data, whatever the order in which they were run. If there are very many, neighbours are combined (see
+    `SampleExtremes`).
+
+    Args:
+        statistics: the statistics of the tensor.
+        grid: not used by this method.
+        averaged: not used by this method.
 
     Raises:
         CalibrationError: no finite value was seen.

@@ -1,9 +1,9 @@
-"""The range with the least squared quantization error on the grid it is deployed on.
+"""Method ``mse``: the range with the least squared quantization error on the deployed grid.
 
-The error is exact for the histogram: within a bin the values count as evenly spread. With
+The error is exact for the histogram, whose values count as evenly spread within each bin. With
 ``u = x / scale`` and ``n = clip(round(u))`` the squared error ``scale**2 (u - n)**2`` has the integral
-``scale**3 (n / 12 + (u - n)**3 / 3)``, rounding and clipping alike. So the error of a histogram is a sum over
-its bin edges of that integral times the fall in density at the edge.
+``scale**3 (n / 12 + (u - n)**3 / 3)``, for rounding and for clipping. So the error of a histogram is a sum
+over its bin edges of that integral times the drop in density at the edge.
 """
 
 from __future__ import annotations
@@ -21,16 +21,22 @@ from calibrators.statistics.histogram import SIDE
 Floats = NDArray[np.float64]
 
 CHUNK = 16
-"""Candidates at a time, so that the work stays in the processor's cache."""
+"""Number of candidates processed together, so that the data stay in the processor's cache."""
 
 POINT = 2.0**-10
-"""The least part of a bin that its values are spread over, where the range ends within the bin."""
+"""The least share of a bin over which its values are spread, if the range ends within the bin."""
 
 
 def mse(statistics: TensorStatistics, grid: Grid, averaged: int = 1) -> tuple[float, float]:
-    """The range with the least mean squared error; never worse than the whole range.
+    """Choose the range with the least mean squared error; it is never worse than the whole range.
 
-    Asymmetric grids are searched over both ends at once. An end that zero lies beyond is not cut.
+    On asymmetric grids both ends are searched together. If all values have one sign, the end nearer to zero
+    is not cut.
+
+    Args:
+        statistics: the statistics of the tensor.
+        grid: the grid that the range is mapped to.
+        averaged: not used by this method.
 
     Raises:
         CalibrationError: no finite value was seen.
@@ -39,7 +45,12 @@ def mse(statistics: TensorStatistics, grid: Grid, averaged: int = 1) -> tuple[fl
 
 
 def least_error(statistics: TensorStatistics, grid: Grid, clipping: float = 1.0) -> tuple[float, float]:
-    """The range with the least squared error, in which that of clipped values counts ``clipping`` times.
+    """Choose the range with the least squared error, with a weight for clipping errors.
+
+    Args:
+        statistics: the statistics of the tensor.
+        grid: the grid that the range is mapped to.
+        clipping: weight of the squared errors of clipped values.
 
     Raises:
         CalibrationError: no finite value was seen.
@@ -61,9 +72,14 @@ def least_error(statistics: TensorStatistics, grid: Grid, clipping: float = 1.0)
 def squared_errors(
     density: Density, grid: Grid, lows: Floats, highs: Floats, clipping: float = 1.0
 ) -> Floats:
-    """The summed squared error of each range ``[lows[i], highs[i]]``, widened to hold zero; ``[K]``.
+    """Sum the squared errors of each range ``[lows[i], highs[i]]``, widened to hold zero; ``[K]``.
 
-    The squared distance of values beyond the grid's ends counts ``clipping`` times.
+    Args:
+        density: the density of the values.
+        grid: the grid that the ranges are mapped to.
+        lows: the low ends, ``[K]``.
+        highs: the high ends, ``[K]``.
+        clipping: weight of the squared distance of values beyond the grid's ends.
     """
     scale, zero_point = _parameters(grid, np.minimum(lows, 0.0), np.maximum(highs, 0.0))
     errors = np.empty(scale.shape)
@@ -76,7 +92,10 @@ def squared_errors(
 
 
 def _integral(steps: Floats, below: Floats, above: Floats, clipping: float) -> Floats:
-    """Of the squared error in units of the scale, from zero to ``steps``; the grid ends at the other two."""
+    """Integrate the squared error, in units of the scale, from zero to ``steps``.
+
+    The grid ends at ``below`` and ``above``. ``steps`` is overwritten.
+    """
     inside = np.clip(steps, below, above)
     level = np.rint(inside)
     beyond = steps - inside
@@ -89,7 +108,7 @@ def _integral(steps: Floats, below: Floats, above: Floats, clipping: float) -> F
 
 
 def _parameters(grid: Grid, lows: Floats, highs: Floats) -> tuple[Floats, Floats]:
-    """Scale and zero point of ranges that hold zero, as they are deployed."""
+    """Scale and zero point with which ranges that hold zero are deployed."""
     if grid.symmetric:
         scale = np.maximum(-lows, highs) / grid.steps_up
         return scale, np.full(scale.shape, float(grid.middle))
@@ -98,7 +117,7 @@ def _parameters(grid: Grid, lows: Floats, highs: Floats) -> tuple[Floats, Floats
 
 
 def _cut(low: float, high: float, shares: Floats, symmetric: bool) -> tuple[Floats, Floats]:
-    """The ends of ``[low, high]`` cut to ``shares``, ``[K, 2]``; one limit for both if ``symmetric``."""
+    """Cut the ends of ``[low, high]`` to ``shares``, ``[K, 2]``; ``symmetric``: one limit for both ends."""
     if symmetric:
         limit = max(-low, high) * shares[:, 0]
         return np.maximum(low, -limit), np.minimum(high, limit)
@@ -109,14 +128,14 @@ def _cut(low: float, high: float, shares: Floats, symmetric: bool) -> tuple[Floa
 
 @dataclass(frozen=True)
 class Density:
-    """A piecewise constant density: ``falls[i]`` is how far it drops at ``edges[i]``; both ``[E]``."""
+    """A piecewise constant density: it drops by ``falls[i]`` at ``edges[i]``; both ``[E]``."""
 
     edges: Floats
     falls: Floats
 
     @staticmethod
     def of(statistics: TensorStatistics) -> Density:
-        """The density of a histogram, whose outermost bins end where the values do."""
+        """Make the density of a histogram; its outermost bins end at the extremes of the values."""
         counts, width = statistics.histogram.counts, statistics.histogram.width
         used = np.flatnonzero(counts)
         first, last = int(used[0]), int(used[-1]) + 1

@@ -1,4 +1,4 @@
-"""The search for the two ends of a range: coarse over all of it, then ever closer around the best."""
+"""Search for the two ends of a range: first coarsely over all of it, then finer around the best candidate."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 RATIO = 0.75
-"""Neighbouring candidates of the first round: each cuts a side to this share of the one before."""
+"""Ratio of neighbouring candidates of the first round: each cuts a side to this share of the one before."""
 
 CUTS = 20
-"""Candidates a side in the first round: down to 0.4 % of the range."""
+"""Number of candidates per side in the first round: down to 0.4 % of the range."""
 
 ZOOM = 4
-"""Each further round looks this much closer around the best candidate so far."""
+"""Factor by which each further round is finer around the best candidate so far."""
 
 ROUNDS = 3
 
 
 def best_shares(loss: Callable[[Floats], Floats], free: tuple[bool, bool]) -> Floats:
-    """The shares of the low and the high end, ``[2]``, with the least loss.
+    """Find the shares of the low and the high end, ``[2]``, with the least loss.
 
     Args:
-        loss: shares ``[K, 2]`` in (0, 1] -> losses ``[K]``. Of equal ones the first counts, which cuts least.
-        free: whether the low end may move, and the high end.
+        loss: shares ``[K, 2]`` in (0, 1] -> losses ``[K]``. Of equal losses the first counts; it cuts least.
+        free: whether the low end and the high end may move.
     """
     best = np.zeros(2)
     for moves in _rounds():
@@ -36,13 +36,13 @@ def best_shares(loss: Callable[[Floats], Floats], free: tuple[bool, bool]) -> Fl
 
 
 def _rounds() -> Iterator[Floats]:
-    """For each round the moves of one side from the best so far, counted in cuts."""
+    """Yield, for each round, the moves of one side from the best candidate so far, counted in cuts."""
     yield np.arange(CUTS, dtype=np.float64)
     for number in range(1, ROUNDS):
         yield np.arange(-ZOOM, ZOOM + 1) / ZOOM**number
 
 
 def _pairs(moves: Floats, free: tuple[bool, bool]) -> Floats:
-    """Every move of the low side with every move of the high side, ``[K, 2]``; others stay put."""
+    """Combine every move of the low side with every move of the high side, ``[K, 2]``; a fixed side stays."""
     sides = (moves if moving else np.zeros(1) for moving in free)
     return np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""Statistics of tensors: they merge exactly, in any order and from any number of machines."""
+"""Statistics of tensors, which merge exactly, in any order and from any number of machines."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The file that statistics are kept in: an ``.npz`` of columns, with a JSON header that says what it is.
+"""Read and write files of statistics: an ``.npz`` of columns, with a JSON header.
 
-A column has one row for each tensor. What differs in length from tensor to tensor lies end to end in one
-array, beside a column of the lengths.
+A column has one row for each tensor. Data whose length differs from tensor to tensor is concatenated to one
+array, and another column holds the lengths.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _COLUMNS: tuple[tuple[str, type, Callable[[TensorStatistics], object]], ...] = (
     ("channel_axis", np.int64, lambda t: t.channels.axis if t.channels else 0),
     ("channels", np.int64, lambda t: t.channels.counts.size if t.channels else 0),
 )
-"""One value a tensor."""
+"""Columns with one value per tensor: name, type, getter."""
 
 _ARRAYS: tuple[
     tuple[str, type, tuple[int, ...], str, Callable[[TensorStatistics], NDArray[Any] | None]], ...
@@ -64,11 +64,16 @@ _ARRAYS: tuple[
     ),
     ("channel_counts", np.int64, (), "channels", lambda t: t.channels.counts if t.channels else None),
 )
-"""Name, type, shape of a row, the column that has the number of rows ("": one row), where they are."""
+"""Concatenated arrays: name, type, shape of a row, column with the number of rows ("": one row), getter."""
 
 
 def write(path: Path, header: Mapping[str, object], tensors: Sequence[TensorStatistics]) -> None:
-    """Write ``header`` (JSON values) and ``tensors`` to ``path``, which is replaced at the very end.
+    """Write statistics to a file, which is replaced only when all is written.
+
+    Args:
+        path: the file.
+        header: JSON values to store.
+        tensors: the statistics of each tensor.
 
     Raises:
         CalibrationError: the file cannot be written.
@@ -89,10 +94,10 @@ def write(path: Path, header: Mapping[str, object], tensors: Sequence[TensorStat
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[TensorStatistics]]:
-    """The header and the tensors of a file that `write` made.
+    """Read the header and the tensors of a file that `write` made.
 
     Raises:
-        CalibrationError: no such file, a damaged one, another format or another version.
+        CalibrationError: the file is missing or damaged, or has another format or version.
     """
     header, arrays = _read_arrays(path)
     try:
@@ -102,8 +107,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[TensorStatistics]]:
 
 
 def damaged(path: Path, error: Exception) -> CalibrationError:
-    """What to say of a file whose content does not fit together."""
-    return CalibrationError(f"{path} is damaged: {error!r}; collect the statistics anew")
+    """Make the error for a file whose contents are inconsistent."""
+    return CalibrationError(f"{path} is damaged: {error!r}; collect the statistics again")
 
 
 def _read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -130,12 +135,12 @@ def _check(path: Path, header: object) -> None:
     if header.get("version") != VERSION:
         raise CalibrationError(
             f"{path} holds statistics of version {header.get('version')}, expected {VERSION}; "
-            "collect them anew with this release"
+            "collect them again with this release"
         )
 
 
 def _tensors(arrays: Arrays) -> Iterator[TensorStatistics]:
-    """KeyError or ValueError if the arrays do not fit together."""
+    """Yield the statistics of each tensor; KeyError or ValueError if the arrays are inconsistent."""
     tensors = len(arrays["low"])
     columns = {name: _typed(arrays, name, kind, (tensors,)).tolist() for name, kind, _ in _COLUMNS}
     rows = {}
@@ -159,7 +164,7 @@ def _tensor(row: Mapping[str, Any], rows: Arrays) -> TensorStatistics:
     counts = rows["counts"][0]
     _require((counts >= 0).all() and counts.sum() == row["count"], "the counts do not add up")
     _require(row["exponent"] in EXPONENTS, f"exponent {row['exponent']}")
-    _require(row["block"] > 0, f"{row['block']} samples to an entry")
+    _require(row["block"] > 0, f"{row['block']} samples per entry")
     if row["count"]:
         _require(-math.inf < row["low"] <= row["high"] < math.inf, f"range [{row['low']}, {row['high']}]")
     tensor = TensorStatistics()

@@ -1,4 +1,4 @@
-"""What a batch adds to the statistics of a tensor: each sample's extremes, and the values to count."""
+"""Summarize a batch for the statistics of a tensor: each sample's extremes, and the values to count."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 CHUNK = 2**17
-"""Elements looked at together, so that they stay in the processor's cache."""
+"""Number of elements processed together, so that they stay in the processor's cache."""
 
 RANKS = 256
-"""Elements of a selection that are sorted, to find where its tails begin."""
+"""Number of elements of a selection that are sorted to find where its tails begin."""
 
 TAIL = 2
-"""A tail begins at the sorted element with so many beyond it: it holds about one of a hundred elements."""
+"""Number of sorted elements beyond the start of a tail: a tail holds about one in a hundred elements."""
 
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """One batch.
+    """The summary of one batch.
 
     Attributes:
         lows, highs: each sample's least and greatest finite value, ``[samples]``; ``inf`` and ``-inf``
             where it has none.
-        nonfinite: how many values are NaN or infinite.
-        counted: finite values, and how often each of them counts.
+        nonfinite: number of NaN and infinite values.
+        counted: pairs of finite values and the weight with which each of them counts.
     """
 
     lows: Floats
@@ -39,7 +39,7 @@ class BatchSummary:
 
 
 def digest(rows: Floats, selection: int | None) -> BatchSummary:
-    """``rows``, one for each sample; of each about ``selection`` elements are counted, all if None."""
+    """Summarize ``rows``, one per sample; count about ``selection`` elements of each, or all if None."""
     stride = _stride(rows.shape[1], selection)
     if stride == 1:
         return _whole(rows)
@@ -53,7 +53,7 @@ def digest(rows: Floats, selection: int | None) -> BatchSummary:
 
 
 def _whole(rows: Floats) -> BatchSummary:
-    """Every element counts."""
+    """Summarize rows of which every element counts."""
     lows, highs = rows.min(axis=1), rows.max(axis=1)
     if math.isfinite(lows.min()) and math.isfinite(highs.max()):
         return BatchSummary(lows, highs, 0, [(rows, 1)])
@@ -65,7 +65,7 @@ def _whole(rows: Floats) -> BatchSummary:
 
 
 def _selected(row: Floats, stride: int) -> BatchSummary:
-    """One sample: its tails in full, since ranges depend on them, and every so-manieth element between."""
+    """Summarize one sample: count its tails in full, since ranges depend on them, and a selection between."""
     picked = np.ascontiguousarray(row[::stride])
     low, high = _tail_borders(picked)
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -84,23 +84,23 @@ def _selected(row: Floats, stride: int) -> BatchSummary:
 
 
 def _tail_borders(picked: Floats) -> tuple[np.float32, np.float32]:
-    """Between them lie all but about `TAIL` of `RANKS` elements on either side."""
+    """Find the borders of both tails: beyond each lie about `TAIL` of `RANKS` elements."""
     ranked = np.sort(picked[:: max(picked.size // RANKS, 1)])
     return ranked[TAIL], ranked[-1 - TAIL]
 
 
 def _outside(values: Floats, low: np.float32, high: np.float32) -> Floats:
-    """Those that do not lie from ``low`` to ``high``: NaN is among them."""
+    """Select the values outside ``[low, high]``, including NaN."""
     inside = values <= high
     inside &= values >= low
     return values[np.flatnonzero(~inside)]
 
 
 def _stride(elements: int, selection: int | None) -> int:
-    """Count every so-manieth of a sample's elements, so that about ``selection`` are counted.
+    """Choose ``n`` so that every n-th element of a sample is counted, about ``selection`` in total.
 
-    It has no divisor in common with their number, and so none with an axis: the elements counted come from
-    every channel, row and column alike.
+    ``n`` has no divisor in common with the number of elements, and so none with the size of an axis. So the
+    counted elements come evenly from all channels, rows and columns.
     """
     if selection is None:
         return 1

@@ -1,4 +1,4 @@
-"""The mean of every channel of a tensor: what bias correction needs."""
+"""The mean of every channel of a tensor, for bias correction."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 class ChannelMeans:
-    """Sums over the samples, a channel at a time; the same data give the same bits, however split.
+    """Sums of each channel over all samples; the same data give the same bits, however they are split.
 
-    Each sample's sum is rounded to float32 once, and those are added up exactly.
+    Each sample's sum is rounded to float32 once, and the rounded sums are added exactly.
 
     Attributes:
-        axis: which axis counts channels; axis 0 counts samples.
-        sums: of the finite values, ``[C]``.
-        counts: how many they are, int64 ``[C]``.
+        axis: the channel axis; axis 0 counts samples.
+        sums: sums of the finite values, ``[C]``.
+        counts: number of finite values, int64 ``[C]``.
     """
 
     def __init__(self, axis: int, sums: ExactSum, counts: NDArray[np.int64]) -> None:
@@ -30,10 +30,10 @@ class ChannelMeans:
 
     @staticmethod
     def of(values: NDArray[np.float32], axis: int) -> ChannelMeans:
-        """Of one batch, ``[samples, ..., C, ...]`` with C at ``axis`` (negative: from the end).
+        """Sum one batch, ``[samples, ..., C, ...]`` with C at ``axis`` (negative: from the end).
 
         Raises:
-            ValueError: there is no such axis.
+            ValueError: the array has no such axis.
         """
         if not -values.ndim < axis < values.ndim or axis == 0:
             raise ValueError(f"no axis {axis} that counts channels in shape {list(values.shape)}")
@@ -50,10 +50,10 @@ class ChannelMeans:
         return result
 
     def plus(self, other: ChannelMeans) -> ChannelMeans:
-        """Over the samples of both.
+        """Add the sums of other samples.
 
         Raises:
-            ValueError: they have different channels.
+            ValueError: the numbers of channels differ.
         """
         if self.counts.shape != other.counts.shape:
             raise ValueError(f"{self.counts.size} channels in one batch, {other.counts.size} in another")
@@ -61,15 +61,15 @@ class ChannelMeans:
 
     @property
     def value(self) -> NDArray[np.float64]:
-        """The means, ``[C]``; 0 where nothing finite was seen."""
+        """The means, ``[C]``; 0 where no finite value was seen."""
         return np.asarray(self.sums.value / np.maximum(self.counts, 1), np.float64)
 
 
 def _per_sample(values: NDArray[np.float32], axis: int) -> NDArray[np.float64]:
-    """The channels' sums of each sample, ``[samples, C]``.
+    """Sum the channels of each sample, ``[samples, C]``.
 
-    Rows of contiguous values first, then, in doubles, over the rows: both within one sample, so that
-    its sums do not depend on the batch around it.
+    First rows of contiguous values are summed, then the rows, in float64. Both sums stay within one sample,
+    so they do not depend on the rest of the batch.
     """
     samples, channels = values.shape[0], values.shape[axis]
     row = math.prod(values.shape[axis + 1 :])

@@ -1,4 +1,4 @@
-"""The statistics of many tensors: what a calibration run gives, and what is kept of it."""
+"""The statistics of many tensors: the result of a calibration run, which can be saved and merged."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Statistics(Mapping[str, TensorStatistics]):
     """Statistics by tensor name.
 
     Attributes:
-        samples: how many samples they come from.
-        span: the numbers that those have in the stream of data: from the first up to, but not
-            including, the last. Samples that were passed over have numbers too.
-        complete: the data was read to its end.
-        fingerprint: of the model they were collected on, see `calibrators.fingerprint`; "" if unknown.
-        checksum: of the samples; "" if unknown, as after merging.
+        samples: number of samples.
+        span: the samples' numbers in the stream of data: the first number, and one more than the last.
+            Samples that were skipped have numbers too.
+        complete: whether the data was read to its end.
+        fingerprint: fingerprint of the model, see `calibrators.fingerprint`; "" if unknown.
+        checksum: checksum of the samples; "" if unknown, as after merging.
     """
 
     def __init__(
@@ -53,13 +53,14 @@ class Statistics(Mapping[str, TensorStatistics]):
 
     @property
     def unseen(self) -> tuple[str, ...]:
-        """Tensors of which not one finite value was seen: no method can give them a range."""
+        """The tensors without any finite value: no method can give them a range."""
         return tuple(name for name, tensor in self.items() if not tensor.count)
 
     def merge(self, other: Statistics) -> Statistics:
-        """Of our samples and ``other``'s: parts of one stream of data, in any order, or two streams.
+        """Merge with the statistics of other samples, from the same stream of data or another one.
 
-        Samples whose numbers overlap ours come from another stream: they are taken to follow ours.
+        Parts of one stream may come in any order. If the numbers of ``other``'s samples overlap with those
+        of ``self``, they come from another stream, and are taken to follow the samples of ``self``.
 
         Raises:
             CalibrationError: the two do not describe the same tensors of the same model.
@@ -91,11 +92,11 @@ class Statistics(Mapping[str, TensorStatistics]):
             )
 
     def save(self, path: str | os.PathLike[str], *, complete: bool | None = None) -> None:
-        """Write an ``.npz`` file, whole or not at all; the same statistics give the same bytes.
+        """Write an ``.npz`` file, complete or not at all; the same statistics give the same bytes.
 
         Args:
-            path: is replaced at the very end.
-            complete: if given, takes the place of our ``complete``.
+            path: the file; it is replaced only when all is written.
+            complete: if given, stored instead of the attribute ``complete``.
 
         Raises:
             CalibrationError: the file cannot be written.
@@ -115,7 +116,7 @@ class Statistics(Mapping[str, TensorStatistics]):
         """Read what `save` wrote.
 
         Raises:
-            CalibrationError: there is no such file, it is damaged, or it is something else.
+            CalibrationError: the file is missing or damaged, or holds something else.
         """
         header, tensors = archive.read(Path(path))
         try:

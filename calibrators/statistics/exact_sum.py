@@ -1,8 +1,8 @@
-"""Sums of float32 numbers without any rounding, so that their order does not matter.
+"""Sums of float32 numbers without rounding, so that their order does not matter.
 
 A float32 is an integer times a power of two. Each sum is kept as integers in windows of 16 binary digits
-(a superaccumulator, as in U. Kulisch, "Computer Arithmetic and Validity", 2013): a number is added to the one
-window that its lowest digit lies in, and integers add up to the same in any order.
+(a superaccumulator, as in U. Kulisch, "Computer Arithmetic and Validity", 2013). A number is added to the
+window that holds its lowest digit. Integer sums do not depend on the order.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW = 16
-"""Binary digits between neighbouring windows. A float32 has 24 digits, so that a sum of 2**23 numbers
-still fits 63."""
+"""Binary digits between neighbouring windows. A shifted float32 has at most 24 + 15 digits, so 2**23 of them
+fit in 63 bits."""
 
 DIGITS = 24
 LOWEST = -176
-"""The first window counts in units of ``2**LOWEST``; the least number frexp and `DIGITS` give is 2**-172."""
+"""Exponent of the unit ``2**LOWEST`` of the first window; the least digit of a float32 here is 2**-172."""
 
 WINDOWS = 19
-"""Enough for the largest float32, just below ``2**128``."""
+"""Number of windows: enough for the largest float32, just below ``2**128``."""
 
 _UNITS = np.ldexp(1.0, LOWEST + WINDOW * np.arange(WINDOWS))
 
@@ -36,7 +36,7 @@ class ExactSum:
 
     @staticmethod
     def zeros(n: int) -> ExactSum:
-        """``n`` sums of nothing."""
+        """Make ``n`` sums that are zero."""
         return ExactSum(np.zeros((n, WINDOWS), np.int64))
 
     def add(self, values: NDArray[np.float32]) -> None:
@@ -49,10 +49,10 @@ class ExactSum:
         np.add.at(self.windows, (series, window), digits << shift)
 
     def plus(self, other: ExactSum) -> ExactSum:
-        """The sums of both."""
+        """Add the sums of both."""
         return ExactSum(self.windows + other.windows)
 
     @property
     def value(self) -> NDArray[np.float64]:
-        """The sums, ``[n]``, rounded at last."""
+        """The sums, ``[n]``, rounded to float64."""
         return np.asarray(self.windows @ _UNITS, np.float64)

@@ -1,10 +1,10 @@
 """Histograms that can be split, reordered and merged without changing a single count.
 
 Bin ``j`` counts ``j * w <= x < (j + 1) * w`` for ``j`` from ``-SIDE`` to ``SIDE - 1``. The width ``w`` is
-always a power of two and follows from the largest magnitude seen alone: ``|x| < 2**exponent`` and
-``w = 2**exponent / SIDE``, so that between half and all of a side's bins are in use. When the range
-doubles, neighbouring pairs of bins are added, which gives exactly what counting anew would give. A
-float32 divided by a power of two is exact, so every value has one bin, whatever came before it.
+always a power of two and depends only on the largest magnitude seen: ``|x| < 2**exponent`` and
+``w = 2**exponent / SIDE``. So between half and all bins of a side are in use. When the range doubles,
+neighbouring pairs of bins are added, which gives exactly the same as counting from scratch. Dividing a
+float32 by a power of two is exact, so the bin of a value does not depend on earlier values.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from fast_histogram import histogram1d
 from numpy.typing import NDArray
 
 SIDE = 4096
-"""Bins on either side of zero."""
+"""Number of bins on either side of zero."""
 
 SIDE_BITS = SIDE.bit_length() - 1
 
 FEW = 2048
-"""Below so many values it takes less time to look up their bins one by one than to make a new histogram."""
+"""Below this number of values, it is faster to look up each bin than to make a new histogram."""
 
 ZERO_EXPONENT = -149
-"""The exponent of a histogram that holds nothing but zeros: below that of the smallest float32."""
+"""The exponent of a histogram that holds only zeros: below that of the smallest float32."""
 
 EXPONENTS = range(ZERO_EXPONENT, 129)
-"""The exponents that float32 values can give."""
+"""All possible exponents for float32 values."""
 
 
 class Histogram:
-    """Counts of float32 values.
+    """A histogram of float32 values.
 
     Attributes:
         exponent: all magnitudes are below ``2**exponent``.
@@ -52,9 +52,12 @@ class Histogram:
         self.widen(exponent_of(max(-low, high)))
 
     def add(self, values: NDArray[np.float32], signed: bool = True, weight: int = 1) -> None:
-        """Count ``values``, all finite and within reach, ``weight`` times each.
+        """Count values.
 
-        None of them is negative unless ``signed``.
+        Args:
+            values: finite values of any shape, with magnitudes below ``2**exponent`` (see `reach`).
+            signed: whether some of them may be negative.
+            weight: how often each value counts.
         """
         limit = math.ldexp(1.0, self.exponent)
         if values.size < FEW:
@@ -71,7 +74,7 @@ class Histogram:
         """Grow the bins until ``2**exponent`` bounds the magnitudes; never shrink them."""
         if exponent <= self.exponent:
             return
-        # After SIDE_BITS doublings one bin a side is left, and more doublings leave it so.
+        # After SIDE_BITS doublings there is one bin per side left; further doublings change nothing.
         shift = min(exponent - self.exponent, SIDE_BITS)
         folded = self.counts.reshape(-1, 1 << shift).sum(axis=1)
         self.counts = np.zeros_like(self.counts)
@@ -79,7 +82,7 @@ class Histogram:
         self.exponent = exponent
 
     def clipped(self, low: float, high: float) -> Histogram:
-        """As if values outside ``[low, high]``, which holds zero, had been set to its nearer end."""
+        """Make the histogram of the values clipped to ``[low, high]``, which holds zero."""
         steps = (end / self.width if math.isfinite(end) else math.copysign(SIDE, end) for end in (low, high))
         below, above = (min(max(step, -SIDE), SIDE) for step in steps)
         first, last = SIDE + math.floor(below), SIDE + max(math.ceil(above) - 1, 0)
@@ -90,7 +93,7 @@ class Histogram:
         return Histogram(self.exponent, counts)
 
     def merged(self, other: Histogram) -> Histogram:
-        """The histogram of both sets of values."""
+        """Make the histogram of both sets of values."""
         result = Histogram(self.exponent, self.counts.copy())
         result.widen(other.exponent)
         addend = Histogram(other.exponent, other.counts)
@@ -99,15 +102,16 @@ class Histogram:
         return result
 
     def magnitudes(self) -> NDArray[np.int64]:
-        """Counts of ``|x|``, shape ``[SIDE]``: both sides added."""
+        """Count ``|x|`` by adding both sides; shape ``[SIDE]``."""
         return self.counts[SIDE:] + self.counts[SIDE - 1 :: -1]
 
 
 def _exact(values: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``counts`` of ``values`` with none on the wrong side of zero.
+    """Correct ``counts``, in which tiny negative ``values`` may lie on the wrong side of zero.
 
-    ``x + limit`` rounds a negative x below the resolution of a double up to ``limit``, and so into the bin
-    right of zero. At no other border can that happen: there a float32 has no such digits.
+    The histogram computes ``x + limit`` in float64. If a negative x is below the resolution, the sum is
+    rounded up to ``limit``, and x falls into the bin right of zero. This cannot happen at other borders:
+    there a float32 has no such small digits.
     """
     strays = np.count_nonzero(values < 0) - counts[:SIDE].sum()
     counts[SIDE - 1] += strays
@@ -116,5 +120,5 @@ def _exact(values: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np
 
 
 def exponent_of(magnitude: float) -> int:
-    """The least ``e`` with ``magnitude < 2**e``."""
+    """Find the least ``e`` with ``magnitude < 2**e``."""
     return math.frexp(magnitude)[1] if magnitude else ZERO_EXPONENT

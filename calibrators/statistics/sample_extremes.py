@@ -1,4 +1,4 @@
-"""The extremes of a tensor sample by sample: how its range came about."""
+"""The extremes of a tensor for each sample, which show how its range came about."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 LENGTH = 4096
-"""Entries at most. Beyond as many samples, each entry stands for two neighbours, then for four ..."""
+"""Largest number of entries. With more samples, each entry stands for two neighbours, then for four ..."""
 
 
 @dataclass(frozen=True)
 class SampleExtremes:
-    """Extremes of samples by their number in the stream of data; the order in which they came is forgotten.
+    """Extremes of samples by their number in the stream of data.
 
-    Entry ``i`` holds those of the samples ``i * block`` to ``(i + 1) * block - 1``. ``block`` is a power of
-    two that follows from the highest number alone, so any order and split of the samples gives the same.
+    Entry ``i`` holds the extremes of the samples ``i * block`` to ``(i + 1) * block - 1``. ``block`` is a
+    power of two that depends only on the highest number. So any order and split of the samples gives the same
+    result.
 
     Attributes:
-        lows, highs: float32 ``[entries]``; ``inf`` and ``-inf`` where nothing finite was seen.
-        block: samples to an entry.
+        lows, highs: float32 ``[entries]``; ``inf`` and ``-inf`` where no finite value was seen.
+        block: number of samples per entry.
     """
 
     lows: Floats
@@ -32,7 +33,13 @@ class SampleExtremes:
 
     @staticmethod
     def of(numbers: NDArray[np.int64], lows: Floats, highs: Floats) -> SampleExtremes:
-        """Of the samples with these ``numbers``; all three ``[samples]``."""
+        """Make the entries for some samples.
+
+        Args:
+            numbers: the samples' numbers in the stream of data, ``[samples]``.
+            lows: the least value of each, ``[samples]``.
+            highs: the greatest value of each, ``[samples]``.
+        """
         if not len(numbers):
             return EMPTY
         block = _block(int(numbers.max()) + 1)
@@ -43,7 +50,7 @@ class SampleExtremes:
         return trail
 
     def over(self, other: SampleExtremes) -> SampleExtremes:
-        """Of both, numbered alike: other samples of one stream, or another tensor's of the same samples."""
+        """Combine with other samples of the same stream, or with another tensor of the same samples."""
         block = max(self.block, other.block)
         one, two = self._coarser(block), other._coarser(block)
         longer, shorter = (one, two) if len(one.lows) >= len(two.lows) else (two, one)
@@ -54,7 +61,7 @@ class SampleExtremes:
         return SampleExtremes(lows, highs, block)
 
     def later(self, samples: int) -> SampleExtremes:
-        """As if at least ``samples`` others had come before; the numbers grow by whole blocks."""
+        """Renumber as if at least ``samples`` others had come before; numbers grow by whole blocks."""
         ahead = _empty(-(-samples // self.block), self.block)
         moved = SampleExtremes(
             np.concatenate([ahead.lows, self.lows]), np.concatenate([ahead.highs, self.highs]), self.block
@@ -62,7 +69,7 @@ class SampleExtremes:
         return moved._coarser(_block(len(moved.lows) * self.block))
 
     def clipped(self, low: float, high: float) -> SampleExtremes:
-        """As if every value had been cut to ``[low, high]``."""
+        """Compute the extremes of values clipped to ``[low, high]``."""
         seen = self.lows <= self.highs
         lows, highs = (
             np.where(seen, np.clip(ends, low, high), ends).astype(np.float32)
@@ -71,12 +78,12 @@ class SampleExtremes:
         return SampleExtremes(lows, highs, self.block)
 
     def seen(self) -> tuple[Floats, Floats]:
-        """Lows and highs, in order, of the entries that hold a finite value."""
+        """Return lows and highs, in order, of the entries that hold a finite value."""
         there = self.lows <= self.highs
         return self.lows[there], self.highs[there]
 
     def _coarser(self, block: int) -> SampleExtremes:
-        """With ``block`` samples to an entry, a multiple of today's."""
+        """Merge entries to ``block`` samples per entry, a multiple of the present number."""
         times = block // self.block
         if times == 1:
             return self
@@ -99,7 +106,7 @@ class SampleExtremes:
 
 
 def _block(samples: int) -> int:
-    """The least power of two with which ``samples`` fit."""
+    """The least number of samples per entry, a power of two, so that `LENGTH` entries are enough."""
     return 1 << max(math.ceil(samples / LENGTH) - 1, 0).bit_length()
 
 

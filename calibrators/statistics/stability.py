@@ -1,4 +1,4 @@
-"""How much data is enough: how long a range still grew, and whether one sample alone made it so wide."""
+"""Was there enough data: did ranges still grow at the end, and did one sample alone widen them?"""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from calibrators.statistics.sample_extremes import SampleExtremes
 from calibrators.statistics.tensor import Extreme, TensorStatistics
 
 FEWEST = 5
-"""Samples with finite values below which nothing is said: their last quarter is not even one sample."""
+"""Least number of samples with finite values; with fewer, the last quarter is not even one sample."""
 
 GREW = 0.1
-"""Growth that counts. Steps of the grid that are 10 % too narrow or too wide are about 1 dB of noise."""
+"""Share of growth that is reported. A grid step that is 10 % too small or too large costs about 1 dB."""
 
 ALONE = 0.25
-"""Shrinkage that counts: a quarter of the range, about 2.5 dB for all samples, spent on one of them."""
+"""Share of the range, due to one sample, that is reported; it costs all samples about 2.5 dB."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Stability:
     """How the range of a tensor came about. Ranges are taken to hold zero, as the deployed ones do.
 
     Attributes:
-        growth: the share (0 … 1) of the range that came with the last quarter of the samples; None if
-            there were too few to tell.
-        low, high: what set the ends; None where zero is the end, or several samples reached it.
-        setter: the end whose sample, if it were missing, would shrink the range most; None if there is
-            none, or it is unknown.
-        alone: the share (0 … 1) by which it would shrink; None if unknown, as when there were too few
-            samples, or so many that the extremes of each are not kept.
+        growth: share (0 … 1) of the range that the last quarter of the samples added; None if there were
+            too few samples to tell.
+        low, high: the extremes that set the ends; None if the end is zero, or several samples reached it.
+        setter: the end whose sample widens the range most, compared with the range without that sample; None
+            if there is none, or it is unknown.
+        alone: the share (0 … 1) by which the range would shrink without that sample; None if unknown: there
+            were too few samples, or so many that the extremes of each are not kept.
     """
 
     growth: float | None
@@ -44,11 +44,11 @@ class Stability:
 
 
 def stability(statistics: TensorStatistics, *, symmetric: bool = False) -> Stability:
-    """How the extremes of ``statistics`` came about.
+    """Evaluate how the extremes of ``statistics`` came about.
 
-    Where a range is narrower than the extremes, give ``statistics.clipped(*range)``: what lies outside
-    makes no difference, so it neither grows the range nor sets it. Of a ``symmetric`` range only the
-    end farther from zero counts, since the other one follows from it.
+    For a range that is narrower than the extremes, pass ``statistics.clipped(*range)``, since values outside
+    the range neither widen nor set it. For a ``symmetric`` range only the end farther from zero counts,
+    because the other end follows from it.
     """
     trail, low, high = (_magnitudes if symmetric else _ends)(statistics)
     if len(trail.seen()[0]) < FEWEST:
@@ -61,14 +61,14 @@ def stability(statistics: TensorStatistics, *, symmetric: bool = False) -> Stabi
 
 
 def _ends(statistics: TensorStatistics) -> tuple[SampleExtremes, Extreme | None, Extreme | None]:
-    """The extremes of each sample, and who alone set the low and the high end."""
+    """Return the extremes of each sample, and the low and the high end if a single sample set it."""
     trail = statistics.trail
     low = _sole(statistics.lowest, trail.lows, trail.lows.min(initial=0))
     return trail, low, _sole(statistics.highest, trail.highs, trail.highs.max(initial=0))
 
 
 def _magnitudes(statistics: TensorStatistics) -> tuple[SampleExtremes, Extreme | None, Extreme | None]:
-    """As `_ends`, with the greatest magnitude of each sample for its high end, and zero for its low one."""
+    """Do the same as `_ends` with the greatest magnitude of each sample as high end and zero as low end."""
     trail = statistics.trail
     highs = np.maximum(-trail.lows, trail.highs)
     trail = SampleExtremes(np.zeros_like(highs), highs, trail.block)
@@ -79,7 +79,7 @@ def _magnitudes(statistics: TensorStatistics) -> tuple[SampleExtremes, Extreme |
 
 
 def _sole(end: Extreme, ends: NDArray[np.float32], outermost: np.float32) -> Extreme | None:
-    """``end`` if that of one entry alone is the ``outermost``, and that is not zero."""
+    """Return ``end`` if exactly one entry reaches the ``outermost`` value, and that is not zero."""
     return end if outermost and np.count_nonzero(ends == outermost) == 1 else None
 
 
@@ -95,7 +95,7 @@ def _shrinkage(trail: SampleExtremes, end: Extreme) -> float:
 
 
 def _width(lows: NDArray[np.float32], highs: NDArray[np.float32]) -> float:
-    """Of the range that holds zero and them all; those of samples without finite values are infinite."""
+    """The width of the range that holds zero and all entries; entries without finite values are infinite."""
     return float(highs.max(initial=0)) - float(lows.min(initial=0))
 
 
@@ -106,12 +106,13 @@ def _missing(part: float, whole: float) -> float:
 
 @dataclass(frozen=True)
 class RunStability:
-    """What the tensors of a run tell together.
+    """The stability of the ranges of a whole run.
 
     Attributes:
-        judged: tensors of which something can be said.
-        grown: those whose ranges still grew by more than `GREW`, the most first.
-        outliers: sample -> tensors whose range it alone widens by more than `ALONE`, the most first.
+        judged: number of tensors that could be evaluated.
+        grown: tensors whose ranges still grew by more than `GREW`, sorted by growth, largest first.
+        outliers: sample -> tensors whose range it alone widens by more than `ALONE`; the sample with the
+            most tensors first.
     """
 
     judged: int
@@ -120,9 +121,9 @@ class RunStability:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """For people: whether there was enough data, and which sample to look at."""
+        """Sentences for the user: whether there was enough data, and which sample to inspect."""
         if not self.judged:
-            return (f"cannot be told: at least {FEWEST} samples are needed, and finite values in them",)
+            return (f"unknown: at least {FEWEST} samples with finite values are needed",)
         return (self._settled(), *self._outlier())
 
     def _settled(self) -> str:
@@ -139,12 +140,12 @@ class RunStability:
         sample, tensors = next(iter(self.outliers.items()))
         return (
             f"without {sample} alone, those of {_tensors(len(tensors))} would be narrower by more than "
-            f"{ALONE:.0%}: look at it",
+            f"{ALONE:.0%}: inspect that sample",
         )
 
 
 def run_stability(tensors: Mapping[str, Stability]) -> RunStability:
-    """What the stability of each tensor tells of the run."""
+    """Summarize the stability of all tensors of a run."""
     growths = {name: each.growth for name, each in tensors.items() if each.growth is not None}
     grown = sorted((name for name, growth in growths.items() if growth > GREW), key=lambda n: -growths[n])
     outliers: dict[str, list[str]] = defaultdict(list)

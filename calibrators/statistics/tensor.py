@@ -1,4 +1,4 @@
-"""What is remembered of a tensor: enough for every calibration method, in memory that never grows."""
+"""The statistics of a tensor: enough for every calibration method, in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Floats = NDArray[np.float32]
 
 
 STEPS = 256
-"""Batches whose extremes wait to be added to the trail."""
+"""Number of batches whose extremes are buffered before they are added to the trail."""
 
 
 @dataclass(frozen=True, order=True)
@@ -28,9 +28,9 @@ class Extreme:
     """The least or the greatest value, and the first sample that held it.
 
     Attributes:
-        value: ``inf`` or ``-inf`` while there is none.
-        number: the sample's in the stream of data.
-        name: the sample's.
+        value: the value; ``inf`` or ``-inf`` while there is none.
+        number: number of the sample in the stream of data.
+        name: name of the sample.
     """
 
     value: float
@@ -43,24 +43,24 @@ def _nameless(_: int) -> str:
 
 
 def _span(name_of: Callable[[int], str], samples: int, _: int) -> str:
-    """All samples of a batch, where nothing tells which of them it was."""
+    """Name all samples of a batch, if it is unknown which of them is meant."""
     return name_of(0) if samples == 1 else f"{name_of(0)} to {name_of(samples - 1)}"
 
 
 class TensorStatistics:
-    """Extremes and histogram of one tensor, over everything it was shown.
+    """Extremes and histogram of one tensor over all samples seen.
 
-    They are exact: the same samples, numbered alike, give the same bits, in whatever batches and order
-    they come and however partial statistics are merged. Values are taken as float32.
+    They are exact: the same samples with the same numbers give the same bits, whatever their batches and
+    order, and however partial statistics are merged. Values are converted to float32.
 
     Attributes:
         lowest, highest: the extremes of the finite values.
-        count: elements in the histogram.
-        nonfinite: NaN and infinite elements seen, which count nowhere else.
-        samples: samples seen.
-        histogram: the counts of the finite elements. Where only a selection was counted, each counts
-            as often as it stands for others; the tails of each sample are always counted in full.
-        channels: the mean of each channel, if they were asked for.
+        count: number of elements in the histogram.
+        nonfinite: number of NaN and infinite elements seen; they count nowhere else.
+        samples: number of samples seen.
+        histogram: counts of the finite elements. If only a selection was counted, each element of it counts
+            once for each element it stands for; the tails of each sample are always counted in full.
+        channels: the mean of each channel, if requested.
     """
 
     def __init__(self) -> None:
@@ -115,19 +115,19 @@ class TensorStatistics:
         selection: int | None = None,
         channel_axis: int | None = None,
     ) -> None:
-        """Take in one batch of any shape and number type.
+        """Add one batch of any shape and number type.
 
         Args:
-            array: the tensor. If its axis 0 has the size ``samples``, it counts them.
-            samples: samples in the batch.
-            number: the number of the first of them in the stream of data; else they follow the last.
-            name_of: the name of each of them, counted from 0.
-            selection: count about so many elements of each sample, evenly spread, instead of all.
-            channel_axis: also keep the means of the channels along this axis.
+            array: the tensor. If its axis 0 has the size ``samples``, that axis counts samples.
+            samples: number of samples in the batch.
+            number: number of the first sample in the stream of data; None: it follows the last one seen.
+            name_of: index of a sample in the batch -> its name.
+            selection: count about this many elements of each sample, evenly spread; None: all.
+            channel_axis: also collect the means of the channels along this axis.
 
         Raises:
             TypeError: the array does not hold real numbers.
-            ValueError: it has no such axis, or other channels than before.
+            ValueError: the array has no such axis, or the number of channels changed.
         """
         number = self.samples if number is None else number
         self.samples += samples
@@ -142,7 +142,7 @@ class TensorStatistics:
         self._fold(digest(values.reshape(len(values), -1), selection), number, name_of)
 
     def _fold(self, batch: BatchSummary, number: int, name_of: Callable[[int], str]) -> None:
-        """Take in a batch whose first sample has the number ``number``."""
+        """Add a batch whose first sample has the number ``number``."""
         self.nonfinite += batch.nonfinite
         self._remember(number, batch.lows, batch.highs)
         low, high = float(batch.lows.min()), float(batch.highs.max())
@@ -161,17 +161,17 @@ class TensorStatistics:
             self.count += values.size * weight
 
     def _remember(self, number: int, lows: Floats, highs: Floats) -> None:
-        """Steps of the trail are added many at a time: one by one takes as long as to count."""
+        """Buffer the extremes; adding them to the trail one by one would take as long as counting."""
         self._steps.append((number, lows, highs))
         if len(self._steps) == STEPS:
             self.trail = self.trail.over(EMPTY)
 
     def merge(self, other: TensorStatistics, later: int = 0) -> TensorStatistics:
-        """The statistics of our samples and ``other``'s, of the same tensor.
+        """Merge with the statistics of other samples of the same tensor.
 
         Args:
-            other: of other samples.
-            later: the samples that came before all of ``other``'s, if those were numbered anew.
+            other: the statistics of other samples.
+            later: offset to add to ``other``'s sample numbers, if those overlap with the numbers of ``self``.
 
         Raises:
             ValueError: the two have different channels.
@@ -185,13 +185,13 @@ class TensorStatistics:
         return result
 
     def join(self, other: TensorStatistics) -> TensorStatistics:
-        """The statistics of two tensors of the same samples that are to share one range."""
+        """Combine with another tensor of the same samples, with which this one is to share a range."""
         result = self._combined(other, other.trail, other.lowest, other.highest)
         result.samples = max(self.samples, other.samples)
         return result
 
     def clipped(self, low: float, high: float) -> TensorStatistics:
-        """As if every value outside ``[low, high]``, which holds zero, had been set to its nearer end."""
+        """Make the statistics of the values clipped to ``[low, high]``, which holds zero."""
         if not self.count or (low <= self.low and self.high <= high):
             return self
         result = TensorStatistics()
@@ -215,7 +215,7 @@ class TensorStatistics:
         return result
 
     def require_data(self) -> None:
-        """Check that there is something to make a range of.
+        """Check that there are values to choose a range from.
 
         Raises:
             CalibrationError: no finite value was ever seen.
@@ -227,7 +227,7 @@ class TensorStatistics:
 
 
 def _higher(one: Extreme, two: Extreme) -> Extreme:
-    """The greater value; of equal ones that of the earlier sample."""
+    """Return the greater value; if equal, that of the earlier sample."""
     return max(one, two, key=lambda end: (end.value, -end.number))
 
 
@@ -236,5 +236,5 @@ def _as_float32(array: NDArray[np.generic]) -> Floats:
         return array  # type: ignore[return-value]
     if array.dtype.kind not in "fiub":
         raise TypeError(f"expected real numbers, got an array of {array.dtype}")
-    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is counted as such
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted as such
         return array.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Every option, declared once: the command line, the Python API and the YAML file all read it here."""
+"""All options, declared once for the command line, the Python API and the YAML file."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ TableFormat = Literal[
 
 
 def _named(path: Any) -> Any:
-    """An empty path is a variable that was not set, not the current folder."""
+    """Refuse an empty path: it comes from an unset variable and does not mean the current folder."""
     if path == "":
         raise PydanticCustomError("path_type", "an empty path")
     return path
 
 
 def _several(names: Any) -> Any:
-    """One name alone is a list of one, not of letters."""
+    """Make a single name a tuple of one, so it is not read as a sequence of letters."""
     return (names,) if isinstance(names, str | Path) else names
 
 
@@ -67,14 +67,22 @@ _Corrections = Annotated[tuple[Correction, ...], BeforeValidator(_several)]
 
 
 def _option(group: str, default: Any, text: str, metavar: str | None = None, **limits: Any) -> Any:
-    """A field: the heading it stands under in the help, its help text, how its value is called there."""
+    """Declare an option.
+
+    Args:
+        group: heading in the help.
+        default: default value.
+        text: help text.
+        metavar: name of the value in the help.
+        limits: limits of the value, as for `pydantic.Field`.
+    """
     return Field(default, description=text, json_schema_extra={"group": group, "metavar": metavar}, **limits)
 
 
 class QuantConfig(BaseModel):
-    """How to quantize a model. Immutable; unknown names are refused.
+    """The options for quantizing a model. Immutable; unknown names are refused.
 
-    Field names are the option names of the command line with ``_`` for ``-``.
+    Field names are the option names of the command line with ``_`` instead of ``-``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -105,14 +113,20 @@ class QuantConfig(BaseModel):
     )
     samples: int | None = _option("data", None, "use at most N samples; default: all", "N", ge=1)
     batch_size: int = _option("data", 1, "samples per run", "N", ge=1)
-    skip_bad_samples: bool = _option("data", False, "name, skip and count samples that cannot be used")
+    skip_bad_samples: bool = _option(
+        "data", False, "skip samples that cannot be used; they are named and counted"
+    )
     every_element: bool = _option(
-        "data", False, "count every element of large tensors too, not a regular selection; takes longer"
+        "data", False, "count every element of large tensors, not a regular selection; takes longer"
     )
     method: Method = _option("ranges", "auto", "how ranges are chosen")
-    percentile: float = _option("ranges", 99.99, "for --method percentile", "P", gt=50, le=100)
+    percentile: float = _option(
+        "ranges", 99.99, "share of values to keep, in per cent, for --method percentile", "P", gt=50, le=100
+    )
     weight_method: WeightMethod = _option(
-        "ranges", "mse", "how scales of weights are chosen: least rounding error, or what covers the largest"
+        "ranges",
+        "mse",
+        "how weight scales are chosen: mse (least rounding error) or absmax (cover the largest weight)",
     )
     correct: _Corrections = _option(
         "accuracy",
@@ -122,80 +136,89 @@ class QuantConfig(BaseModel):
         "NAME",
     )
     time_limit: float = _option(
-        "accuracy", 600.0, "for adaround; a result cut short depends on the machine", "SECONDS", ge=0
+        "accuracy",
+        600.0,
+        "time limit for adaround; if it is reached, the result depends on the machine",
+        "SECONDS",
+        ge=0,
     )
     goal: str | None = _option(
         "goal",
         None,
-        "give weights more bits, then keep nodes float, until it holds on held-out samples: sqnr>=25 (dB), "
-        "agreement>=0.99",
+        "give weights more bits, then keep nodes in float, until the goal is reached on held-out samples: "
+        "sqnr>=25 (dB), agreement>=0.99",
         "GOAL",
     )
     search_log: _Path | None = _option(
-        "goal", None, "remember what was tried for --goal; the same command goes on from there", "FILE"
+        "goal", None, "log the search for --goal; the same command resumes it from there", "FILE"
     )
     from_table: _Path | None = _option(
-        "tables", None, "take ranges from a table or saved statistics: no data, no corrections", "FILE"
+        "tables", None, "take ranges from a table or saved statistics; no data, no corrections", "FILE"
     )
     table: _Paths = _option("tables", (), "also write a calibration table", "FILE")
     table_format: _Formats = _option(
         "tables",
         (),
-        "the format of each table, where file names do not tell: tensorrt, ort, ncnn, snpe, qnn, mqbench, "
+        "the format of each table, if the file name does not tell: tensorrt, ort, ncnn, snpe, qnn, mqbench, "
         "mqbench-snpe, mqbench-vitis, mqbench-ppl, ppq, json",
         "NAME",
     )
-    save_statistics: _Path | None = _option("tables", None, "keep the calibration statistics (.npz)", "FILE")
-    report: _Path | None = _option("tables", None, "also write a report, one HTML file", "FILE.html")
+    save_statistics: _Path | None = _option("tables", None, "save the calibration statistics (.npz)", "FILE")
+    report: _Path | None = _option("tables", None, "also write a report (a single HTML file)", "FILE.html")
     target: str = _option(
         "plan",
         "onnxruntime",
         "deployment target: onnxruntime, onnxruntime-avx2, onnxruntime-arm, tensorrt, tensorrt8, openvino, "
         "qnn, vitis-xint8, snpe, ppl-w8a16, tvm, academic-w4a8, academic-w4a4, academic-w2a4, or a "
-        ".yaml file that describes one",
+        ".yaml file that describes a target",
         "NAME",
     )
     autotune: bool = _option(
-        "speed", False, "keep float what is faster so, timed on this machine with ONNX Runtime and --threads"
+        "speed",
+        False,
+        "keep nodes in float where float is faster, measured on this machine with ONNX Runtime and --threads",
     )
     mode: Mode = _option(
         "mode",
         "static",
-        "static: ranges of activations from data; dynamic: found at run time, for MatMul, Gemm, LSTM, GRU, "
-        "Gather, and Conv if included; no data needed",
+        "static: activation ranges from calibration data; dynamic: ranges found at run time, for MatMul, "
+        "Gemm, LSTM, GRU, Gather, and Conv if included; needs no data",
     )
     activation: ActivationType | None = _option("plan", None, "activation type; default: the target's")
     weight: WeightType | None = _option(
-        "plan", None, "weight type; default: the target's; float16: with --mode dynamic"
+        "plan", None, "weight type; default: the target's; float16: only with --mode dynamic"
     )
     block_size: int | None = _option(
         "plan",
         None,
-        "a scale for each N weights of MatMul and Gemm, with float activations; Conv: a scale a channel",
+        "per-block weight scales for MatMul and Gemm, one for each N weights, with float activations; Conv: "
+        "per-channel scales",
         "N",
         ge=1,
     )
-    per_tensor: bool = _option("plan", False, "no per-channel weights")
-    exclude: _Names = _option("plan", (), "keep matching nodes float: a name glob, or op:Softmax", "PATTERN")
+    per_tensor: bool = _option("plan", False, "per-tensor weight scales instead of per-channel ones")
+    exclude: _Names = _option(
+        "plan", (), "keep matching nodes in float: a name glob, or op:Softmax", "PATTERN"
+    )
     override: _Names = _option(
         "plan",
         (),
         "other options for matching nodes: 'head/*: method=entropy, weight=int4, weight_method=absmax, "
-        "per_tensor'; of several the last one counts",
+        "per_tensor'; if several match, the last one counts",
         "PATTERN: ...",
     )
     include: _Names = _option("plan", (), "quantize only matching nodes", "PATTERN")
     quantize_outputs: bool = _option(
-        "plan", False, "quantize the tensors that leave the graph too, and what makes them"
+        "plan", False, "also quantize the graph outputs and the nodes that produce them"
     )
     provider: _Names = _option("running", (), "ONNX Runtime execution provider; default: the CPU", "NAME")
-    threads: int = _option("running", 0, "threads; default: all", "N", ge=0)
+    threads: int = _option("running", 0, "number of threads; default: all", "N", ge=0)
     verify: Verify = _option(
         "running",
         "auto",
-        "ask the target's runtime what it makes of the model: auto (for a minute at most), full, off",
+        "check with the target's runtime how it runs the model: auto (at most a minute), full, off",
     )
-    seed: int = _option("running", 0, "for whatever is random", "N", ge=0)
+    seed: int = _option("running", 0, "random seed", "N", ge=0)
 
     @field_validator("preprocess")
     @classmethod
@@ -240,7 +263,7 @@ class QuantConfig(BaseModel):
         if len(self.table_format) not in (0, len(self.table)):
             raise ValueError(
                 f"{len(self.table_format)} formats for {len(self.table)} tables (table_format, table): "
-                "give one for each, or none where file names tell"
+                "give one for each, or none if the file names tell"
             )
         return self
 
@@ -253,7 +276,7 @@ class QuantConfig(BaseModel):
         given = [name for name in STATIC_ONLY if getattr(self, name) != type(self).model_fields[name].default]
         if self.mode == "dynamic" and given:
             raise ValueError(
-                f"mode dynamic finds ranges at run time; for mode static only: {', '.join(given)}. "
+                f"mode dynamic finds ranges at run time; options for mode static only: {', '.join(given)}. "
                 "Leave them out, or use mode static"
             )
         tried = set() if self.correct == type(self).model_fields["correct"].default else set(self.correct)
@@ -265,12 +288,12 @@ class QuantConfig(BaseModel):
 
     @property
     def tables(self) -> tuple[tuple[Path, str | None], ...]:
-        """The tables to write, each with its format; None where the name of the file tells."""
+        """The tables to write, each with its format; None if the file name tells the format."""
         return tuple(zip(self.table, self.table_format or (None,) * len(self.table), strict=True))
 
     @property
     def overrides(self) -> tuple[Override, ...]:
-        """What ``override`` says."""
+        """The parsed ``override`` options."""
         return _parsed(self.override)
 
     @property
@@ -280,10 +303,10 @@ class QuantConfig(BaseModel):
 
     @classmethod
     def load(cls, path: Path, **overrides: Any) -> QuantConfig:
-        """Read a YAML file of options; ``overrides`` win over it.
+        """Read a YAML file of options; ``overrides`` take precedence.
 
         Raises:
-            ConfigError: the file cannot be read, or holds wrong options.
+            ConfigError: the file cannot be read, or an option is unknown or has a wrong value.
         """
         read = read_mapping(path, "options", "method: entropy", ConfigError)
         options = {str(name).replace("-", "_"): value for name, value in read.items()}
@@ -314,12 +337,12 @@ _CHOICES = {
     "weight": get_args(WeightType),
     "weight_method": get_args(WeightMethod),
 }
-"""What `QuantConfig.override` may say."""
+"""The options that `QuantConfig.override` may set, with their values."""
 
 
 @lru_cache(maxsize=8)
 def _parsed(overrides: tuple[str, ...]) -> tuple[Override, ...]:
-    """Planning asks for them at every node."""
+    """Parse overrides; cached, because planning needs them for every node."""
     return tuple(parse_override(text, _CHOICES) for text in overrides)
 
 
@@ -328,14 +351,14 @@ STATIC_ONLY = (
     *("from_table", "table", "table_format", "save_statistics", "activation", "block_size"),
     *("quantize_outputs", "override"),
 )
-"""Options that have no meaning where ranges are found at run time."""
+"""Options that have no meaning in mode dynamic, which finds ranges at run time."""
 
 _RIVALS = {
     "data": ("from_table",),
     "save_statistics": ("from_table",),
     "from_table": ("data", "save_statistics"),
 }
-"""Option -> those in a file that it takes the place of when it is given beside the file."""
+"""Option -> options of a file that it replaces when it is given in addition to the file."""
 
 
 _EXPECTED: Mapping[str, str] = {
@@ -354,11 +377,11 @@ _EXPECTED: Mapping[str, str] = {
     "string_type": "a string",
     "tuple_type": "a list of strings",
 }
-"""What pydantic calls an error -> what was expected; its own words do for the rest."""
+"""Pydantic's error type -> the text after "expected"; pydantic's own message is used for other types."""
 
 
 def explain(error: ValidationError, spell: Callable[[str], str] = str) -> str:
-    """What is wrong, on one line; ``spell`` turns a field's name into what the user calls it."""
+    """Describe all errors on one line; ``spell`` turns a field's name into the name that the user knows."""
     return "; ".join(_explain(problem, spell) for problem in error.errors())
 
 

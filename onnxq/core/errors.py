@@ -1,14 +1,14 @@
-"""Every error a user can meet, as one tree.
+"""All errors that a user can meet, in one class tree.
 
 ::
 
     OnnxqError
     ├── ModelError          the model cannot be read, cleaned, run or written
-    ├── ConfigError         options that are wrong, or do not go together
-    ├── CalibrationError    the data, or the statistics made from it
-    └── TargetError         the deployment target cannot take what was asked for
+    ├── ConfigError         options are wrong, or do not go together
+    ├── CalibrationError    the calibration data, or the statistics of it, cannot be used
+    └── TargetError         the deployment target is unknown, or does not support what was requested
 
-A message names the file, node or tensor, says what was expected and what to do.
+A message names the file, node or tensor, and says what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import calibrators.errors
 
 
 class OnnxqError(Exception):
-    """Base of all errors raised on purpose: catch this one to catch them all."""
+    """Base class of all errors raised on purpose: catch this one to catch them all."""
 
 
 class ModelError(OnnxqError):
@@ -29,8 +29,8 @@ class ConfigError(OnnxqError):
 
 
 class CalibrationError(OnnxqError, calibrators.errors.CalibrationError):
-    """The calibration data or statistics are missing, malformed or do not fit the model."""
+    """The calibration data or statistics are missing or malformed, or do not fit the model."""
 
 
 class TargetError(OnnxqError):
-    """The deployment target is unknown or cannot take what was asked for."""
+    """The deployment target is unknown, or does not support what was requested."""

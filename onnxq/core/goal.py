@@ -1,4 +1,4 @@
-"""What a quantized model must reach: ``sqnr>=25``, ``agreement>=0.99``, or a measure of one's own."""
+"""Accuracy goals for a quantized model: ``sqnr>=25``, ``agreement>=0.99``, or a user-defined metric."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from pathlib import Path
 from onnxq.core.errors import ConfigError
 
 Metric = Callable[[Path], float]
-"""A model's file -> how good it is; more is better."""
+"""Path of a model -> its quality; larger is better."""
 
 FORMS = "sqnr>=25 (dB at the worst output), agreement>=0.99 (share of equal decisions, 0 ... 1)"
 
 _LIMITS: Mapping[str, float] = {"sqnr": math.inf, "agreement": 1.0}
-"""The measures by name, and the most that may be asked of them."""
+"""The built-in metrics, and the largest value that a goal may require."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """Attributes:
-    metric: ``sqnr``, ``agreement``, or a function that gets the path of each model that is tried.
-    at_least: what it must give.
+    """A metric and the value that it must reach.
+
+    Attributes:
+        metric: ``sqnr``, ``agreement``, or a function that is called with the path of each model tried.
+        at_least: the least value of the metric that reaches the goal.
     """
 
     metric: str | Metric
@@ -31,7 +33,7 @@ class Goal:
 
     @property
     def name(self) -> str:
-        """The measure's name."""
+        """The name of the metric."""
         return self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", "metric")
 
     def __str__(self) -> str:
@@ -39,7 +41,7 @@ class Goal:
 
 
 def parse_goal(text: str) -> Goal:
-    """``sqnr>=25`` -> a goal; blanks do not matter.
+    """Read a goal from text such as ``sqnr>=25``; blanks do not matter.
 
     Raises:
         ConfigError: the text has another form; the message lists the valid ones.

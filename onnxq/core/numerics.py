@@ -1,4 +1,4 @@
-"""Ranges to scales, reals to integers and back, and how much was lost. numpy only.
+"""Turn ranges into scales, quantize and dequantize arrays, and measure the error. numpy only.
 
 ============== ========= ======== ============== ==========================================
 format         symmetric limits   zero_point     scale
@@ -12,9 +12,9 @@ int8 7-bit     yes       -64, 63  0              amax / 63
 int32 (bias)   yes       ±2^31    0              input scale x weight scale
 ============== ========= ======== ============== ==========================================
 
-Where scales are powers of two, it is the least one that is not below that of the table.
-16- and 4-bit types follow the same rows. In blocks (``[…, K, …]`` cut along one axis), scale and zero point
-have the shape ``[…, ceil(K / block_size), …]``. Rounding is half to even, as QuantizeLinear does it.
+If scales are powers of two, the scale is the least power of two that is not below that of the table.
+16- and 4-bit types follow the same rows. With per-block scales (``[…, K, …]`` cut along one axis), scale and
+zero point have the shape ``[…, ceil(K / block_size), …]``. Rounding is half to even, as in QuantizeLinear.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from onnxq.core.plan import QuantParams, QuantSpec
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
-"""Below it a float32 scale is subnormal: 1/scale overflows and runtimes flush it to zero."""
+"""Least normal float32. A smaller scale is subnormal: 1/scale overflows, and runtimes flush it to zero."""
 
 UNBOUNDED = (-np.inf, np.inf)
 
 
 def grid_of(spec: QuantSpec) -> Grid:
-    """The integer grid that calibration methods measure errors on."""
+    """Make the integer grid on which calibration methods measure errors."""
     qmin, qmax = spec.limits
     return Grid(qmin, qmax, spec.symmetric)
 
@@ -44,13 +44,18 @@ def grid_of(spec: QuantSpec) -> Grid:
 def params_from_range(
     low: ArrayLike, high: ArrayLike, spec: QuantSpec, bounds: tuple[float, float] = UNBOUNDED
 ) -> QuantParams:
-    """Scale and zero point for the range ``[low, high]``, of any shape.
+    """Compute scale and zero point for the range ``[low, high]``.
 
-    The range is widened to hold zero, so that padding and ReLU are exact, and cut to ``bounds``
-    (low <= 0 <= high), which the *rounded* grid does not exceed either, unless it is symmetric:
-    ONNX Runtime drops a Relu/Clip before QuantizeLinear only if the grid lies within what the
-    Relu/Clip lets through.
-    An empty range (a tensor that is always zero) gets scale 1.
+    The range is widened to hold zero, so that padding and ReLU are exact, and cut to ``bounds``. The
+    *rounded* grid does not exceed the bounds either, unless it is symmetric or its scales are powers of two:
+    ONNX Runtime drops a Relu or Clip before QuantizeLinear only if the grid lies within its limits. An empty
+    range (a tensor that is always zero) gets scale 1.
+
+    Args:
+        low: low ends of any shape.
+        high: high ends, of the same shape.
+        spec: the number format.
+        bounds: limits of useful values (low <= 0 <= high).
 
     Raises:
         ValueError: an end of the range is NaN or infinite.
@@ -74,7 +79,7 @@ def params_from_range(
 def _within(
     scale: NDArray[np.float32], zero_point: NDArray[np.float64], spec: QuantSpec, bounds: tuple[float, float]
 ) -> NDArray[np.float64]:
-    """The largest float32 scale, at most ``scale``, with which the grid stays inside ``bounds``."""
+    """Find the largest float32 scale, at most ``scale``, with which the grid stays inside ``bounds``."""
     qmin, qmax = spec.limits
     fitted = scale.astype(np.float64)
     for level, bound in ((qmin, bounds[0]), (qmax, bounds[1])):
@@ -86,7 +91,7 @@ def _within(
 
 
 def usable_scale(scale: NDArray[np.floating[Any]], spec: QuantSpec) -> NDArray[np.float32]:
-    """As float32, 1 where zero, never so small that its inverse overflows; a power of two if so asked for."""
+    """Make a scale usable: float32, 1 instead of 0, not subnormal, and a power of two if ``spec`` says so."""
     usable = np.where(scale == 0, 1.0, np.maximum(scale, SMALLEST_SCALE))
     if spec.power_of_two:
         usable = np.exp2(np.ceil(np.log2(usable)))
@@ -94,9 +99,14 @@ def usable_scale(scale: NDArray[np.floating[Any]], spec: QuantSpec) -> NDArray[n
 
 
 def spread(values: NDArray[_Scalar], spec: QuantSpec, shape: tuple[int, ...]) -> NDArray[_Scalar]:
-    """Scales or zero points so that they broadcast over a tensor of this ``shape``.
+    """Reshape scales or zero points so that they broadcast over a tensor.
 
-    ``()`` stays, ``[C]`` becomes ``[1, C, 1 …]``, and those of blocks are repeated for each element.
+    ``()`` stays, ``[C]`` becomes ``[1, C, 1 …]``, and per-block values are repeated for each element.
+
+    Args:
+        values: scales or zero points.
+        spec: the number format.
+        shape: the shape of the tensor.
     """
     if spec.axis is None or values.ndim == 0:
         return values
@@ -107,9 +117,14 @@ def spread(values: NDArray[_Scalar], spec: QuantSpec, shape: tuple[int, ...]) ->
 
 
 def quantize(real: NDArray[np.generic], params: QuantParams, spec: QuantSpec) -> NDArray[np.generic]:
-    """``clip(round(real / scale) + zero_point)`` in the type of ``spec``; same shape as ``real``.
+    """Quantize: ``clip(round(real / scale) + zero_point)`` in the type of ``spec``.
 
     https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html
+
+    Args:
+        real: float numbers of any shape; the result has the same shape.
+        params: scale and zero point.
+        spec: the number format.
     """
     scale = spread(params.scale, spec, real.shape)
     zero_point = spread(params.zero_point.astype(np.float64), spec, real.shape)
@@ -120,9 +135,12 @@ def quantize(real: NDArray[np.generic], params: QuantParams, spec: QuantSpec) ->
 
 
 def dequantize(levels: NDArray[np.generic], params: QuantParams, spec: QuantSpec) -> NDArray[np.float32]:
-    """``(q - zero_point) * scale`` as float32; same shape as ``levels``.
+    """Dequantize: ``(q - zero_point) * scale`` as float32. `quantize` restores exactly ``levels``.
 
-    `quantize` gives exactly ``levels`` back.
+    Args:
+        levels: integers of any shape; the result has the same shape.
+        params: scale and zero point.
+        spec: the number format.
     """
     scale = spread(params.scale, spec, levels.shape)
     zero_point = spread(params.zero_point.astype(np.float32), spec, levels.shape)
@@ -133,7 +151,7 @@ def dequantize(levels: NDArray[np.generic], params: QuantParams, spec: QuantSpec
 def weight_range(
     weight: NDArray[np.generic], spec: QuantSpec
 ) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-    """Lowest and highest value that share a scale: shape ``()``, ``[C]`` or that of the blocks."""
+    """Find the lowest and the highest weight for each scale: shape ``()``, ``[C]`` or that of the blocks."""
     axis = spec.axis
     if weight.size == 0:
         zero = np.zeros((), np.float32)
@@ -147,9 +165,9 @@ def weight_range(
 
 
 def quantize_bias(bias: NDArray[np.generic], scale: NDArray[np.generic]) -> NDArray[np.int32]:
-    """``round(bias / scale)`` as int32, with ``scale`` = input scale x weight scale, ``()`` or ``[C]``.
+    """Quantize a bias: ``round(bias / scale)`` as int32, saturated at the int32 limits.
 
-    Saturates at the int32 limits.
+    ``scale`` is input scale x weight scale, ``()`` or ``[C]``.
     """
     levels = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
     limits = np.iinfo(np.int32)
@@ -157,9 +175,9 @@ def quantize_bias(bias: NDArray[np.generic], scale: NDArray[np.generic]) -> NDAr
 
 
 def sqnr(reference: NDArray[np.generic], actual: NDArray[np.generic]) -> float:
-    """Signal to quantization noise ratio in dB: ``10 log10(sum ref^2 / sum (ref - actual)^2)``.
+    """Compute the signal to quantization noise ratio in dB: ``10 log10(sum ref^2 / sum (ref - actual)^2)``.
 
-    Infinite when both are equal, minus infinite when the reference is all zero and the other is not.
+    It is infinite if both are equal, and minus infinite if the reference is all zero and the other is not.
     """
     expected = reference.astype(np.float64)
     noise = float(np.square(expected - actual.astype(np.float64)).sum())
@@ -167,7 +185,7 @@ def sqnr(reference: NDArray[np.generic], actual: NDArray[np.generic]) -> float:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """``10 log10(signal / noise)`` of two powers; see `sqnr`."""
+    """Compute ``10 log10(signal / noise)`` of two powers; see `sqnr`."""
     if noise == 0:
         return float("inf")
     if signal == 0 or np.isinf(noise):

@@ -1,4 +1,4 @@
-"""Other options for some nodes: ``head/*: method=entropy, weight=int4, per_tensor``."""
+"""Options that differ for some nodes: ``head/*: method=entropy, weight=int4, per_tensor``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ _TRUTH = {"": True, "true": True, "yes": True, "false": False, "no": False}
 
 @dataclass(frozen=True)
 class Override:
-    """Attributes:
-    pattern: the nodes that are meant, as in ``exclude``.
-    method: how the ranges of what they read are chosen; None: as everywhere.
-    weight: the type of their weights; None: as everywhere.
-    weight_method: how the scales of their weights are chosen; None: as everywhere.
-    per_tensor: whether their weights have one scale; None: as everywhere.
+    """Options for the nodes that match a pattern; None means: as for all other nodes.
+
+    Attributes:
+        pattern: pattern of node names or operators, as in ``exclude``.
+        method: calibration method for the tensors that the nodes read.
+        weight: type of their weights.
+        weight_method: method that chooses their weight scales.
+        per_tensor: whether their weights have one scale per tensor.
     """
 
     pattern: str
@@ -32,10 +34,10 @@ class Override:
 
 
 def parse_override(text: str, choices: Mapping[str, Sequence[str]]) -> Override:
-    """The options of one text; ``choices`` has the values that each may have.
+    """Read one override; ``choices`` holds the valid values of each option.
 
     Raises:
-        ConfigError: the text has another form; the message lists what is valid.
+        ConfigError: the text has another form; the message lists the valid options or values.
     """
     pattern, colon, rest = text.rpartition(":")
     pairs = [part.partition("=") for part in rest.split(",")]
@@ -55,5 +57,5 @@ def parse_override(text: str, choices: Mapping[str, Sequence[str]]) -> Override:
 
 
 def written(pattern: str, options: Mapping[str, Any]) -> str:
-    """The text that `parse_override` reads."""
+    """Write an override as text that `parse_override` reads."""
     return f"{pattern}: {', '.join(f'{name}={value}' for name, value in options.items())}"

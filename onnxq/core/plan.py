@@ -1,7 +1,7 @@
-"""What is quantized, how, and why the rest is not: the values that planner and insertion exchange.
+"""The quantization plan: what is quantized, how, and why the rest is not.
 
-A decision belongs to an *edge* (consumer, input index), never to a node: the same tensor may reach
-one consumer in int8 and another in float.
+The planner makes a plan, and `insert_qdq` carries it out. A decision belongs to an *edge* (consumer, input
+index), not to a node: the same tensor may reach one consumer in int8 and another in float.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 GRAPH_OUTPUT = ""
-"""The ``consumer`` of an edge that leaves the graph."""
+"""The ``consumer`` of an edge that leads to a graph output."""
 
 OPSET = 13
-"""Where QuantizeLinear and DequantizeLinear got their per-channel ``axis``."""
+"""The opset in which QuantizeLinear and DequantizeLinear got the per-channel ``axis``."""
 
 OPSET_OF_BLOCKS = 21
-"""Where they got 4 and 16 bits, and ``block_size``."""
+"""The opset in which they got 4 and 16 bits, and ``block_size``."""
 
 _FIRST_TYPES = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32})
 
@@ -32,16 +32,16 @@ class QuantSpec:
     """A number format.
 
     Attributes:
-        dtype: the type that integers are stored in.
-        symmetric: the zero point is fixed: 0 for signed types, the middle for unsigned ones.
-        axis: the per-channel axis of the tensor, or None for one scale a tensor. With a block size,
-            the axis that is cut into blocks.
+        dtype: the type of the integers.
+        symmetric: whether the zero point is fixed: 0 for signed types, the middle for unsigned ones.
+        axis: the per-channel axis of the tensor, or None for a per-tensor scale. With a block size, the axis
+            that is cut into blocks.
         narrow_range: leave out the lowest integer (-128), so that the grid is symmetric.
-        reduce_bits: bits left unused at the top (1 gives 7-bit weights, which cannot saturate
+        reduce_bits: number of bits left unused at the top (1 gives 7-bit weights, which cannot saturate
             the 16-bit sums of AVX2 kernels).
-        power_of_two: scales are powers of two, for hardware that shifts instead of multiplying.
-        block_size: so many neighbours along ``axis`` share a scale, and nobody else: every other index
-            has scales of its own. The last block may be shorter. None: not cut into blocks.
+        block_size: number of neighbours along ``axis`` that share a scale; the last block may be shorter.
+            Each index of the other axes has its own scales. None: not cut into blocks.
+        power_of_two: whether scales are powers of two, for hardware that shifts instead of multiplying.
     """
 
     dtype: ir.DataType
@@ -56,7 +56,7 @@ class QuantSpec:
 
     @property
     def opset(self) -> int:
-        """The lowest opset whose QuantizeLinear and DequantizeLinear know the format."""
+        """The lowest opset whose QuantizeLinear and DequantizeLinear support the format."""
         return OPSET if self.dtype in _FIRST_TYPES and self.block_size is None else OPSET_OF_BLOCKS
 
     @property
@@ -70,9 +70,9 @@ class QuantSpec:
 
 @dataclass(frozen=True)
 class QuantParams:
-    """``real = (q - zero_point) * scale``; both arrays have shape ``()`` or ``[C]``.
+    """Quantization parameters: ``real = (q - zero_point) * scale``; both have shape ``()`` or ``[C]``.
 
-    In blocks, both have the shape of the tensor, with ``ceil(K / block_size)`` for the K of its axis.
+    With blocks, both have the shape of the tensor, with ``ceil(K / block_size)`` instead of the axis size K.
     ``scale`` is float32, ``zero_point`` has the integer type of the grid.
     """
 
@@ -82,13 +82,13 @@ class QuantParams:
 
 @dataclass(frozen=True)
 class QuantPoint:
-    """One quantized edge: ``consumer``'s input ``input_index`` reads ``tensor`` in integers.
+    """One quantized edge: input ``input_index`` of ``consumer`` reads ``tensor`` in integers.
 
     ``consumer`` is a node name, or `GRAPH_OUTPUT` with the output's position as ``input_index``.
     Points of one ``group`` share their parameters.
 
-    ``replicated_scale`` is (axis, size) where the DequantizeLinear repeats the one scale for each of ``size``
-    channels: the same numbers, in a form that keeps the runtime from quantizing a float consumer.
+    ``replicated_scale`` is (axis, size) if the DequantizeLinear repeats the single scale for each of ``size``
+    channels. The values are the same, but this form keeps the runtime from quantizing a float consumer.
     """
 
     tensor: str
@@ -101,7 +101,7 @@ class QuantPoint:
 
 @dataclass(frozen=True)
 class BiasPoint:
-    """An int32 bias: its scale is input scale x weight scale, its zero point 0 (nothing to calibrate)."""
+    """An int32 bias, not calibrated: its scale is input scale x weight scale, and its zero point 0."""
 
     tensor: str
     consumer: str
@@ -115,22 +115,22 @@ class Group:
     """Tensors that share one set of parameters.
 
     Attributes:
-        name: the tensor whose values all the others hold (or a number format is added, to be unique).
+        name: the tensor whose values all the others hold (a number format is added if needed to be unique).
         spec: their number format.
-        tensors: all of them, in graph order.
-        observe: those whose statistics, merged, give the range. Empty for constants, whose values
-            give it, and where it is fixed. A tensor that only passes on the data of another one is
+        tensors: all tensors of the group, in graph order.
+        observed_tensors: the tensors whose merged statistics give the range. Empty for constants, whose
+            values give it, and for a fixed range. A tensor that only passes on the data of another one is
             not observed.
-        bounds: the range cannot usefully exceed these (low, high).
-        fixed: the range must be exactly this, whatever was observed.
-        constant: an initializer (weights, or a constant operand).
-        unpacked: the type that the stored integers, less their zero points, are cast to before they are
-            dequantized; None: not.
-        averaged: over how many of its elements the network behind it averages; rounding errors cancel
+        bounds: limits (low, high) that the range cannot usefully exceed.
+        fixed: the exact range to use, whatever was observed; None: not fixed.
+        constant: whether it is an initializer (weights, or a constant operand).
+        cast_to: the type to which the stored integers, minus their zero points, are cast before they are
+            dequantized; None: no cast.
+        averaging_window: number of its elements that one result downstream averages; rounding errors cancel
             there, clipping errors do not.
-        stored_as_float: the constant is stored in float, on its grid, with a QuantizeLinear behind it.
-        method: how its range is chosen, where another method is asked for than for the rest; of weights
-            ``absmax``: the scale that just covers the largest. None: as everywhere.
+        stored_as_float: whether the constant is stored in float, on its grid, with a QuantizeLinear after it.
+        method: the calibration method, if it differs from that of the other groups; for weights, ``absmax``
+            is the scale that just covers the largest. None: the same method.
     """
 
     name: str
@@ -148,7 +148,7 @@ class Group:
 
 @dataclass(frozen=True)
 class FloatNode:
-    """A node that stays float, and why."""
+    """A node that is kept in float, and the reason."""
 
     op_type: str
     reason: str
@@ -156,21 +156,22 @@ class FloatNode:
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """The whole decision, immutable.
+    """The quantization plan of a model; immutable.
 
     Attributes:
-        target: the name of the target it was made for.
-        points: every quantized edge, weights included, in graph order.
+        target: name of the deployment target.
+        points: all quantized edges, weights included, in graph order.
         biases: the int32 biases.
-        groups: by name.
-        nodes: name -> op type of every node that is to run in integers.
-        floats: every other node that computes reals and stays float, by name.
-        carried: name -> op type of the nodes that run in the type of their neighbours, because the runtime
-            moves Q and DQ across them.
-        stored: names of the nodes that stay float and whose weights are stored in fewer bits all the same.
-        sums: names of the Adds that stay float and are written as Sum (see `norm_sums`).
-        filled: name -> of what their input channels should be a multiple (see `pad_input_channels`).
+        groups: name -> group.
+        integer_nodes: name -> op type of each node that is to run in integers.
+        float_nodes: name -> each other node that computes float numbers and is kept in float.
         params: group name -> parameters; filled by `with_params`.
+        passthrough_nodes: name -> op type of the Q/DQ-transparent nodes: they run in the type of their
+            neighbours, because the runtime moves Q and DQ across them.
+        weight_only_nodes: names of nodes that are kept in float, but whose weights are stored in fewer bits.
+        unfused_sums: names of Adds that are kept in float and written as Sum (see `unfuse_layernorm_adds`).
+        channel_padding: name -> number of which its input channels should be a multiple (see
+            `pad_input_channels`).
     """
 
     target: str
@@ -191,12 +192,12 @@ class QuantPlan:
         return tuple(dict.fromkeys(t for g in self.groups.values() for t in g.observed_tensors))
 
     def has_range_of(self, group: Group) -> bool:
-        """Whether there is a group with just the range of ``group``."""
+        """Whether this plan has a group with the same range as ``group``."""
         other = self.groups.get(group.name)
         if other is None or not (group.constant and other.constant):
             return other == group
         return other.spec == group.spec
 
     def with_params(self, params: Mapping[str, QuantParams]) -> QuantPlan:
-        """The same plan with these parameters (a mapping from group name)."""
+        """Copy the plan with these parameters (by group name)."""
         return replace(self, params=MappingProxyType(dict(params)))

@@ -1,4 +1,4 @@
-"""How those who wait are told how far the work is."""
+"""The interface for progress reports."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told as work goes on: what is being done, how many samples are done, of how many if known."""
+    """Called as work goes on: with the stage, the samples done, and the total number if known."""
 
     def __call__(self, stage: str, done: int = 0, total: int | None = None) -> None: ...  # noqa: D102
 
 
 def silent(stage: str, done: int = 0, total: int | None = None) -> None:
-    """The progress of those who do not ask."""
+    """Report nothing.
+
+    Args:
+        stage: description of the current work.
+        done: number of samples done.
+        total: number of all samples, if known.
+    """

@@ -1,4 +1,4 @@
-"""YAML files that users write: options, targets."""
+"""Read YAML files that users write: options and targets."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 def read_mapping(path: Path, what: str, example: str, wrong: type[OnnxqError]) -> dict[Any, Any]:
-    """What a file says, key by key; nothing if it is empty.
+    """Read a YAML file of keys and values; an empty file gives an empty dict.
 
     Args:
         path: a YAML file.
-        what: what it holds, for messages.
+        what: a word for its contents, for messages.
         example: a line of such a file, for messages.
-        wrong: the error to raise.
+        wrong: the error class to raise.
 
     Raises:
-        OnnxqError: ``wrong``, if the file cannot be read, is not YAML, holds something else than keys with
-            values, or a key twice; the message names the file, and the line where YAML ends.
+        OnnxqError: of class ``wrong``: the file cannot be read, is not YAML, holds something other than keys
+            with values, or holds a key twice. The message names the file, and for wrong YAML the line.
     """
-    import yaml  # not with the options, which --help reads
+    import yaml  # only here: the import takes time, and --help imports the options without it
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -39,7 +39,7 @@ def read_mapping(path: Path, what: str, example: str, wrong: type[OnnxqError]) -
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise wrong(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if twice is not None:
-        raise wrong(f"{path}, line {twice.start_mark.line + 1}: {twice.value!r} stands there again: keep one")
+        raise wrong(f"{path}, line {twice.start_mark.line + 1}: {twice.value!r} is given twice: keep one")
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -48,7 +48,7 @@ def read_mapping(path: Path, what: str, example: str, wrong: type[OnnxqError]) -
 
 
 def _repeated(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    """Keys of one mapping that came before: YAML's reader takes the last one without a word."""
+    """Yield keys that occur earlier in the same mapping; YAML's reader silently takes the last one."""
     import yaml
 
     pairs = node.value if isinstance(node, yaml.MappingNode) else []

@@ -299,7 +299,7 @@ def test_nan_and_infinity_are_warned_of_with_tensor_and_sample(caplog):
     assert found["h"].count == 2
     first, total = [record.getMessage() for record in caplog.records]
     assert "bad.npy: 2 of 3 values of tensor h" in first
-    assert "tensor h held 3 NaN or infinite values in all" in total
+    assert "tensor h held 3 NaN or infinite values in total" in total
 
 
 def test_a_tensor_without_any_finite_value_is_named(caplog):

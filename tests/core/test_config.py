@@ -185,7 +185,7 @@ def test_an_empty_file_means_the_defaults(tmp_path):
         ("samples: 4\na: [", "c.yaml, line 2: not YAML: expected the node content"),
         ("samples: 4\nseed: 1\n  goal: x", "c.yaml, line 3: not YAML: mapping values"),
         (b"\xff\xfe", "c.yaml: not YAML: 'utf-8' codec"),
-        ("samples: 4\nseed: 1\nsamples: 5", "c.yaml, line 3: 'samples' stands there again: keep one"),
+        ("samples: 4\nseed: 1\nsamples: 5", "c.yaml, line 3: 'samples' is given twice: keep one"),
         ("\x00", "c.yaml: not YAML: unacceptable character"),
         ("!!python/object/apply:os.getcwd []", "c.yaml, line 1: not YAML: could not determine a constructor"),
     ],

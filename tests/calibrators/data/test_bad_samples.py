@@ -35,7 +35,7 @@ def test_bad_items_are_told_and_passed_over():
 
 def test_if_all_are_bad_nothing_can_be_used():
     told = []
-    with pytest.raises(CalibrationError, match=r"not one sample can be used\. The first one: a"):
+    with pytest.raises(CalibrationError, match=r"no sample can be used\. The first error: a"):
         list(usable([bad("a"), bad("b")], lambda error, _: told.append(str(error))))
     assert told == ["a", "b"]
 

@@ -61,7 +61,7 @@ def test_a_fixed_batch_size_wins_and_leftovers_are_left_out(caplog):
     with caplog.at_level(logging.INFO):
         made = list(batches(samples(*[1] * 10), FOUR, 1))
     assert [column(b) for b in made] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert "fixes the batch size to 4: 2 samples that fill no batch are left out" in caplog.text
+    assert "fixes the batch size to 4: the last 2 samples do not fill a batch and are left out" in caplog.text
 
 
 def test_a_fixed_batch_size_cuts_larger_batches():

@@ -536,7 +536,7 @@ def test_a_limit_counts_only_what_is_used(skipped):
 def test_if_every_sample_is_bad_that_is_an_error(tmp_path, skipped):
     np.save(tmp_path / "a.npy", np.full((3, 3), np.nan, np.float32))
     message = fails(tmp_path / "a.npy", on_bad=skipped)
-    assert "not one sample can be used. The first one: " in message
+    assert "no sample can be used. The first error: " in message
     assert "a.npy[0]: input 'x' holds NaN" in message
     (tmp_path / "a.npy").write_bytes(b"")
     assert "a.npy: cannot be read" in fails(tmp_path, on_bad=skipped)
