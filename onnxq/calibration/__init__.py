@@ -1,1 +1,1 @@
-"""Samples -> statistics -> scales and zero points; and calibration tables."""
+"""Calibration: samples -> statistics -> scales and zero points; and calibration tables."""

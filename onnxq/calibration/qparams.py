@@ -1,4 +1,4 @@
-"""Statistics and weights -> parameters of every group of a plan. Nothing is run."""
+"""Compute scale and zero point of every group of a plan from statistics and weights; no model is run."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from onnxq.core.plan import Group, QuantParams, QuantPlan, QuantSpec
 from onnxq.graph.nodes import constant_value
 
 _BIAS_BITS = 24
-"""Bits that the bias of a dead channel gets: as many as a float32 has."""
+"""Bits for the bias of a dead channel: as many as the mantissa of a float32 has."""
 
 _LARGEST_BIAS = 2.0**30
-"""The other half of an int32 sum is left to the products."""
+"""The largest int32 bias: half of the range of an int32 sum, the other half is left for the products."""
 
 
 QParamSource: TypeAlias = Callable[[Group], QuantParams]
-"""Where the parameters of activations come from."""
+"""A function that computes the parameters of a group of activations."""
 
 NOTHING: Mapping[str, QuantParams] = MappingProxyType({})
 
@@ -40,13 +40,18 @@ NOTHING: Mapping[str, QuantParams] = MappingProxyType({})
 def compute_qparams(
     model: ir.Model, plan: QuantPlan, source: QParamSource, known: Mapping[str, QuantParams] = NOTHING
 ) -> QuantPlan:
-    """``plan`` with parameters: activations from ``source``, weights from ``model``.
+    """Add parameters to ``plan``.
 
-    Those in ``known``, by group, are taken from there; but where an int32 bias would overflow with the scale
-    of its weights, that is raised.
+    A weight scale with which an int32 bias would overflow is raised, also one in ``known``.
+
+    Args:
+        model: the model that the plan was made for; it holds the weights.
+        plan: the plan.
+        source: gives the parameters of activations.
+        known: parameters by group name that are already known; they take precedence.
 
     Raises:
-        CalibrationError: ``source`` knows nothing of a tensor of the plan.
+        CalibrationError: ``source`` has no data for a tensor of the plan.
     """
     params = {
         group.name: known[group.name]
@@ -62,55 +67,66 @@ def compute_qparams(
 
 
 def from_statistics(statistics: Mapping[str, TensorStatistics], calibrator: Calibrator) -> QParamSource:
-    """Parameters by ``calibrator``, of the joined statistics of all tensors that a group observes.
+    """Make a source that applies ``calibrator`` to the joined statistics of a group's observed tensors.
 
-    It raises CalibrationError if ``statistics`` lack a tensor, or never saw a finite number in it.
+    The source raises CalibrationError if ``statistics`` lack a tensor, or never saw a finite number in it.
     """
     return partial(_from_statistics, statistics, calibrator)
 
 
 def calibrator(config: QuantConfig) -> Calibrator:
-    """The method that chooses ranges."""
+    """The calibrator that ``config`` selects to choose ranges."""
     if config.method == "percentile":
         return partial(percentile, percentile=config.percentile)
     return CALIBRATORS[config.method]
 
 
 def from_table(table: Table, plan: QuantPlan) -> QParamSource:
-    """Parameters from a table that names a tensor of each group; exact where it has that number format.
+    """Make a source that takes the parameters from a calibration table.
+
+    Where the table has parameters in the group's number format, they are taken unchanged. Else they are
+    computed from the range in the table.
 
     Raises:
-        CalibrationError: the table says nothing of a group.
+        CalibrationError: the table names no tensor of a group.
     """
     needed = [g for g in plan.groups.values() if not g.constant and g.fixed is None]
     missing = [group for group in needed if not _encodings(table, group)]
     if missing:
         raise CalibrationError(
             f"the table lacks tensor {missing[0].name!r}, and {len(missing)} of {len(needed)} in all: it was "
-            "made for another model or other options, or it names tensors otherwise"
+            "made for another model or with other options, or it names tensors differently"
         )
     return partial(_from_table, table)
 
 
 def check_weights(model: ir.Model, plan: QuantPlan) -> None:
-    """Find out before the work whether all weights and biases of the plan can be quantized.
+    """Check before the work that all weights and biases of the plan can be quantized.
 
     Raises:
-        ModelError: one holds NaN or Inf.
+        ModelError: one holds NaN or infinite values.
     """
     weights = [tensor for group in plan.groups.values() if group.constant for tensor in group.tensors]
     for name in dict.fromkeys((*weights, *(point.tensor for point in plan.biases))):
         if not np.isfinite(_constant(model, name)).all():
             raise ModelError(
                 f"weight {name!r} holds NaN or infinite values: repair the model, or keep the nodes that "
-                "read it float (exclude)"
+                "read it in float (--exclude)"
             )
 
 
 def ranges(
     plan: QuantPlan, statistics: Mapping[str, TensorStatistics], calibrator: Calibrator
 ) -> dict[str, tuple[float, float]]:
-    """(low, high) of each group whose range ``calibrator`` chooses, by name, as `compute_qparams` takes it.
+    """Compute the ranges that the plan's parameters are computed from.
+
+    Args:
+        plan: the plan.
+        statistics: the statistics of each observed tensor.
+        calibrator: chooses the ranges.
+
+    Returns:
+        (low, high) by group name, for each group whose range ``calibrator`` chooses.
 
     Raises:
         CalibrationError: ``statistics`` lack a tensor, or never saw a finite number in it.
@@ -143,7 +159,7 @@ def _range(
 
 
 def _encodings(table: Table, group: Group) -> list[Encoding]:
-    """Those of the observed tensors, or else of any that share their parameters."""
+    """The table's encodings of the observed tensors, or else of any that share their parameters."""
     names = dict.fromkeys((*group.observed_tensors, *group.tensors))
     known = {name: table.activations[name].whole() for name in names if name in table.activations}
     return [known[name] for name in group.observed_tensors if name in known] or list(known.values())
@@ -160,7 +176,7 @@ def _from_table(table: Table, group: Group) -> QuantParams:
 
 
 def _decided(encoding: Encoding, group: Group) -> QuantParams | None:
-    """The parameters that the table has, if the group can take them as they are."""
+    """The parameters in the table, if the group can take them unchanged; else None."""
     low, high = group.bounds
     if group.spec.symmetric or (low <= encoding.low and encoding.high <= high):
         params = encoding.exact(group.spec)
@@ -169,7 +185,7 @@ def _decided(encoding: Encoding, group: Group) -> QuantParams | None:
 
 
 def _is_written(params: QuantParams, spec: QuantSpec) -> bool:
-    """Whether these are scales that the format has."""
+    """Whether the format can represent these scales."""
     return bool((params.scale == usable_scale(params.scale, spec)).all())
 
 
@@ -178,7 +194,7 @@ def _equal(one: QuantParams, other: QuantParams) -> bool:
 
 
 def weight_params(model: ir.Model, group: Group) -> QuantParams:
-    """Parameters of the constant ``group``, from its values in ``model``."""
+    """Compute the parameters of the constant ``group`` from its values in ``model``."""
     values = _constant(model, group.tensors[0])
     params = params_from_range(*weight_range(values, group.spec), group.spec)
     exact = group.spec.power_of_two or group.method == "absmax"
@@ -194,11 +210,11 @@ def _constant(model: ir.Model, name: str) -> NDArray[np.generic]:
 def _fit_biases(
     model: ir.Model, plan: QuantPlan, params: Mapping[str, QuantParams]
 ) -> dict[str, QuantParams]:
-    """Weight scales with which every int32 bias can be stored.
+    """Raise weight scales where an int32 bias could not be stored otherwise.
 
-    A bias is stored in steps of input scale x weight scale. A channel of zero weights leaves its
-    scale open, and the bias decides: 24 bits. A channel of tiny weights and a big bias gets the
-    smallest scale at which the bias does not overflow.
+    A bias is stored in steps of input scale x weight scale. If all weights of a channel are zero, any
+    scale suits them, and it is chosen so that the bias has 24 bits. A channel with tiny weights and a large
+    bias gets the smallest scale at which the bias does not overflow.
     """
     largest: dict[str, NDArray[np.float64]] = {}
     for point in plan.biases:
@@ -212,7 +228,7 @@ def _fit_biases(
 
 
 def _fit_bias(model: ir.Model, weight: Group, params: QuantParams, steps: NDArray[np.float64]) -> QuantParams:
-    """``steps``: the largest bias in units of the input scale, shaped as the weight's scale."""
+    """Fit the scale to ``steps``: the largest bias in input scales, in the shape of the weight scale."""
     low, high = weight_range(_constant(model, weight.tensors[0]), weight.spec)
     dead = (low == 0) & (high == 0) & (steps > 0)
     smallest = np.where(dead, steps / 2.0**_BIAS_BITS, steps / _LARGEST_BIAS)

@@ -1,4 +1,4 @@
-"""One calibration run: samples -> statistics. An interrupted run keeps its counts, and can be resumed."""
+"""Run a calibration: samples -> statistics. An interrupted run keeps its counts and can be resumed."""
 
 from __future__ import annotations
 
@@ -33,15 +33,21 @@ def gather(
     progress: Progress,
     channels: Mapping[str, int] | None = None,
 ) -> Statistics:
-    """The statistics of ``tensors`` over ``samples``, kept in ``config.save_statistics`` if that is given.
+    """Gather the statistics of tensors over samples, and save them in ``config.save_statistics`` if given.
 
-    Of those in ``channels``, the means along that axis are gathered too.
+    After an interrupt, that file holds the counts so far. With such a file and the same model and data, the
+    run continues where it ended. It then gives the same statistics as an uninterrupted run.
 
-    An interrupt leaves what was counted in that file; with such a file, and the same model and data, the
-    work goes on where it ended, to the very statistics that it would have given in one piece.
+    Args:
+        model: the float model.
+        tensors: the names of the tensors to observe.
+        samples: the samples to calibrate on.
+        config: the options.
+        progress: called with the number of samples done so far.
+        channels: tensor name -> axis; for these tensors, the means of each channel are gathered too.
 
     Raises:
-        CalibrationError: the samples cannot be used, or the file holds what was begun with others.
+        CalibrationError: the samples cannot be used, or the file was begun with other samples.
     """
     known = _unfinished(config.save_statistics, model, tensors)
     reading = _Reading(in_batches(samples, model, config), batched(input_specs(model)))
@@ -71,11 +77,11 @@ def gather(
 
 
 def statistics_warnings(statistics: Statistics, model: ir.Model) -> Iterator[str]:
-    """Why ranges from these statistics should not be trusted for ``model``, if so."""
+    """Yield the warnings about ranges that come from these statistics for ``model``."""
     if not statistics.complete:
         yield (
             f"INCOMPLETE STATISTICS: calibration was interrupted after {statistics.samples} samples. "
-            "The command that made them goes on from there."
+            "Run the same command again to continue it."
         )
     if statistics.fingerprint and statistics.fingerprint != fingerprint(model):
         yield (
@@ -86,13 +92,13 @@ def statistics_warnings(statistics: Statistics, model: ir.Model) -> Iterator[str
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """How far the data was read: the number of samples, and a checksum of what each input got."""
+    """How far the data was read: the number of samples, and a checksum of the data of each input."""
 
     samples: int = 0
     sums: Mapping[str, int] = field(default_factory=dict)
 
     def after(self, batch: Sample, batched_inputs: frozenset[str]) -> _Checkpoint:
-        """The place when ``batch`` is read too; the same however the samples are batched."""
+        """The checkpoint after ``batch`` is read too. It does not depend on the batch size."""
         names = batch.feeds.keys() & batched_inputs if batch.joinable else batch.feeds.keys()
         sums = {name: checksum(batch.feeds[name], self.sums.get(name, 0)) for name in names}
         return _Checkpoint(self.samples + batch.count, {**self.sums, **sums})
@@ -103,7 +109,7 @@ class _Checkpoint:
 
 
 class _Reading:
-    """Iterates batches, and knows the place: that of the batch it gave last, and the one before."""
+    """An iterator over batches that knows the checkpoints before and after the last batch."""
 
     def __init__(self, batches: Iterator[Sample], batched_inputs: frozenset[str]) -> None:
         self._batches = batches
@@ -119,7 +125,7 @@ class _Reading:
         return batch
 
     def give_back(self, batch: Sample, count: int) -> bool:
-        """Only ``count`` samples of ``batch``, the last one, were read; False if it is in one piece."""
+        """Return all but ``count`` samples of the last batch to the stream; False if it cannot be cut."""
         if batch.joinable:
             rest = cut(batch, self._batched, count, batch.count)
             self.place = self.before.after(cut(batch, self._batched, 0, count), self._batched)
@@ -128,13 +134,13 @@ class _Reading:
 
 
 def _unfinished(file: Path | None, model: ir.Model, tensors: Sequence[str]) -> Statistics | None:
-    """What an interrupted run left in ``file``."""
+    """Load the statistics of an interrupted run from ``file``; None if there are none."""
     if file is None or not file.exists():
         return None
     try:
         known = Statistics.load(file)
     except calibrators.errors.CalibrationError as error:
-        logger.warning("%s is going to be overwritten: %s", file, error)
+        logger.warning("%s will be overwritten: %s", file, error)
         return None
     if known.complete:
         return None
@@ -146,20 +152,20 @@ def _unfinished(file: Path | None, model: ir.Model, tensors: Sequence[str]) -> S
 def _refuse_to_go_on(file: Path | None, known: Statistics, how: str) -> NoReturn:
     raise CalibrationError(
         f"{file} holds {known.samples} samples of a calibration that was interrupted, {how}: "
-        "repeat the command as it was to go on, or delete the file to begin anew"
+        "repeat the same command to continue it, or delete the file to start again"
     )
 
 
 def _pass_over(
     known: Statistics, reading: _Reading, samples: Samples, config: QuantConfig, progress: Progress
 ) -> None:
-    """Read what is in ``known`` already; samples are held out, and bad ones skipped, as they were then.
+    """Skip the samples that ``known`` has counted; samples are held out, and bad ones skipped, as before.
 
     Raises:
-        CalibrationError: these are not the samples that ``known`` was made of.
+        CalibrationError: these are not the samples of ``known``.
     """
     file, goal = config.save_statistics, known.span[1]
-    logger.warning("%s: going on after %d samples of an interrupted calibration", file, known.samples)
+    logger.warning("%s: continuing an interrupted calibration after %d samples", file, known.samples)
     if refused := goal - known.samples:
         if samples.refused is None:
             _refuse_to_go_on(file, known, "where bad samples were skipped (--skip-bad-samples)")
@@ -169,9 +175,9 @@ def _pass_over(
         extra = reading.place.samples - goal
         if batch is None or (extra > 0 and not reading.give_back(batch, batch.count - extra)):
             _refuse_to_go_on(file, known, "on other data")
-        progress("passing over samples that are counted already", reading.place.samples, goal)
+        progress("skipping samples that are already counted", reading.place.samples, goal)
     if known.checksum and known.checksum != reading.place.checksum:
-        _refuse_to_go_on(file, known, "on other data, or on the same in another order")
+        _refuse_to_go_on(file, known, "on other data or in another order")
     progress("calibrating", goal + samples.not_calibrated, samples.total)
 
 
@@ -183,12 +189,12 @@ def _finished(collector: Collector, reading: _Reading, *, complete: bool) -> Sta
 
 
 def _keep(collector: Collector, reading: _Reading, file: Path | None) -> None:
-    """Save what was counted before an interrupt; of the first batch nobody knows whether it was."""
+    """Save the counts after an interrupt, unless it came during the first batch, which may not be counted."""
     if file is None or not reading.before.samples:
         return
     statistics = _finished(collector, reading, complete=False)
     statistics.save(file)
     logger.warning(
-        "interrupted: %d samples are kept in %s, and the same command goes on from there",
+        "interrupted: %d samples are kept in %s; run the same command again to continue",
         *(statistics.samples, file),
     )

@@ -1,4 +1,4 @@
-"""The samples of one quantization: most are calibrated on, every fifth is held out to judge by."""
+"""Split the samples of one quantization: every fifth is held out to evaluate on, the rest calibrate."""
 
 from __future__ import annotations
 
@@ -29,25 +29,29 @@ HELD_SAMPLES = 64
 HELD_BYTES = 256 * 2**20
 
 KEPT_SAMPLES = 128
-"""Calibration samples that are run again for corrections; more of them hardly change what is fitted."""
+"""Calibration samples that are kept to fit corrections on; more samples hardly change the result."""
 
 NAMED = 100
-"""Bad samples that are named; of more than that, the number tells enough."""
+"""Bad samples that are logged one by one; more are only counted."""
 
 
 MANY_BAD = 0.05
-"""The share of bad samples that is no accident any more."""
+"""The share of bad samples above which a warning is given."""
 
 
 @dataclass
 class BadSampleCounter:
-    """Told of bad samples, it names and counts them; each once, however often it comes by."""
+    """Logs and counts bad samples, each of them once even if it is reported several times.
+
+    Attributes:
+        count: the number of bad samples.
+    """
 
     count: int = 0
     _named: set[str] = field(default_factory=set)
 
     def __call__(self, error: CalibrationError, samples: int = 1) -> None:
-        """``samples`` are skipped because of ``error``."""
+        """Count ``samples`` more samples that are skipped because of ``error``."""
         text = str(error)
         if text in self._named:
             return
@@ -56,16 +60,16 @@ class BadSampleCounter:
         if len(self._named) <= NAMED:
             logger.warning("skipped: %s", text)
         elif len(self._named) == NAMED + 1:
-            logger.warning("more than %d bad samples: further ones are skipped without a word", NAMED)
+            logger.warning("more than %d bad samples: further ones are skipped without a message", NAMED)
 
 
 class ReservoirSample:
-    """Samples of a stream of any length, evenly spread over it, within bounds.
+    """Keeps a limited number of samples of a stream of any length, evenly spread over it.
 
-    Every so-manieth is kept; when they become too many, every second of them goes.
+    Every n-th sample is kept. When there are too many, every second one is dropped and n doubles.
 
     Attributes:
-        samples: those that are kept.
+        samples: the samples that are kept.
     """
 
     def __init__(self) -> None:
@@ -75,7 +79,7 @@ class ReservoirSample:
         self._bytes = 0
 
     def take(self, sample: Sample) -> None:
-        """The next sample of the stream."""
+        """Take the next sample of the stream, and keep it if it is its turn."""
         if self._seen % self._every == 0:
             self.samples.append(sample)
             self._bytes += _bytes(sample)
@@ -92,17 +96,17 @@ class ReservoirSample:
 
 @dataclass
 class Samples:
-    """Iterate once to get the samples to calibrate on; what was held out is known afterwards.
+    """The samples of one quantization. Iterate once to get those to calibrate on; the rest is held out.
 
     Attributes:
         source: all samples, read as they come.
-        total: how many there are, None if unknown.
-        synthetic: made up, so that nothing measured on them tells of accuracy.
-        block: neighbours that stay together: as many as the batch that the model fixes.
-        unreadable: told of bad samples that ``source`` leaves out; None: they are errors.
-        refused: told of those that the model does not take; None: they are errors.
-        holds: whether any are held out.
-        given: samples that came out of ``source`` so far.
+        total: the number of samples; None if unknown.
+        synthetic: the samples are synthetic, so measurements on them say nothing about accuracy.
+        block: how many successive samples stay together: the batch size that the model fixes.
+        unreadable: counts bad samples that ``source`` leaves out; None: they are errors.
+        refused: counts samples that the model does not take; None: they are errors.
+        holds: whether samples are held out at all.
+        given: the number of samples that came out of ``source`` so far.
     """
 
     source: Iterable[Sample]
@@ -119,11 +123,11 @@ class Samples:
     _kept: ReservoirSample = field(default_factory=lambda: ReservoirSample())
 
     def __iter__(self) -> Iterator[Sample]:
-        """The samples to calibrate on. A held-out one is never among them."""
+        """Iterate over the samples to calibrate on, without the held-out ones."""
         return filter(self.take, self.source)
 
     def take(self, sample: Sample) -> bool:
-        """The next sample; whether it is one to calibrate on. A loop of one's own calls this."""
+        """Register the next sample and return whether to calibrate on it. The user's own loop calls this."""
         turn = self._taken // self.block
         self._taken += 1
         self.given += sample.count
@@ -142,7 +146,7 @@ class Samples:
 
     @property
     def eval_source(self) -> str:
-        """What kind of samples `eval_samples` holds, in words."""
+        """The kind of samples in `eval_samples`, as a text for the user."""
         if not self.eval_samples:
             return "nothing"
         if self.synthetic:
@@ -151,47 +155,47 @@ class Samples:
 
     @property
     def on_refused(self) -> OnBad | None:
-        """To be told of samples that the model does not take: those that were made up fit or do not."""
+        """The callback for samples that the model does not take. For synthetic samples it raises an error."""
         return _ask_for_data if self.synthetic else self.refused
 
     @property
     def skipped(self) -> int:
-        """How many bad samples there were so far."""
+        """The number of bad samples so far."""
         return sum(kind.count for kind in (self.unreadable, self.refused) if kind)
 
     @property
     def not_calibrated(self) -> int:
-        """How many samples so far were held out, or were so bad that they could not even be read."""
+        """The number of samples so far that were held out or could not be read."""
         return self.held + (self.unreadable.count if self.unreadable else 0)
 
     @property
     def passed(self) -> int:
-        """How many samples came by so far, good and bad."""
+        """The number of samples so far, good and bad."""
         return self.given + (self.unreadable.count if self.unreadable else 0)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why these samples should not be trusted, if so."""
+        """The warnings about these samples."""
         if self.skipped <= MANY_BAD * self.passed:
             return ()
         return (
-            f"{self.skipped} of {self.passed} SAMPLES WERE BAD and skipped: those that are left may not be "
-            "what the model meets in use. Warnings above tell what is wrong with them.",
+            f"{self.skipped} of {self.passed} SAMPLES WERE BAD and skipped: the others may not represent the "
+            "data that the model gets in use. See the warnings above for what is wrong with the samples.",
         )
 
     @property
     def held(self) -> int:
-        """How many samples have been held out so far."""
+        """The number of samples held out so far."""
         return sum(sample.count for sample in self._held)
 
     @property
     def fit_samples(self) -> list[Sample]:
-        """Calibration samples, spread over all of them, to run again: what corrections are fitted on."""
+        """Calibration samples, evenly spread over all of them, to fit corrections on."""
         return self._kept.samples
 
     @property
     def eval_samples(self) -> list[Sample]:
-        """The held-out samples; if there were too few to hold any out, the first ones."""
+        """The held-out samples; if there were too few samples to hold any out, the first ones."""
         return self._held or self._first
 
     def _has_room(self, sample: Sample) -> bool:
@@ -201,7 +205,7 @@ class Samples:
 
 def _ask_for_data(error: CalibrationError, _: int) -> NoReturn:
     raise CalibrationError(
-        f"{error}: made-up inputs do not suit it, give calibration data (--data)"
+        f"{error}: synthetic inputs do not suit the model, give calibration data (--data)"
     ) from error
 
 
@@ -212,8 +216,15 @@ def _bytes(sample: Sample) -> int:
 def open_samples(
     model: ir.Model, data: Data | None, config: QuantConfig, made_up: int = SYNTHETIC_SAMPLES
 ) -> Samples:
-    """The samples of ``data``; without it ``made_up`` ones, if ``config`` does not say how many; none if
-    ranges come from a table.
+    """Open the samples of one quantization: those of ``data``, or else synthetic ones.
+
+    If ranges come from a table, there are no samples.
+
+    Args:
+        model: the float model.
+        data: the calibration data; None: synthetic samples.
+        config: the options.
+        made_up: the number of synthetic samples, if ``config`` does not give one.
 
     Raises:
         CalibrationError: the data cannot be read or does not fit the model.
@@ -231,12 +242,18 @@ def open_samples(
 
 
 def in_batches(samples: Iterable[Sample], model: ir.Model, config: QuantConfig) -> Iterator[Sample]:
-    """Joined to batches of the asked size, or of the size that the model fixes."""
+    """Join samples to batches of the requested size, or of the size that the model fixes.
+
+    Args:
+        samples: the samples.
+        model: the float model.
+        config: the options, which hold the requested batch size.
+    """
     return batches(samples, input_specs(model), config.batch_size)
 
 
 def origin(data: Data | None) -> str:
-    """Where samples come from, in words."""
+    """Describe where samples come from, for the user."""
     if isinstance(data, str | os.PathLike):
         return os.fspath(data)
     return "" if data is None else f"samples from Python ({type(data).__name__})"

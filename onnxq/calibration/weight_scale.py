@@ -1,9 +1,9 @@
-"""The weight scales with the least squared rounding error, for each channel or block by itself.
+"""Search the weight scale with the least squared rounding error, for each channel or block by itself.
 
 ``min over s of sum (w - s * (clip(round(w / s) + z) - z))^2``, tried at multiples of the scale that just
 covers the largest weight. With many levels, rounding errors depend on how the weights happen to fall on the
-grid, and a scale a little larger wins as often as a smaller one, which clips. With few levels, steps are so
-wide that it pays to clip the largest weights for the sake of all others.
+grid. A slightly larger scale is then best as often as a smaller one, which clips. With few levels, steps are
+so wide that clipping the largest weights is worth it for all the others.
 """
 
 from __future__ import annotations
@@ -19,31 +19,34 @@ LARGEST = 1.2
 """The largest multiple that is tried."""
 
 SPARED = 10.0
-"""The smallest multiple leaves out as many steps of the grid as this: from ``L`` levels a side, it makes
-``L / (L + 10)``. Measured on trained networks: less than one channel in a hundred does best below, with 2 to
-8 bits, and with 32 weights a scale or thousands."""
+"""Sets the smallest multiple, ``L / (L + 10)`` for ``L`` levels per side. Measured on trained networks: the
+best multiple is below it for less than one channel in a hundred, with 2 to 8 bits, and with 32 weights per
+scale or thousands."""
 
 COARSE, FINE = 33, 8
-"""Multiples tried over the whole range, and then between the neighbours of the best of them."""
+"""The number of multiples tried over the whole range, and then between the neighbours of the best one."""
 
 SAMPLE = 512
-"""Weights of a channel that the multiples are tried on, evenly spread over all. The winner must then
-beat the scale it started from on all of them."""
+"""The number of weights per channel to try multiples on, evenly spread. The best scale must then be better
+than the initial one on all weights of the channel."""
 
 BLOCK = 2**20
-"""Weights looked at together, to bound the memory. A channel is never cut."""
+"""The number of weights processed together, to limit memory. A channel is never split."""
 
 Floats = NDArray[np.float32]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 def refine_scale(weight: NDArray[np.generic], params: QuantParams, spec: QuantSpec) -> QuantParams:
-    """``params`` with better scales, never worse ones; same shape.
+    """Search scales with less squared rounding error than those of ``params``.
 
     Args:
-        weight: any shape.
-        params: what covers the range of the weights.
+        weight: the weights, of any shape.
+        params: the initial parameters, which cover the range of the weights.
         spec: the number format.
+
+    Returns:
+        Parameters of the same shape whose rounding error is never larger.
     """
     if weight.size == 0:
         return params
@@ -57,7 +60,7 @@ def refine_scale(weight: NDArray[np.generic], params: QuantParams, spec: QuantSp
 
 
 def _rows(weight: NDArray[_Scalar], spec: QuantSpec) -> NDArray[_Scalar]:
-    """One row for each scale; a short block is filled with zeros, which cost nothing."""
+    """Reshape to one row per scale; short blocks are filled with zeros, which have no rounding error."""
     if spec.axis is None:
         return weight.reshape(1, -1)
     if spec.block_size is None:
@@ -68,12 +71,12 @@ def _rows(weight: NDArray[_Scalar], spec: QuantSpec) -> NDArray[_Scalar]:
 
 
 def _flat(values: NDArray[_Scalar], spec: QuantSpec) -> NDArray[_Scalar]:
-    """Scales or zero points in the order of `_rows`."""
+    """Flatten scales or zero points in the order of `_rows`."""
     return (np.moveaxis(values, spec.axis or 0, -1) if values.ndim > 1 else values).reshape(-1)
 
 
 def _unflat(values: NDArray[_Scalar], shape: tuple[int, ...], spec: QuantSpec) -> NDArray[_Scalar]:
-    """The inverse of `_flat`, for values of this ``shape``."""
+    """Undo `_flat` for values of this ``shape``."""
     if len(shape) < 2:
         return values.reshape(shape)
     axis = (spec.axis or 0) % len(shape)
@@ -81,7 +84,7 @@ def _unflat(values: NDArray[_Scalar], shape: tuple[int, ...], spec: QuantSpec) -
 
 
 def _best(rows: Floats, scales: Floats, limits: Floats) -> Floats:
-    """The best scale of each row. rows [R, K], scales [R], limits [2, R] counted from zero -> [R]."""
+    """Find the best scale of each row: rows [R, K], scales [R], limits [2, R] minus zero points -> [R]."""
     levels = float(limits[1, 0] - limits[0, 0]) / 2
     sample = rows[:, :: -(-rows.shape[1] // SAMPLE)]
     coarse, width = np.linspace(levels / (levels + SPARED), LARGEST, COARSE, retstep=True)
@@ -95,7 +98,7 @@ def _best(rows: Floats, scales: Floats, limits: Floats) -> Floats:
 def _tried(
     rows: Floats, scales: Floats, limits: Floats, start: NDArray[np.float64], multiples: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The multiple with the least error for each row, among ``start`` [R] and ``multiples`` [n, 1 or R]."""
+    """Find the multiple with the least error per row, among ``start`` [R] and ``multiples`` [n, 1 or R]."""
     best, least = start, _error(rows, (scales * start).astype(np.float32), limits)
     for multiple in multiples:
         error = _error(rows, (scales * multiple).astype(np.float32), limits)
@@ -104,6 +107,6 @@ def _tried(
 
 
 def _error(rows: Floats, scales: Floats, limits: Floats) -> NDArray[np.float64]:
-    """Sum over each row of the squared rounding errors. [R, K], [R], [2, R] -> [R]."""
+    """Sum the squared rounding errors of each row: [R, K], [R], [2, R] -> [R]."""
     levels = np.rint(rows / scales[:, None]).clip(limits[0, :, None], limits[1, :, None])
     return np.asarray(np.square(rows - levels * scales[:, None]).sum(axis=1, dtype=np.float64))

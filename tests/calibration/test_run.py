@@ -82,7 +82,7 @@ def test_what_goes_on_after_an_interrupt_ends_as_if_there_had_been_none(number, 
     kept = Statistics.load(STATISTICS)
     assert not kept.complete
     assert not Path("o.onnx").exists()
-    assert f"{kept.samples} samples are kept in s.npz, and the same command goes on from there" in caplog.text
+    assert f"{kept.samples} samples are kept in s.npz; run the same command again to continue" in caplog.text
     quantized(items(), **options)
     assert outcome() == whole
     assert Statistics.load(STATISTICS).complete
@@ -220,13 +220,13 @@ def test_a_process_that_is_interrupted_goes_on(command, batch_size, number, caps
     assert process.wait() == 1
     kept = Statistics.load(STATISTICS).samples
     assert told == [
-        f"warning: interrupted: {kept} samples are kept in s.npz, and the same command goes on from there",
+        f"warning: interrupted: {kept} samples are kept in s.npz; run the same command again to continue",
         "error: interrupted",
     ]
     assert 0 < kept <= 11
     assert not Path("o.onnx").exists()
     assert commands.main(command) == 0
-    said = f"warning: s.npz: going on after {kept} samples of an interrupted calibration\n"
+    said = f"warning: s.npz: continuing an interrupted calibration after {kept} samples\n"
     assert capsys.readouterr().err == said
     assert STATISTICS.read_bytes() == Path("whole.npz").read_bytes()
     assert not written or Path("o.onnx").read_bytes() == written
@@ -325,7 +325,7 @@ def refused(data, match, **options):
     kept = STATISTICS.read_bytes()
     with pytest.raises(onnxq.CalibrationError, match=match) as caught:
         quantized(data, **options)
-    assert "delete the file to begin anew" in str(caught.value)
+    assert "delete the file to start again" in str(caught.value)
     assert STATISTICS.read_bytes() == kept
     assert not Path("o.onnx").exists()
 
@@ -479,7 +479,9 @@ def test_made_up_inputs_that_the_model_refuses(folder, skip):
     text = "g (int64[1,4] x, float[1,4] s) => (float[1,4,3] y) <float[8,6] t, float[6,3] w> {"
     text += "c = Constant <value = int64[1] {30}> ()  z = Add(x, c)  e = Gather(t, z)  y = MatMul(e, w) }"
     save_model(folder / "m.onnx", text)
-    with pytest.raises(onnxq.CalibrationError, match=r"made-up inputs do not suit it, give .* \(--data\)$"):
+    with pytest.raises(
+        onnxq.CalibrationError, match=r"synthetic inputs do not suit the model, give .* \(--data\)$"
+    ):
         quantized(None, skip_bad_samples=skip)
 
 
@@ -599,7 +601,7 @@ def test_calibrating_goes_on_after_an_interrupt(caplog):
         calibrate("m.onnx", interrupted_after(9, items()), config())
     with caplog.at_level(logging.WARNING):
         calibrate("m.onnx", items(), config())
-    assert "going on after" in caplog.text
+    assert "continuing an interrupted calibration" in caplog.text
     assert STATISTICS.read_bytes() == whole
 
 

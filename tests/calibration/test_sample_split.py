@@ -109,7 +109,7 @@ def test_of_very_many_bad_samples_only_some_are_named(caplog):
         skipped(CalibrationError(f"{i}: torn"))
     assert skipped.count == NAMED + 50
     assert len(caplog.messages) == NAMED + 1
-    assert "without a word" in caplog.messages[-1]
+    assert "without a message" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize(("bad", "loud"), [(0, False), (5, False), (6, True)])
