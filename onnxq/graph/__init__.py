@@ -1,1 +1,1 @@
-"""ONNX files and graphs: reading, writing, cleaning, Q/DQ in and out."""
+"""ONNX files and graphs: read, write and clean them, insert Q/DQ pairs and strip them."""

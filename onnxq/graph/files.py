@@ -1,6 +1,6 @@
-"""Reading and writing ONNX files: whole or not at all.
+"""Read and write ONNX files; a file is written completely or not at all.
 
-Weights in external data stay on disk, memory-mapped, until somebody reads them.
+Weights in external data files stay on disk, memory-mapped, until they are read.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from onnxq.graph.nodes import all_nodes
 logger = logging.getLogger(__name__)
 
 INLINE_LIMIT = 1_800_000_000
-"""Bytes of weights above which they go beside the model: protobuf ends at 2 GiB."""
+"""Size of weights, in bytes, above which they go to a file beside the model: a protobuf holds 2 GiB."""
 
 
 def load(path: str | os.PathLike[str]) -> ir.Model:
-    """Read an ONNX model: nodes in order, external weights checked to be there and mapped, not read.
+    """Read an ONNX model and sort its nodes; external weights are checked and mapped, but not read.
 
     Raises:
-        ModelError: the file is missing, no ONNX model, truncated, empty, or its external data
-            is missing or too short.
+        ModelError: the file is missing, truncated, empty or no ONNX model, or its external data is missing
+            or too short.
     """
     file = Path(path).absolute()
     if not file.exists():
@@ -51,7 +51,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
 
 
 def _forget_negative_sizes(model: ir.Model) -> None:
-    """Some exporters write -1 where a size is not known; ONNX leaves it out."""
+    """Make negative sizes unknown: some exporters write -1 for an unknown size, which ONNX leaves out."""
     inside = (output for node in all_nodes(model) for output in node.outputs)
     interface = (value for graph in model.graphs() for value in (*graph.inputs, *graph.outputs))
     for value in (*interface, *inside):
@@ -72,7 +72,7 @@ def _parse(file: Path) -> ir.Model:
 
 
 def _check_is_model(model: ir.Model, file: Path) -> None:
-    """A protobuf parser takes much that is no model: it reads unknown bytes as unknown fields."""
+    """Check that the parsed file is a model: a protobuf parser reads unknown bytes as unknown fields."""
     if not model.ir_version or not model.graph.opset_imports:
         raise ModelError(
             f"{file}: not an ONNX model, or a truncated one (no IR version or no opset). "
@@ -85,12 +85,12 @@ def _check_is_model(model: ir.Model, file: Path) -> None:
             if value is not None and value.graph is None:
                 raise ModelError(
                     f"{file}: node {node.name!r} ({node.op_type}) reads tensor {value.name!r}, which nothing "
-                    "in the file gives (sparse initializers are not supported). Export the model again."
+                    "in the file provides (sparse initializers are not supported). Export the model again."
                 )
 
 
 def _type_weights(model: ir.Model) -> None:
-    """A weight has the type and shape of its tensor, whatever vague things the file declares besides."""
+    """Give each weight the type and shape of its tensor; what the file declares may be less precise."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if (tensor := value.const_value) is not None:
@@ -98,7 +98,7 @@ def _type_weights(model: ir.Model) -> None:
 
 
 def _sort(model: ir.Model, file: Path) -> None:
-    """Every node behind what it reads: ONNX demands it, some exporters do not care, cloning needs it."""
+    """Sort nodes after the nodes they read: ONNX demands it, some exporters ignore it, cloning needs it."""
     try:
         for graph in (model.graph, *(function.graph for function in model.functions.values())):
             graph.sort()
@@ -132,7 +132,7 @@ def _check_external_tensor(tensor: ir.ExternalTensor, file: Path, first: bool) -
 
 
 def _map(tensor: ir.ExternalTensor, file: Path) -> None:
-    """Map one tensor of each file: finds data that may not be read, or that leads out of the folder."""
+    """Map one tensor of each file, to find data that may not be read, or lies outside the model's folder."""
     try:
         tensor.numpy()
     except (OSError, ValueError) as e:
@@ -143,7 +143,7 @@ def _map(tensor: ir.ExternalTensor, file: Path) -> None:
 
 
 def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Every stored tensor: initializers and tensor attributes, bodies and functions included."""
+    """Yield every stored tensor: initializers and tensor attributes, bodies and functions included."""
     for graph in model.graphs():
         yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
     roots = (model.graph, *(function.graph for function in model.functions.values()))
@@ -160,18 +160,18 @@ def write(
     path: str | os.PathLike[str],
     validate: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a model, checked, all at once: on any failure, Ctrl-C included, nothing changes on disk.
+    """Check and write a model atomically: on any failure, Ctrl-C included, nothing changes on disk.
 
     The file is built in a temporary folder beside ``path``, checked by `onnx.checker` and renamed.
-    Weights of more than `INLINE_LIMIT` bytes go to ``<path>.data``.
+    Weights of more than `INLINE_LIMIT` bytes in total go to ``<path>.data``.
 
     Args:
-        model: what to write; it is not changed.
-        path: the file to make or to replace.
-        validate: called with the temporary file before the renaming; what it raises stops the writing.
+        model: the model; it is not changed.
+        path: the file to create or replace.
+        validate: called with the temporary file before it is renamed; an error it raises stops the writing.
 
     Raises:
-        ModelError: the place cannot be written, the disk is full, or the model is not valid ONNX.
+        ModelError: the path cannot be written, the disk is full, or the model is not valid ONNX.
     """
     target = Path(path).resolve()  # a link is written through
     check_place(target)
@@ -192,7 +192,7 @@ def write(
 
 @contextmanager
 def _place_errors(target: Path) -> Iterator[None]:
-    """What the system refuses, as an error that says what to do."""
+    """Turn OSErrors into a ModelError that says what to do."""
     try:
         yield
     except OSError as e:
@@ -200,10 +200,10 @@ def _place_errors(target: Path) -> Iterator[None]:
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
-    """Find out before the work whether a file could be written there.
+    """Check in advance whether a file can be written to ``path``.
 
     Raises:
-        ModelError: the directory is missing or may not be written, or ``path`` is there and is no file.
+        ModelError: the directory is missing or may not be written, or ``path`` exists and is not a file.
     """
     target = Path(path).absolute()
     if not target.parent.is_dir():
@@ -219,10 +219,10 @@ def check_place(path: str | os.PathLike[str]) -> None:
 
 
 def check_valid(path: str | os.PathLike[str], complaint: str) -> None:
-    """Ask onnx's own checker.
+    """Check a model file with `onnx.checker`.
 
     Raises:
-        ModelError: it found something; the message begins with ``complaint``.
+        ModelError: the model is not valid; the message begins with ``complaint``.
     """
     try:
         onnx.checker.check_model(os.fspath(path))
@@ -231,19 +231,19 @@ def check_valid(path: str | os.PathLike[str], complaint: str) -> None:
 
 
 def size_on_disk(path: str | os.PathLike[str]) -> int:
-    """Bytes of a model file and of the external data files that it names.
+    """Sum the sizes, in bytes, of a model file and of the external data files that it names.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: the model cannot be read.
     """
     return sum(file.stat().st_size for file in files_of(path))
 
 
 def files_of(path: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """A model file and the external data files that it names.
+    """List a model file and the external data files that it names.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: the model cannot be read.
     """
     external = {t.path for t in _tensors(load(path)) if isinstance(t, ir.ExternalTensor)}
     return (Path(path), *map(Path, sorted(map(str, external))))
@@ -264,7 +264,7 @@ def _write_error(target: Path, error: OSError) -> ModelError:
 
 
 def _save(model: ir.Model, draft: Path) -> None:
-    """Serialise a copy, so that the caller's tensors keep pointing at their own files."""
+    """Serialise a copy, so that the caller's tensors keep referring to their own files."""
     copy = model.clone()
     if sum(tensor.nbytes for tensor in _tensors(copy)) > INLINE_LIMIT:
         load_external(copy, INLINE_BYTES)
@@ -306,7 +306,7 @@ def _publish_with_data(draft: Path, data: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Ask the system to put a file or directory on the disk."""
+    """Flush a file or directory to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,11 +1,12 @@
-"""Plan + model -> Q/DQ model. The one place where QuantizeLinear and DequantizeLinear are made.
+"""Insert Q/DQ pairs into a model as a plan says; all QuantizeLinear and DequantizeLinear are made here.
 
-An activation gets one QuantizeLinear for each of its groups, and one DequantizeLinear for each reader:
-ONNX Runtime fuses a DequantizeLinear only into its single reader. A constant is stored in integers,
-once for each group however many share it, with one DequantizeLinear for each reader. Where kernels do not
-take the type that it is stored in, a Cast stands between them, and a Sub takes the zero points away; where
-the runtime wants constants in float, the numbers of the grid are stored, and a QuantizeLinear makes exactly
-the same integers of them.
+An activation gets one QuantizeLinear for each of its groups, and one DequantizeLinear for each reader, since
+ONNX Runtime fuses a DequantizeLinear only into a single reader. A constant is stored in integers, once per
+group, with one DequantizeLinear for each reader.
+
+If kernels do not support the stored type, a Cast is inserted, and a Sub that removes the zero points. If the
+runtime wants constants in float, they are stored in float on their grid, and a QuantizeLinear turns them into
+exactly the same integers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from onnxq.graph.ort_rewrites import pad_input_channels, unfuse_layernorm_adds
 
 
 def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
-    """A copy of ``model`` with Q/DQ pairs wherever ``plan`` (with parameters) says so."""
+    """Copy ``model`` and insert the Q/DQ pairs of ``plan``, which must have parameters."""
     inserter = _Inserter(model.clone(), plan)
     for point in plan.points:
         inserter.quantize_edge(point)
@@ -35,14 +36,14 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
 
 
 def as_written(model: ir.Model, plan: QuantPlan) -> ir.Model:
-    """The same as it goes into the file: also in the shapes that kernels are fast with."""
+    """Make the model as it is written to a file: with Q/DQ pairs, and input channels padded for speed."""
     quantized = insert_qdq(model, plan)
     pad_input_channels(quantized, plan.channel_padding)
     return quantized
 
 
 class _Inserter:
-    """The copy being changed, and what was already made for it."""
+    """Inserts Q/DQ pairs into a model, which it changes, and remembers the constants already made."""
 
     def __init__(self, model: ir.Model, plan: QuantPlan) -> None:
         self._model = model
@@ -56,7 +57,7 @@ class _Inserter:
         self._last: ir.Node | None = None
 
     def quantize_edge(self, point: QuantPoint) -> None:
-        """Let ``point``'s consumer read integers, through a DequantizeLinear of its own."""
+        """Let ``point``'s consumer read integers through its own DequantizeLinear."""
         group = self._plan.groups[point.group]
         key = (point.tensor, group.name)
         if key not in self._integers:
@@ -72,7 +73,7 @@ class _Inserter:
     def quantize_bias(self, point: BiasPoint) -> None:
         """Store a bias as int32 with scale = input scale x weight scale, ``()`` or ``[C]``.
 
-        Its zero point is 0, as DequantizeLinear takes it when none is given.
+        Its zero point is 0, the default of DequantizeLinear, and is not stored.
         """
         bias = constant_value(self._values[point.tensor])
         assert bias is not None
@@ -86,7 +87,7 @@ class _Inserter:
         self._read(point, self._integers[key], self._scales[key], {"axis": 0 if scale.ndim else None})
 
     def finish(self) -> ir.Model:
-        """The changed copy, without the constants that nobody reads any more."""
+        """Remove the initializers that are no longer read, and return the model."""
         for name, value in list(self._graph.initializers.items()):
             if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
                 del self._graph.initializers[name]
@@ -110,7 +111,7 @@ class _Inserter:
         return stored
 
     def _unpacked(self, stored: ir.Value, rank: int, group: Group, dtype: ir.DataType) -> ir.Value:
-        """``stored`` in a wider type, less its zero points: what the runtime computes once, at loading."""
+        """Cast ``stored`` to a wider type and subtract its zero points; runtimes compute this once, at load."""
         zero, spec = self._plan.params[group.name].zero_point, group.spec
         if zero.any():
             shape = [-1 if axis == spec.axis else 1 for axis in range(rank)]
@@ -122,7 +123,7 @@ class _Inserter:
     def _before_all(
         self, op_type: str, inputs: list[ir.Value], attributes: Mapping[str, ir.DataType]
     ) -> ir.Value:
-        """What a new node makes of constants; it stands behind the last one of its kind."""
+        """Add a node that reads constants, at the start of the graph, after the others added here."""
         name = inputs[0].name
         node = ir.node(op_type, inputs, attributes=attributes, name=self._unique(f"{name}_{op_type}"))
         out = node.outputs[0]
@@ -152,7 +153,7 @@ class _Inserter:
         return out
 
     def _clip(self, value: ir.Value, group: Group) -> ir.Value:
-        """QuantizeLinear saturates where its type ends: bits to be left unused are cut off before it."""
+        """Insert a Clip to the reduced range: QuantizeLinear saturates only at the limits of its type."""
         ends = np.array(group.spec.limits, group.spec.dtype.numpy())
         low, high = dequantize(ends, self._plan.params[group.name], group.spec)
         limits = self._constant(f"{group.name}_low", low), self._constant(f"{group.name}_high", high)
@@ -192,7 +193,7 @@ class _Inserter:
         consumer.replace_input_with(point.input_index, out)
 
     def _leave(self, point: QuantPoint | BiasPoint, value: ir.Value) -> None:
-        """Make ``value`` the graph output that the tensor of ``point`` was, under its name."""
+        """Make ``value`` the graph output instead of the tensor of ``point``, and give it that name."""
         old = self._graph.outputs[point.input_index]
         value.name, old.name = old.name, self._unique(f"{old.name}_float")
         self._graph.outputs[point.input_index] = value
@@ -206,7 +207,7 @@ class _Inserter:
         return self._scales[key]
 
     def _zero_points(self, group: Group, params: QuantParams) -> tuple[ir.Value, ...]:
-        """In the type that DequantizeLinear reads. Those of blocks are many, and left out where all are 0."""
+        """Store zero points in the type that DequantizeLinear reads; per-block ones are omitted if all 0."""
         dtype = group.cast_to or group.spec.dtype
         values = params.zero_point.astype(np.int32) * (group.cast_to is None)
         if group.spec.block_size is not None and not values.any():
@@ -214,7 +215,7 @@ class _Inserter:
         return (self._constant(f"{group.name}_zero_point", values.astype(dtype.numpy())),)
 
     def _repeated(self, group: Group, size: int) -> tuple[ir.Value, ...]:
-        """The parameters of a tensor, repeated for each of ``size`` channels."""
+        """Store the parameters of a tensor, repeated for each of ``size`` channels."""
         key = (group.name, size)
         if key not in self._scales:
             params = self._plan.params[group.name]

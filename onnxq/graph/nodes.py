@@ -1,8 +1,6 @@
-"""Questions about nodes and values, small edits, and names for new nodes and tensors.
+"""Helpers for nodes and values that passes and planner share: queries, small edits, unused names.
 
-Names for new nodes and tensors: the one wanted, with a number where it is taken.
-
-Small questions about a graph, and small edits, that passes and planner share.
+A new node or tensor gets the wanted name, with a number appended if the name is taken.
 """
 
 from __future__ import annotations
@@ -16,27 +14,27 @@ from numpy.typing import NDArray
 
 
 def unique_name(name: str, taken: Container[str | None]) -> str:
-    """``name``, or the first of ``name_1``, ``name_2`` … that is not ``taken``."""
+    """Return ``name``, or the first of ``name_1``, ``name_2`` … that is not ``taken``."""
     names = chain([name], (f"{name}_{number}" for number in count(1)))
     return next(each for each in names if each not in taken)
 
 
 def unused_name(name: str, model: ir.Model) -> str:
-    """``name``, or with a number when a tensor of the main graph has it."""
+    """Return ``name``, with a number appended if a tensor of the main graph has that name."""
     return unique_name(name, ir.convenience.create_value_mapping(model.graph))
 
 
 def unused_node(name: str, model: ir.Model) -> str:
-    """``name``, or with a number when a node has it."""
+    """Return ``name``, with a number appended if a node has that name."""
     return unique_name(name, {node.name for node in model.graph.all_nodes()})
 
 
 STANDARD_DOMAIN = ""
-"""onnx_ir spells ``ai.onnx`` so too."""
+"""The domain of ONNX's own operators; onnx_ir spells ``ai.onnx`` like this too."""
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Every node of the main graph and, recursively, of the bodies of If, Loop and Scan."""
+    """Iterate over the nodes of the main graph and, recursively, of the bodies of If, Loop and Scan."""
     return iter(ir.traversal.RecursiveGraphIterator(model.graph))
 
 
@@ -46,42 +44,54 @@ def is_op(node: ir.Node | None, *op_types: str) -> bool:
 
 
 def constant_value(value: ir.Value | None) -> NDArray[np.generic] | None:
-    """The array of an initializer (read-only, perhaps memory-mapped), None for anything else."""
+    """Return the array of an initializer (read-only, perhaps memory-mapped), None for anything else."""
     if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
         return None
     return np.asarray(value.const_value.numpy())
 
 
 def input_at(node: ir.Node, index: int) -> ir.Value | None:
-    """The input at this position, None when it is left out."""
+    """Return the input at this position; None if it is left out."""
     return node.inputs[index] if index < len(node.inputs) else None
 
 
 def sole_output(node: ir.Node) -> ir.Value | None:
-    """The only named output of a node that has just that one, else None."""
+    """Return the first output if it is the only named one, else None."""
     named = [output for output in node.outputs if output.name]
     return named[0] if len(named) == 1 and named[0] is node.outputs[0] else None
 
 
 def int_attribute(node: ir.Node, name: str, default: int) -> int:
-    """An integer attribute, or the default of the operator's specification."""
+    """Return an integer attribute, or a default.
+
+    Args:
+        node: the node.
+        name: name of the attribute.
+        default: its default in the operator's specification.
+    """
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.as_int()
 
 
 def ints_attribute(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    """A list of integers, or the default of the operator's specification."""
+    """Return an attribute that is a list of integers, or a default.
+
+    Args:
+        node: the node.
+        name: name of the attribute.
+        default: its default in the operator's specification.
+    """
     attribute = node.attributes.get(name)
     return default if attribute is None else tuple(attribute.as_ints())
 
 
 def rank(value: ir.Value | None) -> int | None:
-    """The number of dimensions, None when unknown."""
+    """Return the number of dimensions; None if unknown."""
     return None if value is None or value.shape is None else len(value.shape)
 
 
 def is_broadcast(small: ir.Value, large: ir.Value) -> bool:
-    """Whether ``small`` is repeated along some axis to fit ``large``, so that it has far fewer elements."""
+    """Whether ``small`` is repeated along some axis to fit ``large``, and so has far fewer elements."""
     if small.shape is None or large.shape is None or len(small.shape) > len(large.shape):
         return False
     if len(small.shape) < len(large.shape):
@@ -90,7 +100,7 @@ def is_broadcast(small: ir.Value, large: ir.Value) -> bool:
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Let ``new`` take the place of ``old``: its uses, its seat among the graph outputs, its name and type.
+    """Replace ``old`` by ``new`` in its uses and among the graph outputs; ``new`` gets its name and type.
 
     ``new`` must be produced in the graph of ``old`` and must not be a graph output itself.
     The node that produced ``old`` is left without uses.
@@ -102,7 +112,13 @@ def replace_value(old: ir.Value, new: ir.Value) -> None:
 
 
 def insert_after(value: ir.Value, nodes: ir.Node | list[ir.Node], graph: ir.Graph) -> None:
-    """Let ``nodes`` stand right behind what makes ``value``; at the start of the graph where nothing does."""
+    """Insert nodes right after the node that produces a value.
+
+    Args:
+        value: the value; if no node produces it, the nodes are inserted at the start of the graph.
+        nodes: the new nodes.
+        graph: the graph of the value.
+    """
     producer = value.producer()
     if producer is None:
         graph.insert_before(graph[0], nodes)
@@ -111,7 +127,13 @@ def insert_after(value: ir.Value, nodes: ir.Node | list[ir.Node], graph: ir.Grap
 
 
 def add_initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
-    """A new initializer of the main graph under this name, or the name with a number when it is taken."""
+    """Add an initializer to the main graph.
+
+    Args:
+        model: the model; it is changed.
+        name: the wanted name; a number is appended if it is taken.
+        array: the values.
+    """
     unique = unique_name(name, model.graph.initializers)
     tensor = ir.tensor(array, name=unique)
     value = ir.Value(

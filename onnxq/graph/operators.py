@@ -1,4 +1,4 @@
-"""What ONNX operators mean to a quantizer, whatever the target: weights, channels, value ranges."""
+"""Properties of ONNX operators that matter for quantization on any target: weights, channels, ranges."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Weighted:
-    """An operator with weights: which input is what, and where the output channels lie.
+    """The roles of the inputs of an operator with weights, and the axis of its output channels.
 
     Attributes:
         channel_axis: node, rank of the weight -> the weight's output-channel axis, or None.
+        data: position of the data input.
+        weight: position of the weight.
+        bias: position of the bias; None if the operator has none.
     """
 
     channel_axis: Callable[[ir.Node, int], int | None]
@@ -41,7 +44,7 @@ WEIGHTED: Mapping[str, Weighted] = {
     "Conv": Weighted(lambda node, rank: 0),
     "ConvTranspose": Weighted(_conv_transpose_axis),
     "Gemm": Weighted(lambda node, rank: 0 if node.attributes.get_int("transB", 0) else 1),
-    # A stack of matrices has no axis that runtimes take: one scale for all of them.
+    # Runtimes support no axis for a stack of matrices: it gets one scale for all.
     "MatMul": Weighted(lambda node, rank: 1 if rank == 2 else None, bias=None),
 }
 
@@ -49,7 +52,7 @@ SUMMED_AXIS: Mapping[str, Callable[[ir.Node], int]] = {
     "Gemm": lambda node: node.attributes.get_int("transB", 0),
     "MatMul": lambda node: 0,
 }
-"""node with a matrix of weights -> the axis of the weight that it sums over, which blocks are cut along."""
+"""Operator -> function from its node to the weight axis that it sums over, which is cut into blocks."""
 
 INPUT_CHANNELS: Mapping[str, Callable[[ir.Node, Shape], tuple[int, int]]] = {
     "Conv": lambda node, shape: (1, shape[1] * node.attributes.get_int("group", 1)),
@@ -59,16 +62,16 @@ INPUT_CHANNELS: Mapping[str, Callable[[ir.Node, Shape], tuple[int, int]]] = {
         shape[node.attributes.get_int("transB", 0)],
     ),
 }
-"""node, shape of its weight -> the axis of its data that it sums over, and the size of that axis."""
+"""Operator -> function from node and weight shape to the input-channel axis of the data, and its size."""
 
 
 def is_depthwise(node: ir.Node) -> bool:
-    """Whether the node is a convolution with a group for each input channel (and more than one)."""
+    """Whether the node is a Conv with one group per input channel, and more than one group."""
     return node.op_type == "Conv" and node.attributes.get_int("group", 1) > 1 and group_channels(node) == 1
 
 
 def group_channels(node: ir.Node) -> int | None:
-    """Input channels a group of a convolution, None if unknown."""
+    """Return the number of input channels per group of a convolution; None if unknown."""
     weight = node.inputs[WEIGHTED["Conv"].weight]
     size = None if weight is None or weight.shape is None else weight.shape[1]
     return size if isinstance(size, int) else None
@@ -80,7 +83,7 @@ MOVING = frozenset(
         *("GatherND", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Split"),
     )
 )
-"""Operators that only put values elsewhere."""
+"""Operators that only move values."""
 
 _ONE_OPERAND = (
     *("Clip", "Relu", "LeakyRelu", "Sigmoid", "Softmax", "Pad"),
@@ -90,7 +93,7 @@ _ONE_OPERAND = (
 )
 
 DATA_INPUTS: Mapping[str, tuple[int, ...]] = {**dict.fromkeys(_ONE_OPERAND, (0,)), "Where": (1, 2)}
-"""Inputs that carry values; the others hold indices, shapes or limits. Not listed: all inputs."""
+"""Inputs that hold values; others hold indices, shapes or limits. For operators not listed: all inputs."""
 
 
 def _shape(value: ir.Value | None) -> Sequence[int | ir.SymbolicDim]:
@@ -98,7 +101,7 @@ def _shape(value: ir.Value | None) -> Sequence[int | ir.SymbolicDim]:
 
 
 def _product(sizes: Sequence[int | ir.SymbolicDim]) -> int | None:
-    """None if a size is unknown, or there is none."""
+    """Multiply the sizes; None if a size is unknown, or there are none."""
     known = [size for size in sizes if isinstance(size, int)]
     return math.prod(known) if sizes and len(known) == len(sizes) else None
 
@@ -108,7 +111,7 @@ def _kernel(node: ir.Node) -> int | None:
 
 
 def _upsampling_kernel(node: ir.Node) -> int | None:
-    """Each element of the output adds up so many of the kernel's: the others meet inserted zeros."""
+    """Count the kernel elements that contribute to one output element; the others meet inserted zeros."""
     kernel = _kernel(node)
     strides = ints_attribute(node, "strides", ())
     return None if kernel is None else max(1, kernel // math.prod(strides))
@@ -137,17 +140,18 @@ AVERAGED: Mapping[str, Callable[[ir.Node], int | None]] = {
     "GlobalAveragePool": lambda node: _product(_shape(node.inputs[0])[2:]),
     "ReduceMean": _reduced,
 }
-"""How many elements of one feature an element of the output adds up, None if unknown.
+"""Operator -> function from node to the number of elements of one feature that an output element sums.
 
-Operators that do not keep features and places apart (MatMul, normalization ...) are not listed.
+The number is None if unknown. Operators that mix features and positions (MatMul, normalization ...) are not
+listed.
 """
 
 BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "PRelu"})
-"""Operators that repeat a smaller operand."""
+"""Operators that broadcast a smaller operand."""
 
 
 def attribute_value(node: ir.Node, name: str) -> Any:
-    """The value of an attribute, or its default in the operator's specification; None if it has none."""
+    """Return an attribute's value, or its default in the operator's specification; None if it has none."""
     attribute = node.attributes.get(name)
     if attribute is not None:
         return attribute.value
@@ -166,7 +170,7 @@ def _default(op_type: str, name: str, opset: int) -> Any:
 
 
 def data_inputs(node: ir.Node) -> tuple[int, ...]:
-    """Positions of the inputs that carry values to be quantized (weights included, bias not)."""
+    """Return the positions of the inputs that hold values to be quantized, with weights, without bias."""
     if weighted := WEIGHTED.get(node.op_type):
         return (weighted.data, weighted.weight)
     default = tuple(i for i, value in enumerate(node.inputs) if value is not None)
@@ -174,7 +178,7 @@ def data_inputs(node: ir.Node) -> tuple[int, ...]:
 
 
 def clip_range(node: ir.Node) -> Range | None:
-    """The limits of a Relu or Clip; None for another operator, or limits known only at run time."""
+    """Return the limits of a Relu or Clip; None for other operators, or limits known only at run time."""
     if node.op_type == "Relu":
         return 0.0, math.inf
     if node.op_type != "Clip":
@@ -196,7 +200,7 @@ def _hard_sigmoid(node: ir.Node) -> Range:
 
 
 def useful_range(node: ir.Node) -> Range:
-    """The inputs of ``node`` that it can tell apart; beyond them its output does not change."""
+    """Return the range of input values of ``node`` beyond which its output does not change."""
     if limits := clip_range(node):
         return limits
     if node.op_type == "HardSigmoid":

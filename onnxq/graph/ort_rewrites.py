@@ -1,18 +1,18 @@
-"""Rewrites for ONNX Runtime's kernels: input channels padded, sums before LayerNormalization unfused.
+"""Rewrites for ONNX Runtime's kernels: pad input channels, and keep sums before LayerNormalization unfused.
 
-Channels of zeros for convolutions that read few, as pictures with three: integer kernels are faster then.
+`pad_input_channels` adds channels of zeros to convolutions that read few channels, such as the three of an
+image, because integer kernels are then faster:
 
     x[N, 3, …] -> Q -> DQ -> Conv(w[O, 3, …])
     x[N, 3, …] -> Pad -> Q -> DQ -> Conv(w[O, 4, …])
 
-The kernels of ONNX Runtime read four channels at a time where there are so many, and else one. Zeros times
-zeros are nothing, so that the outputs stay the same.
+The kernels of ONNX Runtime read four channels at a time if there are that many, else one.
+The products of zeros are zero, so the outputs stay the same.
 
-Sums in front of LayerNormalization, written so that a runtime does not fuse the two.
-
-ONNX Runtime makes SkipLayerNormalization of them, whose kernel on the CPU takes several times as long as an
-addition and a LayerNormalization (1.31: five times for 128 x 384, more for larger ones). It knows the
-addition as Add; Sum computes the same and is left alone.
+`unfuse_layernorm_adds` rewrites sums before LayerNormalization so that the runtime does not fuse the two.
+ONNX Runtime fuses an Add and a LayerNormalization to SkipLayerNormalization. Its kernel on the CPU takes
+several times as long as the two (release 1.31: five times for 128 x 384, more for larger ones). A Sum
+computes the same as the Add and is not fused.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from onnx_ir.passes import common
 from onnxq.graph.nodes import add_initializer, all_nodes, constant_value, input_at, int_attribute, is_op
 
 FEWEST_OUTPUTS = 16
-"""With fewer, the Pad takes longer than the convolution gains."""
+"""Least number of output channels; with fewer, the Pad takes longer than the convolution gains."""
 
 
 def pad_input_channels(model: ir.Model, multiples: Mapping[str, int]) -> None:
-    """Let convolutions of the Q/DQ ``model`` read a multiple of so many channels, if they can.
+    """Pad the input channels of convolutions to a multiple of a number, where possible.
 
-    They can where they alone read what Q and DQ make of the graph's input, and alone their weights.
+    It is possible if a convolution reads a graph input through Q and DQ, and is the only reader of both this
+    data and its weights.
 
     Args:
-        model: a quantized one; it is changed.
-        multiples: by the names of the convolutions.
+        model: a Q/DQ model; it is changed.
+        multiples: name of a convolution -> number of which its input channels should be a multiple.
     """
     for node in [node for node in model.graph if node.name in multiples]:
         _fill(model, node, multiples[node.name or ""])
@@ -53,9 +54,9 @@ def _fill(model: ir.Model, conv: ir.Node, multiple: int) -> None:
         return
     real, scale = quantize.inputs[0], constant_value(data.inputs[1])
     if real is None or not real.is_graph_input() or real.shape is None:
-        return  # elsewhere Q fuses with what makes the tensor, and a Pad would part them
+        return  # elsewhere Q fuses with the node before it, and a Pad would separate them
     if scale is None or scale.size != 1:
-        return  # where there is a scale a channel there is none for new ones
+        return  # with per-channel scales, the new channels would have none
     more = -stored.shape[1] % multiple
     if not more or len(stored) < FEWEST_OUTPUTS or int_attribute(conv, "group", 1) != 1:
         return
@@ -71,7 +72,7 @@ def _fill(model: ir.Model, conv: ir.Node, multiple: int) -> None:
 
 
 def _source(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node of this type that makes ``value`` for one reader alone."""
+    """Return the node that produces ``value``, if it has this type and ``value`` has a single reader."""
     if value is None or len(value.uses()) != 1 or value.is_graph_output():
         return None
     node = value.producer()
@@ -79,13 +80,13 @@ def _source(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 
 def _zero_points(weight: ir.Node, stored: NDArray[np.generic]) -> NDArray[np.generic]:
-    """What stands for 0: of each output, or of all."""
+    """Return the integers that stand for 0: one for each output channel, or one for all."""
     points = constant_value(input_at(weight, 2))
     return np.zeros(1, stored.dtype) if points is None else points.reshape(-1, *[1] * (stored.ndim - 1))
 
 
 def _padded(model: ir.Model, real: ir.Value, more: int, reader: ir.Node) -> ir.Value:
-    """``real`` with ``more`` channels of zeros, made in front of ``reader``."""
+    """Add ``more`` channels of zeros to ``real``, by a Pad before ``reader``."""
     assert real.shape is not None
     ends = np.zeros((2, len(real.shape)), np.int64)
     ends[1, 1] = more
@@ -99,16 +100,16 @@ def _padded(model: ir.Model, real: ir.Value, more: int, reader: ir.Node) -> ir.V
 
 
 _NORMS = (["LayerNormalization"], ["ReduceMean", "Sub"])
-"""What reads such a sum, and nothing else does: the operator, or what it was made of before opset 17."""
+"""Operators that read such a sum: LayerNormalization, or the nodes that compute it before opset 17."""
 
 
 def adds_before_layernorm(model: ir.Model) -> frozenset[str]:
-    """The names of the Adds of two computed tensors that only a LayerNormalization reads."""
+    """Name the Adds of two computed tensors that are read only by a LayerNormalization."""
     return frozenset(node.name or "" for node in all_nodes(model) if _is_before_norm(node))
 
 
 def unfuse_layernorm_adds(model: ir.Model, names: Collection[str]) -> None:
-    """Let the Adds of these names be Sums."""
+    """Rewrite the Adds with these names as Sums."""
     for node in all_nodes(model):
         if node.name in names:
             node.op_type = "Sum"

@@ -1,4 +1,4 @@
-"""Reading a Q/DQ model of any origin: which nodes are to run in integers, and between which parameters."""
+"""Read a Q/DQ model of any origin: which nodes are to run in integers, and with which parameters."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from onnxq.graph.nodes import input_at, int_attribute, ints_attribute
 from onnxq.graph.operators import WEIGHTED, clip_range
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-"""In the standard domain, or in ONNX Runtime's own: they mean the same."""
+"""Operators in the standard domain or in ONNX Runtime's own; both mean the same."""
 
 SCALE, ZERO_POINT = 1, 2
-"""Their inputs."""
+"""Positions of their inputs."""
 
 AXIS = 1
-"""The axis of a DequantizeLinear that names none."""
+"""The default axis of a DequantizeLinear."""
 
 Kind = Literal["activation", "weight", "bias"]
 
@@ -31,11 +31,11 @@ class QdqEdge:
     """An input of a node that comes from a DequantizeLinear.
 
     Attributes:
-        node: who reads.
-        index: which input.
+        node: the node that reads.
+        index: position of the input.
         dequantize: the DequantizeLinear.
-        kind: what it carries.
-        turned: the Transposes between that and the node, the first one first.
+        kind: the role of the tensor.
+        turned: the Transposes between the DequantizeLinear and the node, in order.
     """
 
     node: ir.Node
@@ -46,17 +46,17 @@ class QdqEdge:
 
     @property
     def quantize(self) -> ir.Node | None:
-        """The QuantizeLinear before it, if there is one."""
+        """The QuantizeLinear before the DequantizeLinear; None if there is none."""
         return quantizer(self.dequantize.inputs[0])
 
     @cached_property
     def scale(self) -> NDArray[np.generic] | None:
-        """Of the DequantizeLinear; None if it is computed at run time."""
+        """The scale of the DequantizeLinear; None if it is computed at run time."""
         return constant(input_at(self.dequantize, SCALE))
 
     @cached_property
     def zero_point(self) -> NDArray[np.generic] | None:
-        """Likewise; also None if there is none."""
+        """The zero point of the DequantizeLinear; None if it has none, or it is computed at run time."""
         return constant(input_at(self.dequantize, ZERO_POINT))
 
     @property
@@ -66,7 +66,7 @@ class QdqEdge:
 
     @property
     def axis(self) -> int | None:
-        """The axis, of what the node reads, along which scales differ; None if there is one scale."""
+        """The per-channel axis of the tensor that the node reads; None for a per-tensor scale."""
         if self.scale is None or self.scale.size == 1:
             return None
         axis = int_attribute(self.dequantize, "axis", AXIS)
@@ -77,23 +77,23 @@ class QdqEdge:
 
     @property
     def rank(self) -> int | None:
-        """The number of axes, None if unknown."""
+        """The number of axes; None if unknown."""
         values = stored(self.dequantize.inputs[0])
         shape = self.dequantize.inputs[0].shape if self.dequantize.inputs[0] is not None else None
         return values.ndim if values is not None else len(shape) if shape is not None else None
 
     @property
     def in_blocks(self) -> bool:
-        """Whether neighbours along the axis share scales."""
+        """Whether the scales are per block."""
         return int_attribute(self.dequantize, "block_size", 0) > 0
 
 
 BIAS_TOLERANCE = 0.01
-"""How far a bias's scale may be from input scale x weight scale: others round it."""
+"""Relative tolerance for a bias scale compared with input scale x weight scale; some tools round it."""
 
 
 def scaled_by_both(bias: QdqEdge) -> bool:
-    """Whether the scale of an int32 bias is that of the products that it is added to, as far as known."""
+    """Whether the scale of an int32 bias is input scale x weight scale, as far as these are known."""
     operator = WEIGHTED.get(bias.node.op_type)
     if operator is None:
         return True
@@ -106,23 +106,23 @@ def scaled_by_both(bias: QdqEdge) -> bool:
 
 
 def called(node: ir.Node) -> str:
-    """The name of a node, or of its output if it has none."""
+    """Return the name of a node, or of its output if the node has none."""
     return node.name or next((value.name for value in node.outputs if value.name), "") or "?"
 
 
 def quantizer(value: ir.Value | None) -> ir.Node | None:
-    """The QuantizeLinear that made ``value``, if one did."""
+    """Return the QuantizeLinear that produces ``value``, else None."""
     return _made_by(value, QUANTIZE)
 
 
 def dequantizer(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear that made ``value``, if one did; constants may be transposed behind it."""
+    """Return the DequantizeLinear that produces ``value``, else None; a constant may pass Transposes."""
     turned = _transposes(value)
     return _made_by(turned[0].inputs[0] if turned else value, DEQUANTIZE)
 
 
 def _transposes(value: ir.Value | None) -> tuple[ir.Node, ...]:
-    """The Transposes that a constant went through last."""
+    """Return the Transposes that a constant passed through last, in order."""
     maker = _made_by(value, "Transpose")
     return () if maker is None or not is_stored(value) else (*_transposes(maker.inputs[0]), maker)
 
@@ -137,7 +137,7 @@ def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 
 def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
-    """The array of an initializer or of a Constant, None for anything else."""
+    """Return the array of an initializer or a Constant node; None for anything else."""
     if value is None or value.is_graph_input():
         return None
     tensor = ir.convenience.get_const_tensor(value)
@@ -145,12 +145,12 @@ def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
 
 
 def is_stored(value: ir.Value | None) -> bool:
-    """Whether ``value`` is a constant, perhaps behind Q, DQ, Cast, Sub (of zero points) and Transpose."""
+    """Whether ``value`` is a constant, perhaps after Q, DQ, Cast, Sub (of zero points) and Transpose."""
     return stored(value) is not None
 
 
 def stored(value: ir.Value | None) -> NDArray[np.generic] | None:
-    """The constant that ``value`` was made of; None if it was made of something computed."""
+    """Return the constant from which ``value`` is made (see `is_stored`); None if there is none."""
     while value is not None and (maker := value.producer()) is not None and maker.op_type in _PASSED:
         if maker.op_type == "Sub" and not is_stored(maker.inputs[1]):
             return None
@@ -162,7 +162,7 @@ _PASSED = frozenset({QUANTIZE, DEQUANTIZE, "Cast", "Sub", "Identity", "Transpose
 
 
 def integer_type(node: ir.Node) -> ir.DataType | None:
-    """The type of the integers that a QuantizeLinear gives or a DequantizeLinear takes, None if unknown."""
+    """Return the integer type of a QuantizeLinear's output or a DequantizeLinear's input; None if unknown."""
     if zero := input_at(node, ZERO_POINT):
         values = constant(zero)
         return zero.dtype or (None if values is None else ir.DataType.from_numpy(values.dtype))
@@ -176,7 +176,7 @@ def integer_type(node: ir.Node) -> ir.DataType | None:
 
 
 def edges(node: ir.Node) -> Iterator[QdqEdge]:
-    """The inputs of ``node`` that come from a DequantizeLinear. What only moves a constant has none."""
+    """Yield the inputs of ``node`` from a DequantizeLinear; none for nodes that only transform a constant."""
     if node.op_type in _PASSED and is_stored(input_at(node, 0)):
         return
     for index, value in enumerate(node.inputs):
@@ -185,7 +185,7 @@ def edges(node: ir.Node) -> Iterator[QdqEdge]:
 
 
 def _kind(node: ir.Node, index: int, value: ir.Value | None, maker: ir.Node) -> Kind:
-    """Stored int32 is a bias wherever it is read: by a normalization, or by the Add behind a MatMul."""
+    """Find the role of an input; stored int32 is always a bias, also of a normalization or an Add."""
     operator = WEIGHTED.get(node.op_type)
     if not is_stored(value):
         return "activation"
@@ -195,14 +195,14 @@ def _kind(node: ir.Node, index: int, value: ir.Value | None, maker: ir.Node) -> 
 
 
 def computing(graph: ir.Graph) -> Iterator[ir.Node]:
-    """The nodes that are neither Q nor DQ."""
+    """Yield the nodes that are neither Q nor DQ."""
     return (node for node in graph if node.op_type not in (QUANTIZE, DEQUANTIZE))
 
 
 def layers(graph: ir.Graph) -> tuple[ir.Node, ...]:
-    """The weighted nodes that are to run in integers: data and weight both come from DequantizeLinear.
+    """Find the weighted nodes that are to run in integers: data and weight come from DequantizeLinear.
 
-    Weights in blocks beside float data count too.
+    Nodes with per-block weights and float data count too.
     """
     return tuple(node for node in graph if node.op_type in WEIGHTED and _both_sides(node))
 
@@ -216,7 +216,7 @@ def _both_sides(node: ir.Node) -> bool:
 
 
 def links(graph: ir.Graph) -> tuple[ir.Node, ...]:
-    """The other nodes that stand between integers: all their real inputs from DQ, all outputs to Q."""
+    """Find the other nodes that are to run in integers: float inputs come from DQ, all outputs go to Q."""
     return tuple(node for node in computing(graph) if node.op_type not in WEIGHTED and _between(node))
 
 
@@ -236,7 +236,7 @@ def _is_real(value: ir.Value) -> bool:
 
 
 def unclipped(value: ir.Value) -> ir.Value:
-    """``value``, or what the Relu and Clip that alone read it make of it."""
+    """Follow ``value`` through Relu and Clip that are its only readers; return the last value."""
     uses = tuple(value.uses())
     if len(uses) == 1 and not value.is_graph_output() and clip_range(uses[0].node) is not None:
         return unclipped(uses[0].node.outputs[0])
@@ -244,6 +244,6 @@ def unclipped(value: ir.Value) -> ir.Value:
 
 
 def readers_quantize(value: ir.Value) -> bool:
-    """Whether all who read ``value`` are QuantizeLinear, and it does not leave the graph."""
+    """Whether ``value`` is read only by QuantizeLinear and is not a graph output."""
     uses = tuple(value.uses())
     return bool(uses) and not value.is_graph_output() and all(use.node.op_type == QUANTIZE for use in uses)

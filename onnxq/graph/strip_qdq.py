@@ -1,6 +1,7 @@
-"""A Q/DQ model of any origin -> the float model in it, and what its Q and DQ said.
+"""Strip Q and DQ from a model of any origin, and record their parameters.
 
-Weights become the numbers that their integers stand for, so nothing that training chose is lost.
+Weights become the float numbers that their integers stand for, so the result of quantization-aware training
+is kept.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ BIAS = ir.DataType.INT32
 
 @dataclass(frozen=True)
 class RecordedQParams:
-    """What the model said of one tensor.
+    """The quantization parameters of one tensor, as recorded in the model.
 
     Attributes:
-        dtype: of the integers.
-        scale: ``()`` or ``[C]``, or one a block.
-        zero_point: of the same shape.
-        axis: of the channels, or of the blocks.
-        block_size: of the blocks.
+        dtype: type of the integers.
+        scale: scale, ``()``, ``[C]`` or per block.
+        zero_point: zero point, same shape as the scale.
+        axis: axis of the channels or the blocks.
+        block_size: number of elements per block; None: no blocks.
     """
 
     dtype: ir.DataType
@@ -51,19 +52,19 @@ class RecordedQParams:
 
     @property
     def spec(self) -> QuantSpec:
-        """Its number format."""
+        """The number format."""
         return QuantSpec(self.dtype, symmetric=False, axis=self.axis, block_size=self.block_size)
 
 
 @dataclass
 class StrippedModel:
-    """A float model, and by tensor what was known of it.
+    """A float model and the recorded parameters, by tensor name.
 
     Attributes:
-        model: without Q and DQ.
-        activations: of computed tensors.
-        weights: of constants, biases aside.
-        doubts: tensors that were quantized in several ways, of which the first counts.
+        model: the model without Q and DQ.
+        activations: parameters of computed tensors.
+        weights: parameters of constants, without biases.
+        conflicting: tensors with several different parameters, of which the first are recorded.
     """
 
     model: ir.Model
@@ -73,11 +74,11 @@ class StrippedModel:
 
 
 def strip(model: ir.Model) -> StrippedModel:
-    """Take Q and DQ out of a copy of ``model``.
+    """Remove Q and DQ from a copy of ``model``.
 
     Raises:
-        ModelError: integers reach a DequantizeLinear otherwise than from a QuantizeLinear or a constant, or a
-            scale is computed at run time.
+        ModelError: a DequantizeLinear reads integers that come neither from a QuantizeLinear nor from a
+            constant, or a scale is computed at run time.
     """
     result = StrippedModel(model.clone())
     for node in list(all_nodes(result.model)):
@@ -100,19 +101,19 @@ def _take_out(node: ir.Node, result: StrippedModel) -> None:
     else:
         raise ModelError(
             f"node {node.name!r} dequantizes integers that no QuantizeLinear made: only models with pairs of "
-            "QuantizeLinear and DequantizeLinear can be taken over"
+            "QuantizeLinear and DequantizeLinear are supported"
         )
 
 
 def _meant(
     array: NDArray[np.generic], recorded: RecordedQParams, as_reals: bool, node: ir.Node
 ) -> NDArray[np.float32]:
-    """The reals that a stored constant stands for: its integers, or reals that a QuantizeLinear rounds."""
+    """Compute the float numbers for a stored constant: integers, or floats that a QuantizeLinear rounds."""
     try:
         return _reals(_levels(array, recorded) if as_reals else array, recorded)
     except ValueError as error:
         raise ModelError(
-            f"node {node.name!r}: scales of shape {list(recorded.scale.shape)} do not fit what it reads, of "
+            f"node {node.name!r}: scales of shape {list(recorded.scale.shape)} do not fit its input of "
             f"shape {list(array.shape)}"
         ) from error
 
@@ -121,10 +122,10 @@ def _read(node: ir.Node) -> RecordedQParams:
     given, zero = constant(input_at(node, SCALE)), constant(input_at(node, ZERO_POINT))
     dtype = integer_type(node)
     if given is None or dtype is None or (zero is None and input_at(node, ZERO_POINT) is not None):
-        raise ModelError(f"node {node.name!r}: its scale or type is known at run time only: not supported")
+        raise ModelError(f"node {node.name!r}: its scale or type is known only at run time: not supported")
     scale: NDArray[np.float32] = given.astype(np.float32)
     if not np.all(np.isfinite(scale) & (scale > 0)):
-        raise ModelError(f"node {node.name!r}: a scale of {scale.min()}: expected positive, finite numbers")
+        raise ModelError(f"node {node.name!r}: expected positive, finite scales, got {scale.min()}")
     zero = np.zeros(scale.shape) if zero is None else zero
     block = int_attribute(node, "block_size", 0) or None
     whole = scale.size == 1 or (block is None and scale.size > 0 and _is_one(scale) and _is_one(zero))
@@ -137,12 +138,12 @@ def _read(node: ir.Node) -> RecordedQParams:
 
 
 def _is_one(array: NDArray[np.generic]) -> bool:
-    """Whether it is one number, perhaps repeated: for each channel as good as for the whole tensor."""
+    """Whether all elements are equal; then a per-channel value is the same as a per-tensor one."""
     return bool(np.all(array == array.reshape(-1)[0]))
 
 
 def _levels(reals: NDArray[np.generic], recorded: RecordedQParams) -> NDArray[np.float64]:
-    """The integers that QuantizeLinear makes of a constant."""
+    """Compute the integer levels that QuantizeLinear makes of a float constant."""
     scale = spread(recorded.scale, recorded.spec, reals.shape)
     zero = spread(recorded.zero_point, recorded.spec, reals.shape)
     qmin, qmax = recorded.spec.limits
@@ -159,7 +160,7 @@ def _reals(levels: NDArray[np.generic], recorded: RecordedQParams) -> NDArray[np
 def _make_constant(
     old: ir.Value, reals: NDArray[np.float32], recorded: RecordedQParams, result: StrippedModel
 ) -> None:
-    """Let a float constant take the place of ``old``; also of what Transposes make of it."""
+    """Replace ``old``, and its Transposes, by float constants, and record their parameters."""
     name, old.name = old.name or "weight", None
     for turned, permutation in list(_transposes(old, reals.ndim)):
         axis = None if recorded.axis is None else permutation.index(recorded.axis)
@@ -188,7 +189,7 @@ def _transposes(value: ir.Value, rank: int) -> Iterator[tuple[ir.Value, list[int
 
 
 def _pass_on(node: ir.Node, before: ir.Node, recorded: RecordedQParams, result: StrippedModel) -> None:
-    """Let those who read ``node`` read what was quantized."""
+    """Let the readers of ``node`` read the tensor before quantization, and record the parameters."""
     real, out = before.inputs[0], node.outputs[0]
     assert real is not None
     if out.is_graph_output():
