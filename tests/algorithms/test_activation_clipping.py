@@ -15,7 +15,7 @@ def widened(draft, factor):
     wide = {
         name: replace(draft.plan.params[name], scale=np.float32(factor) * draft.plan.params[name].scale)
         for name, group in draft.plan.groups.items()
-        if group.observe
+        if group.observed_tensors
     }
     return replace(draft, plan=draft.plan.with_params({**draft.plan.params, **wide}))
 
@@ -82,5 +82,5 @@ def test_a_range_that_covers_all_that_the_producer_can_give_stays():
 
 def test_without_chosen_ranges_there_is_nothing_to_do():
     draft, context = bench_for()
-    fixed = {name: replace(group, observe=()) for name, group in draft.plan.groups.items()}
+    fixed = {name: replace(group, observed_tensors=()) for name, group in draft.plan.groups.items()}
     assert tighten_ranges(replace(draft, plan=replace(draft.plan, groups=fixed)), context) is None

@@ -35,7 +35,7 @@ class Bench:
         self.judged = []
         self._fitted = fitted or {}
 
-    def quality(self, draft):
+    def evaluate(self, draft):
         self.judged.append(draft.done)
         return draft
 

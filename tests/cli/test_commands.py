@@ -720,7 +720,7 @@ def test_a_search_goes_on_from_its_log(folder, capsys, monkeypatch):
     def measure(self, model, floats):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("onnxq.algorithms.mixed_precision.evaluator.GoalEvaluator.measure", measure)
+    monkeypatch.setattr("onnxq.algorithms.mixed_precision.evaluator.GoalEvaluator.evaluate", measure)
     assert run("quantize", "m.onnx", "b.onnx", *options) == 0
     assert (folder / "a.onnx").read_bytes() == (folder / "b.onnx").read_bytes()
 

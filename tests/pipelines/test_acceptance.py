@@ -16,7 +16,7 @@ def said(sqnr=POOR_SQNR - 1, weight=ir.DataType.INT8, synthetic=False, finite=Tr
     plan = QuantPlan("onnxruntime", (), (), {"w": group}, {"n": "Conv"}, {})
     quality = Quality({"y": OutputQuality(sqnr, None, finite)}, 4)
     trial = StaticAcceptance(None, plan, QuantConfig(**options), quality)
-    samples = SimpleNamespace(synthetic=synthetic, doubts=())
+    samples = SimpleNamespace(synthetic=synthetic, warnings=())
     return list(static_warnings(samples, trial, float_weights=0.0))
 
 

@@ -44,7 +44,7 @@ def float_nodes(monkeypatch):
 
     def tune(original, simple, plan, sample, config, progress):
         wanted["sample"] = sample
-        names = [name for name, kind in plan.nodes.items() if kind in wanted["types"]]
+        names = [name for name, kind in plan.integer_nodes.items() if kind in wanted["types"]]
         return tuning(names, wanted["chosen"])
 
     monkeypatch.setattr(apply, "tune", tune)

@@ -21,23 +21,23 @@ def draft():
 
 
 def node(draft, output):
-    return next(n.name for n in draft.exact.graph if n.outputs[0].name == output)
+    return next(n.name for n in draft.reference.graph if n.outputs[0].name == output)
 
 
 def test_nothing_kept_float_changes_nothing(draft):
-    assert derive_plan(draft.exact, draft.plan, CONFIG, ()) is draft.plan
+    assert derive_plan(draft.reference, draft.plan, CONFIG, ()) is draft.plan
 
 
 def test_what_stays_keeps_its_parameters(draft):
-    plan = derive_plan(draft.exact, draft.plan, CONFIG, {node(draft, "c")})
-    assert draft.plan.nodes.keys() - plan.integer_nodes.keys() == {node(draft, "c")}
+    plan = derive_plan(draft.reference, draft.plan, CONFIG, {node(draft, "c")})
+    assert draft.plan.integer_nodes.keys() - plan.integer_nodes.keys() == {node(draft, "c")}
     for name in plan.groups:
         assert plan.params[name] is draft.plan.params[name]
 
 
 def test_a_tensor_takes_the_range_that_it_shared(draft):
     nodes = {node(draft, "a"), node(draft, "p")}
-    plan = derive_plan(draft.exact, draft.plan, CONFIG, nodes)
+    plan = derive_plan(draft.reference, draft.plan, CONFIG, nodes)
     assert "p" not in draft.plan.groups
     shared = next(group for group in draft.plan.groups.values() if "p" in group.tensors)
     np.testing.assert_allclose(plan.params["p"].scale, draft.plan.params[shared.name].scale, rtol=1e-6)
@@ -45,15 +45,15 @@ def test_a_tensor_takes_the_range_that_it_shared(draft):
 
 
 def test_everything_float(draft):
-    plan = derive_plan(draft.exact, draft.plan, CONFIG, draft.plan.nodes)
+    plan = derive_plan(draft.reference, draft.plan, CONFIG, draft.plan.integer_nodes)
     assert not plan.integer_nodes
     assert not plan.points
 
 
 def test_a_range_that_nobody_knows(draft):
-    less = derive_plan(draft.exact, draft.plan, CONFIG, draft.plan.nodes)
+    less = derive_plan(draft.reference, draft.plan, CONFIG, draft.plan.integer_nodes)
     with pytest.raises(CalibrationError, match="no range is known of tensor 'x'"):
-        derive_plan(draft.exact, less, CONFIG, {node(draft, "c")})
+        derive_plan(draft.reference, less, CONFIG, {node(draft, "c")})
 
 
 def test_names_are_no_patterns():

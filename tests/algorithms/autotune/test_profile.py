@@ -32,17 +32,17 @@ def test_kernels_add_up_to_a_run(timed):
 def test_every_kernel_is_traced(timed):
     draft, models, found = timed
     for model, profile in zip(models, found, strict=True):
-        traced = trace(profile, model.graph, draft.exact.graph)
+        traced = trace(profile, model.graph, draft.reference.graph)
         assert "" not in traced.tensors
         whole = sum(traced.nodes.values()) + sum(traced.tensors.values())
         assert whole == pytest.approx(sum(k.seconds for k in profile.kernels))
-        assert set(traced.owners) == {node.name for node in draft.exact.graph}
+        assert set(traced.owners) == {node.name for node in draft.reference.graph}
         assert set(traced.nodes) <= set(traced.owners.values())
 
 
 def test_conversions_are_those_of_their_tensors(timed):
     draft, models, found = timed
-    traced = trace(found[1], models[1].graph, draft.exact.graph)
+    traced = trace(found[1], models[1].graph, draft.reference.graph)
     assert "x" in traced.quantized
     assert "a" not in traced.quantized
     assert traced.elements["x"] == 4 * 6 * 6
@@ -50,12 +50,12 @@ def test_conversions_are_those_of_their_tensors(timed):
 
 def test_a_relu_belongs_to_its_convolution(timed):
     draft, models, found = timed
-    traces = [trace(p, m.graph, draft.exact.graph) for p, m in zip(found, models, strict=True)]
-    parts = cut_up(draft.exact.graph, draft.plan, *traces)
-    by_output = {node.outputs[0].name: parts.of_node[node.name] for node in draft.exact.graph}
+    traces = [trace(p, m.graph, draft.reference.graph) for p, m in zip(found, models, strict=True)]
+    parts = cut_up(draft.reference.graph, draft.plan, *traces)
+    by_output = {node.outputs[0].name: parts.of_node[node.name] for node in draft.reference.graph}
     assert by_output["a"] is by_output["r"]
     assert by_output["a"] is not by_output["d"]
-    assert {name for unit in parts.units for name in unit.planned} == draft.plan.nodes.keys()
+    assert {name for unit in parts.units for name in unit.planned} == draft.plan.integer_nodes.keys()
     first = next(tie for tie in parts.ties if tie.tensor == "x")
     assert (first.source, first.integers, first.floats) == (None, (by_output["a"],), ())
     inner = next(tie for tie in parts.ties if tie.tensor == "r")

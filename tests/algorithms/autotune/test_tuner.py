@@ -55,7 +55,7 @@ def run(context, machine, **prices):
     costs, sample_of = machine
     costs |= prices
     sample_of.append(workbench.fit[0])
-    return tuner.tune(draft.exact, draft.exact, draft.plan, workbench.fit[0], CONFIG)
+    return tuner.tune(draft.reference, draft.reference, draft.plan, workbench.fit[0], CONFIG)
 
 
 def test_all_in_integers_where_that_is_fastest(context, machine):
@@ -69,7 +69,7 @@ def test_all_in_integers_where_that_is_fastest(context, machine):
 def test_all_float_where_integers_only_lose(context, machine):
     tuning = run(context, machine, QLinearConv=50.0, QLinearAdd=50.0, QGemm=50.0, MatMulIntegerToFloat=50.0)
     assert tuning.chosen is None
-    assert tuning.floats.keys() == context[0].plan.nodes.keys()
+    assert tuning.floats.keys() == context[0].plan.integer_nodes.keys()
     (doubt,) = tuning.warnings
     assert "INT8 DOES NOT PAY" in doubt
     assert any(
@@ -79,12 +79,12 @@ def test_all_float_where_integers_only_lose(context, machine):
 
 def test_one_slow_kernel_alone_is_float(context, machine):
     draft = context[0]
-    slow = next(node.name for node in draft.exact.graph if node.op_type == "GlobalAveragePool")
+    slow = next(node.name for node in draft.reference.graph if node.op_type == "GlobalAveragePool")
     prices = dict.fromkeys(("Conv", "FusedConv"), 50.0) | {"QLinearGlobalAveragePool": 90.0}
     tuning = run(context, machine, **prices)
     assert tuning.chosen is not tuning.contestants[0]
     assert slow in tuning.floats
     assert tuning.floats[slow].startswith("slower in integers on this machine: 0.09")
     assert tuning.floats[slow].endswith(" ms instead of 0.001 ms")
-    convs = {node.name for node in draft.exact.graph if node.op_type == "Conv"}
+    convs = {node.name for node in draft.reference.graph if node.op_type == "Conv"}
     assert not convs & tuning.floats.keys()

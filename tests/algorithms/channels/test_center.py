@@ -156,7 +156,7 @@ def test_symmetric_integers_are_all_used() -> None:
     draft, context = bench_of(simplify(parse(NET)), (1, 3, 12, 12), "tensorrt")
     centered = center(draft, context)
     assert centered is not None
-    assert context.evaluator.quality(centered.reference).noise < 1e-9
+    assert context.evaluator.evaluate(centered.reference).noise < 1e-9
     good, better = (correct_biases(one, context) for one in (draft, centered))
     assert good is not None
     assert better is not None
@@ -176,7 +176,7 @@ def test_a_pad_that_gains_too_little_is_left_out(monkeypatch: pytest.MonkeyPatch
     centered = center(draft, context)
     assert centered is not None
     assert "Pad" not in op_counts(centered.reference)
-    assert context.evaluator.quality(centered.reference).noise < 1e-9
+    assert context.evaluator.evaluate(centered.reference).noise < 1e-9
 
 
 def test_zero_points_do_it_without() -> None:

@@ -55,7 +55,7 @@ def test_random_factors_are_undone(target: str, per_tensor: bool) -> None:
     harmed, _ = bench_of(folded(model, channels, factors), (1, 3, 8, 8), **options)
     repaired = equalize(harmed, context)
     assert repaired is not None
-    assert context.evaluator.quality(repaired.reference).noise < 1e-9
+    assert context.evaluator.evaluate(repaired.reference).noise < 1e-9
     assert context.error(harmed) > 4 * context.error(good)
     assert context.error(repaired) < (2.5 if per_tensor else 1.3) * context.error(good)
     assert repaired.reference is repaired.model
@@ -118,7 +118,7 @@ def test_muls_serve_matrices_behind_tensors_that_others_read(target: str) -> Non
     assert smoothed is not None
     muls = op_counts(smoothed.reference).get("Mul", 0)
     assert 1 <= muls <= 2
-    assert context.evaluator.quality(smoothed.reference).noise < 1e-9
+    assert context.evaluator.evaluate(smoothed.reference).noise < 1e-9
     assert context.error(smoothed) < 0.7 * context.error(draft)
     assert smoothed.plan.integer_nodes == draft.plan.integer_nodes, (
         "the Muls stay float, the rest is what it was"

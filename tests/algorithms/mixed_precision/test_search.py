@@ -31,9 +31,9 @@ def short_races(monkeypatch):
 
 def middling(draft, context, config=CONFIG, share=0.5):
     """A goal between the quantized model and the best that has one node in integers."""
-    make, nodes = Replanner(draft, context, config), set(draft.plan.nodes)
-    ends = [context.evaluator.quality(make(keep_float(nodes - {name})).quantized()).sqnr for name in nodes]
-    base = context.evaluator.quality(draft.quantized()).sqnr
+    make, nodes = Replanner(draft, context, config), set(draft.plan.integer_nodes)
+    ends = [context.evaluator.evaluate(make(keep_float(nodes - {name})).quantized()).sqnr for name in nodes]
+    base = context.evaluator.evaluate(draft.quantized()).sqnr
     return Goal("sqnr", base + share * (max(filter(math.isfinite, ends)) - base))
 
 
@@ -45,7 +45,7 @@ def test_the_goal_holds_and_no_float_node_is_superfluous(target, share):
     make, nodes = Replanner(draft, context, config), set(draft.plan.integer_nodes)
     goal = middling(draft, context, config, share)
     found, result = search(draft, goal, context, config)
-    quality = context.evaluator.quality(found.quantized())
+    quality = context.evaluator.evaluate(found.quantized())
     assert quality.sqnr >= goal.at_least
     assert result.chosen.sqnr == pytest.approx(quality.sqnr, abs=0.01)
     floats = nodes - found.plan.integer_nodes.keys()
@@ -55,7 +55,7 @@ def test_the_goal_holds_and_no_float_node_is_superfluous(target, share):
         less = make(keep_float(floats - {name}))
         assert (
             less.plan.integer_nodes.keys() == found.plan.integer_nodes.keys()
-            or context.evaluator.quality(less.quantized()).sqnr < goal.at_least
+            or context.evaluator.evaluate(less.quantized()).sqnr < goal.at_least
         )
 
 
@@ -155,7 +155,7 @@ def test_tensors_that_were_not_observed_get_ranges():
     kept = Replanner(draft, context, config)(keep_float({"Conv_a", "MaxPool_m"}))
     assert "m" in kept.plan.observed
     assert kept.plan.params.keys() == kept.plan.groups.keys()
-    assert context.evaluator.quality(kept.quantized()).sqnr > 30
+    assert context.evaluator.evaluate(kept.quantized()).sqnr > 30
 
 
 def test_names_are_no_patterns():
@@ -176,13 +176,13 @@ FOUR = CONFIG.model_copy(update={"weight": "int4"})
 
 def all_wider(draft, context, config=FOUR):
     """``draft`` with 8 bits for all weights."""
-    wider = stages(draft.exact, draft.plan, dict.fromkeys(draft.plan.groups, 0.0))[0]
+    wider = stages(draft.reference, draft.plan, dict.fromkeys(draft.plan.groups, 0.0))[0]
     return Replanner(draft, context, config)(taken(wider))
 
 
 def between(draft, context, share, config=FOUR):
     """A goal between weights of 4 bits and of 8."""
-    low, high = (context.quality(one).sqnr for one in (draft, all_wider(draft, context, config)))
+    low, high = (context.evaluate(one).sqnr for one in (draft, all_wider(draft, context, config)))
     return Goal("sqnr", low + share * (high - low))
 
 
@@ -195,7 +195,7 @@ def test_weights_get_more_bits_before_nodes_go_float(target, share):
     found, result = search(draft, goal, context, config)
     assert result.chosen.floats == ()
     assert set(result.chosen.widened.values()) == {"int8"}
-    assert context.quality(found).sqnr >= goal.at_least
+    assert context.evaluate(found).sqnr >= goal.at_least
     assert found.plan.integer_nodes == draft.plan.integer_nodes
     bits = {p.consumer: p.spec.dtype.bitwidth for p in found.plan.points if p.tensor in WEIGHTS}
     assert {name for name, width in bits.items() if width == 8} == set(result.chosen.widened)
@@ -203,7 +203,7 @@ def test_weights_get_more_bits_before_nodes_go_float(target, share):
     make = Replanner(draft, context, config)
     for name in result.chosen.widened:
         less = make(Steps(Precision(n, ir.DataType.INT8) for n in result.chosen.widened if n != name))
-        assert context.quality(less).sqnr < goal.at_least
+        assert context.evaluate(less).sqnr < goal.at_least
 
 
 WEIGHTS = ("w1", "w2", "w3", "v")
@@ -211,12 +211,12 @@ WEIGHTS = ("w1", "w2", "w3", "v")
 
 def test_what_more_bits_do_not_reach_float_does():
     draft, context = bench_for(weight="int4")
-    wide = context.quality(all_wider(draft, context)).sqnr
+    wide = context.evaluate(all_wider(draft, context)).sqnr
     found, result = search(draft, Goal("sqnr", wide + 3), context, FOUR)
     assert 0 < len(result.chosen.floats) < len(draft.plan.integer_nodes)
     assert set(result.chosen.floats) == draft.plan.integer_nodes.keys() - found.plan.integer_nodes.keys()
     assert not set(result.chosen.floats) & set(result.chosen.widened)
-    assert context.quality(found).sqnr >= wide + 3
+    assert context.evaluate(found).sqnr >= wide + 3
     assert {len(one.widened) for one in result.attempts if not one.floats} == {0, 4}
     costs = [attempt.cost for attempt in result.curve]
     assert costs == sorted(costs)
@@ -325,7 +325,7 @@ def stop_after(monkeypatch, count):
         done.append(floats)
         return measure(self, model, floats, widened)
 
-    monkeypatch.setattr(GoalEvaluator, "measure", measured)
+    monkeypatch.setattr(GoalEvaluator, "evaluate", measured)
     return done
 
 
@@ -387,7 +387,7 @@ def test_an_interrupt_keeps_the_best_if_it_reaches_the_goal(monkeypatch, weight)
             except KeyboardInterrupt:
                 outcomes.append("raised")
                 continue
-        assert context.evaluator.quality(found.quantized()).sqnr >= goal.at_least
+        assert context.evaluator.evaluate(found.quantized()).sqnr >= goal.at_least
         assert result.interrupted
         assert "SEARCH INTERRUPTED" in result.warnings[0]
         outcomes.append("kept")

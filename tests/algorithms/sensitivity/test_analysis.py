@@ -34,10 +34,10 @@ def by_whole_runs(draft, context, group):
     """Noise over signal when only the points of ``group`` become Q/DQ pairs."""
     points = tuple(point for point in draft.plan.points if point.group == group.name)
     model = insert_qdq(
-        draft.model if group.constant else draft.exact, replace(draft.plan, points=points, biases=())
+        draft.model if group.constant else draft.reference, replace(draft.plan, points=points, biases=())
     )
     noise = signal = 0.0
-    sessions = [open_session(m, threads=1, optimize=False) for m in (draft.exact, model)]
+    sessions = [open_session(m, threads=1, optimize=False) for m in (draft.reference, model)]
     for sample in context.fit[: analysis.RANKED_SAMPLES]:
         exact, given = (session.run(None, dict(sample.feeds)) for session in sessions)
         ratios = [(np.square(a - b).sum(), np.square(a).sum()) for a, b in zip(exact, given, strict=True)]

@@ -178,8 +178,8 @@ def test_it_says_how_far_it_is():
 
 def task_of(draft, context, number):
     """The task of the layer with this number."""
-    layer = layers(draft.exact, draft.plan)[number]
-    (aim,) = float_outputs(draft.exact, [layer], context)
+    layer = layers(draft.reference, draft.plan)[number]
+    (aim,) = float_outputs(draft.reference, [layer], context)
     return layer_problem(draft, layer, aim, context)
 
 

@@ -70,9 +70,9 @@ def with_stored_weights(draft):
 
 def output_means(model, draft, context, name):
     """Of the channels of a layer's output, ``[C]``, over all samples to fit on."""
-    node = draft.exact.graph.node(name)
+    node = draft.reference.graph.node(name)
     bias = bias_of(node)
-    tensor = draft.exact.graph.node(bias.holder).outputs[0].name
+    tensor = draft.reference.graph.node(bias.holder).outputs[0].name
     axis = channel_axis(node)
     return np.mean(
         list(context.watch(model, [tensor], lambda _, arrays: _means(arrays[tensor], axis))), axis=0

@@ -150,13 +150,13 @@ def changed(draft, rounded):
 
 def output_errors(draft, other, context):
     """Noise over signal of each layer's outputs, by what its weights became, on all places of the samples."""
-    from_all, errors = layers(draft.exact, draft.plan), {}
+    from_all, errors = layers(draft.reference, draft.plan), {}
     for layer in from_all:
-        node, new = draft.exact.graph.node(layer.name), other.model.graph.node(layer.name)
+        node, new = draft.reference.graph.node(layer.name), other.model.graph.node(layer.name)
         params, spec = draft.plan.params[layer.weight.group], layer.weight.spec
         stored = dequantize(quantize(weights_of(new), params, spec), params, spec)
         off = (matrices(node, stored) - matrices(node, weights_of(node))).astype(np.float64)
-        (found,) = next(hessian.gather_moments(draft.exact, [layer], context))
+        (found,) = next(hessian.gather_moments(draft.reference, [layer], context))
         if found[1].mean.shape[1] == layer.shape[2]:
             errors[layer.name] = output_error(off, found[1].damped).sum()
     return errors

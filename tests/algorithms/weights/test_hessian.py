@@ -19,18 +19,18 @@ DEPTHWISE = """g (float[N,4,6,6] x) => (float[N,4] y) <float[4,1,3,3] w, float[4
 
 
 def gathered(draft, context):
-    parts = list(gather_moments(draft.exact, layers(draft.exact, draft.plan), context))
+    parts = list(gather_moments(draft.reference, layers(draft.reference, draft.plan), context))
     return {layer.name: found for part in parts for layer, found in part}, len(parts)
 
 
 def all_rows(draft, context, layer):
     """Of every sample, at every place."""
-    node = draft.exact.graph.node(layer.name)
+    node = draft.reference.graph.node(layer.name)
 
     def look(number, arrays):
         return im2col_rows(node, arrays[layer.data.tensor], 10**6, np.random.default_rng(0))
 
-    rows = np.concatenate(list(context.watch(draft.exact, [layer.data.tensor], look)))
+    rows = np.concatenate(list(context.watch(draft.reference, [layer.data.tensor], look)))
     return rows.transpose(1, 0, 2).astype(np.float64)  # [G, n, K]
 
 

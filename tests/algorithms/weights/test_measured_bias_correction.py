@@ -28,13 +28,13 @@ def biases(draft):
 
 def shifts(draft, context):
     """How far the means of ``a`` and ``c``, the sums with biases, are from the float model's: ``[2, C]``."""
-    axis = 1 if len(draft.exact.graph.inputs[0].shape) == 4 else 2
+    axis = 1 if len(draft.reference.graph.inputs[0].shape) == 4 else 2
 
     def look(_, arrays):
         return [_means(arrays[name], axis - arrays[name].ndim) for name in ("a", "c")]
 
     exact, given = (
-        np.mean(list(context.watch(m, ["a", "c"], look)), 0) for m in (draft.exact, draft.quantized())
+        np.mean(list(context.watch(m, ["a", "c"], look)), 0) for m in (draft.reference, draft.quantized())
     )
     return np.abs(given - exact)
 
@@ -79,7 +79,7 @@ def test_memory_is_bounded(monkeypatch):
     draft, context = bench_for(bits=4)
     seen = []
     monkeypatch.setattr(
-        module, "relay", lambda model, stops, batches, *_: seen.append([b.name for b in batches])
+        module, "run_stepwise", lambda model, stops, batches, *_: seen.append([b.name for b in batches])
     )
     monkeypatch.setattr(module, "HELD_BYTES", 1)
     correct_biases_in_order(draft, context)

@@ -136,7 +136,7 @@ def test_tables_for_others_use_the_names_of_the_float_model(folder, caplog):
     assert tree["activation_encodings"].keys() <= original_names()
     assert set(tree["param_encodings"]) == {"d", "v"}  # w holds the BatchNormalization now
     assert result.table.absent == {"w"}
-    assert "t.encodings: left out are tensors that the float model does not have" in caplog.text
+    assert "t.encodings: tensors that the float model does not have" in caplog.text
     assert "w" in tables.read("t.json").weights
 
 
@@ -239,7 +239,7 @@ def test_weights_in_blocks_stand_in_no_table(folder, caplog):
     save_data(folder / "d.npz", x=np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32))
     result = quantized(weight="int4", block_size=32, table="t.json")
     assert result.plan.points[0].spec.block_size == 32
-    assert "no weights with a scale a block, which are left out: a" in caplog.text
+    assert "no weights with one scale per block, so these are left out: a" in caplog.text
     assert set(tables.read(folder / "t.json").weights) == {"b"}
 
 
@@ -260,7 +260,7 @@ def test_names_that_a_table_cannot_hold_are_found_before_the_work(folder):
 @pytest.mark.parametrize(
     ("options", "error", "word"),
     [
-        ({"table": "t.txt"}, ConfigError, "does not tell the format"),
+        ({"table": "t.txt"}, ConfigError, "does not imply a table format"),
         ({"table": "m.onnx", "table_format": "json"}, ModelError, "would overwrite m.onnx"),
         ({"table": "no folder/t.json"}, ModelError, "there is no directory"),
         ({"table": ("t.json", "t.json")}, ModelError, "would overwrite t.json"),
@@ -343,7 +343,7 @@ def test_a_table_becomes_another_one(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [
-        (("t.json", "t.x"), 2, "does not tell the format"),
+        (("t.json", "t.x"), 2, "does not imply a table format"),
         (("t.json", "t.x", "--format", "trt"), 2, "unknown table format 'trt'"),
         (("t.json", "u.json", "--method", "mse"), 2, "goes with statistics only"),
         (("t.json", "t.json"), 1, "would overwrite t.json"),

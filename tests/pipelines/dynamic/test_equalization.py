@@ -89,7 +89,7 @@ def test_a_normalization_that_matrices_alone_read_takes_the_factors_in(make):
 
 
 def test_what_does_not_help_is_left_out(make, monkeypatch):
-    monkeypatch.setattr(equalization, "equalized", lambda draft, context: worse(draft.exact))
+    monkeypatch.setattr(equalization, "equalized", lambda draft, context: worse(draft.reference))
     made = make(normed())
     (effect,) = made.result.corrections
     assert effect.kept is False

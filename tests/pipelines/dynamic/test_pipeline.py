@@ -94,7 +94,7 @@ def test_a_matmul_with_its_bias_becomes_one_kernel(make, tmp_path):
     assert made.operators["MatMulInteger"] == 1
     assert made.fused(tmp_path) == {"DynamicQuantizeMatMul": 1}
     assert made.closeness() > 35
-    assert list(made.result.plan.nodes.values()) == ["MatMul"]
+    assert list(made.result.plan.integer_nodes.values()) == ["MatMul"]
 
 
 def test_weights_are_int8_with_a_scale_a_column(make):
@@ -135,7 +135,7 @@ def test_a_gemm_that_transposes_its_weight(make, tmp_path):
 
 
 def test_attention_stays_float_unless_named(make):
-    reasons = [node.reason for node in make(ATTENTION).result.plan.floats.values()]
+    reasons = [node.reason for node in make(ATTENTION).result.plan.float_nodes.values()]
     assert len(reasons) == 1
     assert "two computed tensors" in reasons[0]
 
@@ -189,8 +189,8 @@ def test_a_gru_is_stored_in_int8_and_unpacked_at_loading(make, tmp_path):
     assert made.fused(tmp_path) == {"GRU": 1}
     assert made.closeness() > 35
     assert {v.dtype for v in made.model.graph.initializers.values()} == {ir.DataType.INT8, ir.DataType.FLOAT}
-    assert made.result.plan.nodes == {}, "it does not count as quantized"
-    (node,) = made.result.plan.floats.values()
+    assert made.result.plan.integer_nodes == {}, "it does not count as quantized"
+    (node,) = made.result.plan.float_nodes.values()
     assert node.reason == "only its weights are int8: there is no integer kernel"
 
 
@@ -243,7 +243,7 @@ def test_only_the_rows_that_are_looked_up_become_float(make, tmp_path):
 def test_bodies_of_control_flow_are_quantized(make):
     made = make(BODY)
     assert made.operators["MatMulInteger"] == 2
-    assert len(made.result.plan.nodes) == 2
+    assert len(made.result.plan.integer_nodes) == 2
     for flag in (True, False):
         assert made.closeness(flag=np.array(flag)) > 35
     assert sum(v.dtype == ir.DataType.INT8 for v in made.model.graph.initializers.values()) == 1
@@ -306,9 +306,9 @@ def test_reasons(make, text, given, reason):
 
 
 def test_exclude_chooses_by_operator_and_by_name(make):
-    assert len(make(SHARED).result.plan.nodes) == 2
-    first = next(iter(make(SHARED).result.plan.nodes))
-    assert list(make(SHARED, exclude=(first,)).result.plan.floats) == [first]
+    assert len(make(SHARED).result.plan.integer_nodes) == 2
+    first = next(iter(make(SHARED).result.plan.integer_nodes))
+    assert list(make(SHARED, exclude=(first,)).result.plan.float_nodes) == [first]
     with pytest.raises(ModelError, match="excluded by 'op:MatMul'"):
         make(SHARED, exclude=("op:MatMul",))
 
