@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import onnx
 import onnx_ir as ir
@@ -24,6 +25,8 @@ from onnxq.core.errors import ModelError
 from onnxq.graph.nodes import all_nodes
 
 logger = logging.getLogger(__name__)
+
+_Validated = TypeVar("_Validated")
 
 INLINE_LIMIT = 1_800_000_000
 """Size of weights, in bytes, above which they go to a file beside the model: a protobuf holds 2 GiB."""
@@ -155,11 +158,7 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
                 yield from attribute.as_tensors()
 
 
-def write(
-    model: ir.Model,
-    path: str | os.PathLike[str],
-    validate: Callable[[Path], None] | None = None,
-) -> None:
+def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """Check and write a model atomically: on any failure, Ctrl-C included, nothing changes on disk.
 
     The file is built in a temporary folder beside ``path``, checked by `onnx.checker` and renamed.
@@ -168,10 +167,28 @@ def write(
     Args:
         model: the model; it is not changed.
         path: the file to create or replace.
-        validate: called with the temporary file before it is renamed; an error it raises stops the writing.
 
     Raises:
         ModelError: the path cannot be written, the disk is full, or the model is not valid ONNX.
+    """
+    write_validated(model, path, lambda draft: None)
+
+
+def write_validated(
+    model: ir.Model, path: str | os.PathLike[str], validate: Callable[[Path], _Validated]
+) -> _Validated:
+    """Write a model as `write` does, and validate the file before it is renamed.
+
+    Args:
+        model: the model; it is not changed.
+        path: the file to create or replace.
+        validate: called with the temporary file; an error that it raises stops the writing.
+
+    Returns:
+        what ``validate`` returns.
+
+    Raises:
+        ModelError: as `write`.
     """
     target = Path(path).resolve()  # a link is written through
     check_place(target)
@@ -182,12 +199,12 @@ def write(
         with _place_errors(target):
             _save(model, draft)
             check_valid(draft, f"{target}: not written, because the model is not valid ONNX")
-        if validate is not None:
-            validate(draft)
+        validated = validate(draft)
         with _place_errors(target):
             _publish(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    return validated
 
 
 @contextmanager

@@ -111,7 +111,7 @@ class _Inserter:
         return stored
 
     def _unpacked(self, stored: ir.Value, rank: int, group: Group, dtype: ir.DataType) -> ir.Value:
-        """Cast ``stored`` to a wider type and subtract its zero points; runtimes compute this once, at load."""
+        """Cast ``stored`` to a wider type and subtract its zero points; the runtime does it once, at load."""
         zero, spec = self._plan.params[group.name].zero_point, group.spec
         if zero.any():
             shape = [-1 if axis == spec.axis else 1 for axis in range(rank)]

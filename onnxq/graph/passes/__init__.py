@@ -1,8 +1,8 @@
-"""One clean float graph, whatever the exporter wrote: an ordered list of passes, one a file.
+"""Simplify a float model to one clean graph, whatever the exporter wrote, by an ordered list of passes.
 
-A pass is an `ir.passes.InPlacePass`: ``requires → call → ensures``, and says whether it changed anything.
-It never changes what the model computes, works in the bodies of If and Loop, keeps names where it can,
-and leaves the graph alone where its pattern does not match.
+A pass is an `ir.passes.InPlacePass`: ``requires → call → ensures``. It reports whether it changed anything.
+It never changes what the model computes, also works in the bodies of If and Loop, and keeps names where it
+can. Where its pattern does not match, it leaves the graph unchanged.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ CONSTANTS: tuple[ir.passes.PassBase, ...] = (
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     common.LiftSubgraphInitializersToMainGraphPass(),
 )
-"""To one way to write constants: initializers of the main graph."""
+"""Turns all constants into initializers of the main graph."""
 
 OLD: tuple[ir.passes.PassBase, ...] = (
     common.InlinePass(),
     common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
-    common.ClearMetadataAndDocStringPass(),  # stack traces of the exporter; the model's own metadata stays
+    common.ClearMetadataAndDocStringPass(),  # the exporter's stack traces; the model's own metadata is kept
     FreeWeightsFromInputsPass(),
     *CONSTANTS,
     UniqueNamesPass(),
 )
-"""To one graph. Once; then its opset is raised."""
+"""Makes the model one graph. Runs once, before the opset is raised."""
 
 NEW: tuple[ir.passes.PassBase, ...] = (
     *CONSTANTS,
@@ -55,7 +55,7 @@ NEW: tuple[ir.passes.PassBase, ...] = (
     ForgetStaleShapesPass(),
     InferForeignTypesPass(),
 )
-"""What raising the opset may have left to do. Once."""
+"""Cleans up after the opset was raised. Runs once."""
 
 PLAIN: tuple[ir.passes.PassBase, ...] = (
     InferShapesPass(),
@@ -63,7 +63,7 @@ PLAIN: tuple[ir.passes.PassBase, ...] = (
     *CONSTANTS,
     RemoveIdentityPass(),
 )
-"""To where patterns can be recognized: shapes are known, constants are constants."""
+"""Makes patterns recognizable: shapes are inferred, constants are folded."""
 
 SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
     *PLAIN,
@@ -86,21 +86,21 @@ SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
     EliminateCommonSubexpressionsPass(),
     UniqueNamesPass(),
 )
-"""To the canonical forms, again and again until nothing changes: one rewrite makes room for another."""
+"""Rewrites to canonical forms. Repeated until nothing changes, since one rewrite may enable another."""
 
 MOST_ROUNDS = 20
-"""Every round takes something away, so this is never reached; it only makes the loop finite."""
+"""Limit that makes the loop finite. It is not reached, because every round removes something."""
 
 
 def simplify(model: ir.Model, opset: int = OPSET) -> ir.Model:
-    """A cleaned copy of the model that computes the same; the caller's model is not changed.
+    """Make a simplified copy of the model that computes the same; the caller's model is not changed.
 
     Args:
-        model: what to clean.
-        opset: the lowest that will do.
+        model: the model.
+        opset: the lowest acceptable opset.
 
     Raises:
-        ModelError: the opset cannot be raised, or the model is not consistent.
+        ModelError: the opset cannot be raised, or the model is inconsistent.
     """
     copy = model.clone()
     try:
@@ -113,7 +113,7 @@ def simplify(model: ir.Model, opset: int = OPSET) -> ir.Model:
 
 
 def _raise(model: ir.Model, opset: int) -> None:
-    """The opset to what is asked for, and on to where all that the model computes has a name."""
+    """Raise the opset as requested, and further to the opset of HardSwish if the model computes that."""
     ir.passes.Sequential(RaiseOpsetPass(opset), *NEW)(model)
     if model.graph.opset_imports[""] < OPSET_OF_HARD_SWISH:
         ir.passes.PassManager(PLAIN, steps=MOST_ROUNDS, early_stop=True)(model)
@@ -122,7 +122,7 @@ def _raise(model: ir.Model, opset: int) -> None:
 
 
 def _model_error(error: BaseException) -> ModelError:
-    """What stopped a pass, without the layers that the pass machinery wraps around it."""
+    """Make the error for what stopped a pass, without the errors that onnx_ir wraps around it."""
     cause = error
     while cause.__cause__ is not None and not isinstance(cause, ModelError):
         cause = cause.__cause__

@@ -1,4 +1,4 @@
-"""Nodes that do nothing but ``y = scale * x + shift``, per channel, and how they vanish into a neighbour."""
+"""Nodes that compute ``y = scale * x + shift`` per channel, and how to fold them into a neighbour."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from onnxq.graph.passes._weighted import (
 
 @dataclass(frozen=True)
 class Affine:
-    """``scale * source + shift``, in float64.
+    """An affine function ``scale * source + shift``, in float64.
 
     Attributes:
         source: the tensor that is not constant.
-        scale: [C] on ``axis``, or any shape that broadcasts when ``axis`` is None.
-        shift: likewise.
-        axis: the axis of the channels, None when the shapes broadcast from the last axis as stored.
+        scale: [C] along ``axis``; any shape that broadcasts if ``axis`` is None.
+        shift: [C] along ``axis``; any shape that broadcasts if ``axis`` is None.
+        axis: the channel axis; None if the shapes broadcast from the last axis as stored.
     """
 
     source: ir.Value
@@ -35,7 +35,13 @@ class Affine:
     axis: int | None = None
 
     def per_channel(self, axis: int, of_rank: int, channels: int) -> tuple[Array, Array] | None:
-        """Scale and shift as [C] for a tensor of this rank, None unless they vary along ``axis`` alone."""
+        """Return scale and shift as [C]; None if they vary along other axes than ``axis``.
+
+        Args:
+            axis: the channel axis of the tensor.
+            of_rank: the rank of the tensor.
+            channels: the number C of channels.
+        """
         if self.axis is not None:
             return (self.scale, self.shift) if self.axis == axis and self.scale.size == channels else None
         scale, shift = (_on_axis(a, axis, of_rank, channels) for a in (self.scale, self.shift))
@@ -52,7 +58,7 @@ def _on_axis(array: Array, axis: int, of_rank: int, channels: int) -> Array | No
 
 
 def batchnorm_affine(node: ir.Node) -> Affine | None:
-    """A BatchNormalization with constant statistics, in inference mode."""
+    """Read a BatchNormalization with constant statistics, in inference mode, as affine; else None."""
     if not is_op(node, "BatchNormalization") or sole_output(node) is None:
         return None
     if int_attribute(node, "training_mode", 0) or node.inputs[0] is None:
@@ -67,7 +73,7 @@ def batchnorm_affine(node: ir.Node) -> Affine | None:
 
 
 def arithmetic_affine(node: ir.Node) -> Affine | None:
-    """An Add, Sub, Mul or Div of a tensor and a constant; ``constant / x`` is none."""
+    """Read an Add, Sub, Mul or Div of a tensor and a constant as affine; else None, also for constant / x."""
     if not is_op(node, "Add", "Sub", "Mul", "Div") or len(node.inputs) != 2:
         return None
     first, second = node.inputs
@@ -82,7 +88,7 @@ def arithmetic_affine(node: ir.Node) -> Affine | None:
 
 
 def _with_constant(op_type: str, source: ir.Value, constant: Array) -> Affine | None:
-    """``source op constant``."""
+    """Read ``source op constant`` as affine."""
     zero, one = np.zeros(()), np.ones(())
     if op_type == "Div" and np.any(constant == 0):
         return None
@@ -92,7 +98,7 @@ def _with_constant(op_type: str, source: ir.Value, constant: Array) -> Affine | 
 
 
 def _from_constant(op_type: str, source: ir.Value, constant: Array) -> Affine | None:
-    """``constant op source``."""
+    """Read ``constant op source`` as affine."""
     if op_type == "Div":
         return None
     if op_type == "Sub":
@@ -101,7 +107,7 @@ def _from_constant(op_type: str, source: ir.Value, constant: Array) -> Affine | 
 
 
 def is_private(value: ir.Value, consumer: ir.Node) -> bool:
-    """Whether this node, in the producer's own graph, is the only one that sees the value."""
+    """Whether this node is the only reader of the value, and in the same graph as its producer."""
     producer = value.producer()
     return (
         producer is not None
@@ -112,7 +118,16 @@ def is_private(value: ir.Value, consumer: ir.Node) -> bool:
 
 
 def absorb_into_producer(model: ir.Model, node: ir.Node, affine: Affine | None) -> bool:
-    """Fold an affine node into what it follows: a weighted layer, MatMul and Add, a BatchNormalization."""
+    """Fold an affine node into the weighted layer, MatMul and Add, or BatchNormalization before it.
+
+    Args:
+        model: the model; it is changed.
+        node: the node to fold.
+        affine: what the node computes; None: nothing is folded.
+
+    Returns:
+        Whether the node was folded.
+    """
     if affine is None or not is_private(affine.source, node) or not give_to_producer(model, affine):
         return False
     _drop(node, affine.source)
@@ -120,7 +135,7 @@ def absorb_into_producer(model: ir.Model, node: ir.Node, affine: Affine | None) 
 
 
 def give_to_producer(model: ir.Model, affine: Affine) -> bool:
-    """Let what computes ``affine.source`` compute the scaled and shifted value instead, if it can."""
+    """Let the producer of ``affine.source`` compute the scaled and shifted value; return whether it can."""
     producer = affine.source.producer()
     hosts = (_into_layer, _into_matmul_add, _into_batchnorm)
     return producer is not None and any(host(model, producer, affine) for host in hosts)
@@ -135,7 +150,7 @@ def _into_layer(model: ir.Model, producer: ir.Node, affine: Affine) -> bool:
 
 
 def _into_matmul_add(model: ir.Model, add: ir.Node, affine: Affine) -> bool:
-    """``(x·W + b) * scale + shift``, where the Add is the bias that a MatMul has no place for."""
+    """Fold into MatMul and Add: ``(x·W + b) * scale + shift``, where the Add holds the bias of the MatMul."""
     biased = arithmetic_affine(add) if is_op(add, "Add") else None
     if biased is None or not is_private(biased.source, add):
         return False
@@ -153,7 +168,7 @@ def _into_matmul_add(model: ir.Model, add: ir.Node, affine: Affine) -> bool:
 
 
 def _into_batchnorm(model: ir.Model, producer: ir.Node, affine: Affine) -> bool:
-    """``(gamma * n + beta) * scale + shift``, n being the normalised input."""
+    """Fold into a BatchNormalization: ``(gamma * n + beta) * scale + shift``; n is the normalised input."""
     own, known = batchnorm_affine(producer), rank(affine.source)
     if own is None or known is None:
         return False
@@ -174,7 +189,7 @@ def _into_batchnorm(model: ir.Model, producer: ir.Node, affine: Affine) -> bool:
 
 
 def _drop(node: ir.Node, source: ir.Value) -> None:
-    """Take out a node whose work its producer now does; the producer's output takes over its name."""
+    """Remove a node that was folded into its producer; the producer's output takes over its name."""
     replace_value(node.outputs[0], source)
     if node.graph is not None:
         node.graph.remove(node, safe=True)

@@ -1,8 +1,8 @@
-"""Values that are a straight line with both ends cut off, in whatever nodes an exporter wrote that.
+"""Recognize clipped straight lines in any combination of nodes that exporters write.
 
     height * clip(slope * x + offset, 0, 1)
 
-Only constants of one element count, which change no shape.
+Only constants of one element that do not change the shape count.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from onnxq.graph.operators import Range, attribute_value, clip_range
 from onnxq.graph.passes._affine import Affine, arithmetic_affine
 
 LONGEST = 4
-"""Nodes of one kind in a row that are looked through: nobody writes more."""
+"""Longest chain of nodes of one kind that is followed; exporters do not write longer ones."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """``slope * source + offset``, written in so many ``nodes``."""
+    """A line ``slope * source + offset``, computed by ``nodes`` nodes."""
 
     source: ir.Value
     slope: float = 1.0
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Ramp:
-    """``height * clip(slope * source + offset, 0, 1)``, written in so many ``nodes``."""
+    """A ramp ``height * clip(slope * source + offset, 0, 1)``, computed by ``nodes`` nodes."""
 
     source: ir.Value
     slope: float
@@ -44,7 +44,7 @@ class Ramp:
 
 
 def scalar_affine(node: ir.Node | None) -> Affine | None:
-    """An Add, Sub, Mul or Div with a constant of one element."""
+    """Read an Add, Sub, Mul or Div with a constant of one element as affine; else None."""
     affine = None if node is None else arithmetic_affine(node)
     if affine is None or affine.scale.size * affine.shift.size != 1:
         return None
@@ -52,7 +52,7 @@ def scalar_affine(node: ir.Node | None) -> Affine | None:
 
 
 def lines(value: ir.Value) -> Iterator[Line]:
-    """All ways to see a value as a line: as itself, of what it is computed from, and so on."""
+    """Yield all ways to write a value as a line: of itself, of what it is computed from, and so on."""
     line = Line(value)
     yield line
     while line.nodes < LONGEST and (affine := scalar_affine(line.source.producer())) is not None:
@@ -62,12 +62,12 @@ def lines(value: ir.Value) -> Iterator[Line]:
 
 
 def multiples(value: ir.Value) -> Iterator[Line]:
-    """Those of `lines` that go through zero."""
+    """Yield those of `lines` that go through zero."""
     return (line for line in lines(value) if line.offset == 0)
 
 
 def ramps(value: ir.Value) -> Iterator[Ramp]:
-    """All ways to see a value as a ramp."""
+    """Yield all ways to write a value as a ramp."""
     for multiple in multiples(value):
         node = multiple.source.producer()
         cut = None if node is None else _cut(multiple.source)
@@ -76,7 +76,7 @@ def ramps(value: ir.Value) -> Iterator[Ramp]:
 
 
 def _of(line: Line, limits: Range) -> Iterator[Ramp]:
-    """A ``line`` whose values are kept within ``limits``, one of which is 0."""
+    """Yield the ramps of a ``line`` clipped to ``limits``, the lower of which is 0."""
     height = limits[1]
     for inner in lines(line.source):
         slope, offset = line.slope * inner.slope, line.slope * inner.offset + line.offset
@@ -84,7 +84,7 @@ def _of(line: Line, limits: Range) -> Iterator[Ramp]:
 
 
 def _cut(value: ir.Value) -> tuple[Line, Range] | None:
-    """What is cut off at 0 and at a limit above it, and these limits."""
+    """Return the line that is clipped at 0 and at a limit above it, and these limits; else None."""
     node = value.producer()
     if node is not None and is_op(node, "HardSigmoid") and node.inputs[0] is not None:
         slope, offset = attribute_value(node, "alpha"), attribute_value(node, "beta")
@@ -98,7 +98,7 @@ def _cut(value: ir.Value) -> tuple[Line, Range] | None:
 
 
 def _limited(node: ir.Node | None) -> tuple[ir.Value, Range] | None:
-    """What a Relu, Clip, or a Min or Max with a constant reads, and its limits."""
+    """Return the input of a Relu, Clip, or Min or Max with a constant, and its limits; else None."""
     if node is None or not is_op(node, "Relu", "Clip", "Min", "Max") or node.inputs[0] is None:
         return None
     if node.op_type in ("Relu", "Clip"):
@@ -119,6 +119,12 @@ def _one_limit(node: ir.Node) -> tuple[ir.Value, Range] | None:
 
 
 def same(a: float, b: float, dtype: ir.DataType | None) -> bool:
-    """Whether two constants differ by no more than rounding them to a type can explain."""
+    """Whether two constants are equal up to rounding.
+
+    Args:
+        a: the first constant.
+        b: the second constant.
+        dtype: the type to which they were rounded; None: float32.
+    """
     epsilon = np.finfo(np.float32 if dtype is None else dtype.numpy()).eps
     return math.isclose(a, b, rel_tol=4 * float(epsilon))

@@ -1,12 +1,13 @@
-"""A weighted node seen as one thing: ``y[c] = sum(W[c, ...] * x) + b[c]``, whatever the operator.
+"""A common view of weighted nodes, whatever the operator: ``y[c] = sum(W[c, ...] * x) + b[c]``.
 
-The folding passes say only *which* factors and shifts go in; where they land in the stored arrays
-is decided here, once:
+The folding passes choose *which* factors and shifts to fold. How they change the stored arrays is decided
+here:
 
     after the layer, per output channel c:   W[c] *= scale[c],  b[c] = b[c] * scale[c] + shift[c]
     before the layer, per input channel k:   W[:, k] *= scale[k],  b += sum over k of W[:, k] * shift[k]
 
-Computed in float64 and stored in the weight's own type.
+In the second formula the sum uses W before scaling. Results are computed in float64 and stored in the
+weight's type.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class WeightedNode:
 
     Attributes:
         node: Conv, ConvTranspose, Gemm or MatMul.
-        stored: the weight as the node has it.
+        stored: the weight in the node's own layout.
         channels: the number of output channels.
-        bias: [C_out] in float64, None when the node has none.
+        bias: the bias, [C_out] in float64; None if the node has none.
     """
 
     node: ir.Node
@@ -50,12 +51,12 @@ class WeightedNode:
     bias: Array | None
 
     def rows(self) -> Array:
-        """The weight in float64, output channels first: [C_out, ...]."""
+        """Return the weight in float64, output channels first: [C_out, ...]."""
         return _to_rows(self.node, self.stored.astype(np.float64))
 
 
 def layer_of(node: ir.Node | None) -> WeightedNode | None:
-    """The node as a layer; None when it is none, or its weights or bias are not constant floats."""
+    """View the node as a weighted node; None if it is none, or its weights or bias are no constant floats."""
     if node is None or not is_op(node, *WEIGHTED_OPS) or sole_output(node) is None:
         return None
     stored = constant_value(input_at(node, 1))
@@ -78,21 +79,21 @@ def _channels(node: ir.Node, shape: tuple[int, ...]) -> int:
 
 
 def _is_plain(node: ir.Node, weight_rank: int) -> bool:
-    """Whether the formula holds as it stands: no alpha and beta, and a matrix where one is needed."""
+    """Whether the formula above holds: no alpha and beta, and weights of the right rank."""
     if node.op_type == "Gemm":
         return all(node.attributes[a].as_float() == 1 for a in ("alpha", "beta") if a in node.attributes)
     return weight_rank == 2 if node.op_type == "MatMul" else weight_rank >= 3
 
 
 def as_row(bias: NDArray[np.generic] | None, channels: int) -> NDArray[np.generic] | None:
-    """A constant that gives each column one number ([C], [1, C], [1], a scalar), as [C]; else None."""
+    """Return a constant with one number per column ([C], [1, C], [1], a scalar) as [C]; else None."""
     if bias is None or any(size != 1 for size in bias.shape[:-1]) or bias.size not in (1, channels):
         return None
     return np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (channels,)))
 
 
 def _to_rows(node: ir.Node, stored: Array) -> Array:
-    """Output channels first. ConvTranspose [C_in, C_out/g, ...] becomes [C_out, C_in/g, ...]."""
+    """Put output channels first. ConvTranspose [C_in, C_out/g, ...] becomes [C_out, C_in/g, ...]."""
     if node.op_type == "ConvTranspose":
         group = int_attribute(node, "group", 1)
         grouped = stored.reshape(group, -1, *stored.shape[1:])
@@ -101,7 +102,7 @@ def _to_rows(node: ir.Node, stored: Array) -> Array:
 
 
 def _from_rows(node: ir.Node, rows: Array) -> Array:
-    """The inverse of `_to_rows`."""
+    """Invert `_to_rows`."""
     if node.op_type == "ConvTranspose":
         group = int_attribute(node, "group", 1)
         grouped = rows.reshape(group, -1, *rows.shape[1:])
@@ -115,9 +116,9 @@ def _is_transposed(node: ir.Node) -> bool:
 
 
 def channel_axis_and_rank(layer: WeightedNode) -> tuple[int, int]:
-    """The axis of the output that holds the channels, and the output's rank.
+    """Return the channel axis of the output, and the output's rank.
 
-    A MatMul's rank may be unknown: then 1, of which anything that broadcasts is right for any rank.
+    If the rank of a MatMul is unknown, it is taken as 1: constants that broadcast to it fit any rank.
     """
     if layer.node.op_type in ("Conv", "ConvTranspose"):
         return 1, layer.stored.ndim
@@ -128,7 +129,17 @@ def channel_axis_and_rank(layer: WeightedNode) -> tuple[int, int]:
 
 
 def scale_outputs(model: ir.Model, layer: WeightedNode, scale: Array, shift: Array) -> bool:
-    """Fold ``y * scale + shift`` ([C_out] each) into the layer; False if the result cannot be stored."""
+    """Fold ``y * scale + shift`` into the layer that computes y.
+
+    Args:
+        model: the model; it is changed.
+        layer: the layer.
+        scale: factors, [C_out].
+        shift: shifts, [C_out].
+
+    Returns:
+        False if the result cannot be stored; then nothing is changed.
+    """
     rows = layer.rows()
     weight = rows * scale.reshape(-1, *[1] * (rows.ndim - 1))
     bias = shift if layer.bias is None else layer.bias * scale + shift
@@ -136,7 +147,17 @@ def scale_outputs(model: ir.Model, layer: WeightedNode, scale: Array, shift: Arr
 
 
 def scale_inputs(model: ir.Model, layer: WeightedNode, scale: Array, shift: Array) -> bool:
-    """Fold ``x * scale + shift`` ([C_in] each) into the Conv or Gemm that reads x; False likewise."""
+    """Fold ``x * scale + shift`` into the Conv or Gemm that reads x.
+
+    Args:
+        model: the model; it is changed.
+        layer: the layer.
+        scale: factors, [C_in].
+        shift: shifts, [C_in].
+
+    Returns:
+        False if the result cannot be stored; then nothing is changed.
+    """
     group = int_attribute(layer.node, "group", 1) if layer.node.op_type == "Conv" else 1
     outputs = layer.channels // group
     per_row = (np.repeat(v.reshape(group, -1), outputs, axis=0) for v in (scale, shift))
@@ -148,7 +169,7 @@ def scale_inputs(model: ir.Model, layer: WeightedNode, scale: Array, shift: Arra
 
 
 def _store(model: ir.Model, layer: WeightedNode, weight: Array, bias: Array) -> bool:
-    """Put new arrays into the node. A bias appears only where it is needed."""
+    """Store new arrays in the node; a bias is added only if it is needed."""
     kind = layer.stored.dtype
     needs_bias = layer.bias is not None or bool(np.any(bias != 0))
     if needs_bias and layer.node.op_type == "MatMul" and rank(layer.node.inputs[0]) != 2:
@@ -164,16 +185,22 @@ def _store(model: ir.Model, layer: WeightedNode, weight: Array, bias: Array) -> 
 
 
 def stored_as(kind: np.dtype[np.generic], array: Array) -> NDArray[np.generic] | None:
-    """The array in a narrower type; None when something in it does not fit."""
+    """Cast the array to a narrower type; None if a value does not fit."""
     with np.errstate(over="ignore"):
         narrow: NDArray[np.generic] = array.astype(kind)
     return narrow if np.all(np.isfinite(narrow.astype(np.float64))) else None
 
 
 def replace_constant(model: ir.Model, node: ir.Node, index: int, array: NDArray[np.generic]) -> None:
-    """Give this input a new constant; one that others read too, or a missing one, becomes a new initializer.
+    """Give an input a new constant; if it is missing or has other readers, a new initializer is made.
 
-    Tensors are replaced and never edited: clones of a model share them.
+    Tensors are replaced and never edited, because clones of a model share them.
+
+    Args:
+        model: the model; it is changed.
+        node: the node.
+        index: position of the input.
+        array: the new values.
     """
     old = input_at(node, index)
     if old is not None and len(old.uses()) == 1 and not old.is_graph_output():

@@ -1,19 +1,4 @@
-"""ReduceMean as GlobalAveragePool, Sum as Add, Reshape as Flatten.
-
-ReduceMean over all spatial axes into GlobalAveragePool.
-
-ReduceMean(x[N, C, d1 … dn], axes=2…n+1, keepdims=1)  ->  GlobalAveragePool(x)
-ReduceMean(x[N, C, d1 … dn], axes=2…n+1, keepdims=0)  ->  Flatten(GlobalAveragePool(x), axis=1)
-
-Sum of two into Add: ``Sum(a, b) = a + b``, the form that targets know.
-
-Reshape that only merges everything behind the batch axis into Flatten.
-
-    Reshape(x[n, d1 … dk], (n, d1·…·dk))  ->  Flatten(x, axis=1)
-
-whether the shape is a constant such as (0, -1) or computed from the input. A Flatten needs no shape
-computation, so the chain of Shape, Gather and Concat that exporters write around it disappears.
-"""
+"""Canonical forms that targets know: GlobalAveragePool for ReduceMean, Add for Sum, Flatten for Reshape."""
 
 from __future__ import annotations
 
@@ -26,7 +11,11 @@ from onnxq.graph.passes._weighted import FLOATS
 
 
 class ReduceMeanToPoolPass(ir.passes.InPlacePass):
-    """A spatial mean, however it was written, becomes a GlobalAveragePool."""
+    """Turn a ReduceMean over all spatial axes into a GlobalAveragePool.
+
+    ReduceMean(x[N, C, d1 … dn], axes=2…n+1, keepdims=1)  ->  GlobalAveragePool(x)
+    ReduceMean(x[N, C, d1 … dn], axes=2…n+1, keepdims=0)  ->  Flatten(GlobalAveragePool(x), axis=1)
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every ReduceMean over exactly the spatial axes of a tensor of known rank."""
@@ -44,7 +33,7 @@ def _is_spatial_mean(node: ir.Node) -> bool:
 
 
 def _axes(node: ir.Node) -> tuple[int, ...]:
-    """The axes as attribute (opset below 18) or input; empty when not constant, or when it means all."""
+    """Read the axes from the attribute (opset below 18) or input; empty if not constant, or for all axes."""
     stored = constant_value(input_at(node, 1))
     return ints_attribute(node, "axes", ()) if stored is None else tuple(int(a) for a in stored.reshape(-1))
 
@@ -59,7 +48,7 @@ def _rewrite(node: ir.Node) -> None:
 
 
 def _flatten(node: ir.Node, graph: ir.Graph) -> None:
-    """Put a Flatten behind the node, which leaves its output's name to the Flatten's output."""
+    """Insert a Flatten after the node; its output takes over the name of the node's output."""
     pooled, source = node.outputs[0], node.inputs[0]
     flatten = ir.node("Flatten", inputs=[pooled], attributes={"axis": 1}, name=f"{node.name}_flatten")
     flat = flatten.outputs[0]
@@ -77,7 +66,13 @@ def _flatten(node: ir.Node, graph: ir.Graph) -> None:
 
 
 class SumToAddPass(ir.passes.InPlacePass):
-    """Sum(a, b) becomes Add(a, b); a Sum of one becomes Identity; more operands stay."""
+    """Turn a Sum of two operands into Add, the form that targets know, and a Sum of one into Identity.
+
+        Sum(a, b)  ->  Add(a, b)
+        Sum(a)     ->  Identity(a)
+
+    A Sum of more operands stays.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rename every Sum that has one or two operands."""
@@ -89,10 +84,16 @@ class SumToAddPass(ir.passes.InPlacePass):
 
 
 class ReshapeToFlattenPass(ir.passes.InPlacePass):
-    """[n, …] → [n, k] by Reshape becomes a Flatten."""
+    """Turn a Reshape that only merges all axes after the batch axis into a Flatten.
+
+        Reshape(x[n, d1 … dk], (n, d1·…·dk))  ->  Flatten(x, axis=1)
+
+    The shape may be a constant such as (0, -1) or computed from the input. A Flatten needs no shape, so the
+    chain of Shape, Gather and Concat that exporters write around a Reshape disappears.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite every Reshape that provably keeps the first axis and has two axes left."""
+        """Rewrite every Reshape that certainly keeps the first axis and gives two axes."""
         matches = [node for node in all_nodes(model) if is_op(node, "Reshape") and _keeps_batch(node)]
         for node in matches:
             node.op_type = "Flatten"
@@ -117,7 +118,7 @@ def _keeps_batch(node: ir.Node) -> bool:
 
 
 def _same_batch(before: ir.Shape, after: ir.Shape) -> bool:
-    """The same known size, or the same named one, comes first."""
+    """Whether both shapes begin with the same known or named size."""
     if len(after) != 2 or len(before) < 2:
         return False
     first, second = before[0], after[0]
@@ -127,7 +128,7 @@ def _same_batch(before: ir.Shape, after: ir.Shape) -> bool:
 
 
 def _same_sizes(before: ir.Shape, target: list[int]) -> bool:
-    """A constant target whose second size is what the input holds behind the batch axis."""
+    """Whether a constant target keeps the batch axis: same first size, or the second holds all the rest."""
     if target[0] > 0:
         return before[0] == target[0]
     rest = before[1:]

@@ -1,22 +1,4 @@
-"""Constants folded, duplicates merged, weights freed from the inputs.
-
-What depends on constants alone is computed now, by onnxscript's folding and ONNX's reference code.
-
-Folding must not blow up the file, and must leave quantization alone:
-
-- the result is small, or no larger than the constants it is made from, or it is (part of) the weight
-  or bias of a weighted node, which has to be an initializer to be quantized whatever its size;
-- never QuantizeLinear and DequantizeLinear, nor anything random, nor what ONNX's reference code and
-  ONNX Runtime compute differently.
-
-Initializers with the same type, shape and bytes become one, so that a tied weight is one weight.
-
-Initializers that are listed as graph inputs too become plain constants.
-
-Up to IR version 3 every weight had to be listed so; later it means a default that a caller may replace.
-A model whose weights are replaced at run time cannot be quantized ahead of time, so they are taken as
-the constants they nearly always are, with a warning where it could matter.
-"""
+"""Fold constants, merge equal initializers, and make weights that are listed as inputs plain constants."""
 
 from __future__ import annotations
 
@@ -37,18 +19,18 @@ logger = logging.getLogger(__name__)
 
 
 SMALL = 65_536
-"""Elements that may always be stored."""
+"""Largest number of elements that may be stored in any case."""
 
 
 NO_LIMIT = 2**62
-"""`may_be_stored` decides alone."""
+"""No size limit in onnxscript: `may_be_stored` alone decides."""
 
 
 NOT_DETERMINED = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
     | {"Dropout"}
 )
-"""Operators whose result is more than a function of inputs and attributes."""
+"""Operators whose result is not determined by inputs and attributes."""
 
 
 QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -64,10 +46,18 @@ PARAMETER_OPS = (*WEIGHTED_OPS, "BatchNormalization", "LayerNormalization", "Ins
 
 
 class FoldConstantsPass(ir.passes.InPlacePass):
-    """Nodes with constant inputs become initializers, as far as the rule above allows."""
+    """Compute nodes with constant inputs by ONNX's reference code, and store the results as initializers.
+
+    Folding must neither enlarge the file much nor disturb quantization:
+
+    - The result must be small, or no larger than the constants it is made from, or (part of) a parameter of
+      a node such as a Conv: its weight has to be an initializer to be quantized, whatever its size.
+    - QuantizeLinear and DequantizeLinear are never folded, nor random operators, nor operators that ONNX's
+      reference code and ONNX Runtime compute differently.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Fold the main graph and all bodies; a node that the folding stumbles over ends it there."""
+        """Fold the main graph and all bodies; if the folding fails at a node, it ends there."""
         try:
             result = fold_constants(
                 model,
@@ -94,14 +84,14 @@ def may_be_stored(node: ir.Node) -> bool:
 
 
 def _size(value: ir.Value) -> int | None:
-    """The number of elements, None when the shape is not fully known."""
+    """Return the number of elements; None if the shape is not fully known."""
     if value.shape is None or not value.shape.is_static():
         return None
     return math.prod(value.shape.numpy())
 
 
 def _is_parameter(value: ir.Value) -> bool:
-    """Whether a reader, perhaps behind other nodes on constants, takes it as weight, bias or statistics."""
+    """Whether the value is read as weight, bias or statistics, directly or after other nodes on constants."""
     todo, seen = [value], {value}
     while todo:
         for use in todo.pop().uses():
@@ -119,14 +109,17 @@ def _only_constants(node: ir.Node, known: set[ir.Value]) -> bool:
 
 
 SAMPLE = 64
-"""Elements that must agree before whole tensors are hashed."""
+"""Number of elements that must agree before whole tensors are hashed."""
 
 
 class DeduplicateInitializersPass(ir.passes.InPlacePass):
-    """The first of equal initializers serves the readers of all; one that is a graph output stays."""
+    """Merge initializers with the same type, shape and bytes, so that a shared weight is stored once.
+
+    An initializer that is a graph output stays.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Merge the equal initializers of every graph; only those that look alike are read in full."""
+        """Merge the equal initializers of every graph; whole tensors are read only if samples agree."""
         merged = [_merge(bucket) for graph in model.graphs() for bucket in _alike(graph)]
         return ir.passes.PassResult(model, modified=any(merged))
 
@@ -155,24 +148,30 @@ def _merge(values: list[ir.Value]) -> bool:
 
 
 def _digest(value: ir.Value) -> bytes:
-    """SHA-256 of the stored numbers: equal only for equal bytes."""
+    """Compute the SHA-256 of the stored numbers, which is equal only for equal bytes."""
     array = np.ascontiguousarray(constant_value(value))
     return hashlib.sha256(array.reshape(-1).view(np.uint8).data).digest()
 
 
 LISTED_BY_RULE = 3
-"""The last IR version in which weights are inputs because the format demands it."""
+"""The last IR version in which the format requires weights to be listed as inputs."""
 
 
 class FreeWeightsFromInputsPass(ir.passes.InPlacePass):
-    """The graph inputs that have a value in the file stop being inputs."""
+    """Turn initializers that are also listed as graph inputs into plain constants.
+
+    Up to IR version 3 all weights had to be listed as inputs. In later versions a listed initializer is a
+    default value that the caller may replace. A model whose weights are replaced at run time cannot be
+    quantized ahead of time. So they are taken as constants, which they nearly always are, and in later
+    versions a warning is logged.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Drop them from the main graph's inputs; the inputs of bodies are part of their operators."""
+        """Remove them from the main graph's inputs; the inputs of bodies are part of their operators."""
         listed = [value for value in model.graph.inputs if value.is_initializer()]
         if listed and model.ir_version > LISTED_BY_RULE:
             logger.warning(
-                "%d inputs have default values (%s, ...): they become constants and can be given no longer.",
+                "%d inputs have default values (%s, ...): they become constants and can no longer be set.",
                 len(listed),
                 listed[0].name,
             )

@@ -1,38 +1,7 @@
-"""BatchNormalization, Mul, Div, Add and Sub by constants into weighted layers, backward and forward.
+"""Fold BatchNormalization, Mul, Div, Add and Sub by constants into the weighted layer before or after them.
 
-BatchNormalization into the weighted layer before it.
-
-    y = gamma * (conv(x) - mean) / sqrt(var + eps) + beta
-      = conv'(x)   with   scale = gamma / sqrt(var + eps),  shift = beta - mean * scale
-
-Holds for Conv, ConvTranspose (grouped too), Gemm and a MatMul of rank 2 (which becomes a Gemm).
-A node in training mode computes its statistics from the batch and stays.
-
-BatchNormalization into the weighted layer after it.
-
-    conv(x * scale + shift)   ->   W[:, k] *= scale[k],  b += sum over k of W[:, k] * shift[k]
-
-With zero padding the border of the convolution sees 0 instead of ``shift``, so a padded Conv takes a
-BatchNormalization only when every shift is zero.
-
-A constant Mul, Div, Add or Sub into the weighted layer, or the BatchNormalization, before it.
-
-    y = conv(x) * m + a   ->   W[c] *= m[c],  b[c] = b[c] * m[c] + a[c]
-
-where the constant varies along the output channels alone: a scalar, [C, 1, 1] or [1, C, 1, 1] after a
-Conv, [N] after a Gemm or MatMul. A layer without a bias gets one; a MatMul has no place for it, so an
-Add stays behind it.
-
-A factor and a shift that are the same for all channels into the weighted layer after them.
-
-    conv(x * k + s)   ->   W' = k * W,   b' = b + s * (sum of W)
-
-With zero padding the border of the convolution sees 0 instead of ``s``. There the shift stays, and the factor
-goes alone, where the shift can be divided by it:
-
-    conv(x * k + s)   ->   conv'(x + s / k),   W' = k * W
-
-Channels keep their proportions, so 8 bits are as good for either form.
+Weighted layers are Conv, ConvTranspose, Gemm and MatMul. How the formulas of the passes apply to their
+stored arrays is decided in `onnxq.graph.passes._weighted`.
 """
 
 from __future__ import annotations
@@ -61,7 +30,15 @@ from onnxq.graph.passes._weighted import (
 
 
 class FoldBatchNormPass(ir.passes.InPlacePass):
-    """Conv → BatchNormalization becomes Conv, whose output has the BatchNormalization's output name."""
+    """Fold a BatchNormalization into the weighted layer before it.
+
+        y = gamma * (conv(x) - mean) / sqrt(var + eps) + beta
+          = conv'(x)   with   scale = gamma / sqrt(var + eps),  shift = beta - mean * scale
+
+    This holds for Conv, ConvTranspose (grouped too), Gemm and a MatMul of rank 2 (which becomes a Gemm). The
+    layer's output takes over the name of the BatchNormalization's output. A BatchNormalization in training
+    mode computes its statistics from the batch and stays.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold every BatchNormalization whose producer allows it."""
@@ -72,7 +49,13 @@ class FoldBatchNormPass(ir.passes.InPlacePass):
 
 
 class FoldBatchNormForwardPass(ir.passes.InPlacePass):
-    """BatchNormalization → Conv or Gemm becomes Conv or Gemm, reading what the BatchNormalization read."""
+    """Fold a BatchNormalization into the Conv or Gemm after it.
+
+        conv(x * scale + shift)   ->   W[:, k] *= scale[k],  b += sum over k of W[:, k] * shift[k]
+
+    With zero padding the border of a convolution sees 0 instead of ``shift``. So a BatchNormalization is
+    folded into a padded Conv only if every shift is zero.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold every BatchNormalization that only a weighted layer reads."""
@@ -106,7 +89,15 @@ def is_padded(node: ir.Node) -> bool:
 
 
 class FoldArithmeticPass(ir.passes.InPlacePass):
-    """Conv → Mul(constant) becomes Conv, whose output has the Mul's output name."""
+    """Fold a constant Mul, Div, Add or Sub into the weighted layer or BatchNormalization before it.
+
+        y = conv(x) * m + a   ->   W[c] *= m[c],  b[c] = b[c] * m[c] + a[c]
+
+    The constant may vary only along the output channels: a scalar, [C, 1, 1] or [1, C, 1, 1] after a Conv,
+    [N] after a Gemm or MatMul. A layer without a bias gets one. A MatMul with an input of another rank than 2
+    cannot have one, so an Add after it stays. The layer's output takes over the name of the folded node's
+    output.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold every constant arithmetic node whose producer allows it."""
@@ -117,7 +108,17 @@ class FoldArithmeticPass(ir.passes.InPlacePass):
 
 
 class FoldScalarsForwardPass(ir.passes.InPlacePass):
-    """Mul(constant) → Add(constant) → Conv becomes Conv, or Add → Conv where it is padded."""
+    """Fold a factor and a shift that are the same for all channels into the Conv or Gemm after them.
+
+        conv(x * k + s)   ->   W' = k * W,   b' = b + s * (sum of W)
+
+    With zero padding the border of a convolution sees 0 instead of ``s``. Then only the factor is folded,
+    provided that the shift can be divided by it, and the Add stays:
+
+        conv(x * k + s)   ->   conv'(x + s / k),   W' = k * W
+
+    Channels keep their proportions, so 8 bits are equally good for both forms.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold every constant of one element that only a Conv or Gemm reads."""
@@ -141,7 +142,7 @@ def _fold_scalars(model: ir.Model, node: ir.Node) -> bool:
 
 
 def _into(model: ir.Model, layer: WeightedNode, affine: Affine, producer: ir.Node) -> bool:
-    """All of ``producer`` into the layer."""
+    """Fold ``producer`` completely into the layer."""
     if not _scaled(model, layer, affine.scale.item(), affine.shift.item()):
         return False
     layer.node.replace_input_with(0, affine.source)
@@ -150,7 +151,7 @@ def _into(model: ir.Model, layer: WeightedNode, affine: Affine, producer: ir.Nod
 
 
 def _factor_alone(model: ir.Model, layer: WeightedNode, add: ir.Node, shifted: Affine) -> bool:
-    """The factor of what ``add`` reads into the layer; ``add`` adds less, or more, instead."""
+    """Fold the factor before ``add`` into the layer; the constant of ``add`` is divided by it."""
     scaling, inner = shifted.source.producer(), scalar_affine(shifted.source.producer())
     if scaling is None or inner is None or not is_private(shifted.source, add) or not is_op(add, "Add"):
         return False

@@ -1,15 +1,4 @@
-"""Factors through Clip, and HardSigmoid as Clip.
-
-A constant positive factor from behind a Clip or Relu to the layer before it.
-
-clip(conv(x), low, high) * k   ->   clip(conv'(x), k * low, k * high),   W' = k * W,  b' = k * b
-
-The line of a HardSigmoid into the weighted layer before it.
-
-    HardSigmoid(conv(x))   ->   Clip(conv'(x), 0, 1),   W' = alpha * W,  b' = alpha * b + beta
-
-Runtimes fuse a Clip with the layer, in integers too; of HardSigmoid none has an integer kernel.
-"""
+"""Fold through Clip: move factors after a Clip before it, and turn HardSigmoid into Clip."""
 
 from __future__ import annotations
 
@@ -25,7 +14,12 @@ from onnxq.graph.passes._piecewise import scalar_affine
 
 
 class ScaleBeforeClipPass(ir.passes.InPlacePass):
-    """Conv → Clip → Mul(constant) becomes Conv → Clip, whose output has the Mul's output name."""
+    """Fold a positive constant factor after a Clip or Relu into the layer before it.
+
+        clip(conv(x), low, high) * k   ->   clip(conv'(x), k * low, k * high),   W' = k * W,  b' = k * b
+
+    The output of the Clip takes over the name of the Mul's output.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every factor of one element that is greater than zero."""
@@ -70,10 +64,15 @@ def _take_place(node: ir.Node, clipped: ir.Value) -> None:
 
 
 class HardSigmoidToClipPass(ir.passes.InPlacePass):
-    """Conv → HardSigmoid becomes Conv → Clip."""
+    """Fold the line of a HardSigmoid into the weighted layer before it, which leaves a Clip.
+
+        HardSigmoid(conv(x))   ->   Clip(conv'(x), 0, 1),   W' = alpha * W,  b' = alpha * b + beta
+
+    Runtimes fuse a Clip with the layer, also in integers, but none has an integer kernel for HardSigmoid.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite every HardSigmoid whose input only it reads, and only a layer computes."""
+        """Rewrite every HardSigmoid that is the only reader of a layer's output."""
         folded = [
             _fold_hard_sigmoid(model, node) for node in list(all_nodes(model)) if is_op(node, "HardSigmoid")
         ]

@@ -1,13 +1,4 @@
-"""A constant spatial Pad into the Conv, AveragePool or MaxPool that reads it, where that is exact.
-
-    conv(pad(x, p, 0), pads=q)           ->  conv(x, pads=p+q)
-    average_pool(pad(x, p, 0), pads=q)   ->  average_pool(x, pads=p+q, count_include_pad=1)
-    max_pool(pad(x, p, -inf), pads=q)    ->  max_pool(x, pads=p+q)
-
-A MaxPool pads with -inf: a Pad of 0 before it is the same only if no x is negative and every window
-sees at least one x. An AveragePool that leaves out padding of its own, or rounds its output size up,
-counts differently. A Pad that others read as well stays for them.
-"""
+"""Fuse a constant spatial Pad with the Conv, AveragePool or MaxPool that reads it."""
 
 from __future__ import annotations
 
@@ -29,7 +20,16 @@ NEVER_NEGATIVE = ("Relu", "Sigmoid", "Softmax", "HardSigmoid", "Abs")
 
 
 class FusePadPass(ir.passes.InPlacePass):
-    """Pad → Conv or pooling becomes the Conv or pooling alone, with larger ``pads``."""
+    """Fuse a Pad with the Conv or pooling after it, where the result is exactly the same.
+
+        conv(pad(x, p, 0), pads=q)           ->  conv(x, pads=p+q)
+        average_pool(pad(x, p, 0), pads=q)   ->  average_pool(x, pads=p+q, count_include_pad=1)
+        max_pool(pad(x, p, -inf), pads=q)    ->  max_pool(x, pads=p+q)
+
+    A MaxPool pads with -inf: a Pad of 0 before it is the same only if no x is negative and every window
+    sees at least one x. An AveragePool is not fused if it has padding of its own that it does not count, or
+    rounds its output size up. A Pad with other readers stays for them.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse every Pad with every reader that can take it over."""
@@ -64,7 +64,7 @@ def _set_pads(node: ir.Node, pads: list[int]) -> None:
 
 
 def _spatial_pads(pad: ir.Node) -> tuple[int, ...] | None:
-    """Begins, then ends, of the spatial axes; None when others are padded, or something is cut off."""
+    """Return begins, then ends, of the spatial pads; None if other axes are padded, or a pad is negative."""
     pads, axes = constant_value(input_at(pad, 1)), input_at(pad, 3)
     dims = rank(pad.inputs[0])
     if pads is None or "axes" in pad.attributes or (axes is not None and dims is None):
@@ -81,7 +81,7 @@ def _spatial_pads(pad: ir.Node) -> tuple[int, ...] | None:
 
 
 def _fill_value(pad: ir.Node) -> float | None:
-    """The padded constant; None when it is not one."""
+    """Return the constant that is padded; None if the mode is another one or the value is not constant."""
     mode = pad.attributes.get("mode")
     if mode is not None and mode.as_string() != "constant":
         return None
@@ -93,7 +93,7 @@ def _fill_value(pad: ir.Node) -> float | None:
 
 
 def _own_pads_known(node: ir.Node, count: int) -> bool:
-    """Whether the reader's own padding is written out: SAME_UPPER depends on the size of its input."""
+    """Whether the reader states its own padding in ``pads``; SAME_UPPER depends on the size of its input."""
     auto = node.attributes.get("auto_pad")
     stated = auto is None or auto.as_string() in ("NOTSET", "VALID")
     return stated and len(ints_attribute(node, "pads", (0,) * count)) == count
@@ -112,7 +112,7 @@ def _is_exact(
 
 
 def _windows_reach_data(node: ir.Node, own: tuple[int, ...], added: tuple[int, ...]) -> bool:
-    """Every pooling window sees at least one element that is not padding (runtimes insist on it)."""
+    """Whether every pooling window sees an element that is not padding (runtimes require it)."""
     kernel = ints_attribute(node, "kernel_shape", ())
     dense = all(d == 1 for d in ints_attribute(node, "dilations", ()))
     return dense and all(a + b < k for a, b, k in zip(own, added, kernel * 2, strict=True))

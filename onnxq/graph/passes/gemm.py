@@ -1,15 +1,4 @@
-"""MatMul + Add as Gemm, and Gemm's alpha and beta into its constants.
-
-MatMul and Add of a bias into one Gemm, where the input is a matrix.
-
-    x[M, K] · W[K, N] + b[N]  ->  Gemm(x, W, b)
-
-With more dimensions there is no Gemm: MatMul and Add stay as they are.
-
-Gemm's alpha and beta into its constants, and its constant bias into one number a column.
-
-alpha * A·B + beta * C  =  A·(alpha * B) + (beta * C)
-"""
+"""Canonical forms of Gemm: fuse MatMul and Add to Gemm, and fold alpha and beta into the constants."""
 
 from __future__ import annotations
 
@@ -23,7 +12,13 @@ from onnxq.graph.passes._weighted import FLOATS, as_row, replace_constant
 
 
 class MatMulAddToGemmPass(ir.passes.InPlacePass):
-    """MatMul → Add becomes a Gemm with the MatMul's node name and the Add's output name."""
+    """Fuse a MatMul and the Add of a bias to a Gemm, if the input is a matrix.
+
+        x[M, K] · W[K, N] + b[N]  ->  Gemm(x, W, b)
+
+    The Gemm has the MatMul's node name and the Add's output name. There is no Gemm for inputs of other ranks:
+    then MatMul and Add stay.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every pair with constant weight and bias and an input of rank 2."""
@@ -46,7 +41,7 @@ def _fuse_gemm(model: ir.Model, add: ir.Node) -> bool:
 
 
 def _bias_row(matmul: ir.Node, bias: ir.Value) -> NDArray[np.generic] | None:
-    """The bias as [N]; None when this is not x[M, K] · W[K, N] + constant row."""
+    """Return the bias as [N]; None if this is not x[M, K] · W[K, N] + constant row."""
     weight, stored = constant_value(input_at(matmul, 1)), constant_value(bias)
     if not is_op(matmul, "MatMul") or weight is None or stored is None:
         return None
@@ -70,7 +65,10 @@ def _rewrite(
 
 
 class FoldGemmScalarsPass(ir.passes.InPlacePass):
-    """Gemm with constant B and C becomes Gemm with alpha = beta = 1 and a bias of shape [N]."""
+    """Fold alpha and beta of a Gemm into its constants, and give a constant bias the shape [N].
+
+    alpha * A·B + beta * C  =  A·(alpha * B) + (beta * C)
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold what is constant in every Gemm; the rest stays."""
@@ -85,7 +83,7 @@ class FoldGemmScalarsPass(ir.passes.InPlacePass):
 
 
 def _fold_scalars(model: ir.Model, node: ir.Node, name: str, index: int) -> bool:
-    """One factor into the input it belongs to."""
+    """Fold one factor into the input that it multiplies."""
     if name not in node.attributes:
         return False
     factor = node.attributes[name].as_float()

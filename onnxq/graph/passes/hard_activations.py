@@ -1,20 +1,4 @@
-"""HardSwish and HardSigmoid, recognized in any spelling.
-
-HardSwish, written as several nodes, into the operator of that name.
-
-    x * clip(x + 3, 0, 6) / 6,  (x / 6) * relu6(x + 3),  x * HardSigmoid(x)  ->  HardSwish(x)
-
-with the slope 1/6 and the offset 1/2. One node with one input: ONNX Runtime and OpenVINO fuse it with a float
-convolution; between integers it needs one DequantizeLinear, and its parts two.
-
-A line between 0 and 1, written as several nodes, into HardSigmoid.
-
-    clip(x + 3, 0, 6) / 6,  clip(x / 6 + 0.5, 0, 1),  min(relu(0.2 * x + 0.5), 1)  ->  HardSigmoid(x)
-
-What is no shorter that way stays: Add and Clip have integer kernels where HardSigmoid has none.
-
-A node that computes something else from now on, under its own name.
-"""
+"""Recognize HardSwish and HardSigmoid that are written as several nodes."""
 
 from __future__ import annotations
 
@@ -30,10 +14,16 @@ _SLOPE, _OFFSET = 1 / 6, 1 / 2
 
 
 class FuseHardSwishPass(ir.passes.InPlacePass):
-    """A value times its own HardSigmoid becomes HardSwish, where the opset has that."""
+    """Fuse several nodes that compute HardSwish to that operator, if the opset has it.
+
+        x * clip(x + 3, 0, 6) / 6,  (x / 6) * relu6(x + 3),  x * HardSigmoid(x)  ->  HardSwish(x)
+
+    The HardSigmoid must have the slope 1/6 and the offset 1/2. ONNX Runtime and OpenVINO fuse a HardSwish
+    with a float convolution. Between integers a HardSwish needs one DequantizeLinear, the separate nodes two.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite the last node of every such group; what only that node read falls away later."""
+        """Rewrite the last node of every such group; nodes that are then not read are removed later."""
         known = model.graph.opset_imports.get("", 0) >= OPSET_OF_HARD_SWISH
         found = list(_found(model)) if known else []
         for node, source in found:
@@ -42,12 +32,12 @@ class FuseHardSwishPass(ir.passes.InPlacePass):
 
 
 def has_hard_swish(model: ir.Model) -> bool:
-    """Whether several nodes together are a HardSwish."""
+    """Whether the model has several nodes that together compute HardSwish."""
     return any(_found(model))
 
 
 def _found(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value]]:
-    """The last nodes, and what they are the HardSwish of."""
+    """Yield the last node of each group that computes HardSwish, and the input of that HardSwish."""
     for node in all_nodes(model):
         if is_op(node, "Mul", "Div") and node.outputs[0].dtype in FLOATS:
             source = _hard_swish(node.outputs[0])
@@ -66,7 +56,7 @@ def _hard_swish(value: ir.Value) -> ir.Value | None:
 
 
 def _products(first: ir.Value | None, second: ir.Value | None) -> Iterator[tuple[ir.Value, float]]:
-    """Pairs (x, factor): the product of both is ``factor`` times the HardSwish of ``x``."""
+    """Yield pairs (x, factor) for which the product of both values is ``factor`` times HardSwish(x)."""
     if first is None or second is None:
         return
     for line in multiples(first):
@@ -81,14 +71,19 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 FEWEST = 3
-"""Nodes that one must replace."""
+"""Least number of nodes that a HardSigmoid must replace."""
 
 
 class FuseHardSigmoidPass(ir.passes.InPlacePass):
-    """Arithmetic with constants around a Clip becomes HardSigmoid, named after the last node."""
+    """Fuse arithmetic with constants around a Clip to a HardSigmoid, named after the last node.
+
+        clip(x + 3, 0, 6) / 6,  clip(x / 6 + 0.5, 0, 1),  min(relu(0.2 * x + 0.5), 1)  ->  HardSigmoid(x)
+
+    Groups of fewer than three nodes stay, because Add and Clip have integer kernels and HardSigmoid has none.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite the last node of every such group; what only that node read falls away later."""
+        """Rewrite the last node of every such group; nodes that are then not read are removed later."""
         found = [(node, ramp) for node in all_nodes(model) if (ramp := _hard_sigmoid(node)) is not None]
         for node, ramp in found:
             slope, offset = ir.AttrFloat32("alpha", ramp.slope), ir.AttrFloat32("beta", ramp.offset)
@@ -97,7 +92,7 @@ class FuseHardSigmoidPass(ir.passes.InPlacePass):
 
 
 def _hard_sigmoid(node: ir.Node) -> Ramp | None:
-    """The longest group that ends here and has the height 1."""
+    """Return the longest group of nodes that ends here and has the height 1; else None."""
     value = node.outputs[0]
     if is_op(node, "HardSigmoid") or value.dtype not in FLOATS:
         return None
@@ -106,7 +101,14 @@ def _hard_sigmoid(node: ir.Node) -> Ramp | None:
 
 
 def compute_instead(node: ir.Node, op_type: str, source: ir.Value, *attributes: ir.Attr) -> None:
-    """Make this node ``op_type`` of ``source``; what it read may then have no readers."""
+    """Turn a node into another one that keeps its name; its former inputs may then have no readers.
+
+    Args:
+        node: the node; it is changed.
+        op_type: the new operator.
+        source: its only input.
+        attributes: its attributes.
+    """
     node.op_type = op_type
     node.attributes.clear()
     node.attributes.update({attribute.name: attribute for attribute in attributes})

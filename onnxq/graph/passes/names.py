@@ -1,8 +1,8 @@
-"""Every node and every tensor gets a name of its own, over all graphs of the model.
+"""Give every node and every tensor a unique name, across all graphs of the model.
 
-Plans, statistics and calibration tables speak of nodes and tensors by name, but ONNX lets nodes go
-unnamed and lets the bodies of If and Loop use a name twice. Names of graph inputs and outputs are the
-model's interface and never change; every other name is kept where it is the first.
+Plans, statistics and calibration tables refer to nodes and tensors by name. But ONNX allows nodes without
+names, and allows the bodies of If and Loop to use a name twice. Names of graph inputs and outputs are the
+model's interface and never change; every other name is kept at its first use.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from onnxq.graph.nodes import all_nodes
 
 
 class UniqueNamesPass(ir.passes.InPlacePass):
-    """A second use of a name gets a number; a missing name is made from the operator's."""
+    """Append a number to the second use of a name, and make missing names from the operator."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Name first the interface, then the initializers, then the rest in graph order."""
+        """Name the interface first, then the initializers, then the rest in graph order."""
         nodes = list(all_nodes(model))
         values = dict.fromkeys(_values(model, nodes))
         modified = _rename(values, {value: value.producer() for value in values})
         return ir.passes.PassResult(model, modified=_rename_nodes(nodes) or modified)
 
     def ensures(self, model: ir.Model) -> None:
-        """No name is missing or used twice."""
+        """Check that no name is missing or used twice."""
         nodes = list(all_nodes(model))
         names = [value.name for value in dict.fromkeys(_values(model, nodes))]
         if len(set(names)) != len(names) or len({node.name for node in nodes}) != len(nodes):
@@ -34,7 +34,7 @@ class UniqueNamesPass(ir.passes.InPlacePass):
 
 
 def _values(model: ir.Model, nodes: list[ir.Node]) -> Iterator[ir.Value]:
-    """Every tensor; an optional output that is left out has no name and no readers, and is none."""
+    """Yield every tensor. An optional output that is left out (no name, no readers) is not a tensor."""
     yield from model.graph.inputs
     yield from model.graph.outputs
     for graph in model.graphs():
@@ -68,7 +68,7 @@ def _rename_nodes(nodes: list[ir.Node]) -> bool:
 
 
 class _Namer:
-    """Gives out names: a name in use stays with the first that asks for it as its own."""
+    """Gives out unique names; a name in use stays with the first owner that requests it."""
 
     def __init__(self, in_use: set[str]) -> None:
         self._unclaimed = set(in_use)
@@ -76,7 +76,7 @@ class _Namer:
         self._counts: Counter[str] = Counter()
 
     def name(self, base: str, is_own: bool) -> str:
-        """The base itself, or base_1, base_2 … if it is not free."""
+        """Return ``base``, or base_1, base_2 … if it is not free."""
         if is_own and base in self._unclaimed:
             self._unclaimed.remove(base)
             return base

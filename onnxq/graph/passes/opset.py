@@ -1,10 +1,10 @@
-"""The standard opset to where QuantizeLinear and DequantizeLinear know the number formats that are asked for.
+"""Raise the standard opset so that QuantizeLinear and DequantizeLinear support the requested number formats.
 
-The work is done by ONNX's own converter, in C++ on a protobuf: large weights stay behind meanwhile, so
-that a model may be larger than a protobuf can be. A model that is new enough is left as it is.
+ONNX's own converter does the work, in C++ on a protobuf. Large weights are left out meanwhile, so a model may
+be larger than a protobuf can be. A model whose opset is high enough is not changed.
 
-Where an operator changed its meaning and the converter overlooks it, the old meaning is put back
-(Resize, see `_restore_old_resize`) or the model is refused (`MISTRANSLATED`).
+The converter overlooks that some operators changed their meaning. For Resize the old meaning is restored
+(see `_restore_old_resize`); models with other such operators are refused (`MISTRANSLATED`).
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from onnxq.graph.nodes import all_nodes, constant_value, input_at, is_op
 from onnxq.graph.passes.shapes import light_proto
 
 MISTRANSLATED = {"Hardmax": 13, "Scan": 9, "GroupNormalization": 21}
-"""Operators that mean something else from this opset on, which the converter does not account for."""
+"""Operator -> opset in which its meaning changed without the converter taking that into account."""
 
 OPSET_OF_HARD_SWISH = 14
-"""HardSwish says in one node what others say in four."""
+"""The opset in which ONNX got HardSwish, one node instead of four."""
 
 _NEEDED_FOR = {
     OPSET: "per-channel int8",
     OPSET_OF_HARD_SWISH: "HardSwish",
-    OPSET_OF_BLOCKS: "int4, int16 or a scale a block",
+    OPSET_OF_BLOCKS: "int4, int16 or per-block scales",
 }
 
 RESIZE_IS_NEW = 11
-"""Below, Resize and Upsample map coordinates by ``x / scale`` and have no attribute to say so."""
+"""The opset below which Resize and Upsample map coordinates by ``x / scale``, without an attribute for it."""
 
 
 class RaiseOpsetPass(ir.passes.InPlacePass):
-    """A model below ``minimum`` is converted to it, and its IR version raised to what that needs."""
+    """Convert a model with a lower opset to ``minimum``, and raise its IR version as needed."""
 
     def __init__(self, minimum: int = OPSET) -> None:
-        """``minimum``: the lowest opset that will do."""
+        """Set ``minimum``, the lowest acceptable opset."""
         super().__init__()
         self.minimum = minimum
 
     def requires(self, model: ir.Model) -> None:
-        """Initializers are no inputs (older IR versions list them there), and functions are inlined."""
+        """Check that initializers are not listed as inputs, and that functions are inlined."""
         if any(value.is_initializer() for value in model.graph.inputs) or model.functions:
             raise ir.passes.PreconditionError("initializers among the inputs, or functions left")
 
@@ -54,7 +54,7 @@ class RaiseOpsetPass(ir.passes.InPlacePass):
         """Convert the graph if its opset is too low.
 
         Raises:
-            ModelError: the converter cannot do it.
+            ModelError: the converter cannot convert the model.
         """
         modified = _raise_ir_version(model)
         version = model.graph.opset_imports.setdefault(
@@ -66,13 +66,13 @@ class RaiseOpsetPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=modified)
 
     def ensures(self, model: ir.Model) -> None:
-        """The opset is high enough."""
+        """Check that the opset is high enough."""
         if model.graph.opset_imports[""] < self.minimum:
             raise ir.passes.PostconditionError(f"opset below {self.minimum}")
 
 
 def _raise_ir_version(model: ir.Model) -> bool:
-    """To what the opset needs, and at least to where initializers need not be inputs (opset 9, IR 4)."""
+    """Raise the IR version as the opset needs, at least to 4 (opset 9): initializers need not be inputs."""
     opset = onnx.helper.make_opsetid("", max(model.graph.opset_imports.get("", 0), 9))
     needed = onnx.helper.find_min_ir_version_for([opset], ignore_unknown=True)
     raised = model.ir_version < needed
@@ -81,14 +81,14 @@ def _raise_ir_version(model: ir.Model) -> bool:
 
 
 def _convert(model: ir.Model, version: int, goal: int) -> ir.Graph:
-    """The graph in the new opset, with the tensors of the old one."""
+    """Convert the graph to the new opset; it keeps the weight tensors of the old one."""
     _refuse_mistranslated(model, version, goal)
     weights = {name: value.const_value for name, value in model.graph.initializers.items()}
     proto = light_proto(model)
     try:
         converted = onnx.version_converter.convert_version(proto, goal)
-        onnx.checker.check_model(converted)  # it passes on operators that the new opset has no more
-    except Exception as e:  # whatever the C++ side throws
+        onnx.checker.check_model(converted)  # the converter keeps operators that the new opset lacks
+    except Exception as e:  # the C++ code may raise anything
         raise ModelError(
             f"the model uses opset {version}; {_NEEDED_FOR[goal]} needs {goal}, and ONNX's version "
             f"converter cannot raise it ({e}). Export the model again with opset {goal} or higher."
@@ -113,10 +113,10 @@ def _refuse_mistranslated(model: ir.Model, version: int, goal: int) -> None:
 
 
 def _restore_old_resize(graph: ir.Graph, goal: int) -> None:
-    """Say of every Resize what an Upsample, or a Resize of opset 10, did without saying.
+    """Give every Resize the attributes that an Upsample, or a Resize of opset 10, implied.
 
-    Coordinates were mapped by ``x / scale``; the nearest neighbour was rounded down, or up when
-    shrinking, as ONNX Runtime does it (the specification left it open).
+    Coordinates were mapped by ``x / scale``. The nearest neighbour was rounded down, or up when shrinking, as
+    in ONNX Runtime (the specification left it open).
     """
     for node in ir.traversal.RecursiveGraphIterator(graph):
         if is_op(node, "Resize"):
@@ -130,8 +130,8 @@ def _old_rounding(resize: ir.Node, goal: int) -> str:
     scales = np.ones(1) if stored is None else stored.astype(np.float64)
     if np.any(scales < 1) and np.any(scales > 1):
         raise ModelError(
-            f"node {resize.name!r}: a Resize of opset 10 that shrinks one axis and stretches another has no "
-            f"equal in opset {goal}, which {_NEEDED_FOR[goal]} needs. Split it in two, or "
+            f"node {resize.name!r}: a Resize of opset 10 that shrinks one axis and enlarges another has no "
+            f"equivalent in opset {goal}, which {_NEEDED_FOR[goal]} needs. Split it in two, or "
             "export the model again."
         )
     return "ceil" if np.any(scales < 1) else "floor"

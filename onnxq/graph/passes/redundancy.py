@@ -1,16 +1,4 @@
-"""Identities removed, common subexpressions merged.
-
-Identity, and Dropout at inference, pass their input on unchanged: they go.
-
-The reader takes the input directly. Where the output is one of the graph, the input's producer takes
-over the output's name; an input that is an output too, or that comes from outside the graph, needs
-the Identity as a second name and keeps it.
-
-Two nodes that compute the same from the same inputs become one.
-
-Only operators of the standard domain whose result is determined by inputs and attributes, and only
-within one graph. A node that gives a graph output keeps that name, so it stays.
-"""
+"""Remove redundant nodes: identities and common subexpressions."""
 
 from __future__ import annotations
 
@@ -23,7 +11,13 @@ from onnxq.graph.passes.constants import NOT_DETERMINED
 
 
 class RemoveIdentityPass(ir.passes.InPlacePass):
-    """x → Identity → f becomes x → f."""
+    """Remove Identity, and Dropout at inference, which pass on their input unchanged.
+
+        x → Identity → f  ->  x → f
+
+    If the output is a graph output, the input's producer takes over its name. If the input is a graph output
+    too, or comes from outside the graph, the Identity stays, because the value needs two names.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove every Identity and idle Dropout that is not needed for a name."""
@@ -71,7 +65,11 @@ LIST_ATTRIBUTES = (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeT
 
 
 class EliminateCommonSubexpressionsPass(ir.passes.InPlacePass):
-    """The second of two equal nodes goes; its readers read the first."""
+    """Merge nodes that compute the same from the same inputs; the first one stays.
+
+    Only operators of the standard domain are merged whose result is determined by inputs and attributes, and
+    only within one graph. A later node that produces a graph output stays, because that name must be kept.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Visit every graph in order and merge each node with an equal one before it."""
@@ -89,7 +87,7 @@ class EliminateCommonSubexpressionsPass(ir.passes.InPlacePass):
 
 
 def _key(node: ir.Node) -> Hashable | None:
-    """What a node computes; None when that cannot be told."""
+    """Make a key that is equal for nodes that compute the same; None if the node must not be merged."""
     if node.domain != STANDARD_DOMAIN or node.op_type in NOT_DETERMINED:
         return None
     attributes = [(name, _attribute_key(a)) for name, a in sorted(node.attributes.items())]

@@ -1,30 +1,7 @@
-"""Types and shapes: ONNX's inference, ours where it gives up, the runtime's for foreign operators.
+"""Infer types and shapes: by ONNX's inference, by our own rule for Reshape, and by ONNX Runtime.
 
-Types and shapes of every tensor, by ONNX's own inference.
-
-A loaded model has them for its interface at best, and the exporter's notes on the rest may be vaguer
-than what is known after cleaning. Names like ``unk__3`` that an earlier inference invented for a size
-are forgotten first: they would hide that two sizes are the same.
-
-Types and shapes behind operators that ONNX does not know, from the runtime that does.
-
-One operator of a domain such as ``com.microsoft`` leaves its output without a type, and all that
-follows with it: nothing there could be quantized. ONNX Runtime knows the types when it opens a model.
-
-Shapes noted in the file that contradict the model's inputs are forgotten.
-
-Whoever makes the batch size of an exported model dynamic often changes the inputs alone and leaves
-``[1, ...]`` noted on every tensor inside. Runtimes ignore such notes; folding constants would believe
-them and make the batch size 1 for good.
-
-A model as a protobuf without its weight: for ONNX's C++ tools, which would copy every byte of it.
-
-A large model also exceeds the 2 GiB that a protobuf can hold.
-
-What a Reshape makes where ONNX's inference gives up: as many dimensions as its second input has numbers.
-
-Exporters (Paddle's, TensorFlow's) join a shape of sizes read off a tensor and of constants. Inference follows
-the numbers only as long as it knows them all, and forgets the rank and the constants with the rest.
+ONNX Runtime gives the types of operators that ONNX does not know. Shapes stored in the file that contradict
+the inputs are removed.
 """
 
 from __future__ import annotations
@@ -44,10 +21,16 @@ from onnxq.graph.nodes import STANDARD_DOMAIN, all_nodes, constant_value, int_at
 
 
 class InferShapesPass(ir.passes.InPlacePass):
-    """Fill in what can be inferred; what cannot is left as it was. Names must be unique over all graphs."""
+    """Infer types and shapes of all tensors; those that cannot be inferred stay as they are.
+
+    A loaded model may have types and shapes only for its inputs and outputs. Those stored by the exporter may
+    be less precise than what can be inferred after cleaning. Names like ``unk__3`` that an earlier inference
+    invented for a size are removed first, because they would hide that two sizes are the same. Names of
+    tensors must be unique over all graphs.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Forget invented sizes and infer again. Nothing that computes is touched."""
+        """Remove invented sizes and infer again; nodes are not changed."""
         outputs = [output for node in all_nodes(model) for output in node.outputs]
         before = _known(outputs)
         for value in outputs:
@@ -67,7 +50,7 @@ def _infer(model: ir.Model, outputs: Sequence[ir.Value]) -> None:
 
 
 def _take(value: ir.Value, inferred: onnx.TypeProto) -> None:
-    """The inferred type and shape, as far as there are any (onnx merged in what was declared)."""
+    """Set the inferred type and shape, if there are any (onnx has merged the declared ones into them)."""
     kind = ir.serde.deserialize_type_proto_for_type(inferred)
     shape = ir.serde.deserialize_type_proto_for_shape(inferred)
     value.type = kind if kind is not None else value.type
@@ -79,7 +62,7 @@ def _has_invented_size(shape: ir.Shape | None) -> bool:
 
 
 def _known(values: list[ir.Value]) -> list[str]:
-    """What is known now, invented names apart (their numbers differ from run to run)."""
+    """Write known types and shapes, without invented names (their numbers differ from run to run)."""
     return [
         f"{v.type}{[d if isinstance(d, int) or is_named(d) else None for d in v.shape or ()]}" for v in values
     ]
@@ -92,10 +75,15 @@ _TENSOR = re.compile(r"tensor\((\w+)\)")
 
 
 class InferForeignTypesPass(ir.passes.InPlacePass):
-    """Fill in what is missing behind the outputs of foreign operators of the main graph, if there are any."""
+    """Get the types and shapes of outputs of foreign operators in the main graph from ONNX Runtime.
+
+    The output of an operator of a domain such as ``com.microsoft`` has no type after ONNX's inference, and so
+    all tensors downstream have none: nothing there could be quantized. ONNX Runtime knows the types when it
+    opens a model.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Open the model once, with those outputs as outputs of the graph."""
+        """Open the model once with these outputs as graph outputs, if there are any."""
         foreign = [node for node in model.graph if node.domain != STANDARD_DOMAIN]
         untyped = {v.name: v for node in foreign for v in node.outputs if v.name and v.type is None}
         if not untyped:
@@ -111,7 +99,7 @@ class InferForeignTypesPass(ir.passes.InPlacePass):
 
 
 def _take_foreign(value: ir.Value, kind: str, shape: list[int | str | None]) -> bool:
-    """``kind`` as ONNX Runtime spells it: ``tensor(float)``."""
+    """Set type and shape; ``kind`` is a type as ONNX Runtime writes it, such as ``tensor(float)``."""
     tensor = _TENSOR.fullmatch(kind)
     if tensor is None or tensor[1].upper() not in ir.DataType.__members__:
         return False
@@ -120,10 +108,15 @@ def _take_foreign(value: ir.Value, kind: str, shape: list[int | str | None]) -> 
 
 
 class ForgetStaleShapesPass(ir.passes.InPlacePass):
-    """One contradiction, and no note about a shape inside the model is believed. Types are."""
+    """Remove all stored shapes inside the model if one contradicts the model's inputs; types are kept.
+
+    When the batch size of an exported model is made dynamic, often only the inputs are changed, and
+    ``[1, ...]`` stays stored for every tensor inside. Runtimes ignore such shapes, but constant folding would
+    trust them and fix the batch size to 1.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Compare the noted shapes with those that follow from the inputs."""
+        """Compare the stored shapes with those that follow from the inputs."""
         outputs = [o for node in all_nodes(model) for o in node.outputs if not o.is_graph_output()]
         noted = {o.name: o for o in outputs if o.shape is not None}
         follows = _from_inputs_alone(model) if noted else {}
@@ -141,7 +134,7 @@ def _from_inputs_alone(model: ir.Model) -> dict[str, ir.Shape | None]:
 
 
 def _contradict(noted: ir.Shape | None, follows: ir.Shape | None) -> bool:
-    """Whether a noted size differs from the one that follows, or is fixed where that one is not."""
+    """Whether a stored size differs from the inferred one, or is fixed where that one has a name."""
     if noted is None or follows is None:
         return False
     if len(noted) != len(follows):
@@ -151,15 +144,18 @@ def _contradict(noted: ir.Shape | None, follows: ir.Shape | None) -> bool:
 
 
 INVENTED = "unk__"
-"""How the names begin that ONNX's inference gives to sizes it knows nothing about."""
+"""Prefix of the names that ONNX's inference gives to unknown sizes."""
 
 
 LARGE = 1024
-"""Elements above which an initializer stays behind: sizes, axes, scales and the like are smaller."""
+"""Number of elements above which an initializer is left out: sizes, axes, scales etc. are smaller."""
 
 
 def light_proto(model: ir.Model) -> onnx.ModelProto:
-    """The model in which every large initializer is a graph input, behind the real ones."""
+    """Convert a model to a protobuf in which large initializers are graph inputs, after the real ones.
+
+    ONNX's C++ tools would copy all weights, and a large model exceeds the 2 GiB that a protobuf can hold.
+    """
     copy = model.clone()
     for name, value in list(copy.graph.initializers.items()):
         tensor = value.const_value
@@ -172,7 +168,7 @@ def light_proto(model: ir.Model) -> onnx.ModelProto:
 
 
 def inferred_types(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
-    """What ONNX's inference finds out, by tensor name; nothing where it stumbles over a contradiction."""
+    """Infer types with ONNX, by tensor name; the result is empty if the inference fails."""
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
@@ -186,7 +182,7 @@ def inferred_types(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and all bodies in it."""
+    """Yield a graph and all bodies in it."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -195,16 +191,21 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def is_named(dim: int | ir.SymbolicDim) -> bool:
-    """Whether a size has a name that means something: the model's own, not an invented one."""
+    """Whether a size has a name that the model gives it, not an invented one."""
     return isinstance(dim, ir.SymbolicDim) and dim.value is not None and not dim.value.startswith(INVENTED)
 
 
 Sizes = list[int | None]
-"""Numbers of a shape, None where not known."""
+"""The sizes of a shape; None if unknown."""
 
 
 def guess_reshapes(nodes: Iterable[ir.Node]) -> bool:
-    """Give the outputs of Reshapes that have no shape one; whether there was any."""
+    """Set the shapes of Reshape outputs where ONNX's inference gave none; return whether there was any.
+
+    The output has as many dimensions as the second input has numbers. Exporters (Paddle's, TensorFlow's)
+    concatenate this shape from sizes of a tensor and constants. If ONNX's inference does not know all of
+    these numbers, it loses the rank and the constants as well.
+    """
     found = False
     for node in nodes:
         if is_op(node, "Reshape") and node.outputs[0].shape is None:
@@ -216,7 +217,7 @@ def guess_reshapes(nodes: Iterable[ir.Node]) -> bool:
 
 
 def _size(node: ir.Node, index: int, number: int | None) -> int | ir.SymbolicDim | None:
-    """What a number means to a Reshape: 0 keeps the size that there is, -1 is whatever is left."""
+    """Turn a number of a Reshape's shape into a size: 0 keeps the input's size, -1 is unknown."""
     data = node.inputs[0]
     if number == 0 and not int_attribute(node, "allowzero", 0):
         known = data is not None and data.shape is not None and index < len(data.shape)
@@ -225,7 +226,7 @@ def _size(node: ir.Node, index: int, number: int | None) -> int | ir.SymbolicDim
 
 
 def _numbers(value: ir.Value | None) -> Sizes | None:
-    """The numbers of a vector; None if not even their count is known."""
+    """Return the numbers of a vector; None if not even their count is known."""
     constant = constant_value(value)
     if constant is not None:
         return [int(number) for number in np.ravel(constant)]
