@@ -59,9 +59,7 @@ def image_input(inputs: Sequence[InputSpec]) -> InputSpec:
     Raises:
         CalibrationError: there are several inputs, or the shape or type is not that of an image.
     """
-    help_ = (
-        f"pictures cannot feed this model, which takes {describe(inputs)}: give a .npz file with its inputs"
-    )
+    help_ = f"images cannot feed this model, which takes {describe(inputs)}: give a .npz file with its inputs"
     if len(inputs) != 1:
         raise CalibrationError(help_)
     spec = inputs[0]
@@ -92,7 +90,7 @@ def frame_for(preprocess: Preprocess, spec: InputSpec) -> Frame:
     height, width, channels = dims if last else (*dims[1:], dims[0])
     if channels not in (1, 3) and isinstance(channels, int):
         raise CalibrationError(
-            f"input {spec} has {channels} channels with layout {'nhwc' if last else 'nchw'}; a picture has "
+            f"input {spec} has {channels} channels with layout {'nhwc' if last else 'nchw'}; an image has "
             "3, or 1 if grey: give the layout in the preprocessing, or a .npz file with the inputs"
         )
     sides = _crop(preprocess, spec, _fixed(height), _fixed(width))
@@ -161,7 +159,7 @@ def _crop(
 def _resize(p: Preprocess, sides: tuple[int | None, int | None]) -> int | None:
     if "resize" in p.given and p.resize and p.resize < min(s or 0 for s in sides):
         raise CalibrationError(
-            f"resize={p.resize} makes pictures smaller than the crop of {sides[0]}x{sides[1]} "
+            f"resize={p.resize} makes images smaller than the crop of {sides[0]}x{sides[1]} "
             "pixels: leave out resize, or give a larger one"
         )
     if p.resize is None or "resize" in p.given or p.crop is None or None in sides:
@@ -192,7 +190,7 @@ def _decode(path: Path, channels: int) -> Image.Image:
             image = ImageOps.exif_transpose(file)
             return _eight_bit(image).convert("L" if channels == 1 else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise CalibrationError(f"{path}: cannot be read as a picture ({e}): replace or remove it") from e
+        raise CalibrationError(f"{path}: cannot be read as an image ({e}): replace or remove it") from e
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

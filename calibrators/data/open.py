@@ -114,7 +114,7 @@ def _open_directory(path: Path, wanted: _Wanted) -> DataSource:
     stored = [f for f in files if f.suffix.lower() in arrays.SUFFIXES]
     if pictures and stored:
         raise CalibrationError(
-            f"{path}: holds both pictures ({pictures[0].name}) and arrays ({stored[0].name}): keep one kind"
+            f"{path}: holds both images ({pictures[0].name}) and arrays ({stored[0].name}): keep one kind"
         )
     if not pictures and not stored:
         holds = f"none of its {len(files)} files can be read" if files else "the directory is empty"
@@ -153,7 +153,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _expected() -> str:
-    return f"arrays ({' '.join(sorted(arrays.SUFFIXES))}) or pictures ({' '.join(sorted(images.SUFFIXES))})"
+    return f"arrays ({' '.join(sorted(arrays.SUFFIXES))}) or images ({' '.join(sorted(images.SUFFIXES))})"
 
 
 def _open_arrays(files: Sequence[arrays.ArrayFile], wanted: _Wanted) -> DataSource:

@@ -239,7 +239,7 @@ def test_an_unreadable_picture_is_named(refused, folder):
     (folder / "pictures").mkdir()
     (folder / "pictures" / "cat.jpg").write_bytes(b"no picture")
     message = refused("m.onnx", "o.onnx", "--data", "pictures")
-    assert "pictures/cat.jpg: cannot be read as a picture" in message
+    assert "pictures/cat.jpg: cannot be read as an image" in message
 
 
 def test_a_provider_that_is_not_there(refused):

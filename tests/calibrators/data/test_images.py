@@ -293,7 +293,7 @@ def test_damaged_pictures_are_named(tmp_path):
     png = save(tmp_path, "whole.png").read_bytes()
     (tmp_path / "short.png").write_bytes(png[: len(png) // 2])
     for name in ("short.jpg", "text.png", "empty.bmp", "short.png"):
-        assert f"{name}: cannot be read as a picture" in fails(load, tmp_path / name, "imagenet")
+        assert f"{name}: cannot be read as an image" in fails(load, tmp_path / name, "imagenet")
 
 
 @pytest.mark.parametrize(

@@ -509,7 +509,7 @@ def test_bad_pictures_are_skipped(tmp_path, skipped):
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:45])
     found = read(tmp_path, inputs, preprocess="raw", on_bad=skipped)
     assert [s.feeds["x"][0, 0, 0, 0] for s in found] == [0, 2]
-    assert "1.png: cannot be read as a picture" in skipped[0]
+    assert "1.png: cannot be read as an image" in skipped[0]
 
 
 def test_bad_items_of_an_iterable_are_skipped(skipped):
