@@ -1,6 +1,7 @@
-"""Calibration tables: ranges as files that other programs read, one format a file.
+"""Calibration tables: ranges as files that other programs read, in several formats.
 
-`Table` is what they all hold. `FORMATS` lists the formats; a table read from one can be written as any other.
+`Table` is the content of any of them. `FORMATS` lists the formats; a table read from one can be written as
+any other.
 """
 
 from __future__ import annotations

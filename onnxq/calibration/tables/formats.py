@@ -1,4 +1,4 @@
-"""The table formats by name: what each holds, how it is written, known again and read."""
+"""The table formats by name: what each can hold, and how it is written, recognised and read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from onnxq.core.plan import QuantSpec
 
 
 class Part(Enum):
-    """What a table may say and a format may have no place for; the value says what becomes of it."""
+    """Content of a table that a format may not be able to hold; the value describes the loss for users."""
 
     WEIGHTS = "no weights, which are left out"
-    ENDS = "one number a range, which becomes symmetric"
-    WIDTHS = "8 bits only, to which other widths are turned"
-    ANY_SCALE = "powers of two only, to which scales are rounded up"
+    ENDS = "one number per range, so ranges become symmetric"
+    WIDTHS = "only 8 bits, so other widths are converted"
+    ANY_SCALE = "only scales that are powers of two, so others are rounded up"
 
 
 EVERYTHING = frozenset(Part)
@@ -28,11 +28,11 @@ EVERYTHING = frozenset(Part)
 
 @dataclass(frozen=True)
 class Reader:
-    """How files of a format are read.
+    """The functions that read files of a format.
 
     Attributes:
-        recognises: whether a file is of the format.
-        decode: what it says; KeyError, TypeError, ValueError or the like if it is damaged.
+        recognises: whether a file has the format.
+        decode: reads the table; it raises KeyError, TypeError, ValueError or the like if the file is damaged.
     """
 
     recognises: Callable[[Document], bool]
@@ -41,18 +41,18 @@ class Reader:
 
 @dataclass(frozen=True)
 class Format:
-    """A format.
+    """A format of calibration tables.
 
     Attributes:
-        name: what ``--format`` takes.
-        encode: table, path -> the content of every file that makes it up.
-        reader: None if the files do not carry enough.
-        suffixes: how the names of its files end, for ``--table`` without a format.
-        holds: what it has a place for, beside a scale a tensor.
-        spec: the number format of activations that it deploys, where nothing is decided yet.
-        refuses: characters that no name in it may have.
-        files: path -> all files that are written there.
-        ours: it may name what only our cleaned model has.
+        name: the name for ``--format``.
+        encode: table, path -> the content of each file of the table.
+        reader: reads the files; None if they do not hold enough to be read.
+        suffixes: the endings of file names that select the format for ``--table`` without a format.
+        holds: the content that it can hold besides one scale per tensor.
+        spec: the number format of activations, for tables that hold only ranges.
+        refuses: characters that names in it may not contain.
+        files: path -> all files that are written for it.
+        ours: it may name tensors that only onnxq's cleaned model has.
         layers: it names layers instead of tensors.
     """
 

@@ -1,6 +1,6 @@
-"""MQBench's clip ranges, ``NAME_clip_ranges.json``, beside the deployed float model.
+"""Read and write MQBench's clip ranges, ``NAME_clip_ranges.json``, used together with the float model.
 
-One file name, a layout for each of its backends::
+Each backend has its own layout of the file::
 
     tensorrt  {"tensorrt": {"blob_range": {"x": 6.4}}}                       scale * 128
     snpe      {"activation_encodings": {"x": [{"bitwidth": 8, "min": …, "max": …}]}, "param_encodings": {}}
@@ -28,27 +28,27 @@ _TENSORRT, _RANGES, _VITIS, _PPL = "tensorrt", "blob_range", "vitis", "ppl"
 _LARGEST_POWER = np.finfo(np.float32).maxexp - 1
 
 _LEVELS = 128
-"""Its TensorRT ranges are those of the whole int8 grid, -128 included."""
+"""Its TensorRT ranges are those of the whole int8 grid, including -128."""
 
 
 def encode_tensorrt(table: Table) -> bytes:
-    """The content of a file for TensorRT."""
+    """Encode a table as a file for TensorRT."""
     return _dump({_TENSORRT: {_RANGES: {n: _LEVELS * _scale(e) for n, e in table.activations.items()}}})
 
 
 def encode_snpe(table: Table) -> bytes:
-    """The content of a file for SNPE."""
+    """Encode a table as a file for SNPE."""
     ranges = {name: [_ends(encoding)] for name, encoding in table.activations.items()}
     return _dump({qualcomm.ACTIVATIONS: ranges, qualcomm.WEIGHTS: {}})
 
 
 def encode_vitis(table: Table) -> bytes:
-    """The content of a file for Vitis AI: each scale the next power of two, so that nothing is clipped."""
+    """Encode a table as a file for Vitis AI. Scales are rounded up to powers of two, which clips nothing."""
     return _dump({_VITIS: {n: {"scale": _power_of_two(_scale(e))} for n, e in table.activations.items()}})
 
 
 def encode_ppl(table: Table) -> bytes:
-    """The content of a file for PPL, weights included."""
+    """Encode a table as a file for PPL, including weights."""
     return _dump({_PPL: {name: _ppl(*each) for name, each in mixed(table).items()}})
 
 
@@ -73,19 +73,19 @@ def recognises_ppl(document: Document) -> bool:
 
 
 def decode_tensorrt(document: Document) -> Table:
-    """The ranges of such a file."""
+    """Decode the ranges of a file for TensorRT."""
     ranges = mapping(mapping(document.tree[_TENSORRT])[_RANGES])
     return Table({name: Encoding.of_scale(number(value) / _LEVELS) for name, value in ranges.items()})
 
 
 def decode_vitis(document: Document) -> Table:
-    """The scales of such a file."""
+    """Decode the scales of a file for Vitis AI."""
     tree = mapping(document.tree[_VITIS])
     return Table({name: Encoding.of_scale(number(mapping(entry)["scale"])) for name, entry in tree.items()})
 
 
 def decode_ppl(document: Document) -> Table:
-    """The parameters of such a file; what has a scale a channel must be a weight."""
+    """Decode the parameters of a file for PPL; tensors with per-channel scales are weights."""
     return unmixed({name: _from_ppl(mapping(e)) for name, e in mapping(document.tree[_PPL]).items()})
 
 
@@ -98,19 +98,19 @@ def _scale(encoding: Encoding) -> float:
 
 
 def _power_of_two(scale: float) -> float:
-    """The next one, unless float32 ends before it."""
+    """Round up to a power of two, at most the largest one in float32."""
     return float(min(2.0 ** np.ceil(np.log2(scale)), 2.0**_LARGEST_POWER))
 
 
 def _ends(encoding: Encoding) -> dict[str, object]:
-    """The reals of the lowest and the highest integer."""
+    """The float values of the lowest and the highest integer level."""
     spec, params = encoding.whole().decided(UINT8)
     low, high = _grid_ends(spec, params)
     return {"bitwidth": spec.dtype.bitwidth, "min": low, "max": high}
 
 
 def _grid_ends(spec: QuantSpec, params: QuantParams) -> tuple[Any, Any]:
-    """As numbers, or as lists of one a channel."""
+    """The float values of the ends of the grid, as numbers, or as lists with one number per channel."""
     scale, zero = params.scale.astype(np.float64), params.zero_point.astype(np.float64)
     low, high = (((limit - zero) * scale).tolist() for limit in spec.limits)
     return low, high
@@ -130,7 +130,7 @@ def _ppl(encoding: Encoding, default: QuantSpec) -> dict[str, object]:
 
 
 def _from_ppl(tree: Mapping[str, Any]) -> Encoding:
-    """It does not tell what is symmetric: a signed grid with its zero in the middle is."""
+    """Decode one tensor. The file does not tell symmetric formats: a signed grid centred at zero is one."""
     scale, zero = scales(tree["step"]), numbers(tree["zero_point"])
     limits = (np.rint(numbers(tree[end]) / scale + zero).reshape(-1) for end in ("min", "max"))
     qmin, qmax = (int(limit[0]) for limit in limits)

@@ -1,8 +1,9 @@
-"""ncnn's table, for ``ncnn2int8`` beside the float model; written only, since it names layers, not tensors.
+"""Write ncnn's table, for ``ncnn2int8`` with the float model. It names layers, so onnxq cannot read it.
 
-First a line ``LAYER_param_0 m m m `` a layer, with 127 / absmax of each output channel's (or each group's)
-weights, then a line ``LAYER m `` a layer, with 127 / threshold of what it reads. Convolutions with a Winograd
-kernel have weights of 6 bits, 31 / absmax. https://github.com/Tencent/ncnn/tree/master/tools/quantize
+First comes one line ``LAYER_param_0 m m m `` per layer, with 127 / absmax of each output channel's (or each
+group's) weights. Then comes one line ``LAYER m `` per layer, with 127 / threshold of its input. Convolutions
+with a Winograd kernel have weights of 6 bits, 31 / absmax.
+https://github.com/Tencent/ncnn/tree/master/tools/quantize
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ logger = logging.getLogger(__name__)
 _STEPS, _WINOGRAD_STEPS = 127, 31
 
 _TOLERANCE = 1e-3
-"""The largest relative error that six decimals may make of a factor."""
+"""The largest relative error of a factor from rounding to six decimals."""
 
 
 def encode(table: Table) -> bytes:
-    """The content of the file.
+    """Encode a table as an ncnn table.
 
     Raises:
-        CalibrationError: the table knows no layers.
+        CalibrationError: the table has no layers.
     """
     if not table.layers:
         raise CalibrationError(
-            "an ncnn table names layers, which this table does not know: write it while quantizing "
-            "(--table), or from a json table that was written then"
+            "an ncnn table names layers, which this table does not have: write it while quantizing "
+            "(--table), or from a json table that was written while quantizing"
         )
     factors = {name: (_weights(layer), _data(layer)) for name, layer in table.layers.items()}
     held = {name: pair for name, pair in factors.items() if all(map(_is_held, pair))}
     if lost := [name for name in factors if name not in held]:
         logger.warning(
-            "ncnn tables have six decimals, too few for %d layers, which are left out: %s",
+            "ncnn tables have six decimals, too few for %d layers; these are left out: %s",
             len(lost),
             ", ".join(lost[:5]),
         )
@@ -49,7 +50,7 @@ def encode(table: Table) -> bytes:
 
 
 def looks_like_one(document: Document) -> bool:
-    """Whether this is such a file."""
+    """Whether this is an ncnn table."""
     return bool(document.lines) and all(map(_is_line, document.lines))
 
 
@@ -63,7 +64,7 @@ def _is_number(text: str) -> bool:
 
 
 def _weights(layer: NcnnLayer) -> NDArray[np.float32]:
-    """[C], or [groups] of a grouped convolution."""
+    """The factors of the weights: [C], or [groups] for a grouped convolution."""
     thresholds = np.broadcast_to(_threshold(layer.weight), (layer.channels,))
     if layer.groups > 1:
         thresholds = thresholds.reshape(layer.groups, -1).max(axis=1)
@@ -71,7 +72,7 @@ def _weights(layer: NcnnLayer) -> NDArray[np.float32]:
 
 
 def _data(layer: NcnnLayer) -> NDArray[np.float32]:
-    """[1]."""
+    """The factor of the input: [1]."""
     return np.asarray(np.float32(_STEPS) / _threshold(layer.data.whole()).reshape(1))
 
 

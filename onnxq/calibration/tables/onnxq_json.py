@@ -1,4 +1,4 @@
-"""Our own table, in JSON: everything that is known, so that nothing is lost on the way back.
+"""Read and write onnxq's own table in JSON, which holds everything, so reading it back loses nothing.
 
 ::
 
@@ -33,7 +33,7 @@ VERSION = 1
 
 
 def encode(table: Table) -> bytes:
-    """The content of the file."""
+    """Encode a table as a file of this format."""
     tree = {
         "format": FORMAT,
         "version": VERSION,
@@ -47,15 +47,19 @@ def encode(table: Table) -> bytes:
 
 
 def recognises(document: Document) -> bool:
-    """Whether this is such a file, of any version."""
+    """Whether this is a file of this format, of any version."""
     return document.tree.get("format") == FORMAT
 
 
 def decode(document: Document) -> Table:
-    """All that the file says; ValueError if it is of another version."""
+    """Decode the file.
+
+    Raises:
+        ValueError: it has another version, or inconsistent values.
+    """
     tree = document.tree
     if tree["version"] != VERSION:
-        raise ValueError(f"it is of version {tree['version']}, expected {VERSION}: write it anew")
+        raise ValueError(f"it has version {tree['version']}, expected {VERSION}: write it again")
     activations, weights, layers = (mapping(tree[key]) for key in ("activations", "weights", "layers"))
     return Table(
         {name: _decoded(mapping(e)) for name, e in activations.items()},
@@ -91,7 +95,7 @@ def _decoded(tree: Mapping[str, Any]) -> Encoding:
         reduce_bits=int(tree.get("reduce_bits", 0)),
     )
     if not 0 <= spec.reduce_bits < spec.dtype.bitwidth - 1 or not isinstance(spec.axis, int | None):
-        raise ValueError(f"{spec.reduce_bits} unused bits, axis {spec.axis!r}: expected few, and a number")
+        raise ValueError(f"reduce_bits {spec.reduce_bits} or axis {spec.axis!r} is not valid")
     return on_grid(spec, scales(tree["scale"]), numbers(tree["zero_point"]), symmetric=spec.symmetric)
 
 

@@ -1,14 +1,11 @@
-"""ONNX Runtime's calibration tables, flatbuffer included.
+"""Read and write the three files of ONNX Runtime's calibration tools.
 
-The three files of ONNX Runtime's calibration tools: for its TensorRT and MIGraphX execution providers.
+Its TensorRT and MIGraphX execution providers read ``calibration.flatbuffers``: name -> largest magnitude as a
+decimal. ``calibration.cache`` has the same as text, and ``calibration.json`` has both ends of every range.
+ONNX Runtime's tools write the larger end as the magnitude. onnxq writes the end that is larger in magnitude:
+[-8, 1] becomes 8.
 
-``calibration.flatbuffers`` is the one that the providers read, name -> largest magnitude as a decimal;
-``calibration.cache`` has the same as text, and ``calibration.json`` both ends of every range. Where the
-peer writes the larger end, we write the end that is larger in magnitude: [-8, 1] is ±8.
-
-The flatbuffer that ONNX Runtime keeps calibration tables in.
-
-Its schema::
+The schema of the flatbuffer::
 
     table TrtTable { dict: [KeyValue]; }
     table KeyValue { key: string; value: string; }
@@ -31,21 +28,21 @@ from onnxq.calibration.tables.table import Encoding, Table
 from onnxq.core.numerics import SMALLEST_SCALE
 
 NAME = "calibration.flatbuffers"
-"""What the TensorRT provider looks for in its cache folder, unless it is told another name."""
+"""The default name of the file that the TensorRT provider looks for in its cache folder."""
 
 
 _TYPE = {"CLS": "TensorData"}
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """The three files: ``path`` and its neighbours, or those of the usual names in a folder."""
+    """The paths of the three files: with the stem of ``path``, or the usual names if it is a folder."""
     path = path / NAME if path.is_dir() else path
     first = path.with_suffix(".flatbuffers") if path.suffix in (".json", ".cache") else path
     return first, first.with_suffix(".json"), first.with_suffix(".cache")
 
 
 def encode(table: Table, path: Path) -> Mapping[Path, bytes]:
-    """The content of the three files."""
+    """Encode a table as the three files."""
     ranges = {name: encoding.whole() for name, encoding in table.activations.items()}
     values = [(name, _decimal(float(ranges[name].amax))) for name in sorted(ranges)]
     tree = {
@@ -59,7 +56,7 @@ def encode(table: Table, path: Path) -> Mapping[Path, bytes]:
 
 
 def recognises(document: Document) -> bool:
-    """Whether this is one of the three."""
+    """Whether this is one of the three files."""
     if document.text is None:
         return _is_flat(document.data)
     if document.tree:
@@ -68,7 +65,7 @@ def recognises(document: Document) -> bool:
 
 
 def decode(document: Document) -> Table:
-    """The ranges of one of the three."""
+    """Decode the ranges of one of the three files."""
     if document.tree:
         return Table({name: _range(mapping(each)) for name, each in document.tree.items()})
     entries = _from_flatbuffer(document.data) if document.text is None else map(_entry, document.lines)
@@ -76,7 +73,7 @@ def decode(document: Document) -> Table:
 
 
 def _decimal(amax: float) -> str:
-    """As providers read it: ``std::stof`` refuses what is no normal float32."""
+    """Format a magnitude as the providers read it: ``std::stof`` refuses subnormal float32 numbers."""
     return repr(amax if amax >= SMALLEST_SCALE else 0.0)
 
 
@@ -109,15 +106,15 @@ def _around_zero(amax: float) -> Encoding:
 
 
 _FIRST, _SECOND = 4, 6
-"""Where a record's own table of contents has its first and second field."""
+"""The offsets of the first and second field in a record's vtable."""
 
 
 _POINTER = 4
-"""Bytes of an offset."""
+"""The size of an offset, in bytes."""
 
 
 def _to_flatbuffer(entries: Iterable[tuple[str, str]]) -> bytes:
-    """The buffer that holds these keys and values, backwards: as ONNX Runtime's own tools write it."""
+    """Build the buffer that holds these keys and values in reverse order, as ONNX Runtime's tools do."""
     builder = Builder(1024)
     records = [_record(builder, *entry) for entry in entries]
     builder.StartVector(_POINTER, len(records), _POINTER)
@@ -139,7 +136,7 @@ def _record(builder: Builder, key: str, value: str) -> int:
 
 
 def _from_flatbuffer(data: bytes) -> list[tuple[str, str]]:
-    """The keys and values of a buffer, in the order in which `write` was given them.
+    """Read the keys and values of a buffer, in the order in which `_to_flatbuffer` got them.
 
     Raises:
         ValueError: this is no such buffer, or a damaged one.

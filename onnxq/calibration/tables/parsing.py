@@ -1,4 +1,4 @@
-"""A file that may be a calibration table, and numbers as tables spell them."""
+"""Read files that may be calibration tables, and the numbers in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onnxq.core.errors import CalibrationError
 
 @dataclass(frozen=True)
 class Document:
-    """The content of a file; what kind it is, the formats find out."""
+    """The content of a file whose format is not known yet."""
 
     path: Path
     data: bytes
@@ -27,7 +27,7 @@ class Document:
         """Read a file.
 
         Raises:
-            CalibrationError: it cannot be read.
+            CalibrationError: the file cannot be read.
         """
         try:
             return Document(path, path.read_bytes())
@@ -36,7 +36,7 @@ class Document:
 
     @cached_property
     def text(self) -> str | None:
-        """The content as text, None if it is not UTF-8 or holds NUL bytes."""
+        """The content as text; None if it is not UTF-8 or holds NUL bytes."""
         try:
             return None if b"\0" in self.data else self.data.decode()
         except UnicodeDecodeError:
@@ -44,13 +44,13 @@ class Document:
 
     @cached_property
     def lines(self) -> list[str]:
-        """The lines that are not empty; names may hold what Python takes for ends of lines elsewhere."""
+        """The non-empty lines. Only LF and CRLF end a line: names may hold Python's other line ends."""
         lines = (self.text or "").replace("\r\n", "\n").split("\n")
         return [line for line in lines if line]
 
     @cached_property
     def tree(self) -> Mapping[str, Any]:
-        """The object that the content is in JSON; empty if it is none."""
+        """The content as a JSON object; empty if it is none."""
         try:
             tree = json.loads(self.text or "")
         except (ValueError, RecursionError):
@@ -59,34 +59,42 @@ class Document:
 
 
 def mapping(tree: object) -> dict[str, Any]:
-    """``tree`` if it is a JSON object, else TypeError."""
+    """Return ``tree`` if it is a JSON object.
+
+    Raises:
+        TypeError: it is none.
+    """
     if not isinstance(tree, dict):
         raise TypeError(f"expected an object, got {type(tree).__name__}")
     return tree
 
 
 def number(value: object) -> float:
-    """A JSON number, else TypeError; what Python would take for one besides is damage."""
+    """Convert a JSON number.
+
+    Raises:
+        TypeError: it is none. Booleans and texts, which Python would convert too, are damage.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"expected a number, got {value!r}")
     return float(value)
 
 
 def numbers(value: object) -> NDArray[np.float64]:
-    """A JSON number as ``()``, a list of them as ``[C]``."""
+    """Convert a JSON number to an array of shape ``()``, or a list of them to ``[C]``."""
     if isinstance(value, list):
         return np.array([number(each) for each in value], np.float64)
     return np.array(number(value), np.float64)
 
 
 def shortest(values: ArrayLike) -> Any:
-    """The shortest decimals that mean these float32 numbers, as a number or a list."""
+    """Convert float32 numbers to those with the shortest decimals that round to them, one or a list."""
     narrow = np.asarray(values, np.float32)
     texts = [np.format_float_scientific(each, unique=True) for each in narrow.reshape(-1)]
     return float(texts[0]) if narrow.ndim == 0 else [float(text) for text in texts]
 
 
 def scales(value: object) -> NDArray[np.float32]:
-    """The float32 numbers that `shortest` spelled, ``()`` or ``[C]``."""
-    with np.errstate(over="ignore", under="ignore"):  # it is not finite then, and refused as such
+    """Convert numbers from `shortest` back to float32, ``()`` or ``[C]``."""
+    with np.errstate(over="ignore", under="ignore"):  # a number that is then not finite is refused later
         return numbers(value).astype(np.float32)

@@ -1,4 +1,4 @@
-"""PPQ's json, which PPLNN takes beside the float model: each tensor's integers, and what runs in them.
+"""Read and write PPQ's json, which PPLNN takes with the float model: parameters by tensor, and operators.
 
 https://github.com/OpenPPL/ppq/blob/master/ppq/parser/ppl.py
 """
@@ -20,7 +20,7 @@ _TENSORS, _OPERATORS = "quant_info", "op_info"
 
 
 def encode(table: Table) -> bytes:
-    """The content of the file: activations, weights, operators."""
+    """Encode the activations, weights and operators of a table."""
     tree = {
         _TENSORS: {name: _entry(*each) for name, each in mixed(table).items()},
         _OPERATORS: {name: {"data_type": "INT8"} for name in table.operators},
@@ -29,12 +29,12 @@ def encode(table: Table) -> bytes:
 
 
 def recognises(document: Document) -> bool:
-    """Whether this is such a file."""
+    """Whether this is a file of PPQ."""
     return _TENSORS in document.tree
 
 
 def decode(document: Document) -> Table:
-    """The parameters of such a file; what has a scale a channel must be a weight."""
+    """Decode a file of PPQ; tensors with per-channel scales are weights."""
     tensors = {name: _decoded(mapping(e)) for name, e in mapping(document.tree[_TENSORS]).items()}
     known = {name: encoding for name, encoding in tensors.items() if encoding is not None}
     return replace(unmixed(known), operators=tuple(mapping(document.tree.get(_OPERATORS, {}))))
@@ -59,7 +59,7 @@ def _entry(encoding: Encoding, default: QuantSpec) -> dict[str, object]:
 
 
 def _decoded(tree: Mapping[str, Any]) -> Encoding | None:
-    """None for a tensor that stays float."""
+    """Decode one tensor; None if it is kept in float."""
     if not tree["quant_flag"]:
         return None
     scale, zero = scales(tree["scale"]), numbers(tree["zero_point"])

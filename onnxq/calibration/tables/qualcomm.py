@@ -1,7 +1,7 @@
-"""Encodings files for Qualcomm's SNPE (0.6.1) and QNN (1.0.0), beside the float model.
+"""Read and write encodings files of Qualcomm's SNPE (0.6.1) and QNN (1.0.0), used with the float model.
 
-In both ``real = (level + offset) * scale``, where level 0 is the lowest integer whatever its sign: offset is
-minus the zero point as an unsigned type has it, and -128 for symmetric signed 8 bits. They differ in layout.
+In both, ``real = (level + offset) * scale``, where level 0 is the lowest integer, signed or not. So offset is
+minus the zero point of the unsigned type, and -128 for symmetric signed 8 bits. They differ in layout.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from onnxq.core.plan import QuantParams, QuantSpec
 logger = logging.getLogger(__name__)
 
 SNPE, QNN = "0.6.1", "1.0.0"
-"""The versions of the layout."""
+"""The versions of the two layouts."""
 
 ACTIVATIONS, WEIGHTS = "activation_encodings", "param_encodings"
 
 
 def encode_snpe(table: Table) -> bytes:
-    """The content of a file of layout 0.6.1: a list of channels a tensor."""
+    """Encode a table in layout 0.6.1: one list of channels per tensor."""
     tree = {
         "version": SNPE,
         ACTIVATIONS: {name: _snpe(e, UINT8) for name, e in table.activations.items()},
@@ -47,7 +47,7 @@ def encode_snpe(table: Table) -> bytes:
 
 
 def encode_qnn(table: Table) -> bytes:
-    """The content of a file of layout 1.0.0: a list of tensors."""
+    """Encode a table in layout 1.0.0: a list of tensors."""
     tree = {
         "version": QNN,
         ACTIVATIONS: [_qnn(name, e, UINT8) for name, e in table.activations.items()],
@@ -67,13 +67,13 @@ def recognises_qnn(document: Document) -> bool:
 
 
 def decode_snpe(document: Document) -> Table:
-    """The encodings of such a file."""
+    """Decode a file of layout 0.6.1."""
     activations, weights = (mapping(document.tree[key]).items() for key in (ACTIVATIONS, WEIGHTS))
     return Table(_known(activations, _from_snpe), _known(weights, _from_snpe))
 
 
 def decode_qnn(document: Document) -> Table:
-    """The encodings of such a file."""
+    """Decode a file of layout 1.0.0."""
     sections = ([mapping(entry) for entry in document.tree[key]] for key in (ACTIVATIONS, WEIGHTS))
     activations, weights = ([(str(entry["name"]), entry) for entry in section] for section in sections)
     return Table(_known(activations, _from_qnn), _known(weights, _from_qnn))
@@ -126,12 +126,12 @@ def _offsets(spec: QuantSpec, params: QuantParams) -> NDArray[np.int64]:
 def _known(
     entries: Iterable[tuple[str, Any]], decode: Callable[[Any], Encoding | None]
 ) -> dict[str, Encoding]:
-    """The encodings that are integers with a scale a tensor or a channel; how many are not, is said."""
+    """Decode the integer per-tensor and per-channel encodings, and log those that are ignored."""
     decoded = {name: decode(entry) for name, entry in entries}
     known = {name: encoding for name, encoding in decoded.items() if encoding is not None}
     if passed_over := [name for name in decoded if name not in known]:
         logger.warning(
-            "%d encodings are float or have a scale a block, and are passed over: %s",
+            "%d encodings are ignored, because they are float or have one scale per block: %s",
             len(passed_over),
             ", ".join(passed_over[:5]),
         )
@@ -149,7 +149,7 @@ def _from_snpe(channels: Sequence[Any]) -> Encoding | None:
 
 
 def _columns(entries: Sequence[Mapping[str, Any]], first: str, second: str) -> tuple[Any, Any]:
-    """Two fields of all channels, as a number if there is one channel."""
+    """Two fields of all channels: a list each, or a number each if there is only one channel."""
     if len(entries) == 1:
         return entries[0][first], entries[0][second]
     return [entry[first] for entry in entries], [entry[second] for entry in entries]
@@ -169,7 +169,7 @@ def _only(values: Sequence[object]) -> object:
 
 
 def _encoding(bits: int, symmetric: bool, scale: object, offset: object) -> Encoding:
-    """From JSON: ``scale`` and ``offset`` are numbers, or lists of them.
+    """Decode ``scale`` and ``offset`` from JSON: numbers, or lists of them.
 
     Symmetric files count from the middle or, with a narrow range, from one below it.
     """
@@ -181,7 +181,7 @@ def _encoding(bits: int, symmetric: bool, scale: object, offset: object) -> Enco
 
 
 def _from_ends(lowest_reals: object, highest_reals: object, bits: int) -> Encoding:
-    """From JSON: the grid whose lowest and highest level are these reals."""
+    """Decode the grid from the float values of its lowest and highest level in JSON."""
     low, high = numbers(lowest_reals), numbers(highest_reals)
     spec = QuantSpec(integer_type(bits, signed=False), symmetric=False)
     if not ((low <= 0) & (high >= 0) & (low < high)).all():

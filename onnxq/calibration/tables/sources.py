@@ -1,4 +1,4 @@
-"""Where tables come from: a plan with parameters, or saved statistics."""
+"""Make tables from a plan with parameters, or from saved statistics."""
 
 from __future__ import annotations
 
@@ -24,22 +24,33 @@ logger = logging.getLogger(__name__)
 
 
 def of_statistics(statistics: Statistics, calibrator: Calibrator, spec: QuantSpec) -> Table:
-    """Each tensor's range by itself, as ``calibrator`` chooses it for the grid of ``spec``.
+    """Make a table of the range of each tensor by itself.
 
-    Statistics know neither which tensors are to share a range nor the weights: a plan does.
+    Unlike a plan, statistics do not tell which tensors share a range, and they hold no weights.
+
+    Args:
+        statistics: the statistics of the tensors.
+        calibrator: chooses the ranges.
+        spec: the number format to choose them for.
     """
     if statistics.unseen:
-        logger.warning("no finite value was seen in %s: not in the table", shorten(statistics.unseen))
+        logger.warning(
+            "left out of the table, because no finite value was seen: %s", shorten(statistics.unseen)
+        )
     seen = [name for name in statistics if name not in statistics.unseen]
     ranges = {name: calibrator(statistics[name], grid_of(spec)) for name in seen}
     return Table({name: Encoding.of_range(*ends) for name, ends in ranges.items()})
 
 
 def check_plan(plan: QuantPlan, goals: Iterable[tuple[Path, str | None]]) -> None:
-    """Find out before the work whether the names of a plan can stand in its tables, (path, format or None).
+    """Check before the work that tables can hold the names in a plan.
+
+    Args:
+        plan: the plan.
+        goals: (path, format name or None) of each table.
 
     Raises:
-        CalibrationError: one cannot.
+        CalibrationError: a table cannot hold a name.
     """
     tensors = [t for group in plan.groups.values() if not group.constant for t in group.tensors]
     layers = [name for name, op_type in plan.integer_nodes.items() if op_type in _LAYERS]
@@ -49,18 +60,18 @@ def check_plan(plan: QuantPlan, goals: Iterable[tuple[Path, str | None]]) -> Non
 
 
 def of_plan(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Table:
-    """What a plan with parameters decided.
+    """Make a table of the parameters of a plan.
 
     Args:
-        plan: the plan.
+        plan: the plan, with parameters.
         model: the cleaned model that it was made for.
-        original: the float model that others will read the table beside.
+        original: the user's float model, which other programs read together with the table.
     """
     activations: dict[str, Encoding] = {}
     weights: dict[str, Encoding] = {}
     if blocked := [group.name for group in plan.groups.values() if group.spec.block_size is not None]:
         logger.warning(
-            "tables hold no weights with a scale a block, which are left out: %s", shorten(blocked)
+            "tables hold no weights with one scale per block, so these are left out: %s", shorten(blocked)
         )
     for group in (group for group in plan.groups.values() if group.spec.block_size is None):
         encoding = Encoding.of_params(group.spec, plan.params[group.name])
@@ -73,13 +84,13 @@ def of_plan(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Table:
 
 
 def _names(model: ir.Model) -> set[str]:
-    """Every tensor of the model, in the bodies of If and Loop too."""
+    """The names of all tensors of the model, also in the bodies of If and Loop."""
     values = (value for node in all_nodes(model) for value in (*node.inputs, *node.outputs))
     return {value.name for value in values if value is not None and value.name}
 
 
 def _changed(names: Mapping[str, Encoding], model: ir.Model, original: ir.Model) -> Iterator[str]:
-    """Weights that the original does not have, or has with other values."""
+    """Yield the weights that the original does not have, or has with other values."""
     before = _constants(original)
     for name in names:
         now = model.graph.initializers[name].const_value
@@ -94,7 +105,7 @@ def _array(tensor: ir.TensorProtocol | None) -> NDArray[np.generic]:
 
 
 def _constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Initializers, and what Constant nodes give."""
+    """The initializers and the values of Constant nodes, by name."""
     found = {
         node.outputs[0].name or "": node.attributes["value"].as_tensor()
         for node in all_nodes(model)
@@ -106,9 +117,9 @@ def _constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
 
 
 def _layers(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Iterator[tuple[str, NcnnLayer]]:
-    """The weighted nodes that are to run in integers, under their names in the original.
+    """Yield the quantized weighted nodes under their names in the original model.
 
-    A node without a name goes by that of its output.
+    A node without a name has the name of its output.
     """
     names = {
         node.name or f"{node.op_type}_{node.outputs[0].name}": node.name or node.outputs[0].name
@@ -132,7 +143,7 @@ def _layers(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Iterator[tu
 
 
 def _layer_weight(node: ir.Node, spec: QuantSpec, params: QuantParams) -> Encoding:
-    """Programs that name layers have weights of 8 bits: what others clip, they need not."""
+    """The encoding of a layer's weights; for other widths than 8 bits, their whole range for 8 bits."""
     if spec.dtype.bitwidth == 8:
         return Encoding.of_params(spec, params)
     values = constant_value(input_at(node, 1))
@@ -153,7 +164,7 @@ def _is_plain(node: ir.Node) -> bool:
 
 
 def _shape(node: ir.Node) -> tuple[int, ...]:
-    """Of the weights; nothing if they are computed."""
+    """The shape of the weights; empty if they are computed."""
     weight = constant_value(input_at(node, 1))
     return () if weight is None else weight.shape
 
@@ -163,4 +174,4 @@ _LAYERS = {
     "Gemm": lambda node: len(_shape(node)) == 2,
     "MatMul": lambda node: len(_shape(node)) == 2,
 }
-"""Operators that programs with layers know, and whether a node is of the kind that they know."""
+"""The operators that tables of layers can hold, and whether a node of that type is supported."""

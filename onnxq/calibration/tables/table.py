@@ -1,4 +1,4 @@
-"""What a calibration table says, whatever file it stands in."""
+"""The content of a calibration table, independent of its file format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnxq.core.numerics import SMALLEST_SCALE, UNBOUNDED, grid_of, params_from_
 from onnxq.core.plan import QuantParams, QuantSpec
 
 LARGEST = float(np.finfo(np.float32).max)
-"""No runtime keeps ranges in more than float32."""
+"""The largest end of a range: runtimes keep ranges in float32."""
 
 TYPES: Mapping[str, ir.DataType] = {
     f"{sign}int{bits}": ir.DataType[f"{sign}int{bits}".upper()]
@@ -28,7 +28,11 @@ UINT8 = QuantSpec(ir.DataType.UINT8, symmetric=False)
 
 
 def integer_type(bits: int, signed: bool) -> ir.DataType:
-    """The integer type of this width; ValueError if there is none."""
+    """Look up the integer type of this width.
+
+    Raises:
+        ValueError: there is none.
+    """
     name = f"{'' if signed else 'u'}int{bits}"
     if name not in TYPES:
         raise ValueError(f"integers of {bits} bits: expected 4, 8, 16 or 32")
@@ -36,7 +40,12 @@ def integer_type(bits: int, signed: bool) -> ir.DataType:
 
 
 def grid_spec(bits: int, qmin: int, qmax: int) -> QuantSpec:
-    """The number format of this width, symmetric or not, whose grid is ``qmin … qmax``.
+    """Find the number format whose grid is ``qmin … qmax``; it is not marked as symmetric.
+
+    Args:
+        bits: the width of the integer type.
+        qmin: the lowest level.
+        qmax: the highest level.
 
     Raises:
         ValueError: there is none.
@@ -52,19 +61,21 @@ def grid_spec(bits: int, qmin: int, qmax: int) -> QuantSpec:
 
 
 def lowest(spec: QuantSpec) -> int:
-    """The integer that counts as level 0, also where a narrow range does not use it."""
+    """The integer that counts as level 0, even if a narrow range does not use it."""
     return spec.limits[0] - int(spec.narrow_range)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How one tensor becomes integers: its range and, where that is decided, the exact integers.
+    """The encoding of one tensor: its range and, if they are decided, its number format and parameters.
 
     Attributes:
-        low, high: the range, float64 of shape ``()`` or ``[C]``, finite and within float32. Of a
-            symmetric grid ``±scale * qmax``, of another one all that it holds.
-        spec: the number format. Its ``axis`` is None for ``[C]`` too if the table does not tell.
-        params: scale and zero point; there exactly if ``spec`` is.
+        low: the lower end of the range, float64 of shape ``()`` or ``[C]``, finite and within float32. For a
+            symmetric grid ``-scale * qmax``, for others the lowest value on the grid.
+        high: the upper end of the range, of the same shape: the highest value on the grid.
+        spec: the number format; None if it is not decided. Its ``axis`` may be None for ``[C]`` too, if the
+            table does not tell.
+        params: scale and zero point; None exactly if ``spec`` is.
     """
 
     low: NDArray[np.float64]
@@ -74,21 +85,21 @@ class Encoding:
 
     @staticmethod
     def of_range(low: ArrayLike, high: ArrayLike) -> Encoding:
-        """Of a range alone.
+        """Make an encoding of a range alone.
 
         Raises:
-            ValueError: it is not finite, or ends before it begins.
+            ValueError: the range is not finite, or low > high.
         """
         ends = np.asarray(low, np.float64), np.asarray(high, np.float64)
         if not ends[0].size or ends[0].shape != ends[1].shape:
-            raise ValueError("a range has a lowest and a highest value, for each channel or for all")
+            raise ValueError("a range needs a lowest and a highest value, one of each or one per channel")
         if not all((np.abs(end) <= LARGEST).all() for end in ends) or (ends[0] > ends[1]).any():
             raise ValueError(f"[{ends[0]}, {ends[1]}] is not a range of float32 numbers")
         return Encoding(*ends)
 
     @staticmethod
     def of_params(spec: QuantSpec, params: QuantParams) -> Encoding:
-        """Of scale and zero point.
+        """Make an encoding of scale and zero point.
 
         Raises:
             ValueError: a scale is not positive and finite, or their shapes differ.
@@ -98,7 +109,7 @@ class Encoding:
             raise ValueError(f"a scale of {scale}: expected positive numbers")
         qmin, qmax = spec.limits
         if not scale.size or zero.shape != scale.shape:
-            raise ValueError("a scale and a zero point belong together, for each channel or for all")
+            raise ValueError("scale and zero point must have the same shape, one value or one per channel")
         high = (qmax - zero) * scale
         low = -high if spec.symmetric else (qmin - zero) * scale
         ends = np.asarray(np.maximum(low, -LARGEST)), np.asarray(np.minimum(high, LARGEST))
@@ -106,7 +117,7 @@ class Encoding:
 
     @staticmethod
     def of_scale(scale: float) -> Encoding:
-        """Signed 8 bits around zero; an empty range for a scale that is zero, or too small to divide by.
+        """Make a symmetric int8 encoding; an empty range if the scale is zero or too small to divide by.
 
         Raises:
             ValueError: the scale is negative or not finite.
@@ -119,22 +130,22 @@ class Encoding:
 
     @property
     def per_channel(self) -> bool:
-        """Whether each channel has a range of its own."""
+        """Whether each channel has its own range."""
         return self.low.ndim > 0
 
     @property
     def amax(self) -> NDArray[np.float64]:
-        """The largest magnitude in the range, shape ``()`` or ``[C]``."""
+        """The largest magnitude in the range, of shape ``()`` or ``[C]``."""
         return np.maximum(np.abs(self.low), np.abs(self.high))
 
     def whole(self) -> Encoding:
-        """One range for all channels."""
+        """The encoding with one range for all channels."""
         return Encoding.of_range(self.low.min(), self.high.max()) if self.per_channel else self
 
     def exact(self, spec: QuantSpec) -> QuantParams | None:
-        """The decided parameters, as ``spec`` writes them; None if they are not of its number format.
+        """The decided parameters in the number format ``spec``; None if they have another format.
 
-        Signed or not is only a way to write: the zero point counts from the lowest integer.
+        Signed and unsigned formats are equivalent here: the zero point is converted.
         """
         if self.spec is None or self.params is None:
             return None
@@ -148,12 +159,12 @@ class Encoding:
         return QuantParams(self.params.scale, zero_point.astype(theirs.dtype.numpy()))
 
     def params_for(self, spec: QuantSpec, bounds: tuple[float, float] = UNBOUNDED) -> QuantParams:
-        """The decided parameters if they are in this format, else those that the range gives in it."""
+        """The decided parameters if they have this number format, else those computed from the range."""
         decided = self.exact(spec)
         return decided if decided is not None else params_from_range(self.low, self.high, spec, bounds)
 
     def decided(self, default: QuantSpec) -> tuple[QuantSpec, QuantParams]:
-        """Number format and parameters; those that the range gives in ``default`` if nothing is decided."""
+        """The decided number format and parameters, else ``default`` and parameters from the range."""
         if self.spec is not None and self.params is not None:
             return self.spec, self.params
         return default, params_from_range(self.low, self.high, default)
@@ -162,7 +173,13 @@ class Encoding:
 def on_grid(
     spec: QuantSpec, scale: NDArray[np.float32], zero_point: NDArray[np.float64], *, symmetric: bool
 ) -> Encoding:
-    """Of numbers as a file has them; symmetric only if the zero point is in the middle, too.
+    """Make an encoding of parameters as a file has them.
+
+    Args:
+        spec: the number format; its ``symmetric`` is ignored.
+        scale: the scale, ``()`` or ``[C]``.
+        zero_point: the zero point, of the same shape.
+        symmetric: whether the file says so; it counts only if the zero point is in the middle of the grid.
 
     Raises:
         ValueError: a scale is not positive and finite, or a zero point no integer of the grid.
@@ -180,10 +197,10 @@ class NcnnLayer:
     """A weighted layer, for runtimes whose tables name layers instead of tensors.
 
     Attributes:
-        data: of what it reads.
-        weight: of its weights, the folded ones.
-        channels: output channels.
-        groups: of a grouped convolution; 1 otherwise.
+        data: the encoding of its input.
+        weight: the encoding of its folded weights.
+        channels: the number of output channels.
+        groups: the number of groups of a convolution; 1 for other operators.
         winograd: a 3 x 3 convolution of one group with stride and dilation 1, for which there are
             kernels of fewer bits.
     """
@@ -197,15 +214,15 @@ class NcnnLayer:
 
 @dataclass(frozen=True)
 class Table:
-    """Ranges by tensor name, in graph order.
+    """The content of a calibration table, in graph order.
 
     Attributes:
-        activations: by tensor.
-        weights: by initializer.
-        layers: by node name.
-        operators: names of the nodes that are to run in integers.
-        absent: tensors that the float model does not have under that name, or with other values:
-            they come from its cleaning, so that no table for another program may name them.
+        activations: encodings by tensor name.
+        weights: encodings by initializer name.
+        layers: layers by node name.
+        operators: names of the nodes that run in integers.
+        absent: tensors that the user's float model does not have, or has with other values. They come from
+            the cleaning of the model, so tables for other programs must not name them.
     """
 
     activations: Mapping[str, Encoding] = field(default_factory=dict)
@@ -215,21 +232,21 @@ class Table:
     absent: frozenset[str] = frozenset()
 
     def for_others(self) -> Table:
-        """Without what only our own cleaned model has."""
+        """The table without tensors that only onnxq's cleaned model has."""
         present = {name: e for name, e in self.activations.items() if name not in self.absent}
         weights = {name: e for name, e in self.weights.items() if name not in self.absent}
         return replace(self, activations=present, weights=weights, absent=frozenset())
 
 
 def mixed(table: Table) -> dict[str, tuple[Encoding, QuantSpec]]:
-    """Activations, then weights, for files that list them together: and the format of what is open."""
+    """List activations, then weights, for files that hold both together, with their default formats."""
     weights = sorted(table.weights.items(), key=lambda entry: entry[1].per_channel)
     entries = [(name, e, UINT8) for name, e in table.activations.items()] + [(n, e, INT8) for n, e in weights]
     return {name: (encoding, spec) for name, encoding, spec in entries}
 
 
 def unmixed(known: Mapping[str, Encoding]) -> Table:
-    """What such a file lists: weights are what has a scale a channel, the others cannot be told apart."""
+    """Make a table of such a file. Per-channel entries are weights; the others cannot be told apart."""
     return Table(
         {name: e for name, e in known.items() if not e.per_channel},
         {name: e for name, e in known.items() if e.per_channel},

@@ -1,7 +1,4 @@
-"""Calibration tables: ranges as files that other programs take, one format a file.
-
-`Table` is what they all say. `FORMATS` lists the formats; a table read from one can be written as any other.
-"""
+"""Read and write calibration tables in any format, and check what a format can hold."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def format_for(path: Path, name: str | None = None) -> Format:
-    """The format called ``name``, or else the one that the name of the file tells.
+    """Find the format called ``name``, or else the one that the file's name implies.
 
     Raises:
         ConfigError: there is none; the message lists the valid ones.
@@ -39,29 +36,29 @@ def format_for(path: Path, name: str | None = None) -> Format:
     for ending in sorted(endings, key=len, reverse=True):
         if path.name.lower().endswith(ending):
             return endings[ending]
-    raise ConfigError(f"{path}: the name does not tell the format of the table: give one of {valid}")
+    raise ConfigError(f"{path}: the name does not imply a table format: give one of {valid}")
 
 
 def is_statistics(path: Path) -> bool:
     """Whether a file holds saved statistics instead of a table.
 
     Raises:
-        CalibrationError: it cannot be read.
+        CalibrationError: the file cannot be read.
     """
     return Document.load(path).data.startswith(b"PK")
 
 
 def read(path: str | os.PathLike[str], name: str | None = None) -> Table:
-    """The table in a file; its format is known by the content if not by ``name``.
+    """Read the table in a file; without ``name``, its format is recognised by the content.
 
     Raises:
         CalibrationError: the file cannot be read, is damaged, or holds no table that can be read.
-        ConfigError: there is no format called ``name``, or it is only written.
+        ConfigError: there is no format called ``name``, or onnxq only writes it.
     """
     document = Document.load(Path(path))
     known = _known_format(document) if name is None else format_for(document.path, name)
     if known.reader is None:
-        raise ConfigError(f"tables of format {known.name} are only written: they do not name tensors")
+        raise ConfigError(f"tables of format {known.name} can only be written: they do not name tensors")
     try:
         return known.reader.decode(document)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, struct.error) as error:
@@ -69,10 +66,18 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> Table:
 
 
 def encode(table: Table, path: Path, known: Format) -> Mapping[Path, bytes]:
-    """The content of every file of a table; what the format cannot hold is said.
+    """Encode a table, and log the content that the format cannot hold.
+
+    Args:
+        table: the table.
+        path: the path to write to.
+        known: the format.
+
+    Returns:
+        The content of each file of the table.
 
     Raises:
-        CalibrationError: the format cannot take a name or, if it names layers, knows of none.
+        CalibrationError: the format cannot hold a name, or it names layers and the table has none.
     """
     if not known.ours:
         _say_absent(table, path, known)
@@ -87,13 +92,17 @@ def encode(table: Table, path: Path, known: Format) -> Mapping[Path, bytes]:
 
 
 def encode_all(table: Table, goals: Iterable[tuple[Path, str | None]]) -> dict[Path, bytes]:
-    """The content of all files of several (path, format or None); errors as of `encode` and `format_for`."""
+    """Encode a table for several ``goals``, (path, format name or None).
+
+    Raises:
+        OnnxqError: as `encode` and `format_for`.
+    """
     contents = [encode(table, path, format_for(path, name)) for path, name in goals]
     return {path: data for files in contents for path, data in files.items()}
 
 
 def write(files: Mapping[Path, bytes]) -> None:
-    """Write what `encode` made: each file whole or not at all, and none if one cannot be written.
+    """Write the files from `encode`: each one completely or not at all, and none if one cannot be written.
 
     Raises:
         ModelError: a file cannot be written.
@@ -104,7 +113,7 @@ def write(files: Mapping[Path, bytes]) -> None:
 
 @contextmanager
 def staged(files: Mapping[Path, bytes]) -> Iterator[None]:
-    """Write ``files``, which get their names when the block ends well; no trace is left of them otherwise.
+    """Write ``files`` under draft names, and rename them when the block ends without error, else delete them.
 
     Raises:
         ModelError: a file cannot be written.
@@ -133,10 +142,15 @@ def _place_errors(path: Path) -> Iterator[None]:
 
 
 def check_names(names: Collection[str], path: Path, known: Format) -> None:
-    """Find out whether a format can take these names.
+    """Check that a format can hold these names.
+
+    Args:
+        names: names of tensors or layers.
+        path: the path of the table, for the message.
+        known: the format.
 
     Raises:
-        CalibrationError: it cannot.
+        CalibrationError: it cannot hold one of them.
     """
     for name in names:
         if clash := next((letter for letter in known.refuses if letter in name), None):
@@ -152,7 +166,7 @@ def _say_absent(table: Table, path: Path, known: Format) -> None:
         held |= table.weights
     if left_out := [name for name in held if name in table.absent]:
         logger.warning(
-            "%s: left out are tensors that the float model does not have, or not with these values: %s",
+            "%s: tensors that the float model does not have, or has with other values, are left out: %s",
             path,
             shorten(left_out),
         )
@@ -164,9 +178,9 @@ def _known_format(document: Document) -> Format:
         if known.reader is not None and known.reader.recognises(document):
             return known
     if ncnn.looks_like_one(document):
-        raise CalibrationError(f"{document.path}: ncnn tables name layers, not tensors: no ranges can be had")
+        raise CalibrationError(f"{document.path}: ncnn tables cannot be read: they name layers, not tensors")
     raise CalibrationError(
-        f"{document.path}: not a calibration table, or a damaged one; readable are saved statistics and "
+        f"{document.path}: not a calibration table, or a damaged one; onnxq reads saved statistics and "
         f"tables of {', '.join(each.name for each in readable)}"
     )
 
@@ -197,4 +211,4 @@ _PRESENT: Mapping[Part, Callable[[Table], bool]] = {
     Part.WIDTHS: lambda table: any(map(_other_width, _all(table))),
     Part.ANY_SCALE: lambda table: any(map(_odd_scale, table.activations.values())),
 }
-"""Whether a table says something of the kind."""
+"""Whether a table has content of each kind."""

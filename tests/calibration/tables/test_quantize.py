@@ -84,7 +84,7 @@ def test_tensors_that_a_table_lacks_are_counted(folder):
 
 
 def group(**changes):
-    given = {"name": "a", "spec": UINT8, "tensors": ("a", "b", "c"), "observe": ("a", "b")}
+    given = {"name": "a", "spec": UINT8, "tensors": ("a", "b", "c"), "observed_tensors": ("a", "b")}
     return Group(**{**given, **changes})
 
 
