@@ -1,6 +1,6 @@
-"""The PyTorch door: modules in, ONNX out. The only place of the library that imports torch.
+"""Work with PyTorch modules: export, calibrate and train them. Only this package of onnxq imports torch.
 
-Names are imported when they are first asked for: ``import onnxq.torch`` needs no PyTorch.
+Names are imported at their first use, so ``import onnxq.torch`` alone needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "prepare_qat",
     "skip_quant",
 ]
-"""What PyTorch is enough for: ``from onnxq.torch import *`` must not ask for torchao."""
+"""The names that need only PyTorch: ``from onnxq.torch import *`` must not need torchao."""
 
 _HOMES = {
     "PTQ": "ptq",
@@ -45,10 +45,10 @@ _HOMES = {
     "quantizer": "qat.pt2e",
     "skip_quant": "module_patterns",
 }
-"""Public name -> the module it lives in."""
+"""Public name -> the module that defines it."""
 
 _NEEDED = {"quantizer": ("torchao", "torchao")}
-"""Public name -> what it needs, and the extra that installs it, where PyTorch alone is not enough."""
+"""Public name -> the package it needs besides PyTorch, and the extra of onnxq that installs it."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""How a module is called: its arguments, whatever their form, and the tensors among them in a fixed order."""
+"""Represent a call of a module: its arguments in any form, and the tensors among them in a fixed order."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Example = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one call, in the form that ``forward`` declares them.
+    """The arguments of one call, in the form in which ``forward`` declares them.
 
-    Whether a user gives an argument by name or by position, and in which order, makes no difference.
+    Two calls are the same whether a user gives arguments by name or by position, and in any order.
     """
 
     args: tuple[Any, ...]
@@ -30,7 +30,7 @@ class Call:
 
     @property
     def leaves(self) -> list[Any]:
-        """Everything in the arguments, containers unpacked."""
+        """All values in the arguments, containers unpacked."""
         return list(pytree.tree_leaves((self.args, dict(self.kwargs))))
 
     @property
@@ -40,14 +40,14 @@ class Call:
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """What must be the same in every call: containers, and all values but tensors."""
+        """The part that must be the same in every call: containers, and all values except tensors."""
         spec = pytree.tree_structure((self.args, dict(self.kwargs)))
         fixed = (None if isinstance(leaf, torch.Tensor) else (leaf,) for leaf in self.leaves)
         return spec, *fixed
 
     @property
     def batch(self) -> int | None:
-        """The size of the first axis of the first tensor that has axes: the batch, if that is what it is."""
+        """The size of the first axis of the first tensor that has axes, which is presumably the batch."""
         return next((tensor.shape[0] for tensor in self.tensors if tensor.ndim), None)
 
     def is_batched(self, leaf: Any) -> bool:
@@ -55,29 +55,29 @@ class Call:
         return isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == self.batch
 
     def map(self, change: Callable[[Any], Any]) -> Call:
-        """The same call with other leaves."""
+        """Make the same call with ``change`` applied to each leaf."""
         args, kwargs = pytree.tree_map(change, (self.args, dict(self.kwargs)))
         return Call(args, kwargs)
 
     def doubled(self) -> Call:
-        """With every sample twice: the batch, and the same once more behind it."""
+        """Make the call with every sample twice: the batch, followed by the same batch again."""
         return self.map(lambda leaf: torch.cat([leaf, leaf]) if self.is_batched(leaf) else leaf)
 
     def first(self) -> Call:
-        """With the first sample only."""
+        """Make the call with only the first sample."""
         return self.map(lambda leaf: leaf[:1] if self.is_batched(leaf) else leaf)
 
     def outputs(self, module: torch.nn.Module) -> list[torch.Tensor]:
-        """The tensors that ``module`` gives for it."""
+        """Run ``module`` and return the tensors in its output."""
         with torch.no_grad():
             return tensors_of(module(*self.args, **self.kwargs))
 
 
 def example_call(module: torch.nn.Module, example: Example) -> Call:
-    """The call that ``example`` stands for.
+    """Make the call that ``example`` describes.
 
     Raises:
-        ConfigError: it is no example, holds no tensor, or ``forward`` does not take it.
+        ConfigError: it is no valid example, holds no tensor, or ``forward`` does not take it.
     """
     if isinstance(example, torch.Tensor):
         return example_call(module, (example,))
@@ -89,15 +89,20 @@ def example_call(module: torch.nn.Module, example: Example) -> Call:
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
     call = bind(module, args, kwargs)
     if not call.tensors:
-        raise ConfigError("the example inputs hold no tensor: give what the module's forward() takes")
+        raise ConfigError("the example inputs hold no tensor: give the arguments of the module's forward()")
     return call
 
 
 def bind(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-    """The call with arguments sorted as ``forward`` declares them.
+    """Make a call with arguments sorted as ``forward`` declares them.
+
+    Args:
+        module: the module.
+        args: positional arguments.
+        kwargs: arguments by name.
 
     Raises:
-        ConfigError: it does not take them.
+        ConfigError: ``forward`` does not take them.
     """
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
@@ -110,12 +115,12 @@ def bind(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 
 def tensors_of(output: Any) -> list[torch.Tensor]:
-    """The tensors that a module gave, containers unpacked."""
+    """List the tensors in the output of a module, containers unpacked."""
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
 def output_names(output: Any) -> list[str | None]:
-    """For each tensor of an output its key, if it came in a dictionary or in named fields."""
+    """List the key of each tensor in an output; None unless it is in a dictionary or in named fields."""
     found, _ = pytree.tree_flatten_with_path(output)
     return [_key(path) for path, leaf in found if isinstance(leaf, torch.Tensor)]
 
@@ -127,7 +132,7 @@ def _key(path: tuple[Any, ...]) -> str | None:
 
 
 def to_numpy(tensor: torch.Tensor, name: str) -> NDArray[np.generic]:
-    """The tensor on the CPU, from whatever device.
+    """Copy the tensor to the CPU as an array.
 
     Raises:
         CalibrationError: numpy has no such number type.
@@ -135,4 +140,4 @@ def to_numpy(tensor: torch.Tensor, name: str) -> NDArray[np.generic]:
     try:
         return np.asarray(tensor.detach().cpu().numpy())
     except TypeError as error:
-        raise CalibrationError(f"input {name!r}: {tensor.dtype} cannot be given to ONNX: {error}") from error
+        raise CalibrationError(f"input {name!r}: {tensor.dtype} cannot be passed to ONNX: {error}") from error

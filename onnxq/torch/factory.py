@@ -1,4 +1,4 @@
-"""``onnxq export MODULE:FACTORY``: from words on the command line to a module and its example inputs."""
+"""Export a module that a Python factory makes, for ``onnxq export MODULE:FACTORY``."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from onnxq.torch.exporting import Exported, export
 
 
 def export_made(source: str, output: str, shape: str | None, *, dynamic_batch: bool) -> Exported:
-    """Export what a factory makes.
+    """Export the module that a factory makes.
 
     Args:
-        source: ``package.module:factory`` or ``file.py:factory``; the factory is called without arguments and
-            gives a module, or a pair of it and its example inputs. It may also be a module itself.
+        source: ``package.module:factory`` or ``file.py:factory``. The factory is called without arguments and
+            returns a module, or a module and its example inputs. The name may also be that of a module.
         output: the file to write.
-        shape: ``1,3,224,224``, of the one real input, where the factory gives no example.
+        shape: the shape of the only input, such as ``1,3,224,224``; None: the factory gives an example.
         dynamic_batch: as for `export`.
 
     Raises:
-        ConfigError: there is no such factory, or it gives something else.
+        ConfigError: there is no such factory, or it returns something else.
         ModelError: as `export`.
     """
     module, example = _made(source)
@@ -61,12 +61,12 @@ def _attribute(holder: ModuleType, name: str, source: str) -> Any:
     names: Mapping[str, Any] = vars(holder)
     if name not in names:
         found = ", ".join(key for key, value in names.items() if callable(value) and not key.startswith("_"))
-        raise ConfigError(f"{source}: there is no {name!r}; callable are: {found or 'none'}")
+        raise ConfigError(f"{source}: there is no {name!r}; callables are: {found or 'none'}")
     return names[name]
 
 
 def _imported(place: str) -> ModuleType:
-    """A module by name, or the one in a file; the current folder is searched as Python itself does."""
+    """Import a Python module by name or from a file; the current folder is searched too."""
     if place.endswith(".py"):
         return _from_file(Path(place))
     if "" not in sys.path:

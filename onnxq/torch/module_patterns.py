@@ -1,4 +1,4 @@
-"""Parts of a module, meant by name or by type, as patterns of ONNX node names; and `skip_quant`."""
+"""Select parts of a module by name or type, as patterns of ONNX node names; and `skip_quant`."""
 
 from __future__ import annotations
 
@@ -22,23 +22,28 @@ Which: TypeAlias = str | type[torch.nn.Module]
 """The name of a module (``layer1.0.conv2``, or a glob: ``layer1.*``), or a type of modules."""
 
 _MARK = "skip_quant"
-"""The attribute of modules that stay float."""
+"""The attribute of modules to keep in float."""
 
 
 @dataclass(frozen=True)
 class Layers:
-    """What is asked for some layers only.
+    """Options for some layers only.
 
     Attributes:
-        skip: layers that stay float.
-        override: layer -> its own options.
+        skip: layers to keep in float.
+        override: layer -> its options.
     """
 
     skip: tuple[Which, ...] = ()
     override: Mapping[Which, Mapping[str, Any]] = field(default_factory=dict)
 
     def added_to(self, config: QuantConfig, module: torch.nn.Module, path: Path) -> QuantConfig:
-        """``config`` with all this, and what is marked on ``module``, in words of the model at ``path``.
+        """Add these options and the marks on ``module`` to ``config``, as patterns of ONNX node names.
+
+        Args:
+            config: the options for all layers.
+            module: the module.
+            path: the ONNX file that it was exported to.
 
         Raises:
             ConfigError: the module has no such layer, or the options are wrong.
@@ -59,16 +64,16 @@ class Layers:
 
 
 def skip_quant(module: torch.nn.Module, *which: Which) -> None:
-    """Mark parts of ``module`` that stay float when it is quantized, with all that they hold.
+    """Mark parts of ``module`` to keep in float when it is quantized, with all the modules inside them.
 
-    The same as setting ``part.skip_quant = True`` on each of them.
+    This is the same as setting ``part.skip_quant = True`` on each of them.
 
     Args:
-        module: marks are set on its parts.
+        module: the module; its parts are marked.
         which: names (``layer1.0.conv2``), globs of names (``layer1.*``), types (``torch.nn.LayerNorm``).
 
     Raises:
-        ConfigError: one of them means no part of the module.
+        ConfigError: one of them matches no part of the module.
     """
     parts = dict(module.named_modules(remove_duplicate=False))
     for one in which:
@@ -77,7 +82,7 @@ def skip_quant(module: torch.nn.Module, *which: Which) -> None:
 
 
 def names_of(module: torch.nn.Module, which: Which) -> list[str]:
-    """The names of the parts that are meant.
+    """Find the names of the parts that ``which`` matches.
 
     Raises:
         ConfigError: there are none.
@@ -88,23 +93,23 @@ def names_of(module: torch.nn.Module, which: Which) -> list[str]:
     elif isinstance(which, type):
         found = [name for name, part in parts.items() if isinstance(part, which)]
     else:
-        raise ConfigError(f"{which!r} means no layer: expected the name of a module, or a type of modules")
+        raise ConfigError(f"{which!r} is not a layer: expected the name of a module, or a type of modules")
     if not found:
         raise ConfigError(_unknown(module, which, parts))
     return found
 
 
 def marked(module: torch.nn.Module) -> list[str]:
-    """The names of the parts that `skip_quant` marked."""
+    """Find the names of the parts that `skip_quant` marked."""
     parts = module.named_modules(remove_duplicate=False)
     return [name for name, part in parts if getattr(part, _MARK, False)]
 
 
 def patterns(names: Iterable[str], nodes: Iterable[str]) -> Iterator[str]:
-    """Patterns that mean all ONNX nodes of these modules; none for a module that left no node.
+    """Yield patterns that match all ONNX nodes of these modules; none for a module without nodes.
 
     Args:
-        names: of modules.
+        names: the names of the modules.
         nodes: the names of all nodes of the exported model.
     """
     nodes = tuple(nodes)
@@ -120,4 +125,4 @@ def _unknown(module: torch.nn.Module, which: Which, parts: Iterable[str]) -> str
         return f"{kind} holds no {which.__name__}"
     near = get_close_matches(which, list(parts), n=3)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
-    return f"{kind} has no part called {which!r}{hint} module.named_modules() lists them"
+    return f"{kind} has no part called {which!r}{hint} (see module.named_modules())"

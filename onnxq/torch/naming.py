@@ -1,8 +1,8 @@
-"""Names in an exported model: nodes are called after the modules that they come from.
+"""Name the nodes of an exported model after the modules that they come from.
 
-``layer1.0.conv2/Conv`` is a Conv of the module ``layer1.0.conv2``; nodes of the outermost forward() have the
-operator's name alone. So patterns (``--exclude 'layer1.0.conv2/*'``), plans, reports and rankings speak the
-language of the PyTorch model.
+``layer1.0.conv2/Conv`` is a Conv of the module ``layer1.0.conv2``. Nodes of the outermost forward() have only
+the operator's name. So patterns (``--exclude 'layer1.0.conv2/*'``), plans, reports and rankings use the names
+of the PyTorch model.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ _SCOPES, _CLASSES, _TRACE = (
     "pkg.torch.onnx.stack_trace",
 )
 _AGAIN = re.compile(r"@\d+")
-"""What torch.export appends to a module's name when it is called once more."""
+"""The suffix that torch.export appends to a module's name when it is called again."""
 
 
 def name_nodes(model: ir.Model, modules: Collection[str]) -> None:
-    """Call every node after its module; ``modules`` are the names that there are.
+    """Name every node after its module; ``modules`` are the names of all modules.
 
-    A convolution that took in a BatchNorm is named after the convolution: the exporter says it is the norm's.
+    A convolution with a folded BatchNorm is named after the convolution, though the exporter assigns it to
+    the BatchNorm.
     """
     for node in model.graph.all_nodes():
         module = _module(node, modules)
@@ -40,7 +41,7 @@ def name_nodes(model: ir.Model, modules: Collection[str]) -> None:
 
 
 def _module(node: ir.Node, modules: Collection[str]) -> str | None:
-    """The name of the module that ``node`` comes from, None if nothing tells."""
+    """The name of the module that ``node`` comes from; None if it is unknown."""
     scopes = _listed(node, _SCOPES)
     if not scopes:
         return None
@@ -49,7 +50,7 @@ def _module(node: ir.Node, modules: Collection[str]) -> str | None:
         owners = (_owner(value) for value in node.inputs)
         return next((owner for owner in owners if owner in modules), scopes[-2])
     name = _AGAIN.sub("", scopes[-2]) if len(scopes) > 1 else ""
-    return name if name in modules else ""  # the exporter makes some scopes up
+    return name if name in modules else ""  # the exporter invents some scopes
 
 
 def _listed(node: ir.Node, key: str) -> Sequence[str]:
@@ -57,22 +58,22 @@ def _listed(node: ir.Node, key: str) -> Sequence[str]:
 
 
 def _owner(value: ir.Value | None) -> str | None:
-    """The module whose parameter ``value`` is, by its name."""
+    """The module that the parameter ``value`` belongs to, according to its name."""
     if value is None or not value.is_initializer():
         return None
     return (value.name or "").rpartition(".")[0]
 
 
 def name_interface(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str | None]) -> None:
-    """Give inputs and outputs their names; whatever inside the graph has such a name gets another one.
+    """Name the inputs and outputs, and rename tensors inside the graph that have such a name.
 
-    ONNX Runtime refuses a model in which two tensors have one name, and neither PyTorch's exporter nor
-    onnx's checker sees to it that an output is not called like a tensor inside.
+    ONNX Runtime refuses a model in which two tensors have the same name. Neither PyTorch's exporter nor the
+    checker of onnx prevents that an output has the name of a tensor inside.
 
     Args:
-        model: is changed.
-        inputs: the names.
-        outputs: the names; None keeps what the exporter chose.
+        model: the model, which is changed.
+        inputs: the names of the inputs.
+        outputs: the names of the outputs; None keeps the exporter's name.
 
     Raises:
         ConfigError: a name is given twice, or too few or too many are given.
@@ -88,13 +89,13 @@ def name_interface(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str
     _check_unique(given, "output")
     if clash := set(given) & set(inputs):
         raise ConfigError(
-            f"output name {min(clash)!r} is the name of an input too: give another (output_names)"
+            f"output name {min(clash)!r} is also the name of an input: give another one (output_names)"
         )
     UniqueNamesPass()(model)
 
 
 def name_axes(model: ir.Model, shapes: Any) -> None:
-    """Call the axes that vary as ``shapes`` does, which `torch.export` was given: ``batch``, not ``s77``."""
+    """Name the axes that vary as in ``shapes``, which `torch.export` got: ``batch`` instead of ``s77``."""
     given = shapes.values() if isinstance(shapes, Mapping) else shapes or ()
     names: dict[str, str] = {}
     for value, axes in zip(model.graph.inputs, given, strict=False):
@@ -121,7 +122,7 @@ def _rename_axes(value: ir.Value, names: Mapping[str, str]) -> None:
 
 
 def _renamed(dim: str, names: Mapping[str, str]) -> str:
-    """A symbol, or a formula of symbols, in new names."""
+    """Rename the symbols in a symbol or a formula of symbols."""
     return re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dim)
 
 

@@ -1,4 +1,4 @@
-"""Post-training quantization in a loop of one's own: `PTQ`, as Paddle and `torch.ao` have it."""
+"""Post-training quantization with the user's own calibration loop: `PTQ`, as in Paddle and `torch.ao`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from onnxq.torch.module_patterns import Layers, Which
 
 
 class PTQ:
-    """Calibrates a module while its user runs it, and writes it quantized.
+    """Calibrates a module while the user runs it, and writes the quantized model.
 
     ::
 
@@ -35,10 +35,13 @@ class PTQ:
             model(x)
         ptq.convert(model, "model-int8.onnx")
 
-    `prepare` exports the module once. From then on each call of the module also runs the exported model in
-    ONNX Runtime on the same inputs, brought to the CPU, and counts what its tensors hold: statistics come
-    from the very graph that is quantized, functional operators included, and cost one more run. The module
-    itself computes what it always did, on its own device, and nothing in it is replaced or fused.
+    `prepare` exports the module once. From then on, each call of the module also runs the exported model in
+    ONNX Runtime, on the CPU and on the same inputs, and gathers statistics of its tensors. So the statistics
+    come from the graph that is quantized, including functional operators, and cost one more run. The module
+    itself still computes the same on its own device; nothing in it is replaced or fused.
+
+    Attributes:
+        config: the options for all layers.
     """
 
     def __init__(
@@ -51,10 +54,10 @@ class PTQ:
         """Take the options.
 
         Args:
-            config: for all layers; defaults if None.
-            skip: layers that stay float, by name (a glob will do) or by type; beside those that
-                `onnxq.torch.skip_quant` marked.
-            layers: other options for some layers, as `QuantConfig.override` knows them:
+            config: the options for all layers; None: the defaults.
+            skip: layers to keep in float, by name, glob of names, or type, besides those marked with
+                `onnxq.torch.skip_quant`.
+            layers: other options for some layers, as in `QuantConfig.override`:
                 ``{"head": {"method": "entropy"}, torch.nn.Linear: {"per_tensor": True}}``.
         """
         self.config = config or QuantConfig()
@@ -69,21 +72,24 @@ class PTQ:
         inplace: bool = False,
         dynamic_shapes: Any = None,
     ) -> torch.nn.Module:
-        """A module to be called with the calibration data: it gives what ``model`` gives.
+        """Export ``model`` and start to observe its calls.
 
         Args:
             model: a module in eval mode, on any device.
             example_inputs: as for `onnxq.torch.export`.
             inplace: observe the calls of ``model`` itself; otherwise those of a copy.
-            dynamic_shapes: what may vary beside the batch, as for `onnxq.torch.export`.
+            dynamic_shapes: the axes that may vary, as for `onnxq.torch.export`; None: the batch.
+
+        Returns:
+            The module to call with the calibration data; it computes the same as ``model``.
 
         Raises:
             ModelError: the module cannot be exported, or has nothing to quantize.
             ConfigError: it is in training mode, was prepared already, or has no layer that the options name.
-            TargetError: the target does not take what was asked for.
+            TargetError: the target does not take the requested number formats.
         """
         if model in self._prepared:
-            raise ConfigError("the model is prepared already: call it with data, then convert it")
+            raise ConfigError("the model was prepared already: call it with data, then convert it")
         check_eval(model)
         model = model if inplace else copy.deepcopy(model)
         self._prepared[model] = _Prepared(model, example_inputs, self.config, self._layers, dynamic_shapes)
@@ -96,25 +102,25 @@ class PTQ:
         progress: Progress = silent,
         goal: Goal | None = None,
     ) -> QuantResult:
-        """Write the quantized model; ``model`` may be called with more data, and converted again.
+        """Write the quantized model. Afterwards, ``model`` can be called with more data and converted again.
 
         Args:
-            model: what `prepare` gave.
+            model: the module that `prepare` returned.
             output: path of the ONNX file to write.
-            progress: told how far the work is.
-            goal: what the model must reach, as for `onnxq.quantize_static`.
+            progress: called with the progress of the work.
+            goal: the accuracy that the model must reach, as for `onnxq.quantize_static`.
 
         Raises:
-            ConfigError: `prepare` did not give this model, or its weights are not those that were exported.
-            OnnxqError: as `onnxq.quantize_static`; ``output`` is then as it was before.
+            ConfigError: `prepare` did not return this model, or its weights have changed since.
+            OnnxqError: as `onnxq.quantize_static`; ``output`` is then left unchanged.
         """
         return self._of(model).convert(model, output, progress, goal)
 
     def release(self, model: torch.nn.Module) -> torch.nn.Module:
-        """End the observation: ``model`` is again what it was before `prepare`.
+        """Stop observing ``model``, which is then as it was before `prepare`.
 
         Raises:
-            ConfigError: `prepare` did not give this model.
+            ConfigError: `prepare` did not return this model.
         """
         self._of(model).close()
         del self._prepared[model]
@@ -129,12 +135,12 @@ class PTQ:
 
 
 class _Prepared:
-    """A module under observation: its ONNX form, and what was seen of it."""
+    """An observed module: its exported model and the calibration so far."""
 
     def __init__(
         self, module: torch.nn.Module, example: Example, config: QuantConfig, layers: Layers, shapes: Any
     ) -> None:
-        """Export the module, plan, and observe its calls from now on."""
+        """Export the module, plan its quantization, and start to observe its calls."""
         self._folder = TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True)
         self._remove_folder = weakref.finalize(self, self._folder.cleanup)
         path = Path(self._folder.name) / f"{type(module).__name__}.onnx"
@@ -151,25 +157,25 @@ class _Prepared:
         progress: Progress,
         goal: Goal | None,
     ) -> QuantResult:
-        """Write the quantized model, if it still is this module."""
+        """Write the quantized model, if the module's weights have not changed."""
         if checksum(module) != self._weights:
             raise ConfigError(
-                f"the weights or buffers of this {type(module).__name__} have changed since prepare(): what "
-                "was exported and calibrated is another model. Prepare it again, in eval mode."
+                f"the weights or buffers of this {type(module).__name__} have changed since prepare(), so "
+                "the exported and calibrated model is another one. Prepare it again, in eval mode."
             )
         result = self._calibration.convert(output, progress, goal)
-        _ = result.table  # it reads the exported model, which goes with us
+        _ = result.table  # reads the exported model now, because it is deleted with this object
         return result
 
     def close(self) -> None:
-        """End the observation."""
+        """Stop observing, and delete the exported model."""
         self._hook.remove()
         self._calibration.close()
         self._remove_folder()
 
 
 class _Observer:
-    """Called before each call of a module, with its inputs."""
+    """A hook that runs the exported model before each call of a module, on the same inputs."""
 
     def __init__(self, exported: Exported, calibration: Calibration, form: tuple[Any, ...]) -> None:
         self._exported = exported
@@ -183,32 +189,32 @@ class _Observer:
         if call.form != self._form:
             raise CalibrationError(
                 f"this {type(module).__name__} was called with other arguments than the example inputs: only "
-                "the values and the batch size of tensors may differ. Prepare it with such an example."
+                "the values and the batch size of tensors may differ. Prepare it with an example like this."
             )
         pairs = zip(self._exported.inputs, call.tensors, strict=True)
         self._calibration.observe({name: to_numpy(tensor, name) for name, tensor in pairs})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Observer:
-        """A copy of the module feeds the same statistics."""
+        """Return the same observer, so copies of the module add to the same statistics."""
         return self
 
 
 def check_eval(module: torch.nn.Module) -> None:
-    """Refuse a module that does not compute as it will when it is deployed.
+    """Refuse a module in training mode, which does not compute as it will after deployment.
 
     Raises:
-        ConfigError: a part of it is in training mode.
+        ConfigError: the module or a part of it is in training mode.
     """
     training = [name for name, part in module.named_modules() if part.training]
     if training:
         where = f"its part {training[0]!r}" if training[0] else "it"
         raise ConfigError(
-            f"{type(module).__name__} is to be calibrated, but {where} is in training mode: call eval() first"
+            f"{type(module).__name__} cannot be calibrated, {where} is in training mode: call eval() first"
         )
 
 
 def checksum(module: torch.nn.Module) -> int:
-    """CRC-32 of all parameters and buffers that are saved with the module."""
+    """Compute the CRC-32 of all parameters and buffers in the module's ``state_dict()``."""
     total = 0
     for name, tensor in module.state_dict().items():
         total = zlib.crc32(name.encode(), total)

@@ -1,4 +1,4 @@
-"""A module as a graph of PyTorch: for any batch size if it takes one, else for that of the example."""
+"""Trace a module to a PyTorch graph: for any batch size if the module allows it, else for the example's."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _MESSAGE = 400
 
 @dataclass(frozen=True)
 class Traced:
-    """A module as a graph.
+    """A traced module.
 
     Attributes:
         program: the graph.
-        shapes: what varies in it, as `torch.export.export` takes it; None: nothing.
-        other: a call with another batch size; None if only that of the example will do.
-        reason: why only that will do.
+        shapes: the axes that vary, as for `torch.export.export`; None: no axis.
+        other: a call with another batch size; None if only the example's batch size works.
+        reason: why only that one works.
     """
 
     program: ExportedProgram
@@ -38,23 +38,24 @@ class Traced:
 
 
 def trace_free(module: torch.nn.Module, call: Call, dim: Any, check: Callable[[Call], None]) -> Traced:
-    """``module`` with a free batch size, if it allows one.
+    """Trace ``module`` with a free batch size if it allows one, else with the sizes of ``call``.
 
     Args:
-        module: in eval mode.
-        call: an example.
+        module: the module, in eval mode.
+        call: an example call.
         dim: the `torch.export.Dim` of the batch.
-        check: given ``call`` with every sample twice; its error too says that the batch is not free.
+        check: called with ``call`` with every sample twice; an error from it means that the batch is not
+            free.
 
     Raises:
-        ModelError: PyTorch cannot trace it, not for the sizes of ``call`` either.
+        ModelError: PyTorch cannot trace the module, even for the sizes of ``call``.
     """
     doubled = call.doubled()
     shapes = _batch_shapes(doubled, dim)
     try:
         check(doubled)
         program = _program(module, doubled, shapes)
-    except Exception as error:  # noqa: BLE001 - the sizes of the example are the way out
+    except Exception as error:  # noqa: BLE001 - the sizes of the example remain
         return Traced(trace(module, call), None, None, root(error))
     if any(isinstance(size, int) for size in _batch_sizes(program, doubled)):
         return Traced(trace(module, call), None, None, "it computes with its batch size.")
@@ -62,17 +63,22 @@ def trace_free(module: torch.nn.Module, call: Call, dim: Any, check: Callable[[C
 
 
 def trace(module: torch.nn.Module, call: Call, shapes: Any = None) -> ExportedProgram:
-    """``module``, with the sizes of ``call`` but for ``shapes``.
+    """Trace ``module``.
+
+    Args:
+        module: the module, in eval mode.
+        call: an example call; the graph has its sizes.
+        shapes: the axes that vary, as for `torch.export.export`; None: no axis.
 
     Raises:
-        ModelError: PyTorch cannot trace it.
+        ModelError: PyTorch cannot trace the module.
     """
     try:
         return _program(module, call, shapes)
     except Exception as error:
         raise ModelError(
-            f"{type(module).__name__} cannot be exported: {root(error)} What depends on the values of "
-            "tensors (if, while, .item()) has to be written with torch.where or torch.cond."
+            f"{type(module).__name__} cannot be exported: {root(error)} Code that depends on the values of "
+            "tensors (if, while, .item()) must use torch.where or torch.cond instead."
         ) from error
 
 
@@ -82,7 +88,7 @@ def _program(module: torch.nn.Module, call: Call, shapes: Any) -> ExportedProgra
 
 
 def _batch_shapes(call: Call, dim: Any) -> Any:
-    """For `torch.export`: the first axis of every batched input varies."""
+    """Make the dynamic shapes for `torch.export`: the first axis of every batched input varies."""
     args, kwargs = pytree.tree_map(
         lambda leaf: {0: dim} if call.is_batched(leaf) else None, (call.args, dict(call.kwargs))
     )
@@ -90,7 +96,7 @@ def _batch_shapes(call: Call, dim: Any) -> Any:
 
 
 def _batch_sizes(program: ExportedProgram, call: Call) -> list[Any]:
-    """Of the inputs that have one: a number, or a symbol where it is free."""
+    """List the batch sizes of the batched inputs: a number each, or a symbol if it is free."""
     names = set(program.graph_signature.user_inputs)
     values = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder") if node.name in names]
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
@@ -98,7 +104,7 @@ def _batch_sizes(program: ExportedProgram, call: Call) -> list[Any]:
 
 
 def root(error: BaseException) -> str:
-    """What lies behind an error, on one line: PyTorch wraps it in pages of advice."""
+    """The message of the root cause of an error, on one line; PyTorch wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
@@ -108,7 +114,7 @@ def root(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing is printed, logged or warned of in the ``with`` block; errors are raised as ever."""
+    """Suppress prints, logs and warnings in the ``with`` block; errors are raised as usual."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -144,7 +144,7 @@ def test_an_output_may_be_called_like_a_tensor_inside(tmp_path):
     [
         ({"output_names": ["a", "b"]}, "2 output names for 1 outputs"),
         ({"input_names": []}, None),
-        ({"output_names": ["x"]}, "'x' is the name of an input too"),
+        ({"output_names": ["x"]}, "'x' is also the name of an input"),
         ({"input_names": ["a", "b"]}, "2 input names for 1 inputs"),
     ],
 )
@@ -310,7 +310,7 @@ def test_the_command(folder, capsys, arguments):
         (("made_here:alone",), "gives no example inputs: give the shape"),
         (("made_here:alone", "--shape", "1,x"), "expected whole numbers, like 1,3,224,224"),
         (("made_here:nothing",), "gives a int: expected a torch.nn.Module"),
-        (("made_here:both_",), "there is no 'both_'; callable are: alone, both, module, nothing"),
+        (("made_here:both_",), "there is no 'both_'; callables are: alone, both, module, nothing"),
         (("made_there:both",), "cannot import made_there"),
         (("made_there.py:both",), "made_there.py: no such file"),
         (("made_here",), "expected package.module:factory"),

@@ -170,7 +170,7 @@ def test_no_warning_of_what_left_no_node(net, caplog):
     [
         ("boddy", r"no part called 'boddy'; did you mean body\?"),
         (nn.LSTM, "holds no LSTM"),
-        (3, "means no layer"),
+        (3, "is not a layer"),
     ],
 )
 def test_layers_that_there_are_not(net, which, message):

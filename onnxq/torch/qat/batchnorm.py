@@ -1,11 +1,11 @@
-"""Batch normalization folded into the weights before it, while both are trained.
+"""Fold batch normalization into the weights before it, while both are trained.
 
     f = gamma / sqrt(running_var + eps)
     y = norm(layer(x, quantized(w * f)) / f + b)
 
-The weights are rounded as they will be in the folded model, and the normalization still sees what it would
-see without folding, so that it goes on with the statistics of the batch: Jacob et al. 2018,
-https://arxiv.org/abs/1712.05877, section 3.2. In inference mode this is the folded layer exactly.
+The weights are rounded as they will be in the folded model. The normalization still gets the same input as
+without folding, so it keeps using the statistics of the batch: Jacob et al. 2018,
+https://arxiv.org/abs/1712.05877, section 3.2. In inference mode, this equals the folded layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ _TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.
 
 
 def fold(graph: fx.Graph, layer: fx.Node, norm: fx.Node) -> fx.Node:
-    """Write the formulas into ``graph``; the node that gives the folded weights."""
+    """Write the folding of ``norm`` into ``layer`` into ``graph``.
+
+    Args:
+        graph: the trace, which is changed.
+        layer: the layer before the normalization.
+        norm: the normalization.
+
+    Returns:
+        The node that computes the folded weights.
+    """
     weight, bias = argument(layer, "weight"), argument(layer, "bias")
     with graph.inserting_before(layer):
         gained = graph.call_function(
@@ -38,13 +47,26 @@ def fold(graph: fx.Graph, layer: fx.Node, norm: fx.Node) -> fx.Node:
 
 
 def factor(gamma: Tensor | None, variance: Tensor, epsilon: float) -> Tensor:
-    """What each channel is multiplied by: [C]."""
+    """Compute the factor of each channel: [C].
+
+    Args:
+        gamma: the weight of the normalization, [C]; None: 1.
+        variance: its running variance, [C].
+        epsilon: its eps.
+    """
     inverse = torch.rsqrt(variance + epsilon)
     return inverse if gamma is None else gamma * inverse
 
 
 def scaled(weight: Tensor, gained: Tensor, axis: int, groups: int) -> Tensor:
-    """``weight`` times a factor for each output channel: along axis 0, or 1 within each of its groups."""
+    """Multiply ``weight`` by a factor for each output channel.
+
+    Args:
+        weight: the weights of a layer.
+        gained: the factors, [C].
+        axis: the axis of output channels: 0, or 1 within each group (transposed convolutions).
+        groups: the number of groups, for axis 1.
+    """
     if axis == 0:
         return weight * gained.reshape(-1, *[1] * (weight.ndim - 1))
     split = weight.reshape(groups, -1, *weight.shape[1:])
@@ -52,21 +74,34 @@ def scaled(weight: Tensor, gained: Tensor, axis: int, groups: int) -> Tensor:
 
 
 def unscaled(output: Tensor, gained: Tensor, bias: Tensor | None) -> Tensor:
-    """``output`` as it would be without the factor, channels along axis 1; dead channels stay 0."""
+    """Divide ``output`` by the factor of each channel again and add the bias; dead channels stay 0.
+
+    Args:
+        output: the output of the layer, with channels along axis 1.
+        gained: the factors, [C].
+        bias: the bias of the layer, [C], or None.
+    """
     shape = (-1, *[1] * (output.ndim - 2))
     plain = output / torch.where(gained == 0, 1.0, gained).reshape(shape)
     return plain if bias is None else plain + bias.reshape(shape)
 
 
 def folded_weight(weight: Tensor, layer: fx.Node, norm: fx.Node, trace: fx.GraphModule) -> Tensor:
-    """The value that the weights of ``layer`` have at first, when ``norm`` is folded into them."""
+    """Compute the initial weights of ``layer`` with ``norm`` folded into them.
+
+    Args:
+        weight: the weights without folding.
+        layer: the layer.
+        norm: the normalization after it.
+        trace: the trace that holds both.
+    """
     names = ("weight", "running_var", "eps")
     values = [_value(argument(norm, name), trace) for name in names]
     return scaled(weight, factor(*values), *_channels(layer)).detach()
 
 
 def constant_of(node: fx.Node, trace: fx.GraphModule) -> Tensor | None:
-    """The tensor that ``node`` gives, if it only depends on parameters and constants."""
+    """Compute the tensor that ``node`` gives; None if it depends on more than parameters and constants."""
     if node.op == "get_attr":
         value = _fetch(trace, str(node.target))
         return value.detach() if isinstance(value, Tensor) else None
@@ -82,7 +117,7 @@ def constant_of(node: fx.Node, trace: fx.GraphModule) -> Tensor | None:
 
 
 def argument(node: fx.Node, name: str) -> Any:
-    """What an operator is given under this name, or its default."""
+    """The argument of an operator with this name, or its default."""
     for index, declared in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         if declared.name == name:
             return (

@@ -1,8 +1,8 @@
-"""A module as PyTorch and as ONNX see it, and which node of the one is which of the other.
+"""Capture a module as a PyTorch trace and as an ONNX model, and match the nodes of both.
 
-The module is traced once. The trace, in the form that can be trained, is what fake quantization is placed in;
-the ONNX model that the exporter makes of it is what the plan is made for. The exporter keeps the names of
-parameters, writes into each ONNX node the name of the node that it came from, and calls the outputs after it.
+The module is traced once. Fake quantization is placed in the trainable form of the trace. The plan is made
+for the ONNX model that the exporter makes of it. The exporter keeps the names of parameters. It writes into
+each ONNX node the name of the traced node that it came from, and names the node's outputs after it.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _NAME = re.compile(r"%(\w+)")
 
 @dataclass(frozen=True)
 class Captured:
-    """What the exporter wrote, before it cleans it: every parameter is an initializer under its own name.
+    """The exported model before the exporter's cleaning: every parameter is an initializer under its name.
 
     Attributes:
         raw: that model.
-        program: the graph that it was made of.
+        program: the graph that it was exported from.
         modules: the names of the user's submodules.
-        inputs: names of the inputs.
-        outputs: names of the outputs; None keeps the exporter's.
+        inputs: the names of the inputs.
+        outputs: the names of the outputs; None keeps the exporter's name.
     """
 
     raw: ir.Model
@@ -55,7 +55,7 @@ class Captured:
     outputs: tuple[str | None, ...]
 
     def onnx(self, state: Mapping[str, torch.Tensor] = NOTHING) -> ir.Model:
-        """The model as `onnxq.torch.export` gives it, with the parameters of ``state``, by name.
+        """Make the model as `onnxq.torch.export` does, with the parameters in ``state``, by name.
 
         Raises:
             ModelError: a tensor of ``state`` has another shape than the initializer of its name.
@@ -70,13 +70,13 @@ class Captured:
 
 @dataclass(frozen=True)
 class Seen:
-    """One trace, and its likeness in ONNX.
+    """A trace and the matching ONNX model.
 
     Attributes:
         trace: the trainable graph, in inference mode.
-        captured: what it was exported as.
-        onnx: the same, cleaned.
-        values: tensor of ``onnx`` -> the node of ``trace`` that gives it.
+        captured: the exported model.
+        onnx: the exported model, cleaned.
+        values: tensor of ``onnx`` -> the node of ``trace`` that computes it.
         nodes: node of ``onnx`` -> the node of ``trace`` that it came from.
     """
 
@@ -93,7 +93,13 @@ def capture(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
 ) -> Seen:
-    """Trace ``module``, which is in eval mode, and export it. The trace shares its parameters.
+    """Trace ``module`` and export it. The trace shares the module's parameters.
+
+    Args:
+        module: the module, in eval mode.
+        call: an example call.
+        input_names: other names for the inputs.
+        output_names: other names for the outputs.
 
     Raises:
         ModelError: PyTorch cannot trace or export it, or a BatchNorm has no statistics to fold.
@@ -118,7 +124,7 @@ def capture(
 
 
 def _matched(trace: fx.GraphModule, captured: Captured) -> Seen:
-    """Find the nodes of ``trace`` in ONNX."""
+    """Match the nodes of ``trace`` with those of the ONNX model."""
     came_from = _origins(captured.program.graph, {node.name: node for node in trace.graph.nodes})
     model = captured.onnx()
     nodes = {
@@ -147,14 +153,15 @@ def _with_weights(model: ir.Model, state: Mapping[str, torch.Tensor]) -> ir.Mode
             array = np.array(state[name].detach().cpu().numpy())
             if value.shape is not None and tuple(value.shape.numpy()) != array.shape:
                 raise ModelError(
-                    f"parameter {name!r} has shape {array.shape}, was {value.shape}: prepare again"
+                    f"parameter {name!r} has shape {array.shape}, but had {value.shape} when the module was "
+                    "prepared: prepare it again"
                 )
             value.const_value = ir.tensor(array, name=name)
     return result
 
 
 def _traced(module: torch.nn.Module, call: Call) -> ExportedProgram:
-    """With a free batch size if the module allows one, else for that of ``call``.
+    """Trace the module with a free batch size if it allows one, else with that of ``call``.
 
     Raises:
         ModelError: PyTorch cannot trace it.
@@ -176,7 +183,7 @@ def _exported(program: ExportedProgram, module: torch.nn.Module) -> Any:
 
 
 def _origins(graph: fx.Graph, traced: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
-    """Node of the graph that was exported -> the node of the trace that it came from."""
+    """Map nodes of the exported graph to the nodes of the trace that they came from."""
     found = {node.name: _origin(node, traced) for node in graph.nodes if node.op == "call_function"}
     return {name: node for name, node in found.items() if node is not None}
 
@@ -196,11 +203,11 @@ def _fx_name(node: ir.Node) -> str | None:
 
 
 def _inputs(trace: fx.GraphModule) -> list[fx.Node]:
-    """Those that are tensors."""
+    """The inputs of the trace that are tensors."""
     nodes = trace.graph.find_nodes(op="placeholder")
     return [node for node in nodes if isinstance(node.meta.get("val"), torch.Tensor)]
 
 
 def _results(trace: fx.GraphModule) -> list[Any]:
-    """What the trace gives, containers unpacked."""
+    """The outputs of the trace, containers unpacked."""
     return list(pytree.tree_leaves(trace.graph.output_node().args[0]))

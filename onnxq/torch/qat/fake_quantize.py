@@ -1,14 +1,15 @@
-"""Fake quantization: numbers on the grid of a `QuantSpec`, in float, with gradients that training can use.
+"""Fake quantization: round to the grid of a `QuantSpec` in float, with gradients that training can use.
 
     q = clip(round(x / s) + z, qmin, qmax),   y = (q - z) * s
 
-The same as QuantizeLinear and DequantizeLinear give. Backwards, rounding counts as the identity:
+This equals QuantizeLinear and DequantizeLinear. In the backward pass, rounding counts as the identity:
 
-    dy/dx = 1 inside the grid, 0 beyond
-    dy/ds = round(x / s) - x / s inside,  q - z beyond
+    dy/dx = 1 inside the grid, 0 outside
+    dy/ds = round(x / s) - x / s inside,  q - z outside
 
-Learned scales: "Learned Step Size Quantization", Esser et al. 2020, https://arxiv.org/abs/1902.08153, with
-their factor ``1 / sqrt(n * qmax)`` on the gradient of the scale. Zero points are not learned.
+Scales can be learned as in "Learned Step Size Quantization", Esser et al. 2020,
+https://arxiv.org/abs/1902.08153, with the factor ``1 / sqrt(n * qmax)`` on the gradient of the scale. Zero
+points are not learned.
 """
 
 from __future__ import annotations
@@ -25,20 +26,21 @@ from onnxq.core.numerics import SMALLEST_SCALE, UNBOUNDED
 from onnxq.core.plan import QuantParams, QuantSpec
 
 MOMENTUM = 0.05
-"""What one batch counts for in the running range of an activation."""
+"""The weight of one batch in the running range of an activation."""
 
 
 class FakeQuantize(nn.Module):
-    """One group of tensors that share scale and zero point.
+    """The fake quantizer of one group of tensors that share scale and zero point.
 
-    Scales of weights follow the weights, those of activations the running range of what training saw,
-    unless they are learned. With `observing` off they stay as they are.
+    Unless they are learned, scales of weights follow the weights, and scales of activations follow the
+    running range in training. They stay unchanged if `observing` is off.
 
     Attributes:
-        scale: ``()``, ``[C]``, or one a block: a parameter if it is learned, else a buffer.
+        scale: ``()``, ``[C]``, or one per block: a parameter if it is learned, else a buffer.
         zero_point: of the same shape, whole numbers in float.
-        low, high: the running range of an activation.
-        observing: whether training moves the range.
+        low: the lower end of the running range of an activation.
+        high: the upper end of the running range.
+        observing: whether scales follow weights or ranges.
     """
 
     def __init__(
@@ -51,15 +53,15 @@ class FakeQuantize(nn.Module):
         fixed: bool = False,
         bounds: tuple[float, float] = UNBOUNDED,
     ) -> None:
-        """Begin with ``params``.
+        """Start with ``params``.
 
         Args:
             spec: the number format; its axis is that of the tensor in PyTorch.
-            params: scale and zero point to begin with.
-            constant: for a weight.
-            learned: the scale is a parameter.
-            fixed: scale and zero point never change.
-            bounds: what the grid may not exceed.
+            params: the initial scale and zero point.
+            constant: whether this is for a weight.
+            learned: whether the scale is a parameter.
+            fixed: whether scale and zero point never change.
+            bounds: (low, high) that the grid must not exceed.
         """
         super().__init__()
         self.spec, self.constant, self.fixed, self.bounds = spec, constant, fixed, bounds
@@ -82,11 +84,11 @@ class FakeQuantize(nn.Module):
     high: Tensor
 
     def forward(self, real: Tensor, observe: bool = True) -> Tensor:
-        """``real`` on the grid; same shape and type.
+        """Round ``real`` to the grid; the result has the same shape and type.
 
         Args:
-            real: any shape that the spec's axis fits.
-            observe: whether its range counts; not that of tensors that only pass on the data of others.
+            real: a tensor of any shape that has the spec's axis.
+            observe: whether its range counts; off for tensors that only pass on the data of others.
         """
         if self.observing and not self.learned and (self.constant or (self.training and observe)):
             self._follow(real.detach().float())
@@ -99,7 +101,7 @@ class FakeQuantize(nn.Module):
         return fake.to(real.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FakeQuantize:
-        """Moves with the module, but stays float32 when that becomes float16: scales need their digits."""
+        """Move with the module, but stay float32 if it becomes float16, because scales need the precision."""
 
         def kept(tensor: Tensor) -> Tensor:
             changed = fn(tensor)
@@ -110,19 +112,19 @@ class FakeQuantize(nn.Module):
 
     @property
     def params(self) -> QuantParams:
-        """What the model is to be written with."""
+        """The parameters to write the model with."""
         dtype = self.spec.dtype.numpy()
         scale = self._steps().detach().cpu().numpy().astype(np.float32)
         return QuantParams(scale, self.zero_point.cpu().numpy().astype(dtype))
 
     def extra_repr(self) -> str:
-        """What ``print(module)`` shows."""
+        """The text that ``print(module)`` shows."""
         qmin, qmax = self.spec.limits
         axis = "" if self.spec.axis is None else f", axis={self.spec.axis}"
         return f"{qmin}..{qmax}{axis}{', learned' if self.learned else ''}"
 
     def _steps(self) -> Tensor:
-        """The scale as it is used, which later calls leave alone. A learned power of two is rounded."""
+        """The scale to compute with, which later calls do not change. A learned power of two is rounded."""
         if not self.learned:
             return self.scale.clone()
         if not self.spec.power_of_two:
@@ -131,7 +133,7 @@ class FakeQuantize(nn.Module):
         return self.scale + (rounded - self.scale).detach()
 
     def _follow(self, real: Tensor) -> None:
-        """Let the scale follow a weight, or the running range of an activation."""
+        """Update the scale from a weight, or from the running range of an activation."""
         if self.constant:
             low, high = weight_range(real, self.spec)
         else:
@@ -144,17 +146,17 @@ class FakeQuantize(nn.Module):
         self.zero_point.copy_(zero_point)
 
     def _keep_usable(self) -> None:
-        """A step of the optimizer may make a scale negative, or a grid exceed its bounds."""
+        """Correct a scale that a step of the optimizer made negative or too large for the bounds."""
         usable = torch.clamp(self.scale.data, min=SMALLEST_SCALE)
         self.scale.data.copy_(torch.minimum(usable, largest_scale(self.zero_point, self.spec, self.bounds)))
 
     def _factor(self, real: Tensor) -> float:
-        """Of the gradient of a learned scale; for activations, n counts the elements of one sample."""
+        """The factor of the gradient of a learned scale; for activations, n is the elements per sample."""
         samples = 1 if self.constant or real.ndim == 0 else max(real.shape[0], 1)
         return 1 / math.sqrt(max(real.numel() / samples / self.scale.numel(), 1) * self.spec.limits[1])
 
     def _spread(self, values: Tensor, real: Tensor) -> Tensor:
-        """As `onnxq.core.numerics.spread`."""
+        """Do the same as `onnxq.core.numerics.spread` with PyTorch."""
         axis, size = self.spec.axis, self.spec.block_size
         if axis is None or values.ndim == 0:
             return values
@@ -164,13 +166,23 @@ class FakeQuantize(nn.Module):
 
 
 class _Round(torch.autograd.Function):
-    """The formulas of the module's docstring. What is large is gone over as seldom as can be."""
+    """The formulas of the module's docstring, with as few passes over large tensors as possible."""
 
     @staticmethod
     def forward(
         ctx: Any, real: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, factor: float
     ) -> Tensor:
-        """``factor`` multiplies the gradient of the scale."""
+        """Round to the grid.
+
+        Args:
+            ctx: keeps tensors for `backward`.
+            real: the tensor to round.
+            scale: the scale, in a shape that broadcasts to ``real``.
+            zero_point: the zero point, of the same shape.
+            qmin: the lowest level.
+            qmax: the highest level.
+            factor: multiplies the gradient of the scale.
+        """
         steps = real / scale
         rounded = torch.round(steps)
         levels = rounded.clamp(qmin - zero_point, qmax - zero_point)
@@ -182,7 +194,7 @@ class _Round(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Of the input and of the scale."""
+        """Compute the gradients of the input and of the scale."""
         inside, scale, slope = ctx.saved_tensors
         of_real = gradient * inside if ctx.needs_input_grad[0] else None
         of_scale = None if slope is None else (gradient * slope).sum_to_size(scale.shape) * ctx.factor
@@ -190,7 +202,7 @@ class _Round(torch.autograd.Function):
 
 
 def weight_range(real: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """As `onnxq.core.numerics.weight_range`."""
+    """Do the same as `onnxq.core.numerics.weight_range` with PyTorch."""
     axis = spec.axis
     if axis is None:
         return real.amin(), real.amax()
@@ -205,7 +217,17 @@ def weight_range(real: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
 def params_from_range(
     low: Tensor, high: Tensor, spec: QuantSpec, bounds: tuple[float, float] = UNBOUNDED
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero point as `onnxq.core.numerics.params_from_range` gives them, on the tensors' device."""
+    """Do the same as `onnxq.core.numerics.params_from_range`, on the device of the tensors.
+
+    Args:
+        low: the lower ends of the ranges.
+        high: the upper ends, of the same shape.
+        spec: the number format.
+        bounds: (low, high) that the grid must not exceed.
+
+    Returns:
+        Scale and zero point.
+    """
     low = torch.clamp(low.double(), bounds[0], None).clamp(max=0.0)
     high = torch.clamp(high.double(), None, bounds[1]).clamp(min=0.0)
     qmin, qmax = spec.limits
@@ -221,7 +243,13 @@ def params_from_range(
 
 
 def largest_scale(zero_point: Tensor, spec: QuantSpec, bounds: tuple[float, float]) -> Tensor:
-    """The largest scale with which the grid stays within ``bounds``; symmetric grids may exceed them."""
+    """Compute the largest scale with which the grid stays within bounds; symmetric grids may exceed them.
+
+    Args:
+        zero_point: the zero point.
+        spec: the number format.
+        bounds: (low, high).
+    """
     limit = torch.full_like(zero_point, math.inf)
     if spec.symmetric:
         return limit

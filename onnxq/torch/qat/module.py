@@ -1,8 +1,8 @@
-"""The user's module, trained through fake quantization.
+"""Make the user's module run with fake quantization.
 
-It stays an instance of its own class, with its parameters, buffers and submodules under their names, so that
-optimizers, schedulers, checkpoints, hooks, ``train()``, ``eval()`` and its own methods work as ever; only
-``forward`` runs the trace, and `FAKE_QUANTIZERS` is new among its children.
+The module stays an instance of its class and keeps the names of its parameters, buffers and submodules. So
+optimizers, schedulers, checkpoints, hooks, ``train()``, ``eval()`` and its own methods work as usual. Only
+``forward`` is different: it runs the trace. The only new child is `FAKE_QUANTIZERS`.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from onnxq.torch.qat.capture import Captured
 from onnxq.torch.qat.fake_quantize import FakeQuantize
 
 FAKE_QUANTIZERS = "fake_quantizers"
-"""The child that holds them, by group."""
+"""The name of the child that holds the fake quantizers."""
 
 _RECIPE = "_onnxq_recipe"
 _WRAPPERS = ("module", "_orig_mod")
-"""Where those who wrap a module keep it: DistributedDataParallel and AveragedModel, torch.compile."""
+"""The attribute in which wrappers keep a module: DistributedDataParallel and AveragedModel, torch.compile."""
 
 _MODES = ("training", "train")
-"""What operators that work otherwise in training call the argument that says so."""
+"""The names of the argument that tells operators whether they are in training."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the module was prepared, and is to be converted. Copies of a module share it.
+    """The data of a prepared module that its conversion needs. Copies of the module share it.
 
     Attributes:
-        run: what ``forward`` does, given the module and its arguments.
-        captured: the float model that was exported.
+        run: the function that ``forward`` calls with the module and its arguments.
+        captured: the exported float model.
         config: the options.
-        params: of every group, from calibration.
+        params: the parameters of every group, from calibration.
         quantizers: group -> the name of its fake quantizer, and whether its matrix is transposed in ONNX.
         call: the example inputs.
-        types: of parameters and buffers, by name.
+        types: the types of parameters and buffers, by name.
     """
 
     run: Callable[..., Any]
@@ -62,49 +62,49 @@ class Recipe:
 
 
 class FakeQuantizers(nn.ModuleDict):
-    """They, by name. What is frozen stands in checkpoints too: training goes on as it was left.
+    """The fake quantizers of a module by name. Checkpoints also hold what is frozen.
 
     Attributes:
-        frozen_ranges: whether the ranges of activations stay as they are.
-        frozen_norms: whether the statistics of batch normalizations do.
+        frozen_ranges: whether the ranges of activations are frozen.
+        frozen_norms: whether the statistics of batch normalizations are frozen.
     """
 
     frozen_ranges = False
     frozen_norms = False
 
     def freeze_ranges(self, frozen: bool) -> None:
-        """Or let them go on."""
+        """Freeze the ranges of activations, or let them change again."""
         self.frozen_ranges = frozen
         for child in self.values():
             if isinstance(child, FakeQuantize) and not child.constant:
                 child.observing = not frozen and not child.fixed
 
     def get_extra_state(self) -> Tensor:
-        """For `state_dict`, all of whose values are tensors."""
+        """The frozen state for `state_dict`, as a tensor like all its values."""
         return torch.tensor([self.frozen_ranges, self.frozen_norms])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """From `load_state_dict`."""
+        """Take the frozen state from `load_state_dict`."""
         ranges, self.frozen_norms = map(bool, state.tolist())
         self.freeze_ranges(ranges)
 
 
 class QatModule(nn.Module):
-    """What the class of a prepared module has before those of the user's class."""
+    """The base class that a prepared module's class has before the user's class."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The trace, with fake quantization."""
+        """Run the trace with fake quantization."""
         return recipe_of(self).run(self, *args, **kwargs)
 
     def train(self, mode: bool = True) -> QatModule:
-        """As ever, but norms that are frozen stay so."""
+        """Set the mode as usual, but keep frozen batch normalizations in eval mode."""
         super().train(mode)
         if _quantizers(self).frozen_norms:
             _freeze(self)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QatModule:
-        """As any module's: `__reduce_ex__`, which copies use too, is for pickling only."""
+        """Copy like any module, without `__reduce_ex__`, which refuses because it is for pickling."""
         users = getattr(super(), "__deepcopy__", None)
         if users is not None:
             return users(memo)  # type: ignore[no-any-return]
@@ -114,7 +114,7 @@ class QatModule(nn.Module):
         return twin
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """Its class and its trace were made at run time, and nobody could load them again."""
+        """Refuse to pickle: the class and the trace are made at run time and could not be loaded again."""
         raise pickle.PicklingError(
             f"a prepared {type(self).__name__} cannot be pickled: save its state_dict(), and load that into "
             "a module that prepare_qat() made in the same way"
@@ -127,19 +127,19 @@ def assemble(
     quantizers: FakeQuantizers,
     recipe: Mapping[str, Any],
 ) -> nn.Module:
-    """Let ``module`` run ``trace``.
+    """Make ``module`` run ``trace`` in its ``forward``.
 
     Args:
-        module: is changed.
-        trace: reads parameters and submodules of ``module`` by their names, and calls ``quantizers``.
-        quantizers: by name.
-        recipe: the fields of `Recipe` but ``run``.
+        module: the user's module, which is changed.
+        trace: a graph that reads parameters and submodules of ``module`` by name and calls ``quantizers``.
+        quantizers: the fake quantizers.
+        recipe: the fields of `Recipe` except ``run``.
 
     Raises:
-        ModelError: the module has a child of our name already.
+        ModelError: the module already has an attribute named `FAKE_QUANTIZERS`.
     """
     if hasattr(module, FAKE_QUANTIZERS):
-        raise ModelError(f"{type(module).__name__} has an attribute {FAKE_QUANTIZERS!r} already: rename it")
+        raise ModelError(f"{type(module).__name__} already has an attribute {FAKE_QUANTIZERS!r}: rename it")
     module.add_module(FAKE_QUANTIZERS, quantizers)
     _adopt_constants(module, trace)
     _obey_modes(trace.graph, module)
@@ -152,19 +152,23 @@ def assemble(
 
 
 def recipe_of(module: nn.Module) -> Recipe:
-    """How ``module`` was prepared.
+    """Get the recipe of a prepared module.
 
     Raises:
-        ModelError: it was not.
+        ModelError: the module was not prepared.
     """
     recipe = vars(module).get(_RECIPE)
     if not isinstance(recipe, Recipe):
-        raise ModelError(f"{type(module).__name__} was not prepared: give what prepare_qat() returned")
+        raise ModelError(f"{type(module).__name__} was not prepared: give the result of prepare_qat()")
     return recipe
 
 
 def prepared(module: nn.Module) -> nn.Module:
-    """``module``, or the prepared one that it wraps, as DistributedDataParallel does."""
+    """Get the prepared module itself, if ``module`` wraps it as DistributedDataParallel does.
+
+    Raises:
+        ModelError: the module was not prepared.
+    """
     while not isinstance(module, QatModule) and (inner := _wrapped(module)) is not None:
         module = inner
     recipe_of(module)
@@ -177,12 +181,12 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
 
 
 def freeze_ranges(module: nn.Module, frozen: bool = True) -> None:
-    """Keep the ranges of activations as they are from now on; learned scales and weights still change."""
+    """Freeze the ranges of activations, or let them change again; learned scales and weights still change."""
     _quantizers(prepared(module)).freeze_ranges(frozen)
 
 
 def freeze_batch_norms(module: nn.Module, frozen: bool = True) -> None:
-    """Keep the statistics of batch normalizations from now on, also through ``train()``."""
+    """Freeze the statistics of batch normalizations, also in ``train()`` mode, or let them change again."""
     inner = prepared(module)
     _quantizers(inner).frozen_norms = frozen
     inner.train(inner.training)
@@ -201,7 +205,7 @@ def _freeze(module: nn.Module) -> None:
 
 
 def _adopt_constants(module: nn.Module, trace: fx.GraphModule) -> None:
-    """Constants that tracing found in the code get a buffer, which no checkpoint holds."""
+    """Register constants that tracing found in the code as buffers that checkpoints do not hold."""
     for node in trace.graph.find_nodes(op="get_attr"):
         name = str(node.target)
         if not _has(module, name):
@@ -210,7 +214,7 @@ def _adopt_constants(module: nn.Module, trace: fx.GraphModule) -> None:
 
 
 def _obey_modes(graph: fx.Graph, module: nn.Module) -> None:
-    """Dropout, batch normalization and the like ask the module that they came from for its mode."""
+    """Let dropout, batch normalization and the like take the mode of the module that they came from."""
     for node in list(graph.nodes):
         schema = getattr(node.target, "_schema", None)
         for index, declared in enumerate(schema.arguments if schema else ()):
@@ -220,7 +224,7 @@ def _obey_modes(graph: fx.Graph, module: nn.Module) -> None:
 
 
 def _owner_mode(node: fx.Node, module: nn.Module) -> str:
-    """Where to find the mode of the innermost module that ``node`` came from."""
+    """The path of the mode attribute of the innermost module that ``node`` came from."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     name = stack[-1][0] if stack else ""
     return f"{name}.training" if name and _has(module, name) else "training"

@@ -1,7 +1,8 @@
-"""Where a plan's edges lie in the trace: between which two nodes fake quantization belongs.
+"""Find the places of a plan's edges in the trace: the two nodes between which fake quantization belongs.
 
-A node of the trace may be several ONNX nodes, and the other way round; what has no exact place (a tensor
-inside an operator that the exporter takes apart, values that ONNX scales and PyTorch not yet) has none here.
+A node of the trace may become several ONNX nodes, and vice versa. Some edges have no exact place in the
+trace: a tensor inside an operator that the exporter splits, or values that are scaled in ONNX but not in
+PyTorch.
 """
 
 from __future__ import annotations
@@ -34,32 +35,32 @@ WEIGHT: Mapping[object, int] = {
     **dict.fromkeys((aten.linear.default, aten.mm.default, aten.matmul.default, aten.bmm.default), 1),
     aten.addmm.default: 2,
 }
-"""Operators with weights -> which argument they are."""
+"""Operators with weights -> the index of the argument that holds the weights."""
 
 _SAME_VALUES = (
     *(aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.alpha_dropout.default),
     *(aten.alias.default, aten.clone.default, aten.contiguous.default, aten.detach.default),
     *(aten.detach_.default, aten.lift_fresh_copy.default, aten.pad.default, aten.constant_pad_nd.default),
 )
-"""What ONNX has no node for, or takes into the next one: values go through, and zeros are added at most."""
+"""Operators without an ONNX node of their own. They pass values on, and at most add zeros (padding)."""
 
 MARGIN = 1e-4
-"""How far, relative to the largest weight, ONNX's weights may be from PyTorch's: sums are rounded."""
+"""The largest difference of weights in ONNX and PyTorch, relative to the largest weight: sums are rounded."""
 
 
 @dataclass(frozen=True)
 class TraceSite:
-    """An edge of the trace.
+    """The place of a quantized edge in the trace.
 
     Attributes:
-        group: of the plan.
-        tensor: its name in ONNX.
-        source: what gives the tensor, as the reader sees it.
-        reader: who reads it.
-        spec: the number format, its axis that of the tensor in PyTorch.
+        group: the group of the plan.
+        tensor: the name of the tensor in ONNX.
+        source: the argument of ``reader`` that holds the tensor.
+        reader: the node that reads it.
+        spec: the number format; its axis is that of the tensor in PyTorch.
         norm: the batch normalization that is folded into these weights.
-        turned: ONNX stores the transposed matrix.
-        observed: whether its range counts for the group.
+        turned: whether ONNX stores the transposed matrix.
+        observed: whether the tensor's range counts for the group.
     """
 
     group: Group
@@ -74,19 +75,24 @@ class TraceSite:
 
 @dataclass(frozen=True)
 class Placement:
-    """All places, and the groups of the plan that have none."""
+    """The places of a plan in a trace.
+
+    Attributes:
+        places: all places.
+        unplaced: the names of the plan's groups without a place.
+    """
 
     places: tuple[TraceSite, ...]
     unplaced: tuple[str, ...]
 
 
 def find_places(plan: QuantPlan, simple: ir.Model, seen: Seen) -> Placement:
-    """Look for the place of every point.
+    """Find the place of every point of a plan.
 
     Args:
-        plan: made for ``simple``.
+        plan: the plan for ``simple``.
         simple: the cleaned model.
-        seen: what it was cleaned from.
+        seen: the trace, and the exported model that ``simple`` was made from.
     """
     finder = _Finder(plan, simple, seen)
     found = {point: finder.place(point) for point in plan.points}
@@ -102,7 +108,7 @@ class _Finder:
         self._initializers = simple.graph.initializers
 
     def place(self, point: QuantPoint) -> TraceSite | None:
-        """Where ``point`` is, None if nowhere."""
+        """Find the place of ``point``; None if it has none."""
         group = self._plan.groups[point.group]
         if point.consumer == GRAPH_OUTPUT:
             return self._at_output(point, group)
@@ -129,9 +135,10 @@ class _Finder:
         return TraceSite(group, point.tensor, source, output, point.spec, observed=observed)
 
     def _reader(self, node: ir.Node) -> fx.Node | None:
-        """What ``node`` came from; a node that a pass made is found by what it gives.
+        """Find the node of the trace that ``node`` came from, by its name or by its output.
 
-        A layer that took in what stood behind it is said to be that.
+        If an operator after a layer was merged into the layer, the name leads to that operator. Then the
+        layer before it is returned.
         """
         known = self._seen.nodes.get(node.name or "") or self._seen.values.get(node.outputs[0].name or "")
         while known is not None and node.op_type in WEIGHTED and known.target not in WEIGHT:
@@ -157,7 +164,7 @@ class _Finder:
         return _laid_out(TraceSite(group, point.tensor, source, reader, point.spec, norm), value, stored)
 
     def _operand(self, point: QuantPoint, group: Group, reader: fx.Node, stored: Array) -> TraceSite | None:
-        """A constant that is not the weight of a layer."""
+        """Find the place of a constant that is not the weight of a layer."""
         for source in reader.all_input_nodes:
             value = constant_of(source, self._seen.trace)
             place = TraceSite(group, point.tensor, source, reader, point.spec)
@@ -166,7 +173,7 @@ class _Finder:
         return None
 
     def _norm(self, node: ir.Node, reader: fx.Node) -> fx.Node | None:
-        """The batch normalization whose output the layer's is, if there is one behind it."""
+        """The batch normalization after ``reader`` that is folded into it in ONNX, if there is one."""
         users = list(reader.users)
         if (
             len(users) != 1
@@ -178,7 +185,7 @@ class _Finder:
 
 
 def _argument(reader: fx.Node, wanted: fx.Node | None) -> fx.Node | None:
-    """The argument of ``reader`` that holds what ``wanted`` gives."""
+    """The argument of ``reader`` that holds the values of ``wanted``."""
     if wanted is None:
         return None
     if wanted in reader.all_input_nodes:
@@ -187,14 +194,14 @@ def _argument(reader: fx.Node, wanted: fx.Node | None) -> fx.Node | None:
 
 
 def _behind(node: fx.Node) -> fx.Node:
-    """Where the values of ``node`` come from."""
+    """The node that the values of ``node`` come from, through operators that pass values on."""
     while node.target in _SAME_VALUES and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
 
 
 def _laid_out(place: TraceSite, value: Tensor, stored: Array) -> TraceSite | None:
-    """``place``, if the trace has there what ONNX stores, perhaps transposed; else None."""
+    """Match ``value`` in the trace with the constant in ONNX, directly or transposed; None if they differ."""
     if _is_close(value, stored):
         return place
     if value.ndim != 2 or not _is_close(value.T, stored):

@@ -1,14 +1,14 @@
-"""A target's plan in words of PyTorch's own quantization flow, PT2E: a `Quantizer` of torchao.
+"""Use a target's plan in PyTorch's own quantization flow, PT2E, as a `Quantizer` of torchao.
 
-For those who have that flow already::
+For users of that flow::
 
     prepared = prepare_pt2e(torch.export.export(module, example).module(), quantizer("tensorrt", example))
     ...  # calibrate; or prepare_qat_pt2e, and train
     torch.onnx.export(convert_pt2e(prepared), example, "model.onnx", dynamo=True)
     # then: onnxq requantize model.onnx out.onnx --target tensorrt
 
-It annotates the very edges that `onnxq.quantize_static` would quantize. Each group of the plan is one
-observer: its first edge has it, all others share it.
+It annotates the same edges that `onnxq.quantize_static` would quantize. Each group of the plan has one
+observer, which belongs to its first edge and is shared by all others.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from onnxq.torch.qat.placement import TraceSite, find_places
 from onnxq.torch.tracing import quiet
 
 ANNOTATION = "quantization_annotation"
-"""Where nodes keep what torchao is to do with them."""
+"""The key of torchao's annotations in the ``meta`` of nodes."""
 
 _TYPES: Mapping[ir.DataType, torch.dtype] = {ir.DataType.INT8: torch.int8, ir.DataType.UINT8: torch.uint8}
 
@@ -57,13 +57,13 @@ _TYPES: Mapping[ir.DataType, torch.dtype] = {ir.DataType.INT8: torch.int8, ir.Da
 def quantizer(
     target: str, example_inputs: Example, config: QuantConfig | None = None, *, training: bool = False
 ) -> Quantizer:
-    """A `Quantizer` for `prepare_pt2e`, or for `prepare_qat_pt2e`.
+    """Make a `Quantizer` for `prepare_pt2e` or `prepare_qat_pt2e`.
 
     Args:
         target: the deployment target.
-        example_inputs: what the exported module takes.
-        config: the options that say what is quantized; torchao's observers choose ranges.
-        training: for `prepare_qat_pt2e`.
+        example_inputs: example inputs of the exported module.
+        config: the options for what is quantized; torchao's observers choose the ranges.
+        training: whether it is for `prepare_qat_pt2e`.
 
     Raises:
         TargetError: there is no such target.
@@ -73,18 +73,18 @@ def quantizer(
 
 
 class PlanQuantizer(Quantizer):  # type: ignore[misc]
-    """See `quantizer`."""
+    """The `Quantizer` that `quantizer` makes."""
 
     def __init__(self, config: QuantConfig, example_inputs: Example, training: bool) -> None:
         super().__init__()
         self._config, self._example, self._training = config, example_inputs, training
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        """Say of every node of ``model`` which of its inputs are quantized, and how.
+        """Annotate every node of ``model`` with the inputs that are quantized, and how.
 
         Raises:
-            OnnxqError: the module cannot be exported or has nothing to quantize, or the target has number
-                formats that torchao has not.
+            OnnxqError: the module cannot be exported or has nothing to quantize, or torchao does not have the
+                target's number formats.
         """
         seen = _seen(model, self._example)
         simple, plan = prepare_loaded(seen.onnx, "the exported module", self._config)
@@ -101,13 +101,13 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
-        """The plan is right by construction."""
+        """Accept the model: the plan is right by construction."""
 
     def _spec(self, place: TraceSite) -> QuantizationSpecBase:
         spec, dtype = place.spec, _TYPES.get(place.spec.dtype)
         if dtype is None or spec.power_of_two or spec.block_size is not None:
             raise TargetError(
-                f"torchao has no number format that {place.tensor!r} has on {self._config.target}"
+                f"torchao does not have the number format of {place.tensor!r} on {self._config.target}"
             )
         if place.group.fixed is not None:
             return _fixed(place.group, dtype)
@@ -124,7 +124,7 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
 
 
 def _seen(model: fx.GraphModule, example: Example) -> Seen:
-    """``model`` in inference mode, traced and exported to ONNX."""
+    """Trace ``model`` in inference mode and export it to ONNX."""
     still = copy.deepcopy(model)
     with quiet():
         move_exported_model_to_eval(still)
@@ -132,7 +132,7 @@ def _seen(model: fx.GraphModule, example: Example) -> Seen:
 
 
 def _likeness(trace: fx.Graph, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Node of ``trace`` -> the node of ``graph`` that it is a trace of; found from the outputs up."""
+    """Map the nodes of ``trace`` to those of ``graph``, which it was traced from, from the outputs up."""
     found: dict[fx.Node, fx.Node] = {}
     pairs = [(trace.output_node(), graph.output_node())]
     while pairs:
@@ -148,12 +148,12 @@ def _likeness(trace: fx.Graph, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 
 
 def _alike(one: fx.Node, other: fx.Node) -> bool:
-    """Whether they do the same; placeholders may have other names."""
+    """Whether both are the same operator; placeholders may have other names."""
     return one.op == "placeholder" or one.target == other.target
 
 
 def _annotate(source: fx.Node, reader: fx.Node, spec: QuantizationSpecBase) -> None:
-    """``reader`` reads ``source`` quantized; where that leaves the graph, ``source`` gives it so."""
+    """Annotate that ``reader`` reads ``source`` quantized; for graph outputs, annotate ``source`` instead."""
     last = reader.op == "output"
     node = source if last else reader
     annotation = node.meta.setdefault(ANNOTATION, QuantizationAnnotation(_annotated=True))

@@ -145,7 +145,7 @@ def test_another_number_type_is_trained_but_not_written(module: nn.Module, tmp_p
     module = module.to(torch.bfloat16)
     assert module(batch(0).to(torch.bfloat16)).dtype == torch.bfloat16
     assert all(part.dtype == torch.float32 for part in module.fake_quantizers.buffers())
-    with pytest.raises(ModelError, match=r"bfloat16, was torch.float32 when .*\.float\(\)"):
+    with pytest.raises(ModelError, match=r"bfloat16, but was torch.float32 when .*\.float\(\)"):
         convert_qat(module, tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
     assert convert_qat(module.float(), tmp_path / "out.onnx").sqnr >= 30

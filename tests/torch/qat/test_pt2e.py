@@ -99,7 +99,7 @@ def train(module: torch.nn.Module) -> None:
 
 def test_formats_that_torchao_has_not_are_an_error(net: Net) -> None:
     flow = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
-    with pytest.raises(TargetError, match=r"torchao has no number format that .* has on vitis-xint8"):
+    with pytest.raises(TargetError, match=r"torchao does not have the number format of .* on vitis-xint8"):
         flow.prepare_pt2e(exported(net, training=False), onnxq.torch.quantizer("vitis-xint8", EXAMPLE))
 
 

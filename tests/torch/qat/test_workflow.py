@@ -407,7 +407,7 @@ class Scaled(nn.Module):
 
 def test_what_has_no_place_in_training_is_said_and_calibrated(tmp_path, caplog) -> None:
     module = prepare_qat(settled(Scaled()), EXAMPLE, "tensorrt", CONFIG)
-    assert "2 of 2 quantized tensors are float in training" in caplog.text
+    assert "2 of 2 quantized tensors are in float in training" in caplog.text
     result = convert_qat(module, tmp_path / "out.onnx")
     assert len(result.plan.params) == 2
 
