@@ -1,4 +1,4 @@
-"""A PyTorch module -> an ONNX file that gives the same: `export`."""
+"""Export a PyTorch module to an ONNX file that computes the same: `export`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 
 from onnxq.core.errors import ConfigError, ModelError
-from onnxq.graph.files import check_place, write
+from onnxq.graph.files import check_place, write_validated
 from onnxq.torch.calls import Call, Example, example_call
 from onnxq.torch.calls import output_names as names_in
 from onnxq.torch.faithful import BATCH_SQNR, check_norms, check_same, same
@@ -26,15 +26,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote.
+    """The result of `export`.
 
     Attributes:
         path: the file.
         inputs: the names of the inputs, in the order of the module's tensors.
         outputs: the names of the outputs.
-        dynamic: whether the model takes any batch size, or the sizes that were asked for.
-        sqnr: of the ONNX model against the module, in dB, at each batch size that was tried; the worst
-            output's.
+        dynamic: whether the model takes any batch size, or the sizes requested with ``dynamic_shapes``.
+        sqnr: batch size -> SQNR of the ONNX model against the module in dB, worst output, for each batch
+            size that was checked.
     """
 
     path: str
@@ -55,21 +55,21 @@ def export(
     dynamic_shapes: Any = None,
     opset: int | None = None,
 ) -> Exported:
-    """Write ``module`` as float ONNX, checked against PyTorch; whole or not at all.
+    """Write ``module`` as a float ONNX model and check it against PyTorch; errors leave ``path`` unchanged.
 
-    The module is exported as it is in eval mode, and then left as it was. Parameters keep their names, inputs
-    those of the arguments of ``forward``, outputs in a dictionary those of its keys; nodes are called after
-    their modules (``layer1.0.conv2/Conv``).
+    The module is exported in eval mode, and its modes are restored afterwards. Parameters keep their names.
+    Inputs have the names of the arguments of ``forward``, outputs in a dictionary those of its keys. Nodes
+    are named after their modules (``layer1.0.conv2/Conv``).
 
     Args:
         module: any module that `torch.export` takes, on any device.
-        example_inputs: what ``forward`` takes: a tensor, a tuple of arguments, or a dictionary by name.
+        example_inputs: the arguments of ``forward``: a tensor, a tuple, or a dictionary by name.
         path: the file to write.
         input_names: other names for the inputs.
         output_names: other names for the outputs.
-        dynamic_batch: let the first axis of the inputs have any size. Where it turns out not to count
-            samples, the sizes of the example are kept, with a warning.
-        dynamic_shapes: what may vary, as `torch.export.export` takes it, instead of the batch.
+        dynamic_batch: let the first axis of the inputs have any size. If it turns out not to count samples,
+            the sizes of the example are kept, with a warning.
+        dynamic_shapes: the axes that may vary, as for `torch.export.export`, instead of the batch.
         opset: the ONNX opset; None: PyTorch's choice.
 
     Raises:
@@ -89,8 +89,7 @@ def export(
             keys = names_in(module(*call.args, **call.kwargs))
         name_interface(model, inputs, list(output_names or _free(keys, inputs)))
         sizes = _sizes(call, traced.other)
-        found: dict[int, float] = {}
-        write(model, path, validate=partial(check_same, module, inputs, sizes, found))
+        found = write_validated(model, path, partial(check_same, module, inputs, sizes))
     return Exported(
         path=os.fspath(path),
         inputs=tuple(inputs),
@@ -102,7 +101,7 @@ def export(
 
 @contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """In the ``with`` block the module is in eval mode; then every part of it is in its own mode again."""
+    """Put the module in eval mode for the ``with`` block, then restore the mode of each of its parts."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -114,7 +113,7 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Task:
-    """A module, a call of it, and the opset it is to be exported at."""
+    """An export to do: a module, a call of it, and the opset."""
 
     module: torch.nn.Module
     call: Call
@@ -125,10 +124,10 @@ class _Task:
         object.__setattr__(self, "kind", type(self.module).__name__)
 
     def translated(self, program: torch.export.ExportedProgram) -> ir.Model:
-        """The graph as ONNX, nodes named after modules.
+        """Translate the graph to ONNX, with nodes named after modules.
 
         Raises:
-            ModelError: ONNX has no words for something in it.
+            ModelError: something in it cannot be expressed in ONNX.
         """
         try:
             with quiet(), torch.no_grad():
@@ -142,7 +141,7 @@ class _Task:
 
 
 def _traced(task: _Task, dynamic_batch: bool, shapes: Any) -> Traced:
-    """The module as a graph, with a free batch size or ``shapes`` if it takes them."""
+    """Trace the module, with ``shapes``, or with a free batch size if the module allows one."""
     check_norms(task.module)
     if shapes is not None or not dynamic_batch:
         program = trace(task.module, task.call, shapes)
@@ -160,7 +159,7 @@ def _traced(task: _Task, dynamic_batch: bool, shapes: Any) -> Traced:
 
 
 def _check_batch(task: _Task, doubled: Call) -> None:
-    """Whether the first axis counts samples: then each of them gives the same again in a larger batch.
+    """Check that the first axis counts samples: each sample must give the same output in a larger batch.
 
     Raises:
         ConfigError: it does not.
@@ -171,8 +170,8 @@ def _check_batch(task: _Task, doubled: Call) -> None:
         twice = torch.cat([one, one]) if one.ndim else one
         if not same(two, twice, BATCH_SQNR) and not same(two, one, BATCH_SQNR):
             raise ConfigError(
-                f"with every sample given twice, output {index} is not what it was, twice: the first axis "
-                "does not count samples. Say what may vary with dynamic_shapes."
+                f"with every sample given twice, output {index} is not repeated: the first axis does not "
+                "count samples. Give the axes that may vary with dynamic_shapes."
             )
 
 
@@ -188,7 +187,7 @@ def _input_names(program: torch.export.ExportedProgram) -> list[str]:
 
 
 def _free(names: Sequence[str | None], taken: Sequence[str]) -> list[str | None]:
-    """``names``, with another one in place of each that an input has."""
+    """Rename each of ``names`` that an input has already."""
     return [f"{name}_out" if name in taken else name for name in names]
 
 

@@ -1,4 +1,4 @@
-"""Whether an ONNX model computes what the PyTorch module computes, and which modules are refused before."""
+"""Check that an ONNX model computes the same as its PyTorch module, and refuse modules that cannot."""
 
 from __future__ import annotations
 
@@ -20,28 +20,36 @@ from onnxq.torch.calls import Call, to_numpy
 from onnxq.torch.tracing import quiet
 
 LEAST_SQNR = 50.0
-"""dB: two runtimes add float32 numbers in other orders, which leaves 90 dB and more even of deep networks."""
+"""The least SQNR of an exported model, in dB. Runtimes add float32 numbers in different orders, but even deep
+networks keep 90 dB and more."""
 
 
 BATCH_SQNR = 60.0
-"""dB: in another batch size PyTorch itself may take other kernels."""
+"""The least SQNR between batch sizes, in dB. PyTorch may use other kernels for another batch size."""
 
 
 _EQUAL = 0.99
-"""The share of integers that must be equal: a tie may fall to either side."""
+"""The share of integers that must be equal: rounding may decide between equal scores."""
 
 
 def check_same(
     module: torch.nn.Module,
     inputs: Sequence[str],
     calls: Mapping[int, Call],
-    found: dict[int, float],
     path: Path,
-) -> None:
+) -> dict[int, float]:
     """Compare all outputs of the ONNX model at ``path`` with those of ``module``, for each of ``calls``.
 
-    ``found`` gets the SQNR of the worst output, in dB, by batch size. A batch that the module itself does not
-    take is passed over.
+    A batch size that the module itself does not take is skipped.
+
+    Args:
+        module: the module, in eval mode.
+        inputs: the names of the model's inputs.
+        calls: the calls to check, by batch size.
+        path: the ONNX file.
+
+    Returns:
+        the SQNR of the worst output, in dB, by batch size.
 
     Raises:
         ModelError: ONNX Runtime refuses the model or a call, or an output differs.
@@ -49,7 +57,8 @@ def check_same(
     try:
         session = open_session(path)
     except calibrators.errors.CalibrationError as error:
-        raise ModelError(f"what was exported cannot be run: {error}") from error
+        raise ModelError(f"the exported model cannot be run: {error}") from error
+    found: dict[int, float] = {}
     for size, call in calls.items():
         try:
             with quiet():
@@ -59,6 +68,7 @@ def check_same(
                 raise
             continue
         found[size] = _check_call(session, wanted, inputs, call, size)
+    return found
 
 
 def _check_call(
@@ -88,14 +98,14 @@ def _checked(name: str, expected: NDArray[np.generic], given: NDArray[np.generic
     if quality < LEAST_SQNR:
         raise _differs(
             size,
-            f"gives another {name!r}: {quality:.1f} dB apart, expected at least {LEAST_SQNR:.0f}. "
-            "Does the module compute with random numbers, or with values that are fixed when it is exported?",
+            f"gives another {name!r}: SQNR {quality:.1f} dB, expected at least {LEAST_SQNR:.0f}. "
+            "Does the module compute with random numbers, or with values that the export makes constant?",
         )
     return quality
 
 
 def closeness(expected: NDArray[np.generic], given: NDArray[np.generic]) -> float:
-    """SQNR in dB of equal shapes; of integers, infinite if nearly all are equal, minus infinite else."""
+    """SQNR in dB of arrays of equal shape. For integers: infinity if nearly all are equal, else -infinity."""
     if expected.dtype.kind != "f":
         equal = float(np.mean(expected == given)) if expected.size else 1.0
         return math.inf if equal >= _EQUAL else -math.inf
@@ -106,7 +116,13 @@ def closeness(expected: NDArray[np.generic], given: NDArray[np.generic]) -> floa
 
 
 def same(one: torch.Tensor, other: torch.Tensor, least: float) -> bool:
-    """Whether two tensors are equal up to rounding."""
+    """Whether two tensors are equal up to rounding.
+
+    Args:
+        one: a tensor.
+        other: another one; different shapes are allowed, but not equal.
+        least: the least SQNR of equal tensors, in dB.
+    """
     if one.shape != other.shape:
         return False
     return closeness(to_numpy(one, ""), to_numpy(other, "")) >= least
@@ -117,15 +133,15 @@ def _differs(size: int, how: str) -> ModelError:
 
 
 _TRAINING = 5
-"""The place of ``training`` among the arguments of ``aten.batch_norm``."""
+"""The index of ``training`` among the arguments of ``aten.batch_norm``."""
 
 
 def check_norms(module: torch.nn.Module, program: torch.export.ExportedProgram | None = None) -> None:
-    """Refuse what gives a sample another output in every batch, and so has no fixed scale and shift to fold.
+    """Refuse a BatchNorm that uses the statistics of each batch, so it has no fixed scale and shift.
 
     Args:
-        module: in eval mode.
-        program: the graph of it, where also F.batch_norm(…, training=True) shows.
+        module: the module, in eval mode.
+        program: its graph, which also shows F.batch_norm(…, training=True).
 
     Raises:
         ModelError: there is such a BatchNorm.
@@ -145,5 +161,5 @@ def check_norms(module: torch.nn.Module, program: torch.export.ExportedProgram |
 def _refusal(name: str, why: str) -> ModelError:
     return ModelError(
         f"BatchNorm {name!r} is in training mode: {why}. It would compute with the statistics of each batch, "
-        "which no quantized model can. Let it have running statistics, and use them in eval mode."
+        "which a quantized model cannot do. Give it running statistics, and use them in eval mode."
     )
