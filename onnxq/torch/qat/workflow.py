@@ -1,7 +1,8 @@
-"""Quantization-aware training: `prepare_qat` before it, `convert_qat` behind it.
+"""Quantization-aware training: `prepare_qat` before training, `convert_qat` after it.
 
-The same plan, of the same exported model, says where fake quantization stands in training and where Q and DQ
-stand in the file: what is trained is what is written, and what post-training quantization would place.
+One plan, made for the exported model, decides where fake quantization is placed in training and where Q and
+DQ are placed in the file. So the trained and the written quantization are the same. Post-training
+quantization uses the same plan.
 """
 
 from __future__ import annotations
@@ -59,24 +60,24 @@ from onnxq.verify.verdict import Verdict
 logger = logging.getLogger(__name__)
 
 MANY_BITS = 8
-"""Scales of grids with fewer bits are learned, if nobody says otherwise."""
+"""By default, scales of grids with fewer bits are learned."""
 
 POOR = 30.0
-"""dB between the file and the module it was made of: below, something is amiss."""
+"""SQNR in dB between the file and the module; below, a warning is given."""
 
 
 @dataclass(frozen=True)
 class QatResult:
-    """What `convert_qat` wrote.
+    """The result of `convert_qat`.
 
     Attributes:
         path: the file.
         plan: every quantized edge with its parameters.
-        sqnr: of the outputs of the file, as it stands, against the fake-quantized module's, on the example
-            inputs, in dB; the worst output's. What a runtime makes of the file is in ``verdicts``.
-        agreement: the share (0 … 1) of equal decisions between them; None if nothing is decided.
-        verdicts: what the target's rules and its runtimes say of the file.
-        warnings: why the result should not be trusted, if so.
+        sqnr: SQNR of the file's outputs, without a runtime's optimizations, against the fake-quantized
+            module's, on the example inputs, in dB; worst output.
+        agreement: the share (0 … 1) of equal decisions between them; None if there are no decisions.
+        verdicts: the results of the checks with the target's rules and runtimes.
+        warnings: warnings about the result.
     """
 
     path: str
@@ -98,21 +99,21 @@ def prepare_qat(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
 ) -> nn.Module:
-    """A copy of ``module`` that can be trained as it will be quantized.
+    """Make a copy of ``module`` that trains with fake quantization as the target needs it.
 
-    It is an instance of the same class, with the same parameters, buffers, submodules, methods and modes
-    (``train()``, ``eval()``) and a child ``fake_quantizers`` more; train it with the usual loop.
+    The copy is an instance of the same class, with the same parameters, buffers, submodules, methods and
+    modes (``train()``, ``eval()``), and an additional child ``fake_quantizers``. Train it as usual.
 
     Args:
         module: any module that `torch.export` takes, on any device; it is not changed.
-        example_inputs: what ``forward`` takes: a tensor, a tuple of arguments, or a dictionary of them.
+        example_inputs: the arguments of ``forward``: a tensor, a tuple, or a dictionary by name.
         target: the deployment target; None: that of ``config``.
-        config: the options; those of calibration choose the ranges that training starts from.
-        data: batches to calibrate on, as ``forward`` takes them or as `quantize_static` does; what stands
-            behind the inputs (labels) is passed over. None: ``config.data``, or else the example inputs.
-        learn_scales: whether scales are parameters (LSQ); None: those of grids with less than 8 bits are.
-        input_names: names of the ONNX model's inputs.
-        output_names: names of its outputs.
+        config: the options; those of calibration choose the initial ranges.
+        data: batches to calibrate on, as ``forward`` or `quantize_static` takes them; values after the inputs
+            (labels) are ignored. None: ``config.data``, or else the example inputs.
+        learn_scales: whether scales are parameters (LSQ); None: only those of grids with less than 8 bits.
+        input_names: names for the ONNX model's inputs.
+        output_names: names for its outputs.
 
     Raises:
         OnnxqError: the target is unknown, the module cannot be exported or has nothing to quantize, or the
@@ -120,10 +121,10 @@ def prepare_qat(
     """
     options = config or QuantConfig()
     options = options if target is None else options.model_copy(update={"target": target})
-    get_target(options.target)  # a wrong name is told before the work
+    get_target(options.target)  # a wrong name raises before the work
     if isinstance(module, QatModule):
         raise ModelError(
-            f"{type(module).__name__} is prepared already: train it, then give it to convert_qat()"
+            f"{type(module).__name__} was prepared already: train it, then pass it to convert_qat()"
         )
     ours = copy.deepcopy(module)
     call = example_call(ours, example_inputs)
@@ -149,10 +150,10 @@ def prepare_qat(
 
 
 def convert_qat(module: nn.Module, path: str | os.PathLike[str]) -> QatResult:
-    """Write what was trained as a Q/DQ model, checked against the module; whole or not at all.
+    """Write a trained module as a Q/DQ model and check it; an error leaves ``path`` unchanged.
 
     Args:
-        module: what `prepare_qat` returned, trained; perhaps wrapped, as by DistributedDataParallel.
+        module: the module that `prepare_qat` returned, trained; it may be wrapped (DistributedDataParallel).
         path: the file to write.
 
     Raises:
@@ -182,7 +183,7 @@ def convert_qat(module: nn.Module, path: str | os.PathLike[str]) -> QatResult:
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers, under every name that they have."""
+    """Collect parameters and buffers, under every name that they have."""
     return {
         **dict(module.named_parameters(remove_duplicate=False)),
         **dict(module.named_buffers(remove_duplicate=False)),
@@ -193,7 +194,7 @@ def _state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _feeds(data: Data | None, simple: ir.Model, call: Call) -> Data:
-    """``data`` as calibration reads it."""
+    """Convert ``data`` to the form that calibration reads."""
     if data is None:
         return [_sample(simple, call)]
     return data if isinstance(data, str | os.PathLike) else _by_name(data, _names(simple))
@@ -208,7 +209,7 @@ def _sample(simple: ir.Model, call: Call) -> dict[str, Array]:
 
 
 def _by_name(data: Iterable[Any], names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Batches of a loader: tensors or arrays, in order or by name, labels perhaps behind them."""
+    """Yield the batches of a loader as arrays by input name; values after the inputs (labels) are dropped."""
     for batch in data:
         if isinstance(batch, Mapping):
             given = dict(batch)
@@ -216,7 +217,7 @@ def _by_name(data: Iterable[Any], names: Sequence[str]) -> Iterator[dict[str, An
             parts = batch if isinstance(batch, tuple | list) else (batch,)
             if len(parts) < len(names):
                 raise CalibrationError(
-                    f"a batch of {len(parts)} tensors for {len(names)} inputs: {', '.join(names)}"
+                    f"a batch has {len(parts)} tensors for {len(names)} inputs: {', '.join(names)}"
                 )
             given = dict(zip(names, parts, strict=False))
         yield {name: to_numpy(v, name) if isinstance(v, torch.Tensor) else v for name, v in given.items()}
@@ -234,21 +235,21 @@ def _tell(placement: Placement, plan: QuantPlan) -> None:
         return
     names = placement.unplaced
     logger.warning(
-        "%d of %d quantized tensors are float in training, because PyTorch's graph has no exact place for "
-        "them; their ranges are those of calibration: %s",
+        "%d of %d quantized tensors are in float in training, because PyTorch's graph has no exact place for "
+        "them; they keep their ranges from calibration: %s",
         *(len(names), len(plan.groups), shorten(names)),
     )
 
 
 def _key(group: str) -> str:
-    """A group's name as that of a submodule, which may hold no dot."""
+    """Convert the name of a group to that of a submodule, which must not contain dots."""
     return group.replace(".", "_")
 
 
 def _insert(
     seen: Seen, placement: Placement, plan: QuantPlan, learn: bool | None, device: torch.device
 ) -> FakeQuantizers:
-    """Write fake quantization into the trace; the quantizers by name."""
+    """Write fake quantization into the trace, and return the quantizers by name."""
     groups = {_key(place.group.name): place for place in reversed(placement.places)}
     quantizers = FakeQuantizers({key: _quantizer(place, plan, learn) for key, place in groups.items()})
     seen.trace.add_module(FAKE_QUANTIZERS, quantizers.to(device))
@@ -274,7 +275,7 @@ def _quantizer(place: TraceSite, plan: QuantPlan, learn: bool | None) -> FakeQua
 
 
 def _quantize_edge(graph: fx.Graph, source: fx.Node, place: TraceSite) -> None:
-    """Let the reader read ``source`` through the quantizer, which stands once behind each source."""
+    """Let the reader read ``source`` through its quantizer, which is called only once per source."""
     target = f"{FAKE_QUANTIZERS}.{_key(place.group.name)}"
     known = (user for user in source.users if user.op == "call_module" and user.target == target)
     node = next(known, None)
@@ -285,33 +286,33 @@ def _quantize_edge(graph: fx.Graph, source: fx.Node, place: TraceSite) -> None:
 
 
 def _turned(params: QuantParams, turned: bool) -> QuantParams:
-    """Scales of blocks have the shape of their matrix, and are transposed with it."""
+    """Transpose the scales of blocks, if their matrix is transposed."""
     if not turned or params.scale.ndim != 2:
         return params
     return QuantParams(params.scale.T.copy(), params.zero_point.T.copy())
 
 
-# --- behind training ----------------------------------------------------------------------------------
+# --- after training -----------------------------------------------------------------------------------
 
 
 def _check_types(state: Mapping[str, torch.Tensor], recipe: Recipe) -> None:
-    """What was cast since it was prepared is no longer what was exported."""
+    """Refuse a module that was cast to another type since it was prepared and exported."""
     for name, dtype in recipe.types.items():
         if name in state and state[name].dtype != dtype:
             raise ModelError(
-                f"{name!r} is {state[name].dtype}, was {dtype} when the module was prepared: give it back "
-                "that type, as with .float()"
+                f"{name!r} is {state[name].dtype}, but was {dtype} when the module was prepared: convert it "
+                "back, for example with .float()"
             )
 
 
 def _moved(call: Call, state: Mapping[str, torch.Tensor]) -> Call:
-    """``call`` on the device that the module is on now."""
+    """Move ``call`` to the device that the module is on now."""
     device = next(iter(state.values())).device
     return call.map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf)
 
 
 def _learned(module: nn.Module, recipe: Recipe) -> dict[str, QuantParams]:
-    """Scale and zero point of every group that training saw."""
+    """Collect scale and zero point of every group with a fake quantizer."""
     quantizers = module.get_submodule(FAKE_QUANTIZERS)
     found = {}
     for group, (key, turned) in recipe.quantizers.items():
@@ -326,7 +327,7 @@ def _learned(module: nn.Module, recipe: Recipe) -> dict[str, QuantParams]:
 def _calibrated_params(recipe: Recipe, group: Group) -> QuantParams:
     if group.name not in recipe.params:
         raise ModelError(
-            f"training changed what is quantized: {group.name!r} is new. Prepare the module again."
+            f"training changed the quantized tensors: {group.name!r} is new. Prepare the module again."
         )
     return recipe.params[group.name]
 
@@ -338,14 +339,14 @@ def _check(
     found: list[tuple[float, float | None]],
     draft: Path,
 ) -> None:
-    """Does the file load, is it legal, and what does it give for the example inputs?"""
+    """Check that the file loads and is legal, and compare its outputs for the example inputs."""
     trial.run(draft)
     given = open_session(draft, optimize=False).run(None, feeds)
     found.append(_closeness(expected, given))
 
 
 def _closeness(expected: Sequence[Array], given: Sequence[Array]) -> tuple[float, float | None]:
-    """SQNR in dB and agreement, of the worst output each."""
+    """Compute SQNR in dB and agreement, each of the worst output."""
     pairs = list(zip(expected, given, strict=True))
     ratios = [sqnr(one, other) for one, other in pairs if one.dtype.kind == "f"]
     axes = [(one, other, axis) for one, other in pairs if (axis := class_axis(one)) is not None]
@@ -356,6 +357,6 @@ def _closeness(expected: Sequence[Array], given: Sequence[Array]) -> tuple[float
 def _warnings(ratio: float) -> Iterator[str]:
     if ratio < POOR:
         yield (
-            f"the file gives other outputs than the module that was trained: SQNR {ratio:.1f} dB, expected "
-            f"{POOR:.0f}. Its accuracy may be another one: evaluate the file itself."
+            f"the file gives other outputs than the trained module: SQNR {ratio:.1f} dB, expected at least "
+            f"{POOR:.0f}. Its accuracy may differ from the module's: evaluate the file itself."
         )
