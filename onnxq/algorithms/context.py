@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -29,7 +27,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.progress import Progress, silent
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
-from onnxq.verify.accuracy import AccuracyEvaluator, Quality
+from onnxq.verify.accuracy import AccuracyEvaluator, Model, Quality
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -39,28 +37,55 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True)
 class CorrectionContext:
-    """Everything that a correction may ask for.
+    """What corrections, autotuning and the search for a goal work with; built once for a quantization.
 
     Attributes:
         fit: batches to fit on.
-        evaluator: knows the original and the held-out samples.
-        recalibrate: float model -> a draft of it, planned and with ranges anew, from the batches to fit on.
-        providers, threads: to run models.
-        seed: for whatever is random.
-        time_limit: seconds that a correction which learns may take.
+        evaluator: compares models with the float model on held-out samples.
+        samples: where both come from.
+        config: the options.
         progress: told how far the work is.
-        on_bad: told of batches that a model does not take, which are passed over; None: that is an error.
+        on_bad: called for batches that a model does not take, which are skipped; None: they are errors.
     """
 
     fit: Sequence[Sample]
     evaluator: AccuracyEvaluator
-    recalibrate: Callable[[ir.Model], Draft]
-    providers: Sequence[str] = ("CPUExecutionProvider",)
-    threads: int = 0
-    seed: int = 0
-    time_limit: float = math.inf
-    progress: Progress = field(default=silent)
+    samples: Samples = field(default_factory=lambda: Samples((), 0))
+    config: QuantConfig = field(default_factory=QuantConfig)
+    progress: Progress = silent
     on_bad: OnBad | None = None
+
+    def with_config(self, config: QuantConfig) -> CorrectionContext:
+        """The same samples with other options."""
+        return replace(self, config=config)
+
+    @property
+    def can_validate(self) -> bool:
+        """Whether there are real samples that nothing was fitted on."""
+        return self.samples.has_held_out and not self.samples.synthetic
+
+    def recalibrate(self, model: ir.Model) -> Draft:
+        """Plan ``model`` as the original was planned, with ranges from the batches to fit on.
+
+        Raises:
+            CalibrationError: the model does not load, or takes no batch.
+        """
+        config = self.config
+        plan = make_plan(model, get_target(config.target), config)
+        channels = channel_axes(model, plan)
+        statistics = collect(
+            model,
+            [*plan.observed, *channels],
+            self.fit,
+            on_batch=lambda done: self.progress("calibrating again", done),
+            channels=channels,
+            every_element=config.every_element,
+            providers=config.providers,
+            threads=config.threads,
+            on_bad=self.on_bad,
+        )
+        plan = compute_qparams(model, plan, from_statistics(statistics, calibrator(config)))
+        return Draft(model, model, plan, channel_means(statistics))
 
     def error(self, draft: Draft) -> float:
         """Noise over signal at the outputs, on the held-out samples."""
@@ -99,8 +124,8 @@ class CorrectionContext:
             CalibrationError: the model does not load, or does not take a batch.
         """
         names = list(dict.fromkeys(tensors))
-        count = self.threads or processors()
-        session = open_session(model, outputs=names, providers=self.providers, threads=1, alone=False)
+        count = self.config.threads or processors()
+        session = open_session(model, outputs=names, providers=self.config.providers, threads=1, alone=False)
 
         def one(number: int, batch: Sample) -> list[_Found]:
             try:
@@ -123,12 +148,19 @@ class CorrectionContext:
 
 
 def make_evaluator(
-    model: str | os.PathLike[str], simple: ir.Model, samples: Samples, config: QuantConfig
+    original: Model, reference: ir.Model, samples: Samples, config: QuantConfig
 ) -> AccuracyEvaluator:
-    """Knows the original as the user has it, and the samples that nothing was fitted on."""
+    """An evaluator of accuracy on the samples that nothing is fitted on.
+
+    Args:
+        original: the float model as the user has it, or its path.
+        reference: the same, cleaned: its inputs say how samples are batched.
+        samples: calibration and held-out samples.
+        config: the options.
+    """
     return AccuracyEvaluator(
-        model,
-        in_batches(samples.eval_samples, simple, config),
+        original,
+        in_batches(samples.eval_samples, reference, config),
         providers=config.providers,
         threads=config.threads,
         on_bad=samples.on_refused,
@@ -136,49 +168,34 @@ def make_evaluator(
 
 
 def make_context(
-    model: ir.Model, samples: Samples, evaluator: AccuracyEvaluator, config: QuantConfig, progress: Progress
+    original: Model, reference: ir.Model, samples: Samples, config: QuantConfig, progress: Progress = silent
 ) -> CorrectionContext:
-    """What corrections of ``model`` work with."""
-    again = samples.on_refused if samples.refused is None else _passed_over
-    fit = list(in_batches(samples.fit_samples, model, config))
+    """The context of one quantization; all calibration samples must have been read by now.
+
+    Args:
+        original: the float model as the user has it, or its path.
+        reference: the same, cleaned.
+        samples: calibration and held-out samples.
+        config: the options.
+        progress: told how far the work is.
+
+    Raises:
+        CalibrationError: the float model does not load.
+    """
     return CorrectionContext(
-        fit=fit,
-        evaluator=evaluator,
-        recalibrate=partial(_recalibrated, fit=fit, config=config, progress=progress, on_bad=again),
-        providers=config.providers,
-        threads=config.threads,
-        seed=config.seed,
-        time_limit=config.time_limit,
+        fit=list(in_batches(samples.fit_samples, reference, config)),
+        evaluator=make_evaluator(original, reference, samples, config),
+        samples=samples,
+        config=config,
         progress=progress,
-        on_bad=again,
+        on_bad=samples.on_refused if samples.refused is None else _skip,
     )
 
 
-def _passed_over(error: CalibrationError, samples: int) -> None:
-    """What calibration has told of already."""
+def _skip(error: CalibrationError, samples: int) -> None:
+    """Calibration has warned of these samples already."""
 
 
 def channel_means(statistics: Mapping[str, TensorStatistics]) -> dict[str, NDArray[np.float64]]:
     """The means of the channels of each tensor that they were gathered of, ``[C]``."""
     return {name: t.channels.value for name, t in statistics.items() if t.channels is not None}
-
-
-def _recalibrated(
-    model: ir.Model, fit: list[Sample], config: QuantConfig, progress: Progress, on_bad: OnBad | None = None
-) -> Draft:
-    """A plan for ``model`` as for the original, with ranges from ``fit``."""
-    plan = make_plan(model, get_target(config.target), config)
-    channels = channel_axes(model, plan)
-    statistics = collect(
-        model,
-        [*plan.observed, *channels],
-        fit,
-        on_batch=lambda done: progress("calibrating again", done),
-        channels=channels,
-        every_element=config.every_element,
-        providers=config.providers,
-        threads=config.threads,
-        on_bad=on_bad,
-    )
-    plan = compute_qparams(model, plan, from_statistics(statistics, calibrator(config)))
-    return Draft(model, model, plan, channel_means(statistics))

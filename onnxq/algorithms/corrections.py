@@ -13,16 +13,14 @@ import numpy as np
 from onnxq.algorithms.activation_clipping import tighten_ranges
 from onnxq.algorithms.channels.center import center
 from onnxq.algorithms.channels.equalize import equalize
-from onnxq.algorithms.context import CorrectionContext, make_context
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.weights.adaround import learn_rounding
 from onnxq.algorithms.weights.bias_correction import correct_biases, correct_biases_in_order
 from onnxq.algorithms.weights.sequential_gptq import sequential_gptq
 from onnxq.algorithms.weights.soft_rounding import check_torch
-from onnxq.calibration.sample_split import Samples
 from onnxq.core.config import QuantConfig
-from onnxq.core.progress import Progress
-from onnxq.verify.accuracy import AccuracyEvaluator, Quality
+from onnxq.verify.accuracy import Quality
 
 __all__ = ["CORRECTIONS", "Correction", "CorrectionContext", "Draft", "Effect", "correct"]
 
@@ -211,18 +209,13 @@ def check_correctable(config: QuantConfig) -> None:
         check_torch()
 
 
-def corrected(
-    draft: Draft, samples: Samples, evaluator: AccuracyEvaluator, config: QuantConfig, progress: Progress
-) -> tuple[Draft, tuple[Effect, ...]]:
-    """``draft`` with the corrections of ``config`` that help; none without samples to prove them on."""
-    names = to_try(samples, config)
-    if not names:
-        return draft, ()
-    return correct(draft, names, make_context(draft.reference, samples, evaluator, config, progress))
+def corrected(draft: Draft, context: CorrectionContext) -> tuple[Draft, tuple[Effect, ...]]:
+    """``draft`` with the requested corrections that help; none without samples to validate them on."""
+    names = to_try(context)
+    return correct(draft, names, context) if names else (draft, ())
 
 
-def to_try(samples: Samples, config: QuantConfig) -> tuple[str, ...]:
-    """The names of the corrections of ``config``; none without samples to prove them on."""
-    if samples.synthetic or not samples.has_held_out or "none" in config.correct:
-        return ()
-    return config.correct
+def to_try(context: CorrectionContext) -> tuple[str, ...]:
+    """The names of the requested corrections; none without samples to validate them on."""
+    requested = context.config.correct
+    return requested if context.can_validate and "none" not in requested else ()

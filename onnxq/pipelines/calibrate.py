@@ -215,17 +215,18 @@ class Calibration:
         statistics = self.statistics()
         if self.config.save_statistics is not None:
             statistics.save(self.config.save_statistics)
-        known = Calibrated(
+        calibrated = Calibrated(
             path=self._path,
-            simple=self._simple,
+            reference=self._simple,
             plan=self._plan,
             samples=self._samples,
             source=from_statistics(statistics, calibrator(self.config)),
             statistics=statistics,
             warnings=(),
             origin=f"{self._batches} batches from Python",
+            started=started,
         )
-        return quantize_calibrated(known, output, self.config, progress, goal, started)
+        return quantize_calibrated(calibrated, output, self.config, progress, goal)
 
 
 def _refuse_sources(config: QuantConfig) -> None:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -27,11 +28,11 @@ from onnxq.core.errors import CalibrationError, ConfigError, ModelError
 from onnxq.core.numerics import dequantize, quantize
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import Progress, silent
-from onnxq.graph.files import load, write
+from onnxq.graph.files import load, write_validated
 from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import constant_value
 from onnxq.graph.strip_qdq import RecordedQParams, StrippedModel, strip
-from onnxq.pipelines.acceptance import StaticAcceptance, float_weights, model_warnings
+from onnxq.pipelines.acceptance import accept, model_warnings, verify_static
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, diagnose_model, quantized_node
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.pipelines.report.report import Request
@@ -93,19 +94,22 @@ def requantize(
         source, statistics = _calibrated(simple, plan, missing, samples, options, progress)
         plan = compute_qparams(simple, plan, source, known)
         progress("writing and checking the model")
-        trial = StaticAcceptance(
-            AccuracyEvaluator(model, samples.eval_samples or list(samples)), plan, options
-        )
-        write(as_written(simple, plan), output, validate=trial.run)
+        evaluator = AccuracyEvaluator(model, samples.eval_samples or list(samples))
+        verify = partial(verify_static, plan=plan, config=options, evaluator=evaluator)
+        check = partial(accept, evaluator=evaluator, verify=verify)
+        accepted = write_validated(as_written(simple, plan), output, check)
     result = Requantized(
         request=Request(os.fspath(model), os.fspath(output), origin(data), options),
         plan=plan,
         make_table=lambda: of_plan(plan, simple, stripped.model),
-        quality=trial.quality,
-        verdicts=trial.verdicts,
+        quality=accepted.quality,
+        verdicts=accepted.verdicts,
         judged_on=samples.eval_source,
         skipped=samples.skipped,
-        warnings=tuple(_warnings(stripped, samples, trial, float_weights(simple, plan))),
+        warnings=(
+            *_warnings(stripped, samples),
+            *model_warnings(accepted, plan, simple, "Keep sensitive nodes in float with --exclude."),
+        ),
         speed=None,
         statistics=statistics or None,
         kept=tuple(known),
@@ -139,18 +143,15 @@ def _stripped(model: str | os.PathLike[str]) -> StrippedModel:
     return stripped
 
 
-def _warnings(
-    stripped: StrippedModel, samples: Samples, trial: StaticAcceptance, float_weights: float
-) -> Iterator[str]:
+def _warnings(stripped: StrippedModel, samples: Samples) -> Iterator[str]:
     if samples.synthetic:
         yield (
-            "NO DATA: both models were compared on made-up inputs only, and the accuracy is UNKNOWN. Give "
+            "NO DATA: both models were compared on synthetic inputs only, and the accuracy is UNKNOWN. Give "
             "real samples with --data."
         )
     if stripped.conflicting:
         yield f"quantized in several ways, of which the first counts: {shorten(stripped.conflicting)}"
     yield from samples.warnings
-    yield from model_warnings(trial, float_weights, "Keep sensitive nodes float with --exclude.")
 
 
 def _known(simple: ir.Model, plan: QuantPlan, stripped: StrippedModel) -> dict[str, QuantParams]:

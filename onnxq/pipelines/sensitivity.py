@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from onnxq.algorithms.context import channel_means, make_context, make_evaluator
+from onnxq.algorithms.context import channel_means, make_context
 from onnxq.algorithms.corrections import check_correctable, corrected
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.sensitivity.analysis import Sensitivity, sensitivities
@@ -44,7 +44,7 @@ def rank(
         if samples.synthetic:
             logger.warning("ranked on synthetic inputs, which say little: give real samples as data")
         plan = compute_qparams(simple, plan, from_statistics(statistics, calibrator(config)))
-        evaluator = make_evaluator(model, simple, samples, config)
+        context = make_context(model, simple, samples, config, progress)
         draft = Draft(simple, simple, plan, channel_means(statistics))
-        draft, _ = corrected(draft, samples, evaluator, config, progress)
-        return sensitivities(draft, make_context(draft.reference, samples, evaluator, config, progress))
+        draft, _ = corrected(draft, context)
+        return sensitivities(draft, context)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
-from pathlib import Path
 
 import onnx_ir as ir
 
 from calibrators.statistics import Statistics
 from onnxq.algorithms.autotune.apply import check_measurable, explained, tuned
-from onnxq.algorithms.context import channel_means, make_evaluator
+from onnxq.algorithms.context import channel_means, make_context
 from onnxq.algorithms.corrections import check_correctable, corrected
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
@@ -29,9 +28,9 @@ from onnxq.core.errors import ConfigError
 from onnxq.core.goal import Goal
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
-from onnxq.graph.files import load, write
+from onnxq.graph.files import load, write_validated
 from onnxq.graph.insert_qdq import as_written
-from onnxq.pipelines.acceptance import SpeedCheck, StaticAcceptance, float_weights, static_warnings
+from onnxq.pipelines.acceptance import accept_static, static_warnings
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.report.report import Request
@@ -76,8 +75,10 @@ def quantize_static(
         check_plan(plan, config.tables)
         samples = open_samples(simple, data, config)
         source, statistics, warnings = _source(simple, plan, samples, config, progress)
-    known = Calibrated(os.fspath(model), simple, plan, samples, source, statistics, warnings, origin(data))
-    return quantize_calibrated(known, output, config, progress, goal, started)
+    calibrated = Calibrated(
+        os.fspath(model), simple, plan, samples, source, statistics, warnings, origin(data), started
+    )
+    return quantize_calibrated(calibrated, output, config, progress, goal)
 
 
 @dataclass(frozen=True)
@@ -86,23 +87,25 @@ class Calibrated:
 
     Attributes:
         path: its file.
-        simple: it, cleaned.
+        reference: the same model, cleaned.
         plan: what is to be quantized, without parameters.
         samples: to fit corrections on, and to judge by.
         source: where the ranges come from.
         statistics: what calibration saw, if it did.
         warnings: why the ranges should not be trusted, if so.
         origin: where the samples came from, in words.
+        started: when the work began, by `time.perf_counter`.
     """
 
     path: str
-    simple: ir.Model
+    reference: ir.Model
     plan: QuantPlan
     samples: Samples
     source: QParamSource
     statistics: Statistics | None
     warnings: tuple[str, ...]
     origin: str
+    started: float = field(default_factory=time.perf_counter)
 
 
 def quantize_calibrated(
@@ -111,63 +114,57 @@ def quantize_calibrated(
     config: QuantConfig,
     progress: Progress,
     goal: Goal | None,
-    started: float,
 ) -> QuantResult:
     """The second half of the flow: from ranges to the written model.
+
+    Args:
+        calibrated: the float model, its plan and its ranges.
+        output: path of the int8 model to write.
+        config: the options.
+        progress: told how far the work is.
+        goal: what the model must reach, if anything.
 
     Raises:
         OnnxqError: as `quantize_static`.
     """
-    model, simple, samples, statistics = (
-        calibrated.path,
-        calibrated.simple,
-        calibrated.samples,
-        calibrated.statistics,
-    )
+    model, reference, samples = calibrated.path, calibrated.reference, calibrated.samples
     with as_onnxq_errors():
         progress("choosing ranges")
-        plan = compute_qparams(simple, calibrated.plan, calibrated.source)
-        evaluator = make_evaluator(model, simple, samples, config)
-        draft = Draft(simple, simple, plan, channel_means(statistics or {}))
-        draft, options, tuning = tuned(model, draft, samples, evaluator, config, progress)
-        table = cache(partial(_table, model, simple, draft.plan))
-        draft, effects = corrected(draft, samples, evaluator, options, progress)
-        draft, search = reach(draft, goal, samples, evaluator, options, progress)
+        plan = compute_qparams(reference, calibrated.plan, calibrated.source)
+        context = make_context(model, reference, samples, config, progress)
+        draft = Draft(reference, reference, plan, channel_means(calibrated.statistics or {}))
+        draft, context, tuning = tuned(draft, context)
+        table = cache(partial(_table, model, reference, draft.plan))
+        draft, effects = corrected(draft, context)
+        draft, search = reach(draft, goal, context)
         draft = explained(draft, tuning)
         progress("writing and checking the model")
-        trial = StaticAcceptance(evaluator, draft.plan, config)
-        look = SpeedCheck(model, simple, samples, config)
+        check = partial(accept_static, plan=draft.plan, reference=reference, context=context)
         with tables.staged(tables.encode_all(table(), config.tables) if config.tables else {}):
-            write(as_written(draft.model, draft.plan), output, validate=partial(_validate, trial, look))
+            accepted = write_validated(as_written(draft.model, draft.plan), output, check)
     return conclude(
         QuantResult(
             request=Request(model, os.fspath(output), calibrated.origin, config),
             plan=draft.plan,
             make_table=table,
-            quality=trial.quality,
-            verdicts=trial.verdicts,
+            quality=accepted.quality,
+            verdicts=accepted.verdicts,
             judged_on=samples.eval_source,
             skipped=samples.skipped,
             warnings=(
                 *calibrated.warnings,
                 *(search.warnings if search else ()),
                 *(tuning.warnings if tuning else ()),
-                *look.warnings,
-                *static_warnings(samples, trial, float_weights(simple, draft.plan)),
+                *static_warnings(accepted, draft.plan, reference, context),
             ),
-            speed=look.speed,
-            statistics=statistics,
+            speed=accepted.speed,
+            statistics=calibrated.statistics,
             corrections=effects,
             search=search,
             tuning=tuning,
         ),
-        started,
+        calibrated.started,
     )
-
-
-def _validate(trial: StaticAcceptance, look: SpeedCheck, draft: Path) -> None:
-    trial.run(draft)
-    look.run(draft)
 
 
 def _table(model: str | os.PathLike[str], simple: ir.Model, plan: QuantPlan) -> Table:

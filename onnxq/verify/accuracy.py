@@ -177,6 +177,7 @@ class AccuracyEvaluator:
         Raises:
             CalibrationError: the model does not load.
         """
+        self.float_model = float_model
         self._reference = open_session(float_model, providers=providers, threads=threads)
         self._stream = iter(samples)
         self._options = {"providers": providers, "threads": threads}
@@ -193,6 +194,12 @@ class AccuracyEvaluator:
         """A copy of this evaluator that uses other ``samples``."""
         other = copy.copy(self)
         other._stream, other._known, other._kept = iter(samples), [], 0
+        return other
+
+    def skipping(self, on_bad: OnBad) -> AccuracyEvaluator:
+        """A copy of this evaluator that calls ``on_bad`` for samples that the float model does not take."""
+        other = copy.copy(self)
+        other._on_bad = on_bad
         return other
 
     def evaluate(

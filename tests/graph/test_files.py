@@ -10,7 +10,7 @@ from graphs import assert_same_outputs, parse
 
 from onnxq.core.errors import ModelError
 from onnxq.graph import files
-from onnxq.graph.files import check_place, load, size_on_disk, write
+from onnxq.graph.files import check_place, load, size_on_disk, write, write_validated
 
 TEXT = "g (float[N,4] x) => (float[N,4] y) <float[4,4] w> { a = MatMul(x, w) y = Relu(a) }"
 
@@ -183,7 +183,7 @@ BIG = parse("g (float[N,32] x) => (float[N,32] y) <float[32,32] w> { a = MatMul(
 @pytest.mark.usefixtures("small_limit")
 def test_large_models_keep_weights_beside(tmp_path):
     seen = []
-    write(BIG, tmp_path / "out.onnx", validate=lambda p: seen.append((load(p), p)))
+    write_validated(BIG, tmp_path / "out.onnx", lambda p: seen.append((load(p), p)))
     assert leftovers(tmp_path) == ["out.onnx", "out.onnx.data"]
     assert not seen[0][1].exists()
     loaded = load(tmp_path / "out.onnx")
@@ -256,7 +256,7 @@ def test_validation_sees_the_finished_file_and_can_refuse_it(occupied, model):
         raise ModelError("does not load in the runtime")
 
     with pytest.raises(ModelError, match="does not load in the runtime"):
-        write(model, occupied, validate=refuse)
+        write_validated(model, occupied, refuse)
     assert_untouched(occupied)
 
 
@@ -265,7 +265,7 @@ def test_an_interrupt_leaves_nothing_behind(occupied, model):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(model, occupied, validate=interrupt)
+        write_validated(model, occupied, interrupt)
     assert_untouched(occupied)
 
 
@@ -346,7 +346,7 @@ def test_what_fails_in_the_hook_is_not_blamed_on_the_place(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device", "/elsewhere")
 
     with pytest.raises(OSError, match="elsewhere"):
-        write(parse("g (float[N] x) => (float[N] y) { y = Relu (x) }"), tmp_path / "o.onnx", validate=full)
+        write_validated(parse("g (float[N] x) => (float[N] y) { y = Relu (x) }"), tmp_path / "o.onnx", full)
     assert not list(tmp_path.iterdir())
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import Group, QuantPlan, QuantSpec
-from onnxq.pipelines.acceptance import POOR_SQNR, StaticAcceptance, static_warnings
+from onnxq.pipelines.acceptance import POOR_SQNR, Acceptance, static_warnings
 from onnxq.verify.accuracy import OutputQuality, Quality
 
 
@@ -15,9 +15,13 @@ def said(sqnr=POOR_SQNR - 1, weight=ir.DataType.INT8, synthetic=False, finite=Tr
     group = Group("w", QuantSpec(weight, symmetric=True), ("w",), (), constant=True)
     plan = QuantPlan("onnxruntime", (), (), {"w": group}, {"n": "Conv"}, {})
     quality = Quality({"y": OutputQuality(sqnr, None, finite)}, 4)
-    trial = StaticAcceptance(None, plan, QuantConfig(**options), quality)
     samples = SimpleNamespace(synthetic=synthetic, warnings=())
-    return list(static_warnings(samples, trial, float_weights=0.0))
+    context = SimpleNamespace(config=QuantConfig(**options), samples=samples)
+    return list(
+        static_warnings(
+            Acceptance(quality, ()), plan, ir.Model(ir.Graph((), (), nodes=()), ir_version=8), context
+        )
+    )
 
 
 def test_a_good_result_is_not_doubted():
@@ -55,7 +59,7 @@ def test_adaround_is_advised_for_few_bits_beside_what_was_asked_for(correct, adv
 def test_made_up_inputs_decide_nothing():
     first, second = said(synthetic=True)
     assert first.startswith("NO CALIBRATION DATA")
-    assert second.endswith("SQNR 9.0 dB. Made-up inputs may not tell.")
+    assert second.endswith("SQNR 9.0 dB. Synthetic inputs may not tell.")
 
 
 def test_what_is_not_finite_is_told():

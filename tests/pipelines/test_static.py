@@ -82,4 +82,4 @@ def test_a_model_that_mostly_stays_float_is_no_quiet_success(tmp_path, target, w
     data = [{"x": np.random.default_rng(i).normal(size=(1, 4, 8, 8)).astype(np.float32)} for i in range(6)]
     config = QuantConfig(target=target)
     result = quantize_static(tmp_path / "m.onnx", tmp_path / "o.onnx", data, config)
-    assert any("of the weights stay float" in warning for warning in result.warnings) is warned
+    assert any("of the weights are kept in float" in warning for warning in result.warnings) is warned

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -56,7 +55,7 @@ def bench_for(
     axes = channel_axes(model, plan)
     statistics = collect(model, [*plan.observed, *axes], fit, channels=axes, threads=1)
     plan = compute_qparams(model, plan, from_statistics(statistics, calibrator(config)))
-    context = CorrectionContext(fit, evaluator, recalibrate=unused, threads=1)
+    context = CorrectionContext(fit, evaluator, config=config.model_copy(update={"threads": 1}))
     return Draft(model, model, plan, channel_means(statistics)), context
 
 
@@ -72,10 +71,6 @@ def with_bits(plan, bits):
         groups={n: replace(g, spec=few(g.spec)) if n in constant else g for n, g in plan.groups.items()},
         points=tuple(replace(p, spec=few(p.spec)) if p.group in constant else p for p in plan.points),
     )
-
-
-def unused(model):
-    raise AssertionError("nothing is calibrated again")
 
 
 def nudged(draft: Draft) -> Draft:
@@ -98,18 +93,10 @@ def normal_samples(shape, count=24, seed=0):
     return [Sample(str(i), {"x": rng.standard_normal(shape).astype(np.float32)}) for i in range(count)]
 
 
-def recalibrated(model: ir.Model, config: QuantConfig, fit: list[Sample]) -> Draft:
-    plan = make_plan(model, get_target(config.target), config)
-    axes = channel_axes(model, plan)
-    statistics = collect(model, [*plan.observed, *axes], fit, channels=axes, threads=1)
-    plan = compute_qparams(model, plan, from_statistics(statistics, calibrator(config)))
-    return Draft(model, model, plan, channel_means(statistics))
-
-
 def bench_of(
     model: ir.Model, shape, target: str = "onnxruntime", **options
 ) -> tuple[Draft, CorrectionContext]:
-    config, fit = QuantConfig(target=target, method="minmax", **options), normal_samples(shape)
-    again = partial(recalibrated, config=config, fit=fit)
+    config = QuantConfig(target=target, method="minmax", threads=1, **options)
     evaluator = AccuracyEvaluator(model, normal_samples(shape, 8, seed=1), threads=1)
-    return again(model), CorrectionContext(fit=fit, evaluator=evaluator, recalibrate=again, threads=1)
+    context = CorrectionContext(normal_samples(shape), evaluator, config=config)
+    return context.recalibrate(model), context

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -18,34 +17,21 @@ from calibrators.errors import CalibrationError
 from calibrators.session import open_session
 from onnxq.algorithms.autotune.derived_plan import derive_plan, without
 from onnxq.algorithms.autotune.tuner import Tuning, tune
-from onnxq.algorithms.context import make_context
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.mixed_precision.replan import Replanner
 from onnxq.algorithms.mixed_precision.steps import keep_float
-from onnxq.calibration.sample_split import Samples, in_batches
+from onnxq.calibration.sample_split import in_batches
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.plan import FloatNode
-from onnxq.core.progress import Progress
 from onnxq.targets import TARGETS
 from onnxq.targets.lookup import get_target
-from onnxq.verify.accuracy import AccuracyEvaluator
 
 logger = logging.getLogger(__name__)
 
 
 _RUNTIME, CPU_PROVIDER = "onnxruntime", "CPUExecutionProvider"
-
-
-RACE_SECONDS, RACE_TURNS = 0.5, 50
-"""How long the written model races against its original, and how often at most."""
-
-
-LEAST_TURNS = 3
-
-
-QUICK = 1e-4
-"""Seconds: where a run takes less, most of it is the call, whatever the model."""
 
 
 def check_measurable(config: QuantConfig) -> None:
@@ -66,31 +52,27 @@ def check_measurable(config: QuantConfig) -> None:
         raise ConfigError(f"autotune measures with {CPU_PROVIDER} only, got {', '.join(config.providers)}")
 
 
-def tuned(
-    original: str | os.PathLike[str],
-    draft: Draft,
-    samples: Samples,
-    evaluator: AccuracyEvaluator,
-    config: QuantConfig,
-    progress: Progress,
-) -> tuple[Draft, QuantConfig, Tuning | None]:
-    """``draft`` with nodes kept float that are faster so, the options to plan it again, and how it was found.
+def tuned(draft: Draft, context: CorrectionContext) -> tuple[Draft, CorrectionContext, Tuning | None]:
+    """Keep nodes in float where float is faster, if ``--autotune`` asks for it.
+
+    Returns:
+        the draft, the context whose options plan it so again, and how it was found.
 
     Raises:
         CalibrationError: ONNX Runtime refuses the model, or all samples.
     """
+    config = context.config
     if not config.autotune:
-        return draft, config, None
+        return draft, context, None
     session = open_session(draft.reference, threads=config.threads)
-    sample = timing_sample(session, draft.reference, samples, config)
+    sample = timing_sample(session, draft.reference, context)
     del session
-    tuning = tune(original, draft.reference, draft.plan, sample, config, progress)
-    if samples.fit_samples:
-        context = make_context(draft.reference, samples, evaluator, config, progress)
-        draft = Replanner(draft, context, config)(keep_float(tuning.floats))
+    tuning = tune(draft, sample, context)
+    if context.samples.fit_samples:
+        draft = Replanner(draft, context)(keep_float(tuning.floats))
     else:
         draft = replace(draft, plan=derive_plan(draft.reference, draft.plan, config, tuning.floats))
-    return draft, without(config, tuning.floats), tuning
+    return draft, context.with_config(without(config, tuning.floats)), tuning
 
 
 def explained(draft: Draft, tuning: Tuning | None) -> Draft:
@@ -105,17 +87,21 @@ def _explained(name: str, node: FloatNode, tuning: Tuning) -> FloatNode:
     return replace(node, reason=tuning.floats[name]) if name in tuning.floats else node
 
 
-def timing_sample(
-    session: ort.InferenceSession, model: ir.Model, samples: Samples, config: QuantConfig
-) -> Sample:
-    """What to feed when times are taken: the first batch that ``session`` takes, made up if there is none.
+def timing_sample(session: ort.InferenceSession, reference: ir.Model, context: CorrectionContext) -> Sample:
+    """The batch that models are timed on: the first that ``session`` takes, synthetic if there is none.
+
+    Args:
+        session: runs the float model.
+        reference: the float model, cleaned: its inputs say how samples are batched.
+        context: samples and options.
 
     Raises:
-        CalibrationError: it takes none.
+        CalibrationError: ``session`` takes none.
     """
-    given = in_batches(chain(samples.fit_samples, samples.eval_samples), model, config)
+    samples, config = context.samples, context.config
+    given = in_batches(chain(samples.fit_samples, samples.eval_samples), reference, config)
     refusal: CalibrationError | None = None
-    for batch in given if samples.given else _made_up(model, config):
+    for batch in given if samples.given else _synthetic(reference, config):
         try:
             run_batch(session, [session.get_outputs()[0].name], batch)
         except CalibrationError as error:
@@ -125,9 +111,9 @@ def timing_sample(
     raise refusal or CalibrationError("there is no sample to take times with")
 
 
-def _made_up(model: ir.Model, config: QuantConfig) -> Iterator[Sample]:
-    inputs = input_specs(model)
-    yield from in_batches(synthetic_samples(model, inputs, config.batch_size, config.seed), model, config)
+def _synthetic(reference: ir.Model, config: QuantConfig) -> Iterator[Sample]:
+    made = synthetic_samples(reference, input_specs(reference), config.batch_size, config.seed)
+    yield from in_batches(made, reference, config)
 
 
 def runs_here(config: QuantConfig) -> bool:

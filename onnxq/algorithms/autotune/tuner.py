@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -23,11 +22,13 @@ from onnxq.algorithms.autotune.fusion_groups import FusionGroup, cut_up
 from onnxq.algorithms.autotune.kernel_trace import trace
 from onnxq.algorithms.autotune.partition import Costs, cheapest
 from onnxq.algorithms.autotune.profile import profiles
+from onnxq.algorithms.context import CorrectionContext
+from onnxq.algorithms.draft import Draft
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
-from onnxq.core.progress import Progress, silent
+from onnxq.core.progress import Progress
 from onnxq.graph.insert_qdq import insert_qdq
-from onnxq.verify.latency import Rounds, fastest, gain, lowest_gain, time_interleaved, winner
+from onnxq.verify.latency import Model, Rounds, fastest, gain, lowest_gain, time_interleaved, winner
 
 ROUNDS = 4
 """Cuts that are made at most; mostly the third changes nothing any more."""
@@ -99,30 +100,22 @@ class Tuning:
         )
 
 
-def tune(
-    original: ir.Model | str | os.PathLike[str],
-    model: ir.Model,
-    plan: QuantPlan,
-    sample: Sample,
-    config: QuantConfig,
-    progress: Progress = silent,
-) -> Tuning:
+def tune(draft: Draft, sample: Sample, context: CorrectionContext) -> Tuning:
     """Find out which planned nodes are to stay float for the sake of speed, on this machine and ``sample``.
 
     Args:
-        original: the float model as the user has it.
-        model: the same, cleaned: what becomes the output where nothing pays. Both must be beaten.
-        plan: of ``model``, with parameters.
-        sample: what the models are fed; its batch and its sizes count.
-        config: how it was planned; its threads and providers run the models.
-        progress: told how far the work is.
+        draft: with parameters. Its reference becomes the output where integers are no faster: it must be
+            beaten, and so must the float model as the user has it.
+        sample: the batch that models are timed on; its sizes count.
+        context: knows the float model as the user has it; its options say how to run models.
 
     Raises:
         CalibrationError: ONNX Runtime refuses a model.
     """
-    tuner = _Tuner(model, plan, sample, config, progress)
+    plan, config = draft.plan, context.config
+    tuner = _Tuner(draft.reference, plan, sample, config, context.progress)
     tuner.search()
-    heats = tuner.race(original)
+    heats = tuner.race(context.evaluator.float_model)
     base = fastest(heats, _FLOAT_MODELS)
     drafts = dict(enumerate(tuner.drafts, start=len(_FLOAT_MODELS)))
     contestants = {
@@ -162,7 +155,7 @@ class _Tuner:
             self.drafts[floats] = plan
             floats = Nodes(self.plan.integer_nodes) - _planned(cheapest(self._learn(plan)))
 
-    def race(self, original: ir.Model | str | os.PathLike[str]) -> Rounds:
+    def race(self, original: Model) -> Rounds:
         """Of the original, the cleaned model, and all drafts."""
         self.progress(STAGE, ROUNDS + 1, ROUNDS + 2)
         models = [original, self.model, *(insert_qdq(self.model, plan) for plan in self.drafts.values())]

@@ -67,8 +67,8 @@ class GoalEvaluator:
     def speed(self, model: ir.Model) -> float:
         """How many times as fast as the float model it is."""
         sample = self.context.evaluator.samples[0]
-        threads = self.context.threads or 1
-        options = {"providers": self.context.providers, "threads": threads, "seconds": RACE_SECONDS}
+        threads = self.context.config.threads or 1
+        options = {"providers": self.context.config.providers, "threads": threads, "seconds": RACE_SECONDS}
         return race(self.exact, model, sample, **options).ratio  # type: ignore[arg-type]
 
     def _value(self, model: ir.Model, quality: Quality, margins: Sequence[Margins]) -> float:

@@ -40,14 +40,12 @@ class Replanner:
 
     Attributes:
         draft: with every node in its narrowest form.
-        context: to observe tensors that no range is known of.
-        config: how it was planned.
+        context: to observe tensors that no range is known of; its options are those it was planned with.
         corrections: names of those that weights which get wider have, some of `CLOSED_FORMS`.
     """
 
     draft: Draft
     context: CorrectionContext
-    config: QuantConfig
     corrections: Sequence[str] = ()
 
     def __call__(self, steps: Steps) -> Draft:
@@ -72,7 +70,7 @@ class Replanner:
 
     def _plan(self, steps: Steps) -> QuantPlan:
         forms = widest_precision(steps)
-        plan = make_plan(self.draft.reference, get_target(self.config.target), self._options(forms))
+        plan = make_plan(self.draft.reference, get_target(self.context.config.target), self._options(forms))
         told = {
             name: replace(node, reason=REASON) if forms.get(name) == FLOAT else node
             for name, node in plan.float_nodes.items()
@@ -87,8 +85,11 @@ class Replanner:
             for name, form in forms.items()
             if form != FLOAT
         )
-        more = {"exclude": (*self.config.exclude, *exclude), "override": (*self.config.override, *override)}
-        return self.config.model_copy(update=more)
+        more = {
+            "exclude": (*self.context.config.exclude, *exclude),
+            "override": (*self.context.config.override, *override),
+        }
+        return self.context.config.model_copy(update=more)
 
     def _solved(self, steps: Steps) -> QuantPlan:
         plan = self.plan(steps)
@@ -124,7 +125,7 @@ class Replanner:
         # Known weights are left as they are: corrections have chosen them for just these scales.
         biases = tuple(bias for bias in plan.biases if bias.weight_group in new)
         source = from_statistics(
-            self._statistics(replace(plan, groups=new).observed), calibrator(self.config)
+            self._statistics(replace(plan, groups=new).observed), calibrator(self.context.config)
         )
         return compute_qparams(
             self.draft.reference, replace(plan, biases=biases), source, {**known, **weights}
@@ -143,9 +144,9 @@ class Replanner:
             self.draft.reference,
             tensors,
             context.fit,
-            every_element=self.config.every_element,
-            providers=context.providers,
-            threads=context.threads,
+            every_element=self.context.config.every_element,
+            providers=context.config.providers,
+            threads=context.config.threads,
             on_bad=context.on_bad,
         )
 

@@ -13,12 +13,12 @@ A corrected draft -> one that reaches the goal, if there is one.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from calibrators.data.samples import Sample
 from calibrators.fingerprint import checksum, fingerprint
-from onnxq.algorithms.context import CorrectionContext, make_context
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.corrections import to_try
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.mixed_precision.evaluator import GoalEvaluator
@@ -27,12 +27,10 @@ from onnxq.algorithms.mixed_precision.replan import CLOSED_FORMS, Replanner
 from onnxq.algorithms.mixed_precision.steps import Steps, widest_precision
 from onnxq.algorithms.mixed_precision.trials import SearchLog, TrialResult
 from onnxq.algorithms.sensitivity.analysis import sensitivities
-from onnxq.calibration.sample_split import Data, Samples
+from onnxq.calibration.sample_split import Data
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
 from onnxq.core.goal import Goal, parse_goal
-from onnxq.core.progress import Progress
-from onnxq.verify.accuracy import AccuracyEvaluator
 
 STAGE = "searching what must be wider or float"
 
@@ -73,13 +71,7 @@ class Search:
         return tuple(kept)
 
 
-def search(
-    draft: Draft,
-    goal: Goal,
-    context: CorrectionContext,
-    config: QuantConfig,
-    corrections: Collection[str] = (),
-) -> tuple[Draft, Search]:
+def search(draft: Draft, goal: Goal, context: CorrectionContext) -> tuple[Draft, Search]:
     """``draft`` with as few nodes wider, and kept float, as the search finds enough for ``goal``.
 
     An interrupt ends the search: if a model was found by then that reaches the goal, it is taken.
@@ -87,17 +79,16 @@ def search(
     Args:
         draft: corrected already; what stays as it is keeps its corrections.
         goal: what must hold on the held-out samples.
-        context: the samples.
-        config: how ``draft`` was planned; names the file that remembers attempts.
-        corrections: names of those that weights which get wider may have, if closed forms give them.
+        context: samples and options; the options name the file that remembers attempts.
 
     Raises:
         ModelError: the goal is reached by no model that has a node in integers; the message tells the best.
         CalibrationError: there are no samples to measure on.
         ConfigError: the goal cannot be measured on such a model, or the file is of another search.
     """
-    make = Replanner(draft, context, config, tuple(name for name in CLOSED_FORMS if name in corrections))
-    memory = SearchLog.open(_key(draft, goal, context), config.search_log)
+    requested = to_try(context)
+    make = Replanner(draft, context, tuple(name for name in CLOSED_FORMS if name in requested))
+    memory = SearchLog.open(_key(draft, goal, context), context.config.search_log)
     searcher = _Searcher(make, GoalEvaluator(goal, context, draft.reference), memory)
     interrupted = False
     try:
@@ -255,19 +246,11 @@ def chosen_goal(goal: Goal | str | None, data: Data | None, config: QuantConfig)
     return goal
 
 
-def reach(
-    draft: Draft,
-    goal: Goal | None,
-    samples: Samples,
-    evaluator: AccuracyEvaluator,
-    config: QuantConfig,
-    progress: Progress,
-) -> tuple[Draft, Search | None]:
+def reach(draft: Draft, goal: Goal | None, context: CorrectionContext) -> tuple[Draft, Search | None]:
     """``draft`` with what must be wider or float for ``goal``, and how that was found; see `search`.
 
     There is nothing to search where no goal is given, or where nothing is in integers.
     """
     if goal is None or not draft.plan.points:
         return draft, None
-    context = make_context(draft.reference, samples, evaluator, config, progress)
-    return search(draft, goal, context, config, to_try(samples, config))
+    return search(draft, goal, context)

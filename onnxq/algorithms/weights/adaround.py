@@ -61,15 +61,15 @@ OVERHEAD = 2**14
 def learn_rounding(draft: Draft, context: CorrectionContext) -> Draft | None:
     """Learn how the weights of every layer of ``draft`` are rounded, and its bias, from how they are now on.
 
-    Layers share ``context.time_limit`` by their size. The same samples, seed and number of threads give the
-    same bytes where it cuts nothing short; where it does, they depend on the machine too.
+    Layers share the time limit of the options by their size. The same samples, seed and number of threads
+    give the same bytes where it cuts nothing short; where it does, they depend on the machine too.
 
     Raises:
         ConfigError: PyTorch is not installed.
     """
     check_torch()
     found = with_own_weights(draft.reference, draft.plan)
-    clock = _Clock(time.monotonic() + context.time_limit, sum(map(_cost, found)))
+    clock = _Clock(time.monotonic() + context.config.time_limit, sum(map(_cost, found)))
     changed = draft
     for part in in_parts(found, aim_bytes, AIM_BYTES):
         if clock.left <= 0:
@@ -88,7 +88,7 @@ def _with_learned(
     fit, check = _halves(layer_problem(draft, layer, aim, context))
     if check.rows.shape[1] == 0:
         return draft
-    learned = learn(fit, seconds, context.seed, context.threads or processors())
+    learned = learn(fit, seconds, context.config.seed, context.config.threads or processors())
     if not replace(check, levels=learned.levels, bias=learned.bias).error() < check.error():
         return draft
     node = draft.model.graph.node(layer.name)
@@ -230,5 +230,5 @@ def _picked(
     """Rows of a batch, ``[G, n, K]``: of the same places whatever model ``data`` comes from."""
     samples = sum(batch.count for batch in context.fit)
     limit = max(1, _most_rows(layer) // max(samples, 1))
-    rows = im2col_rows(node, data, limit, np.random.default_rng((context.seed, number)))
+    rows = im2col_rows(node, data, limit, np.random.default_rng((context.config.seed, number)))
     return np.ascontiguousarray(finite(rows).transpose(1, 0, 2))

@@ -101,7 +101,7 @@ def correct_biases_in_order(draft: Draft, context: CorrectionContext) -> Draft |
         spread = shift.astype(np.float32).reshape(-1, *[1] * (-1 - place.axis))
         return [np.add(array, spread) for array in arrays]
 
-    run_stepwise(quantized, list(found), batches, change, context.threads)
+    run_stepwise(quantized, list(found), batches, change, context.config.threads)
     return replace(draft, model=with_biases(draft.model, corrected))
 
 

@@ -52,7 +52,7 @@ def gptq(draft: Draft, context: CorrectionContext) -> Draft | None:
         return layer.weight.tensor, _rounded(nodes[layer.name], layer, moments, draft)
 
     # Layers side by side, each on one thread: most matrices are too small to be shared by several.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(context.threads or processors()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(context.config.threads or processors()) as pool:
         for part in gather_moments(draft.reference, able, context):
             rounded.update(pool.map(one, part))
             context.progress("rounding weights", len(rounded), len(able))

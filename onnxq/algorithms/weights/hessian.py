@@ -128,7 +128,7 @@ def _together(
     samples = max(1, sum(batch.count for batch in context.fit))
     limits = [max(FEWEST, ROWS * layer.shape[2] // samples) for layer in layers]
     picks = [(layer, nodes[layer.name], limit) for layer, limit in zip(layers, limits, strict=True)]
-    look = partial(_rows, picks, context.seed)
+    look = partial(_rows, picks, context.config.seed)
     sums = [_Sums(layer.shape[0], layer.shape[2], _width(layer), len(context.fit)) for layer in layers]
     for found in context.watch(model, [layer.data.tensor for layer in layers], look):
         for total, rows in zip(sums, found, strict=True):

@@ -97,15 +97,15 @@ def round_sequentially(draft: Draft, context: CorrectionContext) -> Draft | None
         return None
     stops = _stops(quantized, found)
     floats = _FloatActivations(
-        draft.reference, [layer.data.tensor for layer in found], batches, context.threads
+        draft.reference, [layer.data.tensor for layer in found], batches, context.config.threads
     )
     changed = draft
-    for stop, arrays in iterate_steps(quantized, list(stops), batches, context.threads):
+    for stop, arrays in iterate_steps(quantized, list(stops), batches, context.config.threads):
         for layer in stops[stop]:
             context.progress("rounding weights in order", found.index(layer), len(found))
             rows = _rows(draft, layer, floats.of(layer.data.tensor), arrays, context)
             with threadpool_limits(1, "blas"):  # several would give other bits
-                better = _solved(draft, layer, rows, len(arrays), context.threads or processors())
+                better = _solved(draft, layer, rows, len(arrays), context.config.threads or processors())
             changed = changed.with_constants(better)
             _refresh(quantized, changed, better)
     return changed
@@ -226,7 +226,7 @@ def _rows(
     limit = max(1, most // sum(len(array) for array in given))
 
     def picked(number: int, array: Array) -> Floats:
-        rows = im2col_rows(node, array, limit, np.random.default_rng((context.seed, number)))
+        rows = im2col_rows(node, array, limit, np.random.default_rng((context.config.seed, number)))
         return np.asarray(finite(rows).transpose(1, 0, 2))
 
     def rows(batches: Iterable[int]) -> Rows:

@@ -14,19 +14,15 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.algorithms.channels.equalize import equalized
-from onnxq.algorithms.context import make_context
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.corrections import Effect
 from onnxq.algorithms.draft import Draft
-from onnxq.calibration.sample_split import Samples
 from onnxq.core.plan import Group, QuantPlan, QuantPoint, QuantSpec
-from onnxq.core.progress import Progress
-from onnxq.pipelines.dynamic.acceptance import unsuited
 from onnxq.pipelines.dynamic.input_checks import is_computed
 from onnxq.pipelines.dynamic.matmul import columns_of
 from onnxq.pipelines.dynamic.planning import rewrite
 from onnxq.pipelines.dynamic.rewriter import Known
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
-from onnxq.verify.accuracy import AccuracyEvaluator
 
 NAME = "equalize"
 """What the correction is called."""
@@ -35,15 +31,16 @@ DATA = QuantSpec(ir.DataType.UINT8, symmetric=False)
 """What DynamicQuantizeLinear makes."""
 
 
-def rewrite_well(
-    model: ir.Model,
-    plan: QuantPlan,
-    scheme: DynamicScheme,
-    samples: Samples,
-    evaluator: AccuracyEvaluator,
-    progress: Progress,
+def rewrite_equalized(
+    model: ir.Model, plan: QuantPlan, scheme: DynamicScheme, context: CorrectionContext
 ) -> tuple[ir.Model, tuple[Effect, ...]]:
-    """`rewrite`, of ``model`` with equalized channels where that helps; and what it gives.
+    """Rewrite ``model`` with equalized channels where that helps, else as it is; and the effect.
+
+    Args:
+        model: the float model, cleaned.
+        plan: the nodes that are quantized.
+        scheme: what the target makes of dynamic quantization.
+        context: samples to fit on, and held-out ones that decide.
 
     Raises:
         CalibrationError: the model does not take a sample that was given.
@@ -51,19 +48,16 @@ def rewrite_well(
     known: Known = {}
     plain, points = rewrite(model, plan, scheme, known), tuple(_points(model, plan, scheme))
     wanted = NAME in scheme.config.correct and "none" not in scheme.config.correct
-    if not (wanted and points and samples.has_held_out):
+    if not (wanted and points and context.samples.has_held_out):
         return plain, ()
     started = time.perf_counter()
-    before = evaluator.evaluate(plain)
+    before = context.evaluator.evaluate(plain)
     if not before.samples:
         return plain, ()
-    progress("equalizing channels")
-    context = make_context(model, samples, evaluator, scheme.config, progress)
-    if samples.synthetic:
-        context = replace(context, on_bad=unsuited)
+    context.progress("equalizing channels")
     found = equalized(Draft(model, model, _as_static(plan, points), {}), context)
     equal = None if found is None else rewrite(found, plan, scheme, known)
-    after = None if equal is None else evaluator.evaluate(equal).noise
+    after = None if equal is None else context.evaluator.evaluate(equal).noise
     helped = after is not None and after < before.noise
     effect = Effect(NAME, before.noise, after, time.perf_counter() - started, kept=helped)
     return equal if equal is not None and helped else plain, (effect,)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from typing import NoReturn
 
 import onnx_ir as ir
@@ -21,10 +22,14 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
-from onnxq.graph.files import load, write
+from onnxq.graph.files import load, write_validated
 from onnxq.graph.passes import simplify
-from onnxq.pipelines.dynamic.acceptance import DynamicAcceptance, make_dynamic_evaluator
-from onnxq.pipelines.dynamic.equalization import rewrite_well
+from onnxq.pipelines.dynamic.acceptance import (
+    accept_dynamic,
+    dynamic_warnings,
+    make_dynamic_context,
+)
+from onnxq.pipelines.dynamic.equalization import rewrite_equalized
 from onnxq.pipelines.dynamic.planning import plan_nodes
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, find_scheme
 from onnxq.pipelines.preflight import (
@@ -75,23 +80,23 @@ def quantize_dynamic(
         progress("reading the model")
         simple, plan, scheme = _prepare(model, config)
         samples = open_samples(simple, data, config, made_up=MADE_UP)
-        evaluator = make_dynamic_evaluator(model, simple, samples, config)
+        context = make_dynamic_context(model, simple, samples, config, progress)
         progress("quantizing weights")
-        quantized, effects = rewrite_well(simple, plan, scheme, samples, evaluator, progress)
+        quantized, effects = rewrite_equalized(simple, plan, scheme, context)
         progress("writing and checking the model")
-        look = DynamicAcceptance(model, samples, evaluator, scheme)
-        write(quantized, output, validate=look.run)
+        check = partial(accept_dynamic, scheme=scheme, reference=simple, context=context)
+        accepted = write_validated(quantized, output, check)
     return conclude(
         QuantResult(
             request=Request(os.fspath(model), os.fspath(output), origin(data), config),
             plan=plan,
             make_table=_no_table,
-            quality=look.quality,
-            verdicts=look.verdicts,
-            judged_on=look.judged_on,
+            quality=accepted.quality,
+            verdicts=accepted.verdicts,
+            judged_on=samples.eval_source if accepted.quality else "nothing",
             skipped=samples.skipped,
-            warnings=tuple(look.warnings),
-            speed=look.speed,
+            warnings=tuple(dynamic_warnings(accepted, samples)),
+            speed=accepted.speed,
             corrections=effects,
         ),
         started,

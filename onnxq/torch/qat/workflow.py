@@ -32,9 +32,9 @@ from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.numerics import sqnr
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import silent
-from onnxq.graph.files import check_place, write
+from onnxq.graph.files import check_place, write_validated
 from onnxq.graph.insert_qdq import as_written
-from onnxq.pipelines.acceptance import StaticAcceptance
+from onnxq.pipelines.acceptance import accept, verify_static
 from onnxq.pipelines.preflight import as_onnxq_errors
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.targets.lookup import get_target
@@ -169,17 +169,17 @@ def convert_qat(module: nn.Module, path: str | os.PathLike[str]) -> QatResult:
     simple, plan = prepare_loaded(recipe.captured.onnx(state), type(inner).__name__, recipe.config)
     plan = compute_qparams(simple, plan, partial(_calibrated_params, recipe), _learned(inner, recipe))
     feeds = _sample(simple, recipe.call)
-    found: list[tuple[float, float | None]] = []
     with as_onnxq_errors():
-        trial = StaticAcceptance(
-            AccuracyEvaluator(simple, [Sample("example inputs", feeds)]), plan, recipe.config
+        evaluator = AccuracyEvaluator(simple, [Sample("example inputs", feeds)])
+        verify = partial(verify_static, plan=plan, config=recipe.config, evaluator=evaluator)
+        check = partial(accept, evaluator=evaluator, verify=verify)
+        accepted, ratio, agreement = write_validated(
+            as_written(simple, plan), path, lambda draft: (check(draft), *_compared(draft, feeds, outputs))
         )
-        write(as_written(simple, plan), path, validate=partial(_check, trial, feeds, outputs, found))
-    ratio, agreement = found[0]
     warnings = tuple(_warnings(ratio))
     for text in warnings:
         logger.warning("%s", text)
-    return QatResult(os.fspath(path), plan, ratio, agreement, trial.verdicts, warnings)
+    return QatResult(os.fspath(path), plan, ratio, agreement, accepted.verdicts, warnings)
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -332,17 +332,9 @@ def _calibrated_params(recipe: Recipe, group: Group) -> QuantParams:
     return recipe.params[group.name]
 
 
-def _check(
-    trial: StaticAcceptance,
-    feeds: dict[str, Array],
-    expected: list[Array],
-    found: list[tuple[float, float | None]],
-    draft: Path,
-) -> None:
-    """Check that the file loads and is legal, and compare its outputs for the example inputs."""
-    trial.run(draft)
-    given = open_session(draft, optimize=False).run(None, feeds)
-    found.append(_closeness(expected, given))
+def _compared(draft: Path, feeds: dict[str, Array], expected: Sequence[Array]) -> tuple[float, float | None]:
+    """SQNR in dB and agreement of the file's outputs for the example inputs, each of the worst output."""
+    return _closeness(expected, open_session(draft, optimize=False).run(None, feeds))
 
 
 def _closeness(expected: Sequence[Array], given: Sequence[Array]) -> tuple[float, float | None]:

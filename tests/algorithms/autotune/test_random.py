@@ -8,8 +8,11 @@ from random_graphs import random_model
 from calibrators.data.samples import Sample
 from onnxq.algorithms.autotune import tuner
 from onnxq.algorithms.autotune.derived_plan import derive_plan
+from onnxq.algorithms.context import CorrectionContext
+from onnxq.algorithms.draft import Draft
 from onnxq.core.config import QuantConfig
 from onnxq.graph.insert_qdq import insert_qdq
+from onnxq.verify.accuracy import AccuracyEvaluator
 
 CONFIG = QuantConfig(method="minmax", threads=1)
 
@@ -38,7 +41,9 @@ def test_any_graph_can_be_tuned(seed):
     flow = next(iter(quantize_for(["onnxruntime"], random_model(78_000 + seed, 12))))
     if not flow.plan.integer_nodes:
         return
-    found = tuner.tune(flow.model, flow.simple, flow.plan, Sample("s", flow.feeds), CONFIG)
+    sample = Sample("s", flow.feeds)
+    context = CorrectionContext([sample], AccuracyEvaluator(flow.model, [sample]), config=CONFIG)
+    found = tuner.tune(Draft(flow.simple, flow.simple, flow.plan, {}), sample, context)
     assert found.floats.keys() <= flow.plan.integer_nodes.keys()
     assert all("in integers on this machine" in reason for reason in found.floats.values())
     assert found.contestants[0].floats == frozenset()

@@ -55,7 +55,7 @@ def run(context, machine, **prices):
     costs, sample_of = machine
     costs |= prices
     sample_of.append(workbench.fit[0])
-    return tuner.tune(draft.reference, draft.reference, draft.plan, workbench.fit[0], CONFIG)
+    return tuner.tune(draft, workbench.fit[0], workbench.with_config(CONFIG))
 
 
 def test_all_in_integers_where_that_is_fastest(context, machine):

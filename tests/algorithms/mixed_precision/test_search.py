@@ -31,7 +31,7 @@ def short_races(monkeypatch):
 
 def middling(draft, context, config=CONFIG, share=0.5):
     """A goal between the quantized model and the best that has one node in integers."""
-    make, nodes = Replanner(draft, context, config), set(draft.plan.integer_nodes)
+    make, nodes = Replanner(draft, context.with_config(config)), set(draft.plan.integer_nodes)
     ends = [context.evaluator.evaluate(make(keep_float(nodes - {name})).quantized()).sqnr for name in nodes]
     base = context.evaluator.evaluate(draft.quantized()).sqnr
     return Goal("sqnr", base + share * (max(filter(math.isfinite, ends)) - base))
@@ -42,9 +42,9 @@ def middling(draft, context, config=CONFIG, share=0.5):
 def test_the_goal_holds_and_no_float_node_is_superfluous(target, share):
     config = QuantConfig(method="minmax", target=target)
     draft, context = bench_for(target=target)
-    make, nodes = Replanner(draft, context, config), set(draft.plan.integer_nodes)
+    make, nodes = Replanner(draft, context.with_config(config)), set(draft.plan.integer_nodes)
     goal = middling(draft, context, config, share)
-    found, result = search(draft, goal, context, config)
+    found, result = search(draft, goal, context.with_config(config))
     quality = context.evaluator.evaluate(found.quantized())
     assert quality.sqnr >= goal.at_least
     assert result.chosen.sqnr == pytest.approx(quality.sqnr, abs=0.01)
@@ -61,7 +61,7 @@ def test_the_goal_holds_and_no_float_node_is_superfluous(target, share):
 
 def test_a_goal_that_holds_already_costs_nothing():
     draft, context = bench_for()
-    found, result = search(draft, Goal("sqnr", 5), context, CONFIG)
+    found, result = search(draft, Goal("sqnr", 5), context.with_config(CONFIG))
     assert found is draft
     assert result.chosen.floats == ()
     assert len(result.attempts) == 1
@@ -73,25 +73,25 @@ def test_a_goal_out_of_reach_is_an_error_that_tells_the_best():
     with pytest.raises(
         ModelError, match=r"sqnr>=300 is reached by no model .* the best has sqnr [\d.]+ with \d of 7"
     ):
-        search(draft, Goal("sqnr", 300), context, CONFIG)
+        search(draft, Goal("sqnr", 300), context.with_config(CONFIG))
 
 
 def test_a_goal_needs_samples_and_outputs_that_have_it():
     draft, context = bench_for(held=0)
     with pytest.raises(CalibrationError, match="needs samples"):
-        search(draft, Goal("sqnr", 5), context, CONFIG)
+        search(draft, Goal("sqnr", 5), context.with_config(CONFIG))
     draft, context = bench_for(
         CHAIN.replace("float[N,5] y", "float[N,1] y").replace("float[8,5] v", "float[8,1] v")
     )
     with pytest.raises(ConfigError, match="its outputs have no agreement"):
-        search(draft, Goal("agreement", 0.9), context, CONFIG)
+        search(draft, Goal("agreement", 0.9), context.with_config(CONFIG))
 
 
 def test_agreement_can_be_a_goal():
     draft, context = bench_for(count=40)
-    base = search(draft, Goal("agreement", 0.01), context, CONFIG)[1].chosen.value
+    base = search(draft, Goal("agreement", 0.01), context.with_config(CONFIG))[1].chosen.value
     goal = Goal("agreement", base + 0.5 * (1 - base))
-    _, result = search(draft, goal, context, CONFIG)
+    _, result = search(draft, goal, context.with_config(CONFIG))
     assert result.chosen.value >= goal.at_least
     assert result.chosen.floats
 
@@ -104,7 +104,7 @@ def test_a_measure_of_ones_own_sees_the_model():
         return 1 - sum(node.op_type == "QuantizeLinear" for node in nodes) / 10
 
     base = float_share_of(draft, float_share)
-    _, result = search(draft, Goal(float_share, base + 0.25), context, CONFIG)
+    _, result = search(draft, Goal(float_share, base + 0.25), context.with_config(CONFIG))
     assert result.chosen.value >= base + 0.25
     assert result.goal.name == "float_share"
 
@@ -116,7 +116,7 @@ def float_share_of(draft, metric):
 
 def test_the_curve_has_what_nothing_beats():
     draft, context = bench_for()
-    _, result = search(draft, middling(draft, context), context, CONFIG)
+    _, result = search(draft, middling(draft, context), context.with_config(CONFIG))
     points = [(len(attempt.floats), attempt.value) for attempt in result.curve]
     assert points == sorted(points)
     assert len({count for count, _ in points}) == len(points)
@@ -130,7 +130,7 @@ def test_the_curve_has_what_nothing_beats():
 def test_corrections_stay_where_integers_do_and_only_there():
     plain, context = bench_for()
     draft = nudged(plain)
-    kept = Replanner(draft, context, CONFIG)(keep_float({"Conv_c"}))
+    kept = Replanner(draft, context.with_config(CONFIG))(keep_float({"Conv_c"}))
     arrays = {
         name: [
             m.graph.initializers[name].const_value.numpy() for m in (kept.model, draft.model, draft.reference)
@@ -152,7 +152,7 @@ def test_tensors_that_were_not_observed_get_ranges():
     draft, context = bench_for(text, quantize_outputs=True)
     config = CONFIG.model_copy(update={"quantize_outputs": True})
     assert "m" not in draft.plan.observed
-    kept = Replanner(draft, context, config)(keep_float({"Conv_a", "MaxPool_m"}))
+    kept = Replanner(draft, context.with_config(config))(keep_float({"Conv_a", "MaxPool_m"}))
     assert "m" in kept.plan.observed
     assert kept.plan.params.keys() == kept.plan.groups.keys()
     assert context.evaluator.evaluate(kept.quantized()).sqnr > 30
@@ -164,7 +164,7 @@ def test_names_are_no_patterns():
         for node in model.graph:
             node.name = f"{node.op_type}[ab]"[-40:] + str(node.outputs[0].name)
     draft, config = replace(draft), CONFIG
-    plan = Replanner(draft, context, config).plan(keep_float(["Conv[ab]a"]))
+    plan = Replanner(draft, context.with_config(config)).plan(keep_float(["Conv[ab]a"]))
     assert plan.float_nodes["Conv[ab]a"].reason.startswith("it stays float")
     assert "Conv[ab]c" in plan.integer_nodes
 
@@ -177,7 +177,7 @@ FOUR = CONFIG.model_copy(update={"weight": "int4"})
 def all_wider(draft, context, config=FOUR):
     """``draft`` with 8 bits for all weights."""
     wider = stages(draft.reference, draft.plan, dict.fromkeys(draft.plan.groups, 0.0))[0]
-    return Replanner(draft, context, config)(taken(wider))
+    return Replanner(draft, context.with_config(config))(taken(wider))
 
 
 def between(draft, context, share, config=FOUR):
@@ -192,7 +192,7 @@ def test_weights_get_more_bits_before_nodes_go_float(target, share):
     config = FOUR.model_copy(update={"target": target})
     draft, context = bench_for(target=target, weight="int4")
     goal = between(draft, context, share, config)
-    found, result = search(draft, goal, context, config)
+    found, result = search(draft, goal, context.with_config(config))
     assert result.chosen.floats == ()
     assert set(result.chosen.widened.values()) == {"int8"}
     assert context.evaluate(found).sqnr >= goal.at_least
@@ -200,7 +200,7 @@ def test_weights_get_more_bits_before_nodes_go_float(target, share):
     bits = {p.consumer: p.spec.dtype.bitwidth for p in found.plan.points if p.tensor in WEIGHTS}
     assert {name for name, width in bits.items() if width == 8} == set(result.chosen.widened)
     assert result.chosen.size < result.attempts[-1].size
-    make = Replanner(draft, context, config)
+    make = Replanner(draft, context.with_config(config))
     for name in result.chosen.widened:
         less = make(Steps(Precision(n, ir.DataType.INT8) for n in result.chosen.widened if n != name))
         assert context.evaluate(less).sqnr < goal.at_least
@@ -212,7 +212,7 @@ WEIGHTS = ("w1", "w2", "w3", "v")
 def test_what_more_bits_do_not_reach_float_does():
     draft, context = bench_for(weight="int4")
     wide = context.evaluate(all_wider(draft, context)).sqnr
-    found, result = search(draft, Goal("sqnr", wide + 3), context, FOUR)
+    found, result = search(draft, Goal("sqnr", wide + 3), context.with_config(FOUR))
     assert 0 < len(result.chosen.floats) < len(draft.plan.integer_nodes)
     assert set(result.chosen.floats) == draft.plan.integer_nodes.keys() - found.plan.integer_nodes.keys()
     assert not set(result.chosen.floats) & set(result.chosen.widened)
@@ -227,13 +227,13 @@ def test_what_nothing_reaches_is_told_with_the_best():
     with pytest.raises(
         ModelError, match=r"sqnr>=300 .* with \d of 7 nodes in float(, and \d with wider weights)?$"
     ):
-        search(draft, Goal("sqnr", 300), context, FOUR)
+        search(draft, Goal("sqnr", 300), context.with_config(FOUR))
 
 
 def test_wider_weights_are_the_exact_ones_and_the_others_keep_their_corrections():
     plain, context = bench_for(weight="int4")
     draft = nudged(plain)
-    made = Replanner(draft, context, FOUR)(Steps({Precision("Conv_c", ir.DataType.INT8)}))
+    made = Replanner(draft, context.with_config(FOUR))(Steps({Precision("Conv_c", ir.DataType.INT8)}))
     for name in ("w1", "b1", "w2", "b2", "w3", "v"):
         now, corrected, exact = (
             m.graph.initializers[name].const_value.numpy() for m in (made.model, draft.model, draft.reference)
@@ -250,7 +250,7 @@ def test_wider_weights_have_what_corrections_give_to_a_model_that_is_all_so_wide
     wide = bench_for(count=40, held=16)[0]
     expected, effects = correct(wide, CLOSED_FORMS, context)
     assert any(effect.kept for effect in effects)
-    variants = Replanner(nudged(draft), context, FOUR, CLOSED_FORMS)
+    variants = Replanner(nudged(draft), context.with_config(FOUR), CLOSED_FORMS)
     made = variants(Steps({Precision("Conv_c", ir.DataType.INT8)}))
     arrays = [
         [model.graph.initializers[name].const_value.numpy() for name in ("w2", "b2")]
@@ -270,7 +270,7 @@ def test_the_bias_of_wider_weights_still_fits():
         "{W}", "{" + ", ".join(["0.5", "1"] * 4) + "}"
     )
     draft, context = bench_for(text, weight="int4")
-    made = Replanner(draft, context, FOUR)(Steps({Precision("Gemm_a", ir.DataType.INT8)}))
+    made = Replanner(draft, context.with_config(FOUR))(Steps({Precision("Gemm_a", ir.DataType.INT8)}))
     (bias,) = (one for one in made.plan.biases if one.tensor == "b")
     scale = made.plan.params[bias.input_group].scale * made.plan.params[bias.weight_group].scale
     assert (np.array([1e7, 3e6]) / scale < 2**31).all()
@@ -279,7 +279,7 @@ def test_the_bias_of_wider_weights_still_fits():
 def test_overrides_of_ones_own_stay():
     config = FOUR.model_copy(update={"override": ("Conv_d: weight=int8", "op:Conv: per_tensor")})
     draft, context = bench_for(weight="int4", override=config.override)
-    plan = Replanner(draft, context, config).plan(Steps({Precision("Conv_c", ir.DataType.INT8)}))
+    plan = Replanner(draft, context.with_config(config)).plan(Steps({Precision("Conv_c", ir.DataType.INT8)}))
     specs = {p.tensor: p.spec for p in plan.points if p.tensor in WEIGHTS}
     assert [specs[name].dtype.bitwidth for name in WEIGHTS] == [4, 8, 8, 4]
     assert [specs[name].axis for name in WEIGHTS] == [None, None, None, 1]
@@ -293,7 +293,7 @@ def test_weights_in_blocks_get_more_bits_in_blocks():
     config = FOUR.model_copy(update={"block_size": 32})
     draft, context = bench_for(BLOCKS, weight="int4", block_size=32)
     assert draft.plan.observed == ()
-    found, result = search(draft, between(draft, context, 0.5, config), context, config)
+    found, result = search(draft, between(draft, context, 0.5, config), context.with_config(config))
     assert (result.chosen.floats, set(result.chosen.widened.values())) == ((), {"int8"})
     widths = {p.consumer: p.spec.dtype.bitwidth for p in found.plan.points}
     assert {p.spec.block_size for p in found.plan.points} == {32}
@@ -304,12 +304,12 @@ def test_weights_in_blocks_get_more_bits_in_blocks():
 def test_a_file_of_an_older_search_is_refused(tmp_path):
     draft, context = bench_for()
     config = CONFIG.model_copy(update={"search_log": tmp_path / "log.json"})
-    search(draft, Goal("sqnr", 5), context, config)
+    search(draft, Goal("sqnr", 5), context.with_config(config))
     content = json.loads(config.search_log.read_text())
     del content["version"]
     config.search_log.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="another version of onnxq: name another file, or delete it"):
-        search(draft, Goal("sqnr", 5), context, config)
+        search(draft, Goal("sqnr", 5), context.with_config(config))
 
 
 # --- Interrupts, and going on ------------------------------------------------------------------
@@ -334,18 +334,18 @@ def test_what_was_tried_is_not_tried_again(tmp_path, monkeypatch, weight):
     draft, context = bench_for(weight=weight)
     plain = CONFIG.model_copy(update={"weight": weight})
     goal, file = middling(draft, context, plain, share=0.9), tmp_path / "log.json"
-    whole = search(draft, goal, context, plain)[1]
+    whole = search(draft, goal, context.with_config(plain))[1]
     config = plain.model_copy(update={"search_log": file})
     stop_after(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
-        search(draft, goal, context, config)
+        search(draft, goal, context.with_config(config))
     assert len(json.loads(file.read_text())["attempts"]) == 2
     monkeypatch.undo()
     done = stop_after(monkeypatch, 100)
-    found = search(draft, goal, context, config)[1]
+    found = search(draft, goal, context.with_config(config))[1]
     assert found.chosen.key == whole.chosen.key
     assert len(done) == len(whole.attempts) - 2
-    assert search(draft, goal, context, config)[1].attempts == found.attempts
+    assert search(draft, goal, context.with_config(config))[1].attempts == found.attempts
     assert len(done) == len(whole.attempts) - 2
     assert [path.name for path in tmp_path.iterdir()] == ["log.json"]
 
@@ -353,11 +353,11 @@ def test_what_was_tried_is_not_tried_again(tmp_path, monkeypatch, weight):
 def test_attempts_of_another_search_are_refused(tmp_path):
     draft, context = bench_for()
     config = CONFIG.model_copy(update={"search_log": tmp_path / "log.json"})
-    search(draft, Goal("sqnr", 5), context, config)
+    search(draft, Goal("sqnr", 5), context.with_config(config))
     content = config.search_log.read_bytes()
     for other, goal in ((nudged(draft), Goal("sqnr", 5)), (draft, Goal("agreement", 0.1))):
         with pytest.raises(ConfigError, match="another"):
-            search(other, goal, context, config)
+            search(other, goal, context.with_config(config))
     assert config.search_log.read_bytes() == content
 
 
@@ -367,7 +367,7 @@ def test_a_file_that_is_something_else_stays_as_it_is(tmp_path, content):
     file = tmp_path / "log.json"
     file.write_text(content, "latin-1")
     with pytest.raises(ConfigError, match="does not hold the attempts"):
-        search(draft, Goal("sqnr", 5), context, CONFIG.model_copy(update={"search_log": file}))
+        search(draft, Goal("sqnr", 5), context.with_config(CONFIG.model_copy(update={"search_log": file})))
     assert file.read_text("latin-1") == content
 
 
@@ -376,14 +376,14 @@ def test_an_interrupt_keeps_the_best_if_it_reaches_the_goal(monkeypatch, weight)
     draft, context = bench_for(weight=weight)
     config = CONFIG.model_copy(update={"weight": weight})
     goal = middling(draft, context, config, share=0.9)
-    whole = search(draft, goal, context, config)[1]
+    whole = search(draft, goal, context.with_config(config))[1]
     first = next(n for n, _ in enumerate(whole.attempts))
     outcomes = []
     for count in range(1, len(whole.attempts)):
         with monkeypatch.context() as patch:
             stop_after(patch, count)
             try:
-                found, result = search(draft, goal, context, config)
+                found, result = search(draft, goal, context.with_config(config))
             except KeyboardInterrupt:
                 outcomes.append("raised")
                 continue

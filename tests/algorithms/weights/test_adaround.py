@@ -27,6 +27,7 @@ from onnxq.calibration.qparams import calibrator, compute_qparams, from_statisti
 from onnxq.core.config import QuantConfig
 from onnxq.core.numerics import dequantize, quantize
 from onnxq.core.plan import OPSET, OPSET_OF_BLOCKS
+from onnxq.core.progress import silent
 from onnxq.graph.passes import simplify
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
@@ -76,7 +77,10 @@ def scene(name, config=None, **options):
     fit = list(correlated(shape, 24))
     draft = drafted(text, fit, config)
     evaluator = AccuracyEvaluator(draft.reference, list(correlated(shape, 8, seed=1)), threads=1)
-    return draft, CorrectionContext(fit, evaluator, lambda model: draft, threads=1, **options)
+    progress = options.pop("progress", silent)
+    return draft, CorrectionContext(
+        fit, evaluator, config=QuantConfig(threads=1, **options), progress=progress
+    )
 
 
 def constants(draft):
@@ -159,7 +163,7 @@ def test_weights_with_two_readers_are_left():
     fit = list(correlated((5, 8), 24))
     draft = drafted(text, fit)
     context = CorrectionContext(
-        fit, AccuracyEvaluator(draft.reference, fit, threads=1), lambda model: draft, threads=1
+        fit, AccuracyEvaluator(draft.reference, fit, threads=1), config=QuantConfig(threads=1)
     )
     learned = learn_rounding(draft, context)
     np.testing.assert_array_equal(constants(learned)["w"], constants(draft)["w"])

@@ -200,7 +200,10 @@ def test_nothing_it_was_given_is_changed_and_it_is_deterministic():
     weights = {
         name: value.const_value.numpy().copy() for name, value in draft.reference.graph.initializers.items()
     }
-    first, second = gptq(draft, context), gptq(draft, replace(context, threads=3))
+    first, second = (
+        gptq(draft, context),
+        gptq(draft, context.with_config(context.config.model_copy(update={"threads": 3}))),
+    )
     assert first.reference is draft.reference
     assert not changed(first, second)
     assert all(

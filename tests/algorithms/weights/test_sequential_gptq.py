@@ -88,7 +88,12 @@ def test_weights_of_more_bits_are_rounded_by_moments(options):
 
 def test_threads_change_no_bit():
     draft, context = bench_for(bits=4, count=20)
-    first, second = (constants(round_sequentially(draft, replace(context, threads=n))) for n in (1, 3))
+    first, second = (
+        constants(
+            round_sequentially(draft, context.with_config(context.config.model_copy(update={"threads": n})))
+        )
+        for n in (1, 3)
+    )
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
