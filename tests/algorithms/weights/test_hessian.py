@@ -54,7 +54,7 @@ def test_the_same_samples_give_the_same_bits_on_any_number_of_threads():
         for threads in (1, 3)
     )
     assert all(np.array_equal(one[name].second, other[name].second) for name in one)
-    seeded = gathered(draft, replace(context, seed=1))[0]
+    seeded = gathered(draft, context.with_config(context.config.model_copy(update={"seed": 1})))[0]
     assert any(not np.array_equal(one[name].second, seeded[name].second) for name in one)
 
 
