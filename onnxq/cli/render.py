@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calibrators.errors import shorten
+from calibrators.session import saturates
 from calibrators.statistics import Statistics
 from calibrators.statistics.stability import Stability, run_stability, stability
 from onnxq.algorithms.autotune.tuner import Tuning
@@ -29,9 +30,15 @@ from onnxq.pipelines.inspection import Inspection
 from onnxq.pipelines.report.activations import judged
 from onnxq.pipelines.requantize import Requantized
 from onnxq.pipelines.result import QuantResult
+from onnxq.targets.onnxruntime import ONNXRUNTIME
 from onnxq.verify.accuracy import Quality
 from onnxq.verify.latency import Speed
 from onnxq.verify.verdict import Verdict
+
+_SATURATES = (
+    "this processor has no VNNI: ONNX Runtime's integer kernels saturate on it, and outputs may be far worse "
+    "than measured, which holds for processors with VNNI. For this one: --target onnxruntime-avx2"
+)
 
 FLOAT_ROWS = 10
 """Reasons in the closing table; ``--verbose`` lists all nodes."""
@@ -224,6 +231,8 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     else:
         yield from (("accuracy", text) for text in _quality_rows(result.quality, reference))
         yield "measured on", f"{result.judged_on}: {result.quality.samples}"
+        if result.plan.target == ONNXRUNTIME.name and result.plan.integer_nodes and saturates():
+            yield "CAUTION", _SATURATES
     yield from (("verified", f"{v.runtime}: {v.status}, {v.summary}") for v in result.verdicts)
     yield from (("correction", text) for text in _correction_rows(result))
     if result.search is not None:

@@ -745,3 +745,10 @@ def test_sensitivity_for_machines(folder, capsys):
 def test_sensitivity_without_data_warns(folder, capsys):
     assert run("sensitivity", "m.onnx") == 0
     assert "warning: ranked on synthetic inputs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_kernels_that_saturate_here_are_told(folder, capsys, monkeypatch, given):
+    monkeypatch.setattr(render, "saturates", lambda: given)
+    assert run("quantize", "m.onnx", "o.onnx", "--data", "d.npz") == 0
+    assert ("--target onnxruntime-avx2" in capsys.readouterr().out) is given
