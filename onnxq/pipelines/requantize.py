@@ -91,7 +91,9 @@ def requantize(
         samples = open_samples(simple, data, options)
         known = _known(simple, plan, stripped)
         missing = tuple(g.name for g in plan.groups.values() if g.observed_tensors and g.name not in known)
-        source, statistics = _calibrated(simple, plan, missing, samples, options, progress)
+        _require_data(plan, missing, samples)
+        groups = tuple(plan.groups[name] for name in missing)
+        source, statistics = _calibrated(simple, groups, samples, options, progress)
         plan = compute_qparams(simple, plan, source, known)
         progress("writing and checking the model")
         evaluator = AccuracyEvaluator(model, samples.eval_samples or list(samples))
@@ -211,20 +213,23 @@ def _lies_on(values: np.ndarray, params: QuantParams, group: Group) -> bool:
     return bool(np.abs(again - values).max(initial=0) <= ON_GRID * float(params.scale.max()))
 
 
-def _calibrated(
-    simple: ir.Model,
-    plan: QuantPlan,
-    missing: tuple[str, ...],
-    samples: Samples,
-    config: QuantConfig,
-    progress: Progress,
-) -> tuple[QParamSource, Statistics]:
-    """Where the parameters of the other groups come from, and what calibration saw."""
+def _require_data(plan: QuantPlan, missing: tuple[str, ...], samples: Samples) -> None:
+    """Refuse synthetic inputs where groups have no scale.
+
+    Raises:
+        CalibrationError: there are such groups, and no real samples.
+    """
     if missing and samples.synthetic:
         raise CalibrationError(
             f"the target {plan.target} quantizes {len(missing)} tensors that the model has no scale for: "
             f"{shorten(missing)}. Give calibration data."
         )
-    tensors = tuple(dict.fromkeys(t for name in missing for t in plan.groups[name].observed_tensors))
+
+
+def _calibrated(
+    simple: ir.Model, groups: tuple[Group, ...], samples: Samples, config: QuantConfig, progress: Progress
+) -> tuple[QParamSource, Statistics]:
+    """The source of the parameters of ``groups``, and the statistics behind it."""
+    tensors = tuple(dict.fromkeys(tensor for group in groups for tensor in group.observed_tensors))
     statistics = gather(simple, tensors, samples, config, progress) if tensors else Statistics({}, 0)
     return from_statistics(statistics, calibrator(config)), statistics
