@@ -241,7 +241,7 @@ def test_a_product_that_is_output_and_operand_stays_float():
         { t = MatMul (x, w) u = MatMul (t, w) y = Neg (u) }"""
     flow = quantize_and_check(parse(text), "onnxruntime")
     assert flow.planned("MatMul") == 1
-    assert "only one of them" in {n.op_type: n.reason for n in flow.plan.float_nodes.values()}["MatMul"]
+    assert "only one of these" in {n.op_type: n.reason for n in flow.plan.float_nodes.values()}["MatMul"]
 
 
 DYNAMIC = {
