@@ -63,7 +63,9 @@ def test_other_weights():
 
 
 def test_weights_that_the_target_does_not_take():
-    with pytest.raises(TargetError, match="does not take int4 as weight type, which an override requests for 'a'"):
+    with pytest.raises(
+        TargetError, match="does not take int4 as weight type, which an override requests for 'a'"
+    ):
         quantize(model(), "tensorrt8", override="a: weight=int4")
 
 
