@@ -1,4 +1,4 @@
-"""The command line, ``python -m onnxq.quantize`` and ``onnxq``. It imports nothing heavy: help is fast."""
+"""The command line, ``python -m onnxq.quantize`` and ``onnxq``. It imports heavy modules late."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m onnxq.cli``: the same as ``onnxq``."""
+"""Run ``python -m onnxq.cli``, which does the same as ``onnxq``."""
 
 from __future__ import annotations
 

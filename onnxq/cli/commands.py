@@ -1,7 +1,7 @@
-"""The command line: arguments -> `QuantConfig` -> the pipeline. No logic of its own.
+"""Turn command-line arguments into a `QuantConfig` and call the pipeline. There is no logic here.
 
-On top stand only light imports, the rest comes when it is needed: so ``--help`` answers at once, and an
-interrupt is caught wherever it hits.
+Only light modules are imported at the top, the others when they are needed. So ``--help`` answers at once,
+and an interrupt during an import is caught.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
         result = quantize(args.model, args.output, config=config, progress=progress)
     if args.save_config:
         result.repeatable.save(Path(args.save_config))
-    with suppress(OSError, KeyboardInterrupt):  # the model is written: to tell of it cannot fail any more
+    with suppress(OSError, KeyboardInterrupt):  # the model is written: a failure to print is no failure
         render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
     close_stdout()
 
@@ -135,11 +135,11 @@ def _export(args: argparse.Namespace, config: QuantConfig) -> None:
         render.show_export(exported.path, exported.inputs, exported.outputs, exported.sqnr)
 
 
-_CONFIG = {"--config FILE.yaml": "read options from a file; those given here win"}
-_JSON = {"--json": "machine-readable"}
+_CONFIG = {"--config FILE.yaml": "read options from a file; options on the command line take precedence"}
+_JSON = {"--json": "print JSON"}
 _NO_PROGRESS = {"--quiet": "show no progress"}
 _QUIET = {"--quiet": "print warnings and errors only"}
-_VERBOSE = {"--verbose": "say what each step does, and all that is known of an error"}
+_VERBOSE = {"--verbose": "log each step, and show the traceback of an error"}
 
 _COMMANDS: Mapping[str, Command] = {
     "quantize": Command(
@@ -149,15 +149,14 @@ _COMMANDS: Mapping[str, Command] = {
         flags={
             **_CONFIG,
             "--save-config FILE.yaml": "write the options used",
-            "--dry-run": "print the plan, with a reason for every node that stays float; write nothing",
+            "--dry-run": "print the plan, with a reason for every node kept in float; write nothing",
             **_QUIET,
-            "--verbose": "say what each step does, list every node that stays float, "
-            "and tell all that is known of an error",
+            "--verbose": "log each step, list every node kept in float, and show the traceback of an error",
         },
         act=_quantize,
     ),
     "requantize": Command(
-        help="a model with Q/DQ from elsewhere for a target, with the scales that it has",
+        help="convert a model that has Q/DQ already for a target; it keeps its scales",
         files={"model": "a model with Q/DQ", "output": "the model to write"},
         groups=("data", "ranges", "plan", "running"),
         flags={
@@ -168,12 +167,12 @@ _COMMANDS: Mapping[str, Command] = {
         act=_requantize,
     ),
     "calibrate": Command(
-        help="statistics of the tensors, from which every method's ranges follow",
+        help="collect statistics of the tensors, which give the ranges of every method",
         files={"model": "the float model", "statistics": "the file to write (.npz)"},
         groups=("data", "plan", "running"),
         flags={
             **_CONFIG,
-            "--target NAME": "for this deployment target only; default: for all of them",
+            "--target NAME": "deployment target; default: statistics for all targets",
             **_QUIET,
             **_VERBOSE,
         },
@@ -181,19 +180,19 @@ _COMMANDS: Mapping[str, Command] = {
         idle=("verify",),
     ),
     "table": Command(
-        help="a calibration table as another program reads it",
+        help="convert statistics or a table to the table format of another program",
         files={"source": "saved statistics, or a table", "output": "the table to write"},
         groups=("ranges",),
         flags={
             "--format NAME": "tensorrt, ort, ncnn, snpe, qnn, mqbench, mqbench-snpe, mqbench-vitis, "
-            "mqbench-ppl, ppq, json; default: as the name of OUTPUT tells",
+            "mqbench-ppl, ppq, json; default: by the name of OUTPUT",
             **_VERBOSE,
         },
         act=_table,
         idle=("weight_method",),
     ),
     "compare": Command(
-        help="accuracy, size and speed of an int8 model against its float original",
+        help="compare accuracy, size and speed of an int8 model with its float original",
         files={"float": "the float model", "int8": "the quantized model"},
         groups=("data", "running"),
         flags={**_NO_PROGRESS, **_VERBOSE},
@@ -201,7 +200,7 @@ _COMMANDS: Mapping[str, Command] = {
         idle=("every_element", "verify"),
     ),
     "verify": Command(
-        help="what a target's rules and its runtimes make of a quantized model",
+        help="check a quantized model against the rules and the runtimes of a target",
         files={"model": "the quantized model (Q/DQ), of any origin"},
         groups=("data", "running"),
         flags={
@@ -214,7 +213,7 @@ _COMMANDS: Mapping[str, Command] = {
         idle=("every_element", "provider", "verify"),
     ),
     "sensitivity": Command(
-        help="quantization points ranked by what each costs at the outputs",
+        help="rank quantization points by the error that each causes at the outputs",
         files={"model": "the float model"},
         groups=("data", "ranges", "accuracy", "plan", "running"),
         flags={**_CONFIG, **_JSON, **_NO_PROGRESS, **_VERBOSE},
@@ -222,15 +221,16 @@ _COMMANDS: Mapping[str, Command] = {
         idle=("verify",),
     ),
     "export": Command(
-        help="a PyTorch module as a float ONNX model that was checked against it",
+        help="export a PyTorch module to a float ONNX model, checked against the module",
         files={
-            "factory": "package.module:function or file.py:function that gives a module, or a module and its "
-            "example inputs",
+            "factory": "package.module:function or file.py:function that returns a module, or a module and "
+            "its example inputs",
             "output": "the ONNX model to write",
         },
         groups=(),
         flags={
-            "--shape SIZES": "of the one real input, like 1,3,224,224, where the function gives no example",
+            "--shape SIZES": "shape of the only float input, like 1,3,224,224, if the function returns no "
+            "example",
             "--fixed-batch": "keep the batch size of the example",
             **_QUIET,
             **_VERBOSE,
@@ -238,13 +238,13 @@ _COMMANDS: Mapping[str, Command] = {
         act=_export,
     ),
     "inspect": Command(
-        help="what would be quantized, and why the rest would not; or what is quantized",
+        help="show which nodes would be quantized and why the others would not, or which are quantized",
         files={"model": "the float model, or one that has Q/DQ"},
         groups=("mode", "plan"),
         flags={
             **_CONFIG,
             **_JSON,
-            "--verbose": "tell of every group, also where they repeat, and all that is known of an error",
+            "--verbose": "print every group, also repeated ones, and show the traceback of an error",
         },
         act=_inspect,
     ),
@@ -252,17 +252,17 @@ _COMMANDS: Mapping[str, Command] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The ``onnxq`` command; returns the exit code (0 done, 1 failed, 2 wrong usage)."""
+    """Run the ``onnxq`` command and return the exit code (0 done, 1 failed, 2 wrong usage)."""
     return run_guarded(_choose, argv)
 
 
 def quantize(argv: Sequence[str] | None = None) -> int:
-    """``python -m onnxq.quantize``: the same as ``onnxq quantize``."""
+    """Run ``python -m onnxq.quantize``, which does the same as ``onnxq quantize``."""
     return run_guarded(partial(_run, "quantize", prog="python -m onnxq.quantize"), argv)
 
 
 def _choose(arguments: Sequence[str]) -> None:
-    """Run the subcommand that comes first."""
+    """Run the subcommand that the first argument names."""
     if arguments and arguments[0] in _COMMANDS:
         _run(arguments[0], arguments[1:], prog=f"onnxq {arguments[0]}")
         return
@@ -271,10 +271,10 @@ def _choose(arguments: Sequence[str]) -> None:
         prog="onnxq",
         usage="onnxq COMMAND ...",
         description="Quantize ONNX models to int8.",
-        epilog=f"commands:\n{listing}\n\n'onnxq COMMAND --help' tells a command's options.",
+        epilog=f"commands:\n{listing}\n\n'onnxq COMMAND --help' shows a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    version = f"onnxq {_version()}" if "--version" in arguments else ""  # it takes a while to look up
+    version = f"onnxq {_version()}" if "--version" in arguments else ""  # looking it up takes a while
     parser.add_argument("--version", action="version", version=version)
     parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="what to do, see below")
     if arguments:

@@ -1,4 +1,4 @@
-"""Every way to end: the exit codes that are promised, one line on stderr, and nothing left behind."""
+"""Turn every way to end into a documented exit code, with one line on stderr for an error."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 
 class Interrupted(KeyboardInterrupt):
-    """Not quite Python's own: having met that one at a bad moment, Python dies of it at exit all the same."""
+    """An interrupt of our own class: a plain KeyboardInterrupt at a bad moment still kills Python at exit."""
 
 
 class Interrupts:
-    """In the ``with`` block Ctrl-C and a request to end raise `Interrupted`, afterwards they are ignored.
+    """Let Ctrl-C and SIGTERM raise `Interrupted` in the ``with`` block, and ignore them afterwards.
 
-    ``seen`` remembers it: a library that is interrupted while it is imported may raise an error of its own.
+    Attributes:
+        seen: whether there was an interrupt. A library that is interrupted while it is imported may raise
+            another error instead.
     """
 
     def __init__(self) -> None:
@@ -47,16 +49,18 @@ class Interrupts:
 
 
 def run_guarded(action: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
-    """Every way to end, as the exit code that is promised; what went wrong is one line on stderr."""
+    """Run ``action`` on ``argv`` and return the exit code; an error is printed as one line on stderr."""
     arguments = sys.argv[1:] if argv is None else argv
     interrupts = Interrupts()
     try:
-        with interrupts if argv is None else nullcontext():  # only if the process is ours
+        with (
+            interrupts if argv is None else nullcontext()
+        ):  # signals are handled only if this is the main program
             action(arguments)
             _flush()
-    except SystemExit as end:  # argparse has said what there is to say
+    except SystemExit as end:  # argparse has printed the message
         return end.code if isinstance(end.code, int) else DONE
-    except BrokenPipeError:  # whoever reads has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe
         return DONE
     except KeyboardInterrupt:
         return _fail("interrupted")
@@ -84,7 +88,7 @@ def _describe(error: Exception) -> str:
     if isinstance(error, OSError):
         return ": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error)
     if isinstance(error, MemoryError):
-        return "out of memory: a smaller --batch-size needs less"
+        return "out of memory: try a smaller --batch-size"
     return (
         f"this is a bug in onnxq, please report it ({type(error).__name__}: {error}); "
         "the same command with --verbose shows where it happened"
@@ -92,12 +96,12 @@ def _describe(error: Exception) -> str:
 
 
 def one_line(message: str) -> str:
-    """The message without its line breaks."""
+    """Join the lines of a message."""
     return " ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
 def close_stdout() -> None:
-    """What is still to be printed and cannot be is dropped: Python would complain of it at exit."""
+    """Flush stdout; drop output that cannot be printed, because Python would complain about it at exit."""
     try:
         _flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""Options, read off `QuantConfig`: there is no second list of them."""
+"""Make the command-line options from the fields of `QuantConfig`: there is no second list of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HEADINGS: Mapping[str, str] = {
     "plan": "what is quantized, and for what",
     "running": "running",
 }
-"""The groups of options in `QuantConfig`, as the help calls them."""
+"""Group of options in `QuantConfig` -> its heading in the help."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Command:
 
     Attributes:
         help: one line.
-        files: its positional arguments, name -> help.
-        groups: the groups of `QuantConfig`'s options that make sense for it.
-        flags: its own switches, flag -> help; those that take a value name it after a blank. One that is
-            also an option of `QuantConfig` takes its place.
-        act: does it.
-        idle: options of these groups that mean nothing to it.
+        files: positional arguments, name -> help.
+        groups: the groups of `QuantConfig` options that the command takes.
+        flags: further switches, flag -> help. If a switch takes a value, the value's name follows after a
+            blank. A switch with the name of a `QuantConfig` option replaces that option.
+        act: function that runs the command.
+        idle: options of these groups that have no meaning for the command.
     """
 
     help: str
@@ -51,7 +51,7 @@ class Command:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong on one line, like every other error, instead of repeating the usage."""
+    """A parser that reports wrong usage on one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
         """End with the exit code of wrong usage."""
@@ -59,10 +59,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(command: Command, arguments: Sequence[str], prog: str) -> tuple[argparse.Namespace, QuantConfig]:
-    """The files and switches of a command, and its options.
+    """Parse the files and switches of a command, and its options.
+
+    Args:
+        command: the command.
+        arguments: the arguments after its name.
+        prog: the command as the user calls it, for messages.
 
     Raises:
-        SystemExit: the usage is wrong, or only help was asked for; what there is to say was said.
+        SystemExit: the usage is wrong, or only help was requested; the message was printed.
     """
     parser = _parser(command, prog)
     args, rest = parser.parse_known_args(arguments)
@@ -86,7 +91,7 @@ def _config(args: argparse.Namespace, command: Command, parser: argparse.Argumen
 
 
 def _unknown(rest: Sequence[str], command: Command) -> str:
-    """What to say of arguments that nobody took."""
+    """Describe the first argument that the parser does not know."""
     options = [argument.split("=")[0] for argument in rest if argument.startswith("-")]
     if not options:
         return f"unexpected argument {rest[0]!r}; expected {' '.join(command.files).upper()} and options"
@@ -99,7 +104,7 @@ def _flag(name: str) -> str:
 
 
 def _options(command: Command, *, group: str | None = None) -> list[str]:
-    """The fields of `QuantConfig` that a command takes: all of them, or those under one heading."""
+    """List the `QuantConfig` fields that a command takes, of all its groups or of one."""
     from onnxq.core.config import QuantConfig
 
     wanted = command.groups if group is None else (group,)
@@ -129,7 +134,7 @@ def _parser(command: Command, prog: str) -> Parser:
 
 
 def _add_option(section: argparse._ArgumentGroup, name: str) -> None:
-    """One field of `QuantConfig` as an option; pydantic checks its value, not argparse."""
+    """Add one field of `QuantConfig` as an option; pydantic checks its value, not argparse."""
     from onnxq.core.config import QuantConfig
 
     field: Any = QuantConfig.model_fields[name]
@@ -150,5 +155,5 @@ def _add_option(section: argparse._ArgumentGroup, name: str) -> None:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """The strings of a Literal, also inside ``Literal[...] | None``."""
+    """List the strings of a Literal, also inside ``Literal[...] | None``."""
     return [s for a in get_args(annotation) for s in ([a] if isinstance(a, str) else _choices(a))]

@@ -1,4 +1,4 @@
-"""Results, comparisons, rankings and verdicts, as tables and as JSON."""
+"""Print results, comparisons, rankings and verdicts, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -36,16 +36,26 @@ from onnxq.verify.latency import Speed
 from onnxq.verify.verdict import Verdict
 
 _SATURATES = (
-    "this processor has no VNNI: ONNX Runtime's integer kernels saturate on it, and outputs may be far worse "
-    "than measured, which holds for processors with VNNI. For this one: --target onnxruntime-avx2"
+    "this processor has no VNNI, so ONNX Runtime's integer kernels saturate on it. The measured accuracy "
+    "holds for processors with VNNI; here it may be far worse. For this processor use --target "
+    "onnxruntime-avx2"
 )
 
 FLOAT_ROWS = 10
-"""Reasons in the closing table; ``--verbose`` lists all nodes."""
+"""The number of reasons in the closing table; ``--verbose`` lists all nodes."""
 
 
 def show_result(output: str, result: QuantResult, *, quiet: bool, every_node: bool) -> None:
-    """The closing table, then the warnings: last, and in the table too if it goes elsewhere than they."""
+    """Print the closing table, then the warnings.
+
+    If stdout and stderr are not both a terminal, the warnings are repeated in the table.
+
+    Args:
+        output: path of the written model.
+        result: the result to print.
+        quiet: print only the warnings.
+        every_node: list every node kept in float, and every tensor whose range still grew.
+    """
     if not quiet:
         table = _table(output)
         for name, text in _result_rows(result, every_node):
@@ -59,7 +69,14 @@ def show_result(output: str, result: QuantResult, *, quiet: bool, every_node: bo
 
 
 def show_export(path: str, inputs: Sequence[str], outputs: Sequence[str], sqnr: Mapping[int, float]) -> None:
-    """Say what was exported, and how close it is to PyTorch at each batch size, in dB."""
+    """Print what was exported.
+
+    Args:
+        path: path of the ONNX file.
+        inputs: the names of its inputs.
+        outputs: the names of its outputs.
+        sqnr: batch size -> SQNR against PyTorch, in dB.
+    """
     table = _table(f"{path} was exported")
     table.add_row("inputs", ", ".join(inputs))
     table.add_row("outputs", ", ".join(outputs))
@@ -71,7 +88,15 @@ def show_export(path: str, inputs: Sequence[str], outputs: Sequence[str], sqnr: 
 def show_statistics(
     model: str, file: str, statistics: Statistics, seconds: float, *, every_tensor: bool
 ) -> None:
-    """What was collected, and what it is good for."""
+    """Print a summary of collected statistics, and the command that uses them.
+
+    Args:
+        model: path of the float model.
+        file: path of the statistics.
+        statistics: the statistics.
+        seconds: duration of the calibration.
+        every_tensor: list every tensor whose range still grew.
+    """
     table = _table(file)
     table.add_row(
         "collected", f"{_counted(statistics.samples, 'sample')}, {_counted(len(statistics), 'tensor')}"
@@ -84,7 +109,15 @@ def show_statistics(
 
 
 def show_comparison(float_path: str, int8_path: str, quality: Quality, speed: Speed, threads: int) -> None:
-    """Accuracy, size and speed of two models."""
+    """Print accuracy, size and speed of two models.
+
+    Args:
+        float_path: path of the float model.
+        int8_path: path of the quantized model.
+        quality: accuracy of the quantized model.
+        speed: run times of both.
+        threads: number of threads of the timing; 0: all.
+    """
     table = _table(f"{int8_path} against {float_path}")
     for text in _quality_rows(quality):
         table.add_row("accuracy", text)
@@ -95,13 +128,13 @@ def show_comparison(float_path: str, int8_path: str, quality: Quality, speed: Sp
 
 
 def show_inspection(inspection: Inspection, *, every_group: bool = False) -> None:
-    """The outline of a model: fused groups in integers, others with their reason."""
+    """Print the outline of a model: fused groups in integers, and others with the reason for float."""
     OUT.print(tree(inspection, every_group=every_group))
     OUT.print(counts(inspection))
 
 
 def print_inspection(inspection: Inspection) -> None:
-    """The outline for machines, and the plan that it is of."""
+    """Print the outline and its plan as JSON."""
     groups = [
         {
             "runs": group.runs,
@@ -149,11 +182,11 @@ _RANKING: Mapping[str, Literal["left", "right"]] = {
     "SQNR": "right",
     "share": "right",
 }
-"""Columns, and on which side their texts stand."""
+"""Column -> its alignment."""
 
 
 def show_ranking(model: str, ranking: Sequence[Sensitivity]) -> None:
-    """Quantization points, the worst first."""
+    """Print the quantization points, the worst first."""
     table = Table(title=f"{model}: what each point alone costs", title_justify="left")
     for column, justify in _RANKING.items():
         table.add_column(column, overflow="fold", justify=justify)
@@ -166,7 +199,7 @@ def show_ranking(model: str, ranking: Sequence[Sensitivity]) -> None:
 
 
 def print_ranking(ranking: Sequence[Sensitivity]) -> None:
-    """The ranking for machines; ``sqnr`` is null where nothing at all changed."""
+    """Print the ranking as JSON; ``sqnr`` is null where the outputs did not change."""
     content = [
         {
             "tensors": list(one.group.tensors),
@@ -185,7 +218,14 @@ _STATUS_STYLES: Mapping[str, str] = {"passed": "green", "failed": "bold red", "n
 
 
 def show_verdicts(model: str, target: str, verdicts: Sequence[Verdict], *, every_node: bool) -> None:
-    """What each checker says, then what it found: node, what is so, what to do."""
+    """Print the verdict of each check, then its findings: nodes, message, advice.
+
+    Args:
+        model: path of the quantized model.
+        target: name of its target.
+        verdicts: the verdicts.
+        every_node: list all nodes of a finding.
+    """
     table = Table(title=f"{model} for {target}", title_justify="left")
     for column in ("checked by", "result", "summary"):
         table.add_column(column, overflow="fold")
@@ -198,14 +238,14 @@ def show_verdicts(model: str, target: str, verdicts: Sequence[Verdict], *, every
 
 
 def _findings(verdict: Verdict, every_node: bool) -> Iterator[str]:
-    """What was found, with the nodes of which it is so."""
+    """Yield the findings, each with the nodes that it applies to."""
     for one, names in verdict.grouped:
         where = ", ".join(names) if every_node else shorten(names)
         yield f"{verdict.runtime} {one.severity}: {where}: {one}" if where else f"{one.severity}: {one}"
 
 
 def print_verdicts(verdicts: Sequence[Verdict]) -> None:
-    """The verdicts for machines."""
+    """Print the verdicts as JSON."""
     OUT.print(json.dumps([asdict(one) for one in verdicts], indent=2), soft_wrap=True)
 
 
@@ -221,7 +261,7 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     yield from (("float", text) for text in _float_rows(result.plan, every_node))
     if carried := result.plan.passthrough_nodes:
         kinds = ", ".join(f"{n} {op_type}" for op_type, n in Counter(carried.values()).most_common())
-        yield "as neighbours", f"{kinds}: the runtime moves Q/DQ across them"
+        yield "pass-through", f"{kinds}: the runtime moves Q/DQ across them"
     if isinstance(result, Requantized):
         yield "scales", f"{len(result.kept)} kept, {len(result.calibrated)} calibrated"
     reference = _reference(result)
@@ -249,21 +289,21 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
 
 
 def _reference(result: QuantResult) -> str:
-    """What it was made of."""
+    """Name the model that the result is compared with."""
     return "the given model" if isinstance(result, Requantized) else "float"
 
 
 def _correction_rows(result: QuantResult) -> Iterator[str]:
-    """What each correction gave, or why there is none."""
+    """Yield the effect of each correction, or why there is none."""
     for one in result.corrections:
         yield f"{one.name}: {one.outcome} ({one.seconds:.1f} s)"
     wanted = result.request.config.mode == "static" and result.request.config.correct != ("none",)
     if not result.corrections and wanted:
-        yield "none: there are no held-out samples to prove one on"
+        yield "none: there are no held-out samples to validate them on"
 
 
 def _search_rows(search: Search) -> Iterator[str]:
-    """What was reached how, and what doing less or more gives."""
+    """Yield how the goal was reached, and what cheaper and costlier models give."""
     chosen, trials = search.chosen, _counted(len(search.attempts), "trial")
     float_nodes = f"{_counted(len(chosen.floats), 'more node')} in float"
     yield f"{search.goal} holds with {', '.join((float_nodes, *_wider(chosen)))}, after {trials}"
@@ -272,23 +312,23 @@ def _search_rows(search: Search) -> Iterator[str]:
         forms = ", ".join((f"{len(attempt.floats)} in float", *_wider(attempt)))
         yield f"{forms}: {', '.join(_attempt(search, attempt))}{mark}"
     if chosen.widened:
-        yield f"weights of more bits: {shorten(list(chosen.widened))}; --search-log FILE lists them all"
+        yield f"wider weights: {shorten(list(chosen.widened))}; --search-log FILE lists them all"
 
 
 def _wider(attempt: TrialResult) -> Iterator[str]:
-    """How many nodes have weights of more bits, type by type."""
+    """Yield the number of nodes with wider weights, type by type."""
     for name, count in Counter(attempt.widened.values()).items():
         yield f"{count} in {name}"
 
 
 def _attempt(search: Search, attempt: TrialResult) -> Iterator[str]:
     if search.goal.name == "agreement":
-        yield f"agreement {attempt.value:.2%} to be expected"
+        yield f"expected agreement {attempt.value:.2%}"
     elif search.goal.name != "sqnr":
         yield f"{search.goal.name} {attempt.value:.4g}"
     yield f"SQNR {attempt.sqnr:.2f} dB"
     if attempt.agreement is not None:
-        yield f"agreement {attempt.agreement:.1%} counted"
+        yield f"counted agreement {attempt.agreement:.1%}"
     if attempt.speed is not None:
         yield f"{attempt.speed:.2f} times as fast"
     if search.chosen.widened:
@@ -296,16 +336,17 @@ def _attempt(search: Search, attempt: TrialResult) -> Iterator[str]:
 
 
 def _tuning_rows(tuning: Tuning) -> Iterator[str]:
-    """What was timed, and what stays float because of it."""
+    """Yield the models that were timed, and the nodes that are kept in float because of it."""
     for one in tuning.contestants:
         mark = " (chosen)" if one is tuning.chosen else ""
-        yield f"{_counted(len(one.floats), 'node')} kept float: {one.gain:.2f} times as fast as float{mark}"
+        nodes = _counted(len(one.floats), "node")
+        yield f"{nodes} kept in float: {one.gain:.2f} times as fast as float{mark}"
     if tuning.floats:
-        yield f"kept float: {shorten(list(tuning.floats))}; --save-config writes them all, as exclude"
+        yield f"kept in float: {shorten(list(tuning.floats))}; --save-config lists them all under exclude"
 
 
 def _stability_rows(tensors: Mapping[str, Stability], every_tensor: bool) -> Iterator[tuple[str, str]]:
-    """Whether the data was enough, and the tensors and samples that say so."""
+    """Yield whether there was enough data, with the tensors and samples concerned."""
     told = run_stability(tensors)
     yield from (("ranges", sentence) for sentence in told.sentences)
     if every_tensor:
@@ -314,7 +355,7 @@ def _stability_rows(tensors: Mapping[str, Stability], every_tensor: bool) -> Ite
 
 
 def _shares(plan: QuantPlan) -> Iterator[str]:
-    """Of each quantized operator type, how many of how many."""
+    """Yield how many nodes of each operator type are quantized, and of how many."""
     integers = Counter(plan.integer_nodes.values())
     floats = Counter(node.op_type for node in plan.float_nodes.values())
     return (f"{count} of {count + floats[op_type]} {op_type}" for op_type, count in integers.most_common())

@@ -1,4 +1,4 @@
-"""The console: log lines and warnings on stderr, progress bars on a terminal."""
+"""Print to the console: log lines and warnings on stderr, progress bars on a terminal."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 OURS = ("onnxq", "calibrators")
-"""The loggers that speak to the user; what libraries log is for their developers."""
+"""The loggers whose messages the user sees; those of libraries are for their developers."""
 
 
 PACE_SECONDS = 600
-"""The pace is that of the last ten minutes: a run of a large model may take one."""
+"""Speed is averaged over the last ten minutes: one run of a large model may take a minute."""
 
 
 _UNFOLDED = 10_000
@@ -31,12 +31,12 @@ _UNFOLDED = 10_000
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Left to the command line, which knows whether it matters; rich would end the process."""
+        """Raise the error again: the command line handles it, while rich would end the process."""
         raise  # noqa: PLE0704
 
 
 def _console(stderr: bool = False) -> Console:
-    """Takes text literally, and folds long lines only where a person reads them."""
+    """Make a console that takes text literally and folds long lines only on a terminal."""
     console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _UNFOLDED
@@ -47,7 +47,7 @@ OUT, ERR = _console(), _console(stderr=True)
 
 
 class _Lines(logging.Handler):
-    """Log records as lines on stderr, above the progress bar, each text once."""
+    """Print log records as lines on stderr, above the progress bar, each text once."""
 
     def __init__(self, verbose: bool) -> None:
         super().__init__()
@@ -62,13 +62,13 @@ class _Lines(logging.Handler):
         self.said.add(text)
         warn = record.levelno >= logging.WARNING
         prefix = f"{record.levelname.lower()}: " if warn else ""
-        with suppress(OSError):  # what cannot be said must not stop the work
+        with suppress(OSError):  # a message that cannot be printed must not stop the work
             ERR.print(Text(prefix + text, style="red" if warn else ""), soft_wrap=True)
 
 
 @contextmanager
 def messages(verbose: bool) -> Iterator[None]:
-    """What our modules log goes to stderr: warnings, and with ``verbose`` each step."""
+    """Print the log messages of our modules to stderr: warnings, and with ``verbose`` each step."""
     root = logging.getLogger()
     handler, level = _Lines(verbose), root.level
     root.addHandler(handler)
@@ -84,7 +84,7 @@ def messages(verbose: bool) -> Iterator[None]:
 
 
 class _Pace(ProgressColumn):
-    """Samples done and samples a second, for the stages that have any."""
+    """The number of samples done and the samples per second, for stages that count samples."""
 
     def render(self, task: Task) -> Text:
         count = f"{task.completed:.0f}/{task.total or '?'}" if task.completed else ""
@@ -92,13 +92,13 @@ class _Pace(ProgressColumn):
 
 
 def _rate(speed: float) -> str:
-    """Samples a second, or a minute if they are slow."""
+    """Format a speed in samples per second, or per minute if it is slow."""
     return f"{speed:.1f}/s" if speed >= 1 else f"{60 * speed:.1f}/min"
 
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """Shows how far the work is, on a terminal only, and leaves nothing behind. Stages are logged."""
+    """Show a progress bar, on a terminal only, and remove it at the end. Stages are logged."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -116,7 +116,7 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 
 class _Stages:
-    """One bar, begun anew with each stage."""
+    """One progress bar, which starts again with each stage."""
 
     def __init__(self, bar: Bar) -> None:
         self.bar = bar
@@ -127,13 +127,15 @@ class _Stages:
             logger.info("%s", stage)
             for task in self.bar.task_ids:
                 self.bar.remove_task(task)
-            self.bar.add_task(stage, total=total, completed=done)  # where it begins is no work done
+            self.bar.add_task(
+                stage, total=total, completed=done
+            )  # the starting value does not count as work done
             self.stage = stage
         self.bar.update(self.bar.task_ids[0], completed=done)
 
 
 def warn(text: str) -> None:
-    """On stderr, where it cannot be missed: in a frame on a terminal, else on one line."""
+    """Print a warning to stderr: in a frame on a terminal, else on one line."""
     if ERR.is_terminal:
         ERR.print(Panel(Text(text), title="WARNING", style="red", border_style="bold red"))
     else:

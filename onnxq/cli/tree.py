@@ -1,4 +1,4 @@
-"""An inspection as a coloured tree: regions, and the fused groups in them; what repeats is told once."""
+"""Render an inspection as a coloured tree of regions and fused groups; repeated patterns appear once."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ _STYLES: Mapping[Runs, tuple[str, str]] = {
     "float": ("yellow", "float"),
     "neighbours": ("cyan", "the type of its neighbours"),
 }
-"""Colour and words."""
+"""What a group runs in -> its colour and its name."""
 
 LONGEST = 64
-"""Items of a pattern that repeats, at most: of longer ones nobody would see that they do."""
+"""The most items of a repeated pattern: nobody would recognize a longer one."""
 
 
 @dataclass(frozen=True)
 class Repeated(Generic[_Item]):
-    """So many times the same, of which ``items`` is the first."""
+    """A pattern that occurs ``times`` times in a row; ``items`` is its first occurrence."""
 
     times: int
     items: tuple[_Item, ...]
 
 
 def folded(items: Sequence[_Item], look: Callable[[_Item], Hashable]) -> list[Repeated[_Item]]:
-    """``items``, where those that look alike, one behind the other, are told once.
+    """Replace consecutive repetitions of a pattern in ``items`` by one occurrence and a count.
 
-    At each place the pattern is taken that stands for most items, the shortest of those.
+    At each place the pattern that covers the most items is chosen; of several, the shortest one.
+    ``look`` gives what must be equal for two items to count as the same.
     """
     looks = [look(item) for item in items]
     found: list[Repeated[_Item]] = []
@@ -49,7 +50,7 @@ def folded(items: Sequence[_Item], look: Callable[[_Item], Hashable]) -> list[Re
 
 
 def _pattern(looks: Sequence[Hashable], at: int) -> tuple[int, int]:
-    """How long the pattern is that begins at ``at``, and how often it comes."""
+    """Find the length and the number of repetitions of the pattern that begins at ``at``."""
     best = 1, 1
     for size in range(1, min(LONGEST, (len(looks) - at) // 2) + 1):
         times, first = 1, looks[at : at + size]
@@ -61,7 +62,7 @@ def _pattern(looks: Sequence[Hashable], at: int) -> tuple[int, int]:
 
 
 def tree(inspection: Inspection, *, every_group: bool = False) -> Tree:
-    """What to print; ``every_group``: nothing is folded."""
+    """Make the tree to print; with ``every_group`` repetitions are printed too."""
     root = Tree(Text(inspection.title, style="bold"))
     regions = list(inspection.regions)
     for repeated in _maybe_folded(regions, _look_of_region, every_group):
@@ -72,7 +73,7 @@ def tree(inspection: Inspection, *, every_group: bool = False) -> Tree:
 
 
 def counts(inspection: Inspection) -> str:
-    """How many groups run in what, in words."""
+    """Describe how many groups run in integers, in float, and in the type of their neighbours."""
     told = f"fused groups: {inspection.count('integers')} in integers, {inspection.count('float')} in float"
     neighbours = inspection.count("neighbours")
     return f"{told}, {neighbours} in the type of their neighbours" if neighbours else told
@@ -113,5 +114,5 @@ def _look_of_group(group: FusedGroup) -> Hashable:
 
 
 def without_names(reason: str) -> str:
-    """What many nodes have in common, without names and times: "its input 'x' ..." -> "its input … ..."."""
+    """Remove names and times from a reason, to group nodes: "its input 'x' ..." -> "its input … ..."."""
     return sub(r"'[^']*'|[\d.]+(?= ms)", "…", reason)

@@ -1,4 +1,4 @@
-"""Acceptance of a written model before it gets its name: loads, accurate, in integers, faster.
+"""Check a written model before it gets its final name: it loads, is accurate, uses integers, and is faster.
 
 `accept` checks any written model, static or dynamic; the warnings that follow from the result are here too.
 """
@@ -32,10 +32,10 @@ from onnxq.verify.verdict import Verdict
 logger = logging.getLogger(__name__)
 
 POOR_SQNR = 10.0
-"""dB: below it the error holds more than a tenth of the power of the output itself."""
+"""dB; below it, the error has more than a tenth of the power of the output itself."""
 
 GOOD_SQNR = 20.0
-"""dB: what is advised as a goal, an error of a hundredth of the power."""
+"""dB; the advised goal, with an error of a hundredth of the power."""
 
 BUILD_SECONDS = {"auto": 60.0, "full": 3600.0, "off": 0.0}
 """How long a runtime may take to build the model, by `QuantConfig.verify`."""
@@ -44,16 +44,16 @@ VERIFIED_ON = 2
 """Samples that a runtime runs the model on."""
 
 NAMED = 3
-"""Broken rules that are named."""
+"""The number of broken rules that a message names."""
 
 MOSTLY_FLOAT = 0.9
 """Share of the bytes of all weights: if more are kept in float, users would not call the model quantized."""
 
 RACE_SECONDS, LEAST_TURNS, MOST_TURNS = 0.5, 3, 50
-"""How long the written model is timed against its original, and how many turns at least and at most."""
+"""Duration of the final speed check, and its least and greatest number of turns."""
 
 NEGLIGIBLE_SECONDS = 1e-4
-"""If a run takes less, most of it is the call, whatever the model."""
+"""If a run takes less, most of it is the overhead of the call."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ def accept(
     """Load a written model, verify it, and compare it with the original.
 
     Args:
-        draft: its temporary file.
-        evaluator: knows the original, and the samples to compare on.
-        verify: gives the verdicts on the file.
+        draft: the temporary file of the model.
+        evaluator: holds the original and the samples to compare on.
+        verify: returns the verdicts on the file.
 
     Raises:
         CalibrationError: a model does not load, or does not take a sample.
-        ModelError: ``verify`` finds that the target does not take what was written.
+        ModelError: ``verify`` finds that the target does not take the model.
     """
     quality = evaluator.evaluate(draft)
     return Acceptance(quality if quality.samples else None, tuple(verify(draft)))
@@ -94,15 +94,15 @@ def accept(
 def with_speed(
     accepted: Acceptance, draft: Path, reference: ir.Model, context: CorrectionContext
 ) -> Acceptance:
-    """``accepted`` with the final speed check: the file is timed against its original.
+    """Add the final speed check to ``accepted``: time the file against its original.
 
     Nothing is timed if another runtime runs the target, or if there are no samples.
 
     Args:
-        accepted: what is known of the file.
+        accepted: the result of the other checks.
         draft: the file.
-        reference: the float model, cleaned: its inputs say how samples are batched.
-        context: knows the original, the samples and the options.
+        reference: the float model, cleaned: its inputs determine how samples are batched.
+        context: holds the original, the samples and the options.
     """
     config, original = context.config, context.evaluator.float_model
     has_sample = bool(context.samples.given) or config.autotune
@@ -121,13 +121,13 @@ def with_speed(
 def accept_static(
     draft: Path, plan: QuantPlan, reference: ir.Model, context: CorrectionContext
 ) -> Acceptance:
-    """The acceptance check of a static model: accuracy, rules, runtimes, speed.
+    """Run the acceptance check of a static model: accuracy, rules, runtimes, speed.
 
     Args:
-        draft: its temporary file.
-        plan: what was to become of it.
+        draft: the temporary file of the model.
+        plan: the plan that it was made from.
         reference: the float model, cleaned.
-        context: knows the original, the samples and the options.
+        context: holds the original, the samples and the options.
 
     Raises:
         CalibrationError: a model does not load, or does not take a sample.
@@ -142,13 +142,13 @@ def accept_static(
 def verify_static(
     draft: Path, plan: QuantPlan, config: QuantConfig, evaluator: AccuracyEvaluator
 ) -> Iterator[Verdict]:
-    """The verdicts on a model with Q/DQ: legality, then the runtimes of the target.
+    """Yield the verdicts on a model with Q/DQ: legality, then the runtimes of the target.
 
     Args:
         draft: the file.
-        plan: what was to become of it.
-        config: for which target, and how much is to be verified.
-        evaluator: has the samples that a runtime is to run.
+        plan: the plan that it was made from.
+        config: the target, and how much to verify.
+        evaluator: holds the samples that a runtime runs.
 
     Raises:
         ModelError: the model breaks rules of its target, which is a bug in onnxq.
@@ -166,7 +166,7 @@ def verify_static(
     legal = check(subject)
     if legal.errors:
         raise ModelError(
-            f"the model that was made breaks rules of {plan.target}, which is a bug in onnxq; "
+            f"the quantized model breaks rules of {plan.target}, which is a bug in onnxq; "
             f"please report it: {'; '.join(map(str, legal.errors[:NAMED]))}"
         )
     yield legal
@@ -175,14 +175,14 @@ def verify_static(
 
 
 def unfused(accepted: Acceptance, plan: QuantPlan) -> tuple[str, ...]:
-    """Planned nodes that a runtime of the target runs in float after all."""
+    """List the nodes planned for integers that a runtime of the target runs in float."""
     runtimes = (verdict for verdict in accepted.verdicts if verdict.runtime != LEGALITY)
     found = (finding.node for verdict in runtimes for finding in verdict.findings)
     return tuple(dict.fromkeys(name for name in found if name in plan.integer_nodes))
 
 
 def float_weights(reference: ir.Model, plan: QuantPlan) -> float:
-    """The share, in bytes, of the float constants of the main graph that ``plan`` keeps in float."""
+    """Compute the share, in bytes, of float constants of the main graph that ``plan`` keeps in float."""
     sizes = {
         name: value.const_value.nbytes
         for name, value in reference.graph.initializers.items()
@@ -199,11 +199,11 @@ def float_weights(reference: ir.Model, plan: QuantPlan) -> float:
 def static_warnings(
     accepted: Acceptance, plan: QuantPlan, reference: ir.Model, context: CorrectionContext
 ) -> Iterator[str]:
-    """Reasons why a static model should not be trusted, or is not worth much.
+    """Yield the warnings about a static model.
 
     Args:
-        accepted: its acceptance check.
-        plan: what was to become of it.
+        accepted: the result of its acceptance check.
+        plan: the plan that it was made from.
         reference: the float model, cleaned.
         context: samples and options.
     """
@@ -222,11 +222,11 @@ def static_warnings(
 
 
 def model_warnings(accepted: Acceptance, plan: QuantPlan, reference: ir.Model, advice: str) -> Iterator[str]:
-    """Reasons that lie in the written model alone, wherever its ranges come from.
+    """Yield the warnings that do not depend on where the ranges come from.
 
     Args:
-        accepted: its acceptance check.
-        plan: what was to become of it.
+        accepted: the result of its acceptance check.
+        plan: the plan that it was made from.
         reference: the float model, cleaned.
         advice: what to do about inaccurate outputs.
     """
@@ -239,13 +239,13 @@ def model_warnings(accepted: Acceptance, plan: QuantPlan, reference: ir.Model, a
     if share > MOSTLY_FLOAT:
         yield (
             f"{share:.0%} of the weights are kept in float: expect little gain in size or speed. "
-            "'onnxq inspect' tells why, node by node."
+            "'onnxq inspect' shows why, node by node."
         )
     yield from output_warnings(accepted.quality, advice)
 
 
 def output_warnings(quality: Quality | None, advice: str) -> Iterator[str]:
-    """Outputs that are far from the float model's, and what to do."""
+    """Yield a warning for each output that is far from the float model's, with advice."""
     for name, output in (quality.outputs if quality else {}).items():
         if not output.finite:
             yield f"output {name!r} of the quantized model holds NaN or infinite numbers"
@@ -254,7 +254,7 @@ def output_warnings(quality: Quality | None, advice: str) -> Iterator[str]:
 
 
 def speed_warnings(accepted: Acceptance, advice: str) -> Iterator[str]:
-    """Whether the model is slower than float, if that matters, and what to do."""
+    """Yield a warning if the model is slower than float and takes long enough for that to matter."""
     speed = accepted.speed
     if speed is None or not accepted.is_slower or speed.float_seconds < NEGLIGIBLE_SECONDS:
         return
@@ -265,13 +265,13 @@ def speed_warnings(accepted: Acceptance, advice: str) -> Iterator[str]:
 
 
 def _advice(plan: QuantPlan, config: QuantConfig) -> str:
-    """What brings outputs closer to the float model's."""
+    """Advise how to bring outputs closer to the float model's."""
     goal = "a stricter --goal" if config.goal else f"--goal 'sqnr>={GOOD_SQNR:.0f}'"
-    means = [f"{goal}, which widens weights or keeps nodes in float until it holds"]
+    means = [f"{goal}, which widens weights or keeps nodes in float until it is reached"]
     if _has_few_bits(plan) and not {"adaround", "none"} & set(config.correct):
         names = " ".join(f"--correct {name}" for name in (*config.correct, "adaround"))
-        means.append(f"{names}, which learns how weights of few bits are rounded")
-    return f"Try {'; or '.join(means)}. 'onnxq sensitivity' ranks what costs most, for --exclude."
+        means.append(f"{names}, which learns the rounding of weights of few bits")
+    return f"Try {'; or '.join(means)}. 'onnxq sensitivity' ranks the points that cost most, for --exclude."
 
 
 def _has_few_bits(plan: QuantPlan) -> bool:

@@ -1,4 +1,4 @@
-"""``onnxq.calibrate``: a path in, statistics out; ``onnxq.Calibration``: the same in a loop of the user's."""
+"""``onnxq.calibrate`` collects statistics of a model; ``onnxq.Calibration``, in the user's own loop."""
 
 from __future__ import annotations
 
@@ -40,19 +40,20 @@ def calibrate(
     config: QuantConfig | None = None,
     progress: Progress = silent,
 ) -> Statistics:
-    """Statistics from which `quantize_static` gets every method's ranges for every target (``from_table``).
+    """Collect statistics, from which `quantize_static` gets the ranges of every method and target.
 
-    Nothing is held out. With ``config.save_statistics`` they are kept in that file, and after an interrupt
-    the same call goes on from there. If ``config.target`` was given, they are for that target only.
+    Pass their file as ``from_table``. No samples are held out. With ``config.save_statistics`` the statistics
+    are written to that file, and after an interrupt the same call resumes from there. If ``config.target`` is
+    set, they cover that target only.
 
     Args:
         model: path of a float ONNX model.
         data: as ``config.data``, or any iterable of ``{input name: array}`` batches.
         config: the options; defaults if None.
-        progress: told how far the work is.
+        progress: called with the progress of the work.
 
     Raises:
-        OnnxqError: with one clear message.
+        OnnxqError: the model or the data cannot be used; the message says why.
     """
     config = config or QuantConfig()
     data = config.data if data is None else data
@@ -74,7 +75,7 @@ def calibrate(
 
 
 class Calibration:
-    """Statistics of a float model from batches as they come.
+    """Calibrates a float model with batches from the user's own loop.
 
     ::
 
@@ -83,22 +84,22 @@ class Calibration:
             calibration.observe(batch)
         calibration.convert("model-int8.onnx")
 
-    Every batch is run once and forgotten, but for a few samples, bounded in number and bytes, to fit
-    corrections on and to judge by: every fifth is held out of calibration. The statistics, and so the
-    result, are those that `quantize_static` gives for the same samples.
+    Every batch is run once and then discarded, except for a limited number of samples that corrections are
+    fitted on. Every fifth sample is held out of calibration, to evaluate on. The statistics, and so the
+    result, are those of `quantize_static` on the same samples.
 
-    More batches may be observed after converting, and the model converted again.
+    More batches may be observed after `convert`, and the model converted again.
     """
 
     def __init__(self, model: ModelPath, config: QuantConfig | None = None) -> None:
-        """Read ``model`` and plan what is to be quantized.
+        """Read ``model`` and make its quantization plan.
 
         Args:
             model: path of a float ONNX model. The file is read again by `convert`.
             config: the options; defaults if None.
 
         Raises:
-            OnnxqError: the model cannot be quantized so.
+            OnnxqError: the model cannot be quantized with these options.
         """
         self.config = config or QuantConfig()
         self._path = os.fspath(model)
@@ -123,25 +124,25 @@ class Calibration:
         self.close()
 
     def close(self) -> None:
-        """Let go of threads, and of what was not yet counted."""
+        """Release the threads, and discard batches that are not counted yet."""
         if self._collector is not None:
             self._collector.__exit__()
             self._collector = None
 
     @property
     def samples(self) -> int:
-        """How many samples came by."""
+        """The number of samples that were observed."""
         return self._samples.given
 
     def observe(self, batch: Any) -> None:
-        """Take in one batch; nothing once ``config.samples`` samples came by.
+        """Observe one batch; do nothing after ``config.samples`` samples.
 
         Args:
-            batch: ``{input name: array or tensor}``; for a model with one input also the bare array, or a
-                pair of it and a label, as loaders give them.
+            batch: ``{input name: array or tensor}``; for a model with one input also the array alone, or a
+                pair of the array and a label, as data loaders yield.
 
         Raises:
-            CalibrationError: it does not fit the inputs, or the model refuses it or one shortly before it.
+            CalibrationError: the batch does not fit the inputs, or the model refuses it or a recent batch.
         """
         name = f"batch {self._batches}"
         self._batches += 1
@@ -156,7 +157,7 @@ class Calibration:
             self._take(sample)
 
     def _take(self, batch: Sample) -> None:
-        """Hold out what is to be held out, and count the rest in batches as large as they came."""
+        """Hold out every fifth sample, and observe the others in batches of the given size."""
         left = None if self.config.samples is None else self.config.samples - self.samples
         singles = parts(batch, self._inputs)[:left]
         rest = [sample for sample in singles if self._samples.take(sample)]
@@ -179,10 +180,10 @@ class Calibration:
         return self._collector
 
     def statistics(self) -> Statistics:
-        """What was seen so far.
+        """Return the statistics of all batches so far.
 
         Raises:
-            CalibrationError: nothing was.
+            CalibrationError: no batch was observed.
         """
         with as_onnxq_errors():
             if self._collector is not None:
@@ -203,11 +204,11 @@ class Calibration:
 
         Args:
             output: path of the model to write.
-            progress: told how far the work is.
-            goal: what the model must reach, as ``config.goal``.
+            progress: called with the progress of the work.
+            goal: the accuracy that the model must reach, as ``config.goal``.
 
         Raises:
-            OnnxqError: with one clear message; ``output`` is then as it was before.
+            OnnxqError: the model cannot be quantized; ``output`` is then left unchanged.
         """
         started = time.perf_counter()
         check_files(self._path, output, None, self.config)
@@ -230,7 +231,7 @@ class Calibration:
 
 
 def _refuse_sources(config: QuantConfig) -> None:
-    """Samples come through `observe` alone.
+    """Refuse options that name another source of samples or ranges: samples come through `observe` only.
 
     Raises:
         ConfigError: the options name another source of ranges.

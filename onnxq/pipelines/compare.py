@@ -1,4 +1,4 @@
-"""Two models side by side: accuracy and speed of an int8 model against its float original."""
+"""Compare an int8 model with its float original: accuracy and speed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ def compare_files(
     config: QuantConfig,
     progress: Progress = silent,
 ) -> tuple[Quality, Speed]:
-    """How close and how fast ``int8_path`` is, on ``config.data`` (synthetic inputs without it).
+    """Measure how close and how fast the int8 model is.
+
+    Args:
+        float_path: path of the float model.
+        int8_path: path of the quantized model.
+        config: the options; without ``config.data`` the inputs are synthetic.
+        progress: called with the progress of the work.
 
     Raises:
         OnnxqError: a model or the data cannot be used.
@@ -55,7 +61,7 @@ def compare_files(
             on_bad=samples.on_refused,
         )
         if batches.first is None:
-            raise CalibrationError(f"{float_path}: the model refuses every sample that it was given")
+            raise CalibrationError(f"{float_path}: the model refuses every sample")
         progress("timing")
         return quality, race(
             float_path, int8_path, batches.first, providers=config.providers, threads=config.threads or 1
@@ -64,7 +70,7 @@ def compare_files(
 
 @dataclass
 class _Batches:
-    """Passes batches on, and keeps the first one that was of use: times are taken with it."""
+    """Passes batches on, and keeps the first one that both models take, for the timing."""
 
     source: Iterable[Sample]
     newest: Sample | None = None
@@ -76,7 +82,7 @@ class _Batches:
             yield batch
 
     def keep_first(self) -> None:
-        """The newest batch was of use."""
+        """Record that the models took the newest batch."""
         self.first = self.first or self.newest
 
 
@@ -99,7 +105,7 @@ def _inputs(model: ir.Model) -> list[ir.Value]:
 
 
 def _fits(one: ir.Value, other: ir.Value) -> bool:
-    """The same type, and no two known sizes that differ."""
+    """Whether two values have the same type, and no known sizes that differ."""
     if one.dtype != other.dtype:
         return False
     if one.shape is None or other.shape is None:

@@ -1,4 +1,4 @@
-"""A table, or the statistics that make one, as a table of another format."""
+"""Convert a table or statistics to a table of another format: `onnxq table`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ logger = logging.getLogger(__name__)
 
 
 def convert(source: Path, goal: Path, name: str | None, config: QuantConfig) -> None:
-    """Write what ``source`` holds, a table or saved statistics, to ``goal``.
+    """Convert ``source``, a table or saved statistics, to a table.
 
     Args:
-        source: the file to read; what it is, its content tells.
+        source: the file to read; its content determines its format.
         goal: the file to write.
-        name: its format; None if the name of the file tells.
-        config: how ranges are chosen, of statistics.
+        name: the format to write; None: by the name of the file.
+        config: the method that chooses ranges from statistics.
 
     Raises:
-        OnnxqError: with one clear message; ``goal`` is then as it was before.
+        OnnxqError: the file cannot be read or written; ``goal`` is then left unchanged.
     """
     known = tables.format_for(goal, name)
     check_places((source,), known.files(goal))
@@ -44,7 +44,7 @@ def _statistics(source: Path) -> Statistics:
     statistics = Statistics.load(source)
     if not statistics.complete:
         logger.warning(
-            "INCOMPLETE STATISTICS: %s is of a calibration that was interrupted after %d samples",
+            "INCOMPLETE STATISTICS: the calibration of %s was interrupted after %d samples",
             source,
             statistics.samples,
         )
@@ -54,6 +54,6 @@ def _statistics(source: Path) -> Statistics:
 def _refuse_method(source: Path, config: QuantConfig) -> None:
     if given := config.model_fields_set & {"method", "percentile"}:
         raise ConfigError(
-            f"{source} is a table, whose ranges are chosen already: {', '.join(sorted(given))} goes with "
+            f"{source} is a table, whose ranges are chosen already: {', '.join(sorted(given))} applies to "
             "statistics only"
         )

@@ -1,7 +1,7 @@
-"""What of a model runs in integers, and what does not and why, as an outline: `onnxq inspect`.
+"""Outline which nodes of a model run in integers, and why others run in float: `onnxq inspect`.
 
-Nodes that are fused with the one before them (Relu, Clip, the Add of a bias) stand in its group. Groups that
-follow one another, and run in the same, make a region.
+A node that is fused with the node before it (Relu, Clip, the Add of a bias) belongs to that node's group.
+Consecutive groups that run in the same type make a region.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from onnxq.pipelines.prepare import prepare
 from onnxq.planner.eligibility import computes_reals
 
 Runs = Literal["integers", "float", "neighbours"]
-"""What a group runs in; "neighbours": the type of those beside it, where the runtime moves Q/DQ across it."""
+"""What a group runs in; "neighbours": a pass-through node, which runs in the type of its neighbours."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class FusedGroup:
     """A node and what is fused with it.
 
     Attributes:
-        runs: in what.
+        runs: what the group runs in.
         nodes: (name, operator type) of each, in the order of the graph.
-        told: of integers, the types of what it reads; of floats, the reason.
+        told: in integers: the types of its inputs; in float: the reason.
     """
 
     runs: Runs
@@ -56,7 +56,7 @@ class FusedGroup:
 
     @property
     def operators(self) -> tuple[str, ...]:
-        """The operator types of its nodes."""
+        """The operator types of the nodes."""
         return tuple(op_type for _, op_type in self.nodes)
 
 
@@ -65,9 +65,9 @@ class Inspection:
     """A model's outline.
 
     Attributes:
-        title: whose it is.
+        title: the name of the model.
         groups: in the order of the graph.
-        plan: what it is an outline of; None for a model that has Q/DQ already.
+        plan: the plan; None for a model that has Q/DQ already.
     """
 
     title: str
@@ -76,17 +76,17 @@ class Inspection:
 
     @property
     def regions(self) -> Iterator[tuple[Runs, tuple[FusedGroup, ...]]]:
-        """Groups that follow one another and run in the same."""
+        """Consecutive groups that run in the same."""
         for runs, groups in groupby(self.groups, key=lambda group: group.runs):
             yield runs, tuple(groups)
 
     def count(self, runs: Runs) -> int:
-        """Groups that run in ``runs``."""
+        """Count the groups that run in ``runs``."""
         return sum(group.runs == runs for group in self.groups)
 
 
 def inspect(path: str | os.PathLike[str], config: QuantConfig) -> Inspection:
-    """The outline of the plan for a float model, or of what is quantized in one with Q/DQ.
+    """Outline the plan for a float model, or the quantized nodes of a model with Q/DQ.
 
     Raises:
         OnnxqError: the model cannot be read or has nothing to quantize, or there is no such target.
@@ -101,7 +101,7 @@ def inspect(path: str | os.PathLike[str], config: QuantConfig) -> Inspection:
 
 
 def planned(path: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
-    """The cleaned model and the plan for it, in the mode that is asked for.
+    """Clean the model and make its plan, in the requested mode.
 
     Raises:
         OnnxqError: as `inspect`.
@@ -113,7 +113,13 @@ def planned(path: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Model
 
 
 def of_plan(title: str, model: ir.Model, plan: QuantPlan) -> Inspection:
-    """The outline of ``plan``, which is of ``model``."""
+    """Outline a plan.
+
+    Args:
+        title: the name of the model.
+        model: the cleaned model.
+        plan: its plan.
+    """
     heads: dict[str, list[ir.Node]] = {}
     head_of: dict[ir.Node, str] = {}
     for node in model.graph:
@@ -134,7 +140,7 @@ def of_plan(title: str, model: ir.Model, plan: QuantPlan) -> Inspection:
 
 
 def _head(node: ir.Node, head_of: dict[ir.Node, str]) -> str:
-    """The node that this one is fused with; empty if it computes no reals."""
+    """Name the node that this one is fused with; empty if it computes no float numbers."""
     if not computes_reals(node):
         return ""
     makers = (value.producer() for value in node.inputs if value is not None)
@@ -151,7 +157,7 @@ def _group(name: str, nodes: Iterable[ir.Node], plan: QuantPlan, types: str) -> 
 
 
 def _types(plan: QuantPlan) -> dict[str, str]:
-    """What each node reads in integers."""
+    """Describe the integer types that each node reads."""
     found: dict[str, dict[str, None]] = {}
     for point in plan.points:
         if point.consumer != GRAPH_OUTPUT:
@@ -170,7 +176,7 @@ def _type(spec: QuantSpec) -> str:
 
 
 def _as_it_is(graph: ir.Graph) -> Iterator[FusedGroup]:
-    """Nothing is known of fusions here: each node is a group of its own."""
+    """Make each node a group of its own: fusions are not known here."""
     integers = {*layers(graph), *links(graph)}
     for node in computing(graph):
         if not computes_reals(node):
@@ -191,7 +197,7 @@ def _read(edge: QdqEdge) -> str:
 
 
 def _why(node: ir.Node) -> str:
-    """What is missing for it to run in integers."""
+    """Say what is missing for the node to run in integers."""
     operator = WEIGHTED.get(node.op_type)
     if operator is not None:
         sides = {"data": operator.data, "weights": operator.weight}
@@ -199,4 +205,4 @@ def _why(node: ir.Node) -> str:
         return f"no DequantizeLinear before its {' and '.join(missing)}"
     if not any(dequantizer(value) for value in node.inputs):
         return "it reads no integers"
-    return "it reads integers, but not all that it reads and gives is quantized"
+    return "it reads integers, but not all of its inputs and outputs are quantized"

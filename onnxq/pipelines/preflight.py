@@ -1,4 +1,4 @@
-"""What is refused before the work begins, and whose fault an error is."""
+"""Check files and models before the work begins, and find out whose fault an error is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 QUANTIZED = re.compile(
     r"(Dynamic)?QuantizeLinear|DequantizeLinear|QLinear.*|QGemm|.*Integer(ToFloat)?|.*NBits"
 )
-"""Operators, of any domain, that no float model has."""
+"""The names of operators, of any domain, that no float model has."""
 
 
 def check_files(
@@ -35,18 +35,18 @@ def check_files(
     config: QuantConfig,
     others: Sequence[str | os.PathLike[str]] = (),
 ) -> None:
-    """Nothing that is read may be written, not even the model's external data; tables are of known formats.
+    """Check that all files can be written and overwrite no input, not even the model's external data.
 
     Args:
         model: path of the float model.
         output: path of the model to be written.
-        data: calibration data, if that is a path.
-        config: names further files.
+        data: calibration data; checked if it is a path.
+        config: the options, which name further files.
         others: more files to be written.
 
     Raises:
         ModelError: a file cannot be written, or would overwrite another one.
-        ConfigError: nothing tells the format of a table.
+        ConfigError: the format of a table is unknown.
     """
     tables = [file for path, name in config.tables for file in format_for(path, name).files(path)]
     ours = (config.save_statistics, config.search_log, config.report)
@@ -57,9 +57,9 @@ def check_files(
 
 
 def check_places(read: Iterable[object], written: Sequence[str | os.PathLike[str]]) -> None:
-    """Fail before the work, not after it: files to be written can be, and are none of those that are read.
+    """Check that the files to be written can be written, and are none of those that are read.
 
-    What in ``read`` is no path is passed over; of a directory, everything in it is read.
+    Items of ``read`` that are no path are ignored; a directory stands for all files in it.
 
     Raises:
         ModelError: a file cannot be written, or would overwrite another one.
@@ -74,7 +74,7 @@ def check_places(read: Iterable[object], written: Sequence[str | os.PathLike[str
 
 
 def _same(one: Path, goal: Path) -> bool:
-    """The same file, whatever it is called; also if it is not there yet. Or a file of a directory."""
+    """Whether both are the same file, existing or not, or ``goal`` is in the directory ``one``."""
     if one.is_dir():
         return goal.exists() and goal.resolve().is_relative_to(one.resolve())
     if one.exists() and goal.exists():
@@ -86,7 +86,7 @@ def check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """Refuse a model that is quantized already.
 
     Raises:
-        ModelError: it is.
+        ModelError: the model is quantized.
     """
     node = quantized_node(model)
     if node is not None:
@@ -97,14 +97,14 @@ def check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
 
 
 def quantized_node(model: ir.Model) -> ir.Node | None:
-    """The first node, of functions too, that no float model has."""
+    """Find the first node, in functions too, that no float model has."""
     roots: tuple[ir.Graph | ir.Function, ...] = (model.graph, *model.functions.values())
     nodes = (node for root in roots for node in ir.traversal.RecursiveGraphIterator(root))
     return next((node for node in nodes if QUANTIZED.fullmatch(node.op_type)), None)
 
 
 def check_patterns(model: ir.Model, config: QuantConfig) -> None:
-    """Warn of patterns to exclude, include or override that mean no node."""
+    """Warn about patterns to exclude, include or override that match no node."""
     overridden = (override.pattern for override in config.overrides)
     for pattern in (*config.exclude, *config.include, *overridden):
         if not any(matches(node, pattern) for node in all_nodes(model)):
@@ -115,7 +115,7 @@ def check_patterns(model: ir.Model, config: QuantConfig) -> None:
 
 @contextmanager
 def diagnose_model(model: str | os.PathLike[str]) -> Iterator[None]:
-    """What nobody foresaw may be the model's fault: ask onnx's checker, and the runtime to load it.
+    """After an unexpected error, check whether the model is at fault: with onnx's checker and by loading it.
 
     Raises:
         ModelError: the model is not valid.
@@ -134,7 +134,7 @@ def diagnose_model(model: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def as_onnxq_errors() -> Iterator[None]:
-    """The calibrators stand alone and have an error class of their own: make it one of ours."""
+    """Turn errors of the package `calibrators` into onnxq's `CalibrationError`."""
     try:
         yield
     except calibrators.errors.CalibrationError as error:

@@ -1,4 +1,4 @@
-"""What stands before every calibration: the cleaned model, and what of it is to be quantized."""
+"""Clean the model and make its plan: the steps before every calibration."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ ModelPath = str | os.PathLike[str]
 
 
 def prepare(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
-    """The cleaned model and the plan for it, still without parameters.
+    """Clean the model and make its plan, still without parameters.
 
     Raises:
         ModelError: the model cannot be read, is quantized already, or has nothing to quantize.
-        TargetError: the target is unknown or does not take the asked types.
+        TargetError: the target is unknown or does not take the requested types.
     """
     target = get_target(config.target)
     simple = _clean(model, config, find_formats(target, config).opset)
@@ -37,7 +37,12 @@ def prepare(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, QuantPlan]
 
 
 def prepare_loaded(original: ir.Model, name: str, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
-    """As `prepare`, of a model in memory; ``name`` is what errors call it.
+    """Do the same as `prepare` for a model in memory.
+
+    Args:
+        original: the float model.
+        name: its name in error messages.
+        config: the options.
 
     Raises:
         ModelError: as `prepare`.
@@ -58,11 +63,13 @@ def _planned(simple: ir.Model, name: ModelPath, target: Target, config: QuantCon
 
 
 def prepare_for_all(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, tuple[str, ...]]:
-    """The cleaned model, and the tensors whose statistics any target needs; or ``config.target``, if given.
+    """Clean the model, and find the tensors whose statistics the targets need.
+
+    These are all targets, or only ``config.target`` if it is set.
 
     Raises:
-        ModelError: as `prepare`, if that goes for every target.
-        TargetError: as `prepare`, if that goes for every target.
+        ModelError: as `prepare`, if it applies to every target.
+        TargetError: as `prepare`, if it applies to every target.
     """
     given = "target" in config.model_fields_set
     targets = [get_target(config.target)] if given else list(TARGETS.values())
@@ -76,17 +83,17 @@ def prepare_for_all(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, tu
 
 
 def _able(targets: Iterable[Target], config: QuantConfig) -> dict[str, Formats]:
-    """The targets, by name, that take the types asked for, and what they take them as.
+    """Find the targets that take the requested types: name -> number formats.
 
     Raises:
-        TargetError: none does.
+        TargetError: no target takes them.
     """
     able: dict[str, Formats] = {}
     refusal: TargetError | None = None
     for target in targets:
         try:
             able[target.name] = find_formats(target, config)
-        except TargetError as error:  # another may
+        except TargetError as error:  # another target may take them
             refusal = error
     if refusal is not None and not able:
         raise refusal
@@ -107,5 +114,5 @@ def _nothing(model: ModelPath, plans: list[QuantPlan]) -> ModelError:
     targets = ", ".join(plan.target for plan in plans)
     return ModelError(
         f"{model}: nothing to quantize for target {targets}: "
-        f"{'; '.join(reasons[:3]) or 'no node computes real numbers'}."
+        f"{'; '.join(reasons[:3]) or 'no node computes float numbers'}."
     )

@@ -1,8 +1,8 @@
-"""Models that carry Q/DQ already, from training elsewhere, for a target of ours: `requantize`.
+"""Convert a model that has Q/DQ already, for example from training elsewhere, for a target: `requantize`.
 
-Their Q and DQ are taken out, the target's plan is made of the float model, and every tensor that had a scale
-keeps it: exactly where the target has that number format, else with the same range. Only what the target
-quantizes besides is calibrated. Nothing is corrected: training has done that.
+Its Q and DQ are removed, and the target's plan is made from the float model. Every tensor that had a scale
+keeps it: exactly if the target has that number format, else with the same range. Only the other tensors that
+the target quantizes are calibrated. No corrections are applied: training has compensated for the errors.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from onnxq.pipelines.result import QuantResult, conclude
 from onnxq.verify.accuracy import AccuracyEvaluator
 
 ON_GRID = 1e-3
-"""How far, in steps, weights may be from the grid that they are said to lie on."""
+"""The greatest distance, in steps, of weights that count as lying on a grid."""
 
 _MEANINGLESS = ("mode", "goal", "search_log", "autotune", "from_table", "table", "save_statistics")
-"""Options that ask for what is not done with scales that are given."""
+"""Options that do not apply to a model that keeps its scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Requantized(QuantResult):
-    """What `requantize` wrote; `quality` and the first of both sizes are those of the given model.
+    """The result of `requantize`; ``quality`` and ``float_bytes`` refer to the given model.
 
     Attributes:
         kept: groups whose scales come from the given model.
-        calibrated: groups of activations that had none.
+        calibrated: groups of activations without a scale in the given model.
     """
 
     kept: tuple[str, ...] = ()
@@ -66,19 +66,19 @@ def requantize(
     config: QuantConfig | None = None,
     progress: Progress = silent,
 ) -> Requantized:
-    """Make of a model with Q/DQ one for ``config.target``, with the scales that it has.
+    """Convert a model with Q/DQ for ``config.target``; tensors keep the scales that they have.
 
     Args:
         model: path of a model with pairs of QuantizeLinear and DequantizeLinear.
-        output: path of the model to write; whole or not at all.
-        data: as `quantize_static` takes it: for tensors that had no scale, and to compare both models on.
-        config: the options; nothing is corrected, so that ``correct`` means nothing here.
-        progress: told how far the work is.
+        output: path of the model to write. It is written completely or not at all.
+        data: as for `quantize_static`: to calibrate tensors without a scale, and to compare both models.
+        config: the options; no corrections are applied, so ``correct`` has no effect.
+        progress: called with the progress of the work.
 
     Raises:
-        ConfigError: an option asks for what is not done here: a goal, tables, dynamic mode.
-        ModelError: the model has no Q/DQ, or integers that are no Q/DQ pairs.
-        CalibrationError: the target quantizes what the model did not, and there is no data.
+        ConfigError: an option does not apply here: a goal, tables, dynamic mode.
+        ModelError: the model has no Q/DQ, or has integer operators that are no Q/DQ pairs.
+        CalibrationError: the target quantizes more tensors than the model, and there is no data.
     """
     started = time.perf_counter()
     options = _checked(config or QuantConfig())
@@ -138,10 +138,10 @@ def _stripped(model: str | os.PathLike[str]) -> StrippedModel:
     if (node := quantized_node(stripped.model)) is not None:
         raise ModelError(
             f"{model}: node {node.name!r} is a {node.op_type}: only pairs of QuantizeLinear and "
-            "DequantizeLinear can be taken over"
+            "DequantizeLinear can be converted"
         )
     if not stripped.activations and not stripped.weights:
-        raise ModelError(f"{model}: has no QuantizeLinear and DequantizeLinear: 'onnxq quantize' it")
+        raise ModelError(f"{model}: has no QuantizeLinear and DequantizeLinear: use 'onnxq quantize'")
     return stripped
 
 
@@ -152,12 +152,12 @@ def _warnings(stripped: StrippedModel, samples: Samples) -> Iterator[str]:
             "real samples with --data."
         )
     if stripped.conflicting:
-        yield f"quantized in several ways, of which the first counts: {shorten(stripped.conflicting)}"
+        yield f"quantized in several different ways, the first one is kept: {shorten(stripped.conflicting)}"
     yield from samples.warnings
 
 
 def _known(simple: ir.Model, plan: QuantPlan, stripped: StrippedModel) -> dict[str, QuantParams]:
-    """The parameters of every group that the model has some for."""
+    """Collect the parameters of every group that has some in the given model."""
     known = dict(_known_weights(simple, plan, stripped.weights))
     computed = [group for group in plan.groups.values() if not group.constant and group.fixed is None]
     for group in computed:
@@ -173,7 +173,7 @@ def _names(group: Group) -> tuple[str, ...]:
 
 
 def _encoding(recorded: RecordedQParams, symmetric: bool, unused: int = 0) -> Encoding:
-    """As the table of a target with symmetric numbers, or with unused bits, would have it."""
+    """Make the encoding that the table of a target would have, with its symmetry and its unused bits."""
     spec = replace(recorded.spec, reduce_bits=unused)
     try:
         return on_grid(spec, recorded.scale, recorded.zero_point, symmetric=symmetric)
@@ -184,7 +184,7 @@ def _encoding(recorded: RecordedQParams, symmetric: bool, unused: int = 0) -> En
 def _known_weights(
     simple: ir.Model, plan: QuantPlan, recorded: Mapping[str, RecordedQParams]
 ) -> Iterator[tuple[str, QuantParams]]:
-    """Of weights that still lie on their grid: cleaning may have folded something into them."""
+    """Yield the parameters of weights that still lie on their grid: cleaning may have folded factors in."""
     for group in plan.groups.values():
         name = group.tensors[0]
         if not group.constant or name not in recorded or recorded[name].block_size != group.spec.block_size:
@@ -200,7 +200,7 @@ def _known_weights(
 
 
 def _by_channel(params: QuantParams, group: Group, shape: tuple[int, ...]) -> QuantParams | None:
-    """One scale for all channels is as good as the same for each; the other way round there is none."""
+    """Repeat a per-tensor scale for each channel if necessary; None: only per-channel scales are known."""
     axis = group.spec.axis
     if axis is None or params.scale.ndim:
         return params if (axis is None) == (params.scale.ndim == 0) else None
@@ -229,7 +229,7 @@ def _require_data(plan: QuantPlan, missing: tuple[str, ...], samples: Samples) -
 def _calibrated(
     simple: ir.Model, groups: tuple[Group, ...], samples: Samples, config: QuantConfig, progress: Progress
 ) -> tuple[QParamSource, Statistics]:
-    """The source of the parameters of ``groups``, and the statistics behind it."""
+    """Calibrate ``groups``: the source of their parameters, and its statistics."""
     tensors = tuple(dict.fromkeys(tensor for group in groups for tensor in group.observed_tensors))
     statistics = gather(simple, tensors, samples, config, progress) if tensors else Statistics({}, 0)
     return from_statistics(statistics, calibrator(config)), statistics

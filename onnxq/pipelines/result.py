@@ -1,4 +1,4 @@
-"""What came out of a quantization, static or dynamic."""
+"""The result of a quantization, static or dynamic."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ Result = TypeVar("Result", bound="QuantResult")
 
 @dataclass(frozen=True)
 class QuantResult:
-    """What came out.
+    """The result of a quantization.
 
     Attributes:
-        request: what was asked for.
+        request: the files, data and options.
         plan: every quantized edge with its parameters, every float node with its reason.
-        make_table: gives `table`, which is for the float model: its ranges are those before corrections,
-            and all its weights are read.
-        quality: against the float model; None if there was no sample to judge by.
-        verdicts: what the target's rules and its runtimes say of the model that was written.
-        judged_on: what kind of samples ``quality`` was measured on.
-        skipped: bad samples that were left out.
-        warnings: why the result should not be trusted, if so.
-        speed: of the written model and its original; None for a target that another runtime runs.
-        statistics: what calibration saw; any method's ranges follow from it. None if nothing was calibrated.
-        corrections: what each of them gave on held-out samples, in the order in which they were tried.
+        make_table: makes `table`, which is for the float model: its ranges are those before corrections. It
+            reads all weights.
+        quality: accuracy against the float model; None if no sample could be evaluated.
+        verdicts: what the target's rules and its runtimes say about the written model.
+        judged_on: the kind of samples that ``quality`` was measured on.
+        skipped: number of bad samples that were skipped.
+        warnings: warnings about the result.
+        speed: speed of the written model and its original; None if it was not timed.
+        statistics: the calibration statistics, which give the ranges of any method; None if nothing was
+            calibrated.
+        corrections: the effect of each correction on held-out samples, in the order in which they were tried.
         search: how the goal was reached; None if there was none.
-        tuning: what stays float because it is faster so; None if nobody asked.
+        tuning: the nodes that are kept in float because float is faster; None without ``--autotune``.
         float_bytes, int8_bytes: file sizes, external weights included.
-        seconds: how long it took.
+        seconds: duration of the whole quantization.
     """
 
     request: Request
@@ -72,7 +73,7 @@ class QuantResult:
 
     @property
     def repeatable(self) -> QuantConfig:
-        """The options that give the same again on any machine: what autotune kept float is excluded."""
+        """Options that give the same model on any machine: nodes that autotune kept in float are excluded."""
         config = self.request.config
         if self.tuning is None:
             return config
@@ -80,7 +81,7 @@ class QuantResult:
 
     @property
     def report(self) -> Report:
-        """All that there is to tell, for `onnxq.pipelines.report`."""
+        """The content of the report, for `onnxq.pipelines.report`."""
         return Report(
             request=self.request,
             plan=self.plan,
@@ -100,7 +101,7 @@ class QuantResult:
 
 
 def conclude(result: Result, started: float) -> Result:
-    """``result`` with the sizes of its files and the time since ``started``; writes its report, if wanted.
+    """Add file sizes and the time since ``started`` to ``result``, and write its report if requested.
 
     Raises:
         OnnxqError: the report cannot be written.

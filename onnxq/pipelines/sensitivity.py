@@ -1,4 +1,4 @@
-"""A model's path -> its quantization points, ranked by what each alone costs: `onnxq sensitivity`."""
+"""Rank the quantization points of a model by the error that each alone causes: `onnxq sensitivity`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,14 @@ logger = logging.getLogger(__name__)
 def rank(
     model: str | os.PathLike[str], config: QuantConfig, progress: Progress = silent
 ) -> list[Sensitivity]:
-    """What quantizing each point of ``model`` alone does to the outputs, the worst first.
+    """Rank the quantization points of ``model`` by the error that each alone causes, worst first.
 
-    Ranges and corrections are those with which `quantize_static` would quantize it, as ``config`` says.
+    Ranges and corrections are those that `quantize_static` would use.
+
+    Args:
+        model: path of a float ONNX model.
+        config: the options.
+        progress: called with the progress of the work.
 
     Raises:
         OnnxqError: the model or the data cannot be used.

@@ -1,4 +1,4 @@
-"""The whole flow, top to bottom: a float model in, a checked int8 model out."""
+"""Static quantization, step by step: from a float model to a checked int8 model."""
 
 from __future__ import annotations
 
@@ -45,18 +45,19 @@ def quantize_static(
     progress: Progress = silent,
     goal: Goal | None = None,
 ) -> QuantResult:
-    """Quantize ``model`` with ranges from ``data`` and write it to ``output``, whole or not at all.
+    """Quantize ``model`` with ranges from ``data`` and write it to ``output``, completely or not at all.
 
     Args:
         model: path of a float ONNX model.
         output: path of the int8 model to write.
         data: as ``config.data``, or any iterable of ``{input name: array}`` batches.
         config: the options; defaults if None.
-        progress: told how far the work is.
-        goal: what the model must reach, as ``config.goal``; its measure may be a function of one's own.
+        progress: called with the progress of the work.
+        goal: the accuracy that the model must reach, as ``config.goal``; its measure may be the user's own
+            function.
 
     Raises:
-        OnnxqError: with one clear message; ``output`` is then as it was before.
+        OnnxqError: the model cannot be quantized; the message says why, and ``output`` is left unchanged.
     """
     started = time.perf_counter()
     config = config or QuantConfig()
@@ -83,18 +84,18 @@ def quantize_static(
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A float model of which all is known that its quantization needs.
+    """A calibrated float model: the input of the second half of a quantization.
 
     Attributes:
-        path: its file.
+        path: path of the float model.
         reference: the same model, cleaned.
-        plan: what is to be quantized, without parameters.
-        samples: to fit corrections on, and to judge by.
-        source: where the ranges come from.
-        statistics: what calibration saw, if it did.
-        warnings: why the ranges should not be trusted, if so.
-        origin: where the samples came from, in words.
-        started: when the work began, by `time.perf_counter`.
+        plan: its plan, without parameters.
+        samples: samples to fit corrections on, and held-out samples to evaluate on.
+        source: the source of the ranges.
+        statistics: the calibration statistics; None if a table gives the ranges.
+        warnings: warnings about the ranges.
+        origin: the source of the samples, in words.
+        started: start of the work, by `time.perf_counter`, in seconds.
     """
 
     path: str
@@ -115,14 +116,14 @@ def quantize_calibrated(
     progress: Progress,
     goal: Goal | None,
 ) -> QuantResult:
-    """The second half of the flow: from ranges to the written model.
+    """Run the second half of a quantization: from ranges to the written model.
 
     Args:
         calibrated: the float model, its plan and its ranges.
         output: path of the int8 model to write.
         config: the options.
-        progress: told how far the work is.
-        goal: what the model must reach, if anything.
+        progress: called with the progress of the work.
+        goal: the accuracy that the model must reach, if any.
 
     Raises:
         OnnxqError: as `quantize_static`.
@@ -174,7 +175,7 @@ def _table(model: str | os.PathLike[str], simple: ir.Model, plan: QuantPlan) -> 
 def _source(
     model: ir.Model, plan: QuantPlan, samples: Samples, config: QuantConfig, progress: Progress
 ) -> tuple[QParamSource, Statistics | None, tuple[str, ...]]:
-    """Where the ranges come from, the statistics if they do, and why not to trust them, if so."""
+    """Get the source of the ranges, the statistics if it has some, and warnings about them."""
     if config.from_table is not None and not tables.is_statistics(config.from_table):
         return from_table(tables.read(config.from_table), plan), None, ()
     statistics, warnings = _statistics(model, plan, samples, config, progress)
@@ -184,7 +185,7 @@ def _source(
 def _statistics(
     model: ir.Model, plan: QuantPlan, samples: Samples, config: QuantConfig, progress: Progress
 ) -> tuple[Statistics, tuple[str, ...]]:
-    """What the ranges follow from, and why that should not be trusted, if so."""
+    """Collect or load the statistics, with warnings about them."""
     if config.from_table is None:
         tensors, channels = observed(model, plan)
         return gather(model, tensors, samples, config, progress, channels), ()
@@ -193,6 +194,6 @@ def _statistics(
 
 
 def observed(model: ir.Model, plan: QuantPlan) -> tuple[tuple[str, ...], Mapping[str, int]]:
-    """The tensors to collect statistics of, and of some the axis along which to keep means."""
+    """List the tensors to collect statistics of, and the channel axis of those whose means are needed."""
     channels = channel_axes(model, plan)
     return tuple(dict.fromkeys((*plan.observed, *channels))), channels

@@ -1,4 +1,4 @@
-"""A Q/DQ model's path -> what its target's rules and runtimes say of it: `onnxq verify`."""
+"""Check a Q/DQ model against the rules and the runtimes of its target: `onnxq verify`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from onnxq.verify.subject import Subject, opened
 from onnxq.verify.verdict import Verdict
 
 SAMPLES = 8
-"""How many of the data are run; more say hardly more of kernels."""
+"""Number of samples to run; more would hardly tell more about kernels."""
 
 
 def verify_file(
     path: str | os.PathLike[str], config: QuantConfig, progress: Progress = silent
 ) -> tuple[Verdict, ...]:
-    """What ``config.target``'s rules and its runtimes say of a quantized model, of any origin.
+    """Check a quantized model of any origin against the rules and the runtimes of ``config.target``.
 
-    It is run on some of ``config.data``, or on synthetic inputs: they do for comparing what runtimes compute.
+    Args:
+        path: path of the quantized model.
+        config: the options. The model runs on some of ``config.data``, or else on synthetic inputs, which
+            suffice to compare what runtimes compute.
+        progress: called with the progress of the work.
 
     Raises:
         OnnxqError: the model or the data cannot be used, or there is no such target.

@@ -691,7 +691,7 @@ def test_weights_of_few_bits_get_more_for_a_goal(folder, capsys):
     out = capsys.readouterr().out
     assert re.search(r"sqnr>=25 holds with 0 more nodes in float, \d in int8, after \d+ trials", out)
     assert re.search(r"0 in float, \d in int8: SQNR .* constants [\d.,]+ \w+ \(chosen\)", out)
-    assert re.search(r"weights of more bits: \w+", out)
+    assert re.search(r"wider weights: \w+", out)
 
 
 @pytest.mark.parametrize(

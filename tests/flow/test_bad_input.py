@@ -114,7 +114,7 @@ def test_a_quantized_model(refused):
     ("text", "reason"),
     [
         ("g (float[N,3] x) => (float[N,3] y) { y = Tanh(x) }", "no integer kernel for Tanh"),
-        ("g (int64[N,3] x) => (int64[N,3] y) { y = Add(x, x) }", "no node computes real numbers"),
+        ("g (int64[N,3] x) => (int64[N,3] y) { y = Add(x, x) }", "no node computes float numbers"),
     ],
 )
 def test_nothing_to_quantize(refused, folder, text, reason):

@@ -162,8 +162,8 @@ def test_what_was_found_can_be_had_again_without_timing(model, output, float_nod
     arguments = [str(model), str(output), "--data", str(file)]
     assert main(["quantize", *arguments, "--autotune", "--save-config", str(saved)]) == 0
     out = capsys.readouterr().out
-    assert "1 node kept float: 1.50 times as fast as float (chosen)" in out
-    assert "kept float: MatMul_y; --save-config writes them all, as exclude" in out
+    assert "1 node kept in float: 1.50 times as fast as float (chosen)" in out
+    assert "kept in float: MatMul_y; --save-config lists them all under exclude" in out
     assert "1 MatMul: slower in integers on this machine: … ms instead of … ms" in out
     first = onnx.load(output)
     again = QuantConfig.load(saved)
