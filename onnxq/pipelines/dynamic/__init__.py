@@ -1,4 +1,4 @@
-"""Dynamic and weight-only quantization: no calibration, ranges of activations are found at run time."""
+"""Dynamic and weight-only quantization: no calibration, ranges of activations are computed at run time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Acceptance of a written dynamic model: as ``pipelines/acceptance.py``, for a model without plan points."""
+"""Check a written dynamic model, as ``pipelines/acceptance.py`` does, but without quantization points."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from onnxq.verify.verdict import Verdict, judged
 logger = logging.getLogger(__name__)
 
 READ = 256
-"""Samples to fit on at most: they show which channels are large, which more of them hardly change."""
+"""The most samples to fit on. They show which channels are large; more samples hardly change that."""
 
 INTEGER_KERNELS = frozenset(
     {
@@ -42,23 +42,23 @@ INTEGER_KERNELS = frozenset(
 def accept_dynamic(
     draft: Path, scheme: DynamicScheme, reference: ir.Model, context: CorrectionContext
 ) -> Acceptance:
-    """The acceptance check of a dynamic model: accuracy, integer kernels, speed.
+    """Run the acceptance check of a dynamic model: accuracy, integer kernels, speed.
 
     Args:
-        draft: its temporary file.
-        scheme: what the target makes of dynamic quantization.
+        draft: the temporary file of the model.
+        scheme: the form of dynamic quantization for the target.
         reference: the float model, cleaned.
-        context: knows the original, the samples and the options.
+        context: holds the original, the samples and the options.
 
     Raises:
-        CalibrationError: it does not load, or a model does not take a sample that was given.
+        CalibrationError: the model does not load, or one of the two does not take a given sample.
     """
     accepted = accept(draft, context.evaluator, lambda path: _verdicts(path, scheme))
     return accepted if accepted.quality is None else with_speed(accepted, draft, reference, context)
 
 
 def _verdicts(draft: Path, scheme: DynamicScheme) -> Iterator[Verdict]:
-    """The integer kernels that ONNX Runtime uses, in bodies of control flow too."""
+    """Yield a verdict with the integer kernels that ONNX Runtime uses, in bodies of control flow too."""
     if scheme.form is not WeightForm.INTEGERS:
         return
     with tempfile.TemporaryDirectory(prefix="dynamic-", ignore_cleanup_errors=True) as folder:
@@ -71,7 +71,7 @@ def _verdicts(draft: Path, scheme: DynamicScheme) -> Iterator[Verdict]:
 
 
 def dynamic_warnings(accepted: Acceptance, samples: Samples) -> Iterator[str]:
-    """Reasons why a dynamic model should not be trusted, or is not worth much."""
+    """Yield the warnings about a dynamic model."""
     yield from samples.warnings
     if accepted.quality is None:
         yield "accuracy was not measured: synthetic inputs do not suit the model. Give samples with --data."
@@ -82,14 +82,14 @@ def dynamic_warnings(accepted: Acceptance, samples: Samples) -> Iterator[str]:
 def make_dynamic_context(
     original: Model, reference: ir.Model, samples: Samples, config: QuantConfig, progress: Progress
 ) -> CorrectionContext:
-    """The context of a dynamic quantization. The first samples are read here: nothing is calibrated.
+    """Make the context of a dynamic quantization. It reads the first samples, because nothing is calibrated.
 
     Args:
         original: the float model as the user has it, or its path.
         reference: the same, cleaned.
-        samples: samples that were given, or synthetic ones.
+        samples: given samples, or synthetic ones.
         config: the options.
-        progress: told how far the work is.
+        progress: called with the progress of the work.
     """
     for _ in islice(samples, READ):
         pass
@@ -100,5 +100,5 @@ def make_dynamic_context(
 
 
 def _unsuited(error: CalibrationError, samples: int) -> None:
-    """Synthetic inputs may not suit a model: that is no error."""
+    """Log that a model refuses synthetic inputs, which is no error."""
     logger.info("synthetic inputs do not suit the model: %s", error)

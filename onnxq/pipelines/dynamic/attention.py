@@ -1,6 +1,6 @@
-"""Attention that ONNX Runtime's offline optimizer has fused, with the weights of Q, K and V in one matrix.
+"""Quantize attention that ONNX Runtime's optimizer has fused, with the weights of Q, K and V in one matrix.
 
-ONNX Runtime runs it in integers as QAttention; the two products of computed tensors inside stay float.
+ONNX Runtime runs it in integers as QAttention; the two products of computed tensors inside are kept in float.
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
@@ -16,19 +16,19 @@ from onnxq.pipelines.dynamic.rewriter import Array, Layout, ModelRewriter
 
 DOMAIN = "com.microsoft"
 DATA, WEIGHT, BIAS, MASK, PAST = range(5)
-"""Its inputs that QAttention has, too."""
+"""The inputs of Attention that QAttention has too."""
 
 _KNOWN = frozenset({"num_heads", "unidirectional", "do_rotary", "mask_filter_value", "scale"})
-"""Its attributes that QAttention has, too."""
+"""The attributes of Attention that QAttention has too."""
 
 
 def is_fused_attention(node: ir.Node) -> bool:
-    """Whether it is that operator, and not the one of the same name in the standard domain."""
+    """Whether the node is the fused operator, not the one of the same name in the standard domain."""
     return node.op_type == "Attention" and node.domain == DOMAIN
 
 
 def attention_obstacle(node: ir.Node) -> str | None:
-    """Why it stays float; None if it need not."""
+    """Say why the node is kept in float; None if it can be quantized."""
     data, weight, bias = (input_at(node, index) for index in (DATA, WEIGHT, BIAS))
     if (reason := needs_float(data, weight, bias)) is not None:
         return reason
@@ -38,7 +38,7 @@ def attention_obstacle(node: ir.Node) -> str | None:
     more = sorted(node.attributes.keys() - _KNOWN)
     if more or any(value is not None for value in node.inputs[PAST + 1 :]):
         return (
-            f"the integer kernel does not take all of it: {', '.join(more) or 'more than a mask and a past'}"
+            f"the integer kernel does not support: {', '.join(more) or 'inputs after the mask and the past'}"
         )
     if array.shape[0] > LONGEST_SUM:
         return f"a sum of {array.shape[0]} products may not fit into 32 bits"
@@ -46,7 +46,7 @@ def attention_obstacle(node: ir.Node) -> str | None:
 
 
 def rewrite_attention(node: ir.Node, rewriter: ModelRewriter) -> None:
-    """With ONNX Runtime's own operator."""
+    """Replace the node by QAttention."""
     data, weight, bias, mask, past = (input_at(node, index) for index in range(PAST + 1))
     assert data is not None
     assert weight is not None
@@ -64,7 +64,7 @@ def rewrite_attention(node: ir.Node, rewriter: ModelRewriter) -> None:
 
 
 def _flat(scale: Array) -> Array:
-    """``[3 * hidden]``, or ``()`` of one scale for all."""
+    """Flatten scales to ``[3 * hidden]``, or to ``()`` if they are per tensor."""
     return scale.reshape(-1) if scale.size > 1 else scale.reshape(())
 
 

@@ -1,6 +1,6 @@
-"""Conv on integers: ConvInteger, then scales and bias a channel in float.
+"""Quantize Conv: ConvInteger, followed by per-channel scales and the bias in float.
 
-ONNX Runtime has no fused kernel for that, and its ConvInteger is seldom faster than its float convolution.
+ONNX Runtime has no fused kernel for these, and its ConvInteger is seldom faster than its float convolution.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnxq.pipelines.dynamic.rewriter import FLOAT, Array, ModelRewriter
 
 
 def conv_obstacle(node: ir.Node) -> str | None:
-    """Why this Conv stays float; None if it need not."""
+    """Say why this Conv is kept in float; None if it can be quantized."""
     data, weight = node.inputs[:2]
     if (reason := needs_float(data, weight)) is not None:
         return reason
@@ -32,7 +32,7 @@ def conv_obstacle(node: ir.Node) -> str | None:
 
 
 def rewrite_conv(node: ir.Node, rewriter: ModelRewriter) -> None:
-    """On integers."""
+    """Replace the node by ConvInteger and nodes that scale its result and add the bias."""
     data, weight = node.inputs[:2]
     assert data is not None
     assert weight is not None
@@ -49,7 +49,7 @@ def rewrite_conv(node: ir.Node, rewriter: ModelRewriter) -> None:
 
 
 def _beside(value: ir.Value, weight: ir.Value, rewriter: ModelRewriter) -> ir.Value:
-    """A constant a channel (or one for all), so that it broadcasts over the output: ``[C, 1, …]``."""
+    """Reshape a per-channel or single constant to ``[C, 1, …]``, so that it broadcasts over the output."""
     array = constant_value(value)
     kernel = constant_value(weight)
     assert array is not None

@@ -1,4 +1,4 @@
-"""What is done with each operator, for each form of weights: the whole of it in three tables."""
+"""The rewrite of each operator, for each form of weights, in three tables."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from onnxq.pipelines.dynamic.weight_only import (
 
 @dataclass(frozen=True)
 class Way:
-    """How an operator is quantized.
+    """The rewrite of an operator.
 
     Attributes:
-        obstacle: why a node stays float; None if it need not.
-        rewrite: quantizes it.
-        float_kernel: it computes in float all the same; why.
+        obstacle: returns the reason why a node is not eligible; None if it is.
+        rewrite: quantizes a node.
+        float_kernel: the reason why the node still computes in float; empty if it does not.
     """
 
     obstacle: Callable[[ir.Node], str | None]

@@ -1,8 +1,8 @@
-"""Channels brought to like sizes before ranges are found at run time: no data of one's own is needed.
+"""Equalize channels for dynamic quantization, with synthetic inputs if there is no data.
 
 In transformers a few channels of a tensor are many times as large as the others, and its one scale must
-cover them. They are the same ones whatever the input is (Dettmers et al., LLM.int8(), 2022), so that made-up
-inputs show them. What is done about them is in `onnxq.algorithms.channels.equalize`.
+cover them. They are the same ones for every input (Dettmers et al., LLM.int8(), 2022), so synthetic inputs
+show them. `onnxq.algorithms.channels.equalize` equalizes them.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from onnxq.pipelines.dynamic.rewriter import Known
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
 
 NAME = "equalize"
-"""What the correction is called."""
+"""The name of the correction."""
 
 DATA = QuantSpec(ir.DataType.UINT8, symmetric=False)
-"""What DynamicQuantizeLinear makes."""
+"""The number format of the output of DynamicQuantizeLinear."""
 
 
 def rewrite_equalized(
     model: ir.Model, plan: QuantPlan, scheme: DynamicScheme, context: CorrectionContext
 ) -> tuple[ir.Model, tuple[Effect, ...]]:
-    """Rewrite ``model`` with equalized channels where that helps, else as it is; and the effect.
+    """Rewrite ``model`` with equalized channels if that helps, else without; also return the effect.
 
     Args:
         model: the float model, cleaned.
-        plan: the nodes that are quantized.
-        scheme: what the target makes of dynamic quantization.
-        context: samples to fit on, and held-out ones that decide.
+        plan: the nodes to quantize.
+        scheme: the form of dynamic quantization for the target.
+        context: samples to fit on, and held-out samples to decide on.
 
     Raises:
-        CalibrationError: the model does not take a sample that was given.
+        CalibrationError: the model does not take a given sample.
     """
     known: Known = {}
     plain, points = rewrite(model, plan, scheme, known), tuple(_points(model, plan, scheme))
@@ -64,7 +64,7 @@ def rewrite_equalized(
 
 
 def _points(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme) -> Iterator[QuantPoint]:
-    """The edges by which matrices of constants in the main graph get integers."""
+    """Yield the quantized edges of MatMul and Gemm nodes with constant weights in the main graph."""
     if scheme.form is not WeightForm.INTEGERS:
         return
     for node in model.graph:
@@ -78,7 +78,7 @@ def _points(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme) -> Iterator
 
 
 def _as_static(plan: QuantPlan, points: tuple[QuantPoint, ...]) -> QuantPlan:
-    """``plan`` with these points, as if it were one for ranges that are known."""
+    """Add these points to ``plan``, as in a plan for static quantization."""
     groups = {
         point.group: Group(
             point.group,

@@ -1,6 +1,6 @@
-"""Embedding tables: rows of integers are looked up, and only those become float.
+"""Quantize embedding tables: rows of integers are looked up, and only those rows become float.
 
-``Gather(q, i) * Gather(s, i)`` with a scale a row: plain ONNX, which every runtime takes.
+``Gather(q, i) * Gather(s, i)`` with one scale per row: standard ONNX, which every runtime takes.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from onnxq.pipelines.dynamic.rewriter import FLOAT, ModelRewriter
 from onnxq.pipelines.dynamic.scheme import WeightForm
 
 LEAST_WEIGHTS = 2**14
-"""Smaller tables take next to no room, and every look-up would cost three nodes more."""
+"""Smaller tables are not worth it: they save little, and each look-up would cost three more nodes."""
 
 
 def gather_obstacle(node: ir.Node) -> str | None:
-    """Why this table stays float; None if it need not."""
+    """Say why this table is kept in float; None if it can be quantized."""
     table = constant_value(node.inputs[0])
     assert table is not None
     if int_attribute(node, "axis", 0) != 0 or table.ndim != 2:
-        return "what it looks up is not rows of a matrix"
+        return "it does not look up rows of a matrix"
     if table.size < LEAST_WEIGHTS:
-        return f"with less than {LEAST_WEIGHTS} weights there is next to nothing to save"
+        return f"with less than {LEAST_WEIGHTS} weights there is little to save"
     return weight_obstacle(table)
 
 
 def gather_half_obstacle(node: ir.Node) -> str | None:
-    """The same for float16."""
+    """Say why this table cannot be stored in float16; None if it can."""
     table = constant_value(node.inputs[0])
     assert table is not None
     return gather_obstacle(node) or half_obstacle(table)
 
 
 def rewrite_gather(node: ir.Node, rewriter: ModelRewriter) -> None:
-    """Rows that are looked up, then unpacked."""
+    """Look up rows of the stored table, then convert them to float."""
     table, indices = node.inputs
     assert table is not None
     if rewriter.scheme.form is WeightForm.FLOAT16:
@@ -51,6 +51,6 @@ def rewrite_gather(node: ir.Node, rewriter: ModelRewriter) -> None:
 
 
 def _by_row(scale: ir.Value) -> bool:
-    """Whether each row has a scale of its own."""
+    """Whether there is one scale per row."""
     array = constant_value(scale)
     return array is not None and array.size > 1

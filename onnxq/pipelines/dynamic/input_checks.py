@@ -1,4 +1,4 @@
-"""Questions that every operator is asked."""
+"""Checks of inputs that apply to every operator."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from onnxq.pipelines.dynamic.rewriter import LARGEST_HALF
 
 
 def is_computed(value: ir.Value | None) -> bool:
-    """Whether an input is there and known only at run time."""
+    """Whether an input exists and is computed at run time."""
     return value is not None and constant_value(value) is None
 
 
 def needs_float(*values: ir.Value | None) -> str | None:
-    """Why values are not of the type that kernels take; None if they are, or left out."""
+    """Say why values do not have the type that kernels take; None if they have, or are missing."""
     for value in values:
         if value is not None and value.dtype != ir.DataType.FLOAT:
             return f"{value.name!r} is {value.dtype.name if value.dtype else 'untyped'}, expected FLOAT"
@@ -24,7 +24,7 @@ def needs_float(*values: ir.Value | None) -> str | None:
 
 
 def weight_obstacle(*arrays: NDArray[np.generic]) -> str | None:
-    """Why weights cannot be quantized; None if they can."""
+    """Say why weights cannot be quantized; None if they can."""
     if any(array.size == 0 for array in arrays):
         return "its weights are empty"
     if not all(np.isfinite(array).all() for array in arrays):
@@ -33,7 +33,7 @@ def weight_obstacle(*arrays: NDArray[np.generic]) -> str | None:
 
 
 def half_obstacle(*arrays: NDArray[np.generic]) -> str | None:
-    """Why weights cannot be float16; None if they can."""
+    """Say why weights cannot be float16; None if they can."""
     if (reason := weight_obstacle(*arrays)) is not None:
         return reason
     if any(np.abs(array).max() > LARGEST_HALF for array in arrays):

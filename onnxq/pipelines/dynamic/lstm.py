@@ -1,6 +1,6 @@
-"""LSTM on integers: ONNX Runtime's DynamicQuantizeLSTM, which quantizes data and state by itself.
+"""Quantize LSTM: ONNX Runtime's DynamicQuantizeLSTM quantizes data and state by itself.
 
-It wants both weights transposed, ``[directions, K, 4 * hidden]``, with a scale a column of each direction.
+It needs both weights transposed, ``[directions, K, 4 * hidden]``, with one scale per column and direction.
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
@@ -15,11 +15,11 @@ from onnxq.pipelines.dynamic.rewriter import Array, Layout, ModelRewriter, pack_
 
 DOMAIN = "com.microsoft"
 INPUTS = 8
-"""Of an LSTM; those of the quantized weights come behind."""
+"""The number of inputs of an LSTM; scales and zero points of the weights follow after them."""
 
 
 def lstm_obstacle(node: ir.Node) -> str | None:
-    """Why this LSTM stays float; None if it need not."""
+    """Say why this LSTM is kept in float; None if it can be quantized."""
     if int_attribute(node, "layout", 0):
         return "its layout is 1, the integer kernel needs 0"
     if (reason := needs_float(*node.inputs[:3])) is not None:
@@ -30,7 +30,7 @@ def lstm_obstacle(node: ir.Node) -> str | None:
 
 
 def rewrite_lstm(node: ir.Node, rewriter: ModelRewriter) -> None:
-    """With ONNX Runtime's own operator."""
+    """Replace the node by DynamicQuantizeLSTM."""
     inputs = [input_at(node, index) for index in range(INPUTS)]
     for index in (1, 2):
         weight = inputs[index]
@@ -51,7 +51,7 @@ def _transposed(array: Array) -> Array:
 
 
 def _per_direction(scale: Array) -> Array:
-    """``[directions, 4 * hidden]``, or ``[directions]`` of one scale for all."""
+    """Reshape scales to ``[directions, 4 * hidden]``, or to ``[directions]`` if they are per tensor."""
     return scale[:, :, 0] if scale.shape[1] > 1 else scale.reshape(-1)
 
 

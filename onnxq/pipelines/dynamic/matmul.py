@@ -1,8 +1,8 @@
-"""MatMul and Gemm on integers: ``y = (q_x - z_x) @ q_w * (s_x * s_w) + bias``.
+"""Quantize MatMul and Gemm: ``y = (q_x - z_x) @ q_w * (s_x * s_w) + bias``.
 
-q_x, s_x and z_x come from DynamicQuantizeLinear, q_w has a scale a column and zero point 0. ONNX Runtime
-makes one DynamicQuantizeMatMul of all that, bias included; where several nodes share the quantized data,
-a MatMulIntegerToFloat each.
+q_x, s_x and z_x come from DynamicQuantizeLinear; q_w has one scale per column and zero point 0. ONNX Runtime
+fuses all of this, bias included, into one DynamicQuantizeMatMul. If several nodes share the quantized data,
+it makes a MatMulIntegerToFloat for each of them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from onnxq.pipelines.dynamic.input_checks import is_computed, needs_float, weigh
 from onnxq.pipelines.dynamic.rewriter import FLOAT, Array, Layout, ModelRewriter
 
 LEAST_WEIGHTS = 1024
-"""With fewer, it takes longer to quantize the data than to multiply it."""
+"""The fewest weights worth it: with fewer, quantizing the data takes longer than multiplying it."""
 
 LONGEST_SUM = (2**31 - 1) // (255 * 128)
-"""Products of uint8 and int8 that fit into 32 bits, whatever they are."""
+"""The most products of uint8 and int8 whose sum always fits into 32 bits."""
 
 
 def matmul_obstacle(node: ir.Node) -> str | None:
-    """Why this MatMul stays float; None if it need not."""
+    """Say why this MatMul is kept in float; None if it can be quantized."""
     data, weight = node.inputs
     if is_computed(weight):
         return needs_float(data, weight) or _too_flat(data, weight)
@@ -33,7 +33,7 @@ def matmul_obstacle(node: ir.Node) -> str | None:
 
 
 def gemm_obstacle(node: ir.Node) -> str | None:
-    """Why this Gemm stays float; None if it need not."""
+    """Say why this Gemm is kept in float; None if it can be quantized."""
     for name, wanted in (("transA", 0), ("alpha", 1.0), ("beta", 1.0)):
         if (actual := attribute_value(node, name)) != wanted:
             return f"its {name} is {actual}, the integer kernel needs {wanted}"
@@ -43,7 +43,7 @@ def gemm_obstacle(node: ir.Node) -> str | None:
 
 
 def rewrite_matmul(node: ir.Node, rewriter: ModelRewriter) -> None:
-    """On integers."""
+    """Replace the node by MatMulInteger and nodes that scale its result."""
     data, weight = node.inputs
     assert data is not None
     assert weight is not None
@@ -59,7 +59,7 @@ def rewrite_matmul(node: ir.Node, rewriter: ModelRewriter) -> None:
 
 
 def rewrite_gemm(node: ir.Node, rewriter: ModelRewriter) -> None:
-    """On integers, with the bias added in float behind."""
+    """Replace the node by MatMulInteger and nodes that scale its result and add the bias in float."""
     data, weight = node.inputs[:2]
     assert data is not None
     assert weight is not None
@@ -84,17 +84,17 @@ def _product(
 
 
 def _flat(scale: Array) -> Array:
-    """Scales as ``[N]`` or ``()``, the only shapes that ONNX Runtime fuses."""
+    """Reshape scales to ``[N]`` or ``()``, the only shapes that ONNX Runtime fuses."""
     return scale.reshape(-1) if scale.size > 1 else scale.reshape(())
 
 
 _COLUMNS = Layout(scale=_flat)
 _ROWS = Layout(integers=np.transpose, scale=_flat)
-"""Of a Gemm that transposes its weight: MatMulInteger does not."""
+"""The layout of a Gemm with transposed weights: MatMulInteger does not transpose."""
 
 
 def _row(bias: ir.Value, rewriter: ModelRewriter) -> ir.Value:
-    """A constant bias as ``[N]``, which is fused; others are added as they are."""
+    """Reshape a constant bias to ``[N]``, which is fused; other biases are added as they are."""
     array = constant_value(bias)
     if array is None or array.ndim < 2 or array.size != array.shape[-1]:
         return bias
@@ -102,7 +102,7 @@ def _row(bias: ir.Value, rewriter: ModelRewriter) -> ir.Value:
 
 
 def columns_of(node: ir.Node) -> int:
-    """The axis of the weight of a MatMul or Gemm that its columns lie along."""
+    """Get the weight axis of a MatMul or Gemm along which the columns (output channels) lie."""
     return 0 if node.op_type == "Gemm" and attribute_value(node, "transB") else 1
 
 

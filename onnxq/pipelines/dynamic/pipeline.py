@@ -1,11 +1,11 @@
-"""Dynamic quantization: weights in int8, ranges of activations found at run time; no data is needed.
+"""Dynamic quantization: weights in int8, ranges of activations computed at run time; no data is needed.
 
 ::
 
-    prepare      the cleaned model, and which of its operators are quantized (planning.py)
-    smooth       large channels are made smaller where weights can take that in, if it helps (smoothing.py)
-    rewrite      one operator a file; operators.py lists them, setting.py says in which form a target has them
-    write        checked, compared with the original (look.py), then renamed into place: whole or not at all
+    prepare      clean the model, and choose the operators to quantize (planning.py)
+    equalize     equalize large channels, if that helps (equalization.py)
+    rewrite      one file per operator; dispatch.py lists them, scheme.py has the form for each target
+    write        check, compare with the original (acceptance.py), then rename into place
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = ["prepare_dynamic", "quantize_dynamic"]
 Path = str | os.PathLike[str]
 
 MADE_UP = 20
-"""Samples without data: a fifth of them is held out, and they are small."""
+"""The number of synthetic samples, used without data. They are small, and a fifth of them is held out."""
 
 
 def quantize_dynamic(
@@ -58,19 +58,19 @@ def quantize_dynamic(
     data: Data | None = None,
     progress: Progress = silent,
 ) -> QuantResult:
-    """Quantize the weights of ``model`` and write it to ``output``, whole or not at all.
+    """Quantize the weights of ``model`` and write it to ``output``, completely or not at all.
 
     Args:
         model: path of a float ONNX model.
         output: path of the model to write.
         config: the options, with or without ``mode="dynamic"``; defaults if None. ``include`` and ``exclude``
-            choose by operator type and node name.
-        data: as ``config.data``, or any iterable of ``{input name: array}`` batches: they show which channels
-            are large, and every fifth is held out to measure accuracy and speed on. Made-up inputs if None.
-        progress: told how far the work is.
+            select nodes by operator type and name.
+        data: as ``config.data``, or any iterable of ``{input name: array}`` batches. They show which channels
+            are large, and every fifth is held out to measure accuracy and speed on. Synthetic inputs if None.
+        progress: called with the progress of the work.
 
     Raises:
-        OnnxqError: with one clear message; ``output`` is then as it was before.
+        OnnxqError: the model cannot be quantized; the message says why, and ``output`` is left unchanged.
     """
     started = time.perf_counter()
     config = as_dynamic(config or QuantConfig())
@@ -104,7 +104,7 @@ def quantize_dynamic(
 
 
 def prepare_dynamic(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
-    """The cleaned model, and which of its nodes are to be quantized.
+    """Clean the model and choose the nodes to quantize.
 
     Raises:
         ModelError: the model cannot be read, is quantized already, or has nothing to quantize.
@@ -115,10 +115,10 @@ def prepare_dynamic(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPl
 
 
 def as_dynamic(config: QuantConfig) -> QuantConfig:
-    """``config`` with ``mode="dynamic"``.
+    """Set ``mode="dynamic"`` in ``config``.
 
     Raises:
-        ConfigError: it has options that are for static quantization only.
+        ConfigError: ``config`` has options for static quantization only.
     """
     given = {name: getattr(config, name) for name in config.model_fields_set}
     return QuantConfig(**{**given, "mode": "dynamic"})
@@ -142,4 +142,4 @@ def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, Dyn
 
 
 def _no_table() -> NoReturn:
-    raise ConfigError("there is no calibration table: in dynamic mode ranges are found at run time")
+    raise ConfigError("there is no calibration table: in dynamic mode ranges are computed at run time")

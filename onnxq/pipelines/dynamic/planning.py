@@ -1,4 +1,4 @@
-"""Which nodes are quantized, and why others are not; and then doing it."""
+"""Decide which nodes are quantized, with a reason for the others, and rewrite the model."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from onnxq.pipelines.dynamic.weight_only import POSITIONS
 from onnxq.planner.context import matches
 
 _NO_WAY = {
-    WeightForm.INTEGERS: "ONNX Runtime has no kernel for it that finds ranges at run time",
-    WeightForm.WEIGHT_ONLY: "only ONNX Runtime's targets have a way for it",
+    WeightForm.INTEGERS: "ONNX Runtime has no kernel for it that computes ranges at run time",
+    WeightForm.WEIGHT_ONLY: "only ONNX Runtime's targets support it",
     WeightForm.FLOAT16: "its weights can be int8 (for ONNX Runtime), but not float16",
 }
-"""Why an operator with weights that has no way stays float."""
+"""The reason why an operator with weights but without a rewrite is kept in float."""
 
-_CONV = "as a rule a convolution is not faster so (--include op:Conv quantizes what matches)"
+_CONV = "a dynamically quantized convolution is usually not faster (--include op:Conv quantizes it)"
 
 _ATTENTION = (
     "it multiplies two computed tensors, which is not faster in integers (--include with its name "
@@ -32,9 +32,9 @@ _ATTENTION = (
 
 
 def plan_nodes(model: ir.Model, scheme: DynamicScheme) -> QuantPlan:
-    """Decide for every operator that has weights, in bodies of control flow too.
+    """Make a plan for every operator that has weights, in bodies of control flow too.
 
-    ``model`` must be simplified: named, typed, constants as initializers.
+    ``model`` must be cleaned: with names, types, and constants as initializers.
     """
     ways = WAYS[scheme.form]
     reasons = {node: _reason(node, scheme) for node in all_nodes(model) if _has_weights(node)}
@@ -53,7 +53,14 @@ def plan_nodes(model: ir.Model, scheme: DynamicScheme) -> QuantPlan:
 
 
 def rewrite(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme, known: Known | None = None) -> ir.Model:
-    """A copy of ``model`` with the nodes of ``plan`` quantized; ``known`` remembers rounded weights."""
+    """Return a copy of ``model`` with the nodes of ``plan`` quantized.
+
+    Args:
+        model: the float model, cleaned.
+        plan: the nodes to quantize.
+        scheme: the form of dynamic quantization for the target.
+        known: rounded weights of an earlier rewrite, which are used again; new ones are added.
+    """
     rewriter = ModelRewriter(model, scheme, {} if known is None else known)
     ways = WAYS[scheme.form]
     chosen = {*plan.integer_nodes, *plan.weight_only_nodes}
@@ -64,7 +71,7 @@ def rewrite(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme, known: Know
 
 
 def _has_weights(node: ir.Node) -> bool:
-    """Whether the node could be thought of: an operator with weights, or a look-up in a table of reals."""
+    """Whether the node is a candidate: an operator with weights, or a look-up in a table of float numbers."""
     if is_op(node, "Gather"):
         table = node.inputs[0]
         return not is_computed(table) and table is not None and table.dtype == ir.DataType.FLOAT
@@ -72,7 +79,7 @@ def _has_weights(node: ir.Node) -> bool:
 
 
 def _reason(node: ir.Node, scheme: DynamicScheme) -> str | None:
-    """Why ``node`` stays float; None if it does not."""
+    """Say why ``node`` is kept in float; None if it is quantized."""
     way = WAYS[scheme.form].get(node.op_type)
     if way is None:
         return _NO_WAY[scheme.form]
@@ -89,7 +96,7 @@ def _deselected(node: ir.Node, config: QuantConfig) -> str | None:
 
 
 def _off(node: ir.Node, scheme: DynamicScheme) -> str | None:
-    """Why ``node`` is left alone as long as nobody asks for it; None if it is not, or somebody does."""
+    """Say why ``node`` is not quantized by default; None if it is, or if the user includes it."""
     if scheme.form is not WeightForm.INTEGERS:
         return None
     if node.op_type == "Conv" and not scheme.config.include:

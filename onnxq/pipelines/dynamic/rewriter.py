@@ -1,8 +1,6 @@
-"""The copy of the model that operators are rewritten in, and weights packed into fewer bits.
+"""Rewrite operators in a copy of the model, and pack weights into fewer bits.
 
-Weights in fewer bits: numpy only.
-
-The copy of the model that operators are rewritten in, and what they already share in it.
+Nodes of the copy share packed weights and quantized data.
 """
 
 from __future__ import annotations
@@ -27,11 +25,11 @@ LARGEST_HALF = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class Packed:
-    """``weight = integers * scale``, nearly.
+    """A rounded weight: approximately ``integers * scale``.
 
     Attributes:
-        integers: of the shape of the weight.
-        scale: float32, of the same rank, with 1 for each axis that shares its scale.
+        integers: the integers, in the shape of the weight.
+        scale: float32, with the rank of the weight and size 1 along each axis that shares a scale.
     """
 
     integers: NDArray[np.generic]
@@ -39,13 +37,13 @@ class Packed:
 
 
 def pack(weight: NDArray[np.generic], spec: QuantSpec, axis: int | None, refine: bool = True) -> Packed:
-    """Round to nearest; zero points are 0.
+    """Round a weight to nearest, with zero point 0.
 
     Args:
-        weight: any shape.
+        weight: the weight, of any shape.
         spec: a symmetric and signed number format.
-        axis: has a scale for each of its indices; None: one scale for all.
-        refine: take the scales with the least squared error, not those that just cover the largest weights.
+        axis: the axis with one scale per index; None: per tensor.
+        refine: use the scales with the least squared error, not those that just cover the largest weights.
     """
     placed = replace(spec, axis=axis)
     params = params_from_range(*weight_range(weight, placed), placed)
@@ -56,9 +54,13 @@ def pack(weight: NDArray[np.generic], spec: QuantSpec, axis: int | None, refine:
 
 
 def pack_rows(weight: NDArray[np.generic], spec: QuantSpec, axis: int | None, refine: bool = True) -> Packed:
-    """The same for a stack of matrices ``[D, rows, K]``; the scale is ``[D, rows, 1]``.
+    """Do the same as `pack` for a stack of matrices ``[D, rows, K]``; the scale is ``[D, rows, 1]``.
 
-    ``axis`` 1 has a scale for each row of each matrix, None one for all: ``[D, 1, 1]``.
+    Args:
+        weight: the matrices, ``[D, rows, K]``.
+        spec: a symmetric and signed number format.
+        axis: 1: one scale per row of each matrix; None: per tensor, repeated as ``[D, 1, 1]``.
+        refine: use the scales with the least squared error, not those that just cover the largest weights.
     """
     flat = pack(weight.reshape(-1, weight.shape[-1]), spec, None if axis is None else 0, refine)
     scale = np.broadcast_to(flat.scale, (weight.shape[0], 1)) if axis is None else flat.scale
@@ -69,16 +71,16 @@ Array = NDArray[np.generic]
 
 
 FLOAT = {"to": ir.DataType.FLOAT}
-"""The attributes of a Cast."""
+"""The attributes of a Cast to float."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a kernel wants its weights.
+    """The layout in which a kernel needs its weights.
 
     Attributes:
-        pack: rounds them.
-        integers, scale: what becomes of the two arrays then.
+        pack: rounds the weights.
+        integers, scale: reshape the two arrays afterwards.
     """
 
     pack: Callable[[Array, QuantSpec, int | None, bool], Packed] = pack
@@ -90,22 +92,23 @@ AS_IT_IS = Layout()
 
 
 Known = dict[Hashable, Packed]
-"""Weights of one setting that are rounded already: forms of a model have most of them in common."""
+"""Weights that are rounded already, by tensor, axis and layout: variants of a model share most of them."""
 
 
 class ModelRewriter:
-    """What is put into the model goes right before the node that it is for, into its graph.
+    """Inserts nodes and constants into a copy of a model.
 
-    Constants become initializers of the main graph, where bodies of control flow see them too. Weights and
-    quantized data that several nodes read are made once.
+    New nodes are inserted right before the node that they replace, in its graph. Constants become
+    initializers of the main graph, which bodies of control flow can read too. Weights and quantized data that
+    several nodes read are made once.
 
     Attributes:
         model: the copy.
-        scheme: what is asked for.
+        scheme: the requested form of quantization.
     """
 
     def __init__(self, model: ir.Model, scheme: DynamicScheme, known: Known) -> None:
-        """A copy of ``model``; what ``known`` has of its weights is not rounded again."""
+        """Copy ``model``. Weights in ``known`` are not rounded again, and new ones are added to it."""
         self.model = model.clone()
         self.scheme = scheme
         self._known = known
@@ -125,7 +128,17 @@ class ModelRewriter:
         domain: str = "",
         named: str | None = None,
     ) -> tuple[ir.Value, ...]:
-        """A new node in front of another one, named after it if not otherwise; its outputs."""
+        """Insert a new node before another one, and return its outputs.
+
+        Args:
+            op_type: operator type of the new node.
+            inputs: its inputs; None for a missing one.
+            before: the node to insert it before.
+            attributes: its attributes.
+            outputs: the number of its outputs.
+            domain: the domain of the operator.
+            named: prefix of the new names; the name of ``before`` if None.
+        """
         name = self._unique(f"{named or before.name}_{op_type}")
         node = ir.node(
             op_type, inputs, attributes=attributes or {}, num_outputs=outputs, domain=domain, name=name
@@ -137,15 +150,15 @@ class ModelRewriter:
         return tuple(node.outputs)
 
     def constant(self, name: str, array: Array) -> ir.Value:
-        """A new initializer."""
+        """Add an initializer."""
         value = ir.val(self._unique(name), const_value=ir.tensor(np.asarray(array, order="C")))
         self.model.graph.register_initializer(value)
         return value
 
     def quantized(self, data: ir.Value, reader: ir.Node) -> tuple[ir.Value, ...]:
-        """``data`` in uint8 with the range that it has at run time, its scale and its zero point.
+        """Quantize ``data`` to uint8 at run time, and return the integers, the scale and the zero point.
 
-        Nodes of one graph that read the same data share them.
+        Nodes of one graph that read the same data share these values.
         """
         key = ("data", data, reader.graph)
         if key not in self._made:
@@ -155,7 +168,13 @@ class ModelRewriter:
     def packed(
         self, weight: ir.Value, axis: int | None, layout: Layout = AS_IT_IS
     ) -> tuple[ir.Value, ir.Value]:
-        """The integers and the scales of ``weight``."""
+        """Round ``weight``, and return its integers and its scales.
+
+        Args:
+            weight: a constant.
+            axis: the axis with one scale per index; None: per tensor.
+            layout: the layout that the kernel needs.
+        """
         key = ("packed", weight, axis, layout)
         if key not in self._made:
             packed = self._packed(weight, axis, layout)
@@ -175,14 +194,20 @@ class ModelRewriter:
         return self._known[key]
 
     def half(self, weight: ir.Value) -> ir.Value:
-        """``weight`` in float16."""
+        """Store ``weight`` in float16."""
         key = ("half", weight)
         if key not in self._made:
             self._made[key] = (self.constant(f"{weight.name}_half", _array(weight).astype(np.float16)),)
         return self._made[key][0]
 
     def unpacked(self, weight: ir.Value, axis: int | None, layout: Layout = AS_IT_IS) -> ir.Value:
-        """``weight`` in float, made when the model is loaded of what is stored: runtimes fold constants."""
+        """Store ``weight`` in fewer bits and unpack it to float; runtimes fold that when they load the model.
+
+        Args:
+            weight: a constant.
+            axis: the axis with one scale per index; None: per tensor.
+            layout: the layout of the stored integers and scales.
+        """
         key = ("unpacked", weight, axis)
         if key not in self._made:
             first, name = self.model.graph[0], weight.name
@@ -197,7 +222,7 @@ class ModelRewriter:
         return self._made[key][0]
 
     def replace(self, node: ir.Node, *outputs: ir.Value) -> None:
-        """Let ``outputs`` take the place of those of ``node``, which goes."""
+        """Replace the outputs of ``node`` by ``outputs``, and remove the node."""
         for old, new in zip(node.outputs, outputs, strict=False):
             if old.name:
                 replace_value(old, new)
@@ -205,7 +230,7 @@ class ModelRewriter:
         node.graph.remove(node, safe=True)
 
     def finish(self) -> ir.Model:
-        """The changed copy, without the constants that nobody reads any more."""
+        """Return the rewritten copy, without constants that are no longer read."""
         for graph in self.model.graphs():
             for name, value in list(graph.initializers.items()):
                 if not value.uses() and not value.is_graph_output() and not value.is_graph_input():

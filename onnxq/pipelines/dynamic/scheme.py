@@ -1,4 +1,4 @@
-"""What a target makes of dynamic quantization: which runtimes find ranges themselves, and in what form."""
+"""Choose the form of dynamic quantization for a target: only some runtimes compute ranges at run time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnxq.targets.target import Target
 
 
 class WeightForm(Enum):
-    """How weights, and what they meet, stand in the file."""
+    """The form of weights, and of the operators that read them, in the file."""
 
     INTEGERS = "operators on integers, whose data is quantized by operators before them"
     WEIGHT_ONLY = "int8 weights, unpacked before float operators: the runtime does what it likes with them"
@@ -23,18 +23,18 @@ class WeightForm(Enum):
 
 
 FORMS = {"onnxruntime": WeightForm.INTEGERS, "openvino": WeightForm.WEIGHT_ONLY}
-"""Runtime -> the form that it runs well. OpenVINO quantizes what meets compressed weights by itself."""
+"""Runtime -> the form that it runs well. OpenVINO itself quantizes data that meets compressed weights."""
 
 
 @dataclass(frozen=True)
 class DynamicScheme:
-    """What is asked for, and in which form.
+    """The requested quantization, and its form for the target.
 
     Attributes:
         target: the deployment target.
         config: the options.
-        form: how weights are written.
-        weight: their number format, without the axis; not used for float16.
+        form: the form in which weights are written.
+        weight: the number format of weights, without the axis; not used for float16.
     """
 
     target: Target
@@ -43,17 +43,17 @@ class DynamicScheme:
     weight: QuantSpec
 
     def axis(self, axis: int | None) -> int | None:
-        """``axis``, unless the user or the target wants one scale a tensor."""
+        """Return ``axis``; None if the user or the target requires per-tensor scales."""
         types = self.target.per_channel_types
         able = types is None or self.weight.dtype in types
         return axis if able and not self.config.per_tensor else None
 
 
 def find_scheme(target: Target, config: QuantConfig) -> DynamicScheme:
-    """How ``target`` is served.
+    """Choose the scheme for ``target``.
 
     Raises:
-        TargetError: ranges must stand in the model for its runtime.
+        TargetError: the target's runtime needs the ranges in the model.
     """
     forms = [FORMS[name] for name in target.runtimes if name in FORMS]
     weight = target.weight_types.get(ir.DataType.INT8, target.weight)
@@ -62,8 +62,8 @@ def find_scheme(target: Target, config: QuantConfig) -> DynamicScheme:
     if not forms:
         able = [name for name, other in TARGETS.items() if FORMS.keys() & set(other.runtimes)]
         raise TargetError(
-            f"target {target.name} wants the ranges of activations in the model, so that it has no dynamic "
+            f"target {target.name} needs the ranges of activations in the model, so it has no dynamic "
             "quantization: use --mode static with data, or --weight float16, which every target takes; "
-            f"targets that have it: {', '.join(able)}"
+            f"targets with dynamic quantization: {', '.join(able)}"
         )
     return DynamicScheme(target, config, forms[0], weight)

@@ -1,4 +1,4 @@
-"""Weights that are only stored in fewer bits: the operator itself stays as it is, and runs in float."""
+"""Store weights in fewer bits: the operator itself does not change, and runs in float."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ POSITIONS: Mapping[str, tuple[int, ...]] = {
     **{op_type: (weighted.weight,) for op_type, weighted in WEIGHTED.items()},
     **dict.fromkeys(RECURRENT, (1, 2)),
 }
-"""Operator -> the inputs that are weights."""
+"""Operator -> the indices of the inputs that are weights."""
 
 
 _STACKED = Layout(pack_rows)
 
 
 def stored_obstacle(node: ir.Node) -> str | None:
-    """Why its weights are not stored in int8; None if they are."""
+    """Say why the node's weights are not stored in int8; None if they are."""
     return _obstacle(node, weight_obstacle)
 
 
 def half_stored_obstacle(node: ir.Node) -> str | None:
-    """Why its weights are not stored in float16; None if they are."""
+    """Say why the node's weights are not stored in float16; None if they are."""
     return _obstacle(node, half_obstacle)
 
 
 def rewrite_stored(node: ir.Node, rewriter: ModelRewriter) -> None:
-    """Let it read unpacked weights."""
+    """Let the node read weights that are unpacked from the stored ones."""
     layout = _STACKED if node.op_type in RECURRENT else AS_IT_IS
     for index in POSITIONS[node.op_type]:
         weight = input_at(node, index)
@@ -52,7 +52,7 @@ def _obstacle(node: ir.Node, check: Callable[..., str | None]) -> str | None:
 
 
 def _axis(node: ir.Node, weight: ir.Value) -> int | None:
-    """The axis of output channels; of stacked matrices the rows."""
+    """Get the axis of output channels; for stacked matrices that is the axis of rows."""
     if node.op_type in RECURRENT:
         return 1
     array = constant_value(weight)

@@ -1,1 +1,1 @@
-"""``--report``: one HTML file that tells the configuration, the outcome, and the evidence for it."""
+"""``--report``: one HTML file with the configuration, the result, and the evidence for it."""

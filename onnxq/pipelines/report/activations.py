@@ -1,4 +1,4 @@
-"""What calibration decided for the activations of a plan, and on what grounds."""
+"""The ranges of the activations of a plan, with the statistics that they are based on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from onnxq.pipelines.report.chart import cumulative
 
 @dataclass(frozen=True)
 class Activation:
-    """Tensors that share a range.
+    """The range of a group of tensors that share it.
 
     Attributes:
-        group: which.
-        params: their scale and zero point.
-        low, high: the least and greatest number that their integers stand for.
-        seen: what was seen of them, cut to what their readers can tell apart; None if nothing was
-            observed, as for ranges that are fixed or come from a table.
-        clipped: the share (0 … 1) of the values seen that lie more than half a step outside the range.
-        stability: how that part of the range came about that was chosen.
+        group: the group.
+        params: its scale and zero point.
+        low, high: the least and greatest value that its integers represent.
+        seen: the statistics of its tensors, clipped to the bounds of the group; None if nothing was observed,
+            because the range is fixed or comes from a table.
+        clipped: the share (0 … 1) of the observed values more than half a step outside the range.
+        stability: the growth of the chosen range over the samples, and the samples that set its ends.
     """
 
     group: Group
@@ -38,14 +38,14 @@ class Activation:
 
 
 def activations(plan: QuantPlan, statistics: Mapping[str, TensorStatistics] | None) -> Iterator[Activation]:
-    """All groups of activations of a plan with parameters, in its order."""
+    """Yield all groups of activations of a plan with parameters, in its order."""
     for group in plan.groups.values():
         if not group.constant:
             yield _activation(group, plan.params[group.name], statistics or {})
 
 
 def judged(plan: QuantPlan, statistics: Mapping[str, TensorStatistics]) -> dict[str, Stability]:
-    """How the range of each group of activations came about that has statistics."""
+    """Get the stability of each group of activations with statistics: group name -> stability."""
     known = activations(plan, statistics)
     return {each.group.name: each.stability for each in known if each.stability is not None}
 
@@ -63,7 +63,7 @@ def _activation(group: Group, params: QuantParams, statistics: Mapping[str, Tens
 
 
 def _outside(seen: TensorStatistics, low: float, high: float) -> float:
-    """The share of values outside; within a bin of the histogram they are taken to be spread evenly."""
+    """Compute the share of values outside; values are assumed to be spread evenly within a bin."""
     if low <= seen.low and seen.high <= high:
         return 0.0
     below, up_to, total = cumulative(seen.histogram, np.array([low, high, np.inf]))

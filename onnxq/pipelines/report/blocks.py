@@ -14,10 +14,10 @@ class Span:
     """A piece of text.
 
     Attributes:
-        text: shown.
+        text: the text.
         tag: the HTML element around it; empty for none.
         style: its CSS class.
-        title: shown when the pointer rests on it.
+        title: the tooltip.
     """
 
     text: str
@@ -39,7 +39,7 @@ Piece: TypeAlias = "Span | Expandable | Markup"
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: what it shows, and the number that it is sorted by, if it is one."""
+    """A cell of a table: its content, and the number that it is sorted by, if it has one."""
 
     pieces: tuple[Piece, ...]
     number: float | None = None
@@ -66,7 +66,7 @@ class Table:
     Attributes:
         columns: from left to right.
         rows: the cells, row by row. Read once, when the page is rendered.
-        name: what its rows are, in the plural.
+        name: the plural noun for its rows.
     """
 
     form: ClassVar[str] = "table"
@@ -107,7 +107,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Figures that matter most: (value, what it is)."""
+    """The most important figures, as pairs of value and label."""
 
     form: ClassVar[str] = "tiles"
 
@@ -139,10 +139,10 @@ Blocks: TypeAlias = Iterator[Block]
 
 
 def text(content: str) -> Cell:
-    """A cell with plain text."""
+    """Make a cell with plain text."""
     return Cell((Span(content),))
 
 
 def number(value: float | None, form: str = "{:.4g}") -> Cell:
-    """A cell with a number in this format; a dash for None."""
+    """Make a cell with a number in this format; a dash for None."""
     return text("–") if value is None else Cell((Span(form.format(value)),), value)

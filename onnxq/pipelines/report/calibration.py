@@ -1,4 +1,4 @@
-"""The section on calibration: the range of each activation, and on what grounds it was chosen."""
+"""The section on calibration: the range of each activation, and the statistics that it is based on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from onnxq.pipelines.report.report import Report
 
 
 def calibration(report: Report) -> Blocks:
-    """Whether there was enough data, and a row for each group of tensors."""
+    """Yield whether there was enough data, and a table with a row for each group of tensors."""
     every = list(activations(report.plan, report.statistics))
     yield _introduction(report, len(every))
     yield from _stability(report)
@@ -40,14 +40,14 @@ def calibration(report: Report) -> Blocks:
         for each in every
     )
     yield Paragraph(_LEGEND, "quiet")
-    yield Table((_PLAIN[0], Column("values seen", _LEGEND), *_PLAIN[1:], *_GROUNDS), rows, "ranges")
+    yield Table((_PLAIN[0], Column("values", _LEGEND), *_PLAIN[1:], *_GROUNDS), rows, "ranges")
 
 
 def _introduction(report: Report, count: int) -> Paragraph:
     if report.statistics is None:
         return Paragraph(
             f"The {count} ranges come from {report.request.config.from_table}: there are no statistics, so "
-            "neither histograms, nor what was clipped, nor whether the samples were enough."
+            "there are no histograms, no shares of clipped values, and no check for enough samples."
         )
     method, samples = report.request.config.method, report.statistics.samples
     synthetic = " SYNTHETIC" if report.request.synthetic else ""
@@ -99,7 +99,7 @@ def _names(each: Activation) -> Iterator[Span]:
 
 
 def _setters(stability: Stability, folder: str) -> Iterator[Span]:
-    """The samples that alone set an end, and what the range would be without the one that matters most."""
+    """Yield the samples that alone set an end; for the most important one, the range without it."""
     for which, end in {"low": stability.low, "high": stability.high}.items():
         if end:
             yield _setter(f"{which}: {_name(end, folder)}", end, stability)
@@ -112,7 +112,7 @@ def _setter(told: str, end: Extreme, stability: Stability) -> Span:
 
 
 def _name(end: Extreme, folder: str) -> str:
-    """Of a sample; of files in the folder of the data, where in there."""
+    """Name a sample; for a file in the folder of the data, its path in that folder."""
     inside = end.name.startswith(folder + os.sep)
     return end.name[len(folder) + 1 :] if folder and inside else end.name or f"sample {end.number + 1}"
 
@@ -126,26 +126,26 @@ def _chart(each: Activation) -> Piece:
 
 
 def format_of(spec: QuantSpec) -> str:
-    """A number format in words."""
+    """Describe a number format."""
     return f"{spec.dtype.name.lower()}{' symmetric' if spec.symmetric else ''}"
 
 
 _LEGEND = (
-    "Charts count values on a logarithmic scale; the light band between the two lines is the range chosen, "
+    "Charts count values on a logarithmic scale; the light band between the two lines is the chosen range, "
     "the tick below is zero."
 )
 
 _PLAIN = (
     Column("tensor"),
-    Column("low", "the least number that the integers stand for", numbers=True),
-    Column("high", "the greatest number that the integers stand for", numbers=True),
+    Column("low", "the least value that the integers represent", numbers=True),
+    Column("high", "the greatest value that the integers represent", numbers=True),
     Column("scale", "the step from one integer to the next", numbers=True),
-    Column("zero", "the integer that stands for zero", numbers=True),
+    Column("zero", "the integer that represents zero", numbers=True),
     Column("format"),
 )
 
 _GROUNDS = (
-    Column("clipped", "values that lie more than half a step outside the range", numbers=True),
+    Column("clipped", "share of values more than half a step outside the range", numbers=True),
     Column("still grew", "share of the range that came with the last quarter of the samples", numbers=True),
-    Column("set by", "samples that alone reached an end of the range; a dash where several did"),
+    Column("set by", "samples that alone reached an end of the range; a dash if several did"),
 )

@@ -1,4 +1,4 @@
-"""Small charts, as SVG inside the page."""
+"""Draw small charts as SVG inside the page."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from calibrators.statistics.histogram import SIDE, Histogram
 
 COLUMNS = 64
 STEP = 3
-"""Units of a column; the chart is 64 x 3 wide."""
+"""Width of a column in SVG units; the chart is 64 x 3 wide."""
 HEIGHT = 32
 
 _NOTHING = 0.01
-"""Counts are whole numbers; less is what rounding left of a difference of sums."""
+"""Counts are whole numbers; less than this is a rounding error of a difference of sums."""
 
 Floats = NDArray[np.float64]
 
 
 def cumulative(histogram: Histogram, ends: Floats) -> Floats:
-    """How many of the counted values lie below each of ``ends``; spread evenly within a bin."""
+    """Count the values below each of ``ends``; values are assumed to be spread evenly within a bin."""
     edges = histogram.width * np.arange(-SIDE, SIDE + 1)
     below: Floats = np.interp(ends, edges, np.concatenate([[0], histogram.counts.cumsum()]))
     return below
@@ -31,7 +31,14 @@ def cumulative(histogram: Histogram, ends: Floats) -> Floats:
 def distribution(
     histogram: Histogram, ends: tuple[float, float], chosen: tuple[float, float], text: str
 ) -> Markup:
-    """Log counts between ``ends``, the range ``chosen`` marked; ``text`` is for who cannot see it."""
+    """Draw a histogram with logarithmic counts.
+
+    Args:
+        histogram: the counts.
+        ends: the ends of the axis.
+        chosen: the chosen range, which is marked.
+        text: description of the chart for screen readers.
+    """
     span = ends[1] - ends[0] or 1.0
     edges = np.array([-np.inf, *(ends[0] + span * np.linspace(0, 1, COLUMNS + 1)[1:-1]), np.inf])
     low, high, zero = ((x - ends[0]) / span * COLUMNS * STEP for x in (*chosen, 0.0))
@@ -44,7 +51,13 @@ def distribution(
 
 
 def spread(values: Floats, ends: tuple[float, float], text: str) -> Markup:
-    """How many of ``values``, all positive, lie where between ``ends``, on a logarithmic axis."""
+    """Draw the distribution of positive values on a logarithmic axis.
+
+    Args:
+        values: the values, ``[N]``.
+        ends: the ends of the axis.
+        text: description of the chart for screen readers.
+    """
     low, high = np.log(ends)
     counts, _ = np.histogram(np.log(values), COLUMNS, (low, max(high, low + 1e-6)))
     return _svg("", counts.astype(np.float64), text)
@@ -57,7 +70,7 @@ def _svg(marks: str, counts: Floats, text: str) -> Markup:
 
 
 def _outline(counts: Floats) -> str:
-    """The outline of the columns, log counts; a column that holds anything can be seen."""
+    """Make the path of the columns, with logarithmic heights; a column with any count is visible."""
     logs = np.log1p(np.where(counts < _NOTHING, 0, counts))
     heights = np.ceil(logs / (logs.max(initial=0) or 1) * (HEIGHT - 2)).astype(int)
     tops = HEIGHT - heights

@@ -1,4 +1,4 @@
-"""The section on the goal: which nodes it took, and what other trials gave at other costs."""
+"""The section on the goal: the cost of reaching it, and the results of trials with other costs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from onnxq.pipelines.report.blocks import Blocks, Cell, Column, Paragraph, Table
 
 
 def goal(search: Search | None) -> Blocks:
-    """The curve between cost and accuracy; nothing without a goal."""
+    """Yield the trade-off between cost and accuracy; nothing without a goal."""
     if search is None:
         return
     chosen = search.chosen
-    wider = f" and {len(chosen.widened)} with weights of more bits" if chosen.widened else ""
+    wider = f" and {len(chosen.widened)} with wider weights" if chosen.widened else ""
     told = f"{search.goal} holds with {len(chosen.floats)} more nodes in float{wider}. Other trials:"
     yield Paragraph(told)
     rows = (_row(trial, is_chosen=trial == chosen) for trial in search.curve)
@@ -34,8 +34,12 @@ def _row(trial: TrialResult, *, is_chosen: bool) -> list[Cell]:
 
 _COLUMNS = (
     Column("nodes kept in float", numbers=True),
-    Column("with more bits", "nodes with weights of a wider type than requested", numbers=True),
-    Column("goal's metric", "for agreement: what can be promised beyond these samples", numbers=True),
+    Column("with wider weights", "nodes with weights of a wider type than requested", numbers=True),
+    Column(
+        "goal's metric",
+        "for agreement: the expected value beyond these samples, less its standard error",
+        numbers=True,
+    ),
     Column("SQNR", numbers=True),
     Column("agreement", "as counted on the held-out samples", numbers=True),
     Column("constants", "their bytes in the file", numbers=True),

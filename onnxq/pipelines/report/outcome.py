@@ -1,4 +1,4 @@
-"""The section on the outcome: the figures that matter, accuracy by output, corrections, the goal."""
+"""The section on the result: the main figures, accuracy by output, corrections, the goal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNKNOWN = "unknown"
 
 
 def outcome(report: Report) -> Blocks:
-    """The figures that matter, then each output's accuracy, the corrections, and the goal."""
+    """Yield the main figures, the accuracy of each output, the corrections, and the goal."""
     yield Tiles(tuple(_figures(report)))
     yield from _accuracy(report)
     if report.corrections:
@@ -65,7 +65,7 @@ def _rows(report: Report) -> Iterator[list[Cell]]:
 
 _CORRECTIONS = (
     Column("correction", "in the order in which they were tried, each on top of those kept before"),
-    Column("what came of it", "on held-out samples, where nothing else is said"),
+    Column("effect", "on held-out samples, unless stated otherwise"),
     Column("time", numbers=True),
 )
 

@@ -1,6 +1,6 @@
-"""A report as one HTML page, from the template ``page.html``.
+"""Render a report as one HTML page, from the template ``page.html``.
 
-The page fetches nothing, and can be read without its few lines of script.
+The page loads no other files, and works without its few lines of script.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PACKAGE = "onnxq.pipelines.report"
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page: the anchor that links name, its heading, and what it shows."""
+    """A section of the page: its anchor for links, its heading, and the function that makes its content."""
 
     anchor: str
     heading: str
@@ -44,11 +44,11 @@ _SECTIONS = (
     Section("weights", "Weights", weights),
     Section("request", "Configuration", request),
 )
-"""In the order of the page."""
+"""The sections, in the order of the page."""
 
 
 def page(report: Report) -> str:
-    """The whole file."""
+    """Render the whole page."""
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     return _template().render(
         model=Path(report.request.model).name,

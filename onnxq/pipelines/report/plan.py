@@ -23,11 +23,11 @@ from onnxq.pipelines.report.blocks import (
 from onnxq.pipelines.report.report import Report
 
 LONG = 40
-"""A list of more rows is folded."""
+"""Lists with more rows are folded."""
 
 
 def whole_plan(report: Report) -> Blocks:
-    """Operators and reasons first, then every node."""
+    """Yield tables of operators and reasons, then lists of all nodes."""
     plan = report.plan
     if not plan.integer_nodes and not plan.float_nodes:
         yield Paragraph("The model computes nothing.")
@@ -68,7 +68,7 @@ def _bar(share: float) -> Markup:
 
 
 def _reasons(plan: QuantPlan) -> Iterator[list[Cell]]:
-    """Reasons with their counts: those that differ only in names and times are one."""
+    """Yield the reasons with their counts; reasons that differ only in names and times count as one."""
     kinds = Counter(
         (n.op_type, re.sub(r"'[^']*'|[\d.]+(?= ms)", "…", n.reason)) for n in plan.float_nodes.values()
     )

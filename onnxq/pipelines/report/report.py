@@ -1,4 +1,4 @@
-"""All that a report tells; `onnxq.pipelines.report.page` makes a page of it."""
+"""The content of a report; `onnxq.pipelines.report.page` renders it."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Report:
         statistics: what calibration collected; None if a table gave the ranges.
         quality: accuracy of each output against float; None if it was not measured.
         judged_on: the kind of samples that accuracy was measured on.
-        skipped: bad samples.
-        warnings: why the result should not be trusted, if so.
+        skipped: number of bad samples that were skipped.
+        warnings: warnings about the result.
         float_bytes, int8_bytes: sizes of the two models.
-        seconds: how long it took.
+        seconds: duration of the whole quantization.
         versions: versions of the programs involved, by name.
         search: how the goal was reached; None if there was none.
-        verdicts: what the target's rules and its runtimes say; empty if they were not asked.
-        corrections: what each correction gave, in the order in which they were tried.
+        verdicts: what the target's rules and its runtimes say; empty if nothing was checked.
+        corrections: the effect of each correction, in the order in which they were tried.
     """
 
     request: Request
@@ -74,7 +74,7 @@ class Report:
 
     @property
     def stability(self) -> RunStability | None:
-        """Whether there was enough data; None if there was none, or none that is real."""
+        """Whether there was enough data; None without statistics, or with synthetic inputs."""
         if self.statistics is None or self.request.synthetic:
             return None
         return run_stability(judged(self.plan, self.statistics))

@@ -10,7 +10,7 @@ from onnxq.pipelines.report.report import Report
 
 
 def request(report: Report) -> Blocks:
-    """Files, data, the options given, all options, versions."""
+    """Yield files, data, the given options, versions, and all options."""
     asked = report.request
     table = asked.config.from_table
     source = asked.data or ("none: synthetic inputs" if table is None else f"none: ranges from {table}")
@@ -20,7 +20,7 @@ def request(report: Report) -> Blocks:
     always = {name: options[name] for name in ("target", "method")}
     yield Facts((*files.items(), *_spelled({**always, **given}), *report.versions.items()))
     yield Folded("All options", Facts(_spelled(options)), is_open=False)
-    yield Paragraph("onnxq --save-config keeps the options in a file.", "quiet")
+    yield Paragraph("onnxq quantize --save-config writes the options to a file.", "quiet")
 
 
 def _default(name: str) -> Any:

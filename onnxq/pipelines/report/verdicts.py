@@ -21,9 +21,9 @@ from onnxq.verify.verdict import Finding, Verdict
 
 
 def verdicts(report: Report) -> Blocks:
-    """The result of each checker, then its findings."""
+    """Yield the result of each check, then the findings."""
     if not report.verdicts:
-        yield Paragraph("Neither rules nor a runtime were asked about the model.")
+        yield Paragraph("The model was checked neither against rules nor in a runtime.")
         return
     yield Table(_CHECKED, map(_row, report.verdicts), "checks")
     if found := [row for verdict in report.verdicts for row in _findings(verdict)]:
@@ -51,19 +51,22 @@ def _told(finding: Finding) -> tuple[Piece, ...]:
 
 
 def _nodes(names: Sequence[str]) -> Piece:
-    """Some of the nodes; all of them once opened."""
+    """List some of the nodes; all of them when opened."""
     short, whole = shorten(names), ", ".join(names)
     return Span(whole or "the whole model") if short == whole else Expandable(short, whole)
 
 
 _CHECKED = (
-    Column("checked by", "legality: the rules of the target's table"),
+    Column("checked by", "legality: the rules of the target"),
     Column("result"),
     Column("summary"),
 )
 _FOUND = (
     Column("checked by"),
-    Column("severity", "error: refused, computed otherwise or in float; warning: works, but costs something"),
+    Column(
+        "severity",
+        "error: refused, computed differently or in float; warning: works, but slower or less accurate",
+    ),
     Column("finding"),
     Column("nodes"),
 )

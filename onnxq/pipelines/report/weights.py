@@ -17,7 +17,7 @@ Scales = dict[str, NDArray[np.float64]]
 
 
 def weights(report: Report) -> Blocks:
-    """A row for each quantized constant, and the number of biases."""
+    """Yield the number of biases, and a table with a row for each quantized constant."""
     plan = report.plan
     constants = [group for group in plan.groups.values() if group.constant]
     if not constants:
@@ -49,7 +49,7 @@ def _format(spec: QuantSpec) -> str:
     return format_of(spec) + place + ("" if spec.block_size is None else f", blocks of {spec.block_size}")
 
 
-_LEGEND = "Charts show where the scales of the channels or blocks lie, on one logarithmic axis for all rows."
+_LEGEND = "Charts show the distribution of scales per channel or block, on one logarithmic axis for all rows."
 
 _COLUMNS = (
     Column("tensor"),
@@ -61,7 +61,7 @@ _COLUMNS = (
     Column("greatest", numbers=True),
     Column(
         "ratio",
-        "greatest over least: what one scale per tensor would cost the small channels",
+        "greatest over least: the loss of resolution of small channels with one scale per tensor",
         numbers=True,
     ),
 )

@@ -1,4 +1,4 @@
-"""`--report`: one HTML file that tells what was asked, what came out, and on what grounds."""
+"""Write the report of ``--report``: one HTML file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from onnxq.pipelines.report.report import Report
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the page, whole or not at all.
+    """Write the page, completely or not at all.
 
     Raises:
-        ModelError: it cannot be written; the model that it is about is there by then.
+        ModelError: the report cannot be written; the model is written already.
     """
-    text = page(report).encode("utf-8", "xmlcharrefreplace")  # paths may hold what is no text
+    text = page(report).encode("utf-8", "xmlcharrefreplace")  # paths may hold bytes that are no text
     try:
         with drafts([path]) as beside:
             beside[path].write_bytes(text)
@@ -31,7 +31,7 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of the programs that take part."""
+    """Collect the versions of the programs involved: name -> version."""
     ours = "not installed"
     with suppress(metadata.PackageNotFoundError):
         ours = metadata.version("onnxq")

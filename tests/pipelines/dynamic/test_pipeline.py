@@ -218,8 +218,8 @@ def test_fused_attention_becomes_the_integer_kernel(make, tmp_path, mask, per_te
     [
         (fused(rest="", constants=""), "are left out, or computed at run time"),
         (fused(inputs=", float[32,96] v").replace("(x, w", "(x, v"), "or computed at run time"),
-        (fused(attributes=", qkv_hidden_sizes = [32, 32, 32]"), "does not take all of it: qkv_hidden"),
-        (fused(inputs=", float[N,4,6,6] e", rest=', b, "", "", e'), "more than a mask and a past"),
+        (fused(attributes=", qkv_hidden_sizes = [32, 32, 32]"), "does not support: qkv_hidden"),
+        (fused(inputs=", float[N,4,6,6] e", rest=', b, "", "", e'), "inputs after the mask and the past"),
     ],
 )
 def test_fused_attention_that_the_integer_kernel_does_not_take(make, text, reason):
@@ -281,7 +281,7 @@ def test_float16_tables_are_unpacked_row_by_row(make):
 
 @pytest.mark.parametrize("target", ["tensorrt", "qnn"])
 def test_targets_without_it_say_so(make, target):
-    with pytest.raises(TargetError, match=f"{target} wants the ranges.*--mode static.*onnxruntime"):
+    with pytest.raises(TargetError, match=f"{target} needs the ranges.*--mode static.*onnxruntime"):
         make(MATMUL, target=target)
 
 
@@ -295,7 +295,7 @@ def test_targets_without_it_say_so(make, target):
         (MATMUL.replace("64", "4"), None, "less than 1024 weights"),
         (SHARED.replace("N,M,64", "64").replace("N,M,48", "48"), None, "a vector"),
         (GEMM.replace("transB=1", "transA=1, transB=1").replace("N,64", "64,N"), None, "transA is 1"),
-        (EMBEDDING.replace("512", "8"), None, "next to nothing"),
+        (EMBEDDING.replace("512", "8"), None, "little to save"),
         (MATMUL.replace("[64,48] w", "[M,64,48] w").replace("M,", "3,"), None, "3 axes"),
         (MATMUL.replace("64", "70000").replace("48", "1"), None, "32 bits"),
     ],
