@@ -1,4 +1,4 @@
-"""Measuring a quantized model against its float original: what the comparisons and the demo share."""
+"""Measure a quantized model against its float original: helpers of the benchmarks and the demo."""
 
 from __future__ import annotations
 
@@ -29,7 +29,16 @@ INTEGER_KERNELS = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloa
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of the report: what was measured, for us and for the peer, and what it must be."""
+    """One row of a benchmark's table.
+
+    Attributes:
+        name: the measured quantity.
+        ours: the value for onnxq.
+        goal: whether a value reaches the goal; None: there is no goal.
+        wanted: the goal in words.
+        peer: the value for `onnxruntime.quantization`.
+        form: format of the values.
+    """
 
     name: str
     ours: float
@@ -45,22 +54,22 @@ class Figure:
 
 
 def at_least(name: str, ours: float, limit: float, peer: float | None = None, form: str = "{:.2f}") -> Figure:
-    """A figure that must not be smaller than ``limit``."""
+    """Make a figure that must not be smaller than ``limit``."""
     return Figure(name, ours, lambda value: value >= limit, "≥ " + form.format(limit), peer, form)
 
 
 def at_most(name: str, ours: float, limit: float, peer: float | None = None, form: str = "{:.2f}") -> Figure:
-    """A figure that must not be greater than ``limit``."""
+    """Make a figure that must not be greater than ``limit``."""
     return Figure(name, ours, lambda value: value <= limit, "≤ " + form.format(limit), peer, form)
 
 
 def exactly(name: str, ours: int, wanted: int) -> Figure:
-    """A count that must be right."""
+    """Make a figure for a count that must equal ``wanted``."""
     return Figure(name, ours, lambda value: value == wanted, str(wanted), form="{:.0f}")
 
 
 def report(title: str, figures: Sequence[Figure]) -> bool:
-    """Print the figures; say whether all goals are met."""
+    """Print the figures, and return whether all goals are reached."""
     table = Table(title=title, title_justify="left")
     table.add_column("measure")
     for column in ("onnxq", "onnxruntime.quantization", "wanted"):
@@ -76,18 +85,23 @@ def report(title: str, figures: Sequence[Figure]) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the evaluation data is, and where to work."""
+    """The folders of a benchmark.
+
+    Attributes:
+        shared: the evaluation data.
+        work: the working folder.
+    """
 
     shared: Path
     work: Path
 
 
 Sections = Mapping[str, Callable[[Place], list[Figure]]]
-"""The parts of a benchmark by name. The first line of each one's docstring is its title."""
+"""The sections of a benchmark by name. The first line of a section's docstring is its title."""
 
 
 def run(description: str | None, sections: Sections) -> int:
-    """A benchmark's command line: run the sections asked for; 1 if a goal was missed."""
+    """Run the requested sections of a benchmark; return 1 if a goal is missed, else 0."""
     given = _arguments(description, sections)
     met = True
     with tempfile.TemporaryDirectory() as folder:
@@ -100,59 +114,71 @@ def run(description: str | None, sections: Sections) -> int:
 
 
 def evaluation_data() -> Path:
-    """Where evaluation data is when nobody says where: ``ONNXQ_SHARED``, or beside the checkout."""
+    """The default folder of evaluation data: ``ONNXQ_SHARED``, or ``shared/data`` next to the checkout."""
     return Path(os.environ.get("ONNXQ_SHARED") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 
 def _arguments(description: str | None, sections: Sections) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of: {', '.join(sections)} (all)")
     parser.add_argument(
-        "--data", type=Path, default=evaluation_data(), help="the evaluation data (%(default)s)"
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help=f"sections to run: {', '.join(sections)} (default: all)",
     )
-    parser.add_argument("--keep", type=Path, help="keep what is made in this folder")
+    parser.add_argument(
+        "--data", type=Path, default=evaluation_data(), help="the evaluation data (default: %(default)s)"
+    )
+    parser.add_argument("--keep", type=Path, help="keep the models and other files in this folder")
     given = parser.parse_args()
     unknown = [name for name in given.sections if name not in sections]
     if unknown:
         parser.error(f"no section {unknown[0]!r}; there are {', '.join(sections)}")
     if not given.data.is_dir():
-        parser.error(f"no evaluation data in {given.data}: name its folder with --data")
+        parser.error(f"no evaluation data in {given.data}: give its folder with --data")
     return given
 
 
 def quantize(case: Case, output: Path, *options: str) -> Run:
-    """Our command line, in a process of its own."""
+    """Quantize a case with onnxq's command line, in a separate process."""
     command = [sys.executable, "-m", "onnxq.quantize", str(case.model), str(output)]
     return measured([*command, "--data", str(case.data), *case.options, *options])
 
 
 def quantize_peer(case: Case, output: Path, *options: str) -> Run:
-    """The peer, in a process of its own."""
+    """Quantize a case with the peer, `onnxruntime.quantization`, in a separate process."""
     script = Path(__file__).with_name("peer.py")
     command = [sys.executable, str(script), str(case.model), str(output), str(case.data)]
     return measured([*command, *case.peer_options, *options])
 
 
 def outputs(model: Path, samples: Iterable[Feeds], threads: int = 2, optimize: bool = True) -> Floats:
-    """The first output over all samples, joined along the first axis."""
+    """Run a model on all samples, and join its first output along the first axis.
+
+    Args:
+        model: path of the model.
+        samples: the batches.
+        threads: number of threads.
+        optimize: use ONNX Runtime's graph optimizations.
+    """
     session = open_session(model, threads=threads, optimize=optimize)
     return np.concatenate([session.run(None, dict(feeds))[0] for feeds in samples])
 
 
 def agreement(reference: Floats, actual: Floats) -> float:
-    """Percent of rows with the same largest entry."""
+    """Compute the share of rows with the same largest entry, in percent."""
     return float(100 * (reference.argmax(1) == actual.argmax(1)).mean())
 
 
 def accuracy(logits: Floats, labels: NDArray[np.int64]) -> float:
-    """Percent of rows whose largest entry is the label."""
+    """Compute the share of rows whose largest entry is the label, in percent."""
     return float(100 * (logits.argmax(1) == labels).mean())
 
 
 def kernels(model: Path) -> tuple[int, int, int]:
-    """What ONNX Runtime makes of Conv, Gemm and MatMul: (planned, integer, float) kernels.
+    """Count the kernels that ONNX Runtime uses for Conv, Gemm and MatMul: (planned, integer, float).
 
-    Planned are the nodes of the file whose data and weight both come from DequantizeLinear.
+    Planned nodes are those of the file whose data and weight both come from DequantizeLinear.
     """
     ran = onnxruntime.kernels(model).values()
     integer = sum(op_type in INTEGER_KERNELS for op_type in ran)
@@ -160,7 +186,7 @@ def kernels(model: Path) -> tuple[int, int, int]:
 
 
 def _between_integers(model: onnx.ModelProto) -> int:
-    """Conv, Gemm and MatMul nodes whose first two inputs are dequantized."""
+    """Count Conv, Gemm and MatMul nodes whose first two inputs are dequantized."""
     makers = {name: node.op_type for node in model.graph.node for name in node.output}
     return sum(
         node.op_type in FLOAT_KERNELS

@@ -1,6 +1,6 @@
-"""How close quantized models come, correction by correction, beside `onnxruntime.quantization`, in one run.
+"""Measure the accuracy of quantized models by correction, compared with `onnxruntime.quantization`.
 
-Prints a table for every section named (all of them if none is) and exits 1 when a goal is missed.
+Prints a table for each given section (all of them by default) and exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TARGETS = ("onnxruntime", "tensorrt")
 
 @dataclass(frozen=True)
 class Score:
-    """A model's outputs on the evaluation data, and how they compare with the float model's."""
+    """A model's outputs on the evaluation data, with their SQNR (dB) and agreement (%) against float."""
 
     outputs: Floats
     sqnr: float
@@ -53,13 +53,13 @@ class Judge:
         self.reference = bench.outputs(case.model, case.evaluation())
 
     def score(self, model: Path) -> Score:
-        """Of ``model``; agreement in percent."""
+        """Evaluate ``model``; agreement is in percent."""
         outputs = bench.outputs(model, self._case.evaluation())
         return Score(outputs, sqnr(self.reference, outputs), bench.agreement(self.reference, outputs))
 
 
 def lite0(place: Place) -> list[Figure]:
-    """EfficientNet-Lite0, the default command: 100 pictures to calibrate, 400 to judge."""
+    """EfficientNet-Lite0, the default command: 100 pictures to calibrate, 400 to evaluate."""
     case, ours, plain = _case(place, "lite0"), place.work / "ours.onnx", place.work / "plain.onnx"
     run = bench.quantize(case, ours)
     bench.quantize(case, plain, *_correct(("none",)))
@@ -68,7 +68,7 @@ def lite0(place: Place) -> list[Figure]:
     peers = _peers(place, case, judge, {method: ("--method", method) for method in PEER_METHODS})
     speeds = [race(case.model, path, sample, seconds=5).ratio for path in (ours, plain)]
     return [
-        at_least("SQNR, dB (27 is aimed at)", mine.sqnr, 25),
+        at_least("SQNR, dB (target: 27)", mine.sqnr, 25),
         Figure("SQNR without corrections, dB", before.sqnr),
         at_least("agreement with float, %", mine.agreement, 99),
         Figure("agreement without corrections, %", before.agreement),
@@ -95,9 +95,9 @@ def tensorrt(place: Place) -> list[Figure]:
 
 
 def w4(place: Place) -> list[Figure]:
-    """EfficientNet-Lite0 with 4-bit weights, a scale a channel, and 8-bit activations.
+    """EfficientNet-Lite0 with 4-bit weights, per channel, and 8-bit activations.
 
-    The goal is for the type with zero points, which is the more accurate one and neither larger nor slower.
+    The goal applies to the type with zero points, which is more accurate, and neither larger nor slower.
     """
     case = _case(place, "lite0")
     judge = Judge(case)
@@ -117,7 +117,7 @@ def w4(place: Place) -> list[Figure]:
 
 
 def minilm(place: Place) -> list[Figure]:
-    """The sentence encoder on STS-B: 200 training sentences to calibrate, the test set to judge."""
+    """The sentence encoder on STS-B: 200 training sentences to calibrate, the test set to evaluate."""
     case, ours = _case(place, "minilm"), place.work / "ours.onnx"
     run = bench.quantize(case, ours)
     judge = Judge(case)
@@ -136,7 +136,7 @@ def minilm(place: Place) -> list[Figure]:
 
 
 def resnet20(place: Place) -> list[Figure]:
-    """ResNet-20 on CIFAR-10: 200 training pictures to calibrate, the 2,000 of the test set to judge."""
+    """ResNet-20 on CIFAR-10: 200 training pictures to calibrate, the 2,000 of the test set to evaluate."""
     case, ours = _case(place, "resnet20"), place.work / "ours.onnx"
     bench.quantize(case, ours)
     judge = Judge(case)
@@ -155,7 +155,7 @@ def resnet20(place: Place) -> list[Figure]:
 
 
 def goal(place: Place) -> list[Figure]:
-    """EfficientNet-Lite0 with --goal agreement>=0.995: what stays float for it, and what that costs."""
+    """EfficientNet-Lite0 with --goal agreement>=0.995: which nodes are kept in float, and what that costs."""
     case, ours = _case(place, "lite0"), place.work / "ours.onnx"
     run = bench.quantize(case, ours, "--goal", "agreement>=0.995")
     print(run.output)
@@ -173,7 +173,7 @@ def goal(place: Place) -> list[Figure]:
 
 
 def w4_goal(place: Place) -> list[Figure]:
-    """EfficientNet-Lite0 with --weight int4 --goal agreement>=0.97: whose weights get 8 bits for it."""
+    """EfficientNet-Lite0 with --weight int4 --goal agreement>=0.97: which weights get 8 bits."""
     case, ours = _case(place, "lite0"), place.work / "ours.onnx"
     run = bench.quantize(case, ours, "--weight", "int4", "--goal", "agreement>=0.97")
     print(run.output)
@@ -182,14 +182,14 @@ def w4_goal(place: Place) -> list[Figure]:
     return [
         at_least("agreement with float on the evaluation data, %", score.agreement, 97),
         Figure("SQNR, dB", score.sqnr),
-        Figure("weights of 4 bits", bits["INT4"], form="{:.0f}"),
+        Figure("4-bit weights", bits["INT4"], form="{:.0f}"),
         Figure("file size, of float", ours.stat().st_size / case.model.stat().st_size, form="{:.3f}"),
         Figure("whole command, s", run.seconds, form="{:.1f}"),
     ]
 
 
 def steps(place: Place) -> list[Figure]:
-    """SQNR in dB on the evaluation data, one correction switched on after the other."""
+    """SQNR in dB on the evaluation data, with one more correction in each row."""
     figures: list[Figure] = []
     for name in cases.CASES:
         case = _case(place, name)
@@ -220,7 +220,7 @@ def _case(place: Place, name: str) -> Case:
 
 
 def _prefixes() -> Iterator[tuple[str, ...]]:
-    """No correction, the first of the default ones, the first two ..."""
+    """Yield no correction, the first default correction, the first two, and so on."""
     yield ("none",)
     yield from (DEFAULTS[:count] for count in range(1, len(DEFAULTS) + 1))
 
@@ -230,7 +230,7 @@ def _correct(names: Iterable[str]) -> list[str]:
 
 
 def _peers(place: Place, case: Case, judge: Judge, kinds: Mapping[str, tuple[str, ...]]) -> dict[str, Score]:
-    """The peer's models of several kinds, without those that it cannot make or nothing can run."""
+    """Evaluate the peer's models of several kinds, without those that cannot be made or run."""
     scores = {}
     for kind, options in kinds.items():
         model = place.work / f"peer-{kind}.onnx"
@@ -243,7 +243,7 @@ def _peers(place: Place, case: Case, judge: Judge, kinds: Mapping[str, tuple[str
 
 
 def _against(peers: Mapping[str, Score], mine: Score, prefix: str = "") -> Iterator[Figure]:
-    """SQNR and agreement beside each of the peer's models; alone if it has none."""
+    """Yield SQNR and agreement next to those of each peer model, or alone if there is none."""
     rows: Mapping[str, Score | None] = {f"; peer: {kind}": score for kind, score in peers.items()} or {
         "": None
     }
@@ -254,7 +254,7 @@ def _against(peers: Mapping[str, Score], mine: Score, prefix: str = "") -> Itera
 
 
 def _spearman(place: Place, embeddings: Floats) -> float:
-    """Of the embeddings of all first sentences, then all second ones."""
+    """Compute Spearman's rank correlation from the embeddings of all first, then all second sentences."""
     first, _, scores = evaldata.stsb(place.shared, "test")
     return evaldata.spearman(embeddings[: len(first)], embeddings[len(first) :], scores)
 

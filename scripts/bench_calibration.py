@@ -1,6 +1,6 @@
-"""What calibration costs and what its methods give, beside `onnxruntime.quantization`, in one run.
+"""Measure the cost of calibration and the accuracy of its methods, compared with `onnxruntime.quantization`.
 
-Prints a table for every section named (all of them if none is) and exits 1 when a goal is missed.
+Prints a table for each given section (all of them by default) and exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ from onnxq.pipelines.static import quantize_static
 
 OURS = ("onnxq", "onnxq-every")
 MEMORY = ("onnxq", "entropy")
-"""The tools whose memory is looked at: ours and a peer's that keeps histograms."""
+"""The tools whose memory is measured: onnxq, and a peer's method that keeps histograms."""
 
 PEER_METHODS = ("minmax", "entropy", "percentile")
 SCALES = (1, 2, 4, 8)
-"""By which the cost is looked at: so many times the tensors, the samples, the elements."""
+"""The factors by which tensors, samples and elements are multiplied to measure how the cost grows."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What calibrations in one process took.
+    """The cost of calibrations in one process.
 
     Attributes:
-        seconds: by tool, and of the plain float pass.
-        megabytes: the most that the whole process held.
+        seconds: tool -> time in seconds; "float" is the plain float pass.
+        megabytes: peak memory of the whole process.
     """
 
     seconds: Mapping[str, float]
     megabytes: float
 
     def ratio(self, tool: str) -> float:
-        """The time of ``tool`` in float passes."""
+        """The time of ``tool``, as a multiple of the float pass."""
         return self.seconds[tool] / self.seconds["float"]
 
 
 def calibrated(model: Path, data: Path, *arguments: str) -> Cost:
-    """Calibrations, as `calibrate_once` does them, in a process of their own."""
+    """Run calibrations with `calibrate_once`, in a separate process."""
     script = Path(__file__).with_name("calibrate_once.py")
     run = measured([sys.executable, str(script), str(model), str(data), *arguments])
     return Cost(json.loads(run.output.splitlines()[-1]), run.megabytes)
 
 
 def cost(place: Place) -> list[Figure]:
-    """EfficientNet-Lite0, 100 pictures one by one, two threads: time in plain float passes, memory."""
+    """EfficientNet-Lite0, 100 pictures one by one, two threads: time relative to the float pass, memory."""
     model, data = cases.lite0(place.shared, place.work).model, _pictures(place, 1)
     ours = calibrated(model, data, *OURS, "--repeat", "7")
     peer = calibrated(model, data, *PEER_METHODS)
@@ -87,7 +87,7 @@ def cost(place: Place) -> list[Figure]:
 
 
 def shapes(place: Place) -> list[Figure]:
-    """The same with batches of 8 pictures, and for the sentence encoder with sentences of all lengths."""
+    """Time and memory with batches of 8 pictures, and for the sentence encoder with all lengths."""
     lite0, minilm = (make(place.shared, place.work) for make in (cases.lite0, cases.minilm))
     figures = []
     for name, case, data in (
@@ -112,7 +112,7 @@ def shapes(place: Place) -> list[Figure]:
 
 
 def growth(place: Place) -> list[Figure]:
-    """How the cost of counting every element grows with tensors, samples, elements; drawn in growth.png."""
+    """The cost of counting every element over tensors, samples, elements; drawn in growth.png."""
     model, single = cases.lite0(place.shared, place.work).model, _pictures(place, 1)
 
     def seconds(data: Path, *options: str) -> float:
@@ -121,19 +121,19 @@ def growth(place: Place) -> list[Figure]:
     series = {
         "tensors": {7 * n: seconds(single, "--tensors", str(7 * n)) for n in SCALES},
         "samples": {12 * n: seconds(single, "--batches", str(12 * n)) for n in SCALES},
-        "samples a batch": {n: seconds(_pictures(place, n), "--batches", "10") for n in SCALES},
+        "samples per batch": {n: seconds(_pictures(place, n), "--batches", "10") for n in SCALES},
     }
     for name, points in series.items():
         print(f"{name}: " + ", ".join(f"{x} -> {y:.2f} s" for x, y in points.items()))
     _plot(series, place.work / "growth.png")
     return [
-        at_least(f"{name}: share that a straight line explains", _straightness(points), 0.95, form="{:.3f}")
+        at_least(f"{name}: R² of a straight line", _straightness(points), 0.95, form="{:.3f}")
         for name, points in series.items()
     ]
 
 
 def methods(place: Place) -> list[Figure]:
-    """SQNR in dB by method: each model calibrated once, every method's ranges from those statistics."""
+    """SQNR in dB by method: each model is calibrated once, and all methods use these statistics."""
     figures: list[Figure] = []
     for name, make in cases.CASES.items():
         case = make(place.shared, place.work)
@@ -145,8 +145,8 @@ def methods(place: Place) -> list[Figure]:
         figures += [Figure(f"{name}: {method}", db, peer=peers.get(method)) for method, db in ours.items()]
         default = str(QuantConfig().method)
         behind = max(ours.values()) - ours[default]
-        figures.append(at_most(f"{name}: the default, {default}, behind the best, dB", behind, 0.2))
-        figures.append(at_most(f"{name}: all methods' ranges, s", _solving(case.model, statistics), 1.0))
+        figures.append(at_most(f"{name}: the default, {default}, below the best, dB", behind, 0.2))
+        figures.append(at_most(f"{name}: ranges of all methods, s", _solving(case.model, statistics), 1.0))
     return figures
 
 
@@ -158,12 +158,12 @@ class Judge:
         self._reference = bench.outputs(case.model, case.evaluation())
 
     def sqnr(self, model: Path) -> float:
-        """Of ``model``, in dB."""
+        """Compute the SQNR of ``model``, in dB."""
         return sqnr(self._reference, bench.outputs(model, self._case.evaluation()))
 
 
 def _by_method(case: Case, statistics: Path, method: str, place: Place) -> Path:
-    """The model with ranges by ``method``; nothing is calibrated again."""
+    """Quantize with ranges by ``method`` from saved statistics."""
     output = place.work / "method.onnx"
     quantize_static(case.model, output, config=QuantConfig(method=method, from_table=statistics))
     return output
@@ -173,7 +173,7 @@ SECTIONS: Sections = {"cost": cost, "shapes": shapes, "growth": growth, "methods
 
 
 def _pictures(place: Place, batch: int) -> Path:
-    """The calibration pictures as batches of ``batch``, and a file more if they do not come out even."""
+    """Write the calibration pictures as batches of ``batch``; the last batch may be smaller."""
     folder = place.work / f"pictures-{batch}"
     if not folder.exists():
         images = [image for image, _ in evaldata.imagenet(place.shared, "calibration")]
@@ -185,7 +185,7 @@ def _pictures(place: Place, batch: int) -> Path:
 
 
 def _peer_ratio(model: Path, data: Path) -> float | None:
-    """The peer's time with entropy, in float passes; None if it crashes."""
+    """Measure the peer's time with entropy, as a multiple of the float pass; None if it crashes."""
     try:
         return calibrated(model, data, "entropy").ratio("entropy")
     except RuntimeError as error:
@@ -194,12 +194,12 @@ def _peer_ratio(model: Path, data: Path) -> float | None:
 
 
 def _straightness(points: Mapping[int, float]) -> float:
-    """R²: the share of the variance that the regression line explains."""
+    """Compute R², the share of the variance that the regression line explains."""
     return float(np.corrcoef(list(points), list(points.values()))[0, 1] ** 2)
 
 
 def _plot(series: Mapping[str, Mapping[int, float]], path: Path) -> None:
-    """One panel a series, with its regression line."""
+    """Draw one panel per series, with its regression line."""
     from matplotlib.figure import Figure as Drawing
 
     drawing = Drawing(figsize=(10, 3), layout="constrained")
@@ -215,7 +215,7 @@ def _plot(series: Mapping[str, Mapping[int, float]], path: Path) -> None:
 
 
 def _solving(model: Path, statistics: Path) -> float:
-    """Seconds for the ranges of all tensors by all methods."""
+    """Measure the time in seconds to choose the ranges of all tensors by all methods."""
     _, plan = prepare(model, QuantConfig())
     loaded = Statistics.load(statistics)
     start = time.perf_counter()
@@ -228,7 +228,7 @@ def _solving(model: Path, statistics: Path) -> float:
 
 
 def _peer_models(case: Case, place: Place) -> Iterator[tuple[str, Path]]:
-    """The peer's models by method, without those of methods that crash."""
+    """Yield the peer's models by method, without those of methods that crash."""
     for method in PEER_METHODS:
         model = place.work / f"peer-{method}.onnx"
         try:

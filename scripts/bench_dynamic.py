@@ -1,6 +1,6 @@
-"""Dynamic quantization, without any data, beside `onnxruntime.quantization.quantize_dynamic`, in one run.
+"""Compare dynamic quantization, without data, with `onnxruntime.quantization.quantize_dynamic`.
 
-Prints a table for every section named (all of them if none is) and exits 1 when a goal is missed.
+Prints a table for each given section (all of them by default) and exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
     import torch
 
 HEATS, SECONDS = 5, 2.0
-"""Races of the same two models, and how long each goes on."""
+"""Number of races of the same two models, and the duration of each in seconds."""
 
 FRAMES, FEATURES, HIDDEN = 64, 128, 128
-"""What the recurrent networks read: so many frames of a sound, each a spectrum, two layers deep."""
+"""Sizes of the recurrent networks: frames of a sound, width of each spectrum, width of both hidden layers."""
 
 
 @dataclass(frozen=True)
 class Contest:
-    """The float model, ours and the peer's, with what each gives on the same batches.
+    """The float model, ours and the peer's, with their outputs on the same batches.
 
     Attributes:
         models: float, ours, peer.
-        outputs: of each, the first one.
-        seconds: how long our command took.
+        outputs: the first output of each.
+        seconds: duration of our command.
     """
 
     models: tuple[Path, Path, Path]
@@ -53,28 +53,29 @@ class Contest:
     seconds: float
 
     def speeds(self, sample: Sample) -> tuple[float, float, float]:
-        """How many times as fast as float ours and the peer's are, and ours as the peer's.
+        """Measure the speed of ours and of the peer's relative to float, and of ours relative to the peer's.
 
-        One thread, two in turns: of three, the one behind the float model would always find the caches full
-        of its weights. The median of heats of the median of ratios turn by turn.
+        Two models run in turns, on one thread. Of three in turns, the one after the float model would always
+        find the caches full of float weights. The result is the median over heats of the median ratio of
+        turns.
         """
         pairs = ((0, 1), (0, 2), (2, 1))
         ours, peer, lead = np.median([[self._heat(sample, *pair) for pair in pairs] for _ in range(HEATS)], 0)
         return float(ours), float(peer), float(lead)
 
     def _heat(self, sample: Sample, one: int, other: int) -> float:
-        """With sessions of its own: their speed depends on how their memory happens to lie."""
+        """Run one heat with new sessions: their speed depends on their memory layout."""
         sessions = [open_session(self.models[index], threads=1, exact=False) for index in (one, other)]
         times = time_interleaved(sessions, sample, seconds=SECONDS)
         return float(np.median(times[:, 0] / times[:, 1]))
 
     def sizes(self) -> tuple[float, float]:
-        """Bytes of ours and of the peer's, of float."""
+        """File sizes of ours and of the peer's, as a share of the float model's."""
         whole, ours, peer = (path.stat().st_size for path in self.models)
         return ours / whole, peer / whole
 
     def sqnrs(self) -> tuple[float, float]:
-        """In dB, of ours and of the peer's."""
+        """SQNR of ours and of the peer's, in dB."""
         reference, ours, peer = self.outputs
         return sqnr(reference, ours), sqnr(reference, peer)
 
@@ -101,7 +102,7 @@ def minilm(place: Place) -> list[Figure]:
 
 
 def lstm(place: Place) -> list[Figure]:
-    """Two layers of LSTM over the frames of a sound: the integer kernel of ONNX Runtime."""
+    """Two layers of LSTM over the frames of a sound, in ONNX Runtime's integer kernel."""
     contest = _contest(place, _recurrent(place, "LSTM"), list(_sounds(range(100, 110))))
     found = list(kernels(contest.models[1]).values())
     speeds = contest.speeds(Sample("", next(_sounds([100]))))
@@ -127,14 +128,14 @@ def gru(place: Place) -> list[Figure]:
 
 
 def forms(place: Place) -> list[Figure]:
-    """The sentence encoder with other weights, for other targets, with attention in integers."""
+    """The sentence encoder with other weights, for other targets, and with attention in integers."""
     case = cases.minilm(place.shared, place.work / "data")
     batches = list(case.evaluation())[::10]
     reference = bench.outputs(case.model, batches)
     options = {
         "int8": (),
         "float16": ("--weight", "float16"),
-        "one scale a tensor": ("--per-tensor",),
+        "per tensor": ("--per-tensor",),
         "without VNNI": ("--target", "onnxruntime-avx2"),
         "OpenVINO": ("--target", "openvino"),
         "attention too": ("--include", "*"),
@@ -155,7 +156,7 @@ SECTIONS: Sections = {"minilm": minilm, "lstm": lstm, "gru": gru, "forms": forms
 def _contest(
     place: Place, model: Path, batches: Sequence[Feeds], peer_options: Sequence[str] = ()
 ) -> Contest:
-    """Quantize ``model`` both ways, and run all three."""
+    """Quantize ``model`` with onnxq and with the peer, and run all three models."""
     ours, peer = place.work / "ours.onnx", place.work / "peer.onnx"
     seconds = _quantize(model, ours)
     script = str(Path(__file__).with_name("peer.py"))
@@ -165,7 +166,7 @@ def _contest(
 
 
 def _quantize(model: Path, output: Path, *options: str) -> float:
-    """Our command line without data; how many seconds it took."""
+    """Run onnxq's command line without data, and return its duration in seconds."""
     command = [sys.executable, "-m", "onnxq.quantize", str(model), str(output), "--mode", "dynamic"]
     return measured([*command, *options]).seconds
 
@@ -175,7 +176,7 @@ def _pair(name: str, values: tuple[float, float]) -> Figure:
 
 
 def _kernels(model: Path) -> Iterator[Figure]:
-    """The integer kernels that ONNX Runtime makes of it."""
+    """Count the integer kernels that ONNX Runtime uses for the model."""
     found = list(kernels(model).values())
     for kind in sorted({name for name in found if "Integer" in name or "Quantize" in name}):
         yield Figure(f"{kind} kernels", found.count(kind), form="{:.0f}")
@@ -185,7 +186,7 @@ def _kernels(model: Path) -> Iterator[Figure]:
 
 
 def _recurrent(place: Place, kind: str) -> Path:
-    """A network that hears where a tone begins in noise, trained for some seconds."""
+    """Train a network, for some seconds, to detect where a tone begins in noise."""
     import torch
 
     torch.manual_seed(0)
@@ -238,7 +239,7 @@ def _export(network: torch.nn.Module, path: Path) -> None:
 
 
 def _batch(seed: int, count: int = 8) -> tuple[Any, Any]:
-    """Sounds ``[count, FRAMES, FEATURES]`` and, frame by frame, whether the tone is on."""
+    """Make sounds ``[count, FRAMES, FEATURES]`` and, for each frame, whether the tone is on."""
     import torch
 
     pairs = [_sound(1000 * (seed + 1) + index) for index in range(count)]
@@ -247,7 +248,7 @@ def _batch(seed: int, count: int = 8) -> tuple[Any, Any]:
 
 
 def _sound(seed: int) -> tuple[Floats, Floats]:
-    """A spectrum of noise, louder in low bands, in which some bands begin to sound at some frame."""
+    """Make a spectrum of noise, louder in low bands, in which some bands start to sound at some frame."""
     rng = np.random.default_rng(seed)
     noise = rng.gamma(2.0, 0.5, (FRAMES, FEATURES)) / np.sqrt(1 + np.arange(FEATURES) / 8)
     start, band = rng.integers(FRAMES), rng.integers(FEATURES - 8)
@@ -257,7 +258,7 @@ def _sound(seed: int) -> tuple[Floats, Floats]:
 
 
 def _sounds(seeds: Sequence[int]) -> Iterator[Feeds]:
-    """Batches that the network was not trained on."""
+    """Yield batches that the network was not trained on."""
     for seed in seeds:
         yield {"frames": _sound(seed)[0][None]}
 

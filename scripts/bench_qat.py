@@ -1,6 +1,6 @@
-"""Quantization-aware training of ResNet-20 on CIFAR-10, beside post-training quantization.
+"""Compare quantization-aware training of ResNet-20 on CIFAR-10 with post-training quantization.
 
-Prints a table for every section named (all of them if none is) and exits 1 when a goal is missed.
+Prints a table for each given section (all of them by default) and exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ FLOAT = 83.9
 
 @dataclass(frozen=True)
 class Course:
-    """How long and how fast to train: a learning rate that falls along a cosine."""
+    """A training schedule: number of epochs, and a learning rate that falls along a cosine."""
 
     epochs: float
     rate: float
     frozen: float = 0.5
-    """From this share of the steps on, ranges and the statistics of batch normalizations stay as they are."""
+    """The share of the steps after which ranges and the statistics of batch normalizations are frozen."""
 
 
 W8A8 = Course(epochs=1, rate=1e-3)
@@ -47,7 +47,7 @@ TENSORRT = Course(epochs=0.1, rate=1e-3)
 
 
 def w8a8(place: Place) -> list[Figure]:
-    """8 bits for ONNX Runtime: accuracy after calibration alone, and after training."""
+    """8 bits for ONNX Runtime: accuracy after calibration only, and after training."""
     case, plain = cases.CASES["resnet20"](place.shared, place.work / "data"), place.work / "ptq.onnx"
     bench.quantize(case, plain)
     _, labels = evaldata.cifar(place.shared, "test-2k")
@@ -73,7 +73,7 @@ def w4a4(place: Place) -> list[Figure]:
 
 
 def tensorrt(place: Place) -> list[Figure]:
-    """A short training for TensorRT: does its builder take all layers in int8?"""
+    """A short training for TensorRT, to check that its builder runs all layers in int8."""
     trained = Trained(place, "tensorrt", TENSORRT)
     counts = next(verdict.counts for verdict in trained.result.verdicts if verdict.runtime == "tensorrt")
     return [
@@ -99,23 +99,25 @@ class Trained:
         path = place.work / f"{target}.onnx"
         self.result: QatResult = convert_qat(module, path)
         self._module = self._outputs(module)
-        own = "onnxruntime" in get_target(target).runtimes  # for others its kernels on integers mean nothing
+        own = (
+            "onnxruntime" in get_target(target).runtimes
+        )  # for others, ONNX Runtime's integer kernels do not count
         self._file = bench.outputs(path, [{"x": batch} for batch in self._batches], optimize=own)
         self._minutes = (time.perf_counter() - started) / 60
         self._epochs = course.epochs
 
     @property
     def accuracy(self) -> float:
-        """Of the file, in percent."""
+        """Top-1 accuracy of the file, in percent."""
         return bench.accuracy(self._file, self._labels)
 
     def figures(self) -> list[Figure]:
-        """The file beside the module it was made of."""
+        """List how well the file agrees with the module."""
         return [
             at_least("same class, file and module, %", bench.agreement(self._module, self._file), 99.5),
             at_least("SQNR, file against module, dB", sqnr(self._module, self._file), 30),
             at_most("epochs of 10,000 pictures", self._epochs, 5),
-            Figure("all of it, minutes", self._minutes, form="{:.1f}"),
+            Figure("total time, minutes", self._minutes, form="{:.1f}"),
         ]
 
     def _outputs(self, module: nn.Module) -> Floats:
@@ -125,7 +127,14 @@ class Trained:
 
 
 def train(module: nn.Module, teacher: nn.Module, images: Tensor, course: Course) -> None:
-    """Teach ``module`` to answer as ``teacher`` does; scales get no weight decay."""
+    """Train ``module`` on the outputs of ``teacher``; scales get no weight decay.
+
+    Args:
+        module: the prepared module.
+        teacher: the float module.
+        images: training pictures, ``[N, 3, 32, 32]``.
+        course: the training schedule.
+    """
     scales = [p for name, p in module.named_parameters() if name.endswith(".scale")]
     others = [p for name, p in module.named_parameters() if not name.endswith(".scale")]
     groups = [{"params": others, "weight_decay": 1e-4}, {"params": scales, "weight_decay": 0.0}]
@@ -149,14 +158,20 @@ def train(module: nn.Module, teacher: nn.Module, images: Tensor, course: Course)
 
 
 def difference(module: nn.Module, teacher: nn.Module, batch: Tensor) -> Tensor:
-    """Between the answers of both, as probabilities."""
+    """Compute the Kullback-Leibler divergence between the outputs of both modules.
+
+    Args:
+        module: the prepared module.
+        teacher: the float module.
+        batch: pictures, ``[N, 3, 32, 32]``.
+    """
     with torch.no_grad():
         wanted = teacher(batch).log_softmax(1)
     return nn.functional.kl_div(module(batch).log_softmax(1), wanted, reduction="batchmean", log_target=True)
 
 
 def batches(images: Tensor) -> Iterator[Tensor]:
-    """Shuffled, mirrored and shifted by up to 4 pixels, without end."""
+    """Yield batches without end: shuffled, mirrored, and shifted by up to 4 pixels."""
     while True:
         for chosen in torch.split(torch.randperm(len(images)), BATCH):
             if len(chosen) == BATCH:
@@ -164,7 +179,7 @@ def batches(images: Tensor) -> Iterator[Tensor]:
 
 
 def shifted(batch: Tensor) -> Tensor:
-    """Each picture mirrored or not, and moved within a border of 4 pixels."""
+    """Mirror each picture at random, and shift it within a border of 4 pixels."""
     mirrored = torch.where(torch.rand(len(batch), 1, 1, 1) < 0.5, batch.flip(3), batch)
     padded = nn.functional.pad(mirrored, (4, 4, 4, 4))
     places = torch.randint(0, 9, (len(batch), 2)).tolist()

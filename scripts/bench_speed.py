@@ -1,6 +1,6 @@
-"""How fast quantized models run, beside float and `onnxruntime.quantization`: also where int8 does not pay.
+"""Compare the speed of quantized models with float and `onnxruntime.quantization`, also where int8 is slower.
 
-Prints a table for every section named (all of them if none is) and exits 1 when a goal is missed.
+Prints a table for each given section (all of them by default) and exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -22,45 +22,45 @@ from cases import Case
 from onnxq.verify.latency import race
 
 THREADS = (1, 0)
-"""One, and all."""
+"""One thread, and all threads (0)."""
 
 SECONDS = 3.0
 
 NOT_SLOWER = 0.98
-"""Times as fast as float, where autotune may well leave nothing in integers: then the two models are equal,
-and differ by as much when a busy machine times them."""
+"""The limit of the speed relative to float where autotune may keep everything in float. The two models are
+then equal, and this is the noise of timing on a busy machine."""
 
 SAMPLES = 20
 
 
 def depthwise(place: Place) -> list[Figure]:
-    """Small depthwise network, random weights: integers lose."""
+    """A small depthwise network with random weights: integers are slower."""
     return _figures(place, _random(place, speed_models.depthwise(place.work / "depthwise.onnx")), NOT_SLOWER)
 
 
 def mobile(place: Place) -> list[Figure]:
-    """Like MobileNetV3, random weights: integers lose in places."""
+    """A network like MobileNetV3 with random weights: integers are slower in places."""
     return _figures(place, _random(place, speed_models.mobile(place.work / "mobile.onnx")), NOT_SLOWER)
 
 
 def shufflenet(place: Place) -> list[Figure]:
-    """ShuffleNet, as the onnx package has it: integers lose nearly everywhere."""
+    """ShuffleNet of the onnx package: integers are slower nearly everywhere."""
     return _figures(place, _random(place, zoo.light("shufflenet")), NOT_SLOWER)
 
 
 def lite0(place: Place) -> list[Figure]:
-    """EfficientNet-Lite0: integers win, and autotune must not spoil that."""
+    """EfficientNet-Lite0: integers are faster, and autotune must keep that."""
     case = cases.lite0(place.shared, place.work / "beside")
     return [*_beside(place, case), *_figures(place, case, 1.3)]
 
 
 def resnet50(place: Place) -> list[Figure]:
-    """ResNet-50, as the onnx package has it: large convolutions, beside the peer."""
+    """ResNet-50 of the onnx package: large convolutions, compared with the peer."""
     return _beside(place, _random(place, zoo.light("resnet50")), ("--correct", "none"))
 
 
 def minilm(place: Place) -> list[Figure]:
-    """The sentence encoder on sentences of STS-B, beside the peer."""
+    """The sentence encoder on sentences of STS-B, compared with the peer."""
     return _beside(place, cases.minilm(place.shared, place.work))
 
 
@@ -75,7 +75,7 @@ SECTIONS: Sections = {
 
 
 def _beside(place: Place, case: Case, options: tuple[str, ...] = ()) -> list[Figure]:
-    """One thread: times as fast as float, and the peer turn by turn."""
+    """Measure on one thread the speed relative to float, and to the peer in turns."""
     sample, peer, ours = (
         Sample("", next(iter(case.evaluation()))),
         _peer(place, case),
@@ -91,7 +91,7 @@ def _beside(place: Place, case: Case, options: tuple[str, ...] = ()) -> list[Fig
 
 
 def _random(place: Place, model: Path) -> Case:
-    """The model with random pictures."""
+    """Make a case of the model with random pictures."""
     value = onnx.load(model, load_external_data=False).graph.input[0]
     shape = [max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim]
     rng = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def _random(place: Place, model: Path) -> Case:
 
 
 def _figures(place: Place, case: Case, wanted: float) -> list[Figure]:
-    """Times as fast as float, as planned for VNNI and as tuned on this machine."""
+    """Measure the speed relative to float, as planned for VNNI and as tuned on this machine."""
     sample = Sample("", next(iter(case.evaluation())))
     peer = _peer(place, case)
 
@@ -113,7 +113,7 @@ def _figures(place: Place, case: Case, wanted: float) -> list[Figure]:
 
 
 def _peer(place: Place, case: Case) -> Path | None:
-    """The peer's model; None if it cannot make one."""
+    """Make the peer's model; None if the peer fails."""
     model = place.work / "peer.onnx"
     try:
         bench.quantize_peer(case, model)
@@ -138,7 +138,7 @@ def _with_threads(
     yield Figure(words, timed(plain, threads), peer=timed(peer, threads) if peer else None)
     yield at_least(f"{words}, --autotune", timed(tuned, threads), wanted)
     nodes = sum(node.op_type == "DequantizeLinear" for node in onnx.load(tuned).graph.node)
-    yield Figure("   DequantizeLinear that are left", nodes, form="{:.0f}")
+    yield Figure("   DequantizeLinear nodes left", nodes, form="{:.0f}")
     yield Figure("   s, the whole command", run.seconds)
 
 

@@ -1,7 +1,7 @@
-"""What real runtimes make of models quantized for them: how much runs in integers, and how close it comes.
+"""Check how real runtimes run models quantized for them: how much runs in integers, and how accurately.
 
-Prints a table for every section named (all of them if none is) and exits 1 when a goal is missed. A runtime
-that is not installed misses them all.
+Prints a table for each given section (all of them by default) and exits with 1 if a goal is missed. A runtime
+that is not installed misses all goals.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from onnxq.verify.verdict import Verdict
 SECONDS = 3.0
 
 FEW = ("--samples", "20", "--correct", "none")
-"""Ranges do not change what runtimes fuse: a few samples will do."""
+"""Ranges do not change what runtimes fuse, so a few samples suffice."""
 
 LITE0_LAYERS = 100
-"""What NVIDIA's own tool gives, which leaves the last Gemm in float. In int8, TensorRT-RTX 1.7 makes two
-layers of each operator with weights: the product, and one for the scales, the bias, limits and sums behind
-it and the next Q. With the Q of the input that is 2 x 50 + 1, one too many. Without a bias and with one scale
-for all its weights the last product needs no second layer; nothing else (Relu for Clip, neither of them, a
-convolution in the Gemm's place, other compute capabilities) made any difference."""
+"""The number of layers with NVIDIA's own tool, which leaves the last Gemm in float. In int8, TensorRT-RTX 1.7
+makes two layers of each operator with weights: the product, and a layer for the scales, the bias, the limits
+and sums after it, and the next Q. With the Q of the input that is 2 x 50 + 1, one too many. Without a bias
+and with per-tensor weights, the last product needs no second layer. Nothing else (Relu for Clip, neither of
+them, a convolution instead of the Gemm, other compute capabilities) made any difference."""
 
 
 def lite0_onnxruntime(place: Place) -> list[Figure]:
@@ -46,8 +46,8 @@ def lite0_tensorrt(place: Place) -> list[Figure]:
     layers = partial(at_most, limit=LITE0_LAYERS, form="{:.0f}")
     return [
         *_in_integers(planned, verdicts),
-        layers("engine layers in all", _engine_layers(verdicts)),
-        layers("   the same, the Gemm in float", _engine_layers(like_peer)),
+        layers("engine layers in total", _engine_layers(verdicts)),
+        layers("   with the Gemm in float", _engine_layers(like_peer)),
         Figure("on ONNX Runtime's CPU, times as fast as float", _speed_elsewhere(place, "lite0")),
     ]
 
@@ -81,14 +81,14 @@ def _engine_layers(verdicts: tuple[Verdict, ...]) -> int:
 
 
 def _speed_elsewhere(place: Place, name: str) -> float:
-    """One thread: of the model that was made for another runtime."""
+    """Measure on ONNX Runtime, with one thread, the speed of a model made for another runtime."""
     case = cases.CASES[name](place.shared, place.work / "data")
     sample = Sample("", next(iter(case.evaluation())))
     return race(case.model, place.work / "ours.onnx", sample, threads=1, seconds=SECONDS).ratio
 
 
 def _verified(place: Place, name: str, target: str, *options: str) -> tuple[int, tuple[Verdict, ...]]:
-    """How many operators with weights the plan quantizes, and what is said of the model."""
+    """Quantize and verify a model; return the number of planned operators with weights, and the verdicts."""
     case = cases.CASES[name](place.shared, place.work / "data")
     ours = place.work / ("other.onnx" if options else "ours.onnx")
     bench.quantize(case, ours, "--target", target, *FEW, *options)
@@ -108,9 +108,11 @@ def _in_integers(planned: int, verdicts: tuple[Verdict, ...]) -> Iterator[Figure
     legality, runtime = verdicts
     count = partial(Figure, form="{:.0f}")
     yield exactly("broken rules of the target", len(legality.errors), 0)
-    yield exactly("taken by the runtime (1: yes)", int("weighted" in runtime.counts), 1)
+    yield exactly("accepted by the runtime (1: yes)", int("weighted" in runtime.counts), 1)
     yield count("operators with weights", legality.counts["weighted"])
-    yield exactly("of these in integers: all planned", runtime.counts.get("integer layers", 0), planned)
+    yield exactly(
+        "of these in integers (goal: all planned)", runtime.counts.get("integer layers", 0), planned
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Calibrate one model and say what it took: ``python scripts/calibrate_once.py MODEL DATA TOOL …``.
+"""Calibrate one model and measure the time: ``python scripts/calibrate_once.py MODEL DATA TOOL …``.
 
 A TOOL is ``onnxq`` (a selection of large tensors), ``onnxq-every`` (every element), or a method of the peer:
-``minmax``, ``entropy``, ``percentile``. DATA is a folder of ``.npz`` batches, read anew in every pass.
-Prints a line of JSON: seconds of the plain float pass (``float``) and of each tool, medians of ``--repeat``
-turns in which they follow each other.
+``minmax``, ``entropy``, ``percentile``. DATA is a folder of ``.npz`` batches, which every pass reads again.
+Prints a line of JSON: seconds of the plain float pass (``float``) and of each tool. They run in turns, and
+the values are medians of ``--repeat`` turns.
 """
 
 from __future__ import annotations
@@ -34,14 +34,20 @@ OURS = {"onnxq": False, "onnxq-every": True}
 
 
 def feeds(files: Sequence[Path]) -> Iterator[Feeds]:
-    """The batches, one after the other."""
+    """Yield the batches, one after the other."""
     for file in files:
         with np.load(file) as arrays:
             yield dict(arrays)
 
 
 def float_pass(model: Path, files: Sequence[Path], threads: int) -> Callable[[], None]:
-    """Runs the float model over all batches, as users run it."""
+    """Make a function that runs the float model on all batches.
+
+    Args:
+        model: path of the float model.
+        files: the batches.
+        threads: number of threads.
+    """
     session = open_session(model, threads=threads)
 
     def run() -> None:
@@ -54,7 +60,15 @@ def float_pass(model: Path, files: Sequence[Path], threads: int) -> Callable[[],
 def our_pass(
     model: Path, files: Sequence[Path], threads: int, every_element: bool, tensors: int | None
 ) -> Callable[[], None]:
-    """Collects the statistics of what the plan observes, or of ``tensors`` spread evenly over that."""
+    """Make a function that collects statistics with onnxq.
+
+    Args:
+        model: path of the float model.
+        files: the batches.
+        threads: number of threads.
+        every_element: count every element instead of a selection.
+        tensors: number of tensors to observe, evenly spread over those of the plan; None: all of them.
+    """
     simple, plan = prepare(model, QuantConfig())
     count = tensors or len(plan.observed)
     observed = [plan.observed[i * len(plan.observed) // count] for i in range(count)]
@@ -67,7 +81,14 @@ def our_pass(
 
 
 def peer_pass(model: Path, files: Sequence[Path], method: str, work: Path) -> Callable[[], None]:
-    """The peer's calibrator, from its augmented model to its ranges."""
+    """Make a function that runs the peer's calibrator, from its augmented model to its ranges.
+
+    Args:
+        model: path of the float model.
+        files: the batches.
+        method: the peer's method.
+        work: folder for the augmented model.
+    """
     from onnxruntime.quantization import CalibrationDataReader
     from onnxruntime.quantization.calibrate import create_calibrator
     from peer import METHODS
@@ -90,27 +111,34 @@ def peer_pass(model: Path, files: Sequence[Path], method: str, work: Path) -> Ca
 
 
 def seconds(action: Callable[[], None]) -> float:
-    """How long it takes, by the clock on the wall."""
+    """Run ``action`` and return its duration in seconds, by wall clock."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
 def prepared(tool: str, given: argparse.Namespace, files: Sequence[Path], work: Path) -> Callable[[], None]:
-    """The calibration by ``tool``, ready to be run."""
+    """Make the function that calibrates with ``tool``.
+
+    Args:
+        tool: the tool.
+        given: the command line's arguments.
+        files: the batches.
+        work: folder for temporary files.
+    """
     if tool in OURS:
         return our_pass(given.model, files, given.threads, OURS[tool], given.tensors)
     return peer_pass(given.model, files, tool, work)
 
 
 def main() -> None:
-    """Measure as the arguments say."""
+    """Measure the tools that the arguments name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("tools", nargs="+", choices=(*OURS, "minmax", "entropy", "percentile"))
-    parser.add_argument("--batches", type=int, help="use so many of DATA")
-    parser.add_argument("--tensors", type=int, help="observe only so many")
+    parser.add_argument("--batches", type=int, help="number of batches of DATA to use")
+    parser.add_argument("--tensors", type=int, help="number of tensors to observe")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
@@ -118,7 +146,7 @@ def main() -> None:
     given.model = given.model.absolute()
     files = sorted(given.data.absolute().glob("*.npz"))[: given.batches]
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # the peer leaves files where it is run
+        os.chdir(folder)  # the peer leaves files in the working folder
         actions = {"float": float_pass(given.model, files, given.threads)}
         actions |= {tool: prepared(tool, given, files, Path(folder)) for tool in given.tools}
         actions["float"]()

@@ -1,4 +1,4 @@
-"""The models that the benchmarks quantize and judge: each with its calibration and evaluation data."""
+"""The models that the benchmarks quantize and evaluate, with their calibration and evaluation data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import zoo
 Feeds = Mapping[str, NDArray[Any]]
 
 SENTENCES = 200
-"""How many the sentence encoder is calibrated on, spread over the set so that all lengths are among them."""
+"""Number of sentences to calibrate the sentence encoder on, spread over the set to cover all lengths."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Case:
 
     Attributes:
         model: the float model.
-        data: calibration data: a folder that both we and the peer read.
-        evaluation: the batches to judge by; none of them is among the calibration data.
-        options: what our command line needs besides, to read the data.
-        peer_options: what the peer needs besides.
+        data: calibration data: a folder that both onnxq and the peer read.
+        evaluation: returns the batches to evaluate on; none of them is in the calibration data.
+        options: further options of onnxq's command line, to read the data.
+        peer_options: further options of the peer.
     """
 
     model: Path
@@ -39,7 +39,7 @@ class Case:
 
 
 def lite0(shared: Path, work: Path) -> Case:
-    """EfficientNet-Lite0: 100 ImageNet pictures to calibrate, 400 to judge."""
+    """EfficientNet-Lite0: 100 ImageNet pictures to calibrate, 400 to evaluate."""
     return Case(
         zoo.lite0(),
         shared / "imagenet-sample" / "calibration",
@@ -49,7 +49,7 @@ def lite0(shared: Path, work: Path) -> Case:
 
 
 def resnet20(shared: Path, work: Path) -> Case:
-    """ResNet-20 on CIFAR-10: 200 training pictures to calibrate, the 2,000 of the test set to judge."""
+    """ResNet-20 on CIFAR-10: 200 training pictures to calibrate, the 2,000 of the test set to evaluate."""
     training, _ = evaldata.cifar(shared, "train-10k")
     images, _ = evaldata.cifar(shared, "test-2k")
     return Case(
@@ -60,7 +60,7 @@ def resnet20(shared: Path, work: Path) -> Case:
 
 
 def minilm(shared: Path, work: Path) -> Case:
-    """The sentence encoder on STS-B: 200 training sentences to calibrate, the test set to judge."""
+    """The sentence encoder on STS-B: 200 training sentences to calibrate, the test set to evaluate."""
     first, second, _ = evaldata.stsb(shared, "train")
     step = len(first) // (SENTENCES // 2)
     sentences = [*first[::step][: SENTENCES // 2], *second[::step][: SENTENCES // 2]]
@@ -77,7 +77,7 @@ CASES: Mapping[str, Callable[[Path, Path], Case]] = {"lite0": lite0, "resnet20":
 
 
 def batches(folder: Path, feeds: Iterable[Feeds]) -> Path:
-    """A folder with one ``.npz`` a batch."""
+    """Write one ``.npz`` per batch to a new folder, and return it."""
     folder.mkdir(parents=True)
     for index, arrays in enumerate(feeds):
         named: dict[str, Any] = dict(arrays)

@@ -1,7 +1,7 @@
-"""Run the same commands in this checkout and in another one, and compare the bytes of what they write.
+"""Run the same commands in this checkout and in another one, and compare the bytes of the files they write.
 
-Prints one row a file: both SHA-256 sums, cut to 16 digits. Exits 1 where they differ. A change that is
-meant to change no behaviour is checked so against a checkout of before.
+Prints one row per file: both SHA-256 sums, cut to 16 digits. Exits with 1 if they differ. Use it to check,
+against an earlier checkout, that a change does not change behaviour.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from onnxq.core.config import TableFormat
 HERE = Path(__file__).resolve().parent.parent
 
 COMMAND = ("-c", "import sys; from onnxq.cli import main; sys.exit(main())")
-"""``onnxq``, whatever checkout is the current folder."""
+"""Runs ``onnxq`` of the checkout that is the current folder."""
 
 FORMATS = get_args(TableFormat)
 
 Commands = Mapping[str, Sequence[str]]
-"""What a command writes -> its arguments; ``{out}`` stands for the folder of the checkout's files."""
+"""File that a command writes -> its arguments; ``{out}`` stands for the folder of the checkout's files."""
 
 
 def resnet20(case: Case) -> Commands:
-    """Every mode, type and table format, on the network that takes seconds."""
+    """Every mode, type and table format, on the network that takes only seconds."""
     model, data = str(case.model), ("--data", str(case.data))
     tables = [part for name in FORMATS for part in ("--table", f"{{out}}/resnet20-{name}.table")]
     known = "{out}/resnet20-json.table"
@@ -82,10 +82,15 @@ SECTIONS: Mapping[str, Callable[[Case], Commands]] = {"resnet20": resnet20, "lit
 
 
 def run(checkout: Path, commands: Commands, out: Path) -> None:
-    """Run ``commands`` with the code of ``checkout``; their files appear in ``out``.
+    """Run commands with the code of one checkout.
+
+    Args:
+        checkout: the checkout.
+        commands: the commands, by the file that each writes.
+        out: the new folder for these files.
 
     Raises:
-        RuntimeError: a command failed; the message holds what it wrote.
+        RuntimeError: a command failed; the message holds its output.
     """
     out.mkdir(parents=True)
     for name, (command, model, *options) in commands.items():
@@ -98,19 +103,19 @@ def run(checkout: Path, commands: Commands, out: Path) -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The first 16 digits of the SHA-256 sum of each file in ``folder``, by name."""
+    """Compute the first 16 digits of the SHA-256 sum of each file in ``folder``, by name."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
 
 
 def rows(here: Mapping[str, str], there: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """(file, its sum here, its sum in the other checkout); a dash where it was not written."""
+    """Yield (file, its sum here, its sum in the other checkout), with a dash for a missing file."""
     for name in sorted({*here, *there}):
         yield name, here.get(name, "–"), there.get(name, "–")
 
 
 def show(title: str, found: Sequence[tuple[str, str, str]]) -> bool:
-    """Print the rows; say whether all files are the same."""
+    """Print the rows, and return whether all files are the same."""
     table = Table("file", "this checkout", "the other one", "", title=title, title_justify="left")
     for name, here, there in found:
         table.add_row(name, here, there, "[green]same[/]" if here == there else "[bold red]DIFFERENT[/]")
@@ -119,12 +124,19 @@ def show(title: str, found: Sequence[tuple[str, str, str]]) -> bool:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("other", type=Path, help="the other checkout")
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of: {', '.join(SECTIONS)} (all)")
-    parser.add_argument("--data", type=Path, default=evaluation_data(), help="evaluation data (%(default)s)")
-    parser.add_argument("--keep", type=Path, help="keep what is written in this folder")
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help=f"sections to run: {', '.join(SECTIONS)} (default: all)",
+    )
+    parser.add_argument(
+        "--data", type=Path, default=evaluation_data(), help="the evaluation data (default: %(default)s)"
+    )
+    parser.add_argument("--keep", type=Path, help="keep the written files in this folder")
     given = parser.parse_args()
     if not (given.other / "onnxq").is_dir():
         parser.error(f"{given.other} is no checkout of this project")
@@ -134,7 +146,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Compare section by section; 1 if any file differs."""
+    """Compare section by section; return 1 if any file differs."""
     given = arguments()
     same = True
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
-"""Us beside `onnxruntime.quantization`: the same models, pictures and sentences, in one run.
+"""Compare onnxq with `onnxruntime.quantization` on the same models, pictures and sentences.
 
-Prints a table for every section named (all of them if none is) and exits 1 when a goal is missed.
+Prints a table for each given section (all of them by default) and exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from onnxq.verify.latency import race
 
 
 def lite0(place: Place) -> list[Figure]:
-    """EfficientNet-Lite0, 100 pictures to calibrate, 400 to judge: the default command against min-max."""
+    """EfficientNet-Lite0, 100 pictures to calibrate, 400 to evaluate: the default command against min-max."""
     case, ours, peer = _both(place, "lite0")
     images = list(evaldata.imagenet(place.shared, "evaluation"))
     labels = np.array([label for _, label in images], np.int64)
@@ -55,13 +55,13 @@ def lite0(place: Place) -> list[Figure]:
 
 
 def _both(place: Place, name: str) -> tuple[Case, Path, Path]:
-    """The case of that name, and where the two int8 models are to lie."""
+    """Get the case of that name, and the paths for the two int8 models."""
     case = cases.CASES[name](place.shared, place.work)
     return case, place.work / f"{name}.onnx", place.work / f"{name}-peer.onnx"
 
 
 def exports(place: Place) -> list[Figure]:
-    """The three exports of EfficientNet-Lite0 must become the same graph, which computes the same."""
+    """The three exports of EfficientNet-Lite0: all must become the same graph, with the same outputs."""
     images = [{"input": image} for image, _ in evaldata.imagenet(place.shared, "calibration")][:8]
     counts, figures = [], []
     for variant in zoo.LITE0_EXPORTS:
@@ -85,7 +85,7 @@ def exports(place: Place) -> list[Figure]:
 
 
 def resnet20(place: Place) -> list[Figure]:
-    """ResNet-20 on CIFAR-10: 200 training pictures to calibrate, the 2,000 of the test set to judge."""
+    """ResNet-20 on CIFAR-10: 200 training pictures to calibrate, the 2,000 of the test set to evaluate."""
     case, ours, peer = _both(place, "resnet20")
     bench.quantize(case, ours)
     bench.quantize_peer(case, peer)
@@ -103,7 +103,7 @@ def resnet20(place: Place) -> list[Figure]:
 
 
 def minilm(place: Place) -> list[Figure]:
-    """The sentence encoder on STS-B: 200 training sentences to calibrate, the test set to judge."""
+    """The sentence encoder on STS-B: 200 training sentences to calibrate, the test set to evaluate."""
     case, ours, peer = _both(place, "minilm")
     run, peer_run = bench.quantize(case, ours), bench.quantize_peer(case, peer)
     first, _, scores = evaldata.stsb(place.shared, "test")
@@ -126,7 +126,7 @@ def minilm(place: Place) -> list[Figure]:
 
 
 def help_text(_: Place) -> list[Figure]:
-    """How fast the command line answers when there is nothing to do."""
+    """The time that ``--help`` of the command line takes."""
     command = [sys.executable, "-m", "onnxq.quantize", "--help"]
     seconds = min(measured(command).seconds for _ in range(5))
     traced = measured([sys.executable, "-X", "importtime", *command[1:]]).output
@@ -134,18 +134,25 @@ def help_text(_: Place) -> list[Figure]:
     heavy = names & {"torch", "onnxruntime", "onnx", "onnx_ir"}
     return [
         at_most("python -m onnxq.quantize --help, s", seconds, 0.5),
-        exactly("big libraries imported for it", len(heavy), 0),
+        exactly("large libraries imported for it", len(heavy), 0),
     ]
 
 
 def accuracies(labels: Any, reference: Floats, ours: Floats, peer: Floats) -> Iterator[Figure]:
-    """Top-1 of the float model, ours and the peer."""
+    """Yield the top-1 accuracy of the float model, ours and the peer's.
+
+    Args:
+        labels: the labels, ``[N]``.
+        reference: outputs of the float model, ``[N, classes]``.
+        ours: outputs of our model.
+        peer: outputs of the peer's model.
+    """
     yield Figure("top-1 accuracy of the float model, %", bench.accuracy(reference, labels))
     yield Figure("top-1 accuracy, %", bench.accuracy(ours, labels), peer=bench.accuracy(peer, labels))
 
 
 def kernel_figure(ours: Path, peer: Path) -> Figure:
-    """How many Conv, Gemm and MatMul were quantized in the file and yet run in float."""
+    """Count Conv, Gemm and MatMul nodes that are quantized in the file but run in float."""
     planned, integer, left_float = bench.kernels(ours)
     peer_planned, peer_integer, _ = bench.kernels(peer)
     name = f"quantized Conv, Gemm, MatMul that run in float ({integer} in integers, {left_float} in float)"

@@ -1,6 +1,6 @@
-"""The demo: EfficientNet-Lite0 from PyTorch to int8 on photographs, and what the two models see.
+"""Demo: convert EfficientNet-Lite0 from PyTorch to int8, and compare both models on photographs.
 
-Leaves the models and the pictures in ``build/demo``.
+The models and the pictures are written to ``build/demo``.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ PHOTOGRAPHS = {
     "rocket": "rocket.jpg",
     "astronaut": "astronaut.png",
 }
-"""Pictures that scikit-image ships inside its wheel."""
+"""Name -> picture in the wheel of scikit-image."""
 
 CROPS = 12
-"""Calibration pictures made of each photograph."""
+"""Number of calibration pictures made from each photograph."""
 
 console = Console(width=min(Console().width, 100), highlight=False)
 
 
 def main() -> int:
-    """Everything, in order; the exit status of the quantizer if it fails."""
+    """Run all steps; return the exit status of the quantizer."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     console.rule("1. Photographs, from scikit-image")
     shown, crops = photographs(FOLDER / "photographs"), FOLDER / "calibration"
@@ -59,13 +59,13 @@ def main() -> int:
     console.rule("3. Quantized by the main command")
     status = quantize(model, int8, crops)
     if status == 0:
-        console.rule("4. What the two models see")
+        console.rule("4. Labels of the two models")
         compare(model, int8, shown)
     return status
 
 
 def photographs(folder: Path) -> list[Path]:
-    """Write the photographs to show; returns their paths."""
+    """Write the photographs to ``folder``, and return their paths."""
     folder.mkdir(parents=True)
     paths = []
     for name, source in PHOTOGRAPHS.items():
@@ -76,7 +76,7 @@ def photographs(folder: Path) -> list[Path]:
 
 
 def cut(path: Path, folder: Path) -> int:
-    """Write some crops of one photograph, every other one mirrored; returns how many."""
+    """Write crops of one photograph, every other one mirrored, and return their number."""
     folder.mkdir(exist_ok=True)
     chance = random.Random(path.name)
     with Image.open(path) as image:
@@ -90,7 +90,13 @@ def cut(path: Path, folder: Path) -> int:
 
 
 def quantize(model: Path, int8: Path, pictures: Path) -> int:
-    """Run the command line before the user's eyes; returns its exit status."""
+    """Print and run the command line, and return its exit status.
+
+    Args:
+        model: path of the float model.
+        int8: path of the model to write.
+        pictures: folder of calibration pictures.
+    """
     options = ["--data", str(pictures), "--preprocess", evaldata.IMAGENET_PREPROCESS]
     command = ["-m", "onnxq.quantize", str(model), str(int8), *options]
     console.print(f"[bold]$ python {shlex.join(command)}", soft_wrap=True)
@@ -98,7 +104,13 @@ def quantize(model: Path, int8: Path, pictures: Path) -> int:
 
 
 def compare(model: Path, int8: Path, pictures: list[Path]) -> None:
-    """Labels side by side, then size, speed and SQNR."""
+    """Print the labels of both models, then size, speed and SQNR.
+
+    Args:
+        model: path of the float model.
+        int8: path of the quantized model.
+        pictures: the photographs to classify.
+    """
     images = [{"input": evaldata.picture(path)} for path in pictures]
     reference, actual = (bench.outputs(path, images) for path in (model, int8))
     table = Table("photograph", "float", "", "int8", "")
@@ -114,14 +126,14 @@ def compare(model: Path, int8: Path, pictures: list[Path]) -> None:
     )
     console.print(f"SQNR   {sqnr(reference, actual):.1f} dB of the logits on these photographs")
     console.print(
-        "[dim]ImageNet has no class for the astronaut: there both models guess. The crops were cut from the "
-        "same few photographs, so this shows that it works, not how accurate it is on pictures never seen: "
-        "calibrate on some hundred pictures of your own for that."
+        "[dim]ImageNet has no class for the astronaut, so both models guess there. The crops come from the "
+        "same few photographs, so this shows that quantization works, not its accuracy on new pictures. "
+        "For that, calibrate on some hundred pictures of your own."
     )
 
 
 def label(logits: bench.Floats) -> tuple[str, str]:
-    """The most likely class and its probability."""
+    """Get the most likely class and its probability."""
     odds = np.exp(logits - logits.max())
     best = int(odds.argmax())
     return get_1k_class_name(best).split(",")[0], f"{odds[best] / odds.sum():.0%}"

