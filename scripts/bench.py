@@ -54,17 +54,39 @@ class Figure:
 
 
 def at_least(name: str, ours: float, limit: float, peer: float | None = None, form: str = "{:.2f}") -> Figure:
-    """Make a figure that must not be smaller than ``limit``."""
+    """Make a figure that must not be smaller than ``limit``.
+
+    Args:
+        name: the measured quantity.
+        ours: the value for onnxq.
+        limit: the smallest value that reaches the goal.
+        peer: the value for `onnxruntime.quantization`.
+        form: format of the values.
+    """
     return Figure(name, ours, lambda value: value >= limit, "≥ " + form.format(limit), peer, form)
 
 
 def at_most(name: str, ours: float, limit: float, peer: float | None = None, form: str = "{:.2f}") -> Figure:
-    """Make a figure that must not be greater than ``limit``."""
+    """Make a figure that must not be greater than ``limit``.
+
+    Args:
+        name: the measured quantity.
+        ours: the value for onnxq.
+        limit: the greatest value that reaches the goal.
+        peer: the value for `onnxruntime.quantization`.
+        form: format of the values.
+    """
     return Figure(name, ours, lambda value: value <= limit, "≤ " + form.format(limit), peer, form)
 
 
 def exactly(name: str, ours: int, wanted: int) -> Figure:
-    """Make a figure for a count that must equal ``wanted``."""
+    """Make a figure for a count that must equal ``wanted``.
+
+    Args:
+        name: the counted quantity.
+        ours: the count for onnxq.
+        wanted: the right count.
+    """
     return Figure(name, ours, lambda value: value == wanted, str(wanted), form="{:.0f}")
 
 

@@ -18,11 +18,11 @@ _HEADINGS: Mapping[str, str] = {
     "data": "data",
     "ranges": "ranges",
     "accuracy": "accuracy",
-    "goal": "a goal for the accuracy",
+    "goal": "accuracy goal",
     "speed": "speed",
     "tables": "tables, statistics, report",
     "mode": "static or dynamic",
-    "plan": "what is quantized, and for what",
+    "plan": "target, nodes and number formats",
     "running": "running",
 }
 """Group of options in `QuantConfig` -> its heading in the help."""

@@ -58,7 +58,7 @@ NEGLIGIBLE_SECONDS = 1e-4
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What the acceptance check of one written model found.
+    """The result of the acceptance check of one written model.
 
     Attributes:
         quality: accuracy against the original; None if no sample could be evaluated.
