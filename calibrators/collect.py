@@ -82,7 +82,7 @@ class Collector:
 
     Each batch is run once and then forgotten, so memory does not grow with the number of batches. Batches may
     differ in shape. NaN and infinite elements are left out and counted; a warning names the tensor and the
-    sample. The loop may be interrupted at any time: `quantize_calibrated` can still be called.
+    sample. The loop may be interrupted at any time: `finish` can still be called.
 
     Attributes:
         fingerprint: fingerprint of the model; it is stored with the statistics.
