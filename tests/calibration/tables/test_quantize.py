@@ -345,7 +345,7 @@ def test_a_table_becomes_another_one(folder, capsys):
     [
         (("t.json", "t.x"), 2, "does not imply a table format"),
         (("t.json", "t.x", "--format", "trt"), 2, "unknown table format 'trt'"),
-        (("t.json", "u.json", "--method", "mse"), 2, "goes with statistics only"),
+        (("t.json", "u.json", "--method", "mse"), 2, "applies to statistics only"),
         (("t.json", "t.json"), 1, "would overwrite t.json"),
         (("none", "u.json"), 1, "none: the table cannot be read"),
         (("m.onnx", "u.json"), 1, "m.onnx: not a calibration table"),
