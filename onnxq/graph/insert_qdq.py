@@ -21,6 +21,7 @@ from onnxq.core.numerics import dequantize, quantize, quantize_bias
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
 from onnxq.graph.ort_rewrites import pad_input_channels, unfuse_layernorm_adds
+from onnxq.graph.walks import is_read
 
 
 def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
@@ -89,7 +90,7 @@ class _Inserter:
     def finish(self) -> ir.Model:
         """Remove the initializers that are no longer read, and return the model."""
         for name, value in list(self._graph.initializers.items()):
-            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            if not is_read(value) and not value.is_graph_input():
                 del self._graph.initializers[name]
         return self._model
 

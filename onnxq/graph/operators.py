@@ -6,16 +6,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import onnx.defs
 import onnx.helper
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from onnxq.graph.nodes import constant_value, input_at, ints_attribute
+from onnxq.graph.nodes import constant_value, input_at, int_attribute, ints_attribute
 
 Range = tuple[float, float]
 Shape = tuple[int, ...]
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Weighted:
 
 def _conv_transpose_axis(node: ir.Node, rank: int) -> int | None:
     # [C_in, C_out / group, ...]: with groups, one axis-1 channel is several output channels.
-    return 1 if node.attributes.get_int("group", 1) == 1 else None
+    return 1 if groups_of(node) == 1 else None
 
 
 WEIGHTED: Mapping[str, Weighted] = {
@@ -55,7 +58,7 @@ SUMMED_AXIS: Mapping[str, Callable[[ir.Node], int]] = {
 """Operator -> function from its node to the weight axis that it sums over, which is cut into blocks."""
 
 INPUT_CHANNELS: Mapping[str, Callable[[ir.Node, Shape], tuple[int, int]]] = {
-    "Conv": lambda node, shape: (1, shape[1] * node.attributes.get_int("group", 1)),
+    "Conv": lambda node, shape: (1, shape[1] * groups_of(node)),
     "ConvTranspose": lambda node, shape: (1, shape[0]),
     "Gemm": lambda node, shape: (
         1 - node.attributes.get_int("transA", 0),
@@ -65,14 +68,92 @@ INPUT_CHANNELS: Mapping[str, Callable[[ir.Node, Shape], tuple[int, int]]] = {
 """Operator -> function from node and weight shape to the input-channel axis of the data, and its size."""
 
 
+def weight_of(node: ir.Node) -> ir.Value | None:
+    """Return the weight of a node with weights, computed or constant."""
+    return input_at(node, WEIGHTED[node.op_type].weight)
+
+
+def weight_shape(node: ir.Node) -> Shape:
+    """Return the shape of a weight whose shape is known, in the operator's own layout."""
+    weight = weight_of(node)
+    assert weight is not None
+    assert weight.shape is not None
+    return tuple(int(size) for size in weight.shape.numpy())
+
+
+def groups_of(node: ir.Node) -> int:
+    """Return the number of groups of a convolution; 1 for matrix products."""
+    return int_attribute(node, "group", 1)
+
+
+def output_rank_after_channels(node: ir.Node, weight_rank: int) -> int:
+    """Count the axes after the channels of the output: the spatial axes of a convolution, none of a matrix.
+
+    Args:
+        node: a node with weights.
+        weight_rank: rank of its weight.
+    """
+    return weight_rank - 2 if node.op_type in ("Conv", "ConvTranspose") else 0
+
+
+def row_shape(node: ir.Node, shape: Shape) -> Shape:
+    """Return the shape of a weight with its output channels first: ``[C_out, C_in / groups, ...]``.
+
+    Args:
+        node: a node with weights.
+        shape: the shape of the weight in the operator's own layout; of rank 2 for matrix products.
+    """
+    if node.op_type == "ConvTranspose":
+        return shape[1] * groups_of(node), shape[0] // groups_of(node), *shape[2:]
+    return shape[::-1] if _columns_last(node) else shape
+
+
+def to_rows(node: ir.Node, weight: NDArray[Number]) -> NDArray[Number]:
+    """Put the output channels of a weight first: the operator's own layout -> `row_shape`.
+
+    Args:
+        node: a node with weights.
+        weight: the weight; of rank 2 for matrix products.
+
+    Returns:
+        A view where no value has to move.
+    """
+    if node.op_type == "ConvTranspose":  # [C_in, C_out / groups, ...]
+        return _swapped(weight.reshape(groups_of(node), -1, *weight.shape[1:]))
+    return weight.T if _columns_last(node) else weight
+
+
+def from_rows(node: ir.Node, rows: NDArray[Number]) -> NDArray[Number]:
+    """Invert `to_rows`.
+
+    Args:
+        node: a node with weights.
+        rows: the weight with its output channels first.
+    """
+    if node.op_type == "ConvTranspose":
+        return _swapped(rows.reshape(groups_of(node), -1, *rows.shape[1:]))
+    return np.ascontiguousarray(rows.T) if _columns_last(node) else rows
+
+
+def _swapped(grouped: NDArray[Number]) -> NDArray[Number]:
+    """``[G, A, B, ...] -> [G * B, A, ...]``."""
+    swapped = np.ascontiguousarray(grouped.swapaxes(1, 2))
+    return swapped.reshape(-1, *swapped.shape[2:])
+
+
+def _columns_last(node: ir.Node) -> bool:
+    """Whether the operator stores a matrix as [C_in, C_out]."""
+    return node.op_type in SUMMED_AXIS and SUMMED_AXIS[node.op_type](node) == 0
+
+
 def is_depthwise(node: ir.Node) -> bool:
     """Whether the node is a Conv with one group per input channel, and more than one group."""
-    return node.op_type == "Conv" and node.attributes.get_int("group", 1) > 1 and group_channels(node) == 1
+    return node.op_type == "Conv" and groups_of(node) > 1 and group_channels(node) == 1
 
 
 def group_channels(node: ir.Node) -> int | None:
     """Return the number of input channels per group of a convolution; None if unknown."""
-    weight = node.inputs[WEIGHTED["Conv"].weight]
+    weight = weight_of(node)
     size = None if weight is None or weight.shape is None else weight.shape[1]
     return size if isinstance(size, int) else None
 
@@ -107,7 +188,7 @@ def _product(sizes: Sequence[int | ir.SymbolicDim]) -> int | None:
 
 
 def _kernel(node: ir.Node) -> int | None:
-    return _product(_shape(node.inputs[WEIGHTED[node.op_type].weight])[2:])
+    return _product(_shape(weight_of(node))[2:])
 
 
 def _upsampling_kernel(node: ir.Node) -> int | None:

@@ -24,7 +24,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from onnxq.graph.nodes import add_initializer, all_nodes, constant_value, input_at, int_attribute, is_op
+from onnxq.graph.nodes import add_initializer, all_nodes, constant_value, input_at, is_op
+from onnxq.graph.operators import groups_of
+from onnxq.graph.walks import sole_producer
 
 FEWEST_OUTPUTS = 16
 """Least number of output channels; with fewer, the Pad takes longer than the convolution gains."""
@@ -58,7 +60,7 @@ def _fill(model: ir.Model, conv: ir.Node, multiple: int) -> None:
     if scale is None or scale.size != 1:
         return  # with per-channel scales, the new channels would have none
     more = -stored.shape[1] % multiple
-    if not more or len(stored) < FEWEST_OUTPUTS or int_attribute(conv, "group", 1) != 1:
+    if not more or len(stored) < FEWEST_OUTPUTS or groups_of(conv) != 1:
         return
     zeros = np.broadcast_to(_zero_points(weight, stored), (len(stored), more, *stored.shape[2:]))
     filled = np.concatenate([stored, zeros], axis=1)
@@ -73,9 +75,7 @@ def _fill(model: ir.Model, conv: ir.Node, multiple: int) -> None:
 
 def _source(value: ir.Value | None, op_type: str) -> ir.Node | None:
     """Return the node that produces ``value``, if it has this type and ``value`` has a single reader."""
-    if value is None or len(value.uses()) != 1 or value.is_graph_output():
-        return None
-    node = value.producer()
+    node = sole_producer(value)
     return node if is_op(node, op_type) else None
 
 

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.graph.nodes import input_at, int_attribute, ints_attribute
-from onnxq.graph.operators import WEIGHTED, clip_range
+from onnxq.graph.operators import WEIGHTED
+from onnxq.graph.walks import is_read, producer_of, unclipped
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 """Operators in the standard domain or in ONNX Runtime's own; both mean the same."""
@@ -132,8 +133,8 @@ def _permutation(node: ir.Node, rank: int) -> tuple[int, ...]:
 
 
 def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    producer = value.producer() if value is not None else None
-    return producer if producer is not None and producer.op_type == op_type else None
+    maker = producer_of(value)
+    return maker if maker is not None and maker.op_type == op_type else None
 
 
 def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
@@ -222,25 +223,17 @@ def links(graph: ir.Graph) -> tuple[ir.Node, ...]:
 
 def _between(node: ir.Node) -> bool:
     reals = [value for value in node.inputs if value is not None and _is_real(value)]
-    behind = [value for value in node.outputs if value.name and (value.uses() or value.is_graph_output())]
+    outputs = [value for value in node.outputs if value.name and is_read(value)]
     return (
-        bool(reals and behind)
+        bool(reals and outputs)
         and any(not is_stored(value) for value in reals)
         and all(dequantizer(value) is not None for value in reals)
-        and all(readers_quantize(unclipped(value)) for value in behind)
+        and all(readers_quantize(unclipped(value)) for value in outputs)
     )
 
 
 def _is_real(value: ir.Value) -> bool:
     return dequantizer(value) is not None or value.dtype in (None, ir.DataType.FLOAT, ir.DataType.FLOAT16)
-
-
-def unclipped(value: ir.Value) -> ir.Value:
-    """Follow ``value`` through Relu and Clip that are its only readers; return the last value."""
-    uses = tuple(value.uses())
-    if len(uses) == 1 and not value.is_graph_output() and clip_range(uses[0].node) is not None:
-        return unclipped(uses[0].node.outputs[0])
-    return value
 
 
 def readers_quantize(value: ir.Value) -> bool:

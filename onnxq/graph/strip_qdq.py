@@ -28,6 +28,7 @@ from onnxq.graph.read_qdq import (
     quantizer,
     stored,
 )
+from onnxq.graph.walks import is_read
 
 BIAS = ir.DataType.INT32
 
@@ -173,7 +174,7 @@ def _make_constant(
             recorded.block_size,
         )
         _make_constant(turned, reals.transpose(permutation), other, result)
-    if not old.uses() and not old.is_graph_output():
+    if not is_read(old):
         return
     new = add_initializer(result.model, name, np.ascontiguousarray(reals))
     old.replace_all_uses_with(new, replace_graph_outputs=True)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from calibrators.errors import shorten
 from onnxq.graph.nodes import constant_value, input_at, is_op
 from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED, attribute_value, clip_range
+from onnxq.graph.walks import downstream, upstream
 from onnxq.planner.apply_overrides import block_spec
 from onnxq.planner.context import PlanningContext, bias_add
 
@@ -75,27 +76,17 @@ def _can_be_cut(node: ir.Node, context: PlanningContext) -> bool:
 def _above(node: ir.Node, context: PlanningContext) -> Iterator[ir.Value]:
     """The data input of ``node``, and the tensors it comes from through operators that pass values on."""
     value = node.inputs[WEIGHTED[node.op_type].data]
-    while value is not None:
-        yield value
-        producer = value.producer()
-        if producer is None or not _passes_on(producer, context):
-            break
-        value = producer.inputs[0]
+    if value is not None:
+        yield from upstream(value, lambda node: _passes_on(node, context))
 
 
 def _below(node: ir.Node, context: PlanningContext) -> Iterator[ir.Value]:
     """The output of ``node``, also after its bias, Relu, Clip and operators that pass values on."""
-    yield from _onward(node.outputs[0], context)
-    if found := bias_add(node, context):
-        yield from _onward(found[0].outputs[0], context)
-
-
-def _onward(value: ir.Value, context: PlanningContext) -> Iterator[ir.Value]:
-    yield value
-    for use in value.uses():
-        if clip_range(use.node) is not None or _passes_on(use.node, context):
-            for output in use.node.outputs:
-                yield from _onward(output, context)
+    found = bias_add(node, context)
+    for last in (node, found[0]) if found else (node,):
+        yield from downstream(
+            last.outputs[0], lambda node: clip_range(node) is not None or _passes_on(node, context)
+        )
 
 
 def _passes_on(node: ir.Node, context: PlanningContext) -> bool:

@@ -12,6 +12,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantSpec
 from onnxq.graph.nodes import constant_value, input_at, is_op, rank
 from onnxq.graph.operators import WEIGHTED, clip_range, data_inputs, is_depthwise
+from onnxq.graph.walks import downstream, only_reader, sole_producer
 from onnxq.planner.number_formats import Formats
 from onnxq.targets.target import OpRule, Output, Role, Target
 
@@ -85,10 +86,7 @@ def matches(node: ir.Node, pattern: str) -> bool:
 
 def sole_reader(value: ir.Value, context: PlanningContext) -> ir.Node | None:
     """The only reader of ``value``, if there is one reader, in the main graph, and it is no graph output."""
-    uses = tuple(value.uses())
-    if value.is_graph_output() or len(uses) != 1:
-        return None
-    reader = uses[0].node
+    reader = only_reader(value)
     return reader if reader in context.position else None
 
 
@@ -201,16 +199,8 @@ def mixed_consumers(
         value
         for value in node.outputs
         if len(tuple(value.uses())) + value.is_graph_output() > 1
-        and any(v in read for v in _unclipped(value))
+        and any(v in read for v in downstream(value, lambda node: is_op(node, *_CLIPS)))
     ]
-
-
-def _unclipped(value: ir.Value) -> Iterator[ir.Value]:
-    """Yield ``value`` and the outputs of any Relu and Clip nodes that follow it."""
-    yield value
-    for use in value.uses():
-        if is_op(use.node, *_CLIPS):
-            yield from _unclipped(use.node.outputs[0])
 
 
 def integer_inputs(node: ir.Node, context: PlanningContext) -> list[int]:
@@ -239,14 +229,7 @@ def skip_inputs(node: ir.Node, rule: OpRule, context: PlanningContext) -> list[i
     branches = [
         (context.position[producer], index)
         for index, value in enumerate(node.inputs)
-        if (producer := _private_producer(value, context)) and is_op(producer, *rule.sums_with)
+        if (producer := sole_producer(value)) and producer in context.position
+        if is_op(producer, *rule.sums_with)
     ]
     return [i for i in range(len(node.inputs)) if i != max(branches)[1]] if branches else []
-
-
-def _private_producer(value: ir.Value | None, context: PlanningContext) -> ir.Node | None:
-    """The node of the main graph that computes ``value``, if ``value`` has exactly one reader."""
-    if value is None or value.is_graph_output() or len(value.uses()) != 1:
-        return None
-    producer = value.producer()
-    return producer if producer in context.position else None

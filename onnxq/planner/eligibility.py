@@ -13,6 +13,7 @@ from onnxq.graph.operators import (
     clip_range,
     data_inputs,
     group_channels,
+    groups_of,
     is_depthwise,
 )
 from onnxq.planner.apply_overrides import weight_spec
@@ -148,7 +149,7 @@ def _moves_constants(node: ir.Node, rule: OpRule, context: PlanningContext) -> s
 
 
 def _narrow(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
-    if not rule.group_channels or node.attributes.get_int("group", 1) == 1 or is_depthwise(node):
+    if not rule.group_channels or groups_of(node) == 1 or is_depthwise(node):
         return None
     channels = group_channels(node)
     if channels is None or channels >= rule.group_channels:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnxq.graph.nodes import constant_value, is_op
 from onnxq.graph.operators import MOVING, data_inputs
+from onnxq.graph.walks import is_read, producer_of
 
 _SELECTING = ("NonMaxSuppression", "TopK")
 """Operators that end detectors with their own selection of boxes: they compare their inputs."""
@@ -42,8 +43,7 @@ def _joins(node: ir.Node) -> bool:
 def _is_last(node: ir.Node) -> bool:
     """Whether the values of ``node`` are only moved, until they leave the graph or boxes are selected."""
     return all(
-        (value.uses() or value.is_graph_output())
-        and all(is_op(use.node, *_SELECTING) or _moves_on(use.node) for use in value.uses())
+        is_read(value) and all(is_op(use.node, *_SELECTING) or _moves_on(use.node) for use in value.uses())
         for value in node.outputs
     )
 
@@ -53,8 +53,7 @@ def _moves_on(node: ir.Node) -> bool:
 
 
 def _after(node: ir.Node, final: set[ir.Node]) -> bool:
-    source = node.inputs[0]
-    return source is not None and source.producer() in final
+    return producer_of(node.inputs[0]) in final
 
 
 MASKING = -1e4

@@ -11,7 +11,7 @@ Every other node is kept in float, with a reason, or runs in the type of its nei
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -19,8 +19,9 @@ import onnx_ir as ir
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.graph.nodes import all_nodes
-from onnxq.graph.operators import WEIGHTED, clip_range
+from onnxq.graph.operators import WEIGHTED
 from onnxq.graph.ort_rewrites import adds_before_layernorm
+from onnxq.graph.walks import clips_after
 from onnxq.planner.apply_overrides import with_methods
 from onnxq.planner.blockwise import among_integers, blocked_nodes, warn_of_whole
 from onnxq.planner.context import (
@@ -165,15 +166,10 @@ def _tell(
     Nodes that fuse into a planned node (Relu, Clip, the Add of a bias) need no reason.
     """
     adds = [found[0] for node in planned if (found := bias_add(node, context))]
-    fused = {*adds, *(clip for node in (*planned, *adds) for value in node.outputs for clip in _clips(value))}
+    fused = {
+        *adds,
+        *(clip for node in (*planned, *adds) for value in node.outputs for clip in clips_after(value)),
+    }
     reasons = {n: floats[n.name or ""] for n in model.graph if n.name in floats and n not in fused}
     bodies = {n: _IN_BODY for n in all_nodes(model) if n.graph is not model.graph and n.op_type in WEIGHTED}
     return {n.name or "": FloatNode(n.op_type, reason) for n, reason in {**reasons, **bodies}.items()}
-
-
-def _clips(value: ir.Value) -> Iterator[ir.Node]:
-    """Yield the successive Relu and Clip nodes after ``value``, each the only reader of its input."""
-    uses = tuple(value.uses())
-    if len(uses) == 1 and clip_range(uses[0].node) is not None:
-        yield uses[0].node
-        yield from _clips(uses[0].node.outputs[0])

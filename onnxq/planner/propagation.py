@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.graph.nodes import is_broadcast, is_op
+from onnxq.graph.walks import upstream
 from onnxq.planner.context import PlanningContext, integer_inputs, integer_outputs
 from onnxq.targets.target import FloatInputs
 
@@ -87,16 +88,9 @@ def _quantized_here(
 ) -> bool:
     """Whether this float input is worth quantizing because of the other inputs, which are ``integers``."""
     floats = context.target.rules[node.op_type].float_inputs
-    if _source(value).is_graph_output():
+    *_, source = upstream(value, lambda node: is_op(node, "Relu", "Clip"))
+    if source.is_graph_output():
         return False  # the kernel that computes it may have no integer output
     if floats is FloatInputs.BROADCAST:
         return any(is_broadcast(value, other) for other in integers)
     return floats is FloatInputs.ANY and bool(integers)
-
-
-def _source(value: ir.Value) -> ir.Value:
-    """The tensor that ``value`` comes from through Relu and Clip."""
-    producer = value.producer()
-    if producer is None or not is_op(producer, "Relu", "Clip") or producer.inputs[0] is None:
-        return value
-    return _source(producer.inputs[0])

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.nodes import input_at
-from onnxq.graph.operators import WEIGHTED
+from onnxq.graph.operators import WEIGHTED, groups_of
 from onnxq.graph.read_qdq import (
     QUANTIZE,
     ZERO_POINT,
@@ -20,8 +20,8 @@ from onnxq.graph.read_qdq import (
     integer_type,
     is_stored,
     scaled_by_both,
-    unclipped,
 )
+from onnxq.graph.walks import unclipped
 from onnxq.verify.verdict import Finding, Severity
 
 _BITS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
@@ -319,7 +319,7 @@ FALLBACK_REASONS: Mapping[str, tuple[FallbackReason, ...]] = {
             "Quantize activations to uint8, or to int8 with zero point 0.",
         ),
         FallbackReason(
-            lambda node: node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) > 1,
+            lambda node: node.op_type == "ConvTranspose" and groups_of(node) > 1,
             "there is no integer kernel for several groups",
             "Keep it in float.",
         ),

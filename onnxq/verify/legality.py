@@ -32,8 +32,8 @@ from onnxq.graph.read_qdq import (
     is_stored,
     readers_quantize,
     scaled_by_both,
-    unclipped,
 )
+from onnxq.graph.walks import unclipped
 from onnxq.targets.target import BiasStyle, OpRule, Output, Target
 from onnxq.verify.subject import Subject
 from onnxq.verify.verdict import Finding, Severity, Verdict, judged, unchecked

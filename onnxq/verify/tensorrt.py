@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxq.graph.operators import WEIGHTED
 from onnxq.graph.read_qdq import called
+from onnxq.graph.walks import producer_of
 from onnxq.verify.float_fallback import finding
 from onnxq.verify.process import installed, run_in_process
 from onnxq.verify.reference import files, output_agreement
@@ -79,7 +80,7 @@ def _in_8_bits(subject: Subject) -> list[ir.Node]:
 
 def _in_blocks(node: ir.Node) -> bool:
     weight = node.inputs[WEIGHTED[node.op_type].weight]
-    maker = weight.producer() if weight is not None else None
+    maker = producer_of(weight)
     return maker is not None and "block_size" in maker.attributes
 
 

@@ -32,11 +32,11 @@ class Bench:
     """In for a workbench."""
 
     def __init__(self, fitted=None):
-        self.judged = []
+        self.evaluated = []
         self._fitted = fitted or {}
 
     def evaluate(self, draft):
-        self.judged.append(draft.done)
+        self.evaluated.append(draft.done)
         return draft
 
     def fitted(self, draft):
@@ -70,7 +70,7 @@ def test_what_does_harm_or_no_good_is_dropped(fakes):
     assert [v.name for v in effects] == list(FAKES)
     assert {v.name for v in effects if v.kept} == {"good", "better"}
     assert [v.before for v in effects] == [1.0, *[0.5] * 5]
-    assert {done for done in context.judged if done} == {("good",)} | {
+    assert {done for done in context.evaluated if done} == {("good",)} | {
         ("good", name) for name in ("bad", "equal", "lost", "better")
     }
 

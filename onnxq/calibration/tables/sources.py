@@ -18,7 +18,7 @@ from onnxq.calibration.tables.table_files import check_names, format_for
 from onnxq.core.numerics import grid_of, weight_range
 from onnxq.core.plan import QuantParams, QuantPlan, QuantSpec
 from onnxq.graph.nodes import all_nodes, constant_value, input_at, ints_attribute
-from onnxq.graph.operators import WEIGHTED
+from onnxq.graph.operators import groups_of, row_shape
 
 logger = logging.getLogger(__name__)
 
@@ -153,10 +153,9 @@ def _layer_weight(node: ir.Node, spec: QuantSpec, params: QuantParams) -> Encodi
 
 def _layer(node: ir.Node, data: Encoding, weight: Encoding) -> NcnnLayer:
     shape = _shape(node)
-    axis = WEIGHTED[node.op_type].channel_axis(node, len(shape))
-    groups = node.attributes.get_int("group", 1)
+    groups = groups_of(node)
     winograd = node.op_type == "Conv" and groups == 1 and shape[2:] == (3, 3) and _is_plain(node)
-    return NcnnLayer(data, weight, shape[axis or 0], groups, winograd)
+    return NcnnLayer(data, weight, row_shape(node, shape)[0], groups, winograd)
 
 
 def _is_plain(node: ir.Node) -> bool:

@@ -7,15 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.nodes import constant_value, int_attribute, is_op, rank, replace_value, sole_output
+from onnxq.graph.nodes import (
+    constant_value,
+    int_attribute,
+    is_op,
+    rank,
+    replace_constant,
+    replace_value,
+    sole_output,
+)
 from onnxq.graph.passes._weighted import (
     Array,
     channel_axis_and_rank,
     layer_of,
-    replace_constant,
     scale_outputs,
     stored_as,
 )
+from onnxq.graph.walks import only_reader
 
 
 @dataclass(frozen=True)
@@ -109,12 +117,7 @@ def _from_constant(op_type: str, source: ir.Value, constant: Array) -> Affine | 
 def is_private(value: ir.Value, consumer: ir.Node) -> bool:
     """Whether this node is the only reader of the value, and in the same graph as its producer."""
     producer = value.producer()
-    return (
-        producer is not None
-        and producer.graph is consumer.graph
-        and not value.is_graph_output()
-        and [use.node for use in value.uses()] == [consumer]
-    )
+    return producer is not None and producer.graph is consumer.graph and only_reader(value) is consumer
 
 
 def absorb_into_producer(model: ir.Model, node: ir.Node, affine: Affine | None) -> bool:

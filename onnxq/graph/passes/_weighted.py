@@ -19,18 +19,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.graph.nodes import (
-    add_initializer,
     constant_value,
     input_at,
-    int_attribute,
     is_op,
     rank,
+    replace_constant,
     sole_output,
 )
+from onnxq.graph.operators import WEIGHTED, from_rows, groups_of, row_shape, to_rows, weight_of
 
 Array = NDArray[np.float64]
 
-WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -52,30 +51,24 @@ class WeightedNode:
 
     def rows(self) -> Array:
         """Return the weight in float64, output channels first: [C_out, ...]."""
-        return _to_rows(self.node, self.stored.astype(np.float64))
+        return to_rows(self.node, self.stored.astype(np.float64))
 
 
 def layer_of(node: ir.Node | None) -> WeightedNode | None:
     """View the node as a weighted node; None if it is none, or its weights or bias are no constant floats."""
-    if node is None or not is_op(node, *WEIGHTED_OPS) or sole_output(node) is None:
+    if node is None or not is_op(node, *WEIGHTED) or sole_output(node) is None:
         return None
-    stored = constant_value(input_at(node, 1))
+    stored = constant_value(weight_of(node))
     if stored is None or ir.DataType.from_numpy(stored.dtype) not in FLOATS:
         return None
     if not _is_plain(node, stored.ndim):
         return None
-    channels = _channels(node, stored.shape)
+    channels = row_shape(node, stored.shape)[0]
     bias = input_at(node, 2)
     row = None if bias is None else as_row(constant_value(bias), channels)
     if bias is not None and row is None:
         return None
     return WeightedNode(node, stored, channels, None if row is None else row.astype(np.float64))
-
-
-def _channels(node: ir.Node, shape: tuple[int, ...]) -> int:
-    if node.op_type == "ConvTranspose":
-        return shape[1] * int_attribute(node, "group", 1)
-    return shape[1] if _is_transposed(node) else shape[0]
 
 
 def _is_plain(node: ir.Node, weight_rank: int) -> bool:
@@ -92,38 +85,13 @@ def as_row(bias: NDArray[np.generic] | None, channels: int) -> NDArray[np.generi
     return np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (channels,)))
 
 
-def _to_rows(node: ir.Node, stored: Array) -> Array:
-    """Put output channels first. ConvTranspose [C_in, C_out/g, ...] becomes [C_out, C_in/g, ...]."""
-    if node.op_type == "ConvTranspose":
-        group = int_attribute(node, "group", 1)
-        grouped = stored.reshape(group, -1, *stored.shape[1:])
-        return np.ascontiguousarray(grouped.swapaxes(1, 2)).reshape(-1, grouped.shape[1], *stored.shape[2:])
-    return stored.T if _is_transposed(node) else stored
-
-
-def _from_rows(node: ir.Node, rows: Array) -> Array:
-    """Invert `_to_rows`."""
-    if node.op_type == "ConvTranspose":
-        group = int_attribute(node, "group", 1)
-        grouped = rows.reshape(group, -1, *rows.shape[1:])
-        return np.ascontiguousarray(grouped.swapaxes(1, 2)).reshape(-1, grouped.shape[1], *rows.shape[2:])
-    return np.ascontiguousarray(rows.T) if _is_transposed(node) else rows
-
-
-def _is_transposed(node: ir.Node) -> bool:
-    """Whether the stored matrix is [K, N], output channels last."""
-    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not int_attribute(node, "transB", 0))
-
-
 def channel_axis_and_rank(layer: WeightedNode) -> tuple[int, int]:
     """Return the channel axis of the output, and the output's rank.
 
     If the rank of a MatMul is unknown, it is taken as 1: constants that broadcast to it fit any rank.
     """
-    if layer.node.op_type in ("Conv", "ConvTranspose"):
+    if layer.node.op_type != "MatMul":
         return 1, layer.stored.ndim
-    if layer.node.op_type == "Gemm":
-        return 1, 2
     known = rank(layer.node.inputs[0]) or rank(layer.node.outputs[0]) or 1
     return known - 1, known
 
@@ -158,7 +126,7 @@ def scale_inputs(model: ir.Model, layer: WeightedNode, scale: Array, shift: Arra
     Returns:
         False if the result cannot be stored; then nothing is changed.
     """
-    group = int_attribute(layer.node, "group", 1) if layer.node.op_type == "Conv" else 1
+    group = groups_of(layer.node)
     outputs = layer.channels // group
     per_row = (np.repeat(v.reshape(group, -1), outputs, axis=0) for v in (scale, shift))
     rows = layer.rows()
@@ -174,7 +142,7 @@ def _store(model: ir.Model, layer: WeightedNode, weight: Array, bias: Array) -> 
     needs_bias = layer.bias is not None or bool(np.any(bias != 0))
     if needs_bias and layer.node.op_type == "MatMul" and rank(layer.node.inputs[0]) != 2:
         return False
-    new_weight, new_bias = stored_as(kind, _from_rows(layer.node, weight)), stored_as(kind, bias)
+    new_weight, new_bias = stored_as(kind, from_rows(layer.node, weight)), stored_as(kind, bias)
     if new_weight is None or new_bias is None:
         return False
     replace_constant(model, layer.node, 1, new_weight)
@@ -189,25 +157,3 @@ def stored_as(kind: np.dtype[np.generic], array: Array) -> NDArray[np.generic] |
     with np.errstate(over="ignore"):
         narrow: NDArray[np.generic] = array.astype(kind)
     return narrow if np.all(np.isfinite(narrow.astype(np.float64))) else None
-
-
-def replace_constant(model: ir.Model, node: ir.Node, index: int, array: NDArray[np.generic]) -> None:
-    """Give an input a new constant; if it is missing or has other readers, a new initializer is made.
-
-    Tensors are replaced and never edited, because clones of a model share them.
-
-    Args:
-        model: the model; it is changed.
-        node: the node.
-        index: position of the input.
-        array: the new values.
-    """
-    old = input_at(node, index)
-    if old is not None and len(old.uses()) == 1 and not old.is_graph_output():
-        old.const_value = ir.tensor(array, name=old.name)
-        old.shape, old.dtype = ir.Shape(array.shape), old.const_value.dtype
-        return
-    name = old.name if old is not None and old.name else f"{node.outputs[0].name}_bias"
-    if index >= len(node.inputs):
-        node.resize_inputs(index + 1)
-    node.replace_input_with(index, add_initializer(model, name, array))

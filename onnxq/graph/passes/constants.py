@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
 from onnxq.graph.nodes import STANDARD_DOMAIN, constant_value, is_op
-from onnxq.graph.passes._weighted import WEIGHTED_OPS
+from onnxq.graph.operators import WEIGHTED
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ REFERENCE_DIFFERS = frozenset({"Resize", "Upsample", "MaxUnpool"})
 NEVER_FOLDED = NOT_DETERMINED | QUANTIZATION | REFERENCE_DIFFERS
 
 
-PARAMETER_OPS = (*WEIGHTED_OPS, "BatchNormalization", "LayerNormalization", "InstanceNormalization", "PRelu")
+PARAMETER_OPS = (*WEIGHTED, "BatchNormalization", "LayerNormalization", "InstanceNormalization", "PRelu")
 
 
 class FoldConstantsPass(ir.passes.InPlacePass):

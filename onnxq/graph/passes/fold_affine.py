@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.nodes import all_nodes, int_attribute, ints_attribute, is_op
+from onnxq.graph.nodes import all_nodes, int_attribute, ints_attribute, is_op, replace_constant
 from onnxq.graph.operators import INPUT_CHANNELS
 from onnxq.graph.passes._affine import (
     Affine,
@@ -23,10 +23,10 @@ from onnxq.graph.passes._weighted import (
     FLOATS,
     WeightedNode,
     layer_of,
-    replace_constant,
     scale_inputs,
     stored_as,
 )
+from onnxq.graph.walks import producer_of
 
 
 class FoldBatchNormPass(ir.passes.InPlacePass):
@@ -66,7 +66,7 @@ class FoldBatchNormForwardPass(ir.passes.InPlacePass):
 def _fold_forward(model: ir.Model, node: ir.Node) -> bool:
     layer = layer_of(node) if is_op(node, "Conv", "Gemm") else None
     source = node.inputs[0] if layer is not None else None
-    batchnorm = source.producer() if source is not None else None
+    batchnorm = producer_of(source)
     if layer is None or source is None or batchnorm is None or not is_private(source, node):
         return False
     affine = batchnorm_affine(batchnorm)

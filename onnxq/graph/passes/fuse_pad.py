@@ -15,6 +15,7 @@ from onnxq.graph.nodes import (
     rank,
     sole_output,
 )
+from onnxq.graph.walks import is_read, producer_of
 
 NEVER_NEGATIVE = ("Relu", "Sigmoid", "Softmax", "HardSigmoid", "Abs")
 
@@ -40,7 +41,7 @@ class FusePadPass(ir.passes.InPlacePass):
 def _fuse(node: ir.Node) -> bool:
     if not is_op(node, "Conv", "AveragePool", "MaxPool") or sole_output(node) is None:
         return False
-    pad = node.inputs[0].producer() if node.inputs[0] is not None else None
+    pad = producer_of(node.inputs[0])
     if pad is None or not is_op(pad, "Pad") or pad.inputs[0] is None:
         return False
     added, fill = _spatial_pads(pad), _fill_value(pad)
@@ -51,7 +52,7 @@ def _fuse(node: ir.Node) -> bool:
         return False
     _set_pads(node, [a + b for a, b in zip(own, added, strict=True)])
     node.replace_input_with(0, pad.inputs[0])
-    if not pad.outputs[0].uses() and not pad.outputs[0].is_graph_output() and pad.graph is not None:
+    if not is_read(pad.outputs[0]) and pad.graph is not None:
         pad.graph.remove(pad, safe=True)
     return True
 

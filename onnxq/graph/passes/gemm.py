@@ -6,9 +6,19 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.graph.nodes import all_nodes, constant_value, input_at, int_attribute, is_op, rank, replace_value
+from onnxq.graph.nodes import (
+    all_nodes,
+    constant_value,
+    input_at,
+    is_op,
+    rank,
+    replace_constant,
+    replace_value,
+)
+from onnxq.graph.operators import row_shape
 from onnxq.graph.passes._affine import is_private
-from onnxq.graph.passes._weighted import FLOATS, as_row, replace_constant
+from onnxq.graph.passes._weighted import FLOATS, as_row
+from onnxq.graph.walks import producer_of
 
 
 class MatMulAddToGemmPass(ir.passes.InPlacePass):
@@ -30,7 +40,7 @@ def _fuse_gemm(model: ir.Model, add: ir.Node) -> bool:
     if not is_op(add, "Add"):
         return False
     for product, bias in (tuple(add.inputs), tuple(add.inputs)[::-1]):
-        matmul = product.producer() if product is not None else None
+        matmul = producer_of(product)
         if product is None or bias is None or matmul is None or not is_private(product, add):
             continue
         row = _bias_row(matmul, bias)
@@ -101,7 +111,7 @@ def _flatten_bias(model: ir.Model, node: ir.Node) -> bool:
     weight, bias = constant_value(input_at(node, 1)), constant_value(input_at(node, 2))
     if weight is None or bias is None:
         return False
-    row = as_row(bias, weight.shape[0 if int_attribute(node, "transB", 0) else 1])
+    row = as_row(bias, row_shape(node, weight.shape)[0])
     if row is None or row.shape == bias.shape:
         return False
     replace_constant(model, node, 2, row)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxq.graph.nodes import all_nodes
+from onnxq.graph.walks import is_read
 
 
 class UniqueNamesPass(ir.passes.InPlacePass):
@@ -42,7 +43,7 @@ def _values(model: ir.Model, nodes: list[ir.Node]) -> Iterator[ir.Value]:
     for graph in model.graphs():
         yield from graph.inputs
     for node in nodes:
-        yield from (o for o in node.outputs if o.name or o.uses() or o.is_graph_output())
+        yield from (o for o in node.outputs if o.name or is_read(o))
 
 
 def _rename(values: dict[ir.Value, None], producers: dict[ir.Value, ir.Node | None]) -> bool:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxq.graph.nodes import STANDARD_DOMAIN, all_nodes, constant_value, input_at, is_op, replace_value
 from onnxq.graph.passes.constants import NOT_DETERMINED
+from onnxq.graph.walks import is_read
 
 
 class RemoveIdentityPass(ir.passes.InPlacePass):
@@ -36,7 +37,7 @@ def _is_idle(node: ir.Node) -> bool:
 
 
 def _mask_is_used(node: ir.Node) -> bool:
-    return any(mask.uses() or mask.is_graph_output() for mask in node.outputs[1:])
+    return any(map(is_read, node.outputs[1:]))
 
 
 def _remove(node: ir.Node) -> bool:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from calibrators.errors import CalibrationError
 from calibrators.session import open_session
 from onnxq.graph.nodes import STANDARD_DOMAIN, all_nodes, constant_value, int_attribute, is_op
+from onnxq.graph.walks import producer_of
 
 
 class InferShapesPass(ir.passes.InPlacePass):
@@ -230,7 +231,7 @@ def _numbers(value: ir.Value | None) -> Sizes | None:
     constant = constant_value(value)
     if constant is not None:
         return [int(number) for number in np.ravel(constant)]
-    node = None if value is None else value.producer()
+    node = producer_of(value)
     if is_op(node, "Concat"):
         assert node is not None
         parts = [_numbers(part) for part in node.inputs]

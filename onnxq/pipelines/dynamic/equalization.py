@@ -18,8 +18,8 @@ from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.corrections import Effect
 from onnxq.algorithms.draft import Draft
 from onnxq.core.plan import Group, QuantPlan, QuantPoint, QuantSpec
+from onnxq.graph.operators import SUMMED_AXIS
 from onnxq.pipelines.dynamic.input_checks import is_computed
-from onnxq.pipelines.dynamic.matmul import columns_of
 from onnxq.pipelines.dynamic.planning import rewrite
 from onnxq.pipelines.dynamic.rewriter import Known
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
@@ -71,7 +71,7 @@ def _points(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme) -> Iterator
         if node.name in plan.integer_nodes and node.op_type in ("MatMul", "Gemm"):
             data, weight = node.inputs[:2]
             if is_computed(data) and not is_computed(weight):
-                weights = replace(scheme.weight, axis=scheme.axis(columns_of(node)))
+                weights = replace(scheme.weight, axis=scheme.axis(1 - SUMMED_AXIS[node.op_type](node)))
                 for index, (value, spec) in enumerate(((data, DATA), (weight, weights))):
                     name = value.name or "" if value is not None else ""
                     yield QuantPoint(name, node.name or "", index, spec, name)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.nodes import constant_value, input_at, rank
-from onnxq.graph.operators import attribute_value
+from onnxq.graph.operators import SUMMED_AXIS, attribute_value
 from onnxq.pipelines.dynamic.input_checks import is_computed, needs_float, weight_obstacle
 from onnxq.pipelines.dynamic.rewriter import FLOAT, Array, Layout, ModelRewriter
 
@@ -39,7 +39,7 @@ def gemm_obstacle(node: ir.Node) -> str | None:
             return f"its {name} is {actual}, the integer kernel needs {wanted}"
     if not is_computed(node.inputs[0]):
         return "its first operand is a constant"
-    return _matrix_obstacle(node, columns=columns_of(node))
+    return _matrix_obstacle(node, columns=1 - SUMMED_AXIS["Gemm"](node))
 
 
 def rewrite_matmul(node: ir.Node, rewriter: ModelRewriter) -> None:
@@ -64,7 +64,7 @@ def rewrite_gemm(node: ir.Node, rewriter: ModelRewriter) -> None:
     assert data is not None
     assert weight is not None
     levels, scale, zero = rewriter.quantized(data, node)
-    columns = columns_of(node)
+    columns = 1 - SUMMED_AXIS["Gemm"](node)
     factors, factor_scale = rewriter.packed(weight, columns, _COLUMNS if columns else _ROWS)
     real = _product(node, [levels, factors, zero], scale, factor_scale, rewriter)
     bias = input_at(node, 2)
@@ -99,11 +99,6 @@ def _row(bias: ir.Value, rewriter: ModelRewriter) -> ir.Value:
     if array is None or array.ndim < 2 or array.size != array.shape[-1]:
         return bias
     return rewriter.constant(f"{bias.name}_row", array.reshape(-1))
-
-
-def columns_of(node: ir.Node) -> int:
-    """Get the weight axis of a MatMul or Gemm along which the columns (output channels) lie."""
-    return 0 if node.op_type == "Gemm" and attribute_value(node, "transB") else 1
 
 
 def _too_flat(*values: ir.Value | None) -> str | None:

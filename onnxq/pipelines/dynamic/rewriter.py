@@ -17,6 +17,7 @@ from onnxq.calibration.weight_scale import refine_scale
 from onnxq.core.numerics import params_from_range, quantize, spread, weight_range
 from onnxq.core.plan import QuantSpec
 from onnxq.graph.nodes import all_nodes, constant_value, replace_value, unique_name
+from onnxq.graph.walks import is_read
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
@@ -233,7 +234,7 @@ class ModelRewriter:
         """Return the rewritten copy, without constants that are no longer read."""
         for graph in self.model.graphs():
             for name, value in list(graph.initializers.items()):
-                if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                if not is_read(value) and not value.is_graph_input():
                     del graph.initializers[name]
         return self.model
 
