@@ -143,7 +143,9 @@ def add_initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> i
     return value
 
 
-def replace_constant(model: ir.Model, node: ir.Node, index: int, array: NDArray[np.generic]) -> None:
+def replace_constant(
+    model: ir.Model, node: ir.Node, index: int, array: NDArray[np.generic], copy: str | None = None
+) -> None:
     """Give an input a new constant; if it is missing or has other readers, a new initializer is made.
 
     Tensors are replaced and never edited, because clones of a model share them.
@@ -153,13 +155,14 @@ def replace_constant(model: ir.Model, node: ir.Node, index: int, array: NDArray[
         node: the node.
         index: position of the input.
         array: the new values.
+        copy: the wanted name of the new initializer; None for the name of the old one.
     """
     old = input_at(node, index)
     if old is not None and len(old.uses()) == 1 and not old.is_graph_output():
         old.const_value = ir.tensor(array, name=old.name)
         old.shape, old.dtype = ir.Shape(array.shape), old.const_value.dtype
         return
-    name = old.name if old is not None and old.name else f"{node.outputs[0].name}_bias"
+    name = copy or (old.name if old is not None and old.name else f"{node.outputs[0].name}_bias")
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     node.replace_input_with(index, add_initializer(model, name, array))

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.algorithms.channels.channel_moments import ChannelMoments, measure
-from onnxq.algorithms.channels.fold_factors import replace_constant
+from onnxq.algorithms.channels.fold_factors import replace_values
 from onnxq.algorithms.channels.labels import Channels, ScaleFold, find_channels
 from onnxq.algorithms.channels.padding import pad_with, worth_a_pad
 from onnxq.algorithms.channels.shift_rules import BIAS, shifts
@@ -131,7 +131,7 @@ def _add_to(model: ir.Model, node: ir.Node, index: int, shift: Offsets) -> None:
     value = input_at(node, index)
     array = constant_value(value)
     if value is not None and array is not None:
-        replace_constant(model, node, index, array.astype(np.float64) + shift, "moved")
+        replace_values(model, node, index, array.astype(np.float64) + shift, "moved")
     elif is_op(node, "Relu"):
         _replace_relu(model, node, shift)
     elif not is_op(node, "Clip"):

@@ -24,7 +24,15 @@ from onnxq.algorithms.channels.labels import FIXED, Channels, Labels, ScaleFold
 from onnxq.algorithms.channels.scale_rules import own_weight
 from onnxq.algorithms.layers.matrices import layers
 from onnxq.core.plan import QuantPlan
-from onnxq.graph.nodes import add_initializer, constant_value, int_attribute, unused_name, unused_node
+from onnxq.graph.nodes import (
+    add_initializer,
+    constant_value,
+    int_attribute,
+    replace_constant,
+    unused_name,
+    unused_node,
+)
+from onnxq.graph.operators import SUMMED_AXIS
 
 Factors = NDArray[np.float64]
 """One for each label of `Channels`; that of a fixed channel is 1."""
@@ -47,23 +55,27 @@ def folded(model: ir.Model, channels: Channels, factors: Factors) -> ir.Model:
 def _take_in(model: ir.Model, node: ir.Node, fold: ScaleFold, factor: Factors) -> None:
     array = constant_value(node.inputs[fold.index])
     assert array is not None
-    replace_constant(model, node, fold.index, array.astype(np.float64) * factor, "scaled")
+    replace_values(model, node, fold.index, array.astype(np.float64) * factor, "scaled")
 
 
-def replace_constant(
-    model: ir.Model, node: ir.Node, index: int, values: NDArray[np.float64], done: str
+def replace_values(
+    model: ir.Model, node: ir.Node, index: int, values: NDArray[np.float64], suffix: str
 ) -> None:
-    """Give a node another constant of the same type; where others read the old one too, beside it."""
+    """Give a node another constant of the same rank and type; a copy if others read the old one too.
+
+    Args:
+        model: the model; it is changed.
+        node: the node.
+        index: position of the constant among its inputs.
+        values: the new values; leading dimensions of size 1 are dropped if the constant has fewer.
+        suffix: appended to the name of a copy.
+    """
     old = node.inputs[index]
     array = constant_value(old)
     assert old is not None
     assert array is not None
     changed = np.asarray(_fitting(values, array.ndim), array.dtype)
-    if len(old.uses()) > 1 or old.is_graph_output():
-        name = unused_name(f"{old.name}_{done}", model)
-        node.replace_input_with(index, add_initializer(model, name, changed))
-    else:
-        old.const_value, old.shape = ir.tensor(changed, name=old.name), ir.Shape(changed.shape)
+    replace_constant(model, node, index, changed, unused_name(f"{old.name}_{suffix}", model))
 
 
 def _fitting(array: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
@@ -129,7 +141,7 @@ def _takes_columns(node: ir.Node) -> bool:
 def _columns(node: ir.Node) -> int:
     weight = own_weight(node)
     assert weight is not None
-    return int(weight.shape[int_attribute(node, "transB", 0)])
+    return int(weight.shape[SUMMED_AXIS[node.op_type](node)])
 
 
 def _extended(
@@ -145,7 +157,7 @@ def _extended(
 
 
 def _down(node: ir.Node, columns: Labels) -> Labels:
-    return columns[None, :] if int_attribute(node, "transB", 0) else columns[:, None]
+    return columns[None, :] if SUMMED_AXIS[node.op_type](node) == 1 else columns[:, None]
 
 
 def with_muls(model: ir.Model, places: Collection[MulSite], factors: Factors) -> ir.Model:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from onnxq.algorithms.channels.labels import ChannelUnion, Labels, Rule, hold_inputs, reshaped
 from onnxq.graph.nodes import constant_value, input_at, int_attribute, ints_attribute, is_broadcast
-from onnxq.graph.operators import clip_range
+from onnxq.graph.operators import SUMMED_AXIS, clip_range, groups_of, row_shape
+from onnxq.graph.walks import only_use
 
 _Labelled = Sequence[Labels] | None
 
@@ -27,7 +28,7 @@ def _conv(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     weight, channels = own_weight(node), ties.of(node.inputs[0])
     if weight is None or channels.ndim != weight.ndim or not _only_along(channels, 1):
         return None
-    groups, taps = int_attribute(node, "group", 1), (1,) * (weight.ndim - 2)
+    groups, taps = groups_of(node), (1,) * (weight.ndim - 2)
     columns = np.broadcast_to(channels.reshape(-1), groups * weight.shape[1]).reshape(groups, -1)
     rows = _output(node, len(weight), 2, ties)
     each = np.repeat(columns, len(weight) // groups, axis=0)
@@ -39,9 +40,9 @@ def _conv_transpose(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     weight, channels = own_weight(node), ties.of(node.inputs[0])
     if weight is None or channels.ndim != weight.ndim or not _only_along(channels, 1):
         return None
-    groups, taps = int_attribute(node, "group", 1), (1,) * (weight.ndim - 2)
+    groups, taps = groups_of(node), (1,) * (weight.ndim - 2)
     columns = np.broadcast_to(channels.reshape(-1), len(weight))
-    rows = _output(node, groups * weight.shape[1], 2, ties)
+    rows = _output(node, row_shape(node, weight.shape)[0], 2, ties)
     each = np.repeat(rows.reshape(groups, -1), len(weight) // groups, axis=0)
     ties.fold(node, 1, up=each.reshape(*each.shape, *taps), down=columns.reshape(-1, 1, *taps))
     return [rows.reshape(1, -1, *taps)]
@@ -51,10 +52,9 @@ def _gemm(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     weight, channels = own_weight(node), ties.of(node.inputs[0])
     if weight is None or int_attribute(node, "transA", 0) or not _only_along(channels, 1):
         return None
-    transposed = int_attribute(node, "transB", 0)
-    rows = _output(node, weight.shape[1 - transposed], 2, ties)
+    rows = _output(node, row_shape(node, weight.shape)[0], 2, ties)
     columns = channels.reshape(-1)
-    up, down = (rows[:, None], columns) if transposed else (rows, columns[:, None])
+    up, down = (rows[:, None], columns) if SUMMED_AXIS["Gemm"](node) else (rows, columns[:, None])
     ties.fold(node, 1, up=up, down=down)
     return [rows[None]]
 
@@ -86,7 +86,7 @@ def own_weight(node: ir.Node) -> NDArray[np.generic] | None:
     """The constant weights of a node, if nobody else reads them."""
     value = input_at(node, 1)
     weight = constant_value(value)
-    if value is None or weight is None or len(value.uses()) != 1 or value.is_graph_output():
+    if weight is None or only_use(value) is None:
         return None
     return weight if weight.ndim >= 2 and weight.size else None
 

@@ -22,7 +22,8 @@ from onnxq.algorithms.channels.labels import FIXED, ChannelUnion, Labels, Rule, 
 from onnxq.algorithms.channels.scale_rules import MOVES, NORMALIZED, same
 from onnxq.algorithms.layers.biases import bias_of
 from onnxq.graph.nodes import constant_value, input_at, int_attribute, ints_attribute, is_op
-from onnxq.graph.operators import INPUT_CHANNELS, clip_range
+from onnxq.graph.operators import INPUT_CHANNELS, clip_range, row_shape
+from onnxq.graph.walks import sole_producer
 
 _Labelled = Sequence[Labels] | None
 
@@ -50,8 +51,7 @@ def _conv_transpose(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """What its input has is not added up equally often everywhere."""
     weight = constant_value(node.inputs[1])
     hold_inputs(node, ties)
-    size = 0 if weight is None else weight.shape[1] * int_attribute(node, "group", 1)
-    rows = None if weight is None else _rows(node, size, 1, weight.ndim, ties)
+    rows = None if weight is None else _rows(node, row_shape(node, weight.shape)[0], 1, weight.ndim, ties)
     return None if rows is None else [rows]
 
 
@@ -59,7 +59,7 @@ def _gemm(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     weight = constant_value(node.inputs[1])
     if weight is None or any(node.attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta")):
         return None
-    rows = _rows(node, weight.shape[1 - int_attribute(node, "transB", 0)], 1, 2, ties)
+    rows = _rows(node, row_shape(node, weight.shape)[0], 1, 2, ties)
     if rows is None or int_attribute(node, "transA", 0) or not _through(node, weight.shape, ties):
         hold_inputs(node, ties)
     return None if rows is None else [rows]
@@ -168,8 +168,8 @@ def _residual(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 def _taker(value: ir.Value | None) -> tuple[ir.Node, int] | None:
     """The node that makes the tensor, for one reader, and the input of it that is a bias."""
-    node = None if value is None else value.producer()
-    if value is None or node is None or value.is_graph_output() or len(tuple(value.uses())) != 1:
+    node = sole_producer(value)
+    if node is None:
         return None
     if is_op(node, *INPUT_CHANNELS):
         return node, BIAS

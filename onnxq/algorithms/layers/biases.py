@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from onnxq.algorithms.draft import with_constants
 from onnxq.algorithms.layers.matrices import MatrixLayer
 from onnxq.graph.nodes import constant_value, input_at, is_op, sole_output
-from onnxq.graph.operators import WEIGHTED, clip_range
+from onnxq.graph.operators import WEIGHTED, clip_range, row_shape, weight_shape
+from onnxq.graph.walks import only_reader, only_use
 
 
 @dataclass(frozen=True)
@@ -48,33 +49,20 @@ def bias_of(node: ir.Node) -> Bias | None:
     if operator.bias is not None:
         beta = node.attributes.get_float("beta", 1.0)
         return _bias(node, operator.bias, node) if beta == 1 else None
-    output = sole_output(node)
-    uses = tuple(output.uses()) if output is not None and not output.is_graph_output() else ()
-    if len(uses) != 1 or not is_op(uses[0].node, "Add"):
+    use = only_use(sole_output(node))
+    if use is None or not is_op(use[0], "Add"):
         return None
-    return _bias(uses[0].node, 1 - uses[0].idx, node)
+    return _bias(use[0], 1 - use[1], node)
 
 
 def _bias(holder: ir.Node, index: int, node: ir.Node) -> Bias | None:
     value = input_at(holder, index)
     known = constant_value(value)
-    if value is None or known is None or len(tuple(value.uses())) != 1 or value.is_graph_output():
+    if value is None or known is None or only_use(value) is None:
         return None
-    if known.size != _channels(node) or known.size not in known.shape[-1:]:
+    if known.size != row_shape(node, weight_shape(node))[0] or known.size not in known.shape[-1:]:
         return None
     return Bias(holder.name or "", index, value.name or "", known.astype(np.float64))
-
-
-def _channels(node: ir.Node) -> int:
-    """How many output channels a layer has."""
-    weight = node.inputs[WEIGHTED[node.op_type].weight]
-    assert weight is not None
-    assert weight.shape is not None
-    shape = tuple(int(size) for size in weight.shape.numpy())
-    if node.op_type == "ConvTranspose":
-        return shape[1] * node.attributes.get_int("group", 1)
-    axis = WEIGHTED[node.op_type].channel_axis(node, len(shape))
-    return 0 if axis is None else shape[axis]
 
 
 def with_biases(model: ir.Model, biases: Iterable[Bias]) -> ir.Model:
@@ -109,21 +97,13 @@ def bias_and_activation(node: ir.Node, layer: MatrixLayer) -> BiasAndActivation:
     if bias is None:
         zeros = np.zeros((groups, 1, outputs), np.float32)
         unknown = slot is not None and input_at(node, slot) is not None
-        return BiasAndActivation(zeros) if unknown else BiasAndActivation(zeros, _limits(_reader(node)))
-    adds = node if bias.holder == node.name else _reader(node)
+        return BiasAndActivation(zeros) if unknown else BiasAndActivation(zeros, _limits(node))
+    adds = node if bias.holder == node.name else only_reader(sole_output(node))
     values = bias.values.reshape(groups, 1, outputs).astype(np.float32)
-    return BiasAndActivation(values, _limits(_reader(adds)))
+    return BiasAndActivation(values, _limits(adds))
 
 
-def _limits(reader: ir.Node | None) -> tuple[float, float]:
+def _limits(node: ir.Node | None) -> tuple[float, float]:
+    reader = None if node is None else only_reader(sole_output(node))
     limits = None if reader is None else clip_range(reader)
     return limits or (-math.inf, math.inf)
-
-
-def _reader(node: ir.Node | None) -> ir.Node | None:
-    """The only node that reads what ``node`` makes, if there is just one."""
-    value = None if node is None else sole_output(node)
-    if value is None or value.is_graph_output():
-        return None
-    readers = [use.node for use in value.uses()]
-    return readers[0] if len(readers) == 1 else None

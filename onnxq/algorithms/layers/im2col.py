@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.graph.nodes import int_attribute, ints_attribute
-from onnxq.graph.operators import WEIGHTED
+from onnxq.graph.operators import groups_of, weight_shape
 
 Floats = NDArray[np.float32]
 RowIndices = NDArray[np.int64]
@@ -58,9 +59,8 @@ def _gathered(node: ir.Node, data: Floats, limit: int, rng: np.random.Generator,
     """Data [N, C, spatial ...] -> [N * n, G, K]."""
     sizes, kernel = data.shape[2:], _kernel(node)
     rank = len(sizes)
-    strides = ints_attribute(node, "strides", (1,) * rank)
-    dilations = ints_attribute(node, "dilations", (1,) * rank)
-    before, out_sizes = _geometry(node, sizes, kernel, strides, dilations)
+    strides, dilations = _strides(node, rank), _dilations(node, rank)
+    before, out_sizes = _geometry(node, sizes)
     chosen = _chosen(out_sizes, limit, rng)
     found = [inputs(chosen[d][:, None], kernel[d], strides[d], dilations[d], before[d]) for d in range(rank)]
     index, inside = _combined(found, sizes)
@@ -68,7 +68,7 @@ def _gathered(node: ir.Node, data: Floats, limit: int, rng: np.random.Generator,
     if not inside.all():
         rows *= inside
     count, channels, n, taps = rows.shape
-    groups = int_attribute(node, "group", 1)
+    groups = groups_of(node)
     split = rows.reshape(count, groups, channels // groups, n, taps).transpose(0, 3, 1, 2, 4)
     result: Floats = split.reshape(count * n, groups, -1)
     return result
@@ -85,55 +85,84 @@ def _combined(found: Sequence[RowIndices], sizes: Sequence[int]) -> tuple[RowInd
 
 
 def _kernel(node: ir.Node) -> tuple[int, ...]:
-    weight = node.inputs[WEIGHTED[node.op_type].weight]
-    assert weight is not None
-    assert weight.shape is not None
-    return tuple(int(size) for size in weight.shape.numpy()[2:])
+    return weight_shape(node)[2:]
 
 
-def _geometry(
-    node: ir.Node,
-    sizes: Sequence[int],
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-) -> tuple[list[int], list[int]]:
-    """Padding in front, and size of the output, of each spatial axis.
+@dataclass(frozen=True)
+class _Axis:
+    """One spatial axis of a convolution.
+
+    Attributes:
+        size: of the input.
+        span: elements that the dilated kernel covers.
+        stride: step between two places of the kernel.
+        pads: zeros in front and at the end, where ``auto_pad`` is not given.
+        extra: ``output_padding``.
+        wanted: ``output_shape``; None if it is not given.
+    """
+
+    size: int
+    span: int
+    stride: int
+    pads: tuple[int, int]
+    extra: int
+    wanted: int | None
+
+
+def _geometry(node: ir.Node, sizes: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Compute the padding in front and the size of the output, for each spatial axis.
 
     https://onnx.ai/onnx/operators/onnx__Conv.html, https://onnx.ai/onnx/operators/onnx__ConvTranspose.html
     """
-    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    axis = _transposed_axis if node.op_type == "ConvTranspose" else _conv_axis
-    both = [axis(node, d, sizes[d], spans[d], strides[d], len(sizes)) for d in range(len(sizes))]
+    padded = _transposed_axis if node.op_type == "ConvTranspose" else _conv_axis
+    auto = node.attributes.get_string("auto_pad", "NOTSET")
+    both = [padded(axis, auto) for axis in _axes(node, sizes)]
     return [front for front, _ in both], [size for _, size in both]
 
 
-def _conv_axis(node: ir.Node, d: int, size: int, span: int, stride: int, rank: int) -> tuple[int, int]:
-    pads, auto = ints_attribute(node, "pads", (0,) * (2 * rank)), _auto_pad(node)
+def _axes(node: ir.Node, sizes: Sequence[int]) -> list[_Axis]:
+    rank, kernel = len(sizes), _kernel(node)
+    strides, dilations = _strides(node, rank), _dilations(node, rank)
+    pads = ints_attribute(node, "pads", (0,) * (2 * rank))
+    extra = ints_attribute(node, "output_padding", (0,) * rank)
+    wanted = ints_attribute(node, "output_shape", ())[-rank:]
+    return [
+        _Axis(
+            size=sizes[d],
+            span=(kernel[d] - 1) * dilations[d] + 1,
+            stride=strides[d],
+            pads=(pads[d], pads[d + rank]),
+            extra=extra[d],
+            wanted=wanted[d] if wanted else None,
+        )
+        for d in range(rank)
+    ]
+
+
+def _strides(node: ir.Node, rank: int) -> tuple[int, ...]:
+    return ints_attribute(node, "strides", (1,) * rank)
+
+
+def _dilations(node: ir.Node, rank: int) -> tuple[int, ...]:
+    return ints_attribute(node, "dilations", (1,) * rank)
+
+
+def _conv_axis(axis: _Axis, auto: str) -> tuple[int, int]:
     if not auto.startswith("SAME"):
-        front, total = pads[d], pads[d] + pads[d + rank]
+        front, total = axis.pads[0], sum(axis.pads)
     else:
-        total = max(0, (-(-size // stride) - 1) * stride + span - size)
+        total = max(0, (-(-axis.size // axis.stride) - 1) * axis.stride + axis.span - axis.size)
         front = total - total // 2 if auto == "SAME_LOWER" else total // 2
-    return front, (size + total - span) // stride + 1
+    return front, (axis.size + total - axis.span) // axis.stride + 1
 
 
-def _transposed_axis(node: ir.Node, d: int, size: int, span: int, stride: int, rank: int) -> tuple[int, int]:
-    pads, auto = ints_attribute(node, "pads", (0,) * (2 * rank)), _auto_pad(node)
-    extra, wanted = (
-        ints_attribute(node, "output_padding", (0,) * rank),
-        ints_attribute(node, "output_shape", ()),
-    )
-    full = (size - 1) * stride + span + extra[d]
-    if not wanted and not auto.startswith("SAME"):
-        return pads[d], full - pads[d] - pads[d + rank]
-    out = wanted[d - rank] if wanted else min(full, size * stride)
+def _transposed_axis(axis: _Axis, auto: str) -> tuple[int, int]:
+    full = (axis.size - 1) * axis.stride + axis.span + axis.extra
+    if axis.wanted is None and not auto.startswith("SAME"):
+        return axis.pads[0], full - sum(axis.pads)
+    out = min(full, axis.size * axis.stride) if axis.wanted is None else axis.wanted
     total = max(0, full - out)
     return (total // 2 if auto == "SAME_UPPER" else total - total // 2), out
-
-
-def _auto_pad(node: ir.Node) -> str:
-    return node.attributes.get_string("auto_pad", "NOTSET")
 
 
 def _chosen(sizes: Sequence[int], limit: int, rng: np.random.Generator) -> list[RowIndices]:

@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from onnxq.core.plan import QuantPlan, QuantPoint
 from onnxq.graph.nodes import constant_value, int_attribute, rank
-from onnxq.graph.operators import WEIGHTED
+from onnxq.graph.operators import (
+    WEIGHTED,
+    from_rows,
+    groups_of,
+    output_rank_after_channels,
+    row_shape,
+    to_rows,
+    weight_of,
+    weight_shape,
+)
+from onnxq.graph.walks import only_use
 
 Floats = NDArray[np.float32]
 
@@ -49,7 +59,7 @@ def layers(model: ir.Model, plan: QuantPlan) -> list[MatrixLayer]:
 def with_own_weights(model: ir.Model, plan: QuantPlan) -> list[MatrixLayer]:
     """The layers that alone read their weights: other readers' inputs might want them rounded otherwise."""
     constants = model.graph.initializers
-    return [one for one in layers(model, plan) if len(tuple(constants[one.weight.tensor].uses())) == 1]
+    return [one for one in layers(model, plan) if only_use(constants[one.weight.tensor])]
 
 
 def in_parts(
@@ -93,21 +103,17 @@ def channel_axes(model: ir.Model, plan: QuantPlan) -> dict[str, int]:
 
 
 def _summed_axis(node: ir.Node) -> int:
-    return -2 if _is_transposed(node, "transA") else channel_axis(node)
+    return -2 if int_attribute(node, "transA", 0) else channel_axis(node)
 
 
 def channel_axis(node: ir.Node) -> int:
     """The axis, from the end, that counts the channels of the layer's output."""
-    weight = node.inputs[WEIGHTED[node.op_type].weight]
-    assert weight is not None
-    assert weight.shape is not None
-    spatial = len(weight.shape) - 2 if node.op_type in ("Conv", "ConvTranspose") else 0
-    return -1 - spatial
+    return -1 - output_rank_after_channels(node, len(weight_shape(node)))
 
 
 def weights_of(node: ir.Node) -> NDArray[np.generic] | None:
     """The constant weights of a node that has some."""
-    return constant_value(node.inputs[WEIGHTED[node.op_type].weight])
+    return constant_value(weight_of(node))
 
 
 def matrices_of(node: ir.Node) -> Floats | None:
@@ -120,73 +126,10 @@ def matrices_of(node: ir.Node) -> Floats | None:
 
 def matrices(node: ir.Node, weight: NDArray[np.generic]) -> Floats:
     """Weights as the operator has them -> ``[G, O, K]``; a copy where the layout differs."""
-    return _FORMS[node.op_type].to_matrices(node, np.asarray(weight, np.float32))
+    rows, groups = to_rows(node, np.asarray(weight, np.float32)), groups_of(node)
+    return rows.reshape(groups, len(rows) // groups, -1)
 
 
 def weights(node: ir.Node, matrix: Floats, shape: tuple[int, ...]) -> Floats:
     """The inverse of `matrices`: ``[G, O, K]`` -> weights of this ``shape``."""
-    return np.ascontiguousarray(_FORMS[node.op_type].from_matrices(node, matrix, shape), np.float32)
-
-
-# --- Convolutions -----------------------------------------------------------------------------
-
-
-def groups_of(node: ir.Node) -> int:
-    """The groups of a convolution."""
-    return int_attribute(node, "group", 1)
-
-
-def _conv_matrices(node: ir.Node, weight: Floats) -> Floats:
-    groups = groups_of(node)
-    return weight.reshape(groups, len(weight) // groups, -1)
-
-
-def _conv_weights(node: ir.Node, matrix: Floats, shape: tuple[int, ...]) -> Floats:
-    return matrix.reshape(shape)
-
-
-def _transposed_matrices(node: ir.Node, weight: Floats) -> Floats:
-    """``[C_in, C_out / G, ...]`` -> ``[G, C_out / G, C_in / G * taps]``."""
-    groups = groups_of(node)
-    inputs, outputs = weight.shape[:2]
-    split = weight.reshape(groups, inputs // groups, outputs, -1)
-    result: Floats = split.transpose(0, 2, 1, 3).reshape(groups, outputs, -1)
-    return result
-
-
-def _transposed_weights(node: ir.Node, matrix: Floats, shape: tuple[int, ...]) -> Floats:
-    groups = groups_of(node)
-    split = matrix.reshape(groups, shape[1], shape[0] // groups, -1)
-    result: Floats = split.transpose(0, 2, 1, 3).reshape(shape)
-    return result
-
-
-# --- Matrices ---------------------------------------------------------------------------------
-
-
-def _is_transposed(node: ir.Node, name: str) -> bool:
-    return int_attribute(node, name, 0) != 0
-
-
-def _gemm_matrices(node: ir.Node, weight: Floats) -> Floats:
-    return np.asarray((weight if _is_transposed(node, "transB") else weight.T)[None])
-
-
-def _gemm_weights(node: ir.Node, matrix: Floats, shape: tuple[int, ...]) -> Floats:
-    return np.asarray(matrix[0] if _is_transposed(node, "transB") else matrix[0].T)
-
-
-@dataclass(frozen=True)
-class _Form:
-    """How one operator's weights become matrices, and these weights again."""
-
-    to_matrices: Callable[[ir.Node, Floats], Floats]
-    from_matrices: Callable[[ir.Node, Floats, tuple[int, ...]], Floats]
-
-
-_FORMS: Mapping[str, _Form] = {
-    "Conv": _Form(_conv_matrices, _conv_weights),
-    "ConvTranspose": _Form(_transposed_matrices, _transposed_weights),
-    "Gemm": _Form(_gemm_matrices, _gemm_weights),
-    "MatMul": _Form(_gemm_matrices, _gemm_weights),
-}
+    return np.ascontiguousarray(from_rows(node, matrix.reshape(row_shape(node, shape))), np.float32)

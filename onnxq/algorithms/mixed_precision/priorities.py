@@ -27,6 +27,7 @@ import onnx_ir as ir
 from onnxq.algorithms.mixed_precision.steps import Precision, Steps, keep_float, wider_formats
 from onnxq.core.plan import Group, QuantPlan, QuantSpec
 from onnxq.graph.operators import WEIGHTED, clip_range
+from onnxq.graph.walks import producer_of
 from onnxq.targets.lookup import get_target
 from onnxq.targets.target import Output, Target
 
@@ -167,7 +168,7 @@ def _maker(value: ir.Value, plan: QuantPlan) -> str:
     """The planned node that has to give ``value`` in integers, if any; Relu and Clip fuse with it."""
     node = value.producer()
     while node is not None and node.name not in plan.integer_nodes and clip_range(node) is not None:
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+        node = producer_of(node.inputs[0])
     if node is None or node.name not in plan.integer_nodes:
         return ""
     free = get_target(plan.target).rules[node.op_type].output is Output.FREE

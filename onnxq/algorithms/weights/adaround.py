@@ -38,6 +38,7 @@ from onnxq.algorithms.layers.matrices import (
 )
 from onnxq.algorithms.weights.soft_rounding import LayerProblem, check_torch, learn
 from onnxq.core.numerics import dequantize, quantize, spread
+from onnxq.graph.walks import producer_of
 
 Floats = NDArray[np.float32]
 
@@ -215,7 +216,7 @@ def _rows(draft: Draft, layer: MatrixLayer, context: CorrectionContext) -> Float
 def _integers(quantized: ir.Model, layer: MatrixLayer) -> tuple[str, ir.Model]:
     """The integers that the layer dequantizes and reads; ``quantized``, cut off behind them."""
     value = quantized.graph.node(layer.name).inputs[layer.data.input_index]
-    reader = None if value is None else value.producer()
+    reader = producer_of(value)
     integers = None if reader is None else reader.inputs[0]
     assert integers is not None
     quantized.graph.outputs.clear()

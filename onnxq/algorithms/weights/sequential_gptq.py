@@ -35,6 +35,7 @@ from onnxq.algorithms.weights.hessian import MOST_BYTES, moments_of
 from onnxq.core.numerics import dequantize
 from onnxq.core.plan import QuantSpec
 from onnxq.graph.insert_qdq import insert_qdq
+from onnxq.graph.walks import producer_of
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -142,7 +143,7 @@ def _stops(quantized: ir.Model, found: Sequence[MatrixLayer]) -> dict[str, list[
     stops: dict[str, list[MatrixLayer]] = {}
     for layer in found:
         value = quantized.graph.node(layer.name).inputs[layer.data.input_index]
-        reader = None if value is None else value.producer()
+        reader = producer_of(value)
         integers = None if reader is None else reader.inputs[0]
         assert integers is not None
         stops.setdefault(integers.name or "", []).append(layer)
