@@ -50,6 +50,11 @@ def constant_value(value: ir.Value | None) -> NDArray[np.generic] | None:
     return np.asarray(value.const_value.numpy())
 
 
+def name_of(item: ir.Node | ir.Value) -> str:
+    """Return the name of a node or value; empty if it has none."""
+    return item.name or ""
+
+
 def input_at(node: ir.Node, index: int) -> ir.Value | None:
     """Return the input at this position; None if it is left out."""
     return node.inputs[index] if index < len(node.inputs) else None

@@ -24,7 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from onnxq.graph.nodes import add_initializer, all_nodes, constant_value, input_at, is_op
+from onnxq.graph.nodes import add_initializer, all_nodes, constant_value, input_at, is_op, name_of
 from onnxq.graph.operators import groups_of
 from onnxq.graph.walks import sole_producer
 
@@ -43,7 +43,7 @@ def pad_input_channels(model: ir.Model, multiples: Mapping[str, int]) -> None:
         multiples: name of a convolution -> number of which its input channels should be a multiple.
     """
     for node in [node for node in model.graph if node.name in multiples]:
-        _fill(model, node, multiples[node.name or ""])
+        _fill(model, node, multiples[name_of(node)])
     common.NameFixPass()(model)
 
 
@@ -70,7 +70,7 @@ def _fill(model: ir.Model, conv: ir.Node, multiple: int) -> None:
     for node in (quantize, data):
         node.outputs[0].shape = padded.shape
     if not levels.uses():
-        del model.graph.initializers[levels.name or ""]
+        del model.graph.initializers[name_of(levels)]
 
 
 def _source(value: ir.Value | None, op_type: str) -> ir.Node | None:
@@ -105,7 +105,7 @@ _NORMS = (["LayerNormalization"], ["ReduceMean", "Sub"])
 
 def adds_before_layernorm(model: ir.Model) -> frozenset[str]:
     """Name the Adds of two computed tensors that are read only by a LayerNormalization."""
-    return frozenset(node.name or "" for node in all_nodes(model) if _is_before_norm(node))
+    return frozenset(name_of(node) for node in all_nodes(model) if _is_before_norm(node))
 
 
 def unfuse_layernorm_adds(model: ir.Model, names: Collection[str]) -> None:

@@ -17,7 +17,7 @@ from onnx_ir.passes import common
 from onnxq.core.errors import ModelError
 from onnxq.core.numerics import spread
 from onnxq.core.plan import QuantSpec
-from onnxq.graph.nodes import add_initializer, all_nodes, input_at, int_attribute, ints_attribute
+from onnxq.graph.nodes import add_initializer, all_nodes, input_at, int_attribute, ints_attribute, name_of
 from onnxq.graph.read_qdq import (
     AXIS,
     DEQUANTIZE,
@@ -179,7 +179,7 @@ def _make_constant(
     new = add_initializer(result.model, name, np.ascontiguousarray(reals))
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     if recorded.dtype != BIAS:
-        result.weights[new.name or ""] = recorded
+        result.weights[name_of(new)] = recorded
 
 
 def _transposes(value: ir.Value, rank: int) -> Iterator[tuple[ir.Value, list[int]]]:
@@ -203,7 +203,7 @@ def _pass_on(node: ir.Node, before: ir.Node, recorded: RecordedQParams, result: 
         _note(name or "", recorded, result)
     else:
         out.replace_all_uses_with(real)
-    _note(real.name or "", recorded, result)
+    _note(name_of(real), recorded, result)
 
 
 def _note(name: str, recorded: RecordedQParams, result: StrippedModel) -> None:

@@ -18,7 +18,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError
 from onnxq.core.plan import GRAPH_OUTPUT, QuantPlan, QuantSpec
 from onnxq.graph.files import load
-from onnxq.graph.nodes import all_nodes, input_at
+from onnxq.graph.nodes import all_nodes, input_at, name_of
 from onnxq.graph.operators import WEIGHTED
 from onnxq.graph.read_qdq import (
     DEQUANTIZE,
@@ -123,7 +123,7 @@ def of_plan(title: str, model: ir.Model, plan: QuantPlan) -> Inspection:
     heads: dict[str, list[ir.Node]] = {}
     head_of: dict[ir.Node, str] = {}
     for node in model.graph:
-        name = node.name or ""
+        name = name_of(node)
         if name not in plan.integer_nodes.keys() | plan.float_nodes.keys() | plan.passthrough_nodes.keys():
             name = _head(node, head_of)
         if name:
@@ -148,7 +148,7 @@ def _head(node: ir.Node, head_of: dict[ir.Node, str]) -> str:
 
 
 def _group(name: str, nodes: Iterable[ir.Node], plan: QuantPlan, types: str) -> FusedGroup:
-    named = tuple((node.name or "", node.op_type) for node in nodes)
+    named = tuple((name_of(node), node.op_type) for node in nodes)
     if name in plan.integer_nodes:
         return FusedGroup("integers", named, types)
     if name in plan.float_nodes:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 import onnx_ir as ir
 
 from calibrators.errors import shorten
-from onnxq.graph.nodes import constant_value, input_at, is_op
+from onnxq.graph.nodes import constant_value, input_at, is_op, name_of
 from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED, attribute_value, clip_range
 from onnxq.graph.walks import downstream, upstream
 from onnxq.planner.apply_overrides import block_spec
@@ -42,7 +42,7 @@ def warn_of_whole(planned: Iterable[ir.Node], context: PlanningContext) -> None:
     if context.formats.blocked is None:
         return
     whole = [
-        node.name or ""
+        name_of(node)
         for node in planned
         if context.target.rules[node.op_type].blocked is not None
         and node not in context.in_blocks

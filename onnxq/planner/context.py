@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantSpec
-from onnxq.graph.nodes import constant_value, input_at, is_op, rank
+from onnxq.graph.nodes import constant_value, input_at, is_op, name_of, rank
 from onnxq.graph.operators import WEIGHTED, clip_range, data_inputs, is_depthwise
 from onnxq.graph.walks import downstream, only_reader, sole_producer
 from onnxq.planner.number_formats import Formats
@@ -81,7 +81,7 @@ def matches(node: ir.Node, pattern: str) -> bool:
     """Whether ``pattern`` matches the node: a glob of its name, or ``op:`` and a glob of its type."""
     if pattern.startswith("op:"):
         return fnmatchcase(node.op_type, pattern[3:])
-    return fnmatchcase(node.name or "", pattern)
+    return fnmatchcase(name_of(node), pattern)
 
 
 def sole_reader(value: ir.Value, context: PlanningContext) -> ir.Node | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from onnxq.core.plan import QuantSpec
-from onnxq.graph.nodes import constant_value, input_at
+from onnxq.graph.nodes import constant_value, input_at, name_of
 from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED
 from onnxq.planner.apply_overrides import block_spec, is_per_tensor, weight_spec
 from onnxq.planner.context import (
@@ -43,7 +43,7 @@ class Edge:
     @property
     def key(self) -> Key:
         """The tensor in the edge's number format."""
-        return self.value.name or "", self.spec
+        return name_of(self.value), self.spec
 
 
 def find_edges(planned: Iterable[ir.Node], context: PlanningContext) -> list[Edge]:

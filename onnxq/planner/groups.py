@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from onnxq.core.plan import Group, QuantSpec
-from onnxq.graph.nodes import is_op
+from onnxq.graph.nodes import is_op, name_of
 from onnxq.graph.operators import (
     Range,
     clip_range,
@@ -85,7 +85,7 @@ def _bridged(
     result = dict(ties)
     for bridge in found:
         pair = (bridge.above, bridge.below)
-        above, below = (_root((value.name or "", context.activation), result) for value in pair)
+        above, below = (_root((name_of(value), context.activation), result) for value in pair)
         child, parent = (above, below) if bridge.whole is bridge.below else (below, above)
         if child != parent:
             result[child] = parent
@@ -98,13 +98,13 @@ def _ties(planned: Iterable[ir.Node], context: PlanningContext) -> dict[Key, Key
     for node in planned:
         rule = context.target.rules[node.op_type]
         if rule.same_params and node.inputs[0] is not None:
-            source = (node.inputs[0].name or "", context.activation)
-            ties |= {(out.name or "", context.activation): source for out in node.outputs if out.name}
+            source = (name_of(node.inputs[0]), context.activation)
+            ties |= {(name_of(out), context.activation): source for out in node.outputs if out.name}
         if rule.inputs_follow:
             output = fused_output(node.outputs[0], rule, context)
-            goal = (output.name or "", context.activation)
+            goal = (name_of(output), context.activation)
             followers = _followers(node, output, context)
-            ties |= {_root((value.name or "", context.activation), ties): goal for value in followers}
+            ties |= {_root((name_of(value), context.activation), ties): goal for value in followers}
     return ties
 
 
@@ -173,7 +173,7 @@ def _group(
     return Group(
         name=root[0],
         spec=root[1],
-        tensors=tuple(value.name or "" for value in values),
+        tensors=tuple(name_of(value) for value in values),
         observed_tensors=() if constant or fixed is not None else tuple(name for name, _ in observe),
         bounds=UNLIMITED if constant else (min(low for low, _ in bounds), max(high for _, high in bounds)),
         fixed=None if fixed is None else _without_last_step(fixed, root[1]),

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan
-from onnxq.graph.nodes import all_nodes
+from onnxq.graph.nodes import all_nodes, name_of
 from onnxq.graph.operators import WEIGHTED
 from onnxq.graph.ort_rewrites import adds_before_layernorm
 from onnxq.graph.walks import clips_after
@@ -73,18 +73,18 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
     warn_of_whole(planned, context)
     groups = find_groups(edges, planned, context)
     points = tuple(find_points(edges, groups, set(planned), context))
-    nodes = {node.name or "": node for node in model.graph}
+    nodes = {name_of(node): node for node in model.graph}
     return QuantPlan(
         target=target.name,
         points=points,
         biases=tuple(find_biases(planned, groups, context)),
         groups=with_methods({group.name: group for group in groups.values()}, points, nodes, context),
-        integer_nodes={node.name or "": node.op_type for node in planned},
+        integer_nodes={name_of(node): node.op_type for node in planned},
         float_nodes=_tell(floats, planned, context, model),
-        passthrough_nodes={n.name or "": n.op_type for n in model.graph if is_carried(n, context)},
+        passthrough_nodes={name_of(n): n.op_type for n in model.graph if is_carried(n, context)},
         unfused_sums=_sums(model, planned, target),
         channel_padding={
-            n.name or "": rule.channels for n in planned if (rule := target.rules[n.op_type]).channels > 1
+            name_of(n): rule.channels for n in planned if (rule := target.rules[n.op_type]).channels > 1
         },
     )
 
@@ -111,14 +111,12 @@ def _ends(graph: ir.Graph, context: PlanningContext) -> frozenset[ir.Node]:
 
 def _decide(model: ir.Model, context: PlanningContext) -> tuple[list[ir.Node], list[Edge], dict[str, str]]:
     """Find the planned nodes in graph order, the quantized edges, and the reasons of float nodes by name."""
-    floats = {
-        node.name or "": reason for node in model.graph if (reason := ineligible_because(node, context))
-    }
+    floats = {name_of(node): reason for node in model.graph if (reason := ineligible_because(node, context))}
     able = [node for node in model.graph if computes_reals(node) and node.name not in floats]
     anchors = _without_fused([node for node in able if context.role(node) is Role.ANCHOR], context)
     torn = _torn(anchors, context)
     anchors = [node for node in anchors if node not in torn]
-    floats |= {node.name or "": _TORN for node in torn}
+    floats |= {name_of(node): _TORN for node in torn}
     links, useless = join(anchors, [n for n in able if context.role(n) is Role.LINK], context)
     residuals = [
         node
@@ -129,7 +127,7 @@ def _decide(model: ir.Model, context: PlanningContext) -> tuple[list[ir.Node], l
     ]
     alone = [n for n in able if context.role(n) is Role.RESIDUAL and n not in residuals]
     floats |= useless | {
-        node.name or "": "it adds no output of a convolution, and the runtime fuses no other sums"
+        name_of(node): "it adds no output of a convolution, and the runtime fuses no other sums"
         for node in alone
     }
     planned = sorted({*anchors, *links, *residuals}, key=context.position.__getitem__)
@@ -170,6 +168,6 @@ def _tell(
         *adds,
         *(clip for node in (*planned, *adds) for value in node.outputs for clip in clips_after(value)),
     }
-    reasons = {n: floats[n.name or ""] for n in model.graph if n.name in floats and n not in fused}
+    reasons = {n: floats[name_of(n)] for n in model.graph if n.name in floats and n not in fused}
     bodies = {n: _IN_BODY for n in all_nodes(model) if n.graph is not model.graph and n.op_type in WEIGHTED}
-    return {n.name or "": FloatNode(n.op_type, reason) for n, reason in {**reasons, **bodies}.items()}
+    return {name_of(n): FloatNode(n.op_type, reason) for n, reason in {**reasons, **bodies}.items()}

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 import onnx_ir as ir
 
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantPoint
+from onnxq.graph.nodes import name_of
 from onnxq.graph.operators import INPUT_CHANNELS, WEIGHTED, clip_range
 from onnxq.planner.context import (
     PlanningContext,
@@ -31,10 +32,10 @@ def find_points(
     """
     quantized = {edge.value for edge in edges}
     for edge in edges:
-        consumer = GRAPH_OUTPUT if edge.node is None else edge.node.name or ""
+        consumer = GRAPH_OUTPUT if edge.node is None else name_of(edge.node)
         guarded = _has_float_constants(edge, planned, context) and _is_guarded(edge, quantized, context)
         yield QuantPoint(
-            tensor=edge.value.name or "",
+            tensor=name_of(edge.value),
             consumer=consumer,
             input_index=edge.index,
             spec=edge.spec,
@@ -97,4 +98,4 @@ def find_biases(
             data, weight = (operator.data, operator.weight) if operator is not None else (0, 1)
             edges = [make_edge(node, i, input_spec(node, i, context)) for i in (data, weight)]
             data_group, weight_group = (groups[edge.key].name for edge in edges)
-            yield BiasPoint(bias.name or "", holder.name or "", index, data_group, weight_group)
+            yield BiasPoint(name_of(bias), name_of(holder), index, data_group, weight_group)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.graph.nodes import is_broadcast, is_op
+from onnxq.graph.nodes import is_broadcast, is_op, name_of
 from onnxq.graph.walks import upstream
 from onnxq.planner.context import PlanningContext, integer_inputs, integer_outputs
 from onnxq.targets.target import FloatInputs
@@ -52,7 +52,7 @@ def join(
         failing = {node: why for node in kept if (why := _no_gain(node, integers, context))}
         if not failing:
             return kept, reasons
-        reasons |= {node.name or "": why for node, why in failing.items()}
+        reasons |= {name_of(node): why for node, why in failing.items()}
         kept = [node for node in kept if node not in failing]
 
 

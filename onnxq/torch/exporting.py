@@ -15,6 +15,7 @@ import torch
 
 from onnxq.core.errors import ConfigError, ModelError
 from onnxq.graph.files import check_place, write_validated
+from onnxq.graph.nodes import name_of
 from onnxq.torch.calls import Call, Example, example_call
 from onnxq.torch.calls import output_names as names_in
 from onnxq.torch.faithful import BATCH_SQNR, check_norms, check_same, same
@@ -93,7 +94,7 @@ def export(
     return Exported(
         path=os.fspath(path),
         inputs=tuple(inputs),
-        outputs=tuple(value.name or "" for value in model.graph.outputs),
+        outputs=tuple(name_of(value) for value in model.graph.outputs),
         dynamic=traced.other is not None,
         sqnr=found,
     )

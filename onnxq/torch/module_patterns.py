@@ -16,7 +16,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.overrides import written
 from onnxq.graph.files import load
-from onnxq.graph.nodes import all_nodes
+from onnxq.graph.nodes import all_nodes, name_of
 
 Which: TypeAlias = str | type[torch.nn.Module]
 """The name of a module (``layer1.0.conv2``, or a glob: ``layer1.*``), or a type of modules."""
@@ -48,7 +48,7 @@ class Layers:
         Raises:
             ConfigError: the module has no such layer, or the options are wrong.
         """
-        nodes = [node.name or "" for node in all_nodes(load(path))]
+        nodes = [name_of(node) for node in all_nodes(load(path))]
         skipped = [*marked(module), *(name for one in self.skip for name in names_of(module, one))]
         given = {name: getattr(config, name) for name in config.model_fields_set}
         given["exclude"] = (*config.exclude, *patterns(skipped, nodes))

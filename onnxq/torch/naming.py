@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxq.core.errors import ConfigError
+from onnxq.graph.nodes import name_of
 from onnxq.graph.passes.names import UniqueNamesPass
 
 _SCOPES, _CLASSES, _TRACE = (
@@ -61,7 +62,7 @@ def _owner(value: ir.Value | None) -> str | None:
     """The module that the parameter ``value`` belongs to, according to its name."""
     if value is None or not value.is_initializer():
         return None
-    return (value.name or "").rpartition(".")[0]
+    return name_of(value).rpartition(".")[0]
 
 
 def name_interface(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str | None]) -> None:
@@ -84,7 +85,7 @@ def name_interface(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str
             raise ConfigError(f"{len(names)} {kind} names for {len(values)} {kind}s")
         for value, name in zip(values, names, strict=True):
             value.name = name or value.name
-    _check_unique([value.name or "" for value in graph.inputs], "input")
+    _check_unique([name_of(value) for value in graph.inputs], "input")
     given = [name for name in outputs if name]
     _check_unique(given, "output")
     if clash := set(given) & set(inputs):

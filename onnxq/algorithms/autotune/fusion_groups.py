@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxq.algorithms.autotune.kernel_trace import Traced
 from onnxq.core.plan import QuantPlan
+from onnxq.graph.nodes import name_of
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ def cut_up(graph: ir.Graph, plan: QuantPlan, in_float: Traced, in_integers: Trac
     quantized = {point.tensor for point in plan.points} - in_integers.quantized
     ties, makers = [], {}
     for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
-        maker, name = value.producer(), value.name or ""
-        source = of_node[maker.name or ""] if maker is not None else None
-        nodes = [use.node.name or "" for use in value.uses() if use.node.name in of_node]
+        maker, name = value.producer(), name_of(value)
+        source = of_node[name_of(maker)] if maker is not None else None
+        nodes = [name_of(use.node) for use in value.uses() if use.node.name in of_node]
         readers = dict.fromkeys(of_node[n] for n in nodes if of_node[n] is not source)
         reads = {of_node[node] for node in nodes if (name, node) in points}
         integers = tuple(unit for unit in readers if unit in reads)
@@ -96,7 +97,7 @@ def cut_up(graph: ir.Graph, plan: QuantPlan, in_float: Traced, in_integers: Trac
 
 def _units(graph: ir.Graph, plan: QuantPlan, covers: Iterable[Mapping[str, str]]) -> tuple[FusionGroup, ...]:
     """What any of ``covers`` (node -> the node that stands for it) joins."""
-    roots = {node.name or "": node.name or "" for node in graph}
+    roots = {name_of(node): name_of(node) for node in graph}
 
     def root(name: str) -> str:
         while roots[name] != name:

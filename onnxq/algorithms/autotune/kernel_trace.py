@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.algorithms.autotune.profile import Kernel, Profile
+from onnxq.graph.nodes import name_of
 
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 _LAYOUTS = frozenset({*_CONVERSIONS, "ReorderInput", "ReorderOutput", "Transpose"})
@@ -55,7 +56,7 @@ def trace(profile: Profile, quantized: ir.Graph, graph: ir.Graph) -> Traced:
     for kernel in layouts:
         tensors[held.get(kernel.inputs[0], "")] += kernel.seconds
     for kernel, node in anchors:
-        nodes[owners[node.name or ""]] += kernel.seconds
+        nodes[owners[name_of(node)]] += kernel.seconds
     return Traced(
         nodes=nodes,
         owners=owners,
@@ -84,18 +85,18 @@ class _Names:
     @classmethod
     def of(cls, quantized: ir.Graph, graph: ir.Graph) -> _Names:
         """Of the two graphs."""
-        nodes = {node.name or "": node for node in graph}
+        nodes = {name_of(node): node for node in graph}
         computed = [value for node in graph for value in node.outputs if value.name]
-        values = {value.name or "": value for value in (*graph.inputs, *computed)}
-        same = {value.name or "": value.name or "" for value in graph.inputs}
+        values = {name_of(value): value for value in (*graph.inputs, *computed)}
+        same = {name_of(value): name_of(value) for value in graph.inputs}
         conversions: dict[str, str] = {}
         for node in quantized:
-            source = same.get(node.inputs[0].name or "") if node.inputs and node.inputs[0] else None
-            if original := nodes.get(node.name or ""):
+            source = same.get(name_of(node.inputs[0])) if node.inputs and node.inputs[0] else None
+            if original := nodes.get(name_of(node)):
                 pairs = zip(node.outputs, original.outputs, strict=False)
-                same |= {new.name or "": old.name or "" for new, old in pairs}
+                same |= {name_of(new): name_of(old) for new, old in pairs}
             elif source is not None:
-                conversions[node.name or ""] = same[node.outputs[0].name or ""] = source
+                conversions[name_of(node)] = same[name_of(node.outputs[0])] = source
         return cls(nodes, values, conversions, same)
 
     def is_layout(self, kernel: Kernel) -> bool:
@@ -172,7 +173,7 @@ def _owners(
             makers = [maker for value in node.inputs if value and (maker := value.producer()) in position]
             last = max(makers, key=lambda maker: position[maker], default=None)
             owners[node] = owners.get(last, node) if last is not None else node
-    return {node.name or "": owner.name or "" for node, owner in owners.items()}
+    return {name_of(node): name_of(owner) for node, owner in owners.items()}
 
 
 def _before(anchor: ir.Node, read: set[str], taken: set[ir.Node]) -> set[ir.Node]:

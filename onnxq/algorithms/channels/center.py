@@ -102,7 +102,7 @@ def shifted(model: ir.Model, channels: Channels, offsets: Offsets, padded: Colle
 
 def _offset(value: ir.Value | None, channels: Channels, offsets: Offsets) -> float:
     """Of a tensor whose channels all have the same."""
-    return 0.0 if value is None else float(offsets[channels.of(value.name or "").reshape(-1)[0]])
+    return 0.0 if value is None else float(offsets[channels.of(name_of(value)).reshape(-1)[0]])
 
 
 def _shift(node: ir.Node, fold: ScaleFold, offsets: Offsets) -> tuple[tuple[str, int], Offsets]:

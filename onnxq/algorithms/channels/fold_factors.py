@@ -28,6 +28,7 @@ from onnxq.graph.nodes import (
     add_initializer,
     constant_value,
     int_attribute,
+    name_of,
     replace_constant,
     unused_name,
     unused_node,
@@ -99,12 +100,12 @@ def find_places(model: ir.Model, plan: QuantPlan, channels: Channels) -> tuple[C
 
     Gives ``channels`` with labels for them, too.
     """
-    nodes = {node.name or "": node for node in model.graph}
+    nodes = {name_of(node): node for node in model.graph}
     readers = _readers(model, plan)
     alone = {group.tensors[0] for group in plan.groups.values() if len(group.tensors) == 1}
     places, count = [], channels.count
     for value in _floats(model, plan):
-        name = value.name or ""
+        name = name_of(value)
         names = readers.get(name, ())
         if not names or name not in alone or channels.of(name).any() or value.shape is None:
             continue

@@ -26,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.graph.nodes import all_nodes, constant_value
+from onnxq.graph.nodes import all_nodes, constant_value, name_of
 
 Labels = NDArray[np.int64]
 
@@ -185,14 +185,14 @@ class ChannelUnion:
         """The constant at this input takes factors in."""
         none = np.full((), FIXED, np.int64)
         self._folds.append(
-            ScaleFold(node.name or "", index, none if up is None else up, none if down is None else down)
+            ScaleFold(name_of(node), index, none if up is None else up, none if down is None else down)
         )
 
     def finish(self) -> Channels:
         """Labels from 0 on without gaps, one for all channels that are tied."""
         final = _joined(self._count, self._pairs)
         folds = [ScaleFold(f.node, f.index, final[f.up], final[f.down]) for f in self._folds]
-        labels = {value.name or "": final[ids] for value, ids in self._labels.items()}
+        labels = {name_of(value): final[ids] for value, ids in self._labels.items()}
         return Channels(
             labels=labels,
             count=int(final.max()) + 1,

@@ -31,6 +31,7 @@ from onnxq.algorithms.channels.labels import FIXED, Channels, Labels
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import matrices_of, weights_of
 from onnxq.core.plan import Group, QuantSpec
+from onnxq.graph.nodes import name_of
 from onnxq.graph.operators import WEIGHTED
 
 Reals = NDArray[np.float64]
@@ -305,15 +306,15 @@ def _readers(draft: Draft, channels: Channels) -> Iterator[_Reader]:
     for node in draft.reference.graph:
         if (matrix := matrices_of(node)) is not None:
             data = node.inputs[WEIGHTED[node.op_type].data]
-            spec = specs.get((node.name or "", WEIGHTED[node.op_type].weight))
+            spec = specs.get((name_of(node), WEIGHTED[node.op_type].weight))
             if data is not None and (spec is not None or data.name in quantized):
-                yield _reader(node, data.name or "", spec, matrix, channels)
+                yield _reader(node, name_of(data), spec, matrix, channels)
 
 
 def _reader(
     node: ir.Node, data: str, spec: QuantSpec | None, matrix: NDArray[np.float32], channels: Channels
 ) -> _Reader:
-    values, output = weights_of(node), node.outputs[0].name or ""
+    values, output = weights_of(node), name_of(node.outputs[0])
     assert values is not None
     groups, outputs, columns = matrix.shape
     inputs = _inputs(node, values.shape, columns)

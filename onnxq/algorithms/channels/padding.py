@@ -17,7 +17,7 @@ from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.core.plan import Group
-from onnxq.graph.nodes import add_initializer, is_op, unused_name, unused_node
+from onnxq.graph.nodes import add_initializer, is_op, name_of, unused_name, unused_node
 
 WORTH = 0.02
 """What a Pad must gain, as a share of all the noise that there is."""
@@ -29,7 +29,7 @@ GAIN = 0.75
 def worth_a_pad(draft: Draft, groups: Collection[Group], context: CorrectionContext) -> tuple[str, ...]:
     """The convolutions that pad, whose input is not negative and makes much of the noise at the outputs."""
     one_sided = {group.name for group in groups if group.bounds[0] == 0}
-    nodes = {node.name or "": node for node in draft.reference.graph}
+    nodes = {name_of(node): node for node in draft.reference.graph}
     readers = {p.consumer: p.group for p in draft.plan.points if p.group in one_sided and p.input_index == 0}
     padding = {name: group for name, group in readers.items() if _pads(nodes[name])}
     if not padding:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxq.algorithms.draft import with_constants
 from onnxq.algorithms.layers.matrices import MatrixLayer
-from onnxq.graph.nodes import constant_value, input_at, is_op, sole_output
+from onnxq.graph.nodes import constant_value, input_at, is_op, name_of, sole_output
 from onnxq.graph.operators import WEIGHTED, clip_range, row_shape, weight_shape
 from onnxq.graph.walks import only_reader, only_use
 
@@ -62,7 +62,7 @@ def _bias(holder: ir.Node, index: int, node: ir.Node) -> Bias | None:
         return None
     if known.size != row_shape(node, weight_shape(node))[0] or known.size not in known.shape[-1:]:
         return None
-    return Bias(holder.name or "", index, value.name or "", known.astype(np.float64))
+    return Bias(name_of(holder), index, name_of(value), known.astype(np.float64))
 
 
 def with_biases(model: ir.Model, biases: Iterable[Bias]) -> ir.Model:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.core.plan import QuantPlan, QuantPoint
-from onnxq.graph.nodes import constant_value, int_attribute, rank
+from onnxq.graph.nodes import constant_value, int_attribute, name_of, rank
 from onnxq.graph.operators import (
     WEIGHTED,
     from_rows,
@@ -80,7 +80,7 @@ def _layer(node: ir.Node, points: Mapping[tuple[str, int], QuantPoint]) -> Matri
     operator = WEIGHTED.get(node.op_type)
     if operator is None:
         return None
-    name = node.name or ""
+    name = name_of(node)
     data, weight = points.get((name, operator.data)), points.get((name, operator.weight))
     matrix = matrices_of(node) if data is not None and weight is not None else None
     if data is None or weight is None or matrix is None:

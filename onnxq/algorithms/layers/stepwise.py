@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from calibrators.collect import processors, run_batch
 from calibrators.data.samples import Sample
 from calibrators.session import open_session
+from onnxq.graph.nodes import name_of
 
 Array = NDArray[np.generic]
 
@@ -96,14 +97,14 @@ def _segments(model: ir.Model, stops: frozenset[str]) -> list[_Segment]:
     for node in model.graph:
         if node in leg_of:
             members[leg_of[node]].append(node)
-    return [_segment(nodes, end.name or "") for nodes, end in zip(members, ends, strict=True)]
+    return [_segment(nodes, name_of(end)) for nodes, end in zip(members, ends, strict=True)]
 
 
 def _segment(nodes: Sequence[ir.Node], stop: str) -> _Segment:
     made = dict.fromkeys(value for node in nodes for value in node.outputs if value.name)
     read = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
-    outside = (v.name or "" for v in read if v not in made and not v.is_initializer())
-    return _Segment(stop, tuple(outside), tuple(value.name or "" for value in made))
+    outside = (name_of(v) for v in read if v not in made and not v.is_initializer())
+    return _Segment(stop, tuple(outside), tuple(name_of(value) for value in made))
 
 
 def _part(model: ir.Model, leg: _Segment, gives: Sequence[str]) -> ir.Model:

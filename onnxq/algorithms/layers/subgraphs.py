@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.graph.nodes import all_nodes
+from onnxq.graph.nodes import all_nodes, name_of
 
 _FED = frozenset(
     {
@@ -62,8 +62,8 @@ def piece_before(model: ir.Model, seeds: Iterable[ir.Node], rest: Subgraph | Non
 def whole(model: ir.Model) -> Subgraph:
     """All of ``model``."""
     graph = model.graph
-    feeds = tuple(value.name or "" for value in graph.inputs if value.name not in graph.initializers)
-    return Subgraph(model, feeds, tuple(dict.fromkeys(value.name or "" for value in graph.outputs)))
+    feeds = tuple(name_of(value) for value in graph.inputs if value.name not in graph.initializers)
+    return Subgraph(model, feeds, tuple(dict.fromkeys(name_of(value) for value in graph.outputs)))
 
 
 def is_partitionable(model: ir.Model) -> bool:
@@ -93,7 +93,7 @@ def _part(model: ir.Model, nodes: Collection[ir.Node], outputs: list[ir.Value]) 
     graph = ir.convenience.extract(model.graph, border, outputs)
     functions = [function.clone() for function in model.functions.values()]
     whole = ir.Model(graph, ir_version=model.ir_version, functions=functions)
-    return Subgraph(whole, tuple(v.name or "" for v in border), tuple(v.name or "" for v in outputs))
+    return Subgraph(whole, tuple(name_of(v) for v in border), tuple(name_of(v) for v in outputs))
 
 
 def _border(graph: ir.Graph, nodes: Collection[ir.Node]) -> list[ir.Value]:

@@ -17,6 +17,7 @@ from onnxq.algorithms.mixed_precision.trials import TrialResult
 from onnxq.core.errors import CalibrationError, ConfigError
 from onnxq.core.goal import Goal, Metric
 from onnxq.graph.files import write
+from onnxq.graph.nodes import name_of
 from onnxq.verify.accuracy import Quality
 from onnxq.verify.latency import race
 
@@ -86,7 +87,7 @@ class GoalEvaluator:
         """Of the float model on the samples to fit on, output by output; empty where no goal needs them."""
         if self.goal.metric != "agreement":
             return ()
-        names = [value.name or "" for value in self.exact.graph.outputs]
+        names = [name_of(value) for value in self.exact.graph.outputs]
         found = self.context.watch(
             self.exact, names, lambda _, arrays: float_gaps([arrays[n] for n in names])
         )

@@ -26,6 +26,7 @@ import onnx_ir as ir
 
 from onnxq.algorithms.mixed_precision.steps import Precision, Steps, keep_float, wider_formats
 from onnxq.core.plan import Group, QuantPlan, QuantSpec
+from onnxq.graph.nodes import name_of
 from onnxq.graph.operators import WEIGHTED, clip_range
 from onnxq.graph.walks import producer_of
 from onnxq.targets.lookup import get_target
@@ -88,7 +89,7 @@ def _ladder(
 
 def _readers(model: ir.Model, plan: QuantPlan) -> Mapping[str, tuple[str, ...]]:
     """Groups of weights -> the nodes that read them, if nobody reads them as something else."""
-    operators = {node.name or "": WEIGHTED.get(node.op_type) for node in model.graph}
+    operators = {name_of(node): WEIGHTED.get(node.op_type) for node in model.graph}
     readers: dict[str, list[str]] = {}
     others = set[str]()
     for point in plan.points:
@@ -172,7 +173,7 @@ def _maker(value: ir.Value, plan: QuantPlan) -> str:
     if node is None or node.name not in plan.integer_nodes:
         return ""
     free = get_target(plan.target).rules[node.op_type].output is Output.FREE
-    return "" if free else node.name or ""
+    return "" if free else name_of(node)
 
 
 def _touching(points: Sequence[_Point]) -> Mapping[str, list[_Point]]:

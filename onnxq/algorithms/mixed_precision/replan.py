@@ -23,7 +23,7 @@ from onnxq.calibration.qparams import calibrator, compute_qparams, from_statisti
 from onnxq.core.config import QuantConfig
 from onnxq.core.overrides import written
 from onnxq.core.plan import Group, QuantParams, QuantPlan, QuantSpec
-from onnxq.graph.nodes import constant_value
+from onnxq.graph.nodes import constant_value, name_of
 from onnxq.graph.operators import WEIGHTED
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
@@ -156,7 +156,7 @@ def _changed(draft: Draft, plan: QuantPlan) -> Iterator[tuple[ir.Node, QuantSpec
     old, new = ({(p.consumer, p.input_index): p.spec for p in one.points} for one in (draft.plan, plan))
     for node in draft.model.graph:
         if node.op_type in WEIGHTED:
-            place = node.name or "", WEIGHTED[node.op_type].weight
+            place = name_of(node), WEIGHTED[node.op_type].weight
             if old.get(place) != new.get(place):
                 yield node, new.get(place)
 
@@ -165,6 +165,6 @@ def _constants(node: ir.Node) -> Iterator[str]:
     """What corrections may have changed."""
     weight, bias = node.inputs[WEIGHTED[node.op_type].weight], bias_of(node)
     if weight is not None:
-        yield weight.name or ""
+        yield name_of(weight)
     if bias is not None:
         yield bias.tensor

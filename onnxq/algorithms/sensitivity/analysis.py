@@ -20,6 +20,7 @@ from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.subgraphs import Subgraph
 from onnxq.algorithms.sensitivity.stages import Stage, stages
 from onnxq.core.plan import GRAPH_OUTPUT, Group
+from onnxq.graph.nodes import name_of
 from onnxq.verify.accuracy import Quality, outcome
 
 RANKED_SAMPLES = 8
@@ -67,11 +68,11 @@ def sensitivities(
     Raises:
         CalibrationError: the model does not load, or takes no sample.
     """
-    names = [value.name or "" for value in draft.reference.graph.outputs]
+    names = [name_of(value) for value in draft.reference.graph.outputs]
     taken, expected = _taken(draft, context, names, samples)
     if not taken:
         raise CalibrationError("the model takes none of the samples: there is nothing to rank points by")
-    operators = {node.name or "": node.op_type for node in draft.reference.graph}
+    operators = {name_of(node): node.op_type for node in draft.reference.graph}
     found = []
     chosen = [group for name, group in draft.plan.groups.items() if groups is None or name in groups]
     for group, changed in _changes(draft, chosen, context, taken):
@@ -142,7 +143,7 @@ def _bytes(_: int, arrays: Arrays) -> dict[str, int]:
 def _run(
     waiting: Iterable[Stage], draft: Draft, context: CorrectionContext, samples: Sequence[Sample]
 ) -> Iterator[tuple[Group, _Changed]]:
-    given = {value.name or "" for value in draft.reference.graph.inputs}
+    given = {name_of(value) for value in draft.reference.graph.inputs}
     waiting = list(waiting)
     names = sorted(set().union(*(stage.feeds for stage in waiting)) - given)
     kept = [

@@ -12,7 +12,7 @@ from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import Bias, bias_of
 from onnxq.core.numerics import dequantize, quantize
 from onnxq.core.plan import GRAPH_OUTPUT, Group, QuantParams, QuantPoint, QuantSpec
-from onnxq.graph.nodes import add_initializer, all_nodes, constant_value, insert_after
+from onnxq.graph.nodes import add_initializer, all_nodes, constant_value, insert_after, name_of
 from onnxq.graph.operators import WEIGHTED
 
 
@@ -35,7 +35,7 @@ def quantize_alone(draft: Draft, group: Group) -> SingleGroupModel:
     """
     copy = draft.reference.clone()
     points = [point for point in draft.plan.points if point.group == group.name]
-    nodes = {node.name or "": node for node in all_nodes(copy)}
+    nodes = {name_of(node): node for node in all_nodes(copy)}
     if group.constant:
         return SingleGroupModel(copy, tuple(_round_weights(copy, draft, group, points, nodes)))
     return SingleGroupModel(
@@ -66,7 +66,7 @@ def biases_with(draft: Draft, points: Iterable[QuantPoint]) -> Iterator[Bias]:
     readers = {(point.consumer, point.input_index) for point in points}
     for node in draft.model.graph:
         operator = WEIGHTED.get(node.op_type)
-        if operator is not None and (node.name or "", operator.weight) in readers:
+        if operator is not None and (name_of(node), operator.weight) in readers:
             bias = bias_of(node)
             if bias is not None:
                 yield bias

@@ -12,6 +12,7 @@ from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.subgraphs import Subgraph, is_partitionable, piece_before, rest_of, whole
 from onnxq.algorithms.sensitivity.single_group import biases_with, quantize_alone
 from onnxq.core.plan import GRAPH_OUTPUT, Group, QuantPoint
+from onnxq.graph.nodes import name_of
 
 STAGES = 12
 """To open a session takes as long as some runs: few pieces are large, and of few rests each is used often."""
@@ -73,7 +74,7 @@ def _piece(draft: Draft, group: Group, rest: Subgraph | None, *, cuttable: bool)
 def _outputs(model: ir.Model, part: Subgraph | None) -> Mapping[int, str]:
     """The outputs of ``model`` that ``part`` gives."""
     gives = set(part.gives) if part else set()
-    return {i: v.name or "" for i, v in enumerate(model.graph.outputs) if v.name in gives}
+    return {i: name_of(v) for i, v in enumerate(model.graph.outputs) if v.name in gives}
 
 
 class _Places:
@@ -85,8 +86,8 @@ class _Places:
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
-        self._places = {node.name or "": place for place, node in enumerate(draft.reference.graph)}
-        self._makers = {v.name: node.name or "" for node in draft.reference.graph for v in node.outputs}
+        self._places = {name_of(node): place for place, node in enumerate(draft.reference.graph)}
+        self._makers = {v.name: name_of(node) for node in draft.reference.graph for v in node.outputs}
         self.count = len(self._places)
 
     def end_of_stage(self, group: Group) -> int:

@@ -38,6 +38,7 @@ from onnxq.algorithms.layers.matrices import (
 )
 from onnxq.algorithms.weights.soft_rounding import LayerProblem, check_torch, learn
 from onnxq.core.numerics import dequantize, quantize, spread
+from onnxq.graph.nodes import name_of
 from onnxq.graph.walks import producer_of
 
 Floats = NDArray[np.float32]
@@ -222,7 +223,7 @@ def _integers(quantized: ir.Model, layer: MatrixLayer) -> tuple[str, ir.Model]:
     quantized.graph.outputs.clear()
     quantized.graph.outputs.append(integers)
     RemoveUnusedNodesPass()(quantized)
-    return integers.name or "", quantized
+    return name_of(integers), quantized
 
 
 def _picked(

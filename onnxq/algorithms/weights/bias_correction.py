@@ -31,7 +31,7 @@ from onnxq.algorithms.layers.matrices import MatrixLayer, channel_axis, layers, 
 from onnxq.algorithms.layers.stepwise import Array, run_stepwise
 from onnxq.algorithms.layers.subgraphs import is_partitionable
 from onnxq.core.numerics import dequantize, quantize
-from onnxq.graph.nodes import ints_attribute
+from onnxq.graph.nodes import ints_attribute, name_of
 
 Doubles = NDArray[np.float64]
 
@@ -119,7 +119,7 @@ def _places(draft: Draft) -> dict[str, _BiasSite]:
     axes = {layer.name: channel_axis(nodes[layer.name]) for layer in layers(draft.model, draft.plan)}
     found = {name: bias_of(nodes[name]) for name in axes}
     return {
-        nodes[bias.holder].outputs[0].name or "": _BiasSite(bias, axes[name])
+        name_of(nodes[bias.holder].outputs[0]): _BiasSite(bias, axes[name])
         for name, bias in found.items()
         if bias is not None
     }

@@ -35,6 +35,7 @@ from onnxq.algorithms.weights.hessian import MOST_BYTES, moments_of
 from onnxq.core.numerics import dequantize
 from onnxq.core.plan import QuantSpec
 from onnxq.graph.insert_qdq import insert_qdq
+from onnxq.graph.nodes import name_of
 from onnxq.graph.walks import producer_of
 
 Doubles = NDArray[np.float64]
@@ -146,7 +147,7 @@ def _stops(quantized: ir.Model, found: Sequence[MatrixLayer]) -> dict[str, list[
         reader = producer_of(value)
         integers = None if reader is None else reader.inputs[0]
         assert integers is not None
-        stops.setdefault(integers.name or "", []).append(layer)
+        stops.setdefault(name_of(integers), []).append(layer)
     return stops
 
 

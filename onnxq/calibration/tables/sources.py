@@ -17,7 +17,7 @@ from onnxq.calibration.tables.table import Encoding, NcnnLayer, Table
 from onnxq.calibration.tables.table_files import check_names, format_for
 from onnxq.core.numerics import grid_of, weight_range
 from onnxq.core.plan import QuantParams, QuantPlan, QuantSpec
-from onnxq.graph.nodes import all_nodes, constant_value, input_at, ints_attribute
+from onnxq.graph.nodes import all_nodes, constant_value, input_at, ints_attribute, name_of
 from onnxq.graph.operators import groups_of, row_shape
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def _array(tensor: ir.TensorProtocol | None) -> NDArray[np.generic]:
 def _constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
     """The initializers and the values of Constant nodes, by name."""
     found = {
-        node.outputs[0].name or "": node.attributes["value"].as_tensor()
+        name_of(node.outputs[0]): node.attributes["value"].as_tensor()
         for node in all_nodes(model)
         if node.op_type == "Constant" and "value" in node.attributes
     }
@@ -127,8 +127,8 @@ def _layers(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Iterator[tu
     }
     groups = {(point.consumer, point.input_index): plan.groups[point.group] for point in plan.points}
     for node in all_nodes(model):
-        data, weight = (groups.get((node.name or "", index)) for index in (0, 1))
-        name = names.get(node.name or "")
+        data, weight = (groups.get((name_of(node), index)) for index in (0, 1))
+        name = names.get(name_of(node))
         if (
             not name
             or node.op_type not in _LAYERS

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxq.core.errors import ModelError
 from onnxq.core.plan import OPSET, OPSET_OF_BLOCKS
-from onnxq.graph.nodes import all_nodes, constant_value, input_at, is_op
+from onnxq.graph.nodes import all_nodes, constant_value, input_at, is_op, name_of
 from onnxq.graph.passes.shapes import light_proto
 
 MISTRANSLATED = {"Hardmax": 13, "Scan": 9, "GroupNormalization": 21}
@@ -95,7 +95,7 @@ def _convert(model: ir.Model, version: int, goal: int) -> ir.Graph:
         ) from e
     graph = ir.from_proto(converted).graph
     for value in list(graph.inputs[len(model.graph.inputs) :]):
-        value.const_value = weights[value.name or ""]
+        value.const_value = weights[name_of(value)]
         graph.inputs.remove(value)
         graph.register_initializer(value)
     if version < RESIZE_IS_NEW:

@@ -18,6 +18,7 @@ from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.corrections import Effect
 from onnxq.algorithms.draft import Draft
 from onnxq.core.plan import Group, QuantPlan, QuantPoint, QuantSpec
+from onnxq.graph.nodes import name_of
 from onnxq.graph.operators import SUMMED_AXIS
 from onnxq.pipelines.dynamic.input_checks import is_computed
 from onnxq.pipelines.dynamic.planning import rewrite
@@ -73,8 +74,8 @@ def _points(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme) -> Iterator
             if is_computed(data) and not is_computed(weight):
                 weights = replace(scheme.weight, axis=scheme.axis(1 - SUMMED_AXIS[node.op_type](node)))
                 for index, (value, spec) in enumerate(((data, DATA), (weight, weights))):
-                    name = value.name or "" if value is not None else ""
-                    yield QuantPoint(name, node.name or "", index, spec, name)
+                    name = name_of(value) if value is not None else ""
+                    yield QuantPoint(name, name_of(node), index, spec, name)
 
 
 def _as_static(plan: QuantPlan, points: tuple[QuantPoint, ...]) -> QuantPlan:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan
-from onnxq.graph.nodes import all_nodes, is_op
+from onnxq.graph.nodes import all_nodes, is_op, name_of
 from onnxq.graph.ort_rewrites import adds_before_layernorm, unfuse_layernorm_adds
 from onnxq.pipelines.dynamic.attention import is_fused_attention
 from onnxq.pipelines.dynamic.dispatch import WAYS
@@ -45,9 +45,9 @@ def plan_nodes(model: ir.Model, scheme: DynamicScheme) -> QuantPlan:
         points=(),
         biases=(),
         groups={},
-        integer_nodes={node.name or "": node.op_type for node, text in told.items() if not text},
-        float_nodes={node.name or "": FloatNode(node.op_type, text) for node, text in told.items() if text},
-        weight_only_nodes=frozenset(node.name or "" for node, text in smaller.items() if text),
+        integer_nodes={name_of(node): node.op_type for node, text in told.items() if not text},
+        float_nodes={name_of(node): FloatNode(node.op_type, text) for node, text in told.items() if text},
+        weight_only_nodes=frozenset(name_of(node) for node, text in smaller.items() if text),
         unfused_sums=adds_before_layernorm(model) if scheme.target.unfuse_layernorm_add else frozenset(),
     )
 

@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from onnxq.core.errors import ModelError
+from onnxq.graph.nodes import name_of
 from onnxq.torch.calls import Call
 from onnxq.torch.calls import output_names as names_in
 from onnxq.torch.faithful import check_norms
@@ -127,11 +128,9 @@ def _matched(trace: fx.GraphModule, captured: Captured) -> Seen:
     """Match the nodes of ``trace`` with those of the ONNX model."""
     came_from = _origins(captured.program.graph, {node.name: node for node in trace.graph.nodes})
     model = captured.onnx()
-    nodes = {
-        node.name or "": came_from[name] for node in model.graph if (name := _fx_name(node)) in came_from
-    }
+    nodes = {name_of(node): came_from[name] for node in model.graph if (name := _fx_name(node)) in came_from}
     values = {
-        value.name or "": came_from[value.name]
+        name_of(value): came_from[value.name]
         for node in model.graph
         for value in node.outputs
         if value.name in came_from
@@ -142,7 +141,7 @@ def _matched(trace: fx.GraphModule, captured: Captured) -> Seen:
 
 
 def _named(values: Sequence[ir.Value], nodes: Sequence[fx.Node]) -> dict[str, fx.Node]:
-    return {value.name or "": node for value, node in zip(values, nodes, strict=True)}
+    return {name_of(value): node for value, node in zip(values, nodes, strict=True)}
 
 
 def _with_weights(model: ir.Model, state: Mapping[str, torch.Tensor]) -> ir.Model:

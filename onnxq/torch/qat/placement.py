@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from onnxq.core.plan import GRAPH_OUTPUT, Group, QuantPlan, QuantPoint, QuantSpec
-from onnxq.graph.nodes import constant_value
+from onnxq.graph.nodes import constant_value, name_of
 from onnxq.graph.operators import WEIGHTED
 from onnxq.torch.qat.batchnorm import constant_of, folded_weight
 from onnxq.torch.qat.capture import Seen
@@ -104,7 +104,7 @@ def find_places(plan: QuantPlan, simple: ir.Model, seen: Seen) -> Placement:
 class _Finder:
     def __init__(self, plan: QuantPlan, simple: ir.Model, seen: Seen) -> None:
         self._plan, self._seen = plan, seen
-        self._nodes = {node.name or "": node for node in simple.graph}
+        self._nodes = {name_of(node): node for node in simple.graph}
         self._initializers = simple.graph.initializers
 
     def place(self, point: QuantPoint) -> TraceSite | None:
@@ -140,7 +140,7 @@ class _Finder:
         If an operator after a layer was merged into the layer, the name leads to that operator. Then the
         layer before it is returned.
         """
-        known = self._seen.nodes.get(node.name or "") or self._seen.values.get(node.outputs[0].name or "")
+        known = self._seen.nodes.get(name_of(node)) or self._seen.values.get(name_of(node.outputs[0]))
         while known is not None and node.op_type in WEIGHTED and known.target not in WEIGHT:
             before = known.args[0] if known.args else None
             known = before if isinstance(before, fx.Node) and len(before.users) == 1 else None
@@ -181,7 +181,7 @@ class _Finder:
             or users[0].args[0] is not reader
         ):
             return None
-        return users[0] if self._seen.values.get(node.outputs[0].name or "") is users[0] else None
+        return users[0] if self._seen.values.get(name_of(node.outputs[0])) is users[0] else None
 
 
 def _argument(reader: fx.Node, wanted: fx.Node | None) -> fx.Node | None:

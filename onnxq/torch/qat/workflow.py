@@ -34,6 +34,7 @@ from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import silent
 from onnxq.graph.files import check_place, write_validated
 from onnxq.graph.insert_qdq import as_written
+from onnxq.graph.nodes import name_of
 from onnxq.pipelines.acceptance import accept, verify_static
 from onnxq.pipelines.preflight import as_onnxq_errors
 from onnxq.pipelines.prepare import prepare_loaded
@@ -201,7 +202,7 @@ def _feeds(data: Data | None, simple: ir.Model, call: Call) -> Data:
 
 
 def _names(simple: ir.Model) -> list[str]:
-    return [value.name or "" for value in simple.graph.inputs if not value.is_initializer()]
+    return [name_of(value) for value in simple.graph.inputs if not value.is_initializer()]
 
 
 def _sample(simple: ir.Model, call: Call) -> dict[str, Array]:
