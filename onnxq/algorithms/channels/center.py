@@ -31,7 +31,15 @@ from onnxq.algorithms.layers.biases import bias_of
 from onnxq.algorithms.layers.matrices import matrices
 from onnxq.core.numerics import dequantize
 from onnxq.core.plan import Group
-from onnxq.graph.nodes import add_initializer, constant_value, input_at, is_op, replace_value, unused_name
+from onnxq.graph.nodes import (
+    add_initializer,
+    constant_value,
+    input_at,
+    is_op,
+    name_of,
+    replace_value,
+    unused_name,
+)
 from onnxq.graph.operators import WEIGHTED
 
 Offsets = NDArray[np.float64]
