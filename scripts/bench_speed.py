@@ -6,7 +6,7 @@ Prints a table for each given section (all of them by default) and exits with 1 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -107,9 +107,18 @@ def _figures(place: Place, case: Case, wanted: float) -> list[Figure]:
     def timed(model: Path, threads: int) -> float:
         return race(case.model, model, sample, threads=threads, seconds=SECONDS).ratio
 
-    return [
-        figure for threads in THREADS for figure in _with_threads(place, case, threads, peer, timed, wanted)
-    ]
+    def with_threads(threads: int) -> Iterator[Figure]:
+        words = f"times as fast as float, {threads or 'all'} thread{'s' if threads != 1 else ''}"
+        plain, tuned = (place.work / f"{kind}-{threads}.onnx" for kind in ("plain", "tuned"))
+        bench.quantize(case, plain)
+        run = bench.quantize(case, tuned, "--autotune", "--threads", str(threads))
+        yield Figure(words, timed(plain, threads), peer=timed(peer, threads) if peer else None)
+        yield at_least(f"{words}, --autotune", timed(tuned, threads), wanted)
+        nodes = sum(node.op_type == "DequantizeLinear" for node in onnx.load(tuned).graph.node)
+        yield Figure("   DequantizeLinear nodes left", nodes, form="{:.0f}")
+        yield Figure("   s, the whole command", run.seconds)
+
+    return [figure for threads in THREADS for figure in with_threads(threads)]
 
 
 def _peer(place: Place, case: Case) -> Path | None:
@@ -121,25 +130,6 @@ def _peer(place: Place, case: Case) -> Path | None:
         print(f"onnxruntime.quantization cannot quantize {case.model.name} as it is")
         return None
     return model
-
-
-def _with_threads(
-    place: Place,
-    case: Case,
-    threads: int,
-    peer: Path | None,
-    timed: Callable[[Path, int], float],
-    wanted: float,
-) -> Iterator[Figure]:
-    words = f"times as fast as float, {threads or 'all'} thread{'s' if threads != 1 else ''}"
-    plain, tuned = (place.work / f"{kind}-{threads}.onnx" for kind in ("plain", "tuned"))
-    bench.quantize(case, plain)
-    run = bench.quantize(case, tuned, "--autotune", "--threads", str(threads))
-    yield Figure(words, timed(plain, threads), peer=timed(peer, threads) if peer else None)
-    yield at_least(f"{words}, --autotune", timed(tuned, threads), wanted)
-    nodes = sum(node.op_type == "DequantizeLinear" for node in onnx.load(tuned).graph.node)
-    yield Figure("   DequantizeLinear nodes left", nodes, form="{:.0f}")
-    yield Figure("   s, the whole command", run.seconds)
 
 
 if __name__ == "__main__":

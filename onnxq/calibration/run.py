@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -27,11 +27,10 @@ logger = logging.getLogger(__name__)
 
 def gather(
     model: ir.Model,
-    tensors: Sequence[str],
+    tensors: Mapping[str, int | None],
     samples: Samples,
     config: QuantConfig,
     progress: Progress,
-    channels: Mapping[str, int] | None = None,
 ) -> Statistics:
     """Gather the statistics of tensors over samples, and save them in ``config.save_statistics`` if given.
 
@@ -40,11 +39,11 @@ def gather(
 
     Args:
         model: the float model.
-        tensors: the names of the tensors to observe.
+        tensors: name of each tensor to observe -> the axis along which the mean of each channel is gathered
+            too; None: no means.
         samples: the samples to calibrate on.
         config: the options.
         progress: called with the number of samples done so far.
-        channels: tensor name -> axis; for these tensors, the means of each channel are gathered too.
 
     Raises:
         CalibrationError: the samples cannot be used, or the file was begun with other samples.
@@ -53,8 +52,8 @@ def gather(
     reading = _Reading(in_batches(samples, model, config), batched(input_specs(model)))
     with Collector(
         model,
-        tensors,
-        channels=channels,
+        tuple(tensors),
+        channels={name: axis for name, axis in tensors.items() if axis is not None},
         every_element=config.every_element,
         providers=config.providers,
         threads=config.threads,
@@ -133,7 +132,7 @@ class _Reading:
         return batch.joinable
 
 
-def _unfinished(file: Path | None, model: ir.Model, tensors: Sequence[str]) -> Statistics | None:
+def _unfinished(file: Path | None, model: ir.Model, tensors: Collection[str]) -> Statistics | None:
     """Load the statistics of an interrupted run from ``file``; None if there are none."""
     if file is None or not file.exists():
         return None

@@ -68,7 +68,7 @@ def calibrate(
         progress("reading the model")
         simple, tensors = prepare_for_all(model, config)
         samples = replace(open_samples(simple, data, config), holds=False)
-        statistics = gather(simple, tensors, samples, config, progress)
+        statistics = gather(simple, dict.fromkeys(tensors), samples, config, progress)
     for doubt in samples.warnings:
         logger.warning("%s", doubt)
     return statistics
@@ -166,11 +166,11 @@ class Calibration:
 
     def _open(self) -> Collector:
         if self._collector is None:
-            tensors, channels = observed(self._simple, self._plan)
+            tensors = observed(self._simple, self._plan)
             self._collector = Collector(
                 self._simple,
-                tensors,
-                channels=channels,
+                tuple(tensors),
+                channels={name: axis for name, axis in tensors.items() if axis is not None},
                 every_element=self.config.every_element,
                 providers=self.config.providers,
                 threads=self.config.threads,

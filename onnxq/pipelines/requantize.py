@@ -230,6 +230,6 @@ def _calibrated(
     simple: ir.Model, groups: tuple[Group, ...], samples: Samples, config: QuantConfig, progress: Progress
 ) -> tuple[QParamSource, Statistics]:
     """Calibrate ``groups``: the source of their parameters, and its statistics."""
-    tensors = tuple(dict.fromkeys(tensor for group in groups for tensor in group.observed_tensors))
+    tensors = dict.fromkeys(tensor for group in groups for tensor in group.observed_tensors)
     statistics = gather(simple, tensors, samples, config, progress) if tensors else Statistics({}, 0)
     return from_statistics(statistics, calibrator(config)), statistics

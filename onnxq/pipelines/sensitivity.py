@@ -44,8 +44,7 @@ def rank(
         progress("reading the model")
         simple, plan = prepare(model, config)
         samples = open_samples(simple, config.data, config)
-        tensors, channels = observed(simple, plan)
-        statistics = gather(simple, tensors, samples, config, progress, channels)
+        statistics = gather(simple, observed(simple, plan), samples, config, progress)
         if samples.synthetic:
             logger.warning("ranked on synthetic inputs, which say little: give real samples as data")
         plan = compute_qparams(simple, plan, from_statistics(statistics, calibrator(config)))

@@ -187,13 +187,11 @@ def _statistics(
 ) -> tuple[Statistics, tuple[str, ...]]:
     """Collect or load the statistics, with warnings about them."""
     if config.from_table is None:
-        tensors, channels = observed(model, plan)
-        return gather(model, tensors, samples, config, progress, channels), ()
+        return gather(model, observed(model, plan), samples, config, progress), ()
     statistics = Statistics.load(config.from_table)
     return statistics, tuple(statistics_warnings(statistics, model))
 
 
-def observed(model: ir.Model, plan: QuantPlan) -> tuple[tuple[str, ...], Mapping[str, int]]:
-    """List the tensors to collect statistics of, and the channel axis of those whose means are needed."""
-    channels = channel_axes(model, plan)
-    return tuple(dict.fromkeys((*plan.observed, *channels))), channels
+def observed(model: ir.Model, plan: QuantPlan) -> Mapping[str, int | None]:
+    """Map the tensors to collect statistics of to the channel axis whose means are needed; None: no means."""
+    return {**dict.fromkeys(plan.observed), **channel_axes(model, plan)}

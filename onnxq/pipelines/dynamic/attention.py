@@ -12,9 +12,8 @@ import onnx_ir as ir
 from onnxq.graph.nodes import constant_value, input_at
 from onnxq.pipelines.dynamic.input_checks import is_computed, needs_float, weight_obstacle
 from onnxq.pipelines.dynamic.matmul import LONGEST_SUM
-from onnxq.pipelines.dynamic.rewriter import Array, Layout, ModelRewriter
+from onnxq.pipelines.dynamic.rewriter import CONTRIB, Array, Layout, ModelRewriter
 
-DOMAIN = "com.microsoft"
 DATA, WEIGHT, BIAS, MASK, PAST = range(5)
 """The inputs of Attention that QAttention has too."""
 
@@ -24,7 +23,7 @@ _KNOWN = frozenset({"num_heads", "unidirectional", "do_rotary", "mask_filter_val
 
 def is_fused_attention(node: ir.Node) -> bool:
     """Whether the node is the fused operator, not the one of the same name in the standard domain."""
-    return node.op_type == "Attention" and node.domain == DOMAIN
+    return node.op_type == "Attention" and node.domain == CONTRIB
 
 
 def attention_obstacle(node: ir.Node) -> str | None:
@@ -56,11 +55,7 @@ def rewrite_attention(node: ir.Node, rewriter: ModelRewriter) -> None:
     assert known is not None
     factor_zero = rewriter.constant(f"{factor_scale.name}_zero_point", np.zeros(known.shape, np.int8))
     inputs = [levels, factors, bias, scale, factor_scale, mask, zero, factor_zero, past]
-    outputs = rewriter.add("QAttention", inputs, node, node.attributes, len(node.outputs), DOMAIN)
-    for old, new in zip(node.outputs, outputs, strict=True):
-        if not old.name:
-            new.name = ""
-    rewriter.replace(node, *outputs)
+    rewriter.substitute(node, "QAttention", inputs, node.attributes)
 
 
 def _flat(scale: Array) -> Array:

@@ -13,7 +13,6 @@ from onnxq.graph.nodes import constant_value, input_at, int_attribute
 from onnxq.pipelines.dynamic.input_checks import needs_float, weight_obstacle
 from onnxq.pipelines.dynamic.rewriter import Array, Layout, ModelRewriter, pack_rows
 
-DOMAIN = "com.microsoft"
 INPUTS = 8
 """The number of inputs of an LSTM; scales and zero points of the weights follow after them."""
 
@@ -38,12 +37,7 @@ def rewrite_lstm(node: ir.Node, rewriter: ModelRewriter) -> None:
         inputs[index], scale = rewriter.packed(weight, 1, _LAYOUT)
         inputs += [scale, _zeros(scale, rewriter)]
     attributes = {name: value for name, value in node.attributes.items() if name != "layout"}
-    outputs = rewriter.add("DynamicQuantizeLSTM", inputs, node, attributes, len(node.outputs), DOMAIN)
-    for old, new in zip(node.outputs, outputs, strict=True):
-        if not old.name:
-            new.name = ""
-    rewriter.model.graph.opset_imports.setdefault(DOMAIN, 1)
-    rewriter.replace(node, *outputs)
+    rewriter.substitute(node, "DynamicQuantizeLSTM", inputs, attributes)
 
 
 def _transposed(array: Array) -> Array:

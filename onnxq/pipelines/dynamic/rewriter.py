@@ -96,6 +96,13 @@ Known = dict[Hashable, Packed]
 """Weights that are rounded already, by tensor, axis and layout: variants of a model share most of them."""
 
 
+CONTRIB = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
+_OUTPUTS: Mapping[str, int] = {"DynamicQuantizeLinear": 3}
+"""Number of outputs of the standard operators that have several."""
+
+
 class ModelRewriter:
     """Inserts nodes and constants into a copy of a model.
 
@@ -125,8 +132,6 @@ class ModelRewriter:
         inputs: Sequence[ir.Value | None],
         before: ir.Node,
         attributes: Mapping[str, Any] | None = None,
-        outputs: int = 1,
-        domain: str = "",
         named: str | None = None,
     ) -> tuple[ir.Value, ...]:
         """Insert a new node before another one, and return its outputs.
@@ -136,16 +141,42 @@ class ModelRewriter:
             inputs: its inputs; None for a missing one.
             before: the node to insert it before.
             attributes: its attributes.
-            outputs: the number of its outputs.
-            domain: the domain of the operator.
             named: prefix of the new names; the name of ``before`` if None.
         """
+        outputs = _OUTPUTS.get(op_type, 1)
         name = self._unique(f"{named or before.name}_{op_type}")
-        node = ir.node(
-            op_type, inputs, attributes=attributes or {}, num_outputs=outputs, domain=domain, name=name
+        node = ir.node(op_type, inputs, attributes=attributes or {}, num_outputs=outputs, name=name)
+        return self._insert(node, before)
+
+    def substitute(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Replace a node by an operator of ONNX Runtime's own with the same outputs.
+
+        Args:
+            node: the node to replace.
+            op_type: operator type of the new node, in the domain `CONTRIB`.
+            inputs: its inputs; None for a missing one.
+            attributes: its attributes.
+        """
+        name, count = self._unique(f"{node.name}_{op_type}"), len(node.outputs)
+        new = ir.node(
+            op_type, inputs, attributes=attributes or {}, num_outputs=count, domain=CONTRIB, name=name
         )
+        outputs = self._insert(new, node)
+        for old, made in zip(node.outputs, outputs, strict=True):
+            if not old.name:
+                made.name = ""
+        self.model.graph.opset_imports.setdefault(CONTRIB, 1)
+        self.replace(node, *outputs)
+
+    def _insert(self, node: ir.Node, before: ir.Node) -> tuple[ir.Value, ...]:
         for index, value in enumerate(node.outputs):
-            value.name = self._unique(f"{name}_out{index or ''}")
+            value.name = self._unique(f"{node.name}_out{index or ''}")
         assert before.graph is not None
         before.graph.insert_before(before, node)
         return tuple(node.outputs)
@@ -163,7 +194,7 @@ class ModelRewriter:
         """
         key = ("data", data, reader.graph)
         if key not in self._made:
-            self._made[key] = self.add("DynamicQuantizeLinear", [data], reader, outputs=3)
+            self._made[key] = self.add("DynamicQuantizeLinear", [data], reader)
         return self._made[key]
 
     def packed(

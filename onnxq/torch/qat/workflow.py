@@ -227,7 +227,7 @@ def _by_name(data: Iterable[Any], names: Sequence[str]) -> Iterator[dict[str, An
 def _calibrated(simple: ir.Model, plan: QuantPlan, data: Data, config: QuantConfig) -> QuantPlan:
     with as_onnxq_errors():
         samples = replace(open_samples(simple, data, config), holds=False)
-        statistics = gather(simple, plan.observed, samples, config, silent)
+        statistics = gather(simple, dict.fromkeys(plan.observed), samples, config, silent)
     return compute_qparams(simple, plan, from_statistics(statistics, calibrator(config)))
 
 
