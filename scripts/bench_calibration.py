@@ -144,8 +144,8 @@ def methods(place: Place) -> list[Figure]:
         peers = {method: judge.sqnr(model) for method, model in _peer_models(case, place)}
         figures += [Figure(f"{name}: {method}", db, peer=peers.get(method)) for method, db in ours.items()]
         default = str(QuantConfig().method)
-        behind = max(ours.values()) - ours[default]
-        figures.append(at_most(f"{name}: the default, {default}, below the best, dB", behind, 0.2))
+        below_best = max(ours.values()) - ours[default]
+        figures.append(at_most(f"{name}: the default, {default}, below the best, dB", below_best, 0.2))
         figures.append(at_most(f"{name}: ranges of all methods, s", _solving(case.model, statistics), 1.0))
     return figures
 

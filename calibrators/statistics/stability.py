@@ -109,20 +109,20 @@ class RunStability:
     """The stability of the ranges of a whole run.
 
     Attributes:
-        judged: number of tensors that could be evaluated.
+        assessed: number of tensors that could be evaluated.
         grown: tensors whose ranges still grew by more than `GREW`, sorted by growth, largest first.
         outliers: sample -> tensors whose range it alone widens by more than `ALONE`; the sample with the
             most tensors first.
     """
 
-    judged: int
+    assessed: int
     grown: tuple[str, ...]
     outliers: Mapping[str, tuple[str, ...]]
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """Sentences for the user: whether there was enough data, and which sample to inspect."""
-        if not self.judged:
+        if not self.assessed:
             return (f"unknown: at least {FEWEST} samples with finite values are needed",)
         return (self._settled(), *self._outlier())
 
@@ -130,8 +130,8 @@ class RunStability:
         if not self.grown:
             return f"settled, none grew by more than {GREW:.0%} over the last quarter of the samples"
         return (
-            f"those of {len(self.grown)} of {_tensors(self.judged)} still grew by more than {GREW:.0%} over "
-            "the last quarter of the samples: more samples may help"
+            f"those of {len(self.grown)} of {_tensors(self.assessed)} still grew by more than {GREW:.0%} "
+            "over the last quarter of the samples: more samples may help"
         )
 
     def _outlier(self) -> tuple[str, ...]:

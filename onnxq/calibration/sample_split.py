@@ -214,7 +214,7 @@ def _bytes(sample: Sample) -> int:
 
 
 def open_samples(
-    model: ir.Model, data: Data | None, config: QuantConfig, made_up: int = SYNTHETIC_SAMPLES
+    model: ir.Model, data: Data | None, config: QuantConfig, default_count: int = SYNTHETIC_SAMPLES
 ) -> Samples:
     """Open the samples of one quantization: those of ``data``, or else synthetic ones.
 
@@ -224,7 +224,7 @@ def open_samples(
         model: the float model.
         data: the calibration data; None: synthetic samples.
         config: the options.
-        made_up: the number of synthetic samples, if ``config`` does not give one.
+        default_count: the number of synthetic samples, if ``config`` does not give one.
 
     Raises:
         CalibrationError: the data cannot be read or does not fit the model.
@@ -237,7 +237,7 @@ def open_samples(
         source = open_data(data, inputs, preprocess=config.preprocess, limit=config.samples, on_bad=bad[0])
         block = fixed_batch(inputs) or 1
         return Samples(source, source.total, block=block, unreadable=bad[0], refused=bad[1])
-    count = config.samples or made_up
+    count = config.samples or default_count
     return Samples(synthetic_samples(model, inputs, count, config.seed), count, synthetic=True)
 
 

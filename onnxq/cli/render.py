@@ -27,7 +27,7 @@ from onnxq.cli.tree import counts, tree, without_names
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import size_on_disk
 from onnxq.pipelines.inspection import Inspection
-from onnxq.pipelines.report.activations import judged
+from onnxq.pipelines.report.activations import stabilities
 from onnxq.pipelines.requantize import Requantized
 from onnxq.pipelines.result import QuantResult
 from onnxq.targets.onnxruntime import ONNXRUNTIME
@@ -284,7 +284,7 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     if result.skipped:
         yield "skipped", _counted(result.skipped, "bad sample")
     if result.statistics is not None and not result.request.synthetic:
-        yield from _stability_rows(judged(result.plan, result.statistics), every_node)
+        yield from _stability_rows(stabilities(result.plan, result.statistics), every_node)
     yield "time", f"{result.seconds:.1f} s"
 
 

@@ -314,8 +314,8 @@ class QuantConfig(BaseModel):
             cls(**options)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
-        beaten = {loser for name in overrides for loser in _RIVALS.get(name, ())} - overrides.keys()
-        return cls(**{**{n: v for n, v in options.items() if n not in beaten}, **overrides})
+        overridden = {loser for name in overrides for loser in _RIVALS.get(name, ())} - overrides.keys()
+        return cls(**{**{n: v for n, v in options.items() if n not in overridden}, **overrides})
 
     def save(self, path: Path) -> None:
         """Write all options as YAML, for `load`.

@@ -36,11 +36,11 @@ def _averaged(node: ir.Node, found: Mapping[ir.Value, int]) -> Iterator[tuple[ir
     if node.op_type not in AVERAGED or not is_op(node, node.op_type):
         return
     window = AVERAGED[node.op_type](node)
-    behind = max(found.get(output, 1) for output in node.outputs)
+    after = max(found.get(output, 1) for output in node.outputs)
     for index in data_inputs(node):
         value = node.inputs[index]
         if value is not None and not value.is_initializer() and not _is_repeated(value, node):
-            yield value, (MANY if window is None else window) * behind
+            yield value, (MANY if window is None else window) * after
 
 
 def _is_repeated(value: ir.Value, node: ir.Node) -> bool:

@@ -46,7 +46,9 @@ __all__ = ["make_plan", "matches"]
 
 _IN_BODY = "it is in the body of a control-flow operator, whose tensors calibration cannot observe"
 
-_TORN = "its output is both a float graph output and read in integers, but the kernel gives only one of these"
+_MIXED = (
+    "its output is both a float graph output and read in integers, but the kernel gives only one of these"
+)
 
 
 def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan:
@@ -114,9 +116,9 @@ def _decide(model: ir.Model, context: PlanningContext) -> tuple[list[ir.Node], l
     floats = {name_of(node): reason for node in model.graph if (reason := ineligible_because(node, context))}
     able = [node for node in model.graph if computes_reals(node) and node.name not in floats]
     anchors = _without_fused([node for node in able if context.role(node) is Role.ANCHOR], context)
-    torn = _torn(anchors, context)
-    anchors = [node for node in anchors if node not in torn]
-    floats |= {name_of(node): _TORN for node in torn}
+    mixed = _with_mixed_consumers(anchors, context)
+    anchors = [node for node in anchors if node not in mixed]
+    floats |= {name_of(node): _MIXED for node in mixed}
     links, useless = join(anchors, [n for n in able if context.role(n) is Role.LINK], context)
     residuals = [
         node
@@ -147,13 +149,13 @@ def _without_fused(anchors: Iterable[ir.Node], context: PlanningContext) -> list
     return alone
 
 
-def _torn(anchors: Collection[ir.Node], context: PlanningContext) -> set[ir.Node]:
+def _with_mixed_consumers(anchors: Collection[ir.Node], context: PlanningContext) -> set[ir.Node]:
     """The anchors with mixed consumers: a graph output needs float, and another anchor needs integers."""
     if context.quantize_outputs:
         return set()
     read = {node.inputs[i] for node in anchors for i in integer_inputs(node, context)}
-    torn = {node: mixed_consumers(node, read, context) for node in anchors}
-    return {node for node, values in torn.items() if any(value.is_graph_output() for value in values)}
+    mixed = {node: mixed_consumers(node, read, context) for node in anchors}
+    return {node for node, values in mixed.items() if any(value.is_graph_output() for value in values)}
 
 
 def _tell(

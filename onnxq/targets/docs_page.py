@@ -41,8 +41,8 @@ _INTRODUCTION = """\
 operators are quantized, in which number formats, and where Q/DQ stand so that its runtime fuses them.
 
 - Whatever has no rule stays float, and the plan says why (`--dry-run`).
-- Q stands behind the Relu or Clip that its runtime fuses with the operator before it, never between them.
-- A Concat of several tensors with nothing behind it but Reshape, Transpose and their like stays float on
+- Q is placed after the Relu or Clip that its runtime fuses with the operator before it, never between them.
+- A Concat of several tensors with nothing after it but Reshape, Transpose and their like is kept in float on
   every target: detectors join boxes and scores so, and one range does not suit both.
 - Every model is run by ONNX Runtime at the end, whatever it is for: Q/DQ models mean the same everywhere.
 
@@ -158,7 +158,7 @@ _DETAILS: tuple[Callable[[OpRule], str], ...] = (
     lambda rule: "inputs that nobody else reads take the output's scale" if rule.inputs_follow else "",
     lambda rule: f"fused with {', '.join(sorted(rule.sums_with))}" if rule.sums_with else "",
     lambda rule: (
-        f"Q behind a following {', '.join(sorted(rule.fused_in_float))}" if rule.fused_in_float else ""
+        f"Q after a following {', '.join(sorted(rule.fused_in_float))}" if rule.fused_in_float else ""
     ),
     lambda rule: "" if rule.bias is None else f"input {rule.bias} is a bias",
     lambda rule: "" if rule.blocked is None else "weights in blocks",

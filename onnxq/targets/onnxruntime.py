@@ -8,14 +8,14 @@ long as one in float, so it is worth it only between integers. A grouped one wit
 group takes 8, 4, 1.5 times as long as in float (3 x 3, one thread): its groups are computed one by one.
 
 No kernel takes 4-bit weights beside quantized activations: DequantizeLinear of int4 leaves the operator in
-float, and a Q/DQ pair to int8 behind it runs anew each time. A Cast to int8 before DequantizeLinear is
+float, and a Q/DQ pair to int8 after it runs anew each time. A Cast to int8 before DequantizeLinear is
 folded when the model is loaded: the file holds 4 bits a weight, and the kernel runs in integers. Unsigned
 ones become int8 too, whose kernels take any zero point. But where the channels of a depthwise convolution
 have different ones, they are computed one by one, which takes some twenty times as long as in float.
 
 MatMul, and Gemm unless transB, with a scale a block become MatMulNBits. It takes float activations, which
 it rounds to 8 bits by itself, block by block; blocks of powers of two, the last of which may be shorter.
-With Q/DQ right before or behind, also across a Relu or a Reshape, the operator runs in float instead.
+With Q/DQ right before or after, also across a Relu or a Reshape, the operator runs in float instead.
 
 ONNX Runtime on x86 without VNNI: AVX2 and the first AVX-512.
 
@@ -62,8 +62,8 @@ ONNXRUNTIME = Target(
     name="onnxruntime",
     about="ONNX Runtime's CPU provider on x86 with VNNI or AMX, which multiply u8 by s8.",
     notes=(
-        "Q stands behind a weighted operator only where the kernel needs it, and always behind the Relu or "
-        "Clip that fuses with it.",
+        "Q is placed after a weighted operator only where the kernel needs it, and always after the Relu "
+        "or Clip that fuses with it.",
         "A 4-bit weight in blocks gives MatMulNBits, among floats; without blocks it is unpacked to 8 bits "
         "when the model is loaded.",
         "A float Add right before LayerNormalization is written as Sum: fused, the two would be slower.",

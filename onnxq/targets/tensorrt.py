@@ -6,7 +6,7 @@ TensorRT 10 and later, explicit quantization: signed, zero point 0, inputs of we
 4-bit convolution, and none beside quantized activations. The documentation names no sizes of blocks; 64
 and 128, the usual ones, are assumed (no engine was built with them), and they must divide the axis.
 
-TensorRT 8 and 9: as 10, but weights are float in the file, with Q and DQ behind them, and no 4 bits.
+TensorRT 8 and 9: as 10, but weights are float in the file, with Q and DQ after them, and no 4 bits.
 """
 
 from __future__ import annotations

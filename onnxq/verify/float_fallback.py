@@ -148,23 +148,23 @@ def _starts_at_lowest(quantize: ir.Node) -> bool:
     return bool(np.all(zero == lowest)) if zero is not None else lowest == 0
 
 
-def _other_type_behind(node: ir.Node) -> bool:
+def _other_type_after(node: ir.Node) -> bool:
     """Whether the Q after the node has another integer type than the DQ before it."""
     before = {edge.dtype for edge in _activations(node)}
-    behind = {integer_type(quantize) for quantize in _quantizers(unclipped(node.outputs[0]))}
-    return bool(before and behind) and before != behind
+    after = {integer_type(quantize) for quantize in _quantizers(unclipped(node.outputs[0]))}
+    return bool(before and after) and before != after
 
 
-def _other_types_beside(node: ir.Node) -> bool:
+def _mixed_input_types(node: ir.Node) -> bool:
     return len({edge.dtype for edge in _activations(node)}) > 1
 
 
-def _other_numbers_behind(node: ir.Node) -> bool:
+def _other_params_after(node: ir.Node) -> bool:
     """Whether the Q after a pass-through operator has other parameters than the DQ before it."""
     before = [(edge.scale, edge.zero_point) for edge in edges(node)][:1]
     quantizers = [q for value in node.outputs for q in _quantizers(value)]
-    behind = [(constant(input_at(q, 1)), constant(input_at(q, ZERO_POINT))) for q in quantizers]
-    return any(not _equal(one, other) for one, other in zip(before * len(behind), behind, strict=True))
+    after = [(constant(input_at(q, 1)), constant(input_at(q, ZERO_POINT))) for q in quantizers]
+    return any(not _equal(one, other) for one, other in zip(before * len(after), after, strict=True))
 
 
 def _equal(one: tuple[object, object], other: tuple[object, object]) -> bool:
@@ -181,8 +181,8 @@ def _signed_and_shared(node: ir.Node) -> bool:
 
 def _readers(quantize: ir.Node) -> int:
     """The number of nodes that read the output of a Q, through one or several DQ."""
-    behind = (use.node for use in quantize.outputs[0].uses())
-    return sum(len(node.outputs[0].uses()) for node in behind)
+    after = (use.node for use in quantize.outputs[0].uses())
+    return sum(len(node.outputs[0].uses()) for node in after)
 
 
 def _shifted_weights(node: ir.Node) -> bool:
@@ -264,17 +264,17 @@ FALLBACK_REASONS: Mapping[str, tuple[FallbackReason, ...]] = {
             "Quantize to uint8 with the zero point at the lower limit.",
         ),
         FallbackReason(
-            _other_type_behind,
+            _other_type_after,
             "its input and its output have different integer types",
             "Use one type for all activations.",
         ),
         FallbackReason(
-            _other_types_beside,
+            _mixed_input_types,
             "its inputs have different integer types",
             "Use one type for all activations.",
         ),
         FallbackReason(
-            lambda node: node.op_type in _PASSING and _other_numbers_behind(node),
+            lambda node: node.op_type in _PASSING and _other_params_after(node),
             "it only passes values on, but its output has another scale or zero point than its input",
             "Give both the same scale and zero point.",
         ),

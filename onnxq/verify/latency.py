@@ -117,26 +117,26 @@ Rounds = Sequence[Times]
 than another one of the same model throughout, depending on its memory layout."""
 
 
-def significantly_faster(heats: Rounds, one: int, other: int) -> bool:
+def significantly_faster(rounds: Rounds, one: int, other: int) -> bool:
     """Whether model ``one`` needs less time than ``other`` with 97.5 % confidence in every round.
 
     Args:
-        heats: the times of all rounds.
+        rounds: the times of all rounds.
         one: index of a model.
         other: index of another model.
     """
-    return lowest_gain(heats, one, other) > 1
+    return lowest_gain(rounds, one, other) > 1
 
 
-def lowest_gain(heats: Rounds, one: int, other: int) -> float:
+def lowest_gain(rounds: Rounds, one: int, other: int) -> float:
     """The lowest speed-up of model ``one`` over ``other``: the confidence bound of its worst round.
 
     Args:
-        heats: the times of all rounds.
+        rounds: the times of all rounds.
         one: index of a model.
         other: index of another model.
     """
-    return min(_lowest(times[:, other] / times[:, one]) for times in heats)
+    return min(_lowest(times[:, other] / times[:, one]) for times in rounds)
 
 
 def _lowest(ratios: Times) -> float:
@@ -149,27 +149,27 @@ def _lowest(ratios: Times) -> float:
     return float(np.sort(ratios)[max(rank, 0)])
 
 
-def gain(heats: Rounds, one: int, other: int) -> float:
+def gain(rounds: Rounds, one: int, other: int) -> float:
     """The speed-up of model ``one`` over ``other``: the median over all turns.
 
     Args:
-        heats: the times of all rounds.
+        rounds: the times of all rounds.
         one: index of a model.
         other: index of another model.
     """
-    times = np.concatenate(heats)
+    times = np.concatenate(rounds)
     return float(np.median(times[:, other] / times[:, one]))
 
 
-def fastest(heats: Rounds, models: Sequence[int]) -> int:
+def fastest(rounds: Rounds, models: Sequence[int]) -> int:
     """The model among ``models`` with the least median time."""
-    return min(models, key=lambda model: float(np.median(np.concatenate(heats)[:, model])))
+    return min(models, key=lambda model: float(np.median(np.concatenate(rounds)[:, model])))
 
 
-def winner(heats: Rounds, models: Sequence[int]) -> int:
+def winner(rounds: Rounds, models: Sequence[int]) -> int:
     """Go through ``models`` in order, switching to each that is significantly faster than the best so far."""
     best = models[0]
     for model in models[1:]:
-        if significantly_faster(heats, model, best):
+        if significantly_faster(rounds, model, best):
             best = model
     return best

@@ -36,7 +36,7 @@ from onnxq.graph.read_qdq import (
 from onnxq.graph.walks import unclipped
 from onnxq.targets.target import BiasStyle, OpRule, Output, Target
 from onnxq.verify.subject import Subject
-from onnxq.verify.verdict import Finding, Severity, Verdict, judged, unchecked
+from onnxq.verify.verdict import Finding, Severity, Verdict, make_verdict, unchecked
 
 LEGALITY = "legality"
 
@@ -55,7 +55,7 @@ def check(subject: Subject) -> Verdict:
     found = [finding for node in subject.model.graph for finding in _of_node(node, view)]
     counts = {"layers": len(subject.layers), "weighted": subject.weighted}
     summary = f"{len(subject.layers)} of {subject.weighted} operators with weights are quantized"
-    return judged(LEGALITY, summary, found, counts)
+    return make_verdict(LEGALITY, summary, found, counts)
 
 
 @dataclass(frozen=True)
@@ -300,8 +300,8 @@ def _output(node: ir.Node, view: _View) -> Iterator[Finding]:
     operator = WEIGHTED[node.op_type]
     if any(dequantizer(input_at(node, i)) is None for i in (operator.data, operator.weight)):
         return
-    behind = node.outputs[0]
-    if not (readers_quantize(behind) or readers_quantize(unclipped(behind))):
+    output = node.outputs[0]
+    if not (readers_quantize(output) or readers_quantize(unclipped(output))):
         text = "a node or the graph reads its output in float, so it runs in float."
         yield _error(node, text, "Quantize its output for all readers, or keep its inputs in float.")
 

@@ -27,7 +27,7 @@ from onnxq.graph.operators import WEIGHTED as OPERATORS
 from onnxq.graph.read_qdq import called
 from onnxq.verify.float_fallback import finding
 from onnxq.verify.subject import Subject
-from onnxq.verify.verdict import Finding, Verdict, judged, refused
+from onnxq.verify.verdict import Finding, Verdict, make_verdict, refused
 
 RUNTIME = "onnxruntime"
 
@@ -137,7 +137,7 @@ def check(subject: Subject) -> Verdict:
         return refused(RUNTIME, str(error))
     floats = _floats(found, {called(node): node.op_type for node in (*subject.layers, *subject.links)})
     layers = [node for node in subject.layers if called(node) not in floats]
-    return judged(
+    return make_verdict(
         RUNTIME,
         f"{len(layers)} of {len(subject.layers)} quantized operators with weights run in integers, "
         f"{_likeness(ratio, compared)}",

@@ -13,7 +13,7 @@ from onnxq.verify.float_fallback import finding
 from onnxq.verify.process import installed, run_in_process
 from onnxq.verify.reference import files, output_agreement
 from onnxq.verify.subject import Subject
-from onnxq.verify.verdict import Verdict, judged, refused, unchecked
+from onnxq.verify.verdict import Verdict, make_verdict, refused, unchecked
 
 RUNTIME = "openvino"
 
@@ -45,7 +45,7 @@ def _verdict(subject: Subject, content: Any, outputs: Path) -> Verdict:
     floats = [node for node in subject.layers if not integers.intersection(_names(node))]
     count = len(subject.layers) - len(floats)
     computed, different = output_agreement(subject, outputs, "OpenVINO")
-    return judged(
+    return make_verdict(
         RUNTIME,
         f"compiled by {content['version'].split('-')[0]}: {count} of {subject.weighted} operators with "
         f"weights run in int8, {computed}",

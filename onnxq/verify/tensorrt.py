@@ -19,7 +19,7 @@ from onnxq.verify.float_fallback import finding
 from onnxq.verify.process import installed, run_in_process
 from onnxq.verify.reference import files, output_agreement
 from onnxq.verify.subject import Subject
-from onnxq.verify.verdict import Finding, Verdict, judged, refused, unchecked
+from onnxq.verify.verdict import Finding, Verdict, make_verdict, refused, unchecked
 
 RUNTIME = "tensorrt"
 
@@ -54,12 +54,12 @@ def check(subject: Subject) -> Verdict:
 
 def _verdict(subject: Subject, content: Any, outputs: Path) -> Verdict:
     if not content["built"]:
-        return judged(RUNTIME, f"{content['version']} refuses the model", _refusals(content["errors"]))
+        return make_verdict(RUNTIME, f"{content['version']} refuses the model", _refusals(content["errors"]))
     integers = _integer_nodes(content["layers"])
     floats = [node for node in _in_8_bits(subject) if called(node) not in integers]
     count, layers = len(_in_8_bits(subject)) - len(floats), len(content["layers"])
     ran, different = _ran(subject, content, outputs)
-    return judged(
+    return make_verdict(
         RUNTIME,
         f"built by {content['version']}: {count} of {subject.weighted} operators with weights run in int8, "
         f"{layers} engine layers; {ran}",

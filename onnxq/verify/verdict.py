@@ -64,7 +64,7 @@ class Verdict:
         return tuple((finding, tuple(filter(None, names))) for finding, names in nodes.items())
 
 
-def judged(
+def make_verdict(
     runtime: str, summary: str, findings: Iterable[Finding] = (), counts: Mapping[str, int] | None = None
 ) -> Verdict:
     """Make the verdict of a check that took place: "failed" if there is an error.
@@ -88,7 +88,7 @@ def refused(runtime: str, message: str, advice: str = "") -> Verdict:
         message: the error.
         advice: what the user can do.
     """
-    return judged(runtime, "refuses the model", (Finding("", "error", message, advice),))
+    return make_verdict(runtime, "refuses the model", (Finding("", "error", message, advice),))
 
 
 def unchecked(runtime: str, why: str) -> Verdict:

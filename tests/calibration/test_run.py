@@ -442,7 +442,7 @@ def test_samples_that_cannot_be_used(skip, caplog):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_samples_that_the_model_refuses(lookup, batch_size, caplog):
-    """Not 4, 9, …: those are held out, and only judged by."""
+    """Not 4, 9, …: those are held out, and only used to validate."""
     rows = ids(30, bad=[1, 11, 12])
     np.savez("d.npz", x=rows)
     with pytest.raises(onnxq.CalibrationError, match=r"the model cannot run d\.npz\[1\].*--skip-bad-samples"):
@@ -475,7 +475,7 @@ def test_all_samples_are_refused(lookup):
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_made_up_inputs_that_the_model_refuses(folder, skip):
+def test_synthetic_inputs_that_the_model_refuses(folder, skip):
     text = "g (int64[1,4] x, float[1,4] s) => (float[1,4,3] y) <float[8,6] t, float[6,3] w> {"
     text += "c = Constant <value = int64[1] {30}> ()  z = Add(x, c)  e = Gather(t, z)  y = MatMul(e, w) }"
     save_model(folder / "m.onnx", text)

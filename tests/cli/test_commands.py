@@ -116,7 +116,7 @@ def test_a_sample_that_alone_widens_the_ranges_is_told(folder, capsys, files):
     assert "d.npz[16]: x, " in full
 
 
-def test_of_made_up_samples_nobody_asks_whether_they_are_enough(folder, capsys):
+def test_synthetic_samples_are_not_asked_whether_they_are_enough(folder, capsys):
     assert run("quantize", "m.onnx", "o.onnx") == 0
     assert "ranges" not in capsys.readouterr().out.replace("ranges come from", "")
 

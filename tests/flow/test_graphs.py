@@ -134,7 +134,7 @@ CONSTANTS = {
         b=-1000,
         weights=f"{WEIGHTS}, float[8] z",
     ),
-    "dead-behind-relu6": graph(
+    "dead-after-relu6": graph(
         "c = Conv (x, w, b) r = Clip (c, lo, hi) d = Conv (r, v, z) y = Neg (d)",
         b=-1000,
         weights=f"{WEIGHTS}, float[8] z, float lo, float hi",
@@ -229,7 +229,7 @@ SIGNATURES = {
         "c = Conv (x, w, b) r = Relu (c) d = Conv (r, v) y = Neg (d)",
         outputs="float[A, B, C, D] c, float[A, B, C, D] y",
     ),
-    "a-product-is-output-behind-a-relu": parse(
+    "a-product-is-output-after-a-relu": parse(
         """g (float[N, 8] x) => (float[N, 8] t, float[N, 8] y) <float[8, 8] w>
         { t = MatMul (x, w) r = Relu (t) u = MatMul (r, w) y = Neg (u) }"""
     ),
@@ -342,7 +342,7 @@ def test_names_that_ours_could_collide_with(target):
 
 @both
 def test_operators_of_the_runtimes_own_domain_stay_float(target):
-    """ONNX does not know what type they give: the convolutions behind them are quantized all the same."""
+    """ONNX does not know what type they give: the convolutions after them are quantized all the same."""
     proto = ir.to_proto(
         graph(
             "c = Conv (x, w, b) g = Tanh (c) d = Conv (g, w) f = Conv (d, v) e = Conv (f, w, b) y = Neg (e)"

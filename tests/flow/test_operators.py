@@ -388,7 +388,7 @@ CLIPS = {
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", CLIPS)
-def test_clips_behind_a_convolution(name, target):
+def test_clips_after_a_convolution(name, target):
     flow = quantize_and_check(between(CLIPS[name]), target)
     assert flow.planned("Conv") == 3
 

@@ -16,7 +16,7 @@ from onnxq.graph.passes.shapes import InferShapesPass
 
 
 def stem(channels: int = 3, outputs: int = 16, group: int = 1, size: str = "14, 14", other: str = ""):
-    """A convolution that reads the input, and behind it what makes it worth its integers."""
+    """A convolution that reads the input, and after it what makes it worth its integers."""
     return parse(
         f"""g (float[N, {channels}, {size}] x) => (float[N, 10] y{", float[N, A, B, C] z" if other else ""})
         <float[{outputs}, {channels // group}, 3, 3] w, float[{outputs}] b, float[10, {outputs}] v, float[10] d>

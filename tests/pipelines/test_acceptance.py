@@ -56,7 +56,7 @@ def test_adaround_is_advised_for_few_bits_beside_what_was_asked_for(correct, adv
     assert ("--correct bias --correct adaround" in text) is advised
 
 
-def test_made_up_inputs_decide_nothing():
+def test_synthetic_inputs_decide_nothing():
     first, second = said(synthetic=True)
     assert first.startswith("NO CALIBRATION DATA")
     assert second.endswith("SQNR 9.0 dB. Synthetic inputs may not tell.")

@@ -111,7 +111,7 @@ net (float[N,4] x) => (float[N,3] y)
 """
 
 
-def test_weights_in_float_behind_a_transpose_as_trainers_write_them(tmp_path) -> None:
+def test_weights_in_float_after_a_transpose_as_trainers_write_them(tmp_path) -> None:
     onnx.save(onnx.parser.parse_model(TRANSPOSED), tmp_path / "in.onnx")
     result = requantize(tmp_path / "in.onnx", tmp_path / "out.onnx", config=config("tensorrt"))
     weights = [result.plan.params[n] for n, g in result.plan.groups.items() if g.constant]

@@ -134,7 +134,7 @@ def test_off_asks_no_runtime(folder, monkeypatch):
 
 
 def test_a_model_that_breaks_rules_is_not_written(folder, monkeypatch):
-    broken = verdict.judged("legality", "", [verdict.Finding("c", "error", "its scale holds nan.")])
+    broken = verdict.make_verdict("legality", "", [verdict.Finding("c", "error", "its scale holds nan.")])
     monkeypatch.setattr(acceptance, "check", lambda subject: broken)
     with pytest.raises(ModelError, match=r"a bug in onnxq.*c: its scale holds nan"):
         quantize(folder)
@@ -145,7 +145,7 @@ def test_what_runs_in_float_is_a_warning(folder, monkeypatch):
     planned = next(iter(quantize(folder, verify="off").plan.integer_nodes))
     finding = verdict.Finding(planned, "error", "runs in float")
     monkeypatch.setattr(
-        acceptance, "ask_runtimes", lambda subject: [verdict.judged("onnxruntime", "", [finding])]
+        acceptance, "ask_runtimes", lambda subject: [verdict.make_verdict("onnxruntime", "", [finding])]
     )
     assert any("run in float" in warning and planned in warning for warning in quantize(folder).warnings)
     assert (folder / "o.onnx").exists()

@@ -66,7 +66,7 @@ def test_what_the_kernel_does_not_take_keeps_a_scale_a_channel_and_is_told(caplo
     ],
     ids=["integers come in", "floats come in"],
 )
-def test_a_matrix_behind_integers_is_not_cut(body):
+def test_a_matrix_after_integers_is_not_cut(body):
     """Two convolutions, so that the last one gives integers to whoever reads it."""
     inputs, constants = "float[N,4,4,4] p", "float[8,4,3,3] k"
     plan = plan_of(body, inputs, constants=constants)
@@ -99,7 +99,7 @@ def test_a_convolution_that_cannot_have_the_type_stays_float_with_its_sum():
     assert {"Conv", "Add"} <= {node.op_type for node in plan.float_nodes.values()}
 
 
-def test_a_product_of_activations_in_integers_may_stand_behind_blocks():
+def test_a_product_of_activations_in_integers_may_stand_after_blocks():
     plan = plan_of(
         "h = MatMul (x, w) i = Transpose <perm=[1,0]> (h) y = MatMul (i, h)",
         outputs="float[32,32] y",

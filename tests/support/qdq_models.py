@@ -53,7 +53,7 @@ SIGNED = {"z": ("int8 z", 0), "p": ("int8 p", 0)}
 """What turns it into a model for TensorRT."""
 
 NO_Q = {"layer": "y = Conv (d, v)", "after": "", "u": None, "p": None}
-"""Nothing behind the convolution, as TensorRT and OpenVINO like it."""
+"""Nothing after the convolution, as TensorRT and OpenVINO like it."""
 
 INT32_BIAS = {
     "bias": "k = DequantizeLinear <axis = 0> (b, m)",

@@ -199,7 +199,7 @@ def attend(b: Builder, x: str, s: Shape) -> None:
 
 
 def padded_conv(b: Builder, x: str, s: Shape) -> None:
-    """Nothing else reads the padded tensor: ONNX Runtime pads a MaxPool behind it with -inf instead of 0."""
+    """Nothing else reads the padded tensor: ONNX Runtime pads a MaxPool after it with -inf instead of 0."""
     sides = b.const(np.array([0, 0, 1, 1, 0, 0, 1, 1]))
     wide = b.add("Pad", x, sides, shape=(s[0], s[1], s[2] + 2, s[3] + 2))
     shape = b.alive.pop(wide)

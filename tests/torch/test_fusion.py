@@ -13,7 +13,7 @@ from onnxq.torch import export  # noqa: E402
 
 
 class Joined(nn.Module):
-    """Two branches, joined by a function, and another convolution behind it."""
+    """Two branches, joined by a function, and another convolution after it."""
 
     def __init__(self, join, width=8):
         super().__init__()
@@ -26,16 +26,16 @@ class Joined(nn.Module):
         return self.last(self.join(self.left(x), self.right(x)))
 
 
-def conv(*behind, last=True):
-    return nn.Sequential(nn.Conv2d(3, 8, 3), *behind, *([nn.Conv2d(8, 4, 1)] if last else []))
+def conv(*after, last=True):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *after, *([nn.Conv2d(8, 4, 1)] if last else []))
 
 
-def linear(*behind):
-    return nn.Sequential(nn.Linear(8, 16), *behind, nn.Linear(16, 4))
+def linear(*after):
+    return nn.Sequential(nn.Linear(8, 16), *after, nn.Linear(16, 4))
 
 
-def transposed(*behind):
-    return nn.Sequential(nn.ConvTranspose2d(3, 8, 3, stride=2), *behind, nn.Conv2d(8, 4, 1))
+def transposed(*after):
+    return nn.Sequential(nn.ConvTranspose2d(3, 8, 3, stride=2), *after, nn.Conv2d(8, 4, 1))
 
 
 def vectors(count):
@@ -83,12 +83,12 @@ def test_it_fuses_on_onnx_runtime(name, tmp_path):
     assert {node.op_type for node in flow.simple.graph} <= {*planned, "Relu", "Clip"}
 
 
-@pytest.mark.parametrize("behind", [(nn.BatchNorm2d(8),), (nn.BatchNorm2d(8), nn.ReLU())])
-def test_transposed_convolutions_take_in_their_norm(behind, tmp_path):
-    _, model = exported(transposed(*behind), tmp_path, pictures(8))
+@pytest.mark.parametrize("after", [(nn.BatchNorm2d(8),), (nn.BatchNorm2d(8), nn.ReLU())])
+def test_transposed_convolutions_take_in_their_norm(after, tmp_path):
+    _, model = exported(transposed(*after), tmp_path, pictures(8))
     flow = quantize(model, "tensorrt", {"input": pictures(8).numpy()})
     check(flow)
-    assert flow.plan.integer_nodes == {"0/ConvTranspose": "ConvTranspose", f"{1 + len(behind)}/Conv": "Conv"}
+    assert flow.plan.integer_nodes == {"0/ConvTranspose": "ConvTranspose", f"{1 + len(after)}/Conv": "Conv"}
     assert "BatchNormalization" not in {node.op_type for node in flow.simple.graph}
 
 

@@ -51,7 +51,7 @@ def test_nothing_quantized_is_not_passed():
 
 
 ONNXRUNTIME = {
-    "no Q behind": ([NO_Q], "n_y: a node or the graph reads its output in float"),
+    "no Q after": ([NO_Q], "n_y: a node or the graph reads its output in float"),
     "16 bits": ([{"z": ("uint16 z", 128)}], "its input 0 is uint16, which onnxruntime does not compute with"),
     "an 8-bit bias": (
         [INT32_BIAS, {"b": ("int8[16] b", 3)}],

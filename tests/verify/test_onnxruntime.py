@@ -74,7 +74,7 @@ SHARED = """g (float[1,16,8,8] x) => (float[1,16,8,8] y)
 }"""
 
 TRAPS = {
-    "nothing behind": ([NO_Q], "its output is a float graph output"),
+    "nothing after": ([NO_Q], "its output is a float graph output"),
     "a float reader": ([TANH_BEHIND], "no QuantizeLinear follows it"),
     "two readers": (
         [
@@ -88,7 +88,7 @@ TRAPS = {
         [{"after": "h = Relu (c) r = QuantizeLinear (h, u, p) y = DequantizeLinear (r, u, p)"}],
         "a Relu or Clip comes before a QuantizeLinear whose zero point is not the lowest level",
     ),
-    "another type behind, for two": (
+    "another type after, for two": (
         [{"p": ("int8 p", 0), "after": TWICE}],
         "its input and its output have different integer types",
     ),

@@ -23,7 +23,7 @@ from onnxq.pipelines.acceptance import Acceptance, accept, output_warnings, spee
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
 from onnxq.verify.accuracy import Model
 from onnxq.verify.onnxruntime import RUNTIME
-from onnxq.verify.verdict import Verdict, judged
+from onnxq.verify.verdict import Verdict, make_verdict
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def _verdicts(draft: Path, scheme: DynamicScheme) -> Iterator[Verdict]:
         kinds = [node.op_type for node in all_nodes(ir.load(file))]
     found = Counter(kind for kind in kinds if kind in INTEGER_KERNELS)
     summary = ", ".join(f"{count} {kind}" for kind, count in found.most_common())
-    yield judged(RUNTIME, f"integer kernels: {summary or 'none'}", counts=found)
+    yield make_verdict(RUNTIME, f"integer kernels: {summary or 'none'}", counts=found)
 
 
 def dynamic_warnings(accepted: Acceptance, samples: Samples) -> Iterator[str]:

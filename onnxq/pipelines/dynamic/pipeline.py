@@ -47,7 +47,7 @@ __all__ = ["prepare_dynamic", "quantize_dynamic"]
 
 Path = str | os.PathLike[str]
 
-MADE_UP = 20
+SYNTHETIC_COUNT = 20
 """The number of synthetic samples, used without data. They are small, and a fifth of them is held out."""
 
 
@@ -79,7 +79,7 @@ def quantize_dynamic(
     with as_onnxq_errors():
         progress("reading the model")
         simple, plan, scheme = _prepare(model, config)
-        samples = open_samples(simple, data, config, made_up=MADE_UP)
+        samples = open_samples(simple, data, config, default_count=SYNTHETIC_COUNT)
         context = make_dynamic_context(model, simple, samples, config, progress)
         progress("quantizing weights")
         quantized, effects = rewrite_equalized(simple, plan, scheme, context)

@@ -44,7 +44,7 @@ def activations(plan: QuantPlan, statistics: Mapping[str, TensorStatistics] | No
             yield _activation(group, plan.params[group.name], statistics or {})
 
 
-def judged(plan: QuantPlan, statistics: Mapping[str, TensorStatistics]) -> dict[str, Stability]:
+def stabilities(plan: QuantPlan, statistics: Mapping[str, TensorStatistics]) -> dict[str, Stability]:
     """Get the stability of each group of activations with statistics: group name -> stability."""
     known = activations(plan, statistics)
     return {each.group.name: each.stability for each in known if each.stability is not None}

@@ -58,7 +58,7 @@ def _stability(report: Report) -> Blocks:
     if report.stability is None:
         return
     told = report.stability
-    style = "note" if told.grown or told.outliers or not told.judged else "quiet"
+    style = "note" if told.grown or told.outliers or not told.assessed else "quiet"
     texts = tuple(f"Ranges: {line}" if i == 0 else line for i, line in enumerate(told.sentences))
     yield Lines(texts, style)
 

@@ -11,7 +11,7 @@ from onnxq.algorithms.corrections import Effect
 from onnxq.algorithms.mixed_precision.search import Search
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
-from onnxq.pipelines.report.activations import judged
+from onnxq.pipelines.report.activations import stabilities
 from onnxq.verify.accuracy import Quality
 from onnxq.verify.verdict import Verdict
 
@@ -77,4 +77,4 @@ class Report:
         """Whether there was enough data; None without statistics, or with synthetic inputs."""
         if self.statistics is None or self.request.synthetic:
             return None
-        return run_stability(judged(self.plan, self.statistics))
+        return run_stability(stabilities(self.plan, self.statistics))

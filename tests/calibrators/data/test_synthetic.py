@@ -143,7 +143,7 @@ def test_no_size_that_runs_asks_for_data():
 
 
 @pytest.mark.parametrize("kind", ["string[2]", "float[]", "complex64[2]"])
-def test_inputs_that_cannot_be_made_up(kind):
+def test_inputs_that_cannot_be_synthesized(kind):
     m = model(f"g ({kind} x) => ({kind} y) {{ y = Identity (x) }}")
     with pytest.raises(CalibrationError, match=r"input 'x'.*--data"):
         made(m)

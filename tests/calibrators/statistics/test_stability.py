@@ -87,7 +87,7 @@ def test_what_lies_outside_the_range_makes_no_difference(samples, below, above):
     assert known.alone == pytest.approx(expected.alone, abs=1e-6)
 
 
-def test_a_tensor_behind_relu6_is_settled_when_two_samples_reach_its_bound():
+def test_a_tensor_after_relu6_is_settled_when_two_samples_reach_its_bound():
     known = stability(seen([0, 3], [0, 9], [0, 2], [0, 7], [0, 99]).clipped(0, 6))
     assert (known.growth, known.alone) == (0, 0)
     assert (known.low, known.high, known.setter) == (None, None, None)
@@ -133,7 +133,7 @@ def test_a_run_that_is_settled():
     whole = run_stability(
         {"x": of(GREW, ALONE), "y": of(0.0), "z": replace(of(0.0), growth=None, setter=None)}
     )
-    assert (whole.judged, whole.grown, whole.outliers) == (2, (), {})
+    assert (whole.assessed, whole.grown, whole.outliers) == (2, (), {})
     (sentence,) = whole.sentences
     assert sentence.startswith("settled")
 

@@ -94,7 +94,7 @@ def test_integer_means_stay():
         ("float[N,3,4,5]", "{1,-1}", False),
     ],
 )
-def test_reshape_behind_the_batch_axis_is_flatten(image, shape, flat):
+def test_reshape_after_the_batch_axis_is_flatten(image, shape, flat):
     feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 4, 5), np.float32)}
     both(
         f"g ({image} x) => (float[a,b] y) <int64[2] s = {shape}> {{ y = Reshape(x, s) }}",

@@ -42,7 +42,7 @@ def likeness(case) -> tuple:
 
 
 def constant_inputs(model: onnx.ModelProto, feeds: dict, kept: int) -> onnx.ModelProto:
-    """The same model with the inputs behind the first ``kept`` as initializers; they leave ``feeds``."""
+    """The same model with the inputs after the first ``kept`` as initializers; they leave ``feeds``."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     names = [v.name for v in copy.graph.input[kept:]]
@@ -78,7 +78,7 @@ def cleaned(model: ir.Model) -> ir.Model | None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", [99, 1, 0], ids=["as it is", "constants behind the first", "all constant"])
+@pytest.mark.parametrize("kept", [99, 1, 0], ids=["as it is", "constants after the first", "all constant"])
 def test_every_operator(cases, kept):
     compared, wrong = 0, []
     for case in cases:

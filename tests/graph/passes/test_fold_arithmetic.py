@@ -71,7 +71,7 @@ def test_not_a_constant_that_adds_a_dimension():
     assert_same_outputs(before, after)
 
 
-def test_a_chain_and_a_batchnorm_behind_it():
+def test_a_chain_and_a_batchnorm_after_it():
     before = parse(
         """g (float[N,3,8,8] x) => (float[N,4,h,w] y)
         <float[4,3,3,3] w, float[4] b, float[4,1,1] m, float[4,1,1] a, float[4] s, float[4] t,
@@ -138,7 +138,7 @@ def test_more_dimensions_take_a_factor_but_no_shift():
     assert_same_outputs(before, after)
 
 
-def test_a_factor_behind_matmul_and_add_goes_into_both():
+def test_a_factor_after_matmul_and_add_goes_into_both():
     before = parse(
         """g (float[N,M,6] x) => (float[N,M,4] y) <float[6,4] w, float k, float[4] b> {
             c = MatMul(x, w)

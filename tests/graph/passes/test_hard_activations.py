@@ -158,7 +158,7 @@ LAYERS = ", float[4,4,1,1] w, float[4] b, float[4,1,3,3] d"
 
 
 @pytest.mark.parametrize("name", [*SIGMOIDS, "hard sigmoid"])
-def test_behind_a_layer_it_becomes_a_clip(name):
+def test_after_a_layer_it_becomes_a_clip(name):
     nodes = SIGMOIDS.get(name, "y = HardSigmoid(n)")
     after = both("n = Conv(x, w, b) " + nodes, {"Conv": 1, "Clip": 1}, tensors=LAYERS)
     clip = list(after.graph)[1]
@@ -203,7 +203,7 @@ PADDED = "<group=4, pads=[1,1,1,1]>"
         (f"m = Mul(n, zero) a = Add(m, s) y = Conv {PADDED} (a, d)", {"Conv": 1, "Mul": 1, "Add": 1}),
     ],
 )
-def test_scalars_go_into_the_layer_behind(nodes, expected):
+def test_scalars_go_into_the_layer_after(nodes, expected):
     both("n = Neg(x) " + nodes, {"Neg": 1, **expected}, tensors=LAYERS)
 
 

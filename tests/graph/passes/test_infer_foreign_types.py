@@ -1,4 +1,4 @@
-"""Types behind operators of other domains, which ONNX's own inference does not give."""
+"""Types after operators of other domains, which ONNX's own inference does not give."""
 
 import onnx
 import onnx_ir as ir

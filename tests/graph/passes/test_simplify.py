@@ -63,7 +63,7 @@ def test_light_models_with_random_weights(name):
     after = simplify(before)
     counts = op_counts(after)
     folded = {"resnet50": 0, "densenet121": 62, "inception_v2": 0}[name]
-    assert counts.get("BatchNormalization", 0) == folded, "what stands behind a Concat or before a Relu stays"
+    assert counts.get("BatchNormalization", 0) == folded, "what stands after a Concat or before a Relu stays"
     assert_same_outputs(before, after)
 
 

@@ -120,7 +120,7 @@ def test_samples_are_asked_where_they_are_given(make, tmp_path, monkeypatch):
     np.testing.assert_array_equal(fitted, np.delete(x, [4, 9, 14, 19], axis=0))
 
 
-def test_made_up_inputs_that_a_model_does_not_take_leave_it_as_it_was(make):
+def test_synthetic_inputs_that_a_model_does_not_take_leave_it_as_it_was(make):
     text = """g (int64[2,3] i, float[2,3,64] x) => (float[2,3,48] y)
     <int64[1] one, float[4,64] table, float[64] gamma, float[64] beta, float[64,48] w>
     { j = Add(i, one)  k = Mul(j, j)  l = Mul(k, k)  e = Gather(table, l)  s = Add(e, x)

@@ -349,7 +349,7 @@ PICKY = """g (float[N,64] x, int64[2] shape) => (float[O,48] y) <float[64,48] w>
 { r = Reshape(x, shape)  y = MatMul(r, w) }"""
 
 
-def test_inputs_that_cannot_be_made_up_are_no_obstacle(make, tmp_path):
+def test_inputs_that_cannot_be_synthesized_are_no_obstacle(make, tmp_path):
     made = make(PICKY)
     assert made.result.quality is None
     assert any("was not measured" in warning for warning in made.result.warnings)

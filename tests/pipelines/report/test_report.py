@@ -25,7 +25,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError
 from onnxq.core.goal import parse_goal
 from onnxq.core.plan import FloatNode, Group, QuantParams, QuantPlan, QuantSpec
-from onnxq.pipelines.report.activations import activations, judged
+from onnxq.pipelines.report.activations import activations, stabilities
 from onnxq.pipelines.report.blocks import Cell, Span
 from onnxq.pipelines.report.chart import COLUMNS, HEIGHT, cumulative, distribution
 from onnxq.pipelines.report.page import page
@@ -34,7 +34,7 @@ from onnxq.pipelines.report.write import versions, write_report
 from onnxq.pipelines.static import quantize_static
 from onnxq.verify.accuracy import OutputQuality, Quality
 from onnxq.verify.verdict import Finding, unchecked
-from onnxq.verify.verdict import judged as verdict_of
+from onnxq.verify.verdict import make_verdict as verdict_of
 
 UINT8 = QuantSpec(ir.DataType.UINT8, symmetric=False)
 WEIGHT = QuantSpec(ir.DataType.INT8, symmetric=True, axis=0)
@@ -305,16 +305,16 @@ def test_what_lies_outside_the_range_is_clipped_but_for_half_a_step():
     assert bounded.clipped == 0
 
 
-def test_only_ranges_with_statistics_are_judged():
+def test_only_ranges_with_statistics_are_assessed():
     groups = plan((activation("x"), params(1.0)), (activation("y"), params(1.0)))
-    assert list(judged(groups, {"y": seen([1.0])})) == ["y"]
+    assert list(stabilities(groups, {"y": seen([1.0])})) == ["y"]
 
 
-def test_of_symmetric_formats_the_nearer_end_is_not_judged():
+def test_of_symmetric_formats_the_nearer_end_is_not_assessed():
     statistics = {"x": seen(*[[-1, 100.0]] * 7, [-90, 100.0])}
     symmetric = replace(activation(), spec=QuantSpec(ir.DataType.INT8, symmetric=True))
     growths = [
-        judged(plan((group, params(1.0, zero, np.int16))), statistics)["x"].growth
+        stabilities(plan((group, params(1.0, zero, np.int16))), statistics)["x"].growth
         for group, zero in ((activation(), 100), (symmetric, 0))
     ]
     assert growths == [pytest.approx(89 / 190), 0]
@@ -364,7 +364,7 @@ def test_it_may_not_overwrite_what_is_needed(tmp_path, monkeypatch):
     assert not Path("o.onnx").exists()
 
 
-def test_made_up_inputs_are_told_of_in_the_report(tmp_path):
+def test_synthetic_inputs_are_told_of_in_the_report(tmp_path):
     ir.save(
         parse("g (float[N,4] x) => (float[N,2] y) <float[4,2] w> { a = MatMul(x, w) y = Relu(a) }"),
         tmp_path / "m.onnx",

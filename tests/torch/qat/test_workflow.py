@@ -371,7 +371,7 @@ def test_leaky_relu_and_max_pool() -> None:
     pooled = [
         p for p in plan.points if p.consumer in ("MaxPool", "b/Conv") and not plan.groups[p.group].constant
     ]
-    assert len(pooled) == 2, "before and behind MaxPool"
+    assert len(pooled) == 2, "before and after MaxPool"
     assert len({point.group for point in pooled}) == 1, "which share their scale"
 
 
