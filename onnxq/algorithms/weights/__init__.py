@@ -1,1 +1,1 @@
-"""Corrections of weights and biases: bias correction, GPTQ, AdaRound."""
+"""Correct weights and biases: bias correction, GPTQ, AdaRound."""

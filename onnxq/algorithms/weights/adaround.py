@@ -1,14 +1,13 @@
-"""AdaRound over the layers of a model, and the problem that each layer has to solve.
+"""AdaRound over the layers of a model, and the optimization problem of each layer.
 
-AdaRound: layer after layer, weights rounded so that the layer gives what the float one gives.
+The layers are processed in graph order. The weights of each layer are rounded so that its output is close to
+the output of the float layer. The optimizer for one layer is in `soft_rounding.py`.
+Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020.
 
-The optimizer for one layer is in `soft_rounding.py`.
-Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020.
-
-What each layer has to learn: its rows as the quantized model makes them, and what the float layer gives.
-
-Both are looked at in the same places. The float model does not change, so that one pass over the samples
-serves many layers; the quantized one runs again for each, as far as the integers that the layer reads.
+The problem of a layer consists of its input rows in the quantized model and its outputs in the float model,
+at the same positions of the same samples. The float model does not change, so one pass over the samples
+collects the float outputs of many layers. The quantized model runs again for each layer, up to the integers
+that the layer reads.
 """
 
 from __future__ import annotations
@@ -45,26 +44,33 @@ Floats = NDArray[np.float32]
 
 
 AIM_BYTES = 2**28
-"""Of the aims of all layers that are taken in one pass over the samples; a single layer may take more."""
+"""The memory limit for the float outputs that one pass over the samples collects.
+
+The outputs of a single layer may take more.
+"""
 
 
 STRETCHES = 25
+"""The number of contiguous stretches that the rows of a layer are split into."""
 
 
 CHECK_EVERY = 5
-"""The rows of a layer are cut into so many stretches; every fifth is not learned from, but decides whether
-to keep what was learned."""
+"""Every fifth stretch is held out. It decides whether the learned rounding is kept."""
 
 
 OVERHEAD = 2**14
-"""What an iteration costs besides the weights, in weights."""
+"""The fixed cost of an iteration, expressed as a number of weights."""
 
 
 def learn_rounding(draft: Draft, context: CorrectionContext) -> Draft | None:
-    """Learn how the weights of every layer of ``draft`` are rounded, and its bias, from how they are now on.
+    """Learn the rounding of the weights and the bias of every layer, starting from those of ``draft``.
 
-    Layers share the time limit of the options by their size. The same samples, seed and number of threads
-    give the same bytes where it cuts nothing short; where it does, they depend on the machine too.
+    The time limit of the options is shared among the layers in proportion to their size. The same samples,
+    seed and number of threads give the same bytes, unless the time limit ends the optimization early: then
+    the result also depends on the machine.
+
+    Returns:
+        The draft with the learned rounding; None if no layer was improved.
 
     Raises:
         ConfigError: PyTorch is not installed.
@@ -86,7 +92,7 @@ def learn_rounding(draft: Draft, context: CorrectionContext) -> Draft | None:
 def _with_learned(
     draft: Draft, layer: MatrixLayer, aim: Floats, seconds: float, context: CorrectionContext
 ) -> Draft:
-    """``draft`` with what one layer learned, if it holds on rows that it was not learned from."""
+    """Return ``draft`` with the learned rounding of one layer, if it reduces the error on held-out rows."""
     fit, check = _halves(layer_problem(draft, layer, aim, context))
     if check.rows.shape[1] == 0:
         return draft
@@ -104,18 +110,18 @@ def _with_learned(
 
 @dataclass
 class _Clock:
-    """Shares out the time that is left, by what there is left to do."""
+    """Divide the remaining time among the remaining layers, in proportion to their cost."""
 
     deadline: float
     to_do: float
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The remaining seconds."""
         return self.deadline - time.monotonic()
 
     def share(self, cost: float) -> float:
-        """Seconds for what costs so much, which then counts as done."""
+        """Return the seconds for a layer of this cost, and count the layer as done."""
         seconds = self.left * cost / self.to_do
         self.to_do -= cost
         return seconds
@@ -126,7 +132,10 @@ def _cost(layer: MatrixLayer) -> float:
 
 
 def _halves(whole: LayerProblem) -> tuple[LayerProblem, LayerProblem]:
-    """Rows to learn from, and rows to check with: whole stretches, because neighbours are alike."""
+    """Split the rows of a problem into rows to fit on and held-out rows.
+
+    Whole stretches are held out, because neighbouring rows are correlated.
+    """
     count = whole.rows.shape[1]
     stretch = np.arange(count) * min(STRETCHES, count) // max(count, 1)
     held = stretch % CHECK_EVERY == CHECK_EVERY - 1
@@ -137,14 +146,24 @@ def _halves(whole: LayerProblem) -> tuple[LayerProblem, LayerProblem]:
 
 
 ROWS = 2**13
-"""Rows of a layer, at most; and with what it makes of them they take no more bytes than:"""
+"""The largest number of rows of a layer."""
 
 
 ROW_BYTES = 2**26
+"""The memory limit for the rows of a layer and its outputs for these rows."""
 
 
 def float_outputs(model: ir.Model, chosen: Sequence[MatrixLayer], context: CorrectionContext) -> list[Floats]:
-    """What some layers of the float ``model`` give, behind their Relu or Clip: ``[G, n, O]`` of each."""
+    """Compute the outputs of some layers of the float model, after their Relu or Clip.
+
+    Args:
+        model: the float model.
+        chosen: the layers.
+        context: the samples to fit on and the options.
+
+    Returns:
+        The outputs of each layer, ``[G, n, O]``.
+    """
     nodes = [model.graph.node(layer.name) for layer in chosen]
     transposed = [matrices(node, _weights(node)).transpose(0, 2, 1) for node in nodes]
     ends = [bias_and_activation(node, layer) for node, layer in zip(nodes, chosen, strict=True)]
@@ -160,7 +179,7 @@ def float_outputs(model: ir.Model, chosen: Sequence[MatrixLayer], context: Corre
 
 
 def aim_bytes(layer: MatrixLayer) -> int:
-    """The memory that the aim of a layer takes at most."""
+    """Return the largest number of bytes that the float outputs of a layer take."""
     groups, outputs, _ = layer.shape
     return 4 * groups * outputs * _most_rows(layer)
 
@@ -171,7 +190,14 @@ def _most_rows(layer: MatrixLayer) -> int:
 
 
 def layer_problem(draft: Draft, layer: MatrixLayer, aim: Floats, context: CorrectionContext) -> LayerProblem:
-    """What one layer has to learn, with inputs from the layers before it as they are in ``draft``."""
+    """Build the rounding problem of one layer, with the inputs that it has in the quantized ``draft``.
+
+    Args:
+        draft: the current state of the quantized model.
+        layer: the layer to round.
+        aim: the outputs of the float layer, ``[G, n, O]``; see `float_outputs`.
+        context: the samples to fit on and the options.
+    """
     node, current = draft.reference.graph.node(layer.name), draft.model.graph.node(layer.name)
     params, spec = draft.plan.params[layer.weight.group], draft.plan.groups[layer.weight.group].spec
     exact, rounded = _weights(node), _weights(current)
@@ -202,7 +228,7 @@ def _weights(node: ir.Node) -> NDArray[np.generic]:
 
 
 def _rows(draft: Draft, layer: MatrixLayer, context: CorrectionContext) -> Floats:
-    """What the quantized layer multiplies with: ``[G, n, K]``."""
+    """Compute the input rows of the layer in the quantized model, ``[G, n, K]``."""
     node = draft.reference.graph.node(layer.name)
     group = draft.plan.groups[layer.data.group]
     integers, model = _integers(draft.quantized(), layer)
@@ -215,7 +241,7 @@ def _rows(draft: Draft, layer: MatrixLayer, context: CorrectionContext) -> Float
 
 
 def _integers(quantized: ir.Model, layer: MatrixLayer) -> tuple[str, ir.Model]:
-    """The integers that the layer dequantizes and reads; ``quantized``, cut off behind them."""
+    """Return the name of the integer input of the layer, and ``quantized`` reduced to the nodes before it."""
     value = quantized.graph.node(layer.name).inputs[layer.data.input_index]
     reader = producer_of(value)
     integers = None if reader is None else reader.inputs[0]
@@ -229,7 +255,10 @@ def _integers(quantized: ir.Model, layer: MatrixLayer) -> tuple[str, ir.Model]:
 def _picked(
     node: ir.Node, layer: MatrixLayer, data: NDArray[np.generic], number: int, context: CorrectionContext
 ) -> Floats:
-    """Rows of a batch, ``[G, n, K]``: of the same places whatever model ``data`` comes from."""
+    """Select rows of a batch, ``[G, n, K]``.
+
+    The selection is the same for ``data`` of the float model and of the quantized model.
+    """
     samples = sum(batch.count for batch in context.fit)
     limit = max(1, _most_rows(layer) // max(samples, 1))
     rows = im2col_rows(node, data, limit, np.random.default_rng((context.config.seed, number)))

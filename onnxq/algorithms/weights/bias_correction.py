@@ -1,16 +1,16 @@
 """Bias correction: in closed form, and measured layer by layer in the quantized model.
 
-Biases that make up for the mean error of the weights: ``b += (W - W_q) E[x]`` (Nagel et al. 2019).
+Both methods are from Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction",
+2019.
 
-Rounded weights shift the mean of every output channel, by the same in every sample. The closed form needs
-nothing but the mean of each input channel, which calibration has; what zeros at the border of an image change
-of it is neglected.
+`correct_biases` uses the closed form ``b += (W - W_q) E[x]``. The rounding errors of the weights shift the
+mean of every output channel by the same amount in every sample. The closed form needs only the mean of each
+input channel, which calibration provides. It neglects the effect of zero padding on this mean.
 
-Biases that make up for all that shifts the mean of a layer's output, measured in the quantized model.
-
-``b += E[y] - E[y_q]``, one layer after the other in the order of the graph: so the shifts that rounded
-activations and the layers before have left are cancelled too (Nagel et al. 2019, as "empirical").
-A shift is measured on few samples, so it is believed as far as it is larger than chance would make it.
+`correct_biases_in_order` measures the shift in the quantized model: ``b += E[y] - E[y_q]`` (the empirical
+bias correction of the paper). It processes the layers in graph order, so it also cancels the shifts caused by
+quantized activations and by the layers before. A shift is measured on few samples, so it is shrunk according
+to its standard error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ Doubles = NDArray[np.float64]
 
 
 def correct_biases(draft: Draft, context: CorrectionContext) -> Draft | None:
-    """Give every layer of ``draft`` that has a place for it the bias that its weights' errors ask for."""
+    """Correct the bias of every layer of ``draft`` that has one, in closed form.
+
+    Returns:
+        The corrected draft; None if there is no bias to correct.
+    """
     exact = {node.name: node for node in draft.reference.graph}
     nodes = {node.name: node for node in draft.model.graph}
     biases: list[Bias] = []
@@ -50,7 +54,10 @@ def correct_biases(draft: Draft, context: CorrectionContext) -> Draft | None:
 
 
 def _mean_row(node: ir.Node, layer: MatrixLayer, means: Mapping[str, Doubles]) -> Doubles | None:
-    """The mean row x ``[G, K]``: that of its channel for every tap; None if it is not known."""
+    """Return the mean input row ``[G, K]``; None if it is not known.
+
+    Every kernel tap has the mean of its input channel.
+    """
     groups, _, inputs = layer.shape
     known = means.get(layer.data.tensor)
     if known is None or (groups * inputs) % known.size:
@@ -59,13 +66,16 @@ def _mean_row(node: ir.Node, layer: MatrixLayer, means: Mapping[str, Doubles]) -
 
 
 def _share(node: ir.Node) -> float:
-    """Of the outputs, those that a tap adds to: a transposed convolution with strides meets zeros between."""
+    """Return the share of the outputs that a kernel tap adds to.
+
+    It is less than 1 for a transposed convolution with strides, which inserts zeros between its inputs.
+    """
     strides = ints_attribute(node, "strides", ()) if node.op_type == "ConvTranspose" else ()
     return 1 / math.prod(strides)
 
 
 def _weight_error(exact: ir.Node, node: ir.Node, layer: MatrixLayer, draft: Draft) -> Doubles:
-    """``W - W_q``, ``[G, O, K]``."""
+    """Compute ``W - W_q``, ``[G, O, K]``."""
     before, after = weights_of(exact), weights_of(node)
     assert before is not None
     assert after is not None
@@ -75,15 +85,20 @@ def _weight_error(exact: ir.Node, node: ir.Node, layer: MatrixLayer, draft: Draf
 
 
 HELD_BYTES = 2**28
-"""What the largest output of a layer may take for all samples together."""
+"""The memory limit for the largest layer output of all samples together."""
 
 
 FEWEST = 8
-"""Batches, whatever they take."""
+"""The smallest number of batches, even if they exceed the memory limit."""
 
 
 def correct_biases_in_order(draft: Draft, context: CorrectionContext) -> Draft | None:
-    """Give every layer that has a place for it the bias with which its output has the float model's mean."""
+    """Correct the bias of every layer that has one, so that its mean output is that of the float model.
+
+    Returns:
+        The corrected draft; None if there is no bias to correct, if the model cannot be partitioned, or if it
+        accepts no batch.
+    """
     quantized, found = draft.quantized(), _places(draft)
     if not found or not is_partitionable(quantized):
         return None
@@ -107,14 +122,14 @@ def correct_biases_in_order(draft: Draft, context: CorrectionContext) -> Draft |
 
 @dataclass(frozen=True)
 class _BiasSite:
-    """A bias, and the axis from the end of the sum with it that counts the channels."""
+    """A bias, and the channel axis of the tensor that it is added to, counted from the end (negative)."""
 
     bias: Bias
     axis: int
 
 
 def _places(draft: Draft) -> dict[str, _BiasSite]:
-    """The tensors that hold a layer's products and bias."""
+    """Map each tensor that is the sum of a layer's products and its bias to that bias."""
     nodes = {node.name: node for node in draft.model.graph}
     axes = {layer.name: channel_axis(nodes[layer.name]) for layer in layers(draft.model, draft.plan)}
     found = {name: bias_of(nodes[name]) for name in axes}
@@ -128,7 +143,11 @@ def _places(draft: Draft) -> dict[str, _BiasSite]:
 def _float_means(
     draft: Draft, found: Mapping[str, _BiasSite], context: CorrectionContext
 ) -> tuple[list[Sample], dict[str, list[Doubles]]]:
-    """As many batches as there is memory for, and what the quantized model's means are to be on them."""
+    """Measure the channel means of the float model on as many batches as fit into memory.
+
+    Returns:
+        The batches, and for each tensor the means of each batch, ``[C]``.
+    """
 
     def look(number: int, arrays: Arrays) -> tuple[int, int, dict[str, Doubles]]:
         largest = max(arrays[stop].nbytes for stop in found)
@@ -149,9 +168,10 @@ def _means(array: Array, axis: int) -> Doubles:
 
 
 def believed(shifts: Doubles) -> Doubles:
-    """The mean of ``shifts [samples, C]`` over the samples, each channel shrunk by how uncertain it is.
+    """Return the mean of ``shifts [batches, C]`` over the batches, each channel shrunk by its uncertainty.
 
-    By ``max(0, 1 - variance of the mean / mean^2)``, the positive-part James-Stein factor of one channel.
+    The factor is ``max(0, 1 - variance of the mean / mean^2)``, the positive-part James-Stein factor of one
+    channel.
     """
     mean, count = shifts.mean(axis=0), len(shifts)
     uncertain = shifts.var(axis=0, ddof=1) / count if count > 1 else np.zeros_like(mean)

@@ -1,14 +1,13 @@
-"""GPTQ (OPTQ, LDLQ) for the weights of one layer, and coordinate descent on what it gives.
+"""GPTQ (OPTQ, LDLQ) for the weights of one layer, and coordinate descent on its result.
 
-Weights rounded so that the layer's output changes least, not each weight: OPTQ, in the form of LDLQ.
+GPTQ minimizes the error of the layer's output, not the rounding error of each weight. The output error is
+``tr(E H E^T)``, with the rounding errors E of the weights and the Hessian ``H = E[x x^T]``. With
+``H = R R^T``, R upper triangular, it equals
+``sum over k of R_kk^2 |E_k + sum over j < k of E_j R_jk / R_kk|^2``. So the columns are rounded one after the
+other, and each column compensates the errors of the columns before it.
+Sources: Frantar et al., "OPTQ", 2022; for the equivalence and this form (LDLQ): Chee et al., "QuIP", 2023.
 
-The error of a layer's output is ``tr(E H E^T)`` with ``E`` the rounding errors of its weights and
-``H = E[x x^T]``. With ``H = R R^T``, R upper triangular, it is
-``sum over k of R_kk^2 |E_k + sum over j < k of E_j R_jk / R_kk|^2``: so the columns are rounded one after the
-other, each together with what the errors before it ask for.
-Frantar et al., "OPTQ", 2022; the equivalence and this form: Chee et al., "QuIP", 2023.
-
-Levels moved one by one for as long as that makes the error of the layer's output smaller.
+The coordinate descent then moves single weights to other levels while that reduces the output error.
 """
 
 from __future__ import annotations
@@ -34,15 +33,19 @@ Doubles = NDArray[np.float64]
 
 
 Columns = tuple[NDArray[np.intp] | slice, slice, NDArray[np.intp] | int]
-"""One column of each group of ``[G, O, K]``."""
+"""The index of one column of each group of ``[G, O, K]``."""
 
 
 BLOCK = 64
-"""Columns whose errors are carried to those behind them in one product of matrices."""
+"""The number of columns whose errors are propagated to the later columns in one matrix product."""
 
 
 def gptq(draft: Draft, context: CorrectionContext) -> Draft | None:
-    """Round the weights of every layer of ``draft`` by the second moments of its inputs."""
+    """Round the weights of every layer of ``draft`` with GPTQ.
+
+    Returns:
+        The draft with rounded weights; None if there is no layer to round.
+    """
     nodes = {node.name: node for node in draft.reference.graph}
     able = with_own_weights(draft.reference, draft.plan)
     rounded: dict[str, NDArray[np.float32]] = {}
@@ -51,7 +54,7 @@ def gptq(draft: Draft, context: CorrectionContext) -> Draft | None:
         layer, moments = found
         return layer.weight.tensor, _rounded(nodes[layer.name], layer, moments, draft)
 
-    # Layers side by side, each on one thread: most matrices are too small to be shared by several.
+    # Layers run in parallel on one thread each, because most matrices are too small for several threads.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(context.config.threads or processors()) as pool:
         for part in gather_moments(draft.reference, able, context):
             rounded.update(pool.map(one, part))
@@ -60,7 +63,10 @@ def gptq(draft: Draft, context: CorrectionContext) -> Draft | None:
 
 
 def _rounded(node: ir.Node, layer: MatrixLayer, moments: SecondMoments, draft: Draft) -> NDArray[np.float32]:
-    """The layer's weights on their grid, in the layout that the operator has them in."""
+    """Round the layer's weights to their grid; the result has the layout of the operator's weights.
+
+    Each output channel keeps rounding to nearest where GPTQ does not reduce its output error.
+    """
     values = weights_of(node)
     assert values is not None
     params, spec = draft.plan.params[layer.weight.group], layer.weight.spec
@@ -79,18 +85,24 @@ def _rounded(node: ir.Node, layer: MatrixLayer, moments: SecondMoments, draft: D
 
 @dataclass(frozen=True)
 class WeightGrid:
-    """Where weights may lie: ``level * scale`` for whole levels between two limits; all ``[G, O, K]``."""
+    """The quantized values of weights: ``level * scale`` for integer levels between two limits.
+
+    Attributes:
+        scale: the scale of each weight, ``[G, O, K]``.
+        lowest: the lowest level of each weight, zero point subtracted, ``[G, O, K]``.
+        highest: the highest level of each weight, zero point subtracted, ``[G, O, K]``.
+    """
 
     scale: Doubles
     lowest: Doubles
     highest: Doubles
 
     def of(self, part: tuple[slice, slice]) -> WeightGrid:
-        """That of some groups, and some of their outputs."""
+        """Return the grid of some groups and some of their output channels."""
         return WeightGrid(self.scale[part], self.lowest[part], self.highest[part])
 
     def nearest(self, values: Doubles, column: Columns) -> Doubles:
-        """``values [G, O]`` of one column, each on its grid."""
+        """Round ``values [G, O]`` of one column to the nearest values of the grid."""
         scale = self.scale[column]
         levels = np.rint(values / scale).clip(self.lowest[column], self.highest[column])
         return np.asarray(levels * scale)
@@ -102,25 +114,40 @@ def grid_of_weights(
     shape: tuple[int, ...],
     blocks: Callable[[NDArray[np.generic]], Doubles],
 ) -> WeightGrid:
-    """The grid of weights of this ``shape``, in the form that ``blocks`` gives them."""
+    """Build the grid of a weight tensor.
+
+    Args:
+        params: scale and zero point of the weights.
+        spec: their number format.
+        shape: their shape in the model.
+        blocks: converts an array of this shape to matrices, ``[G, O, K]``.
+    """
     scale, middle = (
         blocks(np.broadcast_to(spread(part, spec, shape), shape))
         for part in (params.scale, params.zero_point.astype(np.float64))
     )
     lowest, highest = spec.limits
-    return WeightGrid(np.where(scale == 0, 1.0, scale), lowest - middle, highest - middle)  # 0: filled up
+    return WeightGrid(np.where(scale == 0, 1.0, scale), lowest - middle, highest - middle)  # 0: padding
 
 
 def output_error(errors: Doubles, second: Doubles) -> Doubles:
-    """``e H e^T`` of every row: errors ``[G, O, K]``, second ``[G, K, K]`` -> ``[G, O]``."""
+    """Compute ``e H e^T`` of every row: errors ``[G, O, K]``, second ``[G, K, K]`` -> ``[G, O]``."""
     return np.asarray(((errors @ second) * errors).sum(axis=2))
 
 
 def gptq_columns(exact: Doubles, second: Doubles, grid: WeightGrid) -> Doubles:
-    """``exact [G, O, K]`` on the grid, with little ``tr(E H E^T)`` for ``second`` = H, positive definite.
+    """Round weights to the grid with GPTQ, so that ``tr(E H E^T)`` of the rounding errors E is small.
 
-    Columns that count most, with the largest diagonal of H, come first, while most others can still make up
-    for their errors ("act order").
+    Columns are rounded in the order of decreasing diagonal of H ("act order" in GPTQ): the errors of the most
+    important columns can be compensated by most others.
+
+    Args:
+        exact: the weights, ``[G, O, K]``.
+        second: the Hessian H, symmetric and positive definite, ``[G, K, K]``.
+        grid: the grid of the weights.
+
+    Returns:
+        The rounded weights, ``[G, O, K]``.
     """
     order = np.argsort(-np.einsum("gkk->gk", second), axis=1, kind="stable")
     factor = _upper(_permuted(second, order))
@@ -146,26 +173,30 @@ def _permuted(second: Doubles, order: NDArray[np.intp]) -> Doubles:
 
 
 def _upper(second: Doubles) -> Doubles:
-    """R, upper triangular, with ``R R^T = second [G, K, K]``."""
+    """Compute the upper triangular R with ``R R^T = second [G, K, K]``."""
     return np.array(np.linalg.cholesky(second[:, ::-1, ::-1])[:, ::-1, ::-1], np.float64)
 
 
 def coordinate_descent(
     wanted: Doubles, rounded: Doubles, second: Doubles, grid: WeightGrid, rounds: int = 1
 ) -> Doubles:
-    """``rounded`` with less ``e H e^T`` for the errors e of each row; never with more.
+    """Improve rounded weights by coordinate descent, to reduce ``e H e^T`` of the errors e of each row.
 
-    Every column in turn takes the level that is best with all others as they are: coordinate descent.
+    Each column in turn gets the levels that are best while all other columns are fixed. The error of a row
+    never increases.
 
     Args:
-        wanted: what is rounded, ``[G, O, K]``.
-        rounded: a first answer on the grid.
-        second: H, symmetric and positive definite, ``[G, K, K]``.
-        grid: where weights may lie.
-        rounds: how often each column has its turn.
+        wanted: the weights to approximate, ``[G, O, K]``.
+        rounded: the initial solution, on the grid, ``[G, O, K]``.
+        second: the Hessian H, symmetric and positive definite, ``[G, K, K]``.
+        grid: the grid of the weights.
+        rounds: the number of passes over all columns.
+
+    Returns:
+        The improved weights on the grid, ``[G, O, K]``.
     """
     best, columns = rounded.copy(), wanted.shape[2]
-    pull = (wanted - best) @ second  # half the slope of the error along each weight, downwards
+    pull = (wanted - best) @ second  # half the negative gradient of the error
     for start in list(range(0, columns, BLOCK)) * rounds:
         part = slice(start, min(start + BLOCK, columns))
         before = best[:, :, part].copy()
@@ -178,7 +209,7 @@ def coordinate_descent(
 
 
 def _descend_block(best: Doubles, pull: Doubles, second: Doubles, grid: WeightGrid, part: slice) -> None:
-    """Change neighbouring columns of ``best``; ``pull`` follows in these columns alone."""
+    """Update the columns ``part`` of ``best``, and ``pull`` in these columns only."""
     for k in range(part.start, part.stop):
         curvature = second[:, k, k, None]
         column = (slice(None), slice(None), k)

@@ -1,12 +1,12 @@
-"""Second moments of the rows that layers multiply with, from runs of the float model.
+"""Second moments of the input rows of layers (im2col), from runs of the float model.
 
-``E[x x^T]`` is the Hessian of a layer's squared output error with respect to each row of its weights: the
-output error of ``W + dW`` is ``tr(dW E[x x^T] dW^T)``.
+``E[x x^T]`` is, up to a factor, the Hessian of a layer's squared output error with respect to each row of its
+weights: the output error of ``W + dW`` is ``tr(dW E[x x^T] dW^T)``.
 
-Few samples tell little of a large matrix: what fits them best does harm on others. So the covariance is drawn
-towards a multiple of the identity, as far as it differs from batch to batch.
-Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004; here batches,
-some of them together, are what is independent, because the rows of one sample are alike.
+An estimate of a large matrix from few samples overfits these samples. So the covariance is shrunk towards a
+multiple of the identity, depending on how much it varies between batches.
+Source: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004. Here
+the independent observations are batches or sets of batches, because the rows of one sample are correlated.
 """
 
 from __future__ import annotations
@@ -27,38 +27,49 @@ from onnxq.algorithms.layers.matrices import MatrixLayer, in_parts
 Doubles = NDArray[np.float64]
 
 ROWS = 16
-"""Rows for each input of a layer: the moments of K inputs have K^2 entries, which take some times K rows."""
+"""The number of rows for each input of a layer.
+
+The moments of K inputs have K^2 entries, so their estimate needs several times K rows.
+"""
 
 FEWEST = 8
-"""Rows of a sample at least."""
+"""The smallest number of rows of a sample."""
 
 UNITS = 16
-"""The batches make so many parts or some more, which are compared with each other: still more would tell the
-same, and take longer."""
+"""The smallest number of sets of batches that are compared, if there are enough batches.
+
+More sets would take longer without a better estimate.
+"""
 
 MOST_BYTES = 2**28
-"""Of the moments that are gathered in one pass over the samples. What a layer with more inputs has is kept in
-blocks along the diagonal, as if inputs of different blocks had nothing to do with each other."""
+"""The memory limit for the moments that are gathered in one pass over the samples.
+
+A layer with more inputs has a block diagonal matrix: inputs of different blocks are treated as uncorrelated.
+"""
 
 LEAST = 1e-5
-"""Of the mean of the diagonal, added to it: inputs that are always zero or always alike leave it singular."""
+"""The damping, relative to the mean of the diagonal and added to it.
+
+Without it, inputs that are always zero or always equal would make the matrix singular.
+"""
 
 UNKNOWN = 0.01
-"""How far the covariance is drawn towards the identity where a single batch does not tell."""
+"""The shrinkage towards the identity if there is only one batch, so that it cannot be estimated."""
 
 _Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
 class SecondMoments:
-    """Of one layer's rows.
+    """The moments of the input rows of one layer.
 
     Attributes:
-        covariance: of the rows, ``[G, K, K]``; or, of B blocks of inputs, ``[G * B, K / B, K / B]``.
-        mean: of the rows, ``[G, K]``, or of their blocks.
-        doubt: the squared error, over all entries, that the covariance may have by the choice of the batches:
-            ``[G]``. NaN if there was only one.
-        rows: how many there were.
+        covariance: the covariance of the rows, ``[G, K, K]``; with B blocks of inputs,
+            ``[G * B, K / B, K / B]``.
+        mean: the mean of the rows, ``[G, K]``; with B blocks of inputs, ``[G * B, K / B]``.
+        doubt: the estimated squared error of the covariance, summed over all entries, ``[G]`` or ``[G * B]``;
+            NaN if there was only one batch.
+        rows: the number of rows.
     """
 
     covariance: Floats
@@ -68,12 +79,12 @@ class SecondMoments:
 
     @property
     def second(self) -> Doubles:
-        """``E[x x^T]`` of these rows."""
+        """The matrix ``E[x x^T]`` of these rows."""
         return np.asarray(self.covariance + self.mean[:, :, None] * self.mean[:, None, :])
 
     @property
     def damped(self) -> Doubles:
-        """``E[x x^T]`` as it may be expected of other rows, positive definite."""
+        """The estimate of ``E[x x^T]`` for unseen rows: shrunk, damped and positive definite."""
         covariance, size = self.covariance.astype(np.float64), self.covariance.shape[-1]
         middle = np.trace(covariance, axis1=1, axis2=2) / size
         whole = middle + np.square(self.mean).sum(axis=1) / size
@@ -87,7 +98,13 @@ class SecondMoments:
 def gather_moments(
     model: ir.Model, layers: Sequence[MatrixLayer], context: CorrectionContext
 ) -> Iterator[list[tuple[MatrixLayer, SecondMoments]]]:
-    """The moments of ``layers``, in their order; as many at a time as there is memory for."""
+    """Yield the moments of layers in order, for as many layers at a time as fit into memory.
+
+    Args:
+        model: the float model.
+        layers: the layers.
+        context: the samples to fit on and the options.
+    """
     for part in in_parts(layers, _bytes, MOST_BYTES):
         yield _together(model, part, context)
 
@@ -97,14 +114,14 @@ def _bytes(layer: MatrixLayer) -> int:
 
 
 def _width(layer: MatrixLayer) -> int:
-    """Columns of a block: all of them, unless their moments take too much memory."""
+    """Return the number of columns of a block: all columns, unless their moments exceed the memory limit."""
     groups, _, inputs = layer.shape
     blocks = -(-4 * groups * inputs * inputs // MOST_BYTES)
     return -(-inputs // min(blocks, inputs))
 
 
 def in_blocks(matrices: NDArray[_Number], width: int) -> NDArray[_Number]:
-    """``[G, N, K]`` -> ``[G * B, N, width]``: cut along K into B blocks, the last filled up with zeros."""
+    """Split ``[G, N, K]`` along K into B blocks, the last one padded with zeros: ``[G * B, N, width]``."""
     groups, count, inputs = matrices.shape
     if width >= inputs:
         return matrices
@@ -114,7 +131,7 @@ def in_blocks(matrices: NDArray[_Number], width: int) -> NDArray[_Number]:
 
 
 def out_of_blocks(blocks: NDArray[_Number], inputs: int) -> NDArray[_Number]:
-    """The inverse of `in_blocks`, for K = ``inputs``."""
+    """Invert `in_blocks` for K = ``inputs``."""
     _, count, width = blocks.shape
     number = -(-inputs // width)
     joined = blocks.reshape(-1, number, count, width).transpose(0, 2, 1, 3)
@@ -139,14 +156,14 @@ def _together(
 def _rows(
     picks: Sequence[tuple[MatrixLayer, ir.Node, int]], seed: int, number: int, arrays: Arrays
 ) -> list[Floats]:
-    """Each layer's rows of one batch, as ``[G, n, K]``."""
+    """Select the rows of each layer in one batch, ``[G, n, K]``."""
     rng = np.random.default_rng((seed, number))
     found = (im2col_rows(node, arrays[layer.data.tensor], limit, rng) for layer, node, limit in picks)
     return [np.ascontiguousarray(finite(rows).transpose(1, 0, 2)) for rows in found]
 
 
 def moments_of(parts: Iterable[Floats]) -> SecondMoments:
-    """Of the rows of some batches, ``[G, n, K]`` each."""
+    """Compute the moments of the rows of some batches, ``[G, n, K]`` each."""
     parts = list(parts)
     total = _Sums(parts[0].shape[0], parts[0].shape[2], parts[0].shape[2], len(parts))
     for rows in parts:
@@ -155,7 +172,7 @@ def moments_of(parts: Iterable[Floats]) -> SecondMoments:
 
 
 class _Sums:
-    """Of the rows so far, counted from about their mean: differences of large numbers would be inexact."""
+    """Sums over the rows so far, minus an approximate mean: differences of large numbers would be inexact."""
 
     def __init__(self, groups: int, inputs: int, width: int, batches: int) -> None:
         self._width = width
@@ -170,14 +187,14 @@ class _Sums:
         self._waiting: list[Floats] = []
 
     def add(self, rows: Floats) -> None:
-        """``rows [G, n, K]`` of the next batch; it may have none."""
+        """Add ``rows [G, n, K]`` of the next batch; n may be 0."""
         if rows.shape[1]:
             self._waiting.append(in_blocks(rows, self._width))
         if len(self._waiting) == self._together:
             self._fold()
 
     def moments(self) -> SecondMoments:
-        """Of all of them."""
+        """Return the moments of all rows."""
         if self._waiting:
             self._fold()
         rows, counts = sum(self._counts), np.array(self._counts or [1])
@@ -186,21 +203,21 @@ class _Sums:
         origin = 0.0 if self._origin is None else self._origin[:, 0].astype(np.float64)
         covariance = second - offset[:, :, None] * offset[:, None, :]
         differing = self._squares / count - np.square(second).sum(axis=(1, 2))
-        # An origin beside the mean adds most of what the means of the units differ along the way to it.
+        # An origin that is not the mean adds the variation of the units' means along the offset.
         away = np.square(offset).sum(axis=1)
         differing -= 2 * away * (self._moves / count - away)
-        free = count**2 / np.square(counts, dtype=np.float64).sum() - 1  # units, less one, if all are alike
+        free = count**2 / np.square(counts, dtype=np.float64).sum() - 1  # units - 1 if all have equal size
         doubt = np.maximum(differing, 0) / free if len(counts) > 1 else np.full(len(second), np.nan)
         return SecondMoments(covariance.astype(np.float32), origin + offset, doubt, rows)
 
     def _fold(self) -> None:
-        """One more unit."""
+        """Add the waiting batches to the sums as one unit."""
         rows = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting, axis=1)
         if self._origin is None:
             self._origin = rows.mean(axis=1, keepdims=True)
         rows = rows - self._origin
         count = rows.shape[1]
-        first = np.ones((1, count), np.float32) @ rows  # numpy's sums take ten times as long
+        first = np.ones((1, count), np.float32) @ rows  # ten times as fast as rows.sum
         product = rows.transpose(0, 2, 1) @ rows
         self._second += product
         self._first += first[:, 0]

@@ -1,11 +1,14 @@
-"""Weights of few bits, layer after layer: each makes up for what the layers before it have lost.
+"""GPTQ for weights of few bits, layer by layer: each layer compensates the errors of the layers before it.
 
-A layer is to give what the float one gives, ``W x + b``, from what it gets in the quantized model, ``q``. The
-weights that do so best are ``W + W E[(x - q) q^T] E[q q^T]^-1``. They are measured on few samples, so that
-the inverse is damped strongly, and perhaps only a part of the way is gone. What is then wanted is rounded as
-in `gptq.py`, and the bias becomes what serves best behind a Relu or Clip: where that cuts
-off, errors do no harm, and need not be made up for.
-Li et al., "GPTAQ", 2025, have the same target; Nagel et al., "Up or Down?", 2020, the same inputs.
+A layer gets the input ``q`` in the quantized model and ``x`` in the float model. Its output should be that of
+the float layer, ``W x + b``. The least squares solution for the weights is
+``W + W E[(x - q) q^T] E[q q^T]^-1``. The expectations are estimated on few samples, so the inverse is
+strongly damped, and possibly only a part of the change is applied. The resulting weights are rounded as in
+`gptq.py`. Then the bias is fitted to the output after the Relu or Clip: where that clips, errors have no
+effect.
+
+Sources: Li et al., "GPTAQ", 2025, for the target; Nagel et al., "Up or Down? Adaptive Rounding for
+Post-Training Quantization", 2020, for the inputs from the quantized model.
 """
 
 from __future__ import annotations
@@ -41,46 +44,55 @@ from onnxq.graph.walks import producer_of
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
 Part = tuple[slice, slice]
-"""Some groups, and some of their outputs, of ``[G, O, K]``."""
+"""The slices of some groups and some of their output channels in ``[G, O, K]``."""
 
 FEW_LEVELS = 32
-"""With as many levels as that, rounding errors hardly need more than `gptq`, which is faster."""
+"""Weights with at least this many levels are rounded by `gptq` alone, which is faster and good enough."""
 
 WAYS = (0.0, 0.5, 1.0)
-"""How much of the change that makes up for the layers before is wanted: what serves the layer best on rows to
-check with."""
+"""The candidates for the share of the change that compensates the layers before.
+
+The one with the least error on held-out rows is chosen for each layer.
+"""
 
 RIDGE = 0.1
-"""Of the mean of the diagonal, added to ``E[q q^T]`` where that change is found."""
+"""The damping of ``E[q q^T]`` for this change, relative to the mean of the diagonal."""
 
 ROWS = 16
-"""Rows for each input of a layer, and at least:"""
+"""The number of rows for each input of a layer."""
+
 FEWEST_ROWS = 10_000
+"""The smallest number of rows of a layer, if the memory limit allows."""
 
 ROW_BYTES = 2**27
-"""Of the rows of a layer, at most, in either model."""
+"""The memory limit for the rows of a layer in each of the two models."""
 
 HELD_BYTES = 2**29
-"""What the largest tensor that a layer reads may take for all samples together."""
+"""The memory limit for the largest layer input of all samples together."""
 
 FEWEST = 8
-"""Batches, whatever they take."""
+"""The smallest number of batches, even if they exceed the memory limit."""
 
 TOGETHER = 256
-"""Rows of weights that one thread rounds at a time."""
+"""The number of weight rows that a thread rounds at a time."""
 
 ITERATIONS = 6
-"""Towards the bias that is best behind a Relu or Clip."""
+"""The number of Gauss-Newton iterations for the bias before a Relu or Clip."""
 
 TOO_FEW = 0.02
-"""Of all rows: if a Relu or Clip lets fewer through, they say too little for a whole step."""
+"""The share of rows below which the step of the bias is reduced: too few rows are not clipped."""
 
 CHECK_EVERY = 5
-"""Every so-manieth batch is not learned from when a way is chosen: its rows decide which."""
+"""Every fifth batch is held out when the share of the change is chosen."""
 
 
 def sequential_gptq(draft: Draft, context: CorrectionContext) -> Draft | None:
-    """``draft`` with weights rounded by second moments; those of few bits in order, if that is closer."""
+    """Round weights with GPTQ; for weights of few bits also try the sequential form.
+
+    Returns:
+        The draft of the sequential form if it has the smaller error on held-out samples, else that of GPTQ;
+        None if there is no layer to round.
+    """
     rounded = gptq(draft, context)
     if rounded is None:
         return None
@@ -90,7 +102,12 @@ def sequential_gptq(draft: Draft, context: CorrectionContext) -> Draft | None:
 
 
 def round_sequentially(draft: Draft, context: CorrectionContext) -> Draft | None:
-    """``draft`` with weights of few bits, and their biases, chosen one layer after the other."""
+    """Round the weights of few bits and fit the biases of their layers, one layer after the other.
+
+    Returns:
+        The changed draft; None if there is no such layer, if a model cannot be partitioned, or if the model
+        accepts no batch.
+    """
     found, quantized = _few(draft), draft.quantized()
     if not found or not (is_partitionable(draft.reference) and is_partitionable(quantized)):
         return None
@@ -104,9 +121,9 @@ def round_sequentially(draft: Draft, context: CorrectionContext) -> Draft | None
     changed = draft
     for stop, arrays in iterate_steps(quantized, list(stops), batches, context.config.threads):
         for layer in stops[stop]:
-            context.progress("rounding weights in order", found.index(layer), len(found))
+            context.progress("rounding weights layer by layer", found.index(layer), len(found))
             rows = _rows(draft, layer, floats.of(layer.data.tensor), arrays, context)
-            with threadpool_limits(1, "blas"):  # several would give other bits
+            with threadpool_limits(1, "blas"):  # the number of BLAS threads would change the result
                 better = _solved(draft, layer, rows, len(arrays), context.config.threads or processors())
             changed = changed.with_constants(better)
             _refresh(quantized, changed, better)
@@ -114,7 +131,7 @@ def round_sequentially(draft: Draft, context: CorrectionContext) -> Draft | None
 
 
 def _few(draft: Draft) -> list[MatrixLayer]:
-    """The layers whose weights have few levels, and whose moments there is memory for."""
+    """Return the layers whose weights have few levels and whose moments fit into memory."""
     return [
         layer
         for layer in with_own_weights(draft.reference, draft.plan)
@@ -127,7 +144,7 @@ def _levels(spec: QuantSpec) -> int:
 
 
 def _refresh(quantized: ir.Model, draft: Draft, names: Collection[str]) -> None:
-    """Let ``quantized``, made of an earlier form of ``draft``, have what became of these constants."""
+    """Copy the constants ``names`` of ``draft`` into ``quantized``, which was made from an earlier draft."""
     plan = draft.plan
     points = tuple(point for point in plan.points if point.tensor in names)
     biases = tuple(point for point in plan.biases if point.tensor in names)
@@ -140,7 +157,7 @@ def _refresh(quantized: ir.Model, draft: Draft, names: Collection[str]) -> None:
 
 
 def _stops(quantized: ir.Model, found: Sequence[MatrixLayer]) -> dict[str, list[MatrixLayer]]:
-    """The integers that layers read -> these layers."""
+    """Map each integer tensor that layers read to these layers."""
     stops: dict[str, list[MatrixLayer]] = {}
     for layer in found:
         value = quantized.graph.node(layer.name).inputs[layer.data.input_index]
@@ -152,7 +169,7 @@ def _stops(quantized: ir.Model, found: Sequence[MatrixLayer]) -> dict[str, list[
 
 
 def _batches(draft: Draft, found: Sequence[MatrixLayer], context: CorrectionContext) -> list[Sample]:
-    """Those that the model takes, as many as there is memory for, evenly spread."""
+    """Select evenly spaced batches among those that the model accepts, as many as fit into memory."""
     tensors = list(dict.fromkeys(layer.data.tensor for layer in found))
 
     def look(number: int, arrays: Arrays) -> tuple[int, int]:
@@ -166,7 +183,7 @@ def _batches(draft: Draft, found: Sequence[MatrixLayer], context: CorrectionCont
 
 
 class _FloatActivations:
-    """The float model's tensors, asked for in the order of the graph."""
+    """The activations of the float model, computed step by step: they must be read in graph order."""
 
     def __init__(
         self, model: ir.Model, tensors: Sequence[str], batches: Sequence[Sample], threads: int
@@ -178,7 +195,7 @@ class _FloatActivations:
         self._now: tuple[str, list[Array]] = ("", [])
 
     def of(self, tensor: str) -> list[Array]:
-        """What ``tensor`` holds for each batch."""
+        """Return the value of ``tensor`` for each batch."""
         if tensor not in self._made:
             return [batch.feeds[tensor] for batch in self._batches]
         while self._now[0] != tensor:
@@ -191,12 +208,12 @@ class _FloatActivations:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a layer multiplies with, at the same places of both models.
+    """Input rows of a layer (im2col), at the same positions in both models.
 
     Attributes:
-        exact: in the float model, ``[G, n, K]``.
-        given: in the quantized one.
-        counts: how many of them each batch has.
+        exact: the rows in the float model, ``[G, n, K]``.
+        given: the rows in the quantized model, ``[G, n, K]``.
+        counts: the number of rows of each batch.
     """
 
     exact: Floats
@@ -205,7 +222,7 @@ class Rows:
 
     @cached_property
     def expected(self) -> Doubles:
-        """``E[q q^T]`` of what is given, as it may be expected of other samples: ``[G, K, K]``."""
+        """The estimate of ``E[q q^T]`` of the quantized model for unseen samples, ``[G, K, K]``."""
         return moments_of(np.split(self.given, np.cumsum(self.counts)[:-1], axis=1)).damped
 
 
@@ -216,10 +233,10 @@ def _rows(
     given: Sequence[Array],
     context: CorrectionContext,
 ) -> Callable[[Iterable[int]], Rows]:
-    """Batches, by their numbers -> their rows.
+    """Return a function that selects the rows of the batches with given numbers.
 
-    ``given`` are integers, which become reals one batch at a time: all together they would take four times
-    the memory.
+    ``given`` holds integers. They are dequantized one batch at a time: the float values of all
+    batches would take four times the memory.
     """
     node, spec = draft.reference.graph.node(layer.name), layer.data.spec
     real = partial(dequantize, params=draft.plan.params[layer.data.group], spec=spec)
@@ -243,7 +260,7 @@ def _rows(
 def _solved(
     draft: Draft, layer: MatrixLayer, rows: Callable[[Iterable[int]], Rows], count: int, threads: int
 ) -> Mapping[str, NDArray[np.generic]]:
-    """Other values for the layer's weights and bias, from the rows of ``count`` batches."""
+    """Compute new values of the layer's weights and bias from the rows of ``count`` batches."""
     node = draft.reference.graph.node(layer.name)
     exact, bias = weights_of(node), bias_of(node)
     assert exact is not None
@@ -268,7 +285,7 @@ def _best_way(
     grid: WeightGrid,
     threads: int,
 ) -> float:
-    """The one of `WAYS` with the least error on batches that it was not found on."""
+    """Return the share among `WAYS` with the least error on held-out batches."""
     check = range(CHECK_EVERY - 1, count, CHECK_EVERY)
     if not check:
         return WAYS[0]
@@ -284,10 +301,19 @@ def _doubles(node: ir.Node, weight: NDArray[np.generic]) -> Doubles:
 def rounded_columns(
     exact: Doubles, rows: Rows, grid: WeightGrid, ways: Sequence[float], threads: int = 1
 ) -> list[Doubles]:
-    """``exact [G, O, K]`` on the grid, so that on what is given it makes about what was to be made.
+    """Round weights to the grid, so that the layer approximates the float output from quantized inputs.
 
-    One for each of ``ways``: how much of the change is wanted that makes up for the layers before. The same
-    bits for any number of threads.
+    The result does not depend on the number of threads.
+
+    Args:
+        exact: the float weights, ``[G, O, K]``.
+        rows: the input rows of the layer in both models.
+        grid: the grid of the weights.
+        ways: shares of the change that compensates the layers before (0 ... 1).
+        threads: the number of threads.
+
+    Returns:
+        The rounded weights for each of ``ways``, ``[G, O, K]``.
     """
     count = rows.given.shape[1]
     with ThreadPoolExecutor(threads) as pool:
@@ -314,7 +340,7 @@ def rounded_columns(
 
 
 def _parts(shape: tuple[int, ...]) -> Iterator[Part]:
-    """Groups, and outputs, that are rounded together: others are rounded beside them."""
+    """Split groups and output channels into parts, which are rounded in parallel."""
     groups, outputs, _ = shape
     wide = max(1, TOGETHER // outputs)
     for first in range(0, groups, wide):
@@ -323,14 +349,22 @@ def _parts(shape: tuple[int, ...]) -> Iterator[Part]:
 
 
 class Outputs:
-    """What rounded weights make of rows, beside what the float layer makes of them, behind its Relu or Clip.
+    """The outputs of a layer with rounded weights and those of the float layer, after its Relu or Clip.
 
     Attributes:
-        shift: of the bias, with which the squared error is least: ``[G, 1, O]``. By Gauss-Newton iterations,
-            of which one finds the mean that is missing, if nothing is cut off.
+        shift: the shift of the bias with the least squared error, ``[G, 1, O]``. It is found by Gauss-Newton
+            iterations; without clipping the first one gives the mean error.
     """
 
     def __init__(self, exact: Doubles, rounded: Doubles, end: BiasAndActivation, rows: Rows) -> None:
+        """Compute the outputs and fit the shift.
+
+        Args:
+            exact: the float weights, ``[G, O, K]``.
+            rounded: the rounded weights, ``[G, O, K]``.
+            end: the bias and the activation after the layer.
+            rows: the input rows of the layer in both models.
+        """
         first, second = (part.astype(np.float32).transpose(0, 2, 1) for part in (exact, rounded))
         self._limits = end.limits
         self._wanted = end.of(rows.exact @ first)
@@ -341,14 +375,14 @@ class Outputs:
 
     @property
     def error(self) -> float:
-        """The sum over all rows and outputs."""
+        """The squared error with the shifted bias, summed over all rows and output channels."""
         return float(np.square(self._missing(self._sums + self.shift), dtype=np.float64).sum())
 
     def _missing(self, sums: Floats) -> Floats:
         return np.asarray(self._wanted - sums.clip(*self._limits))
 
     def _step(self) -> Floats:
-        """Of the shift, towards the least error."""
+        """Compute the next Gauss-Newton step of the shift."""
         sums, (low, high) = self._sums + self.shift, self._limits
         through = (low < sums) & (sums < high)
         missing = np.where(through, self._missing(sums), 0).sum(axis=1, keepdims=True, dtype=np.float64)

@@ -1,8 +1,9 @@
-"""Up or down for each weight, learned by gradients: the loop of AdaRound, on one layer in matrix form.
+"""The optimizer of AdaRound for one layer in matrix form: learn to round each weight up or down.
 
-A weight becomes ``scale * (below + h)``, ``h = clip(1.2 sigmoid(V) - 0.1, 0, 1)``. What is minimised is the
-squared error of the layer's output, behind its Relu or Clip, plus ``sum 1 - |2 h - 1|^beta``, which drives
-every h to 0 or 1 as beta falls. Nagel et al., "Up or Down? Adaptive Rounding", 2020.
+A weight becomes ``scale * (below + h)`` with ``h = clip(1.2 sigmoid(V) - 0.1, 0, 1)``. The loss is the
+squared error of the layer's output after its Relu or Clip, plus ``sum 1 - |2 h - 1|^beta``, which moves every
+h to 0 or 1 as beta decreases.
+Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020.
 """
 
 from __future__ import annotations
@@ -20,44 +21,50 @@ from onnxq.core.errors import ConfigError
 
 Floats = NDArray[np.float32]
 Tensor: TypeAlias = Any
-"""One of torch, which is not imported before it is needed."""
+"""A torch tensor. torch is imported only where it is used, because it is optional."""
 
 ITERATIONS = 500
 ROWS_A_STEP = 256
-"""Of the rows, a random selection."""
+"""The number of randomly selected rows in an iteration."""
 LEARNING_RATE = 0.05
 
 WARM_UP = 0.2
-"""The share of the iterations before the first h is driven anywhere."""
+"""The share of the iterations at the start without the term that moves h to 0 or 1."""
 
 TIMED = 10
-"""Iterations, all of the warm-up, that tell how many there is time for."""
+"""The number of iterations that are timed to find how many the time limit allows; all of them are warm-up."""
 
 BETA = (20.0, 2.0)
+"""The first and the last value of beta."""
+
 PRESSURE = 100.0
-"""Of the term that drives h, when the error of the outputs counts as much as there are weights."""
+"""The weight of the rounding term, if the error of the outputs is normalized to the number of weights."""
 
 TRUST = 0.55
-"""How far h starts from the weight itself, towards the level that it has so far. Above one half: what is
-not learned stays as it was."""
+"""The initial position of h between the float weight (0) and its current level (1).
+
+It is above 0.5, so a weight that is not learned keeps its current level.
+"""
 
 STRETCH = (-0.1, 1.1)
+"""The range of the stretched sigmoid."""
 
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """A layer whose weights are to be rounded. G groups of O outputs and K inputs, n rows.
+    """The rounding problem of one layer, with G groups, O outputs and K inputs per group, and n rows.
 
     Attributes:
-        exact: the weights in units of their scale, ``[G, O, K]``.
-        levels: the whole numbers that they are rounded to so far, zero point subtracted.
-        scale: of each.
-        lowest, highest: levels that there are, zero point subtracted; of each.
-        rows: what the quantized layer multiplies with, ``[G, n, K]``.
-        wanted: what the float layer makes of the same rows, behind its Relu or Clip, ``[G, n, O]``.
-        bias: of the quantized layer, ``[G, 1, O]``.
-        limits: of the Relu or Clip; infinite where there is none.
-        biased: the layer has a place for another bias: it is learned too.
+        exact: the float weights divided by their scale, ``[G, O, K]``.
+        levels: the current levels of the weights, zero point subtracted, ``[G, O, K]``.
+        scale: the scale of each weight, ``[G, O, K]``.
+        lowest: the lowest level of each weight, zero point subtracted, ``[G, O, K]``.
+        highest: the highest level of each weight, zero point subtracted, ``[G, O, K]``.
+        rows: the input rows of the layer in the quantized model, ``[G, n, K]``.
+        wanted: the outputs of the float layer after its Relu or Clip, ``[G, n, O]``.
+        bias: the bias of the quantized layer, ``[G, 1, O]``.
+        limits: the limits of the Relu or Clip; infinite if there is none.
+        biased: whether the layer has a bias, which is then learned too.
     """
 
     exact: Floats
@@ -72,31 +79,40 @@ class LayerProblem:
     biased: bool = False
 
     def error(self) -> float:
-        """The mean over rows of the squared error of the outputs."""
+        """Compute the squared error of the outputs: the sum over output channels, the mean over rows."""
         made = self.rows @ (self.levels * self.scale).transpose(0, 2, 1) + self.bias
         off = made.clip(*self.limits) - self.wanted
         return float(np.square(off, dtype=np.float64).sum() / max(self.rows.shape[1], 1))
 
 
 def check_torch() -> None:
-    """Make sure that there is a torch.
+    """Check that PyTorch is installed.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: PyTorch is not installed.
     """
     try:
         import torch  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "adaround needs PyTorch: pip install 'onnxq[torch]', or correct otherwise"
+            "adaround needs PyTorch: pip install 'onnxq[torch]', or choose other corrections"
         ) from error
 
 
 def learn(task: LayerProblem, seconds: float, seed: int, threads: int) -> LayerProblem:
-    """``task`` with levels, and a bias, that have less error on its rows; unchanged without error, or time.
+    """Learn the levels and the bias of a layer, to reduce its output error.
 
-    The same bits for the same seed and number of threads, as long as ``seconds`` suffice for all iterations;
-    if not, fewer are made, how many depends on the machine.
+    The same seed and number of threads give the same result, if the time suffices for all iterations. If not,
+    the number of iterations depends on the machine.
+
+    Args:
+        task: the rounding problem.
+        seconds: the time limit.
+        seed: the seed of the random selection of rows.
+        threads: the number of threads of PyTorch.
+
+    Returns:
+        The problem with the learned levels and bias; ``task`` itself if it has no error or there is no time.
     """
     error = task.error()
     if error == 0 or seconds <= 0:
@@ -106,7 +122,7 @@ def learn(task: LayerProblem, seconds: float, seed: int, threads: int) -> LayerP
 
 
 def _learn(soft: _Soft, seconds: float) -> LayerProblem:
-    """As many iterations as there is time for, and from the warm-up on a schedule for so many."""
+    """Run as many iterations as the time allows; the schedule of beta is adapted to their number."""
     began = time.perf_counter()
     for step in range(TIMED):
         soft.step(step / ITERATIONS)
@@ -118,14 +134,20 @@ def _learn(soft: _Soft, seconds: float) -> LayerProblem:
 
 
 class _Soft:
-    """A task as tensors, and what is learned: V, and a shift of the bias."""
+    """A rounding problem as tensors, with the learned parameters: V, and a shift of the bias."""
 
     def __init__(self, task: LayerProblem, error: float, seed: int) -> None:
-        """``error``: that of the task, by which everything is measured."""
+        """Create the tensors and the optimizer.
+
+        Args:
+            task: the rounding problem.
+            error: its initial error, which normalizes the loss and the shift of the bias.
+            seed: the seed of the random selection of rows.
+        """
         import torch
 
         self._task = task
-        self._unit = error / task.levels.size  # what a weight answers for on average
+        self._unit = error / task.levels.size  # the mean error per weight
         self._shift_unit = (error / task.bias.size) ** 0.5
         self._generator = torch.Generator().manual_seed(seed)
         self._rows, self._wanted = torch.from_numpy(task.rows), torch.from_numpy(task.wanted)
@@ -136,7 +158,7 @@ class _Soft:
         self._adam = torch.optim.Adam([self._v, *[self._shift] * task.biased], lr=LEARNING_RATE)
 
     def step(self, done: float) -> None:
-        """One iteration, when this share of them is over."""
+        """Run one iteration; ``done`` is the share of the iterations before it."""
         h = _up(self._v)
         loss = self._error(h) / self._unit
         if done >= WARM_UP:
@@ -146,7 +168,7 @@ class _Soft:
         self._adam.step()
 
     def layer_problem(self) -> LayerProblem:
-        """With the bias as it was learned, and each weight at the level that it is nearer to."""
+        """Return the problem with the learned bias, and each weight at the nearer of its two levels."""
         levels = np.asarray(self._below + (_up(self._v.detach()) > 0.5), np.float32)
         return replace(self._task, levels=levels, bias=self._moved().detach().numpy())
 
@@ -154,7 +176,7 @@ class _Soft:
         return self._bias + self._shift * self._shift_unit
 
     def _error(self, h: Tensor) -> Tensor:
-        """Of the outputs, the mean over some rows."""
+        """Compute the squared error of the outputs, the mean over randomly selected rows."""
         import torch
 
         count = self._rows.shape[1]
@@ -165,12 +187,15 @@ class _Soft:
 
 
 def _below(task: LayerProblem) -> Floats:
-    """The lower of two levels, one of which the weight has so far; the other is nearer to the weight."""
+    """Return the lower one of the two levels that a weight can get.
+
+    One of the two is its current level; the other one is the next level in the direction of the float weight.
+    """
     return np.floor(task.exact).clip(task.levels - 1, task.levels).clip(task.lowest, task.highest - 1)
 
 
 def _start(task: LayerProblem) -> Floats:
-    """V with h between the weight and its level so far."""
+    """Compute the initial V: h lies between the float weight and its current level."""
     (low, high), below = STRETCH, _below(task)
     h = (1 - TRUST) * (task.exact - below).clip(0, 1) + TRUST * (task.levels - below)
     share = (h - low) / (high - low)
@@ -183,14 +208,14 @@ def _up(v: Tensor) -> Tensor:
 
 
 def _beta(done: float) -> float:
-    """Falls along half a cosine, once the warm-up is over."""
+    """Return beta, which decreases along half a cosine after the warm-up."""
     share = (done - WARM_UP) / (1 - WARM_UP)
     return float(BETA[1] + 0.5 * (BETA[0] - BETA[1]) * (1 + np.cos(np.pi * share)))
 
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads, for a while."""
+    """Set the number of threads of torch within a ``with`` block."""
     import torch
 
     before = torch.get_num_threads()
