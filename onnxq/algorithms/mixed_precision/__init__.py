@@ -1,1 +1,1 @@
-"""A goal, reached with wider weights and with nodes kept in float."""
+"""Reach an accuracy goal with wider weights and with nodes kept in float."""

@@ -1,16 +1,20 @@
-"""How often decisions will be the same, estimated: a few samples cannot count one difference in hundreds.
+"""Estimate how often the decisions of two models agree, from few samples.
 
-A decision changes if noise makes up for the gap between the two largest scores. Where gap and noise do not
-depend on each other, every gap that was seen may meet every noise that was seen, with either sign:
+Counting is not enough: a few samples cannot show one changed decision in hundreds.
+
+A decision changes if the quantization noise exceeds the gap between the two largest scores. If gap and noise
+are independent, every observed gap can be combined with every observed noise of either sign:
 
     P(change) = mean over noises n of P(gap < |n|) / 2
 
-That takes gaps from all samples, those to fit on too, because they belong to the float model; noises only
-from samples that are held out, between any two of the `RIVALS` largest scores. Two things are known to spoil
-it, and seen to: sure decisions have more noise than close ones in some networks, so noises come from the half
-with smaller gaps; and of the smallest gaps there are few, so below `SMOOTHED` their density is taken to be
-even, which it nearly is next to zero. What is promised is the estimate less its standard error: a search
-that tries many models would otherwise find one that only looks good enough.
+Gaps depend on the float model only, so they come from all samples, including those to fit on. Noises come
+from held-out samples only, between any two of the `RIVALS` largest scores. Two deviations are corrected. In
+some networks confident decisions have more noise than close ones, so noises come from the half of the
+decisions with the smaller gaps. There are few very small gaps, so below the quantile `SMOOTHED` their density
+is taken as constant, which is a good approximation near zero.
+
+The result is the estimate minus its standard error. Otherwise a search over many candidates would select one
+that reaches the goal by chance.
 """
 
 from __future__ import annotations
@@ -28,25 +32,27 @@ from onnxq.verify.accuracy import class_axis
 Doubles = NDArray[np.float64]
 
 RIVALS = 3
+"""The number of largest scores of a decision that are used."""
 
 SMOOTHED = 0.2
-"""The share of the gaps, the smallest ones, that is taken to be spread evenly."""
+"""The share of the gaps, the smallest ones, whose density is taken as constant."""
 
 KEPT_DECISIONS = 10_000
-"""Of one output of one batch; of more, a regular selection tells enough."""
+"""The largest number of decisions of one output of one batch; of more, evenly spaced ones are used."""
 
 RESOLVED = 10
-"""Differences that a model just at the goal would show: from so many on, counting is good enough."""
+"""The expected number of changed decisions, for a model exactly at the goal, from which counting is used."""
 
 
 @dataclass
 class Margins:
-    """One output.
+    """The gaps and the quantization noise of one output.
 
     Attributes:
-        gaps: between the two largest scores of the float model, on samples to fit on.
-        held: the largest scores of held-out samples, ``[decisions, rivals]``, the largest one first.
-        errors: what quantization adds to those.
+        gaps: the gaps between the two largest scores of the float model, on samples to fit on.
+        held: the largest float scores of each batch of held-out samples, ``[decisions, rivals]``, in
+            decreasing order.
+        errors: the quantization noise of these scores, in the same shape.
     """
 
     gaps: Doubles
@@ -54,14 +60,14 @@ class Margins:
     errors: list[Doubles] = field(default_factory=list)
 
     def look(self, expected: Any, given: Any) -> None:
-        """Take in a held-out batch: an output as it should be, and as it is."""
+        """Add a held-out batch: the output of the float model and the output of the quantized model."""
         pair = _rivals(expected, given)
         if pair is not None and len(pair[0]):
             self.held.append(pair[0])
             self.errors.append(pair[1] - pair[0])
 
     def agreement(self) -> float | None:
-        """The share of equal decisions (0 ... 1) to be expected, less its standard error; None: no scores."""
+        """Estimate the share of equal decisions (0 ... 1), minus its standard error; None without scores."""
         if not self.held:
             return None
         held, errors = np.concatenate(self.held), np.concatenate(self.errors)
@@ -75,24 +81,24 @@ class Margins:
         return float(max(0.0, 1 - changes.mean() - math.hypot(by_noise, by_gaps)))
 
     def resolves(self, limit: float) -> bool:
-        """Whether counting held-out decisions is good enough to tell if a share of ``limit`` is equal."""
+        """Whether counting the held-out decisions is precise enough for a limit of ``limit`` (0 ... 1)."""
         return sum(map(len, self.held)) * (1 - limit) >= RESOLVED
 
 
 def float_gaps(outputs: Sequence[Any]) -> list[Doubles]:
-    """For each output of the float model, the gaps between its two largest scores, if it has scores."""
+    """Return the gaps between the two largest scores of each output; empty for outputs without scores."""
     return [np.empty(0) if (pair := _rivals(one, one)) is None else _gaps(pair[0]) for one in outputs]
 
 
 def joined(parts: Iterable[Doubles]) -> Doubles:
-    """All in one."""
+    """Concatenate ``parts``."""
     return np.concatenate([np.empty(0), *parts])
 
 
 def _rivals(expected: Any, given: Any) -> tuple[Doubles, Doubles] | None:
-    """The largest scores of each decision in ``expected``, and what ``given`` has in their places.
+    """Return the largest scores of each decision in ``expected``, and the same classes' scores in ``given``.
 
-    Both ``[decisions, rivals]``; None where there are no scores.
+    Both have the shape ``[decisions, rivals]``. The result is None for outputs without scores.
     """
     axis = class_axis(expected)
     if axis is None or np.shape(given) != expected.shape:
@@ -116,7 +122,10 @@ def _few(gaps: Doubles) -> int:
 
 
 def _share_below(gaps: Doubles, limits: Doubles) -> Doubles:
-    """The share of the sorted ``gaps`` below each of ``limits``; even below the `SMOOTHED` smallest."""
+    """Return the share of the sorted ``gaps`` below each of ``limits``.
+
+    The share grows linearly up to the quantile `SMOOTHED`.
+    """
     share = np.searchsorted(gaps, limits, side="left") / len(gaps)
     edge = gaps[_few(gaps) - 1]
     even = limits / edge * _few(gaps) / len(gaps) if edge > 0 else share

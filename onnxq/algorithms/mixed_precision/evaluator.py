@@ -1,4 +1,4 @@
-"""How far a draft is from the goal."""
+"""Measure how close a model is to the goal."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from onnxq.verify.accuracy import Quality
 from onnxq.verify.latency import race
 
 RACE_SECONDS = 0.3
+"""The time to spend on a measurement of speed."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class GoalEvaluator:
     """Measures models on the held-out samples.
 
     Attributes:
-        goal: what counts.
-        context: the samples.
+        goal: the metric and its limit.
+        context: the samples and the options.
         exact: the float model.
     """
 
@@ -39,7 +40,12 @@ class GoalEvaluator:
     exact: ir.Model
 
     def evaluate(self, model: ir.Model, floats: Sequence[str], widened: Mapping[str, str]) -> TrialResult:
-        """What ``model`` gives, in which ``floats`` are kept float and weights are ``widened``.
+        """Measure the quality and the size of a model.
+
+        Args:
+            model: the quantized model.
+            floats: the names of the nodes that are kept in float in it.
+            widened: the names of the nodes with wider weights -> the type of these.
 
         Raises:
             CalibrationError: there are no samples to measure on.
@@ -48,7 +54,8 @@ class GoalEvaluator:
         margins = [Margins(gaps) for gaps in self._gaps]
 
         def look(expected: Sequence[Any], given: Sequence[Any]) -> None:
-            for margin, one, other in zip(margins, expected, given, strict=False):  # none if not needed
+            # There are no margins if the goal does not need them.
+            for margin, one, other in zip(margins, expected, given, strict=False):
                 margin.look(one, other)
 
         quality = self.context.evaluator.evaluate(model, look=look)
@@ -66,7 +73,7 @@ class GoalEvaluator:
         )
 
     def speed(self, model: ir.Model) -> float:
-        """How many times as fast as the float model it is."""
+        """Measure the speed-up of ``model`` over the float model."""
         sample = self.context.evaluator.samples[0]
         threads = self.context.config.threads or 1
         options = {"providers": self.context.config.providers, "threads": threads, "seconds": RACE_SECONDS}
@@ -84,7 +91,7 @@ class GoalEvaluator:
 
     @cached_property
     def _gaps(self) -> Sequence[Doubles]:
-        """Of the float model on the samples to fit on, output by output; empty where no goal needs them."""
+        """The gaps of each float output on the samples to fit on; empty if the goal does not need them."""
         if self.goal.metric != "agreement":
             return ()
         names = [name_of(value) for value in self.exact.graph.outputs]
@@ -99,7 +106,10 @@ def _sqnr(quality: Quality, _: Sequence[Margins], __: float) -> float | None:
 
 
 def _agreement(quality: Quality, margins: Sequence[Margins], limit: float) -> float | None:
-    """The worst output's: counted where there are decisions enough, or no scores, and else estimated."""
+    """Return the agreement of the worst output.
+
+    It is counted if there are enough decisions, or no scores; otherwise it is estimated.
+    """
     values = [
         counted if margin.resolves(limit) or (estimated := margin.agreement()) is None else estimated
         for output, margin in zip(quality.outputs.values(), margins, strict=True)
@@ -115,7 +125,7 @@ _VALUES: Mapping[str, Callable[[Quality, Sequence[Margins], float], float | None
 
 
 def _bytes(model: ir.Model) -> int:
-    """What the constants take in the file."""
+    """Return the number of bytes of the model's constants."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 

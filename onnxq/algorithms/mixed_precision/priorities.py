@@ -1,19 +1,15 @@
-"""Which weights to widen next and which nodes to keep in float next, in stages.
+"""The order in which weights get wider formats and nodes are kept in float, in stages.
 
-In which order weights get wider: those first that take the most noise along for each byte that they cost.
+The first stages give weights wider formats, which costs bytes. The last stage keeps nodes in float, which
+costs time.
 
-Rounding noise goes with the square of the step between two levels, so what is left of it in a wider format
-follows from that of the narrow one.
+Weights are ordered by the noise that a wider format removes per additional byte. The power of the rounding
+noise is proportional to the square of the scale, so the noise of a wider format follows from that of the
+current one.
 
-In which order layers become float: those first that take the most noise along for each node.
-
-A group of points is rid of its noise only when every node is float that quantizes it: those that read it in
-integers, and what makes it, where its kernel gives nothing but integers. Noises of single points add up, so
-the order follows from the sensitivities alone.
-
-All steps up from a plan, in stages: weights wider, rung by rung, and in the end float.
-
-Wider weights cost bytes, float costs time.
+Nodes are ordered by the noise that is removed per float node. The noise of a group disappears only if all
+nodes that quantize it are in float: its integer consumers, and its producer if the kernel of that gives only
+integers. The noises of the groups are taken as additive, so the order follows from the sensitivities alone.
 """
 
 from __future__ import annotations
@@ -35,15 +31,15 @@ from onnxq.targets.target import Output, Target
 
 @dataclass(frozen=True)
 class Widening:
-    """A group of weights in a wider format.
+    """A wider format for a group of weights.
 
     Attributes:
-        group: its name.
-        nodes: those that read it.
-        form: the type that it gets.
-        left: its noise over signal, at the outputs, in that type.
-        gain: the noise that goes.
-        cost: the bytes that come.
+        group: the name of the group.
+        nodes: the names of its consumers.
+        form: the wider type.
+        left: the noise over signal at the outputs with this type.
+        gain: the noise over signal that this type removes.
+        cost: the number of additional bytes.
     """
 
     group: str
@@ -55,28 +51,32 @@ class Widening:
 
     @property
     def worth(self) -> float:
-        """Noise for each byte."""
+        """The removed noise per additional byte."""
         return self.gain / self.cost
 
 
 def widenings(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> list[list[Widening]]:
-    """Rung by rung, all that the target takes in wider formats, those that are worth most first.
+    """List the wider formats that the target supports for the weights of a plan.
 
     Args:
         model: the model of ``plan``.
-        plan: what is quantized.
-        noises: of its groups, what each alone does to the outputs (noise over signal).
+        plan: the quantization plan.
+        noises: the noise over signal at the outputs, for each group quantized alone.
+
+    Returns:
+        Tiers: the first one has the next wider format of each group, the second one the format after that,
+        and so on. Each tier is in decreasing order of the noise removed per byte.
     """
     readers, target = _readers(model, plan), get_target(plan.target)
-    ladders = [
-        list(_ladder(plan.groups[name], nodes, noises[name], _elements(model, plan.groups[name]), target))
+    by_group = [
+        list(_widenings(plan.groups[name], nodes, noises[name], _elements(model, plan.groups[name]), target))
         for name, nodes in readers.items()
     ]
-    rungs = [[one for one in rung if one is not None] for rung in zip_longest(*ladders)]
-    return [sorted(rung, key=lambda one: -one.worth) for rung in rungs]
+    tiers = [[one for one in tier if one is not None] for tier in zip_longest(*by_group)]
+    return [sorted(tier, key=lambda one: -one.worth) for tier in tiers]
 
 
-def _ladder(
+def _widenings(
     group: Group, nodes: tuple[str, ...], noise: float, elements: int, target: Target
 ) -> Iterator[Widening]:
     before = group.spec
@@ -88,8 +88,8 @@ def _ladder(
 
 
 def _readers(model: ir.Model, plan: QuantPlan) -> Mapping[str, tuple[str, ...]]:
-    """Groups of weights -> the nodes that read them, if nobody reads them as something else."""
-    operators = {name_of(node): WEIGHTED.get(node.op_type) for node in model.graph}
+    """Map groups that are only read as weights to their consumers."""
+    operators = {node.name or "": WEIGHTED.get(node.op_type) for node in model.graph}
     readers: dict[str, list[str]] = {}
     others = set[str]()
     for point in plan.points:
@@ -102,7 +102,7 @@ def _readers(model: ir.Model, plan: QuantPlan) -> Mapping[str, tuple[str, ...]]:
 
 
 def _span(spec: QuantSpec) -> int:
-    """From the lowest level to the highest, in steps."""
+    """Return the difference of the highest and the lowest level."""
     return spec.limits[1] - spec.limits[0]
 
 
@@ -117,7 +117,7 @@ class Candidate:
 
     Attributes:
         nodes: their names, in graph order.
-        gain: noise over signal, at the outputs, that goes with them.
+        gain: the noise over signal at the outputs that this removes.
     """
 
     nodes: tuple[str, ...]
@@ -126,19 +126,22 @@ class Candidate:
 
 @dataclass(frozen=True)
 class _Point:
-    """What must be float so that this much noise goes away."""
+    """The nodes that must be float to remove the noise of a group."""
 
     nodes: frozenset[str]
     noise: float
 
 
 def candidates(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> list[Candidate]:
-    """All nodes of ``plan``, each once, those that are worth most first.
+    """Order the nodes of a plan for the stage that keeps nodes in float.
 
     Args:
         model: the model of ``plan``.
-        plan: what is quantized.
-        noises: of its groups, what each alone does to the outputs (noise over signal).
+        plan: the quantization plan.
+        noises: the noise over signal at the outputs, for each group quantized alone.
+
+    Returns:
+        Candidates that contain each node once, in decreasing order of the noise removed per node.
     """
     points = _points(model, plan, noises)
     touching = _touching(points)
@@ -166,7 +169,10 @@ def _points(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> li
 
 
 def _maker(value: ir.Value, plan: QuantPlan) -> str:
-    """The planned node that has to give ``value`` in integers, if any; Relu and Clip fuse with it."""
+    """Return the name of the planned node that must produce ``value`` in integers; empty if there is none.
+
+    A Relu or Clip in between is fused into that node.
+    """
     node = value.producer()
     while node is not None and node.name not in plan.integer_nodes and clip_range(node) is not None:
         node = producer_of(node.inputs[0])
@@ -185,14 +191,16 @@ def _touching(points: Sequence[_Point]) -> Mapping[str, list[_Point]]:
 
 
 def _gain(nodes: frozenset[str], done: set[str], touching: Mapping[str, list[_Point]]) -> float:
-    """The noise that goes when ``nodes`` become float, those of ``done`` being so."""
+    """Return the noise that is removed if ``nodes`` become float in addition to ``done``."""
     near = {id(point): point for name in nodes for point in touching[name]}
     return sum(point.noise for point in near.values() if point.nodes <= done | nodes)
 
 
 TRIFLE = 0.01
-"""Of the bytes of a rung: what saves less is not taken back alone. Of many trials on the same samples some
-pass by luck, and for a few bytes that is not worth it."""
+"""The share of the bytes of a tier below which a widening is not undone alone.
+
+If many candidates are tried on the same samples, some pass by chance. A few bytes do not justify that risk.
+"""
 
 
 @dataclass(frozen=True)
@@ -200,8 +208,9 @@ class PrecisionChange:
     """Steps that are taken together.
 
     Attributes:
-        steps: one a node.
-        back: what to try to do without later, one after the other; nothing where that would save too little.
+        steps: one step for each node.
+        back: the sets of steps that the search later tries to undo, in this order; empty if that would save
+            too little.
     """
 
     steps: Steps
@@ -209,38 +218,41 @@ class PrecisionChange:
 
 
 SearchStage = Sequence[PrecisionChange]
-"""Those that are worth most first."""
+"""Changes in decreasing order of their benefit."""
 
 
 def stages(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> list[SearchStage]:
-    """All stages, the cheap ones first.
+    """List the stages of the search, the cheap ones first.
 
     Args:
         model: the model of ``plan``.
-        plan: what is quantized.
-        noises: of its groups, what each alone does to the outputs (noise over signal).
+        plan: the quantization plan.
+        noises: the noise over signal at the outputs, for each group quantized alone.
     """
-    rungs = widenings(model, plan, noises)
-    left = {**noises, **{one.group: one.left for rung in rungs for one in rung}}
-    return [*map(_wider, rungs), [_float(one) for one in candidates(model, plan, left)]]
+    tiers = widenings(model, plan, noises)
+    left = {**noises, **{one.group: one.left for tier in tiers for one in tier}}
+    return [*map(_wider, tiers), [_float(one) for one in candidates(model, plan, left)]]
 
 
-def _wider(rung: Sequence[Widening]) -> SearchStage:
-    """Nodes that share weights stay together: else these would be in the file twice."""
-    least = TRIFLE * sum(one.cost for one in rung)
-    steps = [Steps(Precision(node, one.form) for node in one.nodes) for one in rung]
+def _wider(tier: Sequence[Widening]) -> SearchStage:
+    """Make the stage of a tier.
+
+    Nodes that share weights change together, because otherwise the file would hold the weights twice.
+    """
+    least = TRIFLE * sum(one.cost for one in tier)
+    steps = [Steps(Precision(node, one.form) for node in one.nodes) for one in tier]
     return [
         PrecisionChange(own, (own,) if one.cost >= least else ())
-        for own, one in zip(steps, rung, strict=True)
+        for own, one in zip(steps, tier, strict=True)
     ]
 
 
 def _float(candidate: Candidate) -> PrecisionChange:
-    """All nodes may be taken back together, or else some of them."""
+    """Make the change of a candidate; it is undone as a whole, or else node by node."""
     steps = keep_float(candidate.nodes)
     return PrecisionChange(steps, tuple(dict.fromkeys((steps, *map(Steps, zip(sorted(steps)))))))
 
 
 def taken(moves: SearchStage) -> Steps:
-    """The steps of all ``moves``."""
+    """Return the steps of all ``moves``."""
     return Steps().union(*(move.steps for move in moves))

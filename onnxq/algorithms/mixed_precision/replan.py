@@ -1,4 +1,4 @@
-"""A draft with some of its nodes in wider forms: planned anew, and else as it was."""
+"""Plan a draft again with some nodes in wider formats; everything else stays unchanged."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
 
 CLOSED_FORMS = ("rounding", "bias")
-"""The corrections that are quickly made for weights of many bits; they change weights and biases alone."""
+"""The fast corrections, which are repeated for wider weights; they only change weights and biases."""
 
-REASON = "it stays float so that the goal is reached"
+REASON = "kept in float to reach the goal"
 
 
 @dataclass(frozen=True)
 class Replanner:
-    """Makes such drafts of one.
+    """Makes variants of a draft with some nodes in wider formats.
 
     Attributes:
-        draft: with every node in its narrowest form.
-        context: to observe tensors that no range is known of; its options are those it was planned with.
-        corrections: names of those that weights which get wider have, some of `CLOSED_FORMS`.
+        draft: the draft with every node in its narrowest format.
+        context: the options that the draft was planned with, and samples to observe tensors of unknown range.
+        corrections: the names of the corrections for wider weights, some of `CLOSED_FORMS`.
     """
 
     draft: Draft
@@ -49,11 +49,11 @@ class Replanner:
     corrections: Sequence[str] = ()
 
     def __call__(self, steps: Steps) -> Draft:
-        """``draft`` with its nodes as high on their ladders as ``steps`` lead.
+        """Return the draft after ``steps``.
 
-        What stays as it was keeps its ranges, weights and biases. Layers that become float have the exact
-        weights and biases again; those whose weights get wider have them as `corrections` would have left
-        them, had all weights been as wide from the beginning.
+        Layers that do not change keep their ranges, weights and biases. Layers that become float get the
+        weights and biases of the float model. Layers with wider weights get those that `corrections` give if
+        all weights have the wider format.
 
         Raises:
             CalibrationError: a tensor that now needs a range cannot be observed.
@@ -65,7 +65,10 @@ class Replanner:
 
     @cached_property
     def plan(self) -> Callable[[Steps], QuantPlan]:
-        """Steps -> the plan after them, without parameters; it is asked for several times in a row."""
+        """A function that returns the plan after given steps, without parameters.
+
+        The last plans are cached, because callers need the same plan several times in a row.
+        """
         return lru_cache(maxsize=2)(self._plan)
 
     def _plan(self, steps: Steps) -> QuantPlan:
@@ -78,7 +81,7 @@ class Replanner:
         return replace(plan, float_nodes=told)
 
     def _options(self, forms: Mapping[str, ir.DataType]) -> QuantConfig:
-        """`config` with what leads to these ``forms`` of nodes."""
+        """Return the options with the exclusions and overrides that give nodes these formats."""
         exclude = tuple(escape(name) for name, form in forms.items() if form == FLOAT)
         override = tuple(
             written(escape(name), {"weight": form.name.lower()})
@@ -110,10 +113,10 @@ class Replanner:
         return cache(self._correct)
 
     def _correct(self, form: ir.DataType) -> ir.Model:
-        """The model as `corrections` leave it where all weights that can have ``form`` have it."""
+        """Apply `corrections` to the model in which all weights that support the format ``form`` have it."""
         exact, plan = self.draft.reference, self.draft.plan
-        rungs = widenings(exact, plan, dict.fromkeys(plan.groups, 0.0))
-        nodes = [node for rung in rungs for one in rung if one.form == form for node in one.nodes]
+        tiers = widenings(exact, plan, dict.fromkeys(plan.groups, 0.0))
+        nodes = [node for tier in tiers for one in tier if one.form == form for node in one.nodes]
         wide = self._solved(Steps(Precision(node, form) for node in nodes))
         return correct(replace(self.draft, plan=wide, model=exact), self.corrections, self.context)[0].model
 
@@ -122,7 +125,7 @@ class Replanner:
         known = {name: old.params[name] for name, group in plan.groups.items() if old.has_range_of(group)}
         new = {name: group for name, group in plan.groups.items() if name not in known}
         weights = {name: self._weight_params(group) for name, group in new.items() if group.constant}
-        # Known weights are left as they are: corrections have chosen them for just these scales.
+        # Biases of unchanged weights keep their parameters: the corrections used these scales.
         biases = tuple(bias for bias in plan.biases if bias.weight_group in new)
         source = from_statistics(
             self._statistics(replace(plan, groups=new).observed), calibrator(self.context.config)
@@ -136,7 +139,7 @@ class Replanner:
         return cache(partial(weight_params, self.draft.reference))
 
     def _statistics(self, tensors: Sequence[str]) -> Mapping[str, TensorStatistics]:
-        """Of tensors that no range is known of, mostly none."""
+        """Collect the statistics of tensors whose range is not known; mostly there are none."""
         context = self.context
         if not tensors:
             return {}
@@ -152,7 +155,10 @@ class Replanner:
 
 
 def _changed(draft: Draft, plan: QuantPlan) -> Iterator[tuple[ir.Node, QuantSpec | None]]:
-    """The layers whose weights ``plan`` has in other formats than ``draft``, and in which; None: in float."""
+    """Yield the layers whose weight format differs between ``draft`` and ``plan``, and that of ``plan``.
+
+    The format is None for layers in float.
+    """
     old, new = ({(p.consumer, p.input_index): p.spec for p in one.points} for one in (draft.plan, plan))
     for node in draft.model.graph:
         if node.op_type in WEIGHTED:
@@ -162,7 +168,7 @@ def _changed(draft: Draft, plan: QuantPlan) -> Iterator[tuple[ir.Node, QuantSpec
 
 
 def _constants(node: ir.Node) -> Iterator[str]:
-    """What corrections may have changed."""
+    """Yield the names of the constants of a layer that corrections may have changed."""
     weight, bias = node.inputs[WEIGHTED[node.op_type].weight], bias_of(node)
     if weight is not None:
         yield name_of(weight)

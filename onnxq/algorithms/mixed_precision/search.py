@@ -1,13 +1,10 @@
-"""The search for the wider weights and float nodes that a goal needs.
+"""Search for the wider weights and float nodes that a goal needs, with few measurements.
 
-Which nodes need wider weights, and which must stay float, for a goal to hold: found with few trials.
-
-All that may be done lies in stages: weights of more bits first, which cost only bytes, and float last. They
-are climbed until the goal holds. Then, stage by stage from the last one back, its steps stand in the order of
-what they are worth: how many of them it takes is found by doubling their number, then by halving the
-interval; and those that turn out to be superfluous are taken back, if that saves anything to speak of.
-
-A corrected draft -> one that reaches the goal, if there is one.
+The possible changes are ordered in stages: first weights of more bits, which cost only bytes, and last nodes
+in float. The search applies whole stages until the goal is reached. Then it goes through these stages from
+the last one to the first one. The changes of a stage are in decreasing order of their benefit. The number of
+changes that the goal needs is found by doubling, then by bisection. Finally each of these changes is undone
+if the goal is still reached without it, unless that would save too little.
 """
 
 from __future__ import annotations
@@ -32,18 +29,18 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
 from onnxq.core.goal import Goal, parse_goal
 
-STAGE = "searching what must be wider or float"
+STAGE = "searching for nodes to widen or to keep in float"
 
 
 @dataclass(frozen=True)
 class Search:
-    """What came of it.
+    """The result of a search.
 
     Attributes:
-        goal: what was to be reached, and was.
-        chosen: the model that was taken.
-        attempts: all that were tried, the cheapest first.
-        interrupted: whether less might have done.
+        goal: the goal, which was reached.
+        chosen: the model that was chosen.
+        attempts: all models that were measured, the cheapest first.
+        interrupted: whether the search was interrupted, so that a cheaper model may exist.
     """
 
     goal: Goal
@@ -53,16 +50,17 @@ class Search:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why the result is not the best there is, if so."""
+        """The warning about an interrupted search, if it was interrupted."""
         if not self.interrupted:
             return ()
         return (
-            f"SEARCH INTERRUPTED: {self.goal} holds, but fewer float nodes or wide weights might have done.",
+            f"SEARCH INTERRUPTED: the goal {self.goal} is reached, but fewer float nodes or wider weights "
+            "might be enough.",
         )
 
     @property
     def curve(self) -> tuple[TrialResult, ...]:
-        """Those attempts that no other one beats in both respects, cost and the goal's value."""
+        """The attempts on the Pareto front of cost and the goal's value, the cheapest first."""
         best, kept = -float("inf"), []
         for attempt in sorted(self.attempts, key=lambda a: (a.cost, -a.value)):
             if attempt.value > best:
@@ -72,19 +70,22 @@ class Search:
 
 
 def search(draft: Draft, goal: Goal, context: CorrectionContext) -> tuple[Draft, Search]:
-    """``draft`` with as few nodes wider, and kept float, as the search finds enough for ``goal``.
+    """Search for the smallest set of wider weights and float nodes that reaches a goal.
 
-    An interrupt ends the search: if a model was found by then that reaches the goal, it is taken.
+    If the search is interrupted (KeyboardInterrupt), it returns the best model so far that reaches the goal.
 
     Args:
-        draft: corrected already; what stays as it is keeps its corrections.
-        goal: what must hold on the held-out samples.
-        context: samples and options; the options name the file that remembers attempts.
+        draft: the corrected draft; unchanged layers keep their corrections.
+        goal: the goal, measured on the held-out samples.
+        context: samples and options; the options name the file that stores the attempts.
+
+    Returns:
+        The draft that reaches the goal, and the result of the search.
 
     Raises:
-        ModelError: the goal is reached by no model that has a node in integers; the message tells the best.
+        ModelError: no model with a node in integers reaches the goal; the message describes the best one.
         CalibrationError: there are no samples to measure on.
-        ConfigError: the goal cannot be measured on such a model, or the file is of another search.
+        ConfigError: the goal cannot be measured on such a model, or the file belongs to another search.
     """
     requested = to_try(context)
     make = Replanner(draft, context, tuple(name for name in CLOSED_FORMS if name in requested))
@@ -105,15 +106,17 @@ def search(draft: Draft, goal: Goal, context: CorrectionContext) -> tuple[Draft,
 
 @dataclass
 class _Searcher:
-    """Attributes:
-    make: makes drafts after some steps.
-    gauge: measures them.
-    memory: of what was measured.
-    best: the fewest steps found that are enough.
+    """The state of a search.
+
+    Attributes:
+        make: makes the draft after given steps.
+        evaluator: measures models.
+        memory: the log of all attempts.
+        best: the last steps that reached the goal; None if there are none so far.
     """
 
     make: Replanner
-    gauge: GoalEvaluator
+    evaluator: GoalEvaluator
     memory: SearchLog
     best: Steps | None = None
 
@@ -123,10 +126,10 @@ class _Searcher:
         return self.best is not None and self._in_integers(self.best)
 
     def run(self) -> None:
-        """Until `best` cannot be made smaller.
+        """Search until `best` cannot be reduced.
 
         Raises:
-            ModelError: only the float model is good enough.
+            ModelError: only the float model reaches the goal.
         """
         steps = Steps()
         if self.enough(steps, timed=True):
@@ -143,11 +146,11 @@ class _Searcher:
             raise self._unreachable()
 
     def enough(self, steps: Steps, *, timed: bool = False) -> bool:
-        """Whether the goal holds after ``steps``; if so, they are the best so far.
+        """Whether the goal is reached after ``steps``; if so, they become `best`.
 
-        The float model passes: what it lacks, nothing could give.
+        The float model always counts as reaching the goal, because no other model can be more accurate.
         """
-        reached = not self._in_integers(steps) or self._attempt(steps).value >= self.gauge.goal.at_least
+        reached = not self._in_integers(steps) or self._attempt(steps).value >= self.evaluator.goal.at_least
         if reached:
             self.best = steps
         if timed and self._in_integers(steps):
@@ -155,10 +158,10 @@ class _Searcher:
         return reached
 
     def timed(self, steps: Steps) -> TrialResult:
-        """The attempt after ``steps``, its speed included."""
+        """Return the attempt after ``steps`` with its speed."""
         attempt = self._attempt(steps)
         if attempt.speed is None:
-            attempt = replace(attempt, speed=self.gauge.speed(self.make(steps).quantized()))
+            attempt = replace(attempt, speed=self.evaluator.speed(self.make(steps).quantized()))
             self.memory.add(attempt)
         return attempt
 
@@ -171,12 +174,12 @@ class _Searcher:
         widened = {name: form.name.lower() for name, form in widest_precision(steps).items() if name in nodes}
         key = frozenset(floats), frozenset(widened.items())
         if key not in self.memory.attempts:
-            self.memory.add(self.gauge.evaluate(self.make(steps).quantized(), floats, widened))
+            self.memory.add(self.evaluator.evaluate(self.make(steps).quantized(), floats, widened))
             self.make.context.progress(STAGE, len(self.memory.attempts))
         return self.memory.attempts[key]
 
     def _stages(self) -> list[SearchStage]:
-        """All there is to do, the cheap things first."""
+        """Return all stages, the cheap ones first."""
         draft = self.make.draft
         if not self.memory.noises:
             ranking = sensitivities(draft, self.make.context)
@@ -185,7 +188,7 @@ class _Searcher:
         return stages(draft.reference, draft.plan, self.memory.noises)
 
     def _descend(self, stage: SearchStage) -> None:
-        """Take back all steps of ``stage`` that are not needed."""
+        """Undo all steps of ``stage`` that the goal does not need."""
         assert self.best is not None
         others = self.best - taken(stage)
         count = self._count([others | taken(stage[:count]) for count in range(len(stage) + 1)])
@@ -194,7 +197,7 @@ class _Searcher:
                 self.enough(self.best - steps)
 
     def _count(self, prefixes: Sequence[Steps]) -> int:
-        """Which of ``prefixes`` is the first that is enough; the last one is."""
+        """Return the index of the first of ``prefixes`` that reaches the goal; the last one is known to."""
         bad, good = -1, 0
         while not self.enough(prefixes[good], timed=True):
             bad, good = good, min(max(2 * good, 1), len(prefixes) - 1)
@@ -208,23 +211,23 @@ class _Searcher:
 
     def _unreachable(self) -> ModelError:
         best = max(self.memory.attempts.values(), key=lambda attempt: attempt.value)
-        goal, nodes = self.gauge.goal, self.make.draft.plan.integer_nodes
+        goal, nodes = self.evaluator.goal, self.make.draft.plan.integer_nodes
         wider = f", and {len(best.widened)} with wider weights" if best.widened else ""
         return ModelError(
-            f"the goal {goal} is reached by no model with a node in integers: the best has {goal.name} "
+            f"no model with a node in integers reaches the goal {goal}: the best has {goal.name} "
             f"{best.value:.4g} with {len(best.floats)} of {len(nodes)} nodes in float{wider}"
         )
 
 
 def _key(draft: Draft, goal: Goal, context: CorrectionContext) -> str:
-    """Tells apart searches whose attempts mean different things."""
-    context.evaluator.evaluate(draft.reference)  # only then it is known which samples the model takes
+    """Return a key of everything that the attempts of a search depend on."""
+    context.evaluator.evaluate(draft.reference)  # finds out which samples the model accepts
     sums = [_checksum(samples) for samples in (context.evaluator.samples, context.fit)]
     return f"{fingerprint(draft.quantized())} {goal} {sums[0]:08x} {sums[1]:08x}"
 
 
 def _checksum(samples: Iterable[Sample]) -> int:
-    """CRC-32 of what is fed."""
+    """Compute the CRC-32 of the inputs of all samples."""
     total = 0
     for sample in samples:
         for name, array in sorted(sample.feeds.items()):
@@ -233,10 +236,15 @@ def _checksum(samples: Iterable[Sample]) -> int:
 
 
 def chosen_goal(goal: Goal | str | None, data: Data | None, config: QuantConfig) -> Goal | None:
-    """``goal``, or else that of ``config``.
+    """Return the goal of a quantization; None if there is none.
+
+    Args:
+        goal: the goal or its text; None: that of ``config``.
+        data: the samples of the user; None if there are none.
+        config: the options.
 
     Raises:
-        ConfigError: it is malformed, or there are no samples to measure it on.
+        ConfigError: the goal is malformed, or there are no samples to measure it on.
     """
     goal = config.goal if goal is None else goal
     if isinstance(goal, str):
@@ -247,9 +255,16 @@ def chosen_goal(goal: Goal | str | None, data: Data | None, config: QuantConfig)
 
 
 def reach(draft: Draft, goal: Goal | None, context: CorrectionContext) -> tuple[Draft, Search | None]:
-    """``draft`` with what must be wider or float for ``goal``, and how that was found; see `search`.
+    """Search for a draft that reaches the goal, if there is one; see `search`.
 
-    There is nothing to search where no goal is given, or where nothing is in integers.
+    Args:
+        draft: the corrected draft.
+        goal: the goal; None: no search.
+        context: samples and options.
+
+    Returns:
+        The draft and the result of the search; ``draft`` itself and None if there is no goal or nothing is
+        quantized.
     """
     if goal is None or not draft.plan.points:
         return draft, None

@@ -1,4 +1,4 @@
-"""The forms that a node may have, from narrow to wide: weights of more bits, and in the end float."""
+"""The formats that a node can have, from narrow to wide: weights of more bits, and finally float."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FLOAT = ir.DataType.FLOAT
 
 @dataclass(frozen=True, order=True)
 class Precision:
-    """One step up a node's ladder.
+    """A wider format of a node.
 
     Attributes:
-        node: its name.
-        form: the type that its weights get; `FLOAT`: it is not quantized at all.
+        node: the name of the node.
+        form: the type of its weights; `FLOAT`: the node is not quantized at all.
     """
 
     node: str
@@ -32,12 +32,12 @@ Steps = frozenset[Precision]
 
 
 def keep_float(nodes: Iterable[str]) -> Steps:
-    """All of ``nodes`` in float."""
+    """Return the steps that keep all of ``nodes`` in float."""
     return Steps(Precision(node, FLOAT) for node in nodes)
 
 
 def widest_precision(steps: Iterable[Precision]) -> Mapping[str, ir.DataType]:
-    """Where on its ladder each node of ``steps`` stands: a wider form goes beyond a narrower one."""
+    """Map each node of ``steps`` to the widest of its formats."""
     found: dict[str, ir.DataType] = {}
     for step in sorted(steps):
         found[step.node] = max(found.get(step.node, step.form), step.form, key=lambda form: form.bitwidth)
@@ -45,19 +45,19 @@ def widest_precision(steps: Iterable[Precision]) -> Mapping[str, ir.DataType]:
 
 
 def wider_formats(spec: QuantSpec, target: Target) -> tuple[QuantSpec, ...]:
-    """Number formats, without the axis, that weights in ``spec`` may get instead: one a width, narrow first.
+    """List the wider number formats of a target for weights in ``spec``, the narrowest first, without axis.
 
-    Weights in blocks stay in blocks. Of several types of one width it is the target's usual one, or else one
-    that is signed as ``spec`` is.
+    There is one format for each bit width: the target's default type, or else preferably a type that has the
+    signedness of ``spec``. Block-wise quantized weights stay block-wise quantized.
     """
     types = target.weight_types
     if spec.block_size is not None:
         types = target.blocks.types if target.blocks is not None else {}
-    rungs: dict[int, QuantSpec] = {}
+    by_width: dict[int, QuantSpec] = {}
     for dtype in sorted(types, key=lambda dtype: (dtype != target.weight.dtype, _unlike(dtype, spec))):
         if dtype.bitwidth > spec.dtype.bitwidth and dtype.name.lower() in get_args(WeightType):
-            rungs.setdefault(dtype.bitwidth, types[dtype])
-    return tuple(rungs[width] for width in sorted(rungs))
+            by_width.setdefault(dtype.bitwidth, types[dtype])
+    return tuple(by_width[width] for width in sorted(by_width))
 
 
 def _unlike(dtype: ir.DataType, spec: QuantSpec) -> bool:

@@ -1,4 +1,4 @@
-"""What was tried on the way to a goal, and what it gave; remembered in a file, it need not be tried again."""
+"""The log of a search: the models that were measured and their results, optionally stored in a file."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from calibrators.atomic import drafts
 from onnxq.core.errors import ConfigError
 
 VERSION = 2
-"""Of the file's form."""
+"""The version of the file format."""
 
 Key = tuple[frozenset[str], frozenset[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One model.
+    """The result of one model.
 
     Attributes:
-        floats: the nodes that were kept float, and those that became so with them.
-        widened: the nodes with weights of more bits, and the type of these.
-        value: what the goal is about; for ``agreement``, what can be promised (see `agreement`).
-        sqnr: dB, of the worst output on held-out samples.
-        agreement: the share of equal decisions counted on them; None if nothing is decided.
-        size: bytes that the constants take in the file.
-        speed: times as fast as the float model; None if it was not measured.
+        floats: the nodes that were kept in float, and those that became float as a consequence.
+        widened: the nodes with wider weights -> the type of these.
+        value: the value of the goal's metric; for ``agreement`` a conservative estimate (see `agreement`).
+        sqnr: the SQNR of the worst output on held-out samples, in dB.
+        agreement: the counted share of equal decisions on held-out samples; None if no output is a decision.
+        size: the number of bytes of the constants in the file.
+        speed: the speed-up over the float model; None if it was not measured.
     """
 
     floats: tuple[str, ...]
@@ -41,22 +41,24 @@ class TrialResult:
 
     @property
     def key(self) -> Key:
-        """What was changed."""
+        """The changed nodes, which identify the model within a search."""
         return frozenset(self.floats), frozenset(self.widened.items())
 
     @property
     def cost(self) -> tuple[int, int]:
-        """What had to be given up: float nodes are worse than bytes; these count where weights got wider."""
+        """The cost for comparisons: the number of float nodes, then the bytes if there are wider weights."""
         return len(self.floats), self.size if self.widened else 0
 
 
 @dataclass
 class SearchLog:
-    """Attempts by what was changed, and the noise of each group of points.
+    """The attempts of a search, and the noise of each group.
 
     Attributes:
-        key: what they belong to: model, options, data and measure.
-        file: where they are kept; None: nowhere.
+        key: identifies the model, the options, the data and the goal.
+        file: the file that stores the log; None: it is not stored.
+        attempts: the results by their changed nodes.
+        noises: the noise over signal at the outputs, for each group quantized alone.
     """
 
     key: str
@@ -66,28 +68,28 @@ class SearchLog:
 
     @classmethod
     def open(cls, key: str, file: Path | None) -> SearchLog:
-        """What ``file`` remembers; nothing if there is none yet.
+        """Read the log from ``file``; the log is empty if the file does not exist yet.
 
         Raises:
-            ConfigError: the file is something else, or belongs to another search.
+            ConfigError: the file is not a log, or it belongs to another search.
         """
         if file is None or not file.exists():
             return cls(key, file)
         content = _read(file)
         if content["key"] != key:
             raise ConfigError(
-                f"{file} is of a search for another model, other options, data or another goal: "
+                f"{file} belongs to a search with another model, other options, other data or another goal: "
                 "name another file, or delete it"
             )
         return cls(key, file, _by_key(content["attempts"]), content["noises"])
 
     def add(self, attempt: TrialResult) -> None:
-        """Remember ``attempt``."""
+        """Add ``attempt`` and save the log."""
         self.attempts[attempt.key] = attempt
         self.save()
 
     def save(self) -> None:
-        """Write the file, if there is to be one, whole or not at all."""
+        """Write the log to its file, if it has one, atomically."""
         if self.file is None:
             return
         attempts = [asdict(attempt) for attempt in self.attempts.values()]

@@ -71,7 +71,7 @@ def test_a_goal_that_holds_already_costs_nothing():
 def test_a_goal_out_of_reach_is_an_error_that_tells_the_best():
     draft, context = bench_for()
     with pytest.raises(
-        ModelError, match=r"sqnr>=300 is reached by no model .* the best has sqnr [\d.]+ with \d of 7"
+        ModelError, match=r"no model .* reaches the goal sqnr>=300: the best has sqnr [\d.]+ with \d of 7"
     ):
         search(draft, Goal("sqnr", 300), context.with_config(CONFIG))
 
@@ -143,7 +143,7 @@ def test_corrections_stay_where_integers_do_and_only_there():
     assert all(
         kept.plan.params[n] is draft.plan.params[n] for n in kept.plan.params if n in draft.plan.params
     )
-    assert kept.plan.float_nodes["Conv_c"].reason == "it stays float so that the goal is reached"
+    assert kept.plan.float_nodes["Conv_c"].reason == "kept in float to reach the goal"
 
 
 def test_tensors_that_were_not_observed_get_ranges():
