@@ -1,1 +1,1 @@
-"""Sensitivity analysis: the output error of each quantization point, quantized alone."""
+"""Sensitivity analysis: the output error of each group of quantization points, quantized alone."""

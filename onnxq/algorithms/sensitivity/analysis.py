@@ -1,9 +1,9 @@
-"""Which quantization points cost most: what each does to the outputs when it alone is quantized.
+"""Measure the sensitivity of quantization groups: the output error when only one group is quantized.
 
-The float model runs once; its tensors are kept, and for each point only what lies behind it runs again, fed
-with them: a piece of its own, and then the rest of the model, which many points share (see `stages`). So the
-errors are those at the outputs, after all that the network makes of them, and not those at the tensor itself,
-which tell little.
+The float model runs once, and its tensors are kept. For each group only the downstream nodes run again, with
+these tensors as inputs: first a piece of its own, then the rest of the model, which many groups share (see
+`stages`). The error is measured at the outputs of the model, because the error of the tensor itself says
+little about the accuracy.
 """
 
 from __future__ import annotations
@@ -24,25 +24,28 @@ from onnxq.graph.nodes import name_of
 from onnxq.verify.accuracy import Quality, outcome
 
 RANKED_SAMPLES = 8
-"""Noise is a mean over all values of the outputs: few samples give its order."""
+"""The default number of samples.
+
+The noise is a mean over all values of the outputs, so few samples are enough to rank the groups.
+"""
 
 KEPT_BYTES = 512 * 2**20
-"""Of the float model's tensors at a time; beyond, it runs again."""
+"""The memory limit for the kept tensors of the float model. Beyond it, the float model runs again."""
 
 STAGE = "ranking quantization points"
 
 _Changed: TypeAlias = Sequence[Mapping[int, Any]]
-"""For each batch, by position, the outputs that are not what they were."""
+"""The changed outputs of each batch, by position."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One group of points: the tensors that share parameters are quantized together.
+    """The sensitivity of a group: the tensors that share quantization parameters.
 
     Attributes:
-        group: what was quantized, all else being float.
-        readers: the nodes that read it in integers, and their operators.
-        quality: against the float model.
+        group: the group that was quantized alone.
+        readers: the names of its integer consumers -> their operators.
+        quality: the quality of the outputs, compared with the float model.
     """
 
     group: Group
@@ -51,7 +54,7 @@ class Sensitivity:
 
     @property
     def kind(self) -> str:
-        """What the group holds."""
+        """The kind of tensors in the group: "weight" or "activation"."""
         return "weight" if self.group.constant else "activation"
 
 
@@ -61,18 +64,25 @@ def sensitivities(
     groups: Collection[str] | None = None,
     samples: int = RANKED_SAMPLES,
 ) -> list[Sensitivity]:
-    """Every group of ``draft.plan`` (biases aside), the one that does most harm first; or some, by name.
+    """Measure the sensitivity of the groups of ``draft.plan``, without biases.
 
-    Measured on about so many ``samples``.
+    Args:
+        draft: the plan with parameters, and the models.
+        context: the samples to fit on and the options.
+        groups: the names of the groups to measure; None: all.
+        samples: the approximate number of samples to measure on.
+
+    Returns:
+        The sensitivities, the group with the largest noise first.
 
     Raises:
-        CalibrationError: the model does not load, or takes no sample.
+        CalibrationError: the model does not load, or accepts no sample.
     """
     names = [name_of(value) for value in draft.reference.graph.outputs]
     taken, expected = _taken(draft, context, names, samples)
     if not taken:
-        raise CalibrationError("the model takes none of the samples: there is nothing to rank points by")
-    operators = {name_of(node): node.op_type for node in draft.reference.graph}
+        raise CalibrationError("the model accepts none of the samples: no sensitivity can be measured")
+    operators = {node.name or "": node.op_type for node in draft.reference.graph}
     found = []
     chosen = [group for name, group in draft.plan.groups.items() if groups is None or name in groups]
     for group, changed in _changes(draft, chosen, context, taken):
@@ -89,7 +99,7 @@ def sensitivities(
 def _taken(
     draft: Draft, context: CorrectionContext, names: Sequence[str], samples: int
 ) -> tuple[list[Sample], list[list[Any]]]:
-    """A few batches that the float model takes, and what it makes of them."""
+    """Return the first batches that the float model accepts, and its outputs for them."""
     taken: list[Sample] = []
     outputs: list[list[Any]] = []
     left = list(context.fit)
@@ -105,7 +115,7 @@ def _taken(
 
 
 def _few(batches: Sequence[Sample], samples: int) -> list[Sample]:
-    """The first batches that together hold enough samples."""
+    """Return the first batches that together hold enough samples."""
     chosen: list[Sample] = []
     for batch in batches:
         if sum(one.count for one in chosen) >= samples:
@@ -117,7 +127,7 @@ def _few(batches: Sequence[Sample], samples: int) -> list[Sample]:
 def _changes(
     draft: Draft, groups: Sequence[Group], context: CorrectionContext, samples: Sequence[Sample]
 ) -> Iterator[tuple[Group, _Changed]]:
-    """For each of ``groups`` the outputs that it changes: as many stages at a time as there is room for."""
+    """Yield the changed outputs of each group; as many stages run at a time as fit into memory."""
     sizes = _sizes(draft, context, samples)
     waiting: list[Stage] = []
     for stage in stages(draft, groups):
@@ -130,7 +140,7 @@ def _changes(
 
 
 def _sizes(draft: Draft, context: CorrectionContext, samples: Sequence[Sample]) -> Mapping[str, int]:
-    """About how many bytes each tensor of the main graph takes, of all ``samples``."""
+    """Estimate the number of bytes of each tensor of the main graph for all ``samples``."""
     names = [out.name for node in draft.reference.graph for out in node.outputs if out.name]
     (sizes,) = context.watch(draft.reference, names, _bytes, samples[:1])
     return {name: size * len(samples) for name, size in sizes.items()}
@@ -163,7 +173,7 @@ def _as_they_are(_: int, arrays: Arrays) -> Arrays:
 def _run_stage(
     stage: Stage, context: CorrectionContext, samples: Sequence[Sample], kept: Sequence[Arrays]
 ) -> Iterator[tuple[Group, _Changed]]:
-    """Each piece runs on all samples; what it gives goes on to the rest, at once."""
+    """Run each piece on all samples, and the rest of the model on its outputs."""
     direct: list[Mapping[int, Any]] = []
 
     def pieces() -> Iterator[Sample]:
@@ -175,12 +185,12 @@ def _run_stage(
                 direct.append({position: arrays[name] for position, name in piece.outputs.items()})
                 yield _fed(sample, stage.rest, {**known, **arrays}) if stage.rest else sample
 
-    behind: Iterable[Arrays] = ({} for _ in pieces())
+    from_rest: Iterable[Arrays] = ({} for _ in pieces())
     if stage.rest is not None:
-        behind = context.watch(stage.rest.model, stage.rest.gives, _as_they_are, pieces())
+        from_rest = context.watch(stage.rest.model, stage.rest.gives, _as_they_are, pieces())
     changed = (
         {**{i: arrays[name] for i, name in stage.outputs.items()}, **direct[number]}
-        for number, arrays in enumerate(behind)
+        for number, arrays in enumerate(from_rest)
     )
     for piece in stage.pieces:
         yield piece.group, list(islice(changed, len(samples)))

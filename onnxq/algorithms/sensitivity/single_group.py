@@ -1,4 +1,4 @@
-"""The float model with one group of quantization points quantized and nothing else."""
+"""Make the float model with only one group of quantization points quantized."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from onnxq.graph.operators import WEIGHTED
 
 @dataclass(frozen=True)
 class SingleGroupModel:
-    """Attributes:
-    model: the changed copy.
-    seeds: its nodes that the change begins with; nodes that they do not reach compute what they did.
+    """The float model with one quantized group.
+
+    Attributes:
+        model: the changed copy of the float model.
+        seeds: the first changed nodes; only they and the nodes downstream of them give other values.
     """
 
     model: ir.Model
@@ -28,10 +30,11 @@ class SingleGroupModel:
 
 
 def quantize_alone(draft: Draft, group: Group) -> SingleGroupModel:
-    """``draft.exact`` with the edges of ``group`` rounded to its grid.
+    """Fake-quantize the edges of ``group`` in a copy of ``draft.reference``.
 
-    Weights are those of ``draft.model``, and the biases that make up for them come along. Activations are
-    rounded by plain float operators: the runtime would fuse Q/DQ with what is around them.
+    Weights are taken from ``draft.model``, together with the biases that compensate their errors. Activations
+    are fake-quantized by plain float operators, because the runtime would fuse Q/DQ with the nodes around
+    them.
     """
     copy = draft.reference.clone()
     points = [point for point in draft.plan.points if point.group == group.name]
@@ -62,7 +65,7 @@ def _round_weights(
 
 
 def biases_with(draft: Draft, points: Iterable[QuantPoint]) -> Iterator[Bias]:
-    """The biases of ``draft.model`` that make up for the weights at ``points``."""
+    """Yield the biases of ``draft.model`` that compensate the errors of the weights at ``points``."""
     readers = {(point.consumer, point.input_index) for point in points}
     for node in draft.model.graph:
         operator = WEIGHTED.get(node.op_type)
@@ -89,7 +92,10 @@ def _round_activations(
 
 
 def _rounding(model: ir.Model, value: ir.Value, params: QuantParams, spec: QuantSpec) -> list[ir.Node]:
-    """``clip(round(x / scale)) * scale``, as `quantize` and `dequantize` compute it, behind ``value``."""
+    """Insert nodes after ``value`` that compute ``clip(round(x / scale)) * scale``.
+
+    They compute the same as `quantize` and `dequantize`.
+    """
     zero = params.zero_point.astype(np.float32)
     numbers = {"scale": params.scale, "low": spec.limits[0] - zero, "high": spec.limits[1] - zero}
     scale, low, high = (

@@ -1,4 +1,4 @@
-"""Quantization points by their place: those of one stage of the model share all the rest behind it."""
+"""Split a model into stages; the quantization groups of a stage share the rest of the model after it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from onnxq.core.plan import GRAPH_OUTPUT, Group, QuantPoint
 from onnxq.graph.nodes import name_of
 
 STAGES = 12
-"""To open a session takes as long as some runs: few pieces are large, and of few rests each is used often."""
+"""The largest number of stages.
+
+Opening a session takes as long as several runs. With few stages there are few rests of the model, and each is
+used often. With more stages, the pieces are smaller.
+"""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What runs for one group alone.
+    """The part of a stage that runs for one group.
 
     Attributes:
         group: the group that is quantized in it.
-        part: what depends on that, up to the end of the stage.
-        outputs: which outputs of the whole model it gives, position -> name in ``part``.
+        part: the nodes that depend on the group, up to the end of the stage.
+        outputs: the outputs of the whole model that it gives, position -> name in ``part``.
     """
 
     group: Group
@@ -35,10 +39,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Stage:
-    """Attributes:
-    pieces: of all its groups.
-    rest: all behind the stage; None at the end of the model.
-    outputs: which outputs of the whole model ``rest`` gives, position -> name.
+    """A stage of the model.
+
+    Attributes:
+        pieces: one piece for each group of the stage.
+        rest: all nodes after the stage; None at the end of the model.
+        outputs: the outputs of the whole model that ``rest`` gives, position -> name.
     """
 
     pieces: tuple[Piece, ...]
@@ -47,13 +53,16 @@ class Stage:
 
     @property
     def feeds(self) -> set[str]:
-        """The tensors of the float model that are needed to run it."""
+        """The tensors of the float model that are needed to run the stage and the rest after it."""
         rest = self.rest.feeds if self.rest else ()
         return {*rest, *(name for piece in self.pieces for name in piece.part.feeds)}
 
 
 def stages(draft: Draft, groups: Iterable[Group]) -> Iterator[Stage]:
-    """The ``groups`` of ``draft.plan``, in stages; models that cannot be cut are one, of whole models."""
+    """Yield the stages with ``groups`` of ``draft.plan``.
+
+    If the model cannot be partitioned, there is one stage, and its pieces are whole models.
+    """
     cuttable = is_partitionable(draft.reference)
     ends: dict[int, list[Group]] = {}
     places = _Places(draft)
@@ -72,16 +81,16 @@ def _piece(draft: Draft, group: Group, rest: Subgraph | None, *, cuttable: bool)
 
 
 def _outputs(model: ir.Model, part: Subgraph | None) -> Mapping[int, str]:
-    """The outputs of ``model`` that ``part`` gives."""
+    """Return the outputs of ``model`` that ``part`` gives, position -> name."""
     gives = set(part.gives) if part else set()
     return {i: name_of(v) for i, v in enumerate(model.graph.outputs) if v.name in gives}
 
 
 class _Places:
-    """Where nodes stand in the order of the graph.
+    """The positions of nodes in graph order.
 
     Attributes:
-        count: how many nodes there are.
+        count: the number of nodes.
     """
 
     def __init__(self, draft: Draft) -> None:
@@ -91,7 +100,7 @@ class _Places:
         self.count = len(self._places)
 
     def end_of_stage(self, group: Group) -> int:
-        """The end of the stage in which the last node changes that reads ``group``."""
+        """Return the end of the stage with the last consumer of ``group``."""
         points = [point for point in self._draft.plan.points if point.group == group.name]
         holders = [bias.holder for bias in biases_with(self._draft, points)] if group.constant else []
         last = max([*map(self._place, points), *(self._places[name] for name in holders)])
