@@ -165,7 +165,7 @@ def test_names_are_no_patterns():
             node.name = f"{node.op_type}[ab]"[-40:] + str(node.outputs[0].name)
     draft, config = replace(draft), CONFIG
     plan = Replanner(draft, context.with_config(config)).plan(keep_float(["Conv[ab]a"]))
-    assert plan.float_nodes["Conv[ab]a"].reason.startswith("it stays float")
+    assert plan.float_nodes["Conv[ab]a"].reason.startswith("kept in float")
     assert "Conv[ab]c" in plan.integer_nodes
 
 
@@ -225,7 +225,7 @@ def test_what_more_bits_do_not_reach_float_does():
 def test_what_nothing_reaches_is_told_with_the_best():
     draft, context = bench_for(weight="int4")
     with pytest.raises(
-        ModelError, match=r"sqnr>=300 .* with \d of 7 nodes in float(, and \d with wider weights)?$"
+        ModelError, match=r"sqnr>=300: .* with \d of 7 nodes in float(, and \d with wider weights)?$"
     ):
         search(draft, Goal("sqnr", 300), context.with_config(FOUR))
 
