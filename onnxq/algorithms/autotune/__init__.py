@@ -1,1 +1,1 @@
-"""Nodes kept in float where float is faster, by times measured on this machine."""
+"""Keep nodes in float where float is faster, according to times measured on this machine."""

@@ -1,4 +1,4 @@
-"""``--autotune``: a draft with the nodes kept in float that are faster so on this machine."""
+"""``--autotune``: keep the nodes of a draft in float that are faster in float on this machine."""
 
 from __future__ import annotations
 
@@ -35,28 +35,30 @@ _RUNTIME, CPU_PROVIDER = "onnxruntime", "CPUExecutionProvider"
 
 
 def check_measurable(config: QuantConfig) -> None:
-    """Find out before the work whether times can be taken as ``config`` asks for.
+    """Check before any work is done that ``--autotune`` can measure on this machine.
 
     Raises:
-        ConfigError: `--autotune` for a target that is not run by ONNX Runtime, or with a provider.
+        ConfigError: ``--autotune`` for a target that ONNX Runtime does not run, or with another execution
+            provider than the CPU.
     """
     if not config.autotune:
         return
     if not runs_here(config):
         able = ", ".join(name for name, target in TARGETS.items() if _RUNTIME in target.runtimes)
         raise ConfigError(
-            f"autotune measures on this machine with ONNX Runtime, which is not what target {config.target} "
-            f"runs on; targets that it can be used with: {able}"
+            f"autotune measures on this machine with ONNX Runtime, but target {config.target} is for another "
+            f"runtime; autotune supports the targets {able}"
         )
     if config.providers != (CPU_PROVIDER,):
         raise ConfigError(f"autotune measures with {CPU_PROVIDER} only, got {', '.join(config.providers)}")
 
 
 def tuned(draft: Draft, context: CorrectionContext) -> tuple[Draft, CorrectionContext, Tuning | None]:
-    """Keep nodes in float where float is faster, if ``--autotune`` asks for it.
+    """Keep nodes in float where float is faster, if ``--autotune`` is given.
 
     Returns:
-        the draft, the context whose options plan it so again, and how it was found.
+        The draft, the context with the options that reproduce it, and the result of the tuning (None without
+        ``--autotune``).
 
     Raises:
         CalibrationError: ONNX Runtime refuses the model, or all samples.
@@ -76,7 +78,7 @@ def tuned(draft: Draft, context: CorrectionContext) -> tuple[Draft, CorrectionCo
 
 
 def explained(draft: Draft, tuning: Tuning | None) -> Draft:
-    """``draft`` with the reasons of ``tuning`` in its plan."""
+    """Return ``draft`` with the reasons of ``tuning`` for the float nodes in its plan."""
     if tuning is None:
         return draft
     told = {name: _explained(name, node, tuning) for name, node in draft.plan.float_nodes.items()}
@@ -88,15 +90,17 @@ def _explained(name: str, node: FloatNode, tuning: Tuning) -> FloatNode:
 
 
 def timing_sample(session: ort.InferenceSession, reference: ir.Model, context: CorrectionContext) -> Sample:
-    """The batch that models are timed on: the first that ``session`` takes, synthetic if there is none.
+    """Return the batch that models are timed on: the first one that ``session`` accepts.
+
+    It consists of synthetic inputs if no samples were given.
 
     Args:
-        session: runs the float model.
-        reference: the float model, cleaned: its inputs say how samples are batched.
+        session: a session of the float model.
+        reference: the cleaned float model; its inputs determine how samples are batched.
         context: samples and options.
 
     Raises:
-        CalibrationError: ``session`` takes none.
+        CalibrationError: ``session`` accepts no batch.
     """
     samples, config = context.samples, context.config
     given = in_batches(chain(samples.fit_samples, samples.eval_samples), reference, config)
@@ -108,7 +112,7 @@ def timing_sample(session: ort.InferenceSession, reference: ir.Model, context: C
             refusal = error
         else:
             return batch
-    raise refusal or CalibrationError("there is no sample to take times with")
+    raise refusal or CalibrationError("there is no sample to time the models on")
 
 
 def _synthetic(reference: ir.Model, config: QuantConfig) -> Iterator[Sample]:
@@ -117,5 +121,5 @@ def _synthetic(reference: ir.Model, config: QuantConfig) -> Iterator[Sample]:
 
 
 def runs_here(config: QuantConfig) -> bool:
-    """Whether ONNX Runtime, which this machine has, is the runtime of the target."""
+    """Whether the target is for ONNX Runtime, so that this machine can run its models."""
     return _RUNTIME in get_target(config.target).runtimes

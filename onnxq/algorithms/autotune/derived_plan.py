@@ -1,4 +1,4 @@
-"""A plan with some of its nodes float, with ranges that follow from those that are known."""
+"""Derive a plan with some nodes in float; all its ranges follow from the known ranges."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from onnxq.targets.lookup import get_target
 
 
 def without(config: QuantConfig, nodes: Collection[str]) -> QuantConfig:
-    """``config`` with ``nodes`` excluded too."""
+    """Return ``config`` with ``nodes`` excluded as well."""
     return config.model_copy(update={"exclude": (*config.exclude, *map(escape, sorted(nodes)))})
 
 
 def derive_plan(model: ir.Model, plan: QuantPlan, config: QuantConfig, nodes: Collection[str]) -> QuantPlan:
-    """The plan of ``model`` with ``nodes`` float.
+    """Return the plan of a model with some nodes in float.
 
-    A tensor that shared its parameters with others keeps the range that they had together.
+    A tensor that shared its parameters with others keeps their common range.
 
     Args:
         model: the cleaned float model.
-        plan: with nothing kept float for the sake of time, and with parameters.
-        config: how it was planned.
-        nodes: names.
+        plan: the plan with parameters, with no nodes kept in float for speed.
+        config: the options that it was planned with.
+        nodes: the names of the nodes to keep in float.
 
     Raises:
-        CalibrationError: a tensor that was not quantized has to be now, and no range is known of it.
+        CalibrationError: the range of a tensor that was not quantized before is not known.
     """
     if not nodes:
         return plan
@@ -47,17 +47,17 @@ def derive_plan(model: ir.Model, plan: QuantPlan, config: QuantConfig, nodes: Co
 
 
 def _inherited(plan: QuantPlan, group: Group) -> QuantParams:
-    """Parameters for what all the groups of ``plan`` hold that ``group`` has tensors of."""
+    """Compute parameters for the union of the ranges of all groups of ``plan`` with tensors of ``group``."""
     names = {*group.observed_tensors, *group.tensors}
     known = [old for old in plan.groups.values() if not old.constant and not names.isdisjoint(old.tensors)]
     if not known:
-        raise CalibrationError(f"no range is known of tensor {group.name!r}: calibrate with data")
+        raise CalibrationError(f"the range of tensor {group.name!r} is not known: calibrate with data")
     ranges = [_range(plan.params[old.name], old) for old in known]
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     return params_from_range(low, high, group.spec, group.bounds)
 
 
 def _range(params: QuantParams, group: Group) -> tuple[float, float]:
-    """The ends of the grid."""
+    """Return the smallest and the largest real value of the grid."""
     low, high = (float((end - int(params.zero_point)) * params.scale) for end in group.spec.limits)
     return low, high

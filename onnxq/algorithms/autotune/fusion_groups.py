@@ -1,4 +1,4 @@
-"""Fused groups: parts of a model that ONNX Runtime runs as a whole, in float, in integers, or in both."""
+"""Find fused groups: nodes that ONNX Runtime runs as one kernel in the float or in the integer model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from onnxq.graph.nodes import name_of
 
 @dataclass(frozen=True)
 class FusionGroup:
-    """Nodes that are run in integers together or not at all.
+    """Nodes that are all in integers or all in float.
 
     Attributes:
-        nodes: their names.
-        planned: those of them that the plan has in integers; where there are none, the group is float anyway.
+        nodes: the names of the nodes.
+        planned: the names of those that the plan has in integers; without any, the group is always float.
     """
 
     nodes: frozenset[str]
@@ -28,14 +28,14 @@ class FusionGroup:
 
 @dataclass(frozen=True)
 class Boundary:
-    """A tensor that passes from one group to others, where some of them may be in integers.
+    """A tensor between groups that may need Q or DQ.
 
     Attributes:
-        tensor: its name.
-        source: the group that gives it in integers when it is itself in integers; None: it always comes in
-            float, from the graph's inputs or from a kernel that has no integers to give.
-        integers: the groups that read it in integers when they are in integers.
-        floats: the others that read it; None for a reader outside the graph.
+        tensor: the name of the tensor.
+        source: the group that produces the tensor in integers if the group is in integers; None: the tensor
+            is always float, because it is a graph input or its kernel gives only float.
+        integers: the consumer groups that read the tensor in integers if they are in integers.
+        floats: the other consumer groups; None stands for a graph output.
     """
 
     tensor: str
@@ -46,12 +46,12 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Parts:
-    """The model, cut into fused groups.
+    """A model, split into fused groups.
 
     Attributes:
-        units: all of them.
-        ties: what passes between them in integers, if both ends are.
-        makers: every other computed tensor -> the group that makes it.
+        units: all groups.
+        ties: the tensors between groups that are integers if both ends are in integers.
+        makers: all other computed tensors -> the groups that produce them.
     """
 
     units: tuple[FusionGroup, ...]
@@ -65,13 +65,13 @@ class Parts:
 
 
 def cut_up(graph: ir.Graph, plan: QuantPlan, in_float: Traced, in_integers: Traced) -> Parts:
-    """Groups in which the kernels of both models lie.
+    """Split a model into the smallest groups such that each kernel of both models lies in one group.
 
     Args:
         graph: the float model.
-        plan: what is in integers in the model that ``in_integers`` is of.
-        in_float: how the float model is run.
-        in_integers: how that one is run.
+        plan: the plan of the integer model.
+        in_float: the traced profile of the float model.
+        in_integers: the traced profile of the integer model.
     """
     units = _units(graph, plan, (in_float.owners, in_integers.owners))
     of_node = {name: unit for unit in units for name in unit.nodes}
@@ -96,8 +96,8 @@ def cut_up(graph: ir.Graph, plan: QuantPlan, in_float: Traced, in_integers: Trac
 
 
 def _units(graph: ir.Graph, plan: QuantPlan, covers: Iterable[Mapping[str, str]]) -> tuple[FusionGroup, ...]:
-    """What any of ``covers`` (node -> the node that stands for it) joins."""
-    roots = {name_of(node): name_of(node) for node in graph}
+    """Join the nodes that any of ``covers`` (node -> the node that represents its kernel) joins."""
+    roots = {node.name or "": node.name or "" for node in graph}
 
     def root(name: str) -> str:
         while roots[name] != name:

@@ -1,7 +1,7 @@
-"""A profile in words of the float model: which nodes a kernel stands for, which tensor it only converts.
+"""Trace the kernels of a profile back to nodes of the float model, or to the tensors that they convert.
 
-A kernel is traced back by its name, or by those of its tensors, which mostly survive ONNX Runtime's fusions
-and changes of the memory's layout.
+A kernel is traced back by its name or by the names of its tensors. ONNX Runtime keeps most of these names
+when it fuses nodes or changes memory layouts.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from onnxq.graph.nodes import name_of
 
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 _LAYOUTS = frozenset({*_CONVERSIONS, "ReorderInput", "ReorderOutput", "Transpose"})
-"""What gives the tensor that it reads, in another type or order, if it is no node of the float model."""
+"""Operators that only change the type or the memory layout of a tensor, if ONNX Runtime or Q/DQ adds them."""
 
 _ADDED = re.compile(r"(_token_\d+|_nchwc|/[^/]+)$")
-"""What ONNX Runtime adds to a name."""
+"""The suffixes that ONNX Runtime adds to names."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """By names of the float model; times in seconds.
+    """A traced profile. All names are those of the float model; times are in seconds.
 
     Attributes:
-        nodes: what its kernels take, of each node that stands for one or more.
-        owners: every node -> the node that stands for the kernel that covers it.
-        tensors: what the conversions of a tensor take: Q, DQ, changes of the memory's layout.
-        quantized: the tensors that a QuantizeLinear of their own turns into integers.
-        elements: of tensors, as far as kernels tell.
+        nodes: nodes that represent kernels -> the time of these kernels.
+        owners: every node -> the node that represents its kernel.
+        tensors: tensors -> the time of their conversions: Q, DQ, changes of the memory layout.
+        quantized: the tensors that a separate QuantizeLinear kernel quantizes.
+        elements: tensors -> the number of their elements, where kernels report it.
     """
 
     nodes: Mapping[str, float]
@@ -44,7 +44,13 @@ class Traced:
 
 
 def trace(profile: Profile, quantized: ir.Graph, graph: ir.Graph) -> Traced:
-    """``profile`` is of ``quantized``, which is ``graph`` with Q/DQ put in, or ``graph`` itself."""
+    """Trace a profile back to the float model.
+
+    Args:
+        profile: the profile of ``quantized``.
+        quantized: ``graph`` with inserted Q/DQ, or ``graph`` itself.
+        graph: the float model.
+    """
     names = _Names.of(quantized, graph)
     layouts = [kernel for kernel in profile.kernels if names.is_layout(kernel)]
     others = [kernel for kernel in profile.kernels if not names.is_layout(kernel)]
@@ -68,13 +74,13 @@ def trace(profile: Profile, quantized: ir.Graph, graph: ir.Graph) -> Traced:
 
 @dataclass(frozen=True)
 class _Names:
-    """What names mean.
+    """The meaning of the names in a model with Q/DQ.
 
     Attributes:
-        nodes: of the float model.
-        values: its tensors, computed ones and inputs.
-        conversions: Q, DQ or Cast that was put in -> the tensor that it converts.
-        same: tensor of the model with Q/DQ -> the tensor of the float model whose values it holds.
+        nodes: the nodes of the float model by name.
+        values: its inputs and computed tensors by name.
+        conversions: inserted Q, DQ or Cast nodes -> the float tensors that they convert.
+        same: tensors of the model with Q/DQ -> the tensors of the float model with the same values.
     """
 
     nodes: Mapping[str, ir.Node]
@@ -84,8 +90,8 @@ class _Names:
 
     @classmethod
     def of(cls, quantized: ir.Graph, graph: ir.Graph) -> _Names:
-        """Of the two graphs."""
-        nodes = {name_of(node): node for node in graph}
+        """Collect the names of the model with Q/DQ and of the float model ``graph``."""
+        nodes = {node.name or "": node for node in graph}
         computed = [value for node in graph for value in node.outputs if value.name]
         values = {name_of(value): value for value in (*graph.inputs, *computed)}
         same = {name_of(value): name_of(value) for value in graph.inputs}
@@ -100,12 +106,12 @@ class _Names:
         return cls(nodes, values, conversions, same)
 
     def is_layout(self, kernel: Kernel) -> bool:
-        """Whether it only converts the tensor that it reads."""
+        """Whether ``kernel`` only changes the type or the memory layout of its input."""
         return kernel.op_type in _LAYOUTS and not any(name in self.nodes for name in _shorter(kernel.name))
 
 
 def _shorter(name: str) -> Iterator[str]:
-    """``name``, and what it was before ONNX Runtime added to it."""
+    """Yield ``name``, then ``name`` without one suffix of ONNX Runtime, without two, and so on."""
     yield name
     while (shorter := _ADDED.sub("", name)) != name:
         name = shorter
@@ -113,7 +119,7 @@ def _shorter(name: str) -> Iterator[str]:
 
 
 def _held(layouts: Sequence[Kernel], names: _Names) -> dict[str, str]:
-    """Tensor of a kernel -> the tensor of the float model whose values it holds, as far as that is known."""
+    """Map tensors of kernels to the tensors of the float model with the same values, where known."""
     held = dict(names.same)
     for kernel in layouts:
         for name in _shorter(kernel.name):
@@ -130,9 +136,9 @@ def _held(layouts: Sequence[Kernel], names: _Names) -> dict[str, str]:
 def _anchors(
     kernels: Sequence[Kernel], names: _Names, held: Mapping[str, str]
 ) -> list[tuple[Kernel, ir.Node]]:
-    """The kernels, each with the node that it is, or with the last one of those that it covers.
+    """Pair each kernel with its node, or with the last one of the nodes that are fused in it.
 
-    One that nothing is known of is a part of what its reader is a part of.
+    An unknown kernel gets the node of its consumer.
     """
     found: dict[str, ir.Node] = {}
     pairs = []
@@ -159,7 +165,10 @@ def _anchor(kernel: Kernel, names: _Names, held: Mapping[str, str]) -> ir.Node |
 def _owners(
     graph: ir.Graph, anchors: Iterable[tuple[Kernel, ir.Node]], held: Mapping[str, str]
 ) -> dict[str, str]:
-    """What a kernel covers besides the node that stands for it lies before that, or else behind it."""
+    """Map each node to the node that represents its kernel.
+
+    The other nodes of a kernel lie before the representing node, or else after it.
+    """
     anchors = list(anchors)
     taken = {node for _, node in anchors}
     owners = {node: node for node in taken}
@@ -177,7 +186,7 @@ def _owners(
 
 
 def _before(anchor: ir.Node, read: set[str], taken: set[ir.Node]) -> set[ir.Node]:
-    """The nodes between the tensors that are ``read`` and ``anchor`` that stand for no kernel themselves."""
+    """Return the nodes between the tensors ``read`` and ``anchor`` that represent no kernel themselves."""
     found: set[ir.Node] = set()
     waiting = [anchor]
     while waiting:

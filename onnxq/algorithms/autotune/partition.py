@@ -1,12 +1,8 @@
-"""Costs of fused groups and of Q/DQ between them, and the minimum cut.
+"""Find the fused groups to run in integers: the costs of groups and of Q/DQ, and the minimum cut.
 
-What each fused group takes in float and in integers, and what it costs to go from one to the other.
-
-Which fused groups are best run in integers, if times add up: the cheapest cut between both worlds.
-
-Each group pays for the side that it is on, and each tensor that crosses from one side to the other pays for Q
-or DQ. That is a minimum s-t cut; see Kolmogorov and Zabih, "What energy functions can be minimized via graph
-cuts?", 2004.
+Each fused group has a time in float and a time in integers. Each tensor between a group in float and a group
+in integers costs the time of its Q or DQ. If these times are additive, the fastest assignment is a minimum
+s-t cut. Source: Kolmogorov and Zabih, "What energy functions can be minimized via graph cuts?", 2004.
 """
 
 from __future__ import annotations
@@ -24,11 +20,12 @@ from onnxq.algorithms.autotune.kernel_trace import Traced
 
 @dataclass
 class Costs:
-    """Grows with every model that is timed. All times in seconds.
+    """The measured times of groups and conversions, extended with every profiled model. All times in seconds.
 
     Attributes:
         parts: the fused groups.
-        reference: a run of the float model. Others are slower or faster at other times, as the machine is.
+        reference: the time of a run of the float model. Later measurements are scaled to it, because the
+            speed of the machine varies.
     """
 
     parts: Parts
@@ -38,7 +35,13 @@ class Costs:
     _elements: dict[str, int] = field(default_factory=dict)
 
     def learn(self, traced: Traced, integers: Collection[str], reference: float) -> None:
-        """From a model with ``integers`` in integers; a run of the float model took ``reference`` then."""
+        """Add the times of a profiled model.
+
+        Args:
+            traced: the traced profile of the model.
+            integers: the names of the nodes that are in integers in it.
+            reference: the time of a run of the float model during this measurement, in seconds.
+        """
         scale = self.reference / reference
         self._elements |= traced.elements
         times: dict[FusionGroup, float] = defaultdict(float)
@@ -66,16 +69,19 @@ class Costs:
             times[tie.source] += seconds
 
     def seconds(self, unit: FusionGroup, in_integers: bool) -> float:
-        """What a group takes, as it was last seen: models get ever closer to the best."""
+        """Return the last measured time of a group, or 0 if it was not measured.
+
+        The last measurement is the best one, because it comes from the model closest to the optimum.
+        """
         seen = self._units[unit, in_integers]
         return seen[-1] if seen else 0.0
 
     def to_integers(self, tie: Boundary) -> float:
-        """What it costs to quantize the tensor."""
+        """Return the time to quantize the tensor."""
         return self._crossing(tie, leaves=False)
 
     def to_float(self, tie: Boundary) -> float:
-        """What it costs to dequantize it, for one reader."""
+        """Return the time to dequantize the tensor for one consumer."""
         return self._crossing(tie, leaves=True)
 
     def _crossing(self, tie: Boundary, leaves: bool) -> float:
@@ -85,7 +91,7 @@ class Costs:
         return _line(self._seen(leaves) or self._seen(not leaves), self._elements.get(tie.tensor, 0))
 
     def _seen(self, leaves: bool) -> list[tuple[int, float]]:
-        """(elements, seconds) of the tensors that were seen to cross."""
+        """Return (elements, seconds) of the tensors whose conversion was measured."""
         return [
             (self._elements.get(tensor, 0), seen[-1])
             for (tensor, way), seen in self._ties.items()
@@ -94,7 +100,11 @@ class Costs:
 
 
 def _line(points: Sequence[tuple[int, float]], elements: int) -> float:
-    """What ``elements`` take if time grows in proportion, or by the least squares if that is known better."""
+    """Estimate the time for ``elements`` from measured (elements, seconds).
+
+    The estimate is a least squares line if there are enough points and its coefficients are positive;
+    otherwise the time is proportional to the number of elements.
+    """
     if not points:
         return 0.0
     counts, times = np.array(points).T
@@ -106,15 +116,15 @@ def _line(points: Sequence[tuple[int, float]], elements: int) -> float:
 
 
 _INTEGERS, _FLOAT = object(), object()
-"""Source and sink."""
+"""The source and the sink of the cut."""
 
 
 _NANO = 1e9
-"""Capacities are whole nanoseconds: sums of fractions would never quite agree."""
+"""Capacities are integer nanoseconds, because sums of floats would have rounding errors."""
 
 
 def cheapest(costs: Costs) -> frozenset[FusionGroup]:
-    """The groups that are to be in integers, of those that the plan has in integers."""
+    """Return the groups that the fastest assignment has in integers."""
     graph = networkx.DiGraph()
     graph.add_nodes_from((_INTEGERS, _FLOAT))
     for unit in costs.parts.units:
@@ -128,18 +138,18 @@ def cheapest(costs: Costs) -> frozenset[FusionGroup]:
 
 
 def _tie(graph: networkx.DiGraph, tie: Boundary, costs: Costs) -> None:
-    """DQ for each float reader of a tensor in integers; one Q for all integer readers of a float one."""
+    """Add the costs of a tensor: one DQ for each float consumer, or one Q for all integer consumers."""
     if tie.source is not None:
         for reader in (*tie.integers, *tie.floats):
             outside = reader in tie.floats or reader is None
             _pay(graph, tie.source, _FLOAT if outside else reader, costs.to_float(tie))
     if tie.integers:
         for reader in tie.integers:
-            graph.add_edge(reader, tie)  # without a capacity it cannot be cut
+            graph.add_edge(reader, tie)  # infinite capacity
         _pay(graph, tie, tie.source or _FLOAT, costs.to_integers(tie))
 
 
 def _pay(graph: networkx.DiGraph, here: object, there: object, seconds: float) -> None:
-    """What it costs to have ``here`` in integers and ``there`` in float; several such costs add up."""
+    """Add to the cost of having ``here`` in integers and ``there`` in float."""
     paid = graph.get_edge_data(here, there, {}).get("capacity", 0)
     graph.add_edge(here, there, capacity=paid + round(seconds * _NANO))

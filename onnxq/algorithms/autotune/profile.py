@@ -1,4 +1,4 @@
-"""How long each kernel of a model takes, and which tensors it reads and gives."""
+"""Profile models: the time of each kernel, and the tensors that it reads and writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from calibrators.session import open_session
 from onnxq.verify.latency import time_interleaved
 
 TURNS = 200
-"""Runs with and without the profiler, at most. Its clock counts whole microseconds: one run tells little."""
+"""The largest number of runs with the profiler, and of runs without it.
+
+Many runs are needed, because the clock of the profiler has a resolution of one microsecond.
+"""
 
 _SUFFIX = "_kernel_time"
 
@@ -29,10 +32,12 @@ class Kernel:
     """A node as ONNX Runtime runs it.
 
     Attributes:
-        op_type, name: as ONNX Runtime has them.
-        inputs, outputs: names of tensors.
-        elements: of its first input.
-        seconds: what it takes; those of all kernels add up to the time of a run.
+        op_type: its operator in ONNX Runtime.
+        name: its name in ONNX Runtime.
+        inputs: the names of its input tensors.
+        outputs: the names of its output tensors.
+        elements: the number of elements of its first input; 0 if it is not known.
+        seconds: its time; the times of all kernels add up to the time of a run.
     """
 
     op_type: str
@@ -45,11 +50,11 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Profile:
-    """Of one model.
+    """The profile of a model.
 
     Attributes:
-        seconds: a run, without the profiler.
-        kernels: in the order in which they run, those in bodies of control flow left out.
+        seconds: the time of a run without the profiler.
+        kernels: the kernels in the order in which they run, without those in bodies of control flow.
     """
 
     seconds: float
@@ -59,7 +64,17 @@ class Profile:
 def profiles(
     models: Sequence[ir.Model], sample: Sample, *, providers: Sequence[str], threads: int, seconds: float
 ) -> list[Profile]:
-    """A profile of each model, from runs in turns.
+    """Profile models, which run in turns.
+
+    Args:
+        models: the models.
+        sample: the batch to run.
+        providers: execution providers, the preferred one first.
+        threads: threads within a node; 0: all.
+        seconds: the time to spend.
+
+    Returns:
+        The profile of each model.
 
     Raises:
         CalibrationError: ONNX Runtime refuses a model.
@@ -79,7 +94,10 @@ def profiles(
 
 
 def _fitted(kernels: Sequence[Kernel], seconds: float) -> Profile:
-    """Kernels whose times add up to ``seconds``: the profiler's work, as much for each, is left out."""
+    """Make a profile whose kernel times add up to ``seconds``.
+
+    The overhead of the profiler is subtracted; it is taken to be equal for all kernels.
+    """
     total = sum(kernel.seconds for kernel in kernels)
     excess = (total - seconds) / max(len(kernels), 1)
     fitted = tuple(replace(kernel, seconds=max(kernel.seconds - excess, 0.0)) for kernel in kernels)
@@ -87,18 +105,18 @@ def _fitted(kernels: Sequence[Kernel], seconds: float) -> Profile:
 
 
 def _kernels(session: ort.InferenceSession, place: Path) -> list[Kernel]:
-    """What the profile says of the nodes that the graph has."""
+    """Read the kernels from the profile and the optimized graph."""
     events = _events(Path(session.end_profiling()))
     graph = onnx.load(f"{place}.onnx", load_external_data=False).graph
     return [_kernel(node, events[key]) for key, node in _matched(graph.node, list(events))]
 
 
 _Key = tuple[str, str, str]
-"""Name, operator and index of a node."""
+"""The name, the operator and the index of a node."""
 
 
 def _events(file: Path) -> dict[_Key, list[Mapping[str, Any]]]:
-    """The events of each node, in the order in which the nodes run."""
+    """Read the events of each node from a profile, in the order in which the nodes run."""
     found: dict[_Key, list[Mapping[str, Any]]] = {}
     for event in json.loads(file.read_text("utf-8")):
         name = str(event.get("name", ""))
@@ -110,7 +128,10 @@ def _events(file: Path) -> dict[_Key, list[Mapping[str, Any]]]:
 
 
 def _matched(nodes: Sequence[onnx.NodeProto], keys: Sequence[_Key]) -> list[tuple[_Key, onnx.NodeProto]]:
-    """Nodes are written in the order in which they run, so that those without a name are found too."""
+    """Match the nodes of the optimized graph with the keys of events.
+
+    ONNX Runtime writes nodes in the order in which they run, so nodes without a name can be matched too.
+    """
     if [node.op_type for node in nodes] == [op_type for _, op_type, _ in keys]:
         return list(zip(keys, nodes, strict=True))
     named = {(node.name, node.op_type): node for node in nodes if node.name}
@@ -130,5 +151,5 @@ def _kernel(node: onnx.NodeProto, events: Sequence[Mapping[str, Any]]) -> Kernel
 
 
 def _usual(durations: Sequence[int]) -> float:
-    """The mean of the faster half: whatever else the machine did made the others slower."""
+    """Return the mean of the faster half: other work on the machine can only make runs slower."""
     return float(np.mean(sorted(durations)[: max(len(durations) // 2, 1)]))

@@ -1,11 +1,11 @@
-"""What is faster in float on this machine stays float, Q/DQ included: `tune`.
+"""Find the nodes that are faster in float on this machine, including the costs of Q/DQ: `tune`.
 
-1. The float model and the one with everything in integers are profiled, in turns (`profile`), and the times
-   of kernels traced back to fused groups of nodes (`traced`, `units`).
-2. The cheapest cut (`costs`, `cut`) tells which groups should be in integers. Such a model is profiled too;
-   what is learned from it makes the next cut better, until nothing changes.
-3. All models race against the float model, in turns (`contest`). The fastest is taken; if it is not clearly
-   faster than float, nothing is quantized.
+1. The float model and the model with all planned nodes in integers are profiled in turns (`profile`). The
+   times of kernels are traced back to fused groups of nodes (`kernel_trace`, `fusion_groups`).
+2. A minimum cut (`partition`) gives the groups that should be in integers. The model of this cut is profiled
+   too. Its times improve the next cut, until the cut does not change any more.
+3. All these models race in turns against the float model. The fastest one is taken. If it is not
+   significantly faster than float, nothing is quantized.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from onnxq.graph.insert_qdq import insert_qdq
 from onnxq.verify.latency import Model, Rounds, fastest, gain, lowest_gain, time_interleaved, winner
 
 ROUNDS = 4
-"""Cuts that are made at most; mostly the third changes nothing any more."""
+"""The largest number of cuts; mostly the third one is the same as the second one."""
 
 PROFILE_SECONDS, RACE_SECONDS = 1.0, 3.0
-"""How long two models are profiled, and all of them race. Slow models take longer: a few turns each."""
+"""The time to profile two models, and the time of the whole race, in seconds; slow models take longer."""
 
 LEAST_TURNS = 3
-"""In each heat, however long they take."""
+"""The smallest number of turns in each round of the race, even if they take longer."""
 
-HEATS = 3
-"""So often the race is run, each time with new sessions."""
+RACE_ROUNDS = 3
+"""The number of rounds of the race, each with new sessions."""
 
 MARGIN = 1.02
-"""What must be gained, times as fast: what chance still gives is less."""
+"""The least speed-up over float; it is larger than differences by chance."""
 
 RACE_TURNS = 1000
-"""Turns after which the race is over. Times of tiny models differ by chance much longer than they matter."""
+"""The largest number of turns of the race; more would not give relevant differences between tiny models."""
 
-STAGE = "timing float and integers"
+STAGE = "timing float and integer nodes"
 
 _FLOAT_MODELS = (0, 1)
-"""Their places in the race: as the user has it, and cleaned. The faster one is to be beaten."""
+"""The indices of the float models in the race: as given, and cleaned. The faster one is the baseline."""
 
 Nodes = frozenset[str]
 
@@ -61,9 +61,9 @@ class Candidate:
     """A model that was timed.
 
     Attributes:
-        floats: the planned nodes that are float in it.
-        gain: how many times as fast as the float model, as the user has it or cleaned: the faster one.
-        at_least: the same, with 97.5 % confidence in each heat.
+        floats: the names of the planned nodes that are float in it.
+        gain: its speed-up over the faster one of the two float models, as given and cleaned.
+        at_least: the lower bound of this speed-up, with 97.5 % confidence in each round of the race.
     """
 
     floats: Nodes
@@ -73,13 +73,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What came of it.
+    """The result of autotuning.
 
     Attributes:
-        floats: the nodes that stay float, each with the reason.
-        contestants: the models that were timed, the first one with everything in integers.
-        chosen: the one that was taken; None: it is the float model, as none is clearly faster.
-        threads: threads that they were timed with; 0: all.
+        floats: the names of the nodes to keep in float -> the reasons.
+        contestants: the models that were timed; the first one has all planned nodes in integers.
+        chosen: the chosen model; None: no model is significantly faster than float, so nothing is quantized.
+        threads: the number of threads for timing; 0: all.
     """
 
     floats: Mapping[str, str]
@@ -89,25 +89,27 @@ class Tuning:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why the result is not what a user expects, if so."""
+        """The warning that nothing is quantized, if so."""
         if self.chosen is not None:
             return ()
         best = max(self.contestants, key=lambda one: one.gain)
         return (
-            "INT8 DOES NOT PAY for this model on this machine: of the models with integers that were tried, "
-            f"the fastest is {best.gain:.2f} times as fast as float, which is no clear gain. The output is "
-            "the float model, with nothing quantized.",
+            "INT8 IS NOT SIGNIFICANTLY FASTER than float on this machine: of the models with integers that "
+            f"were timed, the fastest one is {best.gain:.2f} times as fast as float. The output is the "
+            "cleaned float model, with nothing quantized.",
         )
 
 
 def tune(draft: Draft, sample: Sample, context: CorrectionContext) -> Tuning:
-    """Find out which planned nodes are to stay float for the sake of speed, on this machine and ``sample``.
+    """Find the planned nodes that should be float for speed on this machine.
+
+    A model with integers is chosen only if it is significantly faster than both float models: the one as
+    given and the cleaned one, which is the output if nothing is quantized.
 
     Args:
-        draft: with parameters. Its reference becomes the output where integers are no faster: it must be
-            beaten, and so must the float model as the user has it.
-        sample: the batch that models are timed on; its sizes count.
-        context: knows the float model as the user has it; its options say how to run models.
+        draft: the draft with all planned nodes in integers, with parameters.
+        sample: the batch that models are timed on; only its shapes matter.
+        context: provides the float model as given, and the options for running models.
 
     Raises:
         CalibrationError: ONNX Runtime refuses a model.
@@ -115,14 +117,14 @@ def tune(draft: Draft, sample: Sample, context: CorrectionContext) -> Tuning:
     plan, config = draft.plan, context.config
     tuner = _Tuner(draft.reference, plan, sample, config, context.progress)
     tuner.search()
-    heats = tuner.race(context.evaluator.float_model)
-    base = fastest(heats, _FLOAT_MODELS)
+    rounds = tuner.race(context.evaluator.float_model)
+    base = fastest(rounds, _FLOAT_MODELS)
     drafts = dict(enumerate(tuner.drafts, start=len(_FLOAT_MODELS)))
     contestants = {
-        i: Candidate(floats, gain(heats, i, base), lowest_gain(heats, i, base))
+        i: Candidate(floats, gain(rounds, i, base), lowest_gain(rounds, i, base))
         for i, floats in drafts.items()
     }
-    best = contestants[winner(heats, sorted(drafts, key=lambda i: len(drafts[i])))]
+    best = contestants[winner(rounds, sorted(drafts, key=lambda i: len(drafts[i])))]
     chosen = best if best.at_least > MARGIN else None
     floats = best.floats if chosen else Nodes(plan.integer_nodes)
     return Tuning(dict(tuner.reasons(floats, chosen)), tuple(contestants.values()), chosen, config.threads)
@@ -130,10 +132,15 @@ def tune(draft: Draft, sample: Sample, context: CorrectionContext) -> Tuning:
 
 @dataclass
 class _Tuner:
-    """Models with ever better choices of what is float, and what is learned from them.
+    """The models that were tried, and the costs measured on them.
 
     Attributes:
-        drafts: nodes kept float -> plan, the first one with none.
+        model: the cleaned float model.
+        plan: the plan with all planned nodes in integers.
+        sample: the batch that models are timed on.
+        config: the options for running models.
+        progress: told how far the work is.
+        drafts: nodes kept in float -> plan; the first one has no such nodes.
     """
 
     model: ir.Model
@@ -145,7 +152,7 @@ class _Tuner:
     _costs: Costs | None = None
 
     def search(self) -> None:
-        """Until the cheapest cut is one that was tried."""
+        """Profile models and cut again, until the cut gives a model that was already tried."""
         floats = Nodes()
         for number in range(ROUNDS + 1):
             self.progress(STAGE, number, ROUNDS + 2)
@@ -156,35 +163,35 @@ class _Tuner:
             floats = Nodes(self.plan.integer_nodes) - _planned(cheapest(self._learn(plan)))
 
     def race(self, original: Model) -> Rounds:
-        """Of the original, the cleaned model, and all drafts."""
+        """Time the original, the cleaned model and all drafts in turns."""
         self.progress(STAGE, ROUNDS + 1, ROUNDS + 2)
         models = [original, self.model, *(insert_qdq(self.model, plan) for plan in self.drafts.values())]
-        heats = []
-        for _ in range(HEATS):
+        rounds = []
+        for _ in range(RACE_ROUNDS):
             sessions = [
                 open_session(model, providers=self.config.providers, threads=self.config.threads, exact=False)
                 for model in models
             ]
-            heats.append(
+            rounds.append(
                 time_interleaved(
                     sessions,
                     self.sample,
-                    seconds=RACE_SECONDS / HEATS,
+                    seconds=RACE_SECONDS / RACE_ROUNDS,
                     least=LEAST_TURNS,
-                    most=RACE_TURNS // HEATS,
+                    most=RACE_TURNS // RACE_ROUNDS,
                 )
             )
-        return heats
+        return rounds
 
     def reasons(self, floats: Collection[str], chosen: Candidate | None) -> Iterator[tuple[str, str]]:
-        """Why each of ``floats`` is float, in the order of the graph."""
+        """Yield the name of each of ``floats`` and the reason why it is float, in graph order."""
         assert self._costs is not None
         for name in filter(floats.__contains__, self.plan.integer_nodes):
             unit = self._costs.parts.of_node[name]
             yield name, _reason(self._costs.seconds(unit, True), self._costs.seconds(unit, False), chosen)
 
     def _learn(self, plan: QuantPlan) -> Costs:
-        """The costs, with what the model of ``plan`` tells."""
+        """Profile the model of ``plan`` and return the updated costs."""
         model = insert_qdq(self.model, plan)
         in_float, other = profiles(
             [self.model, model],
@@ -207,12 +214,10 @@ def _planned(units: Collection[FusionGroup]) -> Nodes:
 
 
 def _reason(integers: float, floats: float, chosen: Candidate | None) -> str:
-    """In words; both are the times of a fused group, in seconds."""
+    """Describe why a fused group is float, from its times in integers and in float, in seconds."""
     times = f"{integers * 1e3:.3f} ms instead of {floats * 1e3:.3f} ms"
     if integers > floats:
         return f"slower in integers on this machine: {times}"
     if chosen is None:
-        return f"with Q/DQ around it, no faster in integers on this machine; without: {times}"
-    return (
-        f"faster in integers on this machine, {times}, but not with the Q/DQ that its neighbours would need"
-    )
+        return f"not significantly faster in integers on this machine with Q/DQ; without Q/DQ: {times}"
+    return f"faster in integers on this machine without Q/DQ: {times}, but not with the Q/DQ that it needs"
