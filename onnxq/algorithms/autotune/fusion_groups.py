@@ -97,7 +97,7 @@ def cut_up(graph: ir.Graph, plan: QuantPlan, in_float: Traced, in_integers: Trac
 
 def _units(graph: ir.Graph, plan: QuantPlan, covers: Iterable[Mapping[str, str]]) -> tuple[FusionGroup, ...]:
     """Join the nodes that any of ``covers`` (node -> the node that represents its kernel) joins."""
-    roots = {node.name or "": node.name or "" for node in graph}
+    roots = {name_of(node): name_of(node) for node in graph}
 
     def root(name: str) -> str:
         while roots[name] != name:

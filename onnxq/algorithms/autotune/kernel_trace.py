@@ -91,7 +91,7 @@ class _Names:
     @classmethod
     def of(cls, quantized: ir.Graph, graph: ir.Graph) -> _Names:
         """Collect the names of the model with Q/DQ and of the float model ``graph``."""
-        nodes = {node.name or "": node for node in graph}
+        nodes = {name_of(node): node for node in graph}
         computed = [value for node in graph for value in node.outputs if value.name]
         values = {name_of(value): value for value in (*graph.inputs, *computed)}
         same = {name_of(value): name_of(value) for value in graph.inputs}

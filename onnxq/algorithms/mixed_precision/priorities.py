@@ -89,7 +89,7 @@ def _widenings(
 
 def _readers(model: ir.Model, plan: QuantPlan) -> Mapping[str, tuple[str, ...]]:
     """Map groups that are only read as weights to their consumers."""
-    operators = {node.name or "": WEIGHTED.get(node.op_type) for node in model.graph}
+    operators = {name_of(node): WEIGHTED.get(node.op_type) for node in model.graph}
     readers: dict[str, list[str]] = {}
     others = set[str]()
     for point in plan.points:

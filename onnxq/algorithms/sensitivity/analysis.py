@@ -82,7 +82,7 @@ def sensitivities(
     taken, expected = _taken(draft, context, names, samples)
     if not taken:
         raise CalibrationError("the model accepts none of the samples: no sensitivity can be measured")
-    operators = {node.name or "": node.op_type for node in draft.reference.graph}
+    operators = {name_of(node): node.op_type for node in draft.reference.graph}
     found = []
     chosen = [group for name, group in draft.plan.groups.items() if groups is None or name in groups]
     for group, changed in _changes(draft, chosen, context, taken):
