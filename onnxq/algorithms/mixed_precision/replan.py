@@ -125,7 +125,7 @@ class Replanner:
         known = {name: old.params[name] for name, group in plan.groups.items() if old.has_range_of(group)}
         new = {name: group for name, group in plan.groups.items() if name not in known}
         weights = {name: self._weight_params(group) for name, group in new.items() if group.constant}
-        # Biases of unchanged weights keep their parameters: the corrections used these scales.
+        # The scales of unchanged weights must not be raised for biases: corrections have used these scales.
         biases = tuple(bias for bias in plan.biases if bias.weight_group in new)
         source = from_statistics(
             self._statistics(replace(plan, groups=new).observed), calibrator(self.context.config)

@@ -54,8 +54,8 @@ class Search:
         if not self.interrupted:
             return ()
         return (
-            f"SEARCH INTERRUPTED: the goal {self.goal} is reached, but fewer float nodes or wider weights "
-            "might be enough.",
+            f"SEARCH INTERRUPTED: the goal {self.goal} is reached, but fewer nodes in float or with "
+            "wider weights might be enough.",
         )
 
     @property
