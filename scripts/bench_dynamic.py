@@ -31,7 +31,7 @@ from onnxq.verify.onnxruntime import kernels
 if TYPE_CHECKING:
     import torch
 
-HEATS, SECONDS = 5, 2.0
+RACE_ROUNDS, SECONDS = 5, 2.0
 """Number of races of the same two models, and the duration of each in seconds."""
 
 FRAMES, FEATURES, HIDDEN = 64, 128, 128
@@ -56,15 +56,17 @@ class Contest:
         """Measure the speed of ours and of the peer's relative to float, and of ours relative to the peer's.
 
         Two models run in turns, on one thread. Of three in turns, the one after the float model would always
-        find the caches full of float weights. The result is the median over heats of the median ratio of
+        find the caches full of float weights. The result is the median over rounds of the median ratio of
         turns.
         """
         pairs = ((0, 1), (0, 2), (2, 1))
-        ours, peer, lead = np.median([[self._heat(sample, *pair) for pair in pairs] for _ in range(HEATS)], 0)
+        ours, peer, lead = np.median(
+            [[self._round(sample, *pair) for pair in pairs] for _ in range(RACE_ROUNDS)], 0
+        )
         return float(ours), float(peer), float(lead)
 
-    def _heat(self, sample: Sample, one: int, other: int) -> float:
-        """Run one heat with new sessions: their speed depends on their memory layout."""
+    def _round(self, sample: Sample, one: int, other: int) -> float:
+        """Run one round with new sessions: their speed depends on their memory layout."""
         sessions = [open_session(self.models[index], threads=1, exact=False) for index in (one, other)]
         times = time_interleaved(sessions, sample, seconds=SECONDS)
         return float(np.median(times[:, 0] / times[:, 1]))

@@ -268,8 +268,8 @@ def _solved(
         draft.plan.params[layer.weight.group], layer.weight.spec, exact.shape, partial(_doubles, node)
     )
     end, before, every = bias_and_activation(node, layer), _doubles(node, exact), rows(range(count))
-    way = _best_way(before, end, rows, count, grid, threads)
-    (after,) = rounded_columns(before, every, grid, (way,), threads)
+    rounded = partial(rounded_columns, before, grid=grid, threads=threads)
+    (after,) = rounded(every, ways=(_best_way(before, end, rows, count, rounded),))
     values = {layer.weight.tensor: weights(node, after.astype(np.float32), exact.shape)}
     if bias is not None:
         shift = Outputs(before, after, end, every).shift.astype(np.float64).reshape(-1)
@@ -282,15 +282,14 @@ def _best_way(
     end: BiasAndActivation,
     rows: Callable[[Iterable[int]], Rows],
     count: int,
-    grid: WeightGrid,
-    threads: int,
+    rounded: Callable[..., list[Doubles]],
 ) -> float:
     """Return the share among `WAYS` with the least error on held-out batches."""
     check = range(CHECK_EVERY - 1, count, CHECK_EVERY)
     if not check:
         return WAYS[0]
     learn, held = rows(i for i in range(count) if i not in check), rows(check)
-    tried = rounded_columns(exact, learn, grid, WAYS, threads)
+    tried = rounded(learn, ways=WAYS)
     return min(zip(WAYS, tried, strict=True), key=lambda one: Outputs(exact, one[1], end, held).error)[0]
 
 

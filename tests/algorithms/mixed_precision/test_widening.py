@@ -20,19 +20,19 @@ def noises(draft, **given):
 def test_weights_follow_by_the_noise_for_each_byte():
     draft, _ = bench_for(weight="int4")
     equal = noises(draft, w1=0.1, w2=0.1, w3=0.1, v=0.1)
-    (rung,) = widenings(draft.reference, draft.plan, equal)
-    assert [one.group for one in rung] == ["v", "w3", "w1", "w2"]  # 40, 64, 288, 576 weights
-    (rung,) = widenings(draft.reference, draft.plan, {**equal, "w2": 20.0})
-    assert rung[0].group == "w2"
-    assert (rung[0].nodes, rung[0].form) == (("Conv_c",), INT8)
-    assert rung[0].left == pytest.approx(20.0 * (15 / 254) ** 2)
-    assert rung[0].worth == pytest.approx((20.0 - rung[0].left) / (576 / 2))
+    (tier,) = widenings(draft.reference, draft.plan, equal)
+    assert [one.group for one in tier] == ["v", "w3", "w1", "w2"]  # 40, 64, 288, 576 weights
+    (tier,) = widenings(draft.reference, draft.plan, {**equal, "w2": 20.0})
+    assert tier[0].group == "w2"
+    assert (tier[0].nodes, tier[0].form) == (("Conv_c",), INT8)
+    assert tier[0].left == pytest.approx(20.0 * (15 / 254) ** 2)
+    assert tier[0].worth == pytest.approx((20.0 - tier[0].left) / (576 / 2))
 
 
 def test_who_reads_the_same_weights_gets_them_wider_together():
     draft, _ = bench_for(SHARED, weight="int4")
-    (rung,) = widenings(draft.reference, draft.plan, noises(draft, w=0.1))
-    assert {one.group: one.nodes for one in rung} == {"w": ("MatMul_a", "MatMul_c"), "v": ("MatMul_y",)}
+    (tier,) = widenings(draft.reference, draft.plan, noises(draft, w=0.1))
+    assert {one.group: one.nodes for one in tier} == {"w": ("MatMul_a", "MatMul_c"), "v": ("MatMul_y",)}
 
 
 def test_constants_that_are_no_weights_stay_as_they_are():
@@ -40,8 +40,8 @@ def test_constants_that_are_no_weights_stay_as_they_are():
     { a = MatMul (x, w)  b = Relu (a)  c = Mul (b, k)  y = MatMul (c, v) }"""
     draft, _ = bench_for(text, weight="int4", feeds={})
     assert draft.plan.groups["k"].constant
-    (rung,) = widenings(draft.reference, draft.plan, noises(draft, k=1.0))
-    assert {one.group for one in rung} == {"w", "v"}
+    (tier,) = widenings(draft.reference, draft.plan, noises(draft, k=1.0))
+    assert {one.group for one in tier} == {"w", "v"}
 
 
 def test_eight_bits_are_as_wide_as_the_target_can():
