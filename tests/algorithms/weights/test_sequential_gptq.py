@@ -116,25 +116,24 @@ def test_each_layer_sees_what_became_of_those_before(monkeypatch):
 
 
 @pytest.mark.parametrize("best", module.WAYS)
-def test_the_way_that_serves_other_batches_best_is_gone(monkeypatch, best):
+def test_the_way_that_serves_other_batches_best_is_gone(best):
     exact, rows, grid = task(1, 12, 10)
     asked = []
 
-    def rounded(exact, learn, grid, ways, threads):
+    def rounded(learn, ways):
         return [exact if way == best else np.zeros_like(exact) for way in ways]
 
     def some(batches):
         asked.append(list(batches))
         return rows
 
-    monkeypatch.setattr(module, "rounded_columns", rounded)
-    assert module._best_way(exact, open_end(1, 12), some, 7, grid, 1) == best
+    assert module._best_way(exact, open_end(1, 12), some, 7, rounded) == best
     assert asked == [[0, 1, 2, 3, 5, 6], [4]]
 
 
 def test_few_batches_make_up_for_nothing():
     exact, rows, grid = task(1, 12, 10)
-    assert module._best_way(exact, open_end(1, 12), lambda _: rows, 4, grid, 1) == 0
+    assert module._best_way(exact, open_end(1, 12), lambda _: rows, 4, None) == 0
 
 
 def test_the_whole_is_dropped_if_it_is_no_better_on_held_out_samples(monkeypatch):
