@@ -1,4 +1,4 @@
-"""What corrections work with: samples to fit on, held-out samples to evaluate on, and models to run."""
+"""The context of corrections: samples to fit on, held-out samples to evaluate on, and models to run."""
 
 from __future__ import annotations
 
@@ -37,15 +37,18 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True)
 class CorrectionContext:
-    """What corrections, autotuning and the search for a goal work with; built once for a quantization.
+    """The samples, options and evaluator that corrections, autotuning and the search for a goal share.
+
+    Built once for each quantization.
 
     Attributes:
         fit: batches to fit on.
         evaluator: compares models with the float model on held-out samples.
-        samples: where both come from.
+        samples: the calibration and held-out samples that the batches come from.
         config: the options.
-        progress: told how far the work is.
-        on_bad: called for batches that a model does not take, which are skipped; None: they are errors.
+        progress: called with the name of a step and the number of batches done.
+        on_bad: called for each batch that a model rejects; the batch is then skipped. If None, a rejected
+            batch is an error.
     """
 
     fit: Sequence[Sample]
@@ -56,19 +59,19 @@ class CorrectionContext:
     on_bad: OnBad | None = None
 
     def with_config(self, config: QuantConfig) -> CorrectionContext:
-        """The same samples with other options."""
+        """Return a copy with the same samples and other options."""
         return replace(self, config=config)
 
     @property
     def can_validate(self) -> bool:
-        """Whether there are real samples that nothing was fitted on."""
+        """Whether there are held-out samples, and they are real rather than synthetic."""
         return self.samples.has_held_out and not self.samples.synthetic
 
     def recalibrate(self, model: ir.Model) -> Draft:
-        """Plan ``model`` as the original was planned, with ranges from the batches to fit on.
+        """Plan ``model`` with the same options and calibrate it on the batches to fit on.
 
         Raises:
-            CalibrationError: the model does not load, or takes no batch.
+            CalibrationError: the model does not load, or rejects every batch.
         """
         config = self.config
         plan = make_plan(model, get_target(config.target), config)
@@ -88,15 +91,15 @@ class CorrectionContext:
         return Draft(model, model, plan, channel_means(statistics))
 
     def error(self, draft: Draft) -> float:
-        """Noise over signal at the outputs, on the held-out samples."""
+        """Return the noise-to-signal ratio (power) at the outputs, on the held-out samples."""
         return self.evaluate(draft).noise
 
     def evaluate(self, draft: Draft) -> Quality:
-        """How close the outputs come, on the held-out samples."""
+        """Compare the outputs of the quantized draft and of the float model on the held-out samples."""
         return self.evaluator.evaluate(draft.quantized())
 
     def fitted(self, draft: Draft) -> Quality:
-        """The same on samples that were fitted on: about twice as many."""
+        """Do the same as `evaluate`, on about twice as many samples, which were fitted on."""
         return self._fitted.evaluate(draft.quantized())
 
     @cached_property
@@ -110,18 +113,19 @@ class CorrectionContext:
         look: Callable[[int, Arrays], _Found],
         samples: Iterable[Sample] | None = None,
     ) -> Iterator[_Found]:
-        """Run ``model`` and give what ``look`` finds in some of its tensors, batch by batch, in order.
+        """Run ``model`` and yield what ``look`` computes from some of its tensors, batch by batch, in order.
 
-        Several batches run side by side, on one thread each; the same samples give the same bits.
+        Several batches run in parallel, on one thread each. The results are bit-identical for the same
+        samples.
 
         Args:
-            model: what to run; tensors of its main graph may be looked at.
-            tensors: their names.
-            look: batch number, arrays by name -> what is wanted of them. Called on several threads.
+            model: the model to run.
+            tensors: names of the tensors of its main graph that ``look`` reads.
+            look: maps the batch number and the arrays by tensor name to a result. Called on several threads.
             samples: the batches; those to fit on if None.
 
         Raises:
-            CalibrationError: the model does not load, or does not take a batch.
+            CalibrationError: the model does not load, or rejects a batch and `on_bad` is None.
         """
         names = list(dict.fromkeys(tensors))
         count = self.config.threads or processors()
@@ -138,23 +142,23 @@ class CorrectionContext:
             return [look(number, dict(zip(names, arrays, strict=True)))]
 
         with ThreadPoolExecutor(count) as pool:
-            under_way: deque[Future[list[_Found]]] = deque()
+            pending: deque[Future[list[_Found]]] = deque()
             for number, batch in enumerate(self.fit if samples is None else samples):
-                under_way.append(pool.submit(one, number, batch))
-                if len(under_way) > count:
-                    yield from under_way.popleft().result()
-            while under_way:
-                yield from under_way.popleft().result()
+                pending.append(pool.submit(one, number, batch))
+                if len(pending) > count:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
 
 
 def make_evaluator(
     original: Model, reference: ir.Model, samples: Samples, config: QuantConfig
 ) -> AccuracyEvaluator:
-    """An evaluator of accuracy on the samples that nothing is fitted on.
+    """Return an evaluator that compares models with ``original`` on the held-out samples.
 
     Args:
-        original: the float model as the user has it, or its path.
-        reference: the same, cleaned: its inputs say how samples are batched.
+        original: the float model as the user supplied it, or its path.
+        reference: the simplified ``original``; its inputs determine how samples are batched.
         samples: calibration and held-out samples.
         config: the options.
     """
@@ -170,14 +174,14 @@ def make_evaluator(
 def make_context(
     original: Model, reference: ir.Model, samples: Samples, config: QuantConfig, progress: Progress = silent
 ) -> CorrectionContext:
-    """The context of one quantization; all calibration samples must have been read by now.
+    """Return the context of one quantization. All calibration samples must have been read before.
 
     Args:
-        original: the float model as the user has it, or its path.
-        reference: the same, cleaned.
+        original: the float model as the user supplied it, or its path.
+        reference: the simplified ``original``.
         samples: calibration and held-out samples.
         config: the options.
-        progress: told how far the work is.
+        progress: called with the name of a step and the number of batches done.
 
     Raises:
         CalibrationError: the float model does not load.
@@ -193,9 +197,9 @@ def make_context(
 
 
 def _skip(error: CalibrationError, samples: int) -> None:
-    """Calibration has warned of these samples already."""
+    """Skip a batch silently: calibration has already warned about it."""
 
 
 def channel_means(statistics: Mapping[str, TensorStatistics]) -> dict[str, NDArray[np.float64]]:
-    """The means of the channels of each tensor that they were gathered of, ``[C]``."""
+    """Return the channel means, ``[C]``, of each tensor whose statistics were collected per channel."""
     return {name: t.channels.value for name, t in statistics.items() if t.channels is not None}

@@ -1,4 +1,4 @@
-"""The corrections by name, in the order in which they are tried; each is kept if held-out samples gain."""
+"""The corrections by name, in the order in which they are tried; each is validated on held-out samples."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = ["CORRECTIONS", "Correction", "CorrectionContext", "Draft", "Effect", 
 
 
 Correction = Callable[[Draft, CorrectionContext], Draft | None]
-"""Gives a changed draft, or None where there is nothing that it could change."""
+"""Returns a corrected draft, or None where there is nothing to correct."""
 
 
 FINISH = "bias"
-"""Costs next to nothing, and makes up for most of what the others do to the means: they are judged with it on
-top of them, and not by shifts that it would take away anyway."""
+"""Bias correction takes little time and removes most of the shifts of the means that other corrections cause.
+So the other corrections are evaluated with it applied after them."""
 
 
 CORRECTIONS: Mapping[str, Correction] = {
@@ -43,20 +43,21 @@ CORRECTIONS: Mapping[str, Correction] = {
     "adaround": learn_rounding,
     "full-bias": correct_biases_in_order,
 }
-"""In the order in which they are tried."""
+"""The corrections by name, in the order in which they are tried."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What one correction gave, on held-out samples.
+    """The effect of one correction, measured on held-out samples.
 
     Attributes:
-        name: the correction's.
-        before, after: noise over signal at the outputs; ``after`` is None where there was nothing to do.
-        seconds: what it took, its trial included.
-        kept: whether it helped.
-        fitted_gain: in dB, on the samples that were fitted on; only where they helped to decide, because what
-            the held-out ones gained or lost may be chance.
+        name: the name of the correction.
+        before: the noise-to-signal ratio (power) at the outputs without it.
+        after: the same ratio with it; None where there was nothing to correct.
+        seconds: the time that the correction and its evaluation took.
+        kept: whether the correction was kept.
+        fitted_gain: the gain in SQNR on the samples that were fitted on, in dB. Set only where the change on
+            the held-out samples was within one standard error, so that both kinds of samples decided.
     """
 
     name: str
@@ -68,12 +69,12 @@ class Effect:
 
     @property
     def gain(self) -> float:
-        """Of the SQNR, in dB; negative if it did harm."""
+        """The gain in SQNR, in dB; negative if the SQNR fell."""
         return 0.0 if self.after is None else _gain(self.before, self.after)
 
     @property
     def outcome(self) -> str:
-        """What came of it, in words."""
+        """The effect in words, for the report."""
         if self.after is None:
             return "nothing to do"
         if self.fitted_gain is not None:
@@ -94,18 +95,27 @@ def _gain(before: float, after: float) -> float:
 def correct(
     draft: Draft, names: Collection[str], context: CorrectionContext
 ) -> tuple[Draft, tuple[Effect, ...]]:
-    """Try the corrections called ``names``, one on top of the other, and keep those that help.
+    """Try the corrections called ``names`` one after the other, and keep those that reduce the noise.
 
-    The gains of those that are kept add up to that of all of them together.
+    Each correction is applied on top of those kept so far, so the gains of the kept ones add up to the total
+    gain. If "bias" is among ``names``, biases are corrected again after each of the others.
+
+    Args:
+        draft: the calibrated draft without corrections.
+        names: the corrections to try, keys of `CORRECTIONS`; their order does not matter.
+        context: the samples to fit on, and the held-out samples to validate on.
+
+    Returns:
+        The draft with the kept corrections, and the effect of each correction that was tried.
     """
-    base, best, effects = draft, _Judged(draft, context), []
+    base, best, effects = draft, _Evaluated(draft, context), []
     finish = correct_biases if FINISH in names else _no_correction
     for name, correction in CORRECTIONS.items():
         if name not in names:
             continue
         started = time.perf_counter()
         tried = correction(base, context)
-        found = None if tried is None else _best(_forms(name, tried, finish, context), context)
+        found = None if tried is None else _best(_variants(name, tried, finish, context), context)
         effect = _effect(name, best, found, started)
         if tried is not None and found is not None and effect.kept:
             base, best = base if name == FINISH else tried, found
@@ -114,8 +124,8 @@ def correct(
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """A draft, and how close it comes on the held-out samples; if asked, on those that were fitted on too."""
+class _Evaluated:
+    """A draft with its quality on the held-out samples and on those that were fitted on; lazily computed."""
 
     draft: Draft
     context: CorrectionContext
@@ -133,8 +143,8 @@ class _Judged:
         return self.quality.noise
 
 
-def _effect(name: str, before: _Judged, after: _Judged | None, started: float) -> Effect:
-    kept, fitted = (False, None) if after is None else _decided(before, after)
+def _effect(name: str, before: _Evaluated, after: _Evaluated | None, started: float) -> Effect:
+    kept, fitted = (False, None) if after is None else _compare(before, after)
     return Effect(
         name,
         before.noise,
@@ -145,10 +155,11 @@ def _effect(name: str, before: _Judged, after: _Judged | None, started: float) -
     )
 
 
-def _decided(before: _Judged, after: _Judged) -> tuple[bool, float | None]:
-    """Whether it helped; and what was gained on samples that were fitted on, if they had to decide, too.
+def _compare(before: _Evaluated, after: _Evaluated) -> tuple[bool, float | None]:
+    """Return whether ``after`` is better, and the gain in dB on samples that were fitted on if they decided.
 
-    They speak too well of what was fitted on them: held-out ones are asked first, and count with them.
+    The quality on samples that were fitted on is biased towards the fit. They count, together with the
+    held-out samples, only where the held-out samples alone do not decide.
     """
     helped = _helped(before.quality, after.quality)
     if helped is not None:
@@ -159,20 +170,20 @@ def _decided(before: _Judged, after: _Judged) -> tuple[bool, float | None]:
 
 @dataclass(frozen=True)
 class _Pooled:
-    """What a `Quality` says of noise, of samples held out and fitted on."""
+    """Noise of a `Quality`, pooled over the held-out samples and those that were fitted on."""
 
     noise: float
     each: tuple[float, ...]
 
 
-def _pooled(judged: _Judged) -> _Pooled:
-    both = judged.quality, judged.fitted
+def _pooled(evaluated: _Evaluated) -> _Pooled:
+    both = evaluated.quality, evaluated.fitted
     each = [noise * quality.samples for quality in both for noise in quality.each]
     return _Pooled(sum(quality.noise * quality.samples for quality in both), tuple(each))
 
 
 def _helped(before: Quality | _Pooled, after: Quality | _Pooled) -> bool | None:
-    """None: the noise changed by no more than one standard error of the sum of differences of all batches."""
+    """Whether the noise fell; None if the change is within one standard error of the sum over all batches."""
     changes = np.array(after.each) - np.array(before.each)
     if len(changes) > 1 and np.isfinite(changes).all():
         error = np.std(changes, ddof=1) * math.sqrt(len(changes))
@@ -185,37 +196,37 @@ def _no_correction(draft: Draft, context: CorrectionContext) -> Draft | None:
     return None
 
 
-def _forms(name: str, tried: Draft, finish: Correction, context: CorrectionContext) -> Iterator[Draft]:
-    """What may become of ``tried``: with biases corrected again, and as it is, if it has its own."""
+def _variants(name: str, tried: Draft, finish: Correction, context: CorrectionContext) -> Iterator[Draft]:
+    """Yield ``tried`` with its biases corrected again, where there are any, and ``tried`` itself."""
     finished = None if name == FINISH else finish(tried, context)
     if finished is not None:
         yield finished
     yield tried
 
 
-def _best(drafts: Iterator[Draft], context: CorrectionContext) -> _Judged:
-    """The first of ``drafts``, unless another one is closer by more than chance."""
-    judged = (_Judged(draft, context) for draft in drafts)
-    return reduce(lambda best, other: other if _decided(best, other)[0] else best, judged)
+def _best(drafts: Iterator[Draft], context: CorrectionContext) -> _Evaluated:
+    """Return the first of ``drafts``, unless a later one is better by `_compare`."""
+    evaluated = (_Evaluated(draft, context) for draft in drafts)
+    return reduce(lambda best, other: other if _compare(best, other)[0] else best, evaluated)
 
 
 def check_correctable(config: QuantConfig) -> None:
-    """Find out before the work whether what the corrections need is there.
+    """Check that the packages that the requested corrections need are installed.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: a package is missing.
     """
     if "adaround" in config.correct and "none" not in config.correct:
         check_torch()
 
 
 def corrected(draft: Draft, context: CorrectionContext) -> tuple[Draft, tuple[Effect, ...]]:
-    """``draft`` with the requested corrections that help; none without samples to validate them on."""
+    """Return ``draft`` with the requested corrections that help; unchanged without real held-out samples."""
     names = to_try(context)
     return correct(draft, names, context) if names else (draft, ())
 
 
 def to_try(context: CorrectionContext) -> tuple[str, ...]:
-    """The names of the requested corrections; none without samples to validate them on."""
+    """Return the names of the requested corrections; none without real held-out samples."""
     requested = context.config.correct
     return requested if context.can_validate and "none" not in requested else ()

@@ -1,4 +1,4 @@
-"""A quantized model on its way: what every correction takes, and gives back changed."""
+"""The draft of a quantized model: the input and the result of every correction."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from onnxq.graph.insert_qdq import insert_qdq
 
 @dataclass(frozen=True)
 class Draft:
-    """Nothing in it is ever changed: corrections work on copies (which share what they do not change).
+    """An immutable draft of a quantized model. Corrections return copies, which share unchanged data.
 
     Attributes:
-        exact: the float model. What it computes is what is aimed at.
-        model: the same graph, with weights on their grids where they are rounded otherwise than to
-            nearest, and with biases that make up for errors. It becomes integers.
-        plan: for both, with parameters.
-        means: of the channels of the tensors that layers read, ``[C]`` in double.
+        reference: the float model, whose outputs are the target.
+        model: the same graph, to be quantized. Its weights lie on their quantization grids where they are
+            not rounded to nearest; its biases include the corrections.
+        plan: the quantization plan of both models, with scales and zero points.
+        channel_means: the channel means, ``[C]`` in double precision, of the tensors that layers read, by
+            tensor name.
     """
 
     reference: ir.Model
@@ -31,16 +32,16 @@ class Draft:
     channel_means: Mapping[str, NDArray[np.float64]]
 
     def quantized(self) -> ir.Model:
-        """The Q/DQ model."""
+        """Return the Q/DQ model."""
         return insert_qdq(self.model, self.plan)
 
     def with_constants(self, arrays: Mapping[str, NDArray[np.generic]]) -> Draft:
-        """``model`` with other values in some initializers; they keep their shapes and types."""
+        """Return a copy whose ``model`` has new values in some initializers; their types are kept."""
         return replace(self, model=with_constants(self.model, arrays))
 
 
 def with_constants(model: ir.Model, arrays: Mapping[str, NDArray[np.generic]]) -> ir.Model:
-    """A copy with other values in some initializers of the main graph, by name."""
+    """Return a copy of ``model`` with new values in some initializers of the main graph, by name."""
     copy = model.clone()
     for name, array in arrays.items():
         value = copy.graph.initializers[name]
