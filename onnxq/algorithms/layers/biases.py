@@ -1,8 +1,6 @@
-"""Where a layer's bias is, and the activation that follows the product.
+"""The bias of a layer, and the Relu or Clip after it.
 
-Where a layer's bias is: an input of its own, or a constant that an Add behind it adds.
-
-What becomes of the products of a layer: a bias is added, and a Relu or Clip behind it may cut them off.
+The bias is an input of the layer's node or, for MatMul, the constant of the Add that follows.
 """
 
 from __future__ import annotations
@@ -24,13 +22,13 @@ from onnxq.graph.walks import only_reader, only_use
 
 @dataclass(frozen=True)
 class Bias:
-    """One bias, and where it is read.
+    """The bias of a layer, and its consumer.
 
     Attributes:
-        holder: the name of the node that reads it.
-        index: as which of its inputs.
-        tensor: its initializer.
-        values: its values, in the shape that they are stored in.
+        holder: name of the node that reads the bias.
+        index: position of the bias among the inputs of that node.
+        tensor: name of the initializer.
+        values: the values, in the shape of the initializer.
     """
 
     holder: str
@@ -39,12 +37,12 @@ class Bias:
     values: NDArray[np.float64]
 
     def plus(self, shift: NDArray[np.float64]) -> Bias:
-        """With ``shift [C]`` added to its C values."""
+        """Return a copy with ``shift``, ``[C]``, added to its C values."""
         return replace(self, values=self.values + shift.reshape(self.values.shape))
 
 
 def bias_of(node: ir.Node) -> Bias | None:
-    """The constant bias of a layer, one value for each output channel, that nothing else reads; or None."""
+    """Return the constant bias of a layer, one value per output channel; None if other nodes read it too."""
     operator = WEIGHTED[node.op_type]
     if operator.bias is not None:
         beta = node.attributes.get_float("beta", 1.0)
@@ -66,7 +64,7 @@ def _bias(holder: ir.Node, index: int, node: ir.Node) -> Bias | None:
 
 
 def with_biases(model: ir.Model, biases: Iterable[Bias]) -> ir.Model:
-    """A copy of ``model`` with these biases."""
+    """Return a copy of ``model`` with the values of ``biases``."""
     return with_constants(model, {bias.tensor: bias.values for bias in biases})
 
 
@@ -75,23 +73,25 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class BiasAndActivation:
-    """What is done to the products of a layer.
+    """The bias and the activation that follow the product of a layer.
 
     Attributes:
-        bias: ``[G, 1, O]``; zeros where it is not known, and then it is the same in both models.
-        limits: of the Relu or Clip that alone reads the sum; infinite if there is none.
+        bias: the bias, ``[G, 1, O]``. It is zero where the bias is not constant; it is then the same in the
+            float and in the quantized model.
+        limits: lower and upper limit of the Relu or Clip that is the only consumer of the sum; infinite if
+            there is none.
     """
 
     bias: Floats
     limits: tuple[float, float] = (-math.inf, math.inf)
 
     def of(self, products: Floats) -> Floats:
-        """What the products, ``[G, n, O]``, become."""
+        """Return ``products``, ``[G, n, O]``, with the bias added and the activation applied."""
         return (products + self.bias).clip(*self.limits)
 
 
 def bias_and_activation(node: ir.Node, layer: MatrixLayer) -> BiasAndActivation:
-    """What is behind ``layer``, which ``node`` computes."""
+    """Return the bias and the activation that follow ``layer``, computed by ``node``."""
     groups, outputs, _ = layer.shape
     bias, slot = bias_of(node), WEIGHTED[node.op_type].bias
     if bias is None:

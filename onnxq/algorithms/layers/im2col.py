@@ -1,6 +1,6 @@
-"""The rows x that a layer multiplies its matrices with, picked at random from its input (im2col, sampled).
+"""Random rows of the im2col matrix of a layer: the vectors x that its weight matrices are multiplied by.
 
-For a convolution, a row is the patch of the input under the kernel at one place of the output.
+For a convolution, a row is the patch of the input under the kernel for one position of the output.
 """
 
 from __future__ import annotations
@@ -20,19 +20,25 @@ Floats = NDArray[np.float32]
 RowIndices = NDArray[np.int64]
 
 _Inputs = Callable[[RowIndices, int, int, int, int], RowIndices]
-"""Positions in the output [n, 1], kernel size, stride, dilation, front padding -> in the input [n, taps]."""
+"""Maps output positions [n, 1], kernel size, stride, dilation, front padding to input positions [n, taps]."""
 
 
 def im2col_rows(node: ir.Node, data: NDArray[np.generic], limit: int, rng: np.random.Generator) -> Floats:
-    """At most ``limit`` rows for each sample of ``data``, the node's input, at random places: ``[n, G, K]``.
+    """Return random rows of the im2col matrix of ``data``, ``[n, G, K]``.
 
     G and K are as in `onnxq.algorithms.layers.matrices`.
+
+    Args:
+        node: a Conv, ConvTranspose, Gemm or MatMul.
+        data: the data input of ``node``.
+        limit: the largest number of rows for each sample of ``data``.
+        rng: chooses the positions.
     """
     return _PATCHES[node.op_type](node, np.asarray(data, np.float32), limit, rng)
 
 
 def finite(rows: Floats) -> Floats:
-    """``rows`` with zeros in place of what is infinite or no number."""
+    """Return ``rows`` with infinities and NaN replaced by zero."""
     known = np.isfinite(rows)
     return rows if known.all() else np.where(known, rows, np.float32(0))
 
@@ -50,13 +56,13 @@ def _conv_places(out: RowIndices, size: int, stride: int, dilation: int, pad: in
 
 
 def _transposed_places(out: RowIndices, size: int, stride: int, dilation: int, pad: int) -> RowIndices:
-    """Input i adds to output ``i * stride - pad + tap * dilation``; an output between them meets zeros."""
+    """Return the input positions i with output position ``i * stride - pad + tap * dilation``; -1 if none."""
     steps = out + pad - np.arange(size) * dilation
     return np.where(steps % stride == 0, steps // stride, -1)
 
 
 def _gathered(node: ir.Node, data: Floats, limit: int, rng: np.random.Generator, inputs: _Inputs) -> Floats:
-    """Data [N, C, spatial ...] -> [N * n, G, K]."""
+    """Gather n random patches of each sample of ``data``, ``[N, C, spatial ...]``, as ``[N * n, G, K]``."""
     sizes, kernel = data.shape[2:], _kernel(node)
     rank = len(sizes)
     strides, dilations = _strides(node, rank), _dilations(node, rank)
@@ -75,7 +81,11 @@ def _gathered(node: ir.Node, data: Floats, limit: int, rng: np.random.Generator,
 
 
 def _combined(found: Sequence[RowIndices], sizes: Sequence[int]) -> tuple[RowIndices, NDArray[np.bool_]]:
-    """Positions along each axis, ``[n, its taps]`` -> flat ones, ``[n, taps]``, and which lie inside."""
+    """Combine positions along each axis, ``[n, taps of the axis]``, into flat indices ``[n, taps]``.
+
+    Returns:
+        The flat indices, and a mask of the positions inside the input; the others are padding.
+    """
     index, inside = np.zeros((len(found[0]), 1), np.int64), np.ones((len(found[0]), 1), bool)
     for place, size in zip(found, sizes, strict=True):
         valid = (place >= 0) & (place < size)
@@ -93,9 +103,9 @@ class _Axis:
     """One spatial axis of a convolution.
 
     Attributes:
-        size: of the input.
-        span: elements that the dilated kernel covers.
-        stride: step between two places of the kernel.
+        size: size of the input.
+        span: number of elements that the dilated kernel covers.
+        stride: distance between two positions of the kernel.
         pads: zeros in front and at the end, where ``auto_pad`` is not given.
         extra: ``output_padding``.
         wanted: ``output_shape``; None if it is not given.
@@ -166,7 +176,7 @@ def _transposed_axis(axis: _Axis, auto: str) -> tuple[int, int]:
 
 
 def _chosen(sizes: Sequence[int], limit: int, rng: np.random.Generator) -> list[RowIndices]:
-    """At most ``limit`` different places of the output, one index array for each axis."""
+    """Choose at most ``limit`` distinct output positions at random; return one index array per axis."""
     total = math.prod(sizes)
     flat = np.arange(total) if total <= limit else np.sort(rng.choice(total, limit, replace=False))
     return [np.asarray(axis, np.int64) for axis in np.unravel_index(flat, sizes)]

@@ -1,8 +1,9 @@
-"""Every operator with constant weights as groups of matrices: the one form that the algorithms work on.
+"""Operators with constant weights as groups of matrices, the common form for all algorithms.
 
 ``y[g, o] = sum over k of W[g, o, k] * x[g, k] + b[g, o]``, with G groups of O outputs and K inputs each. For
-a convolution, x is the patch of its input under the kernel, at one place of the output; K counts the input
-channels of a group times the taps of the kernel. A depthwise convolution has a group for each channel.
+a convolution, x is the patch of the input under the kernel for one output position (im2col), and K is the
+number of input channels per group times the number of kernel taps. A depthwise convolution has one group per
+channel.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ class MatrixLayer:
     """A quantized node with constant weights.
 
     Attributes:
-        name: the node's, the same in every copy of the model.
-        op_type: its operator.
-        data: the quantized edge that its input comes by.
-        weight: the quantized edge that its weights come by.
-        shape: (G, O, K).
+        name: name of the node, the same in every copy of the model.
+        op_type: operator of the node.
+        data: quantization point of its data input.
+        weight: quantization point of its weights.
+        shape: shape of the weights as matrices, (G, O, K).
     """
 
     name: str
@@ -51,13 +52,16 @@ class MatrixLayer:
 
 
 def layers(model: ir.Model, plan: QuantPlan) -> list[MatrixLayer]:
-    """The layers of ``plan`` whose data and weights are both quantized, in graph order."""
+    """Return the layers of ``plan`` whose data and weights are both quantized, in graph order."""
     points = {(point.consumer, point.input_index): point for point in plan.points}
     return [layer for node in model.graph if (layer := _layer(node, points)) is not None]
 
 
 def with_own_weights(model: ir.Model, plan: QuantPlan) -> list[MatrixLayer]:
-    """The layers that alone read their weights: other readers' inputs might want them rounded otherwise."""
+    """Return the layers whose weights have no other consumer.
+
+    The inputs of another consumer might need another rounding of the same weights.
+    """
     constants = model.graph.initializers
     return [one for one in layers(model, plan) if only_use(constants[one.weight.tensor])]
 
@@ -65,7 +69,13 @@ def with_own_weights(model: ir.Model, plan: QuantPlan) -> list[MatrixLayer]:
 def in_parts(
     found: Iterable[MatrixLayer], size: Callable[[MatrixLayer], int], most: int
 ) -> Iterator[list[MatrixLayer]]:
-    """Neighbours together, as many as have at most the size ``most``; a single one may have more."""
+    """Split consecutive layers into parts whose total size is at most ``most``.
+
+    Args:
+        found: the layers, in graph order.
+        size: returns the size of one layer, in the unit of ``most``.
+        most: the largest total size of a part. A single layer that is larger is a part of its own.
+    """
     part: list[MatrixLayer] = []
     for layer in found:
         if part and sum(map(size, (*part, layer))) > most:
@@ -89,10 +99,10 @@ def _layer(node: ir.Node, points: Mapping[tuple[str, int], QuantPoint]) -> Matri
 
 
 def channel_axes(model: ir.Model, plan: QuantPlan) -> dict[str, int]:
-    """The tensors that layers read, and which axis (from the end) counts the channels that they sum over.
+    """Return the axis of the input channels, counted from the end, of each tensor that layers read.
 
-    Without those whose first axis that is (vectors, transposed matrices): it counts samples everywhere else.
-    And without those that two layers sum over different axes of.
+    A tensor whose channel axis is its first axis (a vector or a transposed matrix) is left out, because
+    statistics take the first axis as the batch axis. So is a tensor whose consumers sum over different axes.
     """
     nodes, found = {node.name: node for node in model.graph}, dict[str, set[int]]()
     for layer in layers(model, plan):
@@ -107,17 +117,17 @@ def _summed_axis(node: ir.Node) -> int:
 
 
 def channel_axis(node: ir.Node) -> int:
-    """The axis, from the end, that counts the channels of the layer's output."""
+    """Return the axis of the output channels in the output of a layer, counted from the end."""
     return -1 - output_rank_after_channels(node, len(weight_shape(node)))
 
 
 def weights_of(node: ir.Node) -> NDArray[np.generic] | None:
-    """The constant weights of a node that has some."""
+    """Return the weights of a layer; None if they are not constant."""
     return constant_value(weight_of(node))
 
 
 def matrices_of(node: ir.Node) -> Floats | None:
-    """The constant weights of a node as ``[G, O, K]``; None where it has none that are matrices."""
+    """Return the constant weights of a node as ``[G, O, K]``; None if it has none, or none of this form."""
     values = weights_of(node) if node.op_type in WEIGHTED and node.domain == "" else None
     if values is None or not values.size or values.ndim < 2:
         return None
@@ -125,11 +135,17 @@ def matrices_of(node: ir.Node) -> Floats | None:
 
 
 def matrices(node: ir.Node, weight: NDArray[np.generic]) -> Floats:
-    """Weights as the operator has them -> ``[G, O, K]``; a copy where the layout differs."""
+    """Return weights in the layout of the operator as ``[G, O, K]``; a copy where the layouts differ."""
     rows, groups = to_rows(node, np.asarray(weight, np.float32)), groups_of(node)
     return rows.reshape(groups, len(rows) // groups, -1)
 
 
 def weights(node: ir.Node, matrix: Floats, shape: tuple[int, ...]) -> Floats:
-    """The inverse of `matrices`: ``[G, O, K]`` -> weights of this ``shape``."""
+    """Return ``[G, O, K]`` in the layout of the operator: the inverse of `matrices`.
+
+    Args:
+        node: the layer.
+        matrix: the weights as ``[G, O, K]``.
+        shape: shape of the weights in the layout of the operator.
+    """
     return np.ascontiguousarray(from_rows(node, matrix.reshape(row_shape(node, shape))), np.float32)

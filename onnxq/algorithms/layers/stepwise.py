@@ -1,8 +1,8 @@
-"""A model run from stop to stop over many samples: every node once, and changed on the way.
+"""Stepwise execution of a model on many samples, with changes between the steps.
 
-At each stop one tensor is there, of every sample. What is done then to it, or to constants that are read
-later, all nodes behind it see: so errors can be corrected one layer after the other, without running the
-model anew for each.
+The run pauses at each stop with the values of one tensor for all samples. The caller may then change these
+values, or constants that later nodes read. All nodes downstream use the changed values. So errors can be
+corrected one layer after the other in a single run of the model.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from onnxq.graph.nodes import name_of
 Array = NDArray[np.generic]
 
 Change = Callable[[str, list[Array]], list[Array]]
-"""The name of a tensor, what it holds for each batch -> what it is to hold instead."""
+"""Maps the name of a tensor and its array for each batch to the arrays to continue with."""
 
 
 def run_stepwise(
     model: ir.Model, stops: Sequence[str], batches: Sequence[Sample], change: Change, threads: int = 0
 ) -> None:
-    """Run ``model`` on ``batches``, as far as the last stop.
+    """Run ``model`` on ``batches`` up to the last stop, and replace the tensor at each stop.
 
     Args:
-        model: one whose parts can run alone (`onnxq.algorithms.layers.subgraphs.is_partitionable`).
-        stops: tensors that nodes of it give.
-        batches: what it is run on.
-        change: called at each stop, in the order of the nodes.
-        threads: batches side by side; 0 takes every processor.
+        model: a model whose parts can run alone (`onnxq.algorithms.layers.subgraphs.is_partitionable`).
+        stops: names of tensors that its nodes compute.
+        batches: the samples to run it on.
+        change: called at each stop, in graph order.
+        threads: number of batches to run in parallel; 0 for one per processor.
 
     Raises:
-        CalibrationError: it does not load, or does not take a batch.
+        CalibrationError: a part of the model does not load, or rejects a batch.
     """
     for stop, arrays in iterate_steps(model, stops, batches, threads):
         arrays[:] = change(stop, list(arrays))
@@ -48,34 +48,42 @@ def run_stepwise(
 def iterate_steps(
     model: ir.Model, stops: Sequence[str], batches: Sequence[Sample], threads: int = 0
 ) -> Iterator[tuple[str, list[Array]]]:
-    """The same one step at a time: each stop, with what its tensor holds for each batch.
+    """Run ``model`` on ``batches`` and yield each stop with the array of its tensor for each batch.
 
-    What the list holds when the next step is asked for, and constants of ``model`` as they are then, is what
-    nodes behind the stop see.
+    The next step uses the arrays that the list then holds, and the values that the constants then have.
+
+    Args:
+        model: a model whose parts can run alone (`onnxq.algorithms.layers.subgraphs.is_partitionable`).
+        stops: names of tensors that its nodes compute.
+        batches: the samples to run it on.
+        threads: number of batches to run in parallel; 0 for one per processor.
+
+    Raises:
+        CalibrationError: a part of the model does not load, or rejects a batch.
     """
     held: list[dict[str, Array]] = [dict(batch.feeds) for batch in batches]
-    legs = _segments(model, frozenset(stops))
+    segments = _segments(model, frozenset(stops))
     with ThreadPoolExecutor(threads or processors()) as pool:
-        for number, leg in enumerate(legs):
-            later = {name for other in legs[number + 1 :] for name in other.reads}
-            gives = [name for name in leg.gives if name in later or name == leg.stop]
-            _run(_part(model, leg, gives), leg.reads, gives, batches, held, pool)
-            there = [arrays[leg.stop] for arrays in held]
-            yield leg.stop, there
+        for number, segment in enumerate(segments):
+            later = {name for other in segments[number + 1 :] for name in other.reads}
+            gives = [name for name in segment.gives if name in later or name == segment.stop]
+            _run(_part(model, segment, gives), segment.reads, gives, batches, held, pool)
+            there = [arrays[segment.stop] for arrays in held]
+            yield segment.stop, there
             for arrays, array in zip(held, there, strict=True):
-                arrays[leg.stop] = array
+                arrays[segment.stop] = array
                 for name in arrays.keys() - later:
                     del arrays[name]
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """The nodes that run before a stop.
+    """The nodes that run between the previous stop and this one.
 
     Attributes:
         stop: the tensor at the end.
-        reads: what they need of the legs before.
-        gives: all that they make.
+        reads: the inputs of the model and the tensors of earlier segments that the nodes read.
+        gives: all tensors that the nodes compute.
     """
 
     stop: str
@@ -84,19 +92,24 @@ class _Segment:
 
 
 def _segments(model: ir.Model, stops: frozenset[str]) -> list[_Segment]:
-    """Every node as late as possible, so that few tensors wait, and those in integers rather than reals."""
+    """Assign each node to the last possible segment.
+
+    This keeps few tensors in memory, and keeps quantized ones as integers rather than as floats.
+    """
     ends = [v for node in model.graph for v in node.outputs if v.name in stops]
     number = {end.producer(): i for i, end in enumerate(ends)}
-    leg_of: dict[ir.Node, int] = {}
+    segment_of: dict[ir.Node, int] = {}
     for node in reversed(list(model.graph)):
-        legs = [leg_of[use.node] for value in node.outputs for use in value.uses() if use.node in leg_of]
-        legs += [number[node]] if node in number else []
-        if legs:
-            leg_of[node] = min(legs)
+        needed = [
+            segment_of[use.node] for value in node.outputs for use in value.uses() if use.node in segment_of
+        ]
+        needed += [number[node]] if node in number else []
+        if needed:
+            segment_of[node] = min(needed)
     members: list[list[ir.Node]] = [[] for _ in ends]
     for node in model.graph:
-        if node in leg_of:
-            members[leg_of[node]].append(node)
+        if node in segment_of:
+            members[segment_of[node]].append(node)
     return [_segment(nodes, name_of(end)) for nodes, end in zip(members, ends, strict=True)]
 
 
@@ -107,8 +120,8 @@ def _segment(nodes: Sequence[ir.Node], stop: str) -> _Segment:
     return _Segment(stop, tuple(outside), tuple(name_of(value) for value in made))
 
 
-def _part(model: ir.Model, leg: _Segment, gives: Sequence[str]) -> ir.Model:
-    graph = ir.convenience.extract(model.graph, list(leg.reads), list(gives))
+def _part(model: ir.Model, segment: _Segment, gives: Sequence[str]) -> ir.Model:
+    graph = ir.convenience.extract(model.graph, list(segment.reads), list(gives))
     functions = [function.clone() for function in model.functions.values()]
     return ir.Model(graph, ir_version=model.ir_version, functions=functions)
 

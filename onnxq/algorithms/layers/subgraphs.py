@@ -1,7 +1,7 @@
-"""The parts of a model behind a change: all that must run to know what the change does to the outputs.
+"""Subgraphs downstream of a change: the nodes that must run to evaluate its effect on the outputs.
 
-What lies behind is cut in two at a place in the order of the nodes. The *piece* before it is different for
-each change; the *rest* after it is the same for all changes before it, so that one session serves them all.
+The downstream nodes are split at a position in graph order. The *piece* before that position is different
+for each change. The *rest* after it is the same for all changes before it, so they share one session.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import onnx_ir as ir
 
 from onnxq.graph.nodes import all_nodes, name_of
 
-_FED = frozenset(
+_FEEDABLE = frozenset(
     {
         *(ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BOOL),
         *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
         *(ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64),
     }
 )
-"""Types of tensors that the runtime both gives and takes as arrays."""
+"""Element types that the runtime both accepts and returns as arrays."""
 
 
 @dataclass(frozen=True)
 class Subgraph:
-    """A model of its own.
+    """A part of a model as a model of its own.
 
     Attributes:
-        model: what is to be run.
-        feeds: the tensors of the whole model that it reads.
-        gives: the tensors of the whole model that it gives, in order.
+        model: the part.
+        feeds: names of its inputs, tensors of the whole model.
+        gives: names of its outputs, tensors of the whole model, in order.
     """
 
     model: ir.Model
@@ -40,16 +40,21 @@ class Subgraph:
 
 
 def rest_of(model: ir.Model, start: int) -> Subgraph | None:
-    """The nodes of ``model`` from position ``start`` on; None if there are none."""
+    """Return the nodes of ``model`` from position ``start`` on as a subgraph; None if there are none."""
     nodes = set(list(model.graph)[start:])
     outputs = [value for value in model.graph.outputs if value.producer() in nodes]
     return _part(model, nodes, outputs) if nodes else None
 
 
 def piece_before(model: ir.Model, seeds: Iterable[ir.Node], rest: Subgraph | None) -> Subgraph:
-    """What of ``model`` depends on the nodes ``seeds`` and comes before ``rest``.
+    """Return the nodes ``seeds`` and all nodes downstream of them that come before ``rest``.
 
-    It gives what ``rest`` reads of it, and its share of the outputs of ``model``.
+    The outputs of the subgraph are its tensors that ``rest`` reads or that are outputs of ``model``.
+
+    Args:
+        model: the whole model.
+        seeds: the nodes that a change affects directly.
+        rest: the last nodes of the model, from `rest_of`; None if there is no such part.
     """
     later = {node.name for node in rest.model.graph} if rest else set()
     nodes = {node for node in _reached(seeds) if node.name not in later}
@@ -60,7 +65,7 @@ def piece_before(model: ir.Model, seeds: Iterable[ir.Node], rest: Subgraph | Non
 
 
 def whole(model: ir.Model) -> Subgraph:
-    """All of ``model``."""
+    """Return all of ``model`` as a subgraph."""
     graph = model.graph
     feeds = tuple(name_of(value) for value in graph.inputs if value.name not in graph.initializers)
     return Subgraph(model, feeds, tuple(dict.fromkeys(name_of(value) for value in graph.outputs)))
@@ -69,8 +74,8 @@ def whole(model: ir.Model) -> Subgraph:
 def is_partitionable(model: ir.Model) -> bool:
     """Whether parts of ``model`` can run alone.
 
-    Not with control flow, whose bodies read tensors from outside; and not if a tensor between two nodes is
-    none that can be fed (a sequence, an unknown type).
+    They cannot if the model has control flow, whose bodies read tensors from outside, or if a tensor between
+    two nodes cannot be fed (a sequence, or an unknown type).
     """
     values = [value for node in model.graph for value in node.outputs if value.name]
     return all(node.graph is model.graph for node in all_nodes(model)) and all(map(_can_be_fed, values))
@@ -97,10 +102,10 @@ def _part(model: ir.Model, nodes: Collection[ir.Node], outputs: list[ir.Value]) 
 
 
 def _border(graph: ir.Graph, nodes: Collection[ir.Node]) -> list[ir.Value]:
-    """The tensors that ``nodes`` read and none of them gives, in order; no constants."""
+    """Return the tensors that ``nodes`` read and do not compute, without initializers, in graph order."""
     read = dict.fromkeys(value for node in graph if node in nodes for value in node.inputs)
     return [v for v in read if v is not None and v.producer() not in nodes and not v.is_initializer()]
 
 
 def _can_be_fed(value: ir.Value) -> bool:
-    return isinstance(value.type, ir.TensorType) and value.dtype in _FED
+    return isinstance(value.type, ir.TensorType) and value.dtype in _FEEDABLE
