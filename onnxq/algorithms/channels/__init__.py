@@ -1,1 +1,1 @@
-"""Cross-layer equalization and activation centering: factors and shifts of channels."""
+"""Cross-layer equalization and activation centering: scale factors and offsets of channels."""

@@ -1,14 +1,15 @@
-"""Numbers on one side of zero are moved around it, where the integers are symmetric.
+"""Centering of activations: shift symmetrically quantized tensors so that their range is centered on zero.
 
-A Relu leaves one half of symmetric integers unused. Lowered by the middle of its range, a tensor has twice as
-many of them: the bias, the normalization or the Clip that it comes from takes the offset in, and what reads
-it adds to its own bias what it misses. Channels that no Clip ties together are each lowered by their own
-middle, so that the range is no wider than that of the widest. The float model computes what it did. This is
-bias absorption (Nagel et al., Data-free quantization through weight equalization and bias correction, 2019),
-exact, and for tensors of both kinds. What may be moved is in `offsets`; what is done about zeros that
-convolutions pad with, in `padding`.
+The output of a Relu uses only half of a symmetric integer range. Subtracting the middle of its range lets the
+tensor use all of it. The offset is folded into the bias, the normalization or the Clip that produces the
+tensor. Each consumer folds the negated offset, multiplied by its weights, into its own bias. Channels that no
+Clip couples are each shifted by their own middle, so the range of the tensor becomes that of its widest
+channel. The outputs of the float model do not change. This is bias absorption (Nagel et al., Data-free
+quantization through weight equalization and bias correction, 2019), but exact, and for signed tensors too.
+`shift_rules` has the rules for which channels may be shifted, and `padding` handles the zero padding of
+convolutions.
 
-Where integers are asymmetric, their zero point does the same for a whole tensor.
+With asymmetric integers the zero point has the same effect for the whole tensor.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ from onnxq.graph.nodes import (
 from onnxq.graph.operators import WEIGHTED
 
 Offsets = NDArray[np.float64]
-"""One for each label of `Channels`; that of a fixed channel is 0."""
+"""One offset for each label of `Channels`; that of a fixed channel is 0."""
 
 
 def center(draft: Draft, context: CorrectionContext) -> Draft | None:
-    """A draft of a float model whose symmetric tensors lie around zero; None where nothing can be moved.
+    """Return a draft whose symmetrically quantized tensors are centered on zero; None if none can be shifted.
 
-    It is calibrated anew, and begins with weights rounded to nearest.
+    The shifted model is calibrated again. Its weights are rounded to nearest.
 
     Raises:
-        CalibrationError: the model does not take a sample.
+        CalibrationError: the model rejects a sample.
     """
     groups = [
         g for g in draft.plan.groups.values() if g.observed_tensors and g.spec.symmetric and not g.constant
@@ -70,14 +71,14 @@ def center(draft: Draft, context: CorrectionContext) -> Draft | None:
 
 
 def _ends(draft: Draft, group: Group, seen: ChannelMoments) -> tuple[Offsets, Offsets]:
-    """The smallest and the largest value of each channel, as far as the range of the tensor goes."""
+    """Return the smallest and the largest value of each channel, clipped to the range of the tensor."""
     limits = np.array(group.spec.limits).astype(group.spec.dtype.numpy())
     low, high = dequantize(limits, draft.plan.params[group.name], group.spec).astype(np.float64)
     return seen.lows.min(axis=0).clip(low, high), seen.highs.max(axis=0).clip(low, high)
 
 
 def middles(channels: Channels, ends: Mapping[str, tuple[Offsets, Offsets]]) -> Offsets:
-    """The middle of what all channels of each label reach together."""
+    """Return the middle of the joint range of all channels with the same label, for each label."""
     low, high = np.full(channels.count, np.inf), np.full(channels.count, -np.inf)
     for name, (lows, highs) in ends.items():
         labels = channels.of(name).reshape(-1)
@@ -89,9 +90,13 @@ def middles(channels: Channels, ends: Mapping[str, tuple[Offsets, Offsets]]) -> 
 
 
 def shifted(model: ir.Model, channels: Channels, offsets: Offsets, padded: Collection[str] = ()) -> ir.Model:
-    """A copy of ``model`` that computes the same, with every channel c lowered by ``offsets[c]``.
+    """Return a copy of ``model`` with the same outputs and each channel c lowered by ``offsets[c]``.
 
-    A Pad in front of the convolutions ``padded`` pads with what has become of zero.
+    Args:
+        model: the float model.
+        channels: the labels of its channels, and the constants to fold offsets into.
+        offsets: one offset for each label, in the unit of the tensors.
+        padded: names of convolutions whose zero padding becomes a Pad with the negated offset.
     """
     copy = model.clone()
     nodes = {node.name: node for node in copy.graph}
@@ -109,12 +114,12 @@ def shifted(model: ir.Model, channels: Channels, offsets: Offsets, padded: Colle
 
 
 def _offset(value: ir.Value | None, channels: Channels, offsets: Offsets) -> float:
-    """Of a tensor whose channels all have the same."""
+    """Return the offset of a tensor whose channels all have the same one."""
     return 0.0 if value is None else float(offsets[channels.of(name_of(value)).reshape(-1)[0]])
 
 
 def _shift(node: ir.Node, fold: ScaleFold, offsets: Offsets) -> tuple[tuple[str, int], Offsets]:
-    """Where a fold adds something, and what."""
+    """Return the input (name of the node, position) that a fold adds to, and the values to add."""
     if node.op_type not in WEIGHTED or fold.index != WEIGHTED[node.op_type].weight:
         return (fold.node, fold.index), offsets[fold.down] - offsets[fold.up]
     bias = bias_of(node) if WEIGHTED[node.op_type].bias is None else None
@@ -124,7 +129,7 @@ def _shift(node: ir.Node, fold: ScaleFold, offsets: Offsets) -> tuple[tuple[str,
 
 
 def _products(node: ir.Node, offsets: Offsets) -> Offsets:
-    """What the weights make of offsets of their input channels: one for each output channel."""
+    """Multiply offsets of the input channels by the weights: one value for each output channel."""
     weight = constant_value(node.inputs[1])
     assert weight is not None
     matrix = matrices(node, weight)
@@ -135,7 +140,10 @@ def _products(node: ir.Node, offsets: Offsets) -> Offsets:
 
 
 def _add_to(model: ir.Model, node: ir.Node, index: int, shift: Offsets) -> None:
-    """Add to an input of a node. A Relu has a limit of 0; other limits that are left out are infinite."""
+    """Add ``shift`` to a constant input of a node, or create the input.
+
+    A Relu becomes a Clip, with the shifted limit. A missing limit of a Clip is infinite and stays missing.
+    """
     value = input_at(node, index)
     array = constant_value(value)
     if value is not None and array is not None:

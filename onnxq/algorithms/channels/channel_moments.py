@@ -1,4 +1,4 @@
-"""What is measured of the channels of a float model, to choose their factors by."""
+"""Statistics of the channels of a float model, from which their factors and offsets are computed."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from onnxq.algorithms.channels.labels import Channels
 from onnxq.algorithms.context import Arrays, CorrectionContext
 
 SILENT = 2.0**-12
-"""Channels so much smaller than the largest of their tensor are silent."""
+"""A channel is silent if its largest magnitude is at most this share of the largest in its tensor."""
 
 LEVELS = 255
-"""Steps of the range that clipping is held against."""
+"""Quantization steps over the range, for the rounding noise that clipping is compared with."""
 
 BEARABLE = 1.0
-"""What the largest values of unseen samples may lose, as a multiple of the noise of rounding."""
+"""Largest clipping noise to accept for unseen samples, as a multiple of the rounding noise."""
 
 HEADROOMS = np.geomspace(1.0, 1024.0, 101)
+"""Candidates for `headroom`, in ascending order."""
 
 
 @dataclass(frozen=True)
 class ChannelMoments:
-    """What was seen of each channel of a tensor, in the order of its labels.
+    """Statistics of the channels of a tensor, in the order of its labels.
 
     Attributes:
-        highs, lows: [samples, C], the largest and the smallest value of each sample.
-        total, squares: [C], sums of the values and of their squares.
-        count: how many values a channel had.
+        highs: the largest value of each sample, ``[samples, C]``.
+        lows: the smallest value of each sample, ``[samples, C]``.
+        total: the sum of the values, ``[C]``.
+        squares: the sum of the squared values, ``[C]``.
+        count: number of values per channel.
     """
 
     highs: NDArray[np.float64]
@@ -43,13 +46,17 @@ class ChannelMoments:
 
     @property
     def variance(self) -> NDArray[np.float64]:
-        """Of each channel."""
+        """The variance of each channel, ``[C]``."""
         return np.maximum(self.squares / self.count - np.square(self.total / self.count), 0.0)
 
     def ends(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-        """The largest and the smallest value to expect of each channel, zero included; and which are silent.
+        """Return the largest and the smallest value to expect of each channel, and which channels are silent.
 
-        A silent channel counts as one of the largest: nothing is known of it that would let it grow.
+        The ranges include zero. A silent channel gets the range of the tensor, so that it is not scaled up:
+        its own range is unknown.
+
+        Returns:
+            The upper ends, the lower ends and the mask of silent channels, ``[C]`` each.
         """
         room = headroom(self.highs, self.lows)
         high, low = np.maximum(self.highs.max(axis=0), 0.0), np.minimum(self.lows.min(axis=0), 0.0)
@@ -59,12 +66,16 @@ class ChannelMoments:
 
 
 def headroom(highs: NDArray[np.float64], lows: NDArray[np.float64]) -> float:
-    """How far beyond what was seen of them the channels must reach, as a factor for all: [n, C] twice.
+    """Return the factor by which the range of every channel must exceed the observed one.
 
-    A channel that answers to few things was perhaps never seen at its largest, and once it fills the range
-    nothing larger fits in. What a new sample would lose by that is what each of the samples would have
-    lost had only the others been seen: its largest value beyond their largest. It is held against what
-    rounding loses, both as shares of the channels' own sizes.
+    A channel that is rarely active may exceed its observed range on new samples, and is then clipped. The
+    clipping error of a new sample is estimated by leave-one-out: for each sample, by how much its largest
+    value exceeds that of all others. The smallest factor is chosen whose clipping error is at most `BEARABLE`
+    times the rounding noise, both relative to the range of the channel.
+
+    Args:
+        highs: the largest value of each sample, ``[samples, C]``.
+        lows: the smallest value of each sample, ``[samples, C]``.
     """
     if len(highs) < 2:
         return float(HEADROOMS[-1])
@@ -80,10 +91,19 @@ def headroom(highs: NDArray[np.float64], lows: NDArray[np.float64]) -> float:
 def measure(
     model: ir.Model, channels: Channels, tensors: Sequence[str], context: CorrectionContext
 ) -> dict[str, ChannelMoments]:
-    """Run the samples once and look at the channels of ``tensors``; nothing if the model takes none of them.
+    """Run the samples once, and collect statistics of the channels of ``tensors``.
+
+    Args:
+        model: the float model.
+        channels: the labels of its channels.
+        tensors: names of the tensors to measure.
+        context: the samples to run.
+
+    Returns:
+        The statistics by name of the tensor; empty if the model rejects all samples.
 
     Raises:
-        CalibrationError: the model does not load, or does not take a sample.
+        CalibrationError: the model does not load, or rejects a sample.
     """
     shapes = {name: channels.of(name).shape for name in tensors}
     look = partial(_look, shapes, [sample.count for sample in context.fit])
@@ -92,7 +112,7 @@ def measure(
 
 
 def joined(parts: Sequence[ChannelMoments]) -> ChannelMoments:
-    """Those of all batches, in order."""
+    """Join the statistics of all batches, in order."""
     return ChannelMoments(
         highs=np.concatenate([part.highs for part in parts]),
         lows=np.concatenate([part.lows for part in parts]),
@@ -112,9 +132,14 @@ def _look(
 
 
 def moments(array: NDArray[np.float32], shape: Sequence[int], samples: int = 1) -> ChannelMoments:
-    """Of an array whose labels have this ``shape``: 1 where they do not change, () for one label for all.
+    """Compute the statistics of one array.
 
-    Samples are told apart where the first axis counts them.
+    Args:
+        array: the values.
+        shape: shape of the labels of its channels; 1 along axes where the labels do not change, () for a
+            single label.
+        samples: number of samples in ``array``. Extremes are taken per sample if the first axis has this size
+            and no channels.
     """
     axes = tuple(axis for axis in range(array.ndim) if not shape or shape[axis] == 1)
     apart = axes[:1] == (0,) and array.shape[0] == samples

@@ -1,10 +1,10 @@
-"""Channels of one tensor are brought to like sizes, so that its one scale suits all of them.
+"""Equalization of channel ranges, so that one scale per tensor suits all its channels.
 
-Cross-layer equalization (CLE; Nagel et al., Data-free quantization through weight equalization and bias
-correction, 2019) and SmoothQuant (Xiao et al., 2022) in one: a channel is multiplied by a factor in the
-weights, the bias or the normalization that it comes from, and divided by it in all weights that read it.
-The float model computes what it did; quantized, small channels get more integers. What may be scaled is in
-`channels` and `linear`, how far in `minimize_noise`.
+This combines cross-layer equalization (CLE; Nagel et al., Data-free quantization through weight equalization
+and bias correction, 2019) and SmoothQuant (Xiao et al., 2022). A channel is multiplied by a factor in the
+weights, the bias or the normalization that produces it, and divided by it in the weights of all consumers.
+The outputs of the float model do not change; after quantization, small channels use more integers.
+`labels` and `scale_rules` determine which channels may be scaled, and `noise_model` the factors.
 """
 
 from __future__ import annotations
@@ -31,30 +31,31 @@ from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 
 WORTH = 0.02
-"""What a Mul that is inserted must gain, as a share of all the noise that is left."""
+"""Smallest noise reduction for which a Mul is inserted, as a share of all remaining noise."""
 
 ENOUGH = 0.3
-"""What all factors together must gain, as a share of the noise of the activations that they can change. They
-take up the room that small channels have for values never seen: samples like those that were fitted on do not
-show what that costs.
+"""Smallest total noise reduction, as a share of the noise of the activations that the factors affect.
+
+Factors use up the headroom of small channels for values outside the observed range. Samples that resemble
+those fitted on do not show the clipping error that this may cause.
 """
 
 logger = logging.getLogger(__name__)
 
 
 def equalize(draft: Draft, context: CorrectionContext) -> Draft | None:
-    """A draft of a float model with equalized channels; None where that gains too little.
+    """Return a draft with equalized channels; None if the predicted gain is too small.
 
-    It is calibrated anew, and begins with weights rounded to nearest.
+    The equalized model is calibrated again. Its weights are rounded to nearest.
 
     Raises:
-        CalibrationError: the model does not take a sample.
+        CalibrationError: the model rejects a sample.
     """
-    channels, places, outlook = _scalable(draft)
-    if not outlook.needed:
-        return None  # nothing quantized has channels that could be scaled
+    channels, places, builder = _scalable(draft)
+    if not builder.needed:
+        return None
     context.progress("measuring channels")
-    terms = outlook.terms(measure(draft.reference, channels, outlook.needed, context))
+    terms = builder.terms(measure(draft.reference, channels, builder.needed, context))
     logs, worth = _factors(terms, channels, places)
     unscaled = np.zeros_like(logs)
     before, after = noise(terms, unscaled), noise(terms, logs)
@@ -66,19 +67,19 @@ def equalize(draft: Draft, context: CorrectionContext) -> Draft | None:
 
 
 def equalized(draft: Draft, context: CorrectionContext) -> ir.Model | None:
-    """``draft.exact`` with equalized channels, for operators that find their ranges at run time.
+    """Return ``draft.reference`` with equalized channels, for dynamic quantization.
 
-    What was never seen is not clipped there, so that small gains are taken, too. None where there is nothing
-    to scale, or the model takes no sample.
+    Ranges are computed at run time, so unseen values are not clipped and small gains are accepted too.
+    Returns None if no channel can be scaled, or the model rejects all samples.
 
     Raises:
-        CalibrationError: the model does not take a sample.
+        CalibrationError: the model rejects a sample.
     """
-    channels, places, outlook = _scalable(draft)
-    seen = measure(draft.reference, channels, outlook.needed, context) if outlook.needed else {}
+    channels, places, builder = _scalable(draft)
+    seen = measure(draft.reference, channels, builder.needed, context) if builder.needed else {}
     if not seen:
         return None
-    logs, worth = _factors(outlook.terms(seen), channels, places)
+    logs, worth = _factors(builder.terms(seen), channels, places)
     return _scaled(draft.reference, channels, logs, worth)
 
 
@@ -90,7 +91,7 @@ def _scalable(draft: Draft) -> tuple[Channels, list[MulSite], NoiseModelBuilder]
 def _factors(
     terms: Sequence[Term], channels: Channels, places: Sequence[MulSite]
 ) -> tuple[Reals, Collection[MulSite]]:
-    """Logarithms of the factors, and the places that are worth a Mul."""
+    """Return the logarithms of the factors, and the sites where a Mul is worthwhile."""
     logs = minimize_noise(terms, channels.count)
     worth = worthwhile(places, terms, logs)
     for place in places:
@@ -105,13 +106,19 @@ def _scaled(model: ir.Model, channels: Channels, logs: Reals, worth: Collection[
 
 
 def worthwhile(places: Sequence[MulSite], terms: Sequence[Term], logs: Reals) -> list[MulSite]:
-    """The places whose factors lessen the predicted noise by `WORTH` of all of it, or more."""
+    """Return the sites whose factors reduce the predicted noise by at least `WORTH` of its total.
+
+    Args:
+        places: the candidate sites.
+        terms: the terms of the noise.
+        logs: the logarithms of the factors, one for each label.
+    """
     least = WORTH * noise(terms, logs)
     return [place for place in places if _gain(place, terms, logs) >= least]
 
 
 def _gain(place: MulSite, terms: Sequence[Term], logs: Reals) -> float:
-    """How much noise there would be beside what is predicted, without the factors of this place."""
+    """Return by how much the predicted noise would grow without the factors of this site."""
     without = logs.copy()
     without[place.labels] = 0.0
     touched = [term for term in terms if term.touches(place.labels)]

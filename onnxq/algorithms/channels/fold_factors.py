@@ -1,13 +1,10 @@
-"""Factors of channels into the constants of a model, or into a Mul where no constant takes them.
+"""Folding of channel factors into the constants of a model, or into a Mul where there is no such constant.
 
-Factors of channels -> a model whose constants have taken them in.
-
-RowIndices for factors where the graph has none: a multiplication in front of the layers that read a tensor.
-
-SmoothQuant (Xiao et al., 2022) divides the outputs of a LayerNormalization by factors that the matrices
-behind it take in. In a BERT the sum beside them reads the same tensor, and behind a Gelu there is nothing
-to take factors in at all. There a Mul by a vector does it, one for all the layers that read the tensor. It
-costs a little time, so it stands only where the tensor comes in float anyway, and only where it gains much.
+SmoothQuant (Xiao et al., 2022) divides the outputs of a LayerNormalization by factors, and folds these into
+the weights of the consumers. In BERT the residual Add reads the same tensor, and a Gelu has no constants to
+fold factors into. In such cases a Mul by a vector is inserted before the layers that read the tensor, one for
+all of them. The Mul adds some latency. So it is inserted only where the tensor is in float anyway, and only
+where it reduces the noise enough (`onnxq.algorithms.channels.equalize.worthwhile`).
 """
 
 from __future__ import annotations
@@ -36,24 +33,29 @@ from onnxq.graph.nodes import (
 from onnxq.graph.operators import SUMMED_AXIS
 
 Factors = NDArray[np.float64]
-"""One for each label of `Channels`; that of a fixed channel is 1."""
+"""One factor for each label of `Channels`; that of a fixed channel is 1."""
 
 
 def folded(model: ir.Model, channels: Channels, factors: Factors) -> ir.Model:
-    """A copy of ``model`` that computes the same, with every channel c multiplied by ``factors[c]``.
+    """Return a copy of ``model`` with the same outputs and each channel c multiplied by ``factors[c]``.
 
-    A constant that others read too is copied for the one that changes it.
+    A constant with other consumers is copied before it is changed.
+
+    Args:
+        model: the float model.
+        channels: the labels of its channels, and the constants to fold factors into.
+        factors: one positive factor for each label.
     """
     copy = model.clone()
     nodes = {node.name: node for node in copy.graph}
     for fold in channels.folds:
         factor = factors[fold.up] / factors[fold.down]
         if (factor != 1).any():
-            _take_in(copy, nodes[fold.node], fold, factor)
+            _fold(copy, nodes[fold.node], fold, factor)
     return copy
 
 
-def _take_in(model: ir.Model, node: ir.Node, fold: ScaleFold, factor: Factors) -> None:
+def _fold(model: ir.Model, node: ir.Node, fold: ScaleFold, factor: Factors) -> None:
     array = constant_value(node.inputs[fold.index])
     assert array is not None
     replace_values(model, node, fold.index, array.astype(np.float64) * factor, "scaled")
@@ -80,7 +82,7 @@ def replace_values(
 
 
 def _fitting(array: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
-    """Without leading dimensions of size 1 that the constant did not have before."""
+    """Drop leading dimensions of size 1 until ``array`` has at most ``rank`` dimensions."""
     while array.ndim > rank and array.shape[0] == 1:
         array = array[0]
     return array
@@ -88,7 +90,13 @@ def _fitting(array: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class MulSite:
-    """Where a Mul could stand: in front of ``readers``, names of nodes whose input 0 is ``tensor``."""
+    """A site where a Mul can be inserted.
+
+    Attributes:
+        tensor: name of the tensor to multiply.
+        readers: names of the nodes that read the product as their input 0.
+        labels: labels of the channels of the product.
+    """
 
     tensor: str
     readers: tuple[str, ...]
@@ -96,9 +104,18 @@ class MulSite:
 
 
 def find_places(model: ir.Model, plan: QuantPlan, channels: Channels) -> tuple[Channels, list[MulSite]]:
-    """Tensors that matrices alone read in integers, that come in float and whose channels are all fixed.
+    """Find the sites where a Mul can scale the channels of a tensor.
 
-    Gives ``channels`` with labels for them, too.
+    Such a tensor is computed in float, shares its scale with no other tensor, and has only fixed channels.
+    All points where it is quantized are data inputs of Gemm and MatMul nodes.
+
+    Args:
+        model: the float model.
+        plan: its quantization plan.
+        channels: the labels of its channels.
+
+    Returns:
+        ``channels`` with additional labels for the products, and the sites.
     """
     nodes = {name_of(node): node for node in model.graph}
     readers = _readers(model, plan)
@@ -109,7 +126,7 @@ def find_places(model: ir.Model, plan: QuantPlan, channels: Channels) -> tuple[C
         names = readers.get(name, ())
         if not names or name not in alone or channels.of(name).any() or value.shape is None:
             continue
-        if all(_takes_columns(nodes[reader]) for reader in names):
+        if all(_can_scale_columns(nodes[reader]) for reader in names):
             size = _columns(nodes[names[0]])
             labels = np.arange(count, count + size).reshape(*(1,) * (len(value.shape) - 1), size)
             places.append(MulSite(name, names, labels))
@@ -118,12 +135,12 @@ def find_places(model: ir.Model, plan: QuantPlan, channels: Channels) -> tuple[C
 
 
 def _floats(model: ir.Model, plan: QuantPlan) -> Iterator[ir.Value]:
-    """What nodes compute that are not quantized."""
+    """Yield the outputs of all nodes that run in float."""
     return (value for node in model.graph if node.name not in plan.integer_nodes for value in node.outputs)
 
 
 def _readers(model: ir.Model, plan: QuantPlan) -> dict[str, tuple[str, ...]]:
-    """For each tensor that only layers read in integers, as their data: their names."""
+    """Return the consumers of each tensor whose quantized consumers are all Gemm or MatMul data inputs."""
     data = {
         (one.name, one.data.input_index) for one in layers(model, plan) if one.op_type in ("Gemm", "MatMul")
     }
@@ -135,7 +152,7 @@ def _readers(model: ir.Model, plan: QuantPlan) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _takes_columns(node: ir.Node) -> bool:
+def _can_scale_columns(node: ir.Node) -> bool:
     return own_weight(node) is not None and not int_attribute(node, "transA", 0)
 
 
@@ -162,7 +179,13 @@ def _down(node: ir.Node, columns: Labels) -> Labels:
 
 
 def with_muls(model: ir.Model, places: Collection[MulSite], factors: Factors) -> ir.Model:
-    """A copy that multiplies the tensors of ``places`` by their factors in front of those readers."""
+    """Return a copy of ``model`` with a Mul by the factors at each of ``places``.
+
+    Args:
+        model: a model whose constants the factors are folded into already.
+        places: the sites.
+        factors: one positive factor for each label.
+    """
     copy = model.clone()
     values = ir.convenience.create_value_mapping(copy.graph)
     nodes = {node.name: node for node in copy.graph}

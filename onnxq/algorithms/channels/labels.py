@@ -1,20 +1,15 @@
-"""Which channels must share a factor, also through Reshape.
+"""Labels of channels: which channels may be scaled or shifted, and which of them must share a factor.
 
-Labels of channels through Reshape, Flatten, Squeeze and Unsqueeze.
+Every channel of every tensor has a label. All channels with label c are multiplied by the same factor
+s[c] > 0, and the constants of the graph absorb the factors (`ScaleFold`): the weights of a convolution are
+multiplied by the factors of its output channels and divided by those of its input channels. The outputs of
+the graph do not change, for any factors. Label 0 marks fixed channels, whose factor is 1. `scale_rules` and
+`shift_rules` have the rules for each operator.
 
-Labels have the rank of their tensor; a dimension along which they do not change has size 1, whatever the
-tensor's is. A reshape is cut into blocks of dimensions that hold the same elements before and after; only
-the blocks along which labels change need known sizes.
-
-Which channels of which tensors may be scaled, and which of them only together.
-
-Every channel of every tensor gets a label. If a channel with label c is multiplied by a factor s[c] > 0,
-then so must be all that have this label, and the constants of the graph take the factors in (`ScaleFold`):
-the weights of a convolution are multiplied by the factors of their output and divided by those of their
-input. What the graph computes stays the same, whatever the factors are. Label 0 is for channels that must
-stay as they are: its factor is 1.
-
-`linear.py` has what each operator asks for.
+The labels of a tensor are an array of the same rank. An axis along which they do not change has size 1,
+whatever the size of the tensor. Through Reshape, Flatten, Squeeze and Unsqueeze, the axes are split into
+blocks that hold the same elements before and after. Sizes must be known only for blocks along which labels
+change.
 """
 
 from __future__ import annotations
@@ -35,11 +30,17 @@ Dims = Sequence[int | ir.SymbolicDim]
 
 
 _Span = tuple[int, int]
-"""First dimension, and the one behind the last."""
+"""First axis of a block, and the one after its last axis."""
 
 
 def reshaped(labels: Labels, before: Dims, after: Dims) -> Labels | None:
-    """The labels of a tensor of shape ``before`` once it has shape ``after``; None where nobody can tell."""
+    """Return the labels of a tensor after a reshape; None if they cannot be determined.
+
+    Args:
+        labels: the labels before the reshape.
+        before: shape of the tensor before it.
+        after: shape of the tensor after it.
+    """
     for old, new in _blocks(before, after):
         sizes, goal = before[slice(*old)], after[slice(*new)]
         if max(labels.shape[slice(*old)], default=1) == 1:
@@ -59,7 +60,7 @@ def _with(labels: Labels, span: _Span, sizes: Sequence[int]) -> Labels:
 
 
 def without_repeats(labels: Labels, axes: Sequence[int]) -> Labels:
-    """``labels`` with size 1 along those of the axes where they do not change."""
+    """Reduce ``labels`` to size 1 along those of ``axes`` where they do not change."""
     for axis in axes:
         first = labels.take([0], axis) if labels.shape[axis] else labels
         if (labels == first).all():
@@ -68,7 +69,10 @@ def without_repeats(labels: Labels, axes: Sequence[int]) -> Labels:
 
 
 def _blocks(before: Dims, after: Dims) -> Iterator[tuple[_Span, _Span]]:
-    """The last block first. What is left in the middle, perhaps of unknown sizes, is one block."""
+    """Yield the axes of each block before and after, last block first.
+
+    Axes between the matching ones at both ends, perhaps of unknown sizes, form one block.
+    """
     i, j = len(before), len(after)
     while found := _last_block(before[:i], after[:j]):
         yield (found[0], i), (found[1], j)
@@ -82,7 +86,7 @@ def _blocks(before: Dims, after: Dims) -> Iterator[tuple[_Span, _Span]]:
 
 
 def _last_block(before: Dims, after: Dims) -> tuple[int, int] | None:
-    """Where the last dimensions that hold equally many elements begin."""
+    """Return the first axes, before and after, of the shortest trailing blocks with equally many elements."""
     i, j = len(before) - 1, len(after) - 1
     if i < 0 or j < 0:
         return None
@@ -100,24 +104,25 @@ def _last_block(before: Dims, after: Dims) -> tuple[int, int] | None:
 
 
 def same_size(one: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
-    """Whether two dimensions are known to have one size, if only by its name."""
+    """Whether two dimensions are known to have the same size, as numbers or as symbols."""
     if isinstance(one, ir.SymbolicDim) and one.value is None:
         return False
     return one == other
 
 
 FIXED = 0
-"""The label of channels that must stay as they are."""
+"""The label of fixed channels, which are neither scaled nor shifted."""
 
 
 @dataclass(frozen=True)
 class ScaleFold:
-    """A constant that takes factors in: it is multiplied by ``s[up]`` and divided by ``s[down]``.
+    """A constant that absorbs factors: it is multiplied by ``s[up]`` and divided by ``s[down]``.
 
     Attributes:
-        node: the name of the node that reads it.
-        index: the position of the input.
-        up, down: labels that fit the shape of the constant when both are broadcast; it may grow.
+        node: name of the node that reads the constant.
+        index: position of the constant among its inputs.
+        up: labels of the factors to multiply by; broadcast with the constant, which may grow.
+        down: labels of the factors to divide by; broadcast in the same way.
     """
 
     node: str
@@ -128,13 +133,13 @@ class ScaleFold:
 
 @dataclass(frozen=True)
 class Channels:
-    """The labels of a graph.
+    """The labels of the channels of a graph.
 
     Attributes:
-        labels: for each tensor that is not fixed as a whole, an array of its rank; it has size 1 along
-            every axis on which the labels do not change.
-        count: how many labels there are, `FIXED` included.
-        folds: the constants to change.
+        labels: labels by name of the tensor, for the tensors that rules have labelled. The arrays have the
+            rank of the tensor, and size 1 along every axis on which the labels do not change.
+        count: number of labels, including `FIXED`.
+        folds: the constants that absorb factors.
     """
 
     labels: Mapping[str, Labels]
@@ -142,12 +147,12 @@ class Channels:
     folds: tuple[ScaleFold, ...]
 
     def of(self, tensor: str) -> Labels:
-        """The labels of a tensor; a single `FIXED` if it is not listed."""
+        """Return the labels of a tensor; a single `FIXED` if it has none."""
         return self.labels.get(tensor, np.full((), FIXED, np.int64))
 
 
 class ChannelUnion:
-    """Labels in the making: every rule asks for those of its inputs and ties them to those of its outputs."""
+    """A builder of `Channels`: rules read the labels of inputs, set those of outputs, and merge labels."""
 
     def __init__(self) -> None:
         self._count = 1
@@ -156,41 +161,48 @@ class ChannelUnion:
         self._folds: list[ScaleFold] = []
 
     def of(self, value: ir.Value | None) -> Labels:
-        """The labels of a tensor that is no constant; `FIXED` if nobody set any."""
+        """Return the labels of a tensor that is not constant; `FIXED` if none are set."""
         if value in self._labels:
             return self._labels[value]
         rank = 0 if value is None or value.shape is None else len(value.shape)
         return np.full((1,) * rank, FIXED, np.int64)
 
     def set(self, value: ir.Value, labels: Labels) -> None:
-        """The labels of what a node computes."""
+        """Set the labels of an output of a node."""
         self._labels[value] = labels
 
     def fresh(self, shape: Sequence[int]) -> Labels:
-        """New labels, all of them different."""
+        """Return an array of new, distinct labels."""
         size = int(np.prod(shape))
         self._count += size
         return np.arange(self._count - size, self._count).reshape(tuple(shape))
 
     def tie(self, one: Labels, other: Labels) -> None:
-        """Channels at the same place, once both are broadcast, get one label."""
+        """Merge labels at the same position, once both arrays are broadcast."""
         if one is not other:
             self._pairs.append((one, other))
 
     def hold(self, labels: Labels) -> None:
-        """These channels must stay as they are."""
+        """Fix the channels with these labels."""
         self.tie(labels, np.full((), FIXED, np.int64))
 
     def fold(self, node: ir.Node, index: int, up: Labels | None = None, down: Labels | None = None) -> None:
-        """The constant at this input takes factors in."""
+        """Let a constant absorb factors.
+
+        Args:
+            node: the node that reads the constant.
+            index: position of the constant among its inputs.
+            up: labels of the factors to multiply the constant by; None for none.
+            down: labels of the factors to divide the constant by; None for none.
+        """
         none = np.full((), FIXED, np.int64)
         self._folds.append(
             ScaleFold(name_of(node), index, none if up is None else up, none if down is None else down)
         )
 
     def finish(self) -> Channels:
-        """Labels from 0 on without gaps, one for all channels that are tied."""
-        final = _joined(self._count, self._pairs)
+        """Return the labels after all merges, renumbered from 0 without gaps."""
+        final = _merged(self._count, self._pairs)
         folds = [ScaleFold(f.node, f.index, final[f.up], final[f.down]) for f in self._folds]
         labels = {name_of(value): final[ids] for value, ids in self._labels.items()}
         return Channels(
@@ -201,20 +213,20 @@ class ChannelUnion:
 
 
 Rule = Callable[[ir.Node, ChannelUnion], Sequence[Labels] | None]
-"""Tie a node's inputs, and give the labels of its outputs; None where all must stay as it is."""
+"""Merges labels of the inputs of a node, and returns those of its outputs; None to fix inputs and outputs."""
 
 
 def find_channels(model: ir.Model, rules: Mapping[str, Rule]) -> Channels:
-    """The labels of the main graph of ``model``, which must have named nodes and known shapes.
+    """Return the labels of the main graph of ``model``, which must have named nodes and known shapes.
 
-    Operators without a rule, inputs and outputs of the graph and what the bodies of control-flow operators
-    read stay as they are.
+    Fixed are the inputs and outputs of operators without a rule, the inputs and outputs of the graph, and all
+    tensors that the bodies of control-flow operators read.
     """
     ties = ChannelUnion()
     for node in model.graph:
         rule = rules.get(node.op_type) if node.domain == "" and computes_floats(node) else None
         outputs = rule(node, ties) if rule is not None else None
-        if outputs is None and node.op_type not in _BLIND:
+        if outputs is None and node.op_type not in _SHAPE_ONLY:
             hold_inputs(node, ties)
         for value, labels in zip(node.outputs, outputs or (), strict=False):
             ties.set(value, labels)
@@ -227,26 +239,32 @@ def find_channels(model: ir.Model, rules: Mapping[str, Rule]) -> Channels:
     return ties.finish()
 
 
-_BLIND = frozenset({"Shape", "Size"})
-"""They read a tensor, but none of its values."""
+_SHAPE_ONLY = frozenset({"Shape", "Size"})
+"""Operators that read the shape of a tensor, but not its values."""
 
 
 def computes_floats(node: ir.Node) -> bool:
-    """Whether the first output, and all else that it is computed of, holds float32."""
+    """Whether the first output of the node is float32."""
     return bool(node.outputs) and node.outputs[0].dtype == ir.DataType.FLOAT
 
 
 def hold_inputs(node: ir.Node, ties: ChannelUnion, but: Sequence[int] = ()) -> None:
-    """Whatever the node computes with, except at these positions, stays as it is."""
+    """Fix the inputs of a node that are not constant.
+
+    Args:
+        node: the node.
+        ties: the labels.
+        but: positions of inputs to leave out.
+    """
     for index, value in enumerate(node.inputs):
         if index not in but and value is not None and constant_value(value) is None:
             ties.hold(ties.of(value))
 
 
-def _joined(count: int, pairs: Sequence[tuple[Labels, Labels]]) -> NDArray[np.int64]:
-    """For each of ``count`` labels the number of its class; `FIXED` stays what it is.
+def _merged(count: int, pairs: Sequence[tuple[Labels, Labels]]) -> NDArray[np.int64]:
+    """Return the number of the class of each of ``count`` labels, after merging ``pairs``; `FIXED` stays 0.
 
-    Every class takes the least of its labels, by rounds of pointer jumping.
+    Every class is represented by its least label, found by repeated pointer jumping.
     """
     parent = np.arange(count)
     both = [np.stack([a.reshape(-1) for a in np.broadcast_arrays(*pair)]) for pair in pairs]

@@ -1,20 +1,17 @@
-"""The quantization noise as a function of the factors of channels, and its minimum.
+"""The predicted quantization noise as a function of the channel factors, and its minimum.
 
-The factors of channels with the least noise, as predicted from what was measured of the float model.
-
-A tensor of step D, quantized with factors s, has the noise ``D^2 / 12 / s[c]^2`` in channel c, in its own
-units. D grows with the largest ``s[c] * |x[c]|``: factors that bring all channels to one size lessen the
-noise of the small ones. Weights take the factors in and have a step for each row, ``max_c |W[o, c]| / s[c] /
-127``; their noise is multiplied by the inputs, ``s[c] x[c]``: so they want all columns to be of one size.
-Both are counted at the outputs of the layers that read them, over the variance there, and added up.
+A tensor with step D, quantized after multiplication by the factors s, has the noise ``D^2 / 12 / s[c]^2`` in
+channel c, in units of the unscaled tensor. D grows with the largest ``s[c] * |x[c]|``. So factors that
+equalize the channels reduce the noise of the small ones. Weights are divided by the factors of their input
+channels, and have one step per row, ``max_c |W[o, c]| / s[c] / 127``. Their noise is multiplied by the scaled
+inputs, ``s[c] x[c]``. So factors that equalize the columns of the weights reduce it. Both kinds of noise are
+predicted at the outputs of the layers, relative to the variance of these outputs, and added up.
 
 Every term is a product of sums and maxima of powers of factors, so the logarithm of their sum is convex in
-``log s`` (a geometric program; Boyd et al., A tutorial on geometric programming, 2007): gradients lead to
-the least value there is. Cross-layer equalization (Nagel et al., Data-free quantization through weight
-equalization and bias correction, 2019) and SmoothQuant (Xiao et al., 2022) take fixed compromises between the
-same two wishes instead.
-
-The terms of the noise that factors of channels can change, of a plan and of what was measured.
+``log s`` (a geometric program; Boyd et al., A tutorial on geometric programming, 2007), and gradient descent
+finds the global minimum. Cross-layer equalization (Nagel et al., Data-free quantization through weight
+equalization and bias correction, 2019) and SmoothQuant (Xiao et al., 2022) instead use a fixed compromise
+between the two kinds of noise.
 """
 
 from __future__ import annotations
@@ -37,31 +34,33 @@ from onnxq.graph.operators import WEIGHTED
 Reals = NDArray[np.float64]
 
 
-_Graded = tuple[float, Reals]
-"""A cost, and its derivatives by the logarithms of all factors."""
+_CostAndGradient = tuple[float, Reals]
+"""A cost, and its gradient with respect to the logarithms of all factors."""
 
 
 POWER = 32
-"""The largest of several is taken as their norm of this power, which has derivatives."""
+"""The maximum of several values is replaced by their norm of this order, which is differentiable."""
 
 
 STEPS = 150
+"""Number of steps of gradient descent."""
 
 
 FIRST_RATE, LAST_RATE = 0.2, 0.005
-"""Of the logarithms of the factors, a step."""
+"""Learning rates of the first and the last step, for the logarithms of the factors."""
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """Tensors that share one scale, channel by channel one behind the other.
+    """The noise of tensors that share one scale. The channels of all these tensors are concatenated.
 
     Attributes:
-        labels: of the channels.
-        high, low: the largest value, and the negated smallest; not negative.
-        gain: how much of a channel's noise reaches the outputs of layers, over the variance there.
-        levels: steps between the ends of the range.
-        symmetric: the range has 0 in the middle.
+        labels: labels of the channels, ``[C]``.
+        high: the largest value of each channel, ``[C]``, at least 0.
+        low: the negated smallest value of each channel, ``[C]``, at least 0.
+        gain: gain of each channel's noise (power) to the outputs of layers, over the variance there, ``[C]``.
+        levels: number of steps between the ends of the range.
+        symmetric: whether the range is symmetric about 0.
     """
 
     labels: Labels
@@ -71,15 +70,15 @@ class Iteration:
     levels: int
     symmetric: bool
 
-    def cost(self, logs: Reals) -> _Graded:
-        """Noise of the activations."""
+    def cost(self, logs: Reals) -> _CostAndGradient:
+        """Return the noise of the activations and its gradient."""
         z = logs[self.labels]
-        width, width_grade = self._width(np.exp(z))
+        width, slope = self._width(np.exp(z))
         noise = self.gain * np.exp(-2 * z)
         total = noise.sum()
         cost = (width / self.levels) ** 2 / 12 * total
-        grade = 2 * (width / self.levels**2 / 12 * width_grade * total) - 2 * cost * noise / (total or 1.0)
-        return cost, _by_label(self.labels, grade, len(logs))
+        gradient = 2 * (width / self.levels**2 / 12 * slope * total) - 2 * cost * noise / (total or 1.0)
+        return cost, _by_label(self.labels, gradient, len(logs))
 
     def touches(self, labels: Labels) -> bool:
         """Whether the cost depends on any of them."""
@@ -87,24 +86,24 @@ class Iteration:
 
     def _width(self, factors: Reals) -> tuple[float, Reals]:
         if self.symmetric:
-            top, grade = _largest(np.maximum(self.high, self.low) * factors)
-            return 2 * top, 2 * grade
+            top, gradient = _largest(np.maximum(self.high, self.low) * factors)
+            return 2 * top, 2 * gradient
         (high, one), (low, other) = _largest(self.high * factors), _largest(self.low * factors)
         return high + low, one + other
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a layer.
+    """The noise of the weights of a layer.
 
     Attributes:
-        size: [G, O, C], the largest magnitude over the taps.
-        columns: [G, C], the labels of the input.
-        rows: [G, O], the labels of the output.
-        spread: [G, C], the variance of the input.
-        levels: integers on each side of zero.
-        per_row: there is a scale for each row; otherwise one for all.
-        gain: one over the variance of all outputs, and what else the noise is weighted by.
+        size: the largest magnitude over the kernel taps, ``[G, O, C]``.
+        columns: the labels of the input channels, ``[G, C]``.
+        rows: the labels of the output channels, ``[G, O]``.
+        spread: the variance of the input channels, times the number of taps, ``[G, C]``.
+        levels: number of integers on each side of zero.
+        per_row: whether each row has its own scale; otherwise one scale for the tensor.
+        gain: factor of the noise: one over the total variance of the outputs, times further weights.
     """
 
     size: NDArray[np.float32]
@@ -115,49 +114,49 @@ class Weights:
     per_row: bool
     gain: float
 
-    def cost(self, logs: Reals) -> _Graded:
-        """Noise of the weights."""
+    def cost(self, logs: Reals) -> _CostAndGradient:
+        """Return the noise of the weights and its gradient."""
         shrunk = self.size * np.exp(-logs[self.columns]).astype(np.float32)[:, None, :]
         where = shrunk.argmax(axis=2)
         tops = np.take_along_axis(shrunk, where[:, :, None], 2)[:, :, 0].astype(np.float64)
         tied = np.take_along_axis(self.columns, where, 1)
-        steps, grade = (self._each if self.per_row else self._whole)(tops, tied, logs)
+        steps, gradient = (self._each if self.per_row else self._whole)(tops, tied, logs)
         inputs = np.exp(2 * logs[self.columns]) * self.spread
         scale = self.gain / self.levels**2 / 12
         cost = steps * inputs.sum() * scale
         by_inputs = _by_label(self.columns, 2 * steps * scale * inputs, len(logs))
-        return cost, grade * (inputs.sum() * scale) + by_inputs
+        return cost, gradient * (inputs.sum() * scale) + by_inputs
 
     def touches(self, labels: Labels) -> bool:
         """Whether the cost depends on any of them."""
         return bool(np.isin(self.columns, labels).any() or np.isin(self.rows, labels).any())
 
-    def _each(self, tops: Reals, tied: Labels, logs: Reals) -> _Graded:
-        """Squares of the steps of all rows, in units of the unscaled outputs."""
+    def _each(self, tops: Reals, tied: Labels, logs: Reals) -> _CostAndGradient:
+        """Return the sum of the squared steps of all rows, for unscaled outputs, and its gradient."""
         squares = np.square(tops).reshape(-1)
         return squares.sum(), _by_label(tied, -2 * squares, len(logs))
 
-    def _whole(self, tops: Reals, tied: Labels, logs: Reals) -> _Graded:
-        """The same where one row's largest weight decides for all."""
+    def _whole(self, tops: Reals, tied: Labels, logs: Reals) -> _CostAndGradient:
+        """Do the same as `_each` for one scale per tensor, set by the largest weight of all rows."""
         rows = logs[self.rows].reshape(-1)
         top, share = _largest(tops.reshape(-1) * np.exp(rows))
         each = np.square(top) * np.exp(-2 * rows)
         total = each.sum()
         by_top = 2 * total / (top or 1.0) * share
-        grade = _by_label(self.rows, by_top - 2 * each, len(logs))
-        return total, grade - _by_label(tied, by_top, len(logs))
+        gradient = _by_label(self.rows, by_top - 2 * each, len(logs))
+        return total, gradient - _by_label(tied, by_top, len(logs))
 
 
 Term = Iteration | Weights
 
 
 def _by_label(labels: Labels, values: Reals, count: int) -> Reals:
-    """The sum of the values of each label."""
+    """Return the sum of ``values`` for each label, ``[count]``."""
     return np.asarray(np.bincount(labels.reshape(-1), values.reshape(-1), count), np.float64)
 
 
 def _largest(values: Reals) -> tuple[float, Reals]:
-    """About the largest value, and its derivatives by the logarithms of all."""
+    """Return the smoothed maximum, and its gradient with respect to the logarithms of ``values``."""
     top = values.max(initial=0.0)
     if top == 0:
         return 0.0, np.zeros_like(values)
@@ -167,20 +166,21 @@ def _largest(values: Reals) -> tuple[float, Reals]:
 
 
 def noise(terms: Sequence[Term], logs: Reals) -> float:
-    """The predicted noise of all terms."""
+    """Return the predicted noise of all terms."""
     return sum(term.cost(logs)[0] for term in terms)
 
 
 def minimize_noise(terms: Sequence[Term], count: int) -> Reals:
-    """The logarithms of the factors with the least noise, one for each of ``count`` labels; the first is 0.
+    """Return the logarithms of the factors that minimize the noise, one for each of ``count`` labels.
 
-    Adam (Kingma and Ba, 2015) on the logarithm of the noise, with a rate that falls to the end.
+    The minimum is found by Adam (Kingma and Ba, 2015) on the logarithm of the noise, with a decaying learning
+    rate. The factor of the label `FIXED` stays 1.
     """
     logs, mean, square = np.zeros(count), np.zeros(count), np.zeros(count)
     for step, rate in enumerate(np.geomspace(FIRST_RATE, LAST_RATE, STEPS), start=1):
-        costs, grades = zip(*(term.cost(logs) for term in terms), strict=True)
-        grade = np.sum(grades, axis=0) / (sum(costs) or 1.0)
-        mean, square = 0.9 * mean + 0.1 * grade, 0.99 * square + 0.01 * grade**2
+        costs, gradients = zip(*(term.cost(logs) for term in terms), strict=True)
+        gradient = np.sum(gradients, axis=0) / (sum(costs) or 1.0)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient**2
         move = mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.99**step)) + 1e-9)
         move[FIXED] = 0.0
         logs = logs - rate * move
@@ -188,24 +188,24 @@ def minimize_noise(terms: Sequence[Term], count: int) -> Reals:
 
 
 WEIGHT_SHARE = 0.5
-"""What is left of the weights' noise once they are rounded with an eye on their inputs."""
+"""Share of the weight noise that is left after GPTQ compensation of the rounding errors."""
 
 
 ROWS = 256
-"""Of the rows of a matrix, each with a scale of its own, about so many stand for all."""
+"""Of a matrix with one scale per row, about this many rows are sampled to represent all."""
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """A node with constant weights, beside what the channels are to it.
+    """A node with constant weights, and the labels of its channels.
 
     Attributes:
-        data: the tensor that it reads.
-        output: the tensor that it computes.
-        spec: the number format of its weights; None: they are float, and only hear the noise of its input.
-        weight: [G, O, C, taps].
-        columns: [G, C], the labels of its input.
-        rows: [G, O], the labels of its output.
+        data: name of its data input.
+        output: name of its output.
+        spec: the number format of its weights. None if they are float; then only its input has noise.
+        weight: the weights, ``[G, O, C, taps]``.
+        columns: the labels of the input channels, ``[G, C]``.
+        rows: the labels of the output channels, ``[G, O]``.
     """
 
     data: str
@@ -217,20 +217,20 @@ class _Reader:
 
     @property
     def is_free(self) -> bool:
-        """Whether factors change the noise of its weights, or that of its input."""
+        """Whether factors can change the noise of its weights or of its input."""
         one_scale = self.spec is not None and self.spec.axis is None
         return bool(self.columns.any() or (self.rows.any() and one_scale))
 
 
 class NoiseModelBuilder:
-    """The terms of the noise that the channels of a draft can change.
+    """A builder of the noise terms that depend on the channel factors of a draft.
 
     Attributes:
-        needed: the tensors to be measured.
+        needed: names of the tensors to measure.
     """
 
     def __init__(self, draft: Draft, channels: Channels) -> None:
-        """What of ``draft.exact`` and its plan has channels that are not fixed."""
+        """Find the layers and groups of ``draft`` with channels that are not fixed."""
         self._channels = channels
         self._readers = [reader for reader in _readers(draft, channels) if reader.is_free]
         groups = draft.plan.groups.values()
@@ -250,14 +250,14 @@ class NoiseModelBuilder:
         return [*ends, *observed]
 
     def terms(self, seen: Mapping[str, ChannelMoments]) -> list[Term]:
-        """One for every scale and one for the weights of every layer: what noise each makes.
+        """Return one term for each scale of activations, and one for the quantized weights of each layer.
 
-        How noise spreads over channels is taken from the layers that read them, and all layers count alike:
-        noise is held against the variance of their outputs. What of it reaches the outputs of the model could
-        be measured, each tensor quantized alone; that takes time, and gave no better factors.
+        The noise of a channel is weighted by the weights of the layers that read it, relative to the variance
+        of their outputs. All layers have equal weight. Instead, the noise could be measured at the outputs of
+        the model, with one tensor quantized at a time. That takes longer, and gave no better factors.
 
         Args:
-            seen: moments of all `needed`.
+            seen: the statistics of all tensors in `needed`, by name.
         """
         gains = [1 / (seen[reader.output].variance.sum() or np.inf) for reader in self._readers]
         reach = self._reach(gains)
@@ -270,7 +270,10 @@ class NoiseModelBuilder:
         return [*steps, *weights]
 
     def _reach(self, gains: Sequence[float]) -> dict[str | None, Reals]:
-        """How much of a channel's noise the layers give on: those that read a tensor; None: all, by label."""
+        """Return the noise gain of each channel from a tensor to its layers.
+
+        The key None has the sums over all tensors, one for each label.
+        """
         reach: dict[str | None, Reals] = {None: np.zeros(self._channels.count)}
         for reader, gain in zip(self._readers, gains, strict=True):
             each = np.square(reader.weight).sum(axis=(1, 3), dtype=np.float64).reshape(-1) * gain
@@ -282,7 +285,7 @@ class NoiseModelBuilder:
     def _step(
         self, group: Group, seen: Mapping[str, ChannelMoments], reach: Mapping[str | None, Reals]
     ) -> Iteration:
-        """All channels of all tensors that decide on a scale."""
+        """Return the term of all tensors that share the scale of ``group``."""
         parts = [self._part(name, group, seen[name], reach) for name in group.observed_tensors]
         labels, high, low, gain = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         lowest, highest = group.spec.limits
@@ -291,7 +294,7 @@ class NoiseModelBuilder:
     def _part(
         self, name: str, group: Group, seen: ChannelMoments, reach: Mapping[str | None, Reals]
     ) -> tuple[Labels, Reals, Reals, Reals]:
-        """Labels, largest values, negated smallest ones and gains of one tensor."""
+        """Return the labels, largest values, negated smallest values and gains of one tensor."""
         labels = self._channels.of(name).reshape(-1)
         high, low, silent = seen.ends()
         low, high = -np.clip(low, group.bounds[0], 0.0), np.clip(high, 0.0, group.bounds[1])
@@ -300,7 +303,7 @@ class NoiseModelBuilder:
 
 
 def _readers(draft: Draft, channels: Channels) -> Iterator[_Reader]:
-    """The nodes with matrices of constant weights that read something quantized, or are so themselves."""
+    """Yield the layers with constant weights whose data or weights are quantized."""
     specs = {(point.consumer, point.input_index): point.spec for point in draft.plan.points}
     quantized = {point.tensor for point in draft.plan.points}
     for node in draft.reference.graph:
@@ -325,7 +328,7 @@ def _reader(
 
 
 def _inputs(node: ir.Node, shape: Sequence[int], columns: int) -> int:
-    """Input channels of a group: what is not taps of the kernel."""
+    """Return the number of input channels per group: the columns without the kernel taps."""
     return columns // int(np.prod(shape[2:])) if "Conv" in node.op_type else columns
 
 

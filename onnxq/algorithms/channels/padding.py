@@ -1,9 +1,9 @@
-"""A Pad in front of a convolution, so that zeros around its input may be another number.
+"""A Pad before a convolution, which replaces its zero padding by padding with another value.
 
-`centering` lowers what a convolution reads; the zeros that it pads with would have to be lowered too, which
-no runtime does. A Pad of its own does it. It is one more pass over the tensor, unless the runtime joins it
-with what stands before (TensorRT-RTX 1.7 builds as many layers with it as without), so it stands only where
-it gains much.
+`center` shifts the input of a convolution. The padding would have to be shifted too, but a Conv can only pad
+with zeros. So a separate Pad is inserted. It costs one more pass over the tensor, unless the runtime fuses it
+with the node before (TensorRT-RTX 1.7 builds the same number of layers with and without it). Therefore it is
+inserted only where it reduces the noise enough.
 """
 
 from __future__ import annotations
@@ -20,14 +20,22 @@ from onnxq.core.plan import Group
 from onnxq.graph.nodes import add_initializer, is_op, name_of, unused_name, unused_node
 
 WORTH = 0.02
-"""What a Pad must gain, as a share of all the noise that there is."""
+"""Smallest noise reduction for which a Pad is inserted, as a share of all noise at the outputs."""
 
 GAIN = 0.75
-"""Of the noise of a tensor, once it has twice as many integers."""
+"""Share of the noise of a tensor that is removed when it uses twice as many integers (half the step)."""
 
 
 def worth_a_pad(draft: Draft, groups: Collection[Group], context: CorrectionContext) -> tuple[str, ...]:
-    """The convolutions that pad, whose input is not negative and makes much of the noise at the outputs."""
+    """Return the names of the convolutions before which a Pad is worthwhile.
+
+    They have zero padding, and a non-negative input that causes much of the noise at the outputs.
+
+    Args:
+        draft: the calibrated draft.
+        groups: the groups of activations to consider.
+        context: the held-out samples to measure the noise on.
+    """
     one_sided = {group.name for group in groups if group.bounds[0] == 0}
     nodes = {name_of(node): node for node in draft.reference.graph}
     readers = {p.consumer: p.group for p in draft.plan.points if p.group in one_sided and p.input_index == 0}
@@ -41,12 +49,18 @@ def worth_a_pad(draft: Draft, groups: Collection[Group], context: CorrectionCont
 
 
 def _pads(node: ir.Node) -> bool:
-    """Whether it is a convolution with pads that are written down."""
+    """Whether the node is a Conv with explicit nonzero ``pads``."""
     return is_op(node, "Conv") and any(node.attributes.get_ints("pads", ()))
 
 
 def pad_with(number: float, model: ir.Model, node: ir.Node) -> None:
-    """Let a Pad with this number stand for the zeros that a convolution pads its input with."""
+    """Replace the zero padding of a convolution by a Pad with another value.
+
+    Args:
+        number: the value to pad with.
+        model: the model; it is changed.
+        node: the Conv, with explicit ``pads``.
+    """
     value, pads = node.inputs[0], list(node.attributes.get_ints("pads", ()))
     assert value is not None
     half = len(pads) // 2
@@ -63,7 +77,7 @@ def pad_with(number: float, model: ir.Model, node: ir.Node) -> None:
 
 
 def _grown(value: ir.Value, pads: Sequence[int]) -> ir.Shape | None:
-    """The shape of a tensor once it is padded."""
+    """Return the shape of the padded tensor."""
     if value.shape is None:
         return None
     added = np.reshape(pads, (2, -1)).sum(axis=0).tolist()

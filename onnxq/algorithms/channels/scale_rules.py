@@ -1,7 +1,7 @@
-"""What factors of channels each operator lets through, takes up or gives off: the rules of `channels`.
+"""The rules for scaling channels: how each operator propagates factors, or folds them into its constants.
 
-Operators that are no rule's stay as they are, with all that they read: Sigmoid, Softmax, Gelu ... A rule
-says None as soon as it meets something that it is not sure of.
+`labels` describes both. The inputs and outputs of operators without a rule (Sigmoid, Softmax, Gelu
+and others) are fixed. A rule returns None for any case that it does not cover, which fixes them too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onnxq.graph.walks import only_use
 _Labelled = Sequence[Labels] | None
 
 
-# --- Weights: factors of the output multiply rows, those of the input divide columns -----------
+# --- Weights: output factors multiply rows, input factors divide columns -----------------------
 
 
 def _conv(node: ir.Node, ties: ChannelUnion) -> _Labelled:
@@ -73,7 +73,10 @@ def _matmul(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 def _product(node: ir.Node, ties: ChannelUnion) -> _Labelled:
-    """Of two computed matrices, as in attention: columns of the second are columns of the output."""
+    """Handle the product of two computed matrices, as in attention.
+
+    The columns of the second matrix are those of the output; the first matrix is fixed.
+    """
     left, right = (ties.of(value) for value in node.inputs)
     if min(left.ndim, right.ndim) < 2 or right.shape[-2] != 1:
         return None
@@ -83,7 +86,7 @@ def _product(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 def own_weight(node: ir.Node) -> NDArray[np.generic] | None:
-    """The constant weights of a node, if nobody else reads them."""
+    """Return the constant weights of a node; None if they have another consumer."""
     value = input_at(node, 1)
     weight = constant_value(value)
     if weight is None or only_use(value) is None:
@@ -92,7 +95,10 @@ def own_weight(node: ir.Node) -> NDArray[np.generic] | None:
 
 
 def _output(node: ir.Node, channels: int, bias: int, ties: ChannelUnion) -> Labels:
-    """New labels of a weighted node's output, which its bias takes up too; a computed bias fixes them."""
+    """Return new labels for the output channels, and fold their factors into the bias.
+
+    A bias that is not constant fixes the channels.
+    """
     rows = ties.fresh([channels])
     value = input_at(node, bias)
     if constant_value(value) is not None:
@@ -104,12 +110,12 @@ def _output(node: ir.Node, channels: int, bias: int, ties: ChannelUnion) -> Labe
 
 
 def _only_along(labels: Labels, axis: int) -> bool:
-    """Whether the labels change along this axis only."""
+    """Whether the labels change along ``axis`` only."""
     return 0 <= axis < labels.ndim and labels.size == labels.shape[axis]
 
 
 def _normalized(node: ir.Node, ties: ChannelUnion) -> _Labelled:
-    """Scale and offset of a normalization take up any factors of its output; its input has none to give."""
+    """Fold output factors into the scale and the bias of a normalization, whose inputs are fixed."""
     scale = constant_value(input_at(node, 1))
     axis = NORMALIZED[node.op_type](node)
     if scale is None or scale.ndim != 1 or axis is None or int_attribute(node, "training_mode", 0):
@@ -122,7 +128,7 @@ def _normalized(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 def _last_axis(node: ir.Node) -> int | None:
-    """Of a LayerNormalization over one axis."""
+    """Return the axis of a LayerNormalization over the last axis only; None for any other."""
     axis, labels = int_attribute(node, "axis", -1), node.inputs[0]
     rank = None if labels is None or labels.shape is None else len(labels.shape)
     return -1 if axis == -1 or (rank is not None and axis == rank - 1) else None
@@ -140,7 +146,7 @@ NORMALIZED: Mapping[str, Callable[[ir.Node], int | None]] = {
 
 
 def _sum(node: ir.Node, ties: ChannelUnion) -> _Labelled:
-    """Add, Sub, Max, Min: all that meets has one factor, and constants take it up."""
+    """Let the inputs of Add, Sub, Sum, Max or Min share their factors, and fold them into constant inputs."""
     computed = [ties.of(value) for value in node.inputs if constant_value(value) is None]
     if not computed:
         return None
@@ -183,7 +189,7 @@ def _div(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 def _scaled(node: ir.Node, data: int, constant: int, ties: ChannelUnion) -> _Labelled:
-    """A vector takes up what its output is to have beside its input; a single number does not."""
+    """Fold the ratio of output and input factors into a constant vector; a scalar passes the factors on."""
     values, channels = constant_value(node.inputs[constant]), ties.of(node.inputs[data])
     assert values is not None
     shape = values.shape[max(0, values.ndim - channels.ndim) :]
@@ -199,7 +205,13 @@ def _scaled(node: ir.Node, data: int, constant: int, ties: ChannelUnion) -> _Lab
 
 
 def same(node: ir.Node, ties: ChannelUnion, data: int = 0) -> _Labelled:
-    """The output has the factors of its data, as long as it has as many channels."""
+    """Return the labels of the data input for the output; None if the number of channels differs.
+
+    Args:
+        node: the node.
+        ties: the labels of the graph.
+        data: position of the data input. The other inputs are fixed.
+    """
     value, out = node.inputs[data], node.outputs[0]
     channels = ties.of(value)
     if value is None or value.shape is None or out.shape is None or len(out.shape) < channels.ndim:
@@ -213,7 +225,7 @@ def same(node: ir.Node, ties: ChannelUnion, data: int = 0) -> _Labelled:
 
 
 def _pad(node: ir.Node, ties: ChannelUnion) -> _Labelled:
-    """Only with zeros, or with values of the tensor itself."""
+    """Pass factors through a Pad with zeros, or with values of the tensor itself."""
     filled = input_at(node, 2)
     value = constant_value(filled)
     if filled is not None and (value is None or value.any()):
@@ -227,10 +239,10 @@ def _resize(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 def _clip(node: ir.Node, ties: ChannelUnion) -> _Labelled:
-    """Only to limits that a multiple has too.
+    """Pass factors through a Clip whose limits are zero or infinite, and thus do not depend on the scale.
 
-    A channel that a Clip to [0, 6] was never seen to clip could be enlarged up to 6. That was tried, and
-    cost far more than it gave: some of what was not seen is much larger, and is then lost.
+    A channel that a Clip to [0, 6] did not clip on the samples could be scaled up to 6. This was tried; its
+    error exceeded its gain: some unseen values are much larger, and are then clipped.
     """
     return same(node, ties) if clip_range(node) in _HOMOGENEOUS else None
 
@@ -238,7 +250,7 @@ def _clip(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 _HOMOGENEOUS = {(0.0, math.inf), (-math.inf, 0.0), (-math.inf, math.inf)}
 
 
-# --- Elements that move -----------------------------------------------------------------------
+# --- Data movement and reductions -------------------------------------------------------------
 
 
 def _reshape(node: ir.Node, ties: ChannelUnion) -> _Labelled:
@@ -257,7 +269,7 @@ def _transpose(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 def _reduce(node: ir.Node, ties: ChannelUnion) -> _Labelled:
-    """Not over channels."""
+    """Pass factors through a reduction over axes without channels."""
     labels, axes = ties.of(node.inputs[0]), _axes(node)
     if axes is None or not labels.ndim or (not axes and int_attribute(node, "noop_with_empty_axes", 0)):
         return None
@@ -268,7 +280,7 @@ def _reduce(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 def _axes(node: ir.Node) -> tuple[int, ...] | None:
-    """Of an attribute, or of the second input; () where neither is given, None if computed."""
+    """Return the axes of the attribute or the second input; () if neither is given, None if not constant."""
     value = input_at(node, 1)
     if value is None:
         return ints_attribute(node, "axes", ())
@@ -295,7 +307,10 @@ def _concat(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 def _part(node: ir.Node, index: int, size: int, axis: int, ties: ChannelUnion) -> Labels:
-    """One input of a Concat, with a label for each index of its axis; a constant takes new ones up."""
+    """Return the labels of one input of a Concat, one for each index of its axis.
+
+    A constant input gets new labels, and absorbs their factors.
+    """
     value = node.inputs[index]
     rank = ties.of(node.outputs[0]).ndim
     shape = tuple(size if d == axis else 1 for d in range(rank))
@@ -344,7 +359,10 @@ def _slice(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 def _indices(start: int, stop: int, step: int, size: int) -> NDArray[np.int64]:
-    """What Slice takes of an axis. An end before the first element is written as a large negative number."""
+    """Return the indices that Slice takes from an axis of this size.
+
+    In ONNX an end before the first element is a large negative number.
+    """
     end = None if step < 0 and stop < -size else stop
     return np.arange(size)[slice(start, end, step)]
 
@@ -368,7 +386,7 @@ MOVES: Mapping[str, Rule] = {
     "Slice": _slice,
     "Gather": _gather,
 }
-"""What moves, chooses or averages elements: what is done to all elements of a channel passes through."""
+"""Rules of operators that move, select or average elements: scaling and shifts of channels pass through."""
 
 RULES: Mapping[str, Rule] = {
     **MOVES,
@@ -385,4 +403,4 @@ RULES: Mapping[str, Rule] = {
     "Clip": _clip,
     "ReduceSum": _reduce,
 }
-"""By operator of the standard domain."""
+"""The rules for scaling, by operator of the standard domain."""

@@ -1,13 +1,13 @@
-"""Which channels may be moved by a constant, and what makes up for it: the rules of `centering`.
+"""The rules for shifting channels: which channels may be shifted, and which constants compensate for it.
 
-They are rules of `channels`, of sums instead of products: if a channel with label c is lowered by an offset
-o[c], then a constant of the graph (`ScaleFold`) loses ``o[up]`` and gains ``o[down]``, and a bias gains what
-the weights beside it make of the offsets of their input, ``W o[down]``, if the fold stands at the weights.
-What the graph computes stays the same, whatever the offsets are.
+These rules use the labels of `scale_rules`, with offsets instead of factors. If a channel with label c is
+lowered by an offset o[c], then ``o[up]`` is subtracted from a constant of the graph (`ScaleFold`) and
+``o[down]`` is added to it. A fold at the weights of a layer instead adds ``W o[down]``, the product of the
+weights and the offsets of their input, to the bias. The outputs of the graph do not change, for any offsets.
 
-Zeros that pad an input have no offset: a convolution that pads takes none, unless a Pad with another number
-does it instead. A sum of two tensors may have any
-offset, if one of them is read by nobody else and comes from a bias, which makes up the difference.
+Padding zeros are not shifted. So the input of a convolution with padding is fixed, unless a Pad with another
+value replaces its padding. The sum of two tensors may have any offset if one of them has no other consumer
+and is computed with a bias, which absorbs the difference.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _Labelled = Sequence[Labels] | None
 
 
 BIAS = 2
-"""The position of a bias among the inputs of layers and of normalizations."""
+"""Position of the bias among the inputs of layers and normalizations."""
 
 
-# --- Weights: the bias takes up offsets of the output, and what becomes of those of the input ----
+# --- Weights: the bias absorbs output offsets, and input offsets times the weights ---------------
 
 
 def _conv(node: ir.Node, ties: ChannelUnion, padded: Collection[str] = ()) -> _Labelled:
@@ -48,7 +48,7 @@ def _conv(node: ir.Node, ties: ChannelUnion, padded: Collection[str] = ()) -> _L
 
 
 def _conv_transpose(node: ir.Node, ties: ChannelUnion) -> _Labelled:
-    """What its input has is not added up equally often everywhere."""
+    """Fix the input: the number of kernel taps that overlap differs between output positions."""
     weight = constant_value(node.inputs[1])
     hold_inputs(node, ties)
     rows = None if weight is None else _rows(node, row_shape(node, weight.shape)[0], 1, weight.ndim, ties)
@@ -66,7 +66,7 @@ def _gemm(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 def _matmul(node: ir.Node, ties: ChannelUnion) -> _Labelled:
-    """The Add behind it takes up the offsets of the output."""
+    """Fold input offsets into the constant of the Add after a MatMul, which absorbs output offsets too."""
     weight, data = constant_value(node.inputs[1]), ties.of(node.inputs[0])
     if weight is None or weight.ndim != 2 or bias_of(node) is None or not _only_last(data, len(weight)):
         return None
@@ -79,7 +79,7 @@ def _only_last(labels: Labels, size: int) -> bool:
 
 
 def _normalized(node: ir.Node, ties: ChannelUnion) -> _Labelled:
-    """The bias takes up any offsets; the input has none to give."""
+    """Fold output offsets into the bias of a normalization, whose inputs are fixed."""
     scale, axis = constant_value(input_at(node, 1)), NORMALIZED[node.op_type](node)
     if scale is None or scale.ndim != 1 or axis is None or int_attribute(node, "training_mode", 0):
         return None
@@ -89,7 +89,7 @@ def _normalized(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 def _rows(node: ir.Node, channels: int, axis: int, rank: int, ties: ChannelUnion) -> Labels | None:
-    """New labels of the output along ``axis``, which the bias takes up; None where it is computed."""
+    """Return new labels along ``axis``, and fold their offsets into the bias; None if it is not constant."""
     value = input_at(node, BIAS)
     if not rank or (value is not None and constant_value(value) is None):
         return None
@@ -99,7 +99,7 @@ def _rows(node: ir.Node, channels: int, axis: int, rank: int, ties: ChannelUnion
 
 
 def _through(node: ir.Node, weight: Sequence[int], ties: ChannelUnion) -> bool:
-    """Let the bias make up for offsets of the input, if they change along its channels only."""
+    """Fold input offsets into the bias if they change along the channels only; return whether they do."""
     data = ties.of(node.inputs[0])
     axis, size = INPUT_CHANNELS[node.op_type](node, tuple(weight))
     if not data.ndim or data.size != data.shape[axis]:
@@ -109,13 +109,13 @@ def _through(node: ir.Node, weight: Sequence[int], ties: ChannelUnion) -> bool:
 
 
 def reads_zeros(node: ir.Node, weight: Sequence[int]) -> bool:
-    """Whether a convolution with a weight of this shape reads zeros around its input."""
+    """Whether a convolution with a weight of this shape reads zero padding."""
     same_size = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     return any(ints_attribute(node, "pads", ())) or (same_size and any(size != 1 for size in weight[2:]))
 
 
 def _one_for_all(labels: Labels, ties: ChannelUnion) -> Labels:
-    """Tie all channels together, and give a label for them."""
+    """Merge the labels of all channels, and return the new label."""
     one = ties.fresh((1,) * labels.ndim)
     ties.tie(labels, one)
     return one
@@ -132,7 +132,7 @@ def _add(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 def _moved(node: ir.Node, data: int, constant: int, ties: ChannelUnion) -> _Labelled:
-    """A vector takes up what its output is to have beside its input; a single number does not."""
+    """Fold the difference of input and output offsets into a constant vector; a scalar passes offsets on."""
     values, channels = constant_value(node.inputs[constant]), ties.of(node.inputs[data])
     assert values is not None
     if not channels.ndim or values.ndim > channels.ndim:
@@ -148,26 +148,29 @@ def _moved(node: ir.Node, data: int, constant: int, ties: ChannelUnion) -> _Labe
 
 
 def _residual(node: ir.Node, ties: ChannelUnion) -> _Labelled:
-    """The sum has offsets of its own; the later of its terms that can gives what is missing."""
-    free = [index for index, value in enumerate(node.inputs) if ties.of(value).size > 1 and _taker(value)]
+    """Give a sum of two tensors its own offsets.
+
+    The bias of one term absorbs the difference: that of the later term, if both have one.
+    """
+    free = [i for i, value in enumerate(node.inputs) if ties.of(value).size > 1 and _bias_input(value)]
     if not free or not _same_shape(*node.inputs):
         return None
-    last = max(free, key=lambda index: ties.of(node.inputs[index]).max())  # labels grow along the graph
+    last = max(free, key=lambda index: ties.of(node.inputs[index]).max())  # labels increase in graph order
     moved, other = node.inputs[last], ties.of(node.inputs[1 - last])
     assert moved is not None
-    rows, taker = ties.of(moved), _taker(moved)
-    if taker is None or other.shape not in (rows.shape, (1,) * rows.ndim):
+    rows, bias_input = ties.of(moved), _bias_input(moved)
+    if bias_input is None or other.shape not in (rows.shape, (1,) * rows.ndim):
         return None
     out = ties.fresh(rows.shape)
     ties.tie(rows, out)
     down = np.broadcast_to(other, rows.shape)
-    ties.fold(*taker, down=down if is_op(taker[0], "Add") else down.reshape(-1))
-    ties.set(moved, np.full((1,) * rows.ndim, FIXED, np.int64))  # nobody asks for its own middle
+    ties.fold(*bias_input, down=down if is_op(bias_input[0], "Add") else down.reshape(-1))
+    ties.set(moved, np.full((1,) * rows.ndim, FIXED, np.int64))  # its own range does not determine an offset
     return [out]
 
 
-def _taker(value: ir.Value | None) -> tuple[ir.Node, int] | None:
-    """The node that makes the tensor, for one reader, and the input of it that is a bias."""
+def _bias_input(value: ir.Value | None) -> tuple[ir.Node, int] | None:
+    """Return the producer of a tensor with one consumer, and the position of its bias, or None."""
     node = sole_producer(value)
     if node is None:
         return None
@@ -183,7 +186,7 @@ def _same_shape(one: ir.Value | None, other: ir.Value | None) -> bool:
 
 
 def _clip(node: ir.Node, ties: ChannelUnion) -> _Labelled:
-    """The limits move along, by one offset for all channels."""
+    """Shift the limits with the tensor, by one offset for all channels."""
     labels = ties.of(node.inputs[0])
     if clip_range(node) is None or not labels.ndim:
         return None
@@ -194,11 +197,11 @@ def _clip(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 LOW, HIGH = 1, 2
-"""Positions of the limits among the inputs of a Clip."""
+"""Positions of the limits among the inputs of Clip."""
 
 
 def _average_pool(node: ir.Node, ties: ChannelUnion) -> _Labelled:
-    """Zeros around its input that it counts have no offset."""
+    """Pass offsets on, unless padding zeros are part of the average."""
     padded = any(ints_attribute(node, "pads", ())) or "auto_pad" in node.attributes
     counts = padded and int_attribute(node, "count_include_pad", 0)
     return None if counts else same(node, ties)
@@ -215,9 +218,9 @@ SHIFTS: Mapping[str, Rule] = {
     **dict.fromkeys(("Relu", "Clip"), _clip),
     "AveragePool": _average_pool,
 }
-"""By operator of the standard domain."""
+"""The rules for shifting, by operator of the standard domain."""
 
 
 def shifts(padded: Collection[str]) -> Mapping[str, Rule]:
-    """The rules where the convolutions with these names may get a Pad in front of them."""
+    """Return the rules for a model where a Pad may be inserted before the convolutions ``padded``."""
     return {**SHIFTS, "Conv": partial(_conv, padded=padded)}
