@@ -117,7 +117,7 @@ def test_each_layer_sees_what_became_of_those_before(monkeypatch):
 
 @pytest.mark.parametrize("best", module.WAYS)
 def test_the_way_that_serves_other_batches_best_is_gone(best):
-    exact, rows, grid = task(1, 12, 10)
+    exact, rows, _grid = task(1, 12, 10)
     asked = []
 
     def rounded(learn, ways):
@@ -132,7 +132,7 @@ def test_the_way_that_serves_other_batches_best_is_gone(best):
 
 
 def test_few_batches_make_up_for_nothing():
-    exact, rows, grid = task(1, 12, 10)
+    exact, rows, _grid = task(1, 12, 10)
     assert module._best_way(exact, open_end(1, 12), lambda _: rows, 4, None) == 0
 
 
