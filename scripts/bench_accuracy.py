@@ -66,7 +66,7 @@ def lite0(place: Place) -> list[Figure]:
     judge, sample = Judge(case), Sample("", next(iter(case.evaluation())))
     mine, before = judge.score(ours), judge.score(plain)
     peers = _peers(place, case, judge, {method: ("--method", method) for method in PEER_METHODS})
-    speeds = [race(case.model, path, sample, seconds=5).ratio for path in (ours, plain)]
+    speeds = [race((case.model, path), sample, seconds=5).ratio for path in (ours, plain)]
     return [
         at_least("SQNR, dB (target: 27)", mine.sqnr, 25),
         Figure("SQNR without corrections, dB", before.sqnr),
@@ -167,7 +167,7 @@ def goal(place: Place) -> list[Figure]:
         Figure("SQNR, dB", score.sqnr),
         Figure("float kernels of Conv, Gemm and MatMul", left_float, form="{:.0f}"),
         Figure("integer ones", integer, form="{:.0f}"),
-        Figure("speed, times float, one thread", race(case.model, ours, sample, seconds=5).ratio),
+        Figure("speed, times float, one thread", race((case.model, ours), sample, seconds=5).ratio),
         Figure("whole command, s", run.seconds, form="{:.1f}"),
     ]
 

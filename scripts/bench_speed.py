@@ -82,10 +82,10 @@ def _beside(place: Place, case: Case, options: tuple[str, ...] = ()) -> list[Fig
         place.work / "ours.onnx",
     )
     bench.quantize(case, ours, *options)
-    speeds = [race(case.model, model, sample, seconds=SECONDS).ratio for model in (ours, peer) if model]
+    speeds = [race((case.model, model), sample, seconds=SECONDS).ratio for model in (ours, peer) if model]
     figures = [Figure("times as fast as float, one thread", speeds[0], peer=speeds[1] if peer else None)]
     if peer is not None:
-        against = race(peer, ours, sample, seconds=2 * SECONDS).ratio
+        against = race((peer, ours), sample, seconds=2 * SECONDS).ratio
         figures.append(at_least("times as fast as the peer, in turns", against, 1.0, form="{:.3f}"))
     return figures
 
@@ -105,7 +105,7 @@ def _figures(place: Place, case: Case, wanted: float) -> list[Figure]:
     peer = _peer(place, case)
 
     def timed(model: Path, threads: int) -> float:
-        return race(case.model, model, sample, threads=threads, seconds=SECONDS).ratio
+        return race((case.model, model), sample, threads=threads, seconds=SECONDS).ratio
 
     def with_threads(threads: int) -> Iterator[Figure]:
         words = f"times as fast as float, {threads or 'all'} thread{'s' if threads != 1 else ''}"

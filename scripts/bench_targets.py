@@ -84,7 +84,7 @@ def _speed_elsewhere(place: Place, name: str) -> float:
     """Measure on ONNX Runtime, with one thread, the speed of a model made for another runtime."""
     case = cases.CASES[name](place.shared, place.work / "data")
     sample = Sample("", next(iter(case.evaluation())))
-    return race(case.model, place.work / "ours.onnx", sample, threads=1, seconds=SECONDS).ratio
+    return race((case.model, place.work / "ours.onnx"), sample, threads=1, seconds=SECONDS).ratio
 
 
 def _verified(place: Place, name: str, target: str, *options: str) -> tuple[int, tuple[Verdict, ...]]:

@@ -35,7 +35,7 @@ def lite0(place: Place) -> list[Figure]:
     run, peer_run = bench.quantize(case, ours), bench.quantize_peer(case, peer)
     reference, int8, int8_peer = (bench.outputs(p, case.evaluation()) for p in (case.model, ours, peer))
     sample = Sample("", {"input": images[0][0]})
-    speeds = [race(case.model, path, sample, seconds=5).ratio for path in (ours, peer)]
+    speeds = [race((case.model, path), sample, seconds=5).ratio for path in (ours, peer)]
     sizes = [path.stat().st_size / case.model.stat().st_size for path in (ours, peer)]
     return [
         at_least("SQNR of the logits, dB", sqnr(reference, int8), 25.0, sqnr(reference, int8_peer)),
@@ -112,7 +112,7 @@ def minilm(place: Place) -> list[Figure]:
     ranks = [evaldata.spearman(x[: len(first)], x[len(first) :], scores) for x in embeddings]
     sizes = [path.stat().st_size / case.model.stat().st_size for path in (ours, peer)]
     sample = Sample("", next(evaldata.tokenized(first[:1])))
-    speeds = [race(case.model, path, sample, seconds=5).ratio for path in (ours, peer)]
+    speeds = [race((case.model, path), sample, seconds=5).ratio for path in (ours, peer)]
     return [
         Figure("Spearman of the float model", ranks[0]),
         at_least("Spearman", ranks[1], 81.9, ranks[2]),

@@ -117,7 +117,7 @@ def compare(model: Path, int8: Path, pictures: list[Path]) -> None:
     for path, *logits in zip(pictures, reference, actual, strict=True):
         table.add_row(path.stem, *(text for scores in logits for text in label(scores)))
     console.print(table)
-    speed = race(model, int8, Sample("photograph", images[0]))
+    speed = race((model, int8), Sample("photograph", images[0]))
     sizes = [path.stat().st_size / 1e6 for path in (model, int8)]
     console.print(f"size   {sizes[0]:.1f} MB -> {sizes[1]:.1f} MB: {sizes[1] / sizes[0]:.2f} of float")
     console.print(

@@ -16,7 +16,7 @@ from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load
 from onnxq.pipelines.preflight import as_onnxq_errors
-from onnxq.verify.accuracy import Quality, compare
+from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.latency import Speed, race
 
 logger = logging.getLogger(__name__)
@@ -51,20 +51,19 @@ def compare_files(
             batches.keep_first()
             progress("comparing", done + samples.skipped, samples.total)
 
-        quality = compare(
+        evaluator = AccuracyEvaluator(
             float_path,
-            int8_path,
             batches,
             providers=config.providers,
             threads=config.threads,
-            on_sample=on_sample,
             on_bad=samples.on_refused,
         )
+        quality = evaluator.evaluate(int8_path, on_sample)
         if batches.first is None:
             raise CalibrationError(f"{float_path}: the model refuses every sample")
         progress("timing")
         return quality, race(
-            float_path, int8_path, batches.first, providers=config.providers, threads=config.threads or 1
+            (float_path, int8_path), batches.first, providers=config.providers, threads=config.threads or 1
         )
 
 

@@ -285,34 +285,5 @@ def _quality(tallies: Mapping[str, _Tally], samples: int) -> Quality:
     )
 
 
-def compare(
-    float_model: Model,
-    int8_model: Model,
-    samples: Iterable[Sample],
-    *,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
-    threads: int = 0,
-    on_sample: Callable[[int], None] | None = None,
-    on_bad: OnBad | None = None,
-) -> Quality:
-    """Run both models on the same samples and measure how close the quantized one is.
-
-    Args:
-        float_model: a model, or the path of one.
-        int8_model: a model, or the path of one.
-        samples: the samples to run both on.
-        providers: execution providers, the preferred one first.
-        threads: threads within a node; 0 leaves the number to ONNX Runtime.
-        on_sample: called with the number of samples done so far.
-        on_bad: called for samples that the float model does not take, which are then skipped; None: they
-            are errors.
-
-    Raises:
-        CalibrationError: a model does not load, or does not take a sample.
-    """
-    evaluator = AccuracyEvaluator(float_model, samples, providers=providers, threads=threads, on_bad=on_bad)
-    return evaluator.evaluate(int8_model, on_sample)
-
-
 def _run(session: ort.InferenceSession, sample: Sample) -> list[Any]:
     return run_batch(session, [output.name for output in session.get_outputs()], sample)

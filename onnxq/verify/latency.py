@@ -46,8 +46,7 @@ class Speed:
 
 
 def race(
-    float_model: Model,
-    int8_model: Model,
+    models: tuple[Model, Model],
     sample: Sample,
     *,
     providers: Sequence[str] = ("CPUExecutionProvider",),
@@ -57,14 +56,12 @@ def race(
     """Time both models in turns on one sample, so other work on the machine slows both alike.
 
     Args:
-        float_model: a model, or the path of one.
-        int8_model: a model, or the path of one.
+        models: the float model and the quantized one, each a model or the path of one.
         sample: the sample to run.
         providers: execution providers, the preferred one first.
         threads: threads within a node.
         seconds: the time to spend.
     """
-    models = (float_model, int8_model)
     sessions = [open_session(model, providers=providers, threads=threads, exact=False) for model in models]
     return Speed.of(time_interleaved(sessions, sample, seconds=seconds))
 

@@ -12,8 +12,12 @@ from calibrators.errors import CalibrationError
 from onnxq.core.errors import ModelError
 from onnxq.pipelines.compare import check_alike
 from onnxq.verify import accuracy
-from onnxq.verify.accuracy import AccuracyEvaluator, OutputQuality, Quality, compare
+from onnxq.verify.accuracy import AccuracyEvaluator, OutputQuality, Quality
 from onnxq.verify.latency import race
+
+
+def compare(float_model, int8_model, samples, on_sample=None):
+    return AccuracyEvaluator(float_model, samples).evaluate(int8_model, on_sample)
 
 
 def scaled(factor, out="float[N,C] y", given="float[N,C] x"):
@@ -179,7 +183,7 @@ def test_models_that_do_not_fit(other, kind):
 
 
 def test_a_race_has_times():
-    speed = race(scaled(1.0), scaled(1.0), feed([1, 2])[0], seconds=0.01)
+    speed = race((scaled(1.0), scaled(1.0)), feed([1, 2])[0], seconds=0.01)
     assert speed.float_seconds > 0
     assert speed.int8_seconds > 0
     assert 0.05 < speed.ratio < 20

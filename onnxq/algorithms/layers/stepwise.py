@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -66,8 +66,8 @@ def iterate_steps(
     with ThreadPoolExecutor(threads or processors()) as pool:
         for number, segment in enumerate(segments):
             later = {name for other in segments[number + 1 :] for name in other.reads}
-            gives = [name for name in segment.gives if name in later or name == segment.stop]
-            _run(_part(model, segment, gives), segment.reads, gives, batches, held, pool)
+            needed = (name for name in segment.gives if name in later or name == segment.stop)
+            _run(model, replace(segment, gives=tuple(needed)), batches, held, pool)
             there = [arrays[segment.stop] for arrays in held]
             yield segment.stop, there
             for arrays, array in zip(held, there, strict=True):
@@ -120,25 +120,24 @@ def _segment(nodes: Sequence[ir.Node], stop: str) -> _Segment:
     return _Segment(stop, tuple(outside), tuple(name_of(value) for value in made))
 
 
-def _part(model: ir.Model, segment: _Segment, gives: Sequence[str]) -> ir.Model:
-    graph = ir.convenience.extract(model.graph, list(segment.reads), list(gives))
+def _part(model: ir.Model, segment: _Segment) -> ir.Model:
+    graph = ir.convenience.extract(model.graph, list(segment.reads), list(segment.gives))
     functions = [function.clone() for function in model.functions.values()]
     return ir.Model(graph, ir_version=model.ir_version, functions=functions)
 
 
 def _run(
-    part: ir.Model,
-    reads: Sequence[str],
-    gives: Sequence[str],
+    model: ir.Model,
+    segment: _Segment,
     batches: Sequence[Sample],
     held: Sequence[dict[str, Array]],
     pool: ThreadPoolExecutor,
 ) -> None:
-    session = open_session(part, threads=1, alone=False)
+    session = open_session(_part(model, segment), threads=1, alone=False)
 
     def one(batch: Sample, arrays: Mapping[str, Array]) -> list[Array]:
-        feeds = {name: arrays[name] for name in reads}
-        return run_batch(session, gives, Sample(batch.name, feeds, batch.count))
+        feeds = {name: arrays[name] for name in segment.reads}
+        return run_batch(session, segment.gives, Sample(batch.name, feeds, batch.count))
 
     for arrays, given in zip(held, pool.map(one, batches, held), strict=True):
-        arrays.update(zip(gives, given, strict=True))
+        arrays.update(zip(segment.gives, given, strict=True))

@@ -74,10 +74,9 @@ class GoalEvaluator:
 
     def speed(self, model: ir.Model) -> float:
         """Measure the speed-up of ``model`` over the float model."""
-        sample = self.context.evaluator.samples[0]
-        threads = self.context.config.threads or 1
-        options = {"providers": self.context.config.providers, "threads": threads, "seconds": RACE_SECONDS}
-        return race(self.exact, model, sample, **options).ratio  # type: ignore[arg-type]
+        config, sample = self.context.config, self.context.evaluator.samples[0]
+        models, threads = (self.exact, model), config.threads or 1
+        return race(models, sample, providers=config.providers, threads=threads, seconds=RACE_SECONDS).ratio
 
     def _value(self, model: ir.Model, quality: Quality, margins: Sequence[Margins]) -> float:
         if not isinstance(self.goal.metric, str):
