@@ -19,7 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.algorithms.channels.labels import FIXED, ChannelUnion, Labels, Rule, hold_inputs
-from onnxq.algorithms.channels.scale_rules import MOVES, NORMALIZED, same
+from onnxq.algorithms.channels.move_rules import MOVES, same
+from onnxq.algorithms.channels.scale_rules import NORMALIZED
 from onnxq.algorithms.layers.biases import bias_of
 from onnxq.graph.nodes import constant_value, input_at, int_attribute, ints_attribute, is_op
 from onnxq.graph.operators import INPUT_CHANNELS, clip_range, row_shape
