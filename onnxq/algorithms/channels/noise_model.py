@@ -192,7 +192,7 @@ WEIGHT_SHARE = 0.5
 
 
 ROWS = 256
-"""Of a matrix with one scale per row, about this many rows are sampled to represent all."""
+"""Approximate number of rows that represent a matrix with one scale per row."""
 
 
 @dataclass(frozen=True)
