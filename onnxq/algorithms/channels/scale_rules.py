@@ -1,7 +1,7 @@
 """The rules for scaling channels: how each operator propagates factors, or folds them into its constants.
 
-`labels` describes both. The inputs and outputs of operators without a rule (Sigmoid, Softmax, Gelu
-and others) are fixed. A rule returns None for any case that it does not cover, which fixes them too.
+`labels` describes labels and rules. The inputs and outputs of operators without a rule (such as Sigmoid,
+Softmax and Gelu) are fixed. A rule returns None for any case that it does not cover, which fixes them too.
 """
 
 from __future__ import annotations
