@@ -1,1 +1,1 @@
-"""What makes a quantized model more accurate or faster; ``corrections.py`` lists the corrections."""
+"""Algorithms that make a quantized model more accurate or faster; ``corrections.py`` lists the corrections."""

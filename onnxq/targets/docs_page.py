@@ -76,7 +76,7 @@ _HEADINGS: Mapping[type, str] = {
 
 
 def page(targets: Iterable[Target]) -> str:
-    """The whole page, Markdown."""
+    """Build the whole page in Markdown."""
     targets = list(targets)
     required = [f"`{name}`" for name in ("activation", "weight", "bias", "rules")]
     own = _OWN.format(example=EXAMPLE, required=f"{', '.join(required[:-1])} and {required[-1]}")
@@ -87,8 +87,8 @@ def page(targets: Iterable[Target]) -> str:
 
 
 def _overview(targets: Iterable[Target]) -> str:
-    """What sets the targets apart, a row each."""
-    heads = ("target", "activations", "weights", "scale a channel", "biases", "graph outputs", "constants")
+    """Build the table that compares the targets, one row per target."""
+    heads = ("target", "activations", "weights", "per-channel scales", "biases", "graph outputs", "constants")
     rows = [
         (
             f"`{target.name}`",
@@ -105,9 +105,9 @@ def _overview(targets: Iterable[Target]) -> str:
 
 
 def _section(target: Target, others: Iterable[Target]) -> str:
-    """One target; ``others`` come before it on the page."""
+    """Build the section of one target; ``others`` come before it on the page."""
     lines = [f"## {target.name}", "", _wrapped(target.about), ""]
-    lines += [_wrapped(note, "- ") for note in (*target.notes, *_asked(target))]
+    lines += [_wrapped(note, "- ") for note in (*target.notes, *_options(target))]
     alike = next((other.name for other in others if other.rules == target.rules), None)
     lines += ["", _rules(target) if alike is None else f"Rules: those of [{alike}](#{alike}).\n"]
     if target.transparent and alike is None:
@@ -116,8 +116,8 @@ def _section(target: Target, others: Iterable[Target]) -> str:
     return "\n".join(lines)
 
 
-def _asked(target: Target) -> Iterator[str]:
-    """What the options may ask for, where there is a choice."""
+def _options(target: Target) -> Iterator[str]:
+    """Yield one line per option that has several valid values for this target."""
     if len(target.activation_types) > 1:
         yield f"`--activation` takes {_listed(target.activation_types)}."
     if len(target.weight_types) > 1:
@@ -173,7 +173,7 @@ def _format(spec: QuantSpec) -> str:
 
 
 def _channels(target: Target) -> str:
-    """Which weights have a scale a channel when nobody asks for other types."""
+    """Which weights have a per-channel scales when nobody asks for other types."""
     types = target.per_channel_types
     if types is not None and target.weight.dtype not in types:
         return "none"
@@ -185,15 +185,15 @@ _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def _fields(kind: type) -> str:
-    """What the docstring of a dataclass says of its attributes, as a table."""
-    told = dict(_told(kind.__doc__ or ""))
+    """Build the table of the fields of a dataclass, with the text of its docstring."""
+    described = dict(_described(kind.__doc__ or ""))
     names = [field.name for field in fields(kind) if field.name != "name"]
-    rows = [(f"`{name}`", _capitalized(told[name])) for name in names]
+    rows = [(f"`{name}`", _capitalized(described[name])) for name in names]
     extra = _values(kind)
     return f"### {_HEADINGS[kind]}\n\n{_table(('field', 'meaning'), rows)}{extra}"
 
 
-def _told(text: str) -> Iterator[tuple[str, str]]:
+def _described(text: str) -> Iterator[tuple[str, str]]:
     """Name and meaning of each attribute; several may share one line."""
     body = text.partition("Attributes:")[2]
     for found in re.finditer(r"^ {8}([\w, ]+): ((?:.|\n {9,})+)", body, re.MULTILINE):

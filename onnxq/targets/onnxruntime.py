@@ -13,7 +13,7 @@ folded when the model is loaded: the file holds 4 bits a weight, and the kernel 
 ones become int8 too, whose kernels take any zero point. But where the channels of a depthwise convolution
 have different ones, they are computed one by one, which takes some twenty times as long as in float.
 
-MatMul, and Gemm unless transB, with a scale a block become MatMulNBits. It takes float activations, which
+MatMul, and Gemm unless transB, with per-block scales become MatMulNBits. It takes float activations, which
 it rounds to 8 bits by itself, block by block; blocks of powers of two, the last of which may be shorter.
 With Q/DQ right before or after, also across a Relu or a Reshape, the operator runs in float instead.
 

@@ -100,7 +100,7 @@ class Role(Choice):
 
 
 class Output(Choice):
-    """What an operator's output needs for the integer kernel to be used."""
+    """The requirement of an integer kernel on the output of its operator."""
 
     QUANTIZED = "quantized", "Q/DQ on every output, which then is not a graph output"
     FREE = "free", "nothing: the kernel returns float, or integers if Q follows"

@@ -157,7 +157,17 @@ class _Prepared:
         progress: Progress,
         goal: Goal | None,
     ) -> QuantResult:
-        """Write the quantized model, if the module's weights have not changed."""
+        """Write the quantized model, if the module's weights have not changed.
+
+        Args:
+            module: the module that was prepared.
+            output: path of the quantized model.
+            progress: called with the progress of the work.
+            goal: the accuracy to reach; None: no goal.
+
+        Raises:
+            ConfigError: the weights or buffers have changed.
+        """
         if checksum(module) != self._weights:
             raise ConfigError(
                 f"the weights or buffers of this {type(module).__name__} have changed since prepare(), so "
