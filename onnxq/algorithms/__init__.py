@@ -1,1 +1,1 @@
-"""Algorithms that make a quantized model more accurate or faster; ``corrections.py`` lists the corrections."""
+"""Algorithms that make quantized models more accurate or faster; ``corrections.py`` lists the corrections."""

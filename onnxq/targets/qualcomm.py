@@ -64,7 +64,7 @@ QNN = Target(
     notes=(
         "What enters and leaves the graph is quantized too. --activation uint16 gives 16-bit activations, "
         "for accuracy.",
-        "Signed weights of Conv and ConvTranspose have per-channel scales; all others have per-tensor scales.",
+        "Signed weights of Conv and ConvTranspose have per-channel scales, all others per-tensor scales.",
     ),
     activation=U8,
     weight=S8_NARROW,
