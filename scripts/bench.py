@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +124,7 @@ Sections = Mapping[str, Callable[[Place], list[Figure]]]
 
 def run(description: str | None, sections: Sections) -> int:
     """Run the requested sections of a benchmark; return 1 if a goal is missed, else 0."""
-    given = _arguments(description, sections)
+    given = arguments(argparse.ArgumentParser(description=description), sections)
     met = True
     with tempfile.TemporaryDirectory() as folder:
         for name in given.sections or sections:
@@ -140,8 +140,8 @@ def evaluation_data() -> Path:
     return Path(os.environ.get("ONNXQ_SHARED") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 
-def _arguments(description: str | None, sections: Sections) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
+def arguments(parser: argparse.ArgumentParser, sections: Collection[str]) -> argparse.Namespace:
+    """Add the arguments that all benchmarks have to the parser, and parse the command line."""
     parser.add_argument(
         "sections",
         nargs="*",
@@ -151,7 +151,7 @@ def _arguments(description: str | None, sections: Sections) -> argparse.Namespac
     parser.add_argument(
         "--data", type=Path, default=evaluation_data(), help="the evaluation data (default: %(default)s)"
     )
-    parser.add_argument("--keep", type=Path, help="keep the models and other files in this folder")
+    parser.add_argument("--keep", type=Path, help="keep the written files in this folder")
     given = parser.parse_args()
     unknown = [name for name in given.sections if name not in sections]
     if unknown:

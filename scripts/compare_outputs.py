@@ -18,8 +18,8 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
+import bench
 import cases
-from bench import evaluation_data
 from cases import Case
 from onnxq.core.config import TableFormat
 
@@ -127,21 +127,9 @@ def arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("other", type=Path, help="the other checkout")
-    parser.add_argument(
-        "sections",
-        nargs="*",
-        metavar="SECTION",
-        help=f"sections to run: {', '.join(SECTIONS)} (default: all)",
-    )
-    parser.add_argument(
-        "--data", type=Path, default=evaluation_data(), help="the evaluation data (default: %(default)s)"
-    )
-    parser.add_argument("--keep", type=Path, help="keep the written files in this folder")
-    given = parser.parse_args()
+    given = bench.arguments(parser, SECTIONS)
     if not (given.other / "onnxq").is_dir():
         parser.error(f"{given.other} is no checkout of this project")
-    if unknown := [name for name in given.sections if name not in SECTIONS]:
-        parser.error(f"no section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
     return given
 
 

@@ -50,16 +50,7 @@ def gather(
     """
     known = _unfinished(config.save_statistics, model, tensors)
     reading = _Reading(in_batches(samples, model, config), batched(input_specs(model)))
-    with Collector(
-        model,
-        tuple(tensors),
-        channels={name: axis for name, axis in tensors.items() if axis is not None},
-        every_element=config.every_element,
-        providers=config.providers,
-        threads=config.threads,
-        resume=known,
-        on_bad=samples.on_refused,
-    ) as collector:
+    with open_collector(model, tensors, samples, config, known) as collector:
         if known is not None:
             _pass_over(known, reading, samples, config, progress)
         try:
@@ -73,6 +64,34 @@ def gather(
             _keep(collector, reading, config.save_statistics)
             raise
     return statistics
+
+
+def open_collector(
+    model: ir.Model,
+    tensors: Mapping[str, int | None],
+    samples: Samples,
+    config: QuantConfig,
+    known: Statistics | None = None,
+) -> Collector:
+    """Open a collector with the user's options.
+
+    Args:
+        model: the float model.
+        tensors: name of each tensor to observe -> the axis of its channel means; None: no means.
+        samples: decides what happens to samples that the model refuses.
+        config: the options.
+        known: statistics to add to.
+    """
+    return Collector(
+        model,
+        tuple(tensors),
+        channels={name: axis for name, axis in tensors.items() if axis is not None},
+        every_element=config.every_element,
+        providers=config.providers,
+        threads=config.threads,
+        resume=known,
+        on_bad=samples.on_refused,
+    )
 
 
 def statistics_warnings(statistics: Statistics, model: ir.Model) -> Iterator[str]:

@@ -170,4 +170,4 @@ def replace_constant(
     name = copy or (old.name if old is not None and old.name else f"{node.outputs[0].name}_bias")
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
-    node.replace_input_with(index, add_initializer(model, name, array))
+    node.replace_input_with(index, add_initializer(model, unused_name(name, model), array))

@@ -14,7 +14,7 @@ import onnx.helper
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.graph.nodes import constant_value, input_at, int_attribute, ints_attribute
+from onnxq.graph.nodes import constant_value, input_at, int_attribute, ints_attribute, rank
 
 Range = tuple[float, float]
 Shape = tuple[int, ...]
@@ -86,14 +86,23 @@ def groups_of(node: ir.Node) -> int:
     return int_attribute(node, "group", 1)
 
 
-def output_rank_after_channels(node: ir.Node, weight_rank: int) -> int:
-    """Count the axes after the channels of the output: the spatial axes of a convolution, none of a matrix.
+def spatial_rank(node: ir.Node) -> int:
+    """Count the spatial axes of a convolution whose weight has a known rank; 0 for matrix products."""
+    if node.op_type not in ("Conv", "ConvTranspose"):
+        return 0
+    known = rank(weight_of(node))
+    assert known is not None
+    return known - 2
+
+
+def output_channels(node: ir.Node, shape: Shape) -> int:
+    """Return the number of output channels.
 
     Args:
         node: a node with weights.
-        weight_rank: rank of its weight.
+        shape: the shape of its weight, in the operator's own layout.
     """
-    return weight_rank - 2 if node.op_type in ("Conv", "ConvTranspose") else 0
+    return row_shape(node, shape)[0]
 
 
 def row_shape(node: ir.Node, shape: Shape) -> Shape:

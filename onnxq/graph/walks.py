@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
-from onnxq.graph.nodes import constant_value
 from onnxq.graph.operators import clip_range
 
 
@@ -40,11 +39,6 @@ def producer_of(value: ir.Value | None) -> ir.Node | None:
 def sole_producer(value: ir.Value | None) -> ir.Node | None:
     """Return the node that computes the value for a single reader; None if there are several readers."""
     return None if only_use(value) is None else producer_of(value)
-
-
-def own_constant(value: ir.Value | None) -> bool:
-    """Whether the value is a constant with a single reader, so that it may be changed for that reader."""
-    return only_use(value) is not None and constant_value(value) is not None
 
 
 def clips_after(value: ir.Value) -> Iterator[ir.Node]:

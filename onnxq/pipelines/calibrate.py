@@ -18,7 +18,7 @@ from calibrators.statistics import Statistics
 from onnxq.algorithms.autotune.apply import check_measurable
 from onnxq.algorithms.mixed_precision.search import chosen_goal
 from onnxq.calibration.qparams import calibrator, from_statistics
-from onnxq.calibration.run import gather
+from onnxq.calibration.run import gather, open_collector
 from onnxq.calibration.sample_split import BadSampleCounter, Data, Samples, open_samples
 from onnxq.calibration.tables.sources import check_plan
 from onnxq.core.config import QuantConfig
@@ -166,16 +166,8 @@ class Calibration:
 
     def _open(self) -> Collector:
         if self._collector is None:
-            tensors = observed(self._simple, self._plan)
-            self._collector = Collector(
-                self._simple,
-                tuple(tensors),
-                channels={name: axis for name, axis in tensors.items() if axis is not None},
-                every_element=self.config.every_element,
-                providers=self.config.providers,
-                threads=self.config.threads,
-                resume=self._known,
-                on_bad=self._samples.on_refused,
+            self._collector = open_collector(
+                self._simple, observed(self._simple, self._plan), self._samples, self.config, self._known
             )
         return self._collector
 

@@ -67,12 +67,12 @@ class PlanningContext:
         return rule.depthwise if rule.depthwise and is_depthwise(node) else rule.role
 
 
-def deselected(node: ir.Node, context: PlanningContext) -> str | None:
+def deselected(node: ir.Node, config: QuantConfig) -> str | None:
     """Explain why the user's include and exclude patterns leave ``node`` out; None if they do not."""
-    for pattern in context.config.exclude:
+    for pattern in config.exclude:
         if matches(node, pattern):
             return f"excluded by {pattern!r}"
-    if context.config.include and not any(matches(node, p) for p in context.config.include):
+    if config.include and not any(matches(node, p) for p in config.include):
         return "no include pattern matches it"
     return None
 
@@ -115,7 +115,7 @@ def fused_clips(value: ir.Value, rule: OpRule, context: PlanningContext) -> Iter
     """
     for _ in range(0 if rule.same_params else context.target.fused_clips):
         clip = sole_reader(value, context)
-        limits = clip_range(clip) if clip is not None and not deselected(clip, context) else None
+        limits = clip_range(clip) if clip is not None and not deselected(clip, context.config) else None
         if clip is None or limits is None or not limits[0] <= 0 <= limits[1] or limits[0] == limits[1]:
             break
         yield clip
@@ -167,7 +167,12 @@ def _clipped(value: ir.Value, rule: OpRule, context: PlanningContext) -> ir.Valu
 def bias_add(node: ir.Node, context: PlanningContext) -> tuple[ir.Node, int] | None:
     """Find the Add after ``node`` that adds a bias (one constant per column), and the bias's input index."""
     add = sole_reader(node.outputs[0], context)
-    if add is None or not is_op(add, "Add") or deselected(add, context) or not _becomes_gemm(node, context):
+    if (
+        add is None
+        or not is_op(add, "Add")
+        or deselected(add, context.config)
+        or not _becomes_gemm(node, context)
+    ):
         return None
     index = 1 - _position(node.outputs[0], add)
     bias, weight = constant_value(add.inputs[index]), constant_value(node.inputs[1])

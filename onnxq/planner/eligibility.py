@@ -64,7 +64,7 @@ def ineligible_because(node: ir.Node, context: PlanningContext) -> str | None:
 
 
 def _not_selected(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
-    return deselected(node, context)
+    return deselected(node, context.config)
 
 
 def _final(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:

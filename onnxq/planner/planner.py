@@ -82,7 +82,7 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         biases=tuple(find_biases(planned, groups, context)),
         groups=with_methods({group.name: group for group in groups.values()}, points, nodes, context),
         integer_nodes={name_of(node): node.op_type for node in planned},
-        float_nodes=_tell(floats, planned, context, model),
+        float_nodes=_float_reasons(floats, planned, context, model),
         passthrough_nodes={name_of(n): n.op_type for n in model.graph if is_carried(n, context)},
         unfused_sums=_sums(model, planned, target),
         channel_padding={
@@ -158,7 +158,7 @@ def _with_mixed_consumers(anchors: Collection[ir.Node], context: PlanningContext
     return {node for node, values in mixed.items() if any(value.is_graph_output() for value in values)}
 
 
-def _tell(
+def _float_reasons(
     floats: Mapping[str, str], planned: Iterable[ir.Node], context: PlanningContext, model: ir.Model
 ) -> dict[str, FloatNode]:
     """List the float nodes with their reasons in graph order.

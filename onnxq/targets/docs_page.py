@@ -28,7 +28,7 @@ base: openvino
 about: Chip 7, which adds up in 16 bits and has a kernel for Sigmoid.
 weight: {reduce_bits: 1}             # 7 bits, so that sums do not saturate
 rules:
-  ConvTranspose: null                # no integer kernel: stays float
+  ConvTranspose: null                # no integer kernel: kept in float
   Gemm: {per_channel: false}         # one scale for all its weights
   Sigmoid: {role: link, output: quantized, output_range: [0.0, 1.0]}
 """
@@ -40,7 +40,7 @@ _INTRODUCTION = """\
 `--target NAME` chooses what the model is quantized for. A target is a table of rules, not code: which
 operators are quantized, in which number formats, and where Q/DQ stand so that its runtime fuses them.
 
-- Whatever has no rule stays float, and the plan says why (`--dry-run`).
+- An operator without a rule is kept in float, and the plan says why (`--dry-run`).
 - Q is placed after the Relu or Clip that its runtime fuses with the operator before it, never between them.
 - A Concat of several tensors with nothing after it but Reshape, Transpose and their like is kept in float on
   every target: detectors join boxes and scores so, and one range does not suit both.
@@ -148,7 +148,7 @@ _DETAILS: tuple[Callable[[OpRule], str], ...] = (
     lambda rule: "" if rule.per_channel else "one scale for all weights",
     lambda rule: f"depthwise: {rule.depthwise.value}" if rule.depthwise else "",
     lambda rule: "without groups" if rule.single_group else "",
-    lambda rule: f"at least {rule.group_channels} channels a group" if rule.group_channels else "",
+    lambda rule: f"at least {rule.group_channels} channels per group" if rule.group_channels else "",
     lambda rule: f"channels filled up to a multiple of {rule.channels}" if rule.channels > 1 else "",
     lambda rule: "products of two activations too" if rule.dynamic_weight else "",
     lambda rule: f"inputs in {_format(rule.inputs)}" if rule.inputs else "",

@@ -1,4 +1,4 @@
-"""MQBench's PPLW8A16: weights of 8 bits, activations of 16, everything quantized, one scale a tensor."""
+"""MQBench's PPLW8A16: weights of 8 bits, activations of 16, everything quantized, one scale per tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnxq.targets.target import U8, U16
 PPL_W8A16 = replace(
     QNN,
     name="ppl-w8a16",
-    about="MQBench's backend PPLW8A16: 8-bit weights, 16-bit activations, all unsigned, one scale a tensor.",
+    about="MQBench's backend PPLW8A16: 8-bit weights, 16-bit activations, unsigned, one scale per tensor.",
     notes=("16 bits need opset 21. Its ranges leave as --table-format mqbench-ppl.",),
     activation=U16,
     weight=U8,

@@ -5,7 +5,7 @@ Qualcomm's QNN on the HTP: everything is quantized, what enters and leaves the g
 The operators are those that ONNX Runtime's QNN provider hands to the HTP in integers. An operator that stays
 float runs on the CPU. No engine of QNN was at hand: the table follows the documentation.
 
-Qualcomm's SNPE, as MQBench's backend of that name: unsigned everywhere, one scale a tensor.
+Qualcomm's SNPE, as MQBench's backend of that name: unsigned everywhere, one scale per tensor.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ QNN = Target(
 SNPE = replace(
     QNN,
     name="snpe",
-    about="Qualcomm SNPE: 8 bits, unsigned, one scale a tensor.",
+    about="Qualcomm SNPE: 8 bits, unsigned, one scale per tensor.",
     notes=(
         "SNPE reads the float model and an encodings file (--table FILE --table-format snpe); the Q/DQ model "
         "shows what it will compute.",

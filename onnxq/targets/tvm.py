@@ -11,7 +11,7 @@ _QUANTIZED = ("Conv", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAv
 TVM = replace(
     SNPE,
     name="tvm",
-    about="TVM's QNN dialect (MQBench's backend ONNX_QNN): 8 bits, unsigned, one scale a tensor.",
+    about="TVM's QNN dialect (MQBench's backend ONNX_QNN): 8 bits, unsigned, one scale per tensor.",
     notes=("Matrices of weights (Gemm, MatMul) stay float.",),
     rules={name: EVERYTHING[name] for name in _QUANTIZED},
     quantize_outputs=False,

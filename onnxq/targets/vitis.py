@@ -1,6 +1,6 @@
 """AMD's Vitis AI, XINT8: scales are powers of two, for hardware that shifts instead of multiplying.
 
-Signed 8 bits everywhere, biases included, one scale a tensor. No such device was at hand: the table follows
+Signed 8 bits everywhere, biases included, one scale per tensor. No such device was at hand: the table follows
 MQBench's backend Vitis.
 """
 
@@ -18,7 +18,7 @@ _NONE_OF = frozenset({"LayerNormalization", "InstanceNormalization", "Where", "G
 VITIS_XINT8 = replace(
     QNN,
     name="vitis-xint8",
-    about="AMD Vitis AI, XINT8: signed 8 bits with scales that are powers of two, one a tensor.",
+    about="AMD Vitis AI, XINT8: signed 8 bits with scales that are powers of two, one per tensor.",
     notes=(
         "A scale is the least power of two with which the range that calibration chose still fits.",
         "Biases have 8 bits and a scale of their own, so correcting them gains little.",

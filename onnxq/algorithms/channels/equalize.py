@@ -19,7 +19,7 @@ from onnxq.algorithms.channels.channel_moments import measure
 from onnxq.algorithms.channels.fold_factors import MulSite, find_places, folded, with_muls
 from onnxq.algorithms.channels.labels import Channels, find_channels
 from onnxq.algorithms.channels.noise_model import (
-    Iteration,
+    Activations,
     NoiseModelBuilder,
     Reals,
     Term,
@@ -60,7 +60,7 @@ def equalize(draft: Draft, context: CorrectionContext) -> Draft | None:
     unscaled = np.zeros_like(logs)
     before, after = noise(terms, unscaled), noise(terms, logs)
     logger.debug("predicted noise: %g -> %g", before, after)
-    if before - after < ENOUGH * noise([t for t in terms if isinstance(t, Iteration)], unscaled):
+    if before - after < ENOUGH * noise([t for t in terms if isinstance(t, Activations)], unscaled):
         return None
     context.progress("calibrating the equalized model")
     return context.recalibrate(_scaled(draft.reference, channels, logs, worth))

@@ -78,7 +78,7 @@ def replace_values(
     assert old is not None
     assert array is not None
     changed = np.asarray(_fitting(values, array.ndim), array.dtype)
-    replace_constant(model, node, index, changed, unused_name(f"{old.name}_{suffix}", model))
+    replace_constant(model, node, index, changed, f"{old.name}_{suffix}")
 
 
 def _fitting(array: NDArray[np.float64], rank: int) -> NDArray[np.float64]:

@@ -51,7 +51,7 @@ FIRST_RATE, LAST_RATE = 0.2, 0.005
 
 
 @dataclass(frozen=True)
-class Iteration:
+class Activations:
     """The noise of tensors that share one scale. The channels of all these tensors are concatenated.
 
     Attributes:
@@ -147,7 +147,7 @@ class Weights:
         return total, gradient - _by_label(tied, by_top, len(logs))
 
 
-Term = Iteration | Weights
+Term = Activations | Weights
 
 
 def _by_label(labels: Labels, values: Reals, count: int) -> Reals:
@@ -284,12 +284,12 @@ class NoiseModelBuilder:
 
     def _step(
         self, group: Group, seen: Mapping[str, ChannelMoments], reach: Mapping[str | None, Reals]
-    ) -> Iteration:
+    ) -> Activations:
         """Return the term of all tensors that share the scale of ``group``."""
         parts = [self._part(name, group, seen[name], reach) for name in group.observed_tensors]
         labels, high, low, gain = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         lowest, highest = group.spec.limits
-        return Iteration(labels, high, low, gain, highest - lowest, group.spec.symmetric)
+        return Activations(labels, high, low, gain, highest - lowest, group.spec.symmetric)
 
     def _part(
         self, name: str, group: Group, seen: ChannelMoments, reach: Mapping[str | None, Reals]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxq.algorithms.channels.labels import ChannelUnion, Labels, Rule, hold_inputs
 from onnxq.algorithms.channels.move_rules import MOVES, joint_shape, reduced, same, share
 from onnxq.graph.nodes import constant_value, input_at, int_attribute, is_broadcast
-from onnxq.graph.operators import SUMMED_AXIS, clip_range, groups_of, row_shape
+from onnxq.graph.operators import SUMMED_AXIS, clip_range, groups_of, output_channels
 from onnxq.graph.walks import only_use
 
 _Labelled = Sequence[Labels] | None
@@ -43,7 +43,7 @@ def _conv_transpose(node: ir.Node, ties: ChannelUnion) -> _Labelled:
         return None
     groups, taps = groups_of(node), (1,) * (weight.ndim - 2)
     columns = np.broadcast_to(channels.reshape(-1), len(weight))
-    rows = _output(node, row_shape(node, weight.shape)[0], 2, ties)
+    rows = _output(node, output_channels(node, weight.shape), 2, ties)
     each = np.repeat(rows.reshape(groups, -1), len(weight) // groups, axis=0)
     ties.fold(node, 1, up=each.reshape(*each.shape, *taps), down=columns.reshape(-1, 1, *taps))
     return [rows.reshape(1, -1, *taps)]
@@ -53,7 +53,7 @@ def _gemm(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     weight, channels = own_weight(node), ties.of(node.inputs[0])
     if weight is None or int_attribute(node, "transA", 0) or not _only_along(channels, 1):
         return None
-    rows = _output(node, row_shape(node, weight.shape)[0], 2, ties)
+    rows = _output(node, output_channels(node, weight.shape), 2, ties)
     columns = channels.reshape(-1)
     up, down = (rows[:, None], columns) if SUMMED_AXIS["Gemm"](node) else (rows, columns[:, None])
     ties.fold(node, 1, up=up, down=down)

@@ -23,7 +23,7 @@ from onnxq.algorithms.channels.move_rules import MOVES, same
 from onnxq.algorithms.channels.scale_rules import NORMALIZED
 from onnxq.algorithms.layers.biases import bias_of
 from onnxq.graph.nodes import constant_value, input_at, int_attribute, ints_attribute, is_op
-from onnxq.graph.operators import INPUT_CHANNELS, clip_range, row_shape
+from onnxq.graph.operators import INPUT_CHANNELS, clip_range, output_channels
 from onnxq.graph.walks import sole_producer
 
 _Labelled = Sequence[Labels] | None
@@ -52,7 +52,7 @@ def _conv_transpose(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """Fix the input: the number of kernel taps that overlap differs between output positions."""
     weight = constant_value(node.inputs[1])
     hold_inputs(node, ties)
-    rows = None if weight is None else _rows(node, row_shape(node, weight.shape)[0], 1, weight.ndim, ties)
+    rows = None if weight is None else _rows(node, output_channels(node, weight.shape), 1, weight.ndim, ties)
     return None if rows is None else [rows]
 
 
@@ -60,7 +60,7 @@ def _gemm(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     weight = constant_value(node.inputs[1])
     if weight is None or any(node.attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta")):
         return None
-    rows = _rows(node, row_shape(node, weight.shape)[0], 1, 2, ties)
+    rows = _rows(node, output_channels(node, weight.shape), 1, 2, ties)
     if rows is None or int_attribute(node, "transA", 0) or not _through(node, weight.shape, ties):
         hold_inputs(node, ties)
     return None if rows is None else [rows]

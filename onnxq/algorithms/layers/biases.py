@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxq.algorithms.draft import with_constants
 from onnxq.algorithms.layers.matrices import MatrixLayer
 from onnxq.graph.nodes import constant_value, input_at, is_op, name_of, sole_output
-from onnxq.graph.operators import WEIGHTED, clip_range, row_shape, weight_shape
+from onnxq.graph.operators import WEIGHTED, clip_range, output_channels, weight_shape
 from onnxq.graph.walks import only_reader, only_use
 
 
@@ -47,10 +47,10 @@ def bias_of(node: ir.Node) -> Bias | None:
     if operator.bias is not None:
         beta = node.attributes.get_float("beta", 1.0)
         return _bias(node, operator.bias, node) if beta == 1 else None
-    use = only_use(sole_output(node))
-    if use is None or not is_op(use[0], "Add"):
+    if (use := only_use(sole_output(node))) is None:
         return None
-    return _bias(use[0], 1 - use[1], node)
+    reader, index = use
+    return _bias(reader, 1 - index, node) if is_op(reader, "Add") else None
 
 
 def _bias(holder: ir.Node, index: int, node: ir.Node) -> Bias | None:
@@ -58,7 +58,7 @@ def _bias(holder: ir.Node, index: int, node: ir.Node) -> Bias | None:
     known = constant_value(value)
     if value is None or known is None or only_use(value) is None:
         return None
-    if known.size != row_shape(node, weight_shape(node))[0] or known.size not in known.shape[-1:]:
+    if known.size != output_channels(node, weight_shape(node)) or known.size not in known.shape[-1:]:
         return None
     return Bias(name_of(holder), index, name_of(value), known.astype(np.float64))
 

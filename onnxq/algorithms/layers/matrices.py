@@ -21,11 +21,10 @@ from onnxq.graph.operators import (
     WEIGHTED,
     from_rows,
     groups_of,
-    output_rank_after_channels,
     row_shape,
+    spatial_rank,
     to_rows,
     weight_of,
-    weight_shape,
 )
 from onnxq.graph.walks import only_use
 
@@ -118,7 +117,7 @@ def _summed_axis(node: ir.Node) -> int:
 
 def channel_axis(node: ir.Node) -> int:
     """Return the axis of the output channels in the output of a layer, counted from the end."""
-    return -1 - output_rank_after_channels(node, len(weight_shape(node)))
+    return -1 - spatial_rank(node)
 
 
 def weights_of(node: ir.Node) -> NDArray[np.generic] | None:

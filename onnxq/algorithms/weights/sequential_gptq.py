@@ -49,7 +49,7 @@ Part = tuple[slice, slice]
 FEW_LEVELS = 32
 """Weights with at least this many levels are rounded by `gptq` alone, which is faster and good enough."""
 
-WAYS = (0.0, 0.5, 1.0)
+SHARES = (0.0, 0.5, 1.0)
 """The candidates for the share of the change that compensates the layers before.
 
 The one with the least error on held-out rows is chosen for each layer.
@@ -269,7 +269,7 @@ def _solved(
     )
     end, before, every = bias_and_activation(node, layer), _doubles(node, exact), rows(range(count))
     rounded = partial(rounded_columns, before, grid=grid, threads=threads)
-    (after,) = rounded(every, ways=(_best_way(before, end, rows, count, rounded),))
+    (after,) = rounded(every, shares=(_best_share(before, end, rows, count, rounded),))
     values = {layer.weight.tensor: weights(node, after.astype(np.float32), exact.shape)}
     if bias is not None:
         shift = Outputs(before, after, end, every).shift.astype(np.float64).reshape(-1)
@@ -277,20 +277,20 @@ def _solved(
     return values
 
 
-def _best_way(
+def _best_share(
     exact: Doubles,
     end: BiasAndActivation,
     rows: Callable[[Iterable[int]], Rows],
     count: int,
     rounded: Callable[..., list[Doubles]],
 ) -> float:
-    """Return the share among `WAYS` with the least error on held-out batches."""
+    """Return the share among `SHARES` with the least error on held-out batches."""
     check = range(CHECK_EVERY - 1, count, CHECK_EVERY)
     if not check:
-        return WAYS[0]
+        return SHARES[0]
     learn, held = rows(i for i in range(count) if i not in check), rows(check)
-    tried = rounded(learn, ways=WAYS)
-    return min(zip(WAYS, tried, strict=True), key=lambda one: Outputs(exact, one[1], end, held).error)[0]
+    tried = rounded(learn, shares=SHARES)
+    return min(zip(SHARES, tried, strict=True), key=lambda one: Outputs(exact, one[1], end, held).error)[0]
 
 
 def _doubles(node: ir.Node, weight: NDArray[np.generic]) -> Doubles:
@@ -298,7 +298,7 @@ def _doubles(node: ir.Node, weight: NDArray[np.generic]) -> Doubles:
 
 
 def rounded_columns(
-    exact: Doubles, rows: Rows, grid: WeightGrid, ways: Sequence[float], threads: int = 1
+    exact: Doubles, rows: Rows, grid: WeightGrid, shares: Sequence[float], threads: int = 1
 ) -> list[Doubles]:
     """Round weights to the grid, so that the layer approximates the float output from quantized inputs.
 
@@ -308,11 +308,11 @@ def rounded_columns(
         exact: the float weights, ``[G, O, K]``.
         rows: the input rows of the layer in both models.
         grid: the grid of the weights.
-        ways: shares of the change that compensates the layers before (0 ... 1).
+        shares: shares of the change that compensates the layers before (0 ... 1).
         threads: the number of threads.
 
     Returns:
-        The rounded weights for each of ``ways``, ``[G, O, K]``.
+        The rounded weights for each of ``shares``, ``[G, O, K]``.
     """
     count = rows.given.shape[1]
     with ThreadPoolExecutor(threads) as pool:
@@ -325,13 +325,13 @@ def rounded_columns(
         def one(part: Part) -> list[Doubles]:
             change = np.linalg.solve(steep[part[0]], (exact[part] @ cross[part[0]]).transpose(0, 2, 1))
             here, there = safe[part[0]], grid.of(part)
-            every = [exact[part] + way * change.transpose(0, 2, 1) for way in ways]
+            every = [exact[part] + share * change.transpose(0, 2, 1) for share in shares]
             return [
                 coordinate_descent(wanted, gptq_columns(wanted, here, there), here, there) for wanted in every
             ]
 
         parts = list(_parts(exact.shape))
-        rounded = [np.empty_like(exact) for _ in ways]
+        rounded = [np.empty_like(exact) for _ in shares]
         for part, found in zip(parts, pool.map(one, parts), strict=True):
             for whole, piece in zip(rounded, found, strict=True):
                 whole[part] = piece

@@ -18,7 +18,7 @@ from onnxq.calibration.tables.table_files import check_names, format_for
 from onnxq.core.numerics import grid_of, weight_range
 from onnxq.core.plan import QuantParams, QuantPlan, QuantSpec
 from onnxq.graph.nodes import all_nodes, constant_value, input_at, ints_attribute, name_of
-from onnxq.graph.operators import groups_of, row_shape
+from onnxq.graph.operators import groups_of, output_channels
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _layer(node: ir.Node, data: Encoding, weight: Encoding) -> NcnnLayer:
     shape = _shape(node)
     groups = groups_of(node)
     winograd = node.op_type == "Conv" and groups == 1 and shape[2:] == (3, 3) and _is_plain(node)
-    return NcnnLayer(data, weight, row_shape(node, shape)[0], groups, winograd)
+    return NcnnLayer(data, weight, output_channels(node, shape), groups, winograd)
 
 
 def _is_plain(node: ir.Node) -> bool:

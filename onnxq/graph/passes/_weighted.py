@@ -26,7 +26,14 @@ from onnxq.graph.nodes import (
     replace_constant,
     sole_output,
 )
-from onnxq.graph.operators import WEIGHTED, from_rows, groups_of, row_shape, to_rows, weight_of
+from onnxq.graph.operators import (
+    WEIGHTED,
+    from_rows,
+    groups_of,
+    output_channels,
+    to_rows,
+    weight_of,
+)
 
 Array = NDArray[np.float64]
 
@@ -63,7 +70,7 @@ def layer_of(node: ir.Node | None) -> WeightedNode | None:
         return None
     if not _is_plain(node, stored.ndim):
         return None
-    channels = row_shape(node, stored.shape)[0]
+    channels = output_channels(node, stored.shape)
     bias = input_at(node, 2)
     row = None if bias is None else as_row(constant_value(bias), channels)
     if bias is not None and row is None:

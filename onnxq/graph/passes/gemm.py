@@ -15,7 +15,7 @@ from onnxq.graph.nodes import (
     replace_constant,
     replace_value,
 )
-from onnxq.graph.operators import row_shape
+from onnxq.graph.operators import output_channels
 from onnxq.graph.passes._affine import is_private
 from onnxq.graph.passes._weighted import FLOATS, as_row
 from onnxq.graph.walks import producer_of
@@ -111,7 +111,7 @@ def _flatten_bias(model: ir.Model, node: ir.Node) -> bool:
     weight, bias = constant_value(input_at(node, 1)), constant_value(input_at(node, 2))
     if weight is None or bias is None:
         return False
-    row = as_row(bias, row_shape(node, weight.shape)[0])
+    row = as_row(bias, output_channels(node, weight.shape))
     if row is None or row.shape == bias.shape:
         return False
     replace_constant(model, node, 2, row)

@@ -23,7 +23,7 @@ from onnxq.pipelines.dynamic.weight_only import (
 
 
 @dataclass(frozen=True)
-class Way:
+class OperatorRewrite:
     """The rewrite of an operator.
 
     Attributes:
@@ -37,22 +37,24 @@ class Way:
     float_kernel: str = ""
 
 
-_STORED = Way(stored_obstacle, rewrite_stored)
-_GATHER = Way(gather_obstacle, rewrite_gather)
+_STORED = OperatorRewrite(stored_obstacle, rewrite_stored)
+_GATHER = OperatorRewrite(gather_obstacle, rewrite_gather)
 
-WAYS: Mapping[WeightForm, Mapping[str, Way]] = {
+REWRITES: Mapping[WeightForm, Mapping[str, OperatorRewrite]] = {
     WeightForm.INTEGERS: {
-        "MatMul": Way(matmul_obstacle, rewrite_matmul),
-        "Gemm": Way(gemm_obstacle, rewrite_gemm),
-        "Conv": Way(conv_obstacle, rewrite_conv),
-        "Attention": Way(attention_obstacle, rewrite_attention),
-        "LSTM": Way(lstm_obstacle, rewrite_lstm),
-        "GRU": Way(stored_obstacle, rewrite_stored, "only its weights are int8: there is no integer kernel"),
+        "MatMul": OperatorRewrite(matmul_obstacle, rewrite_matmul),
+        "Gemm": OperatorRewrite(gemm_obstacle, rewrite_gemm),
+        "Conv": OperatorRewrite(conv_obstacle, rewrite_conv),
+        "Attention": OperatorRewrite(attention_obstacle, rewrite_attention),
+        "LSTM": OperatorRewrite(lstm_obstacle, rewrite_lstm),
+        "GRU": OperatorRewrite(
+            stored_obstacle, rewrite_stored, "only its weights are int8: there is no integer kernel"
+        ),
         "Gather": _GATHER,
     },
     WeightForm.WEIGHT_ONLY: {**dict.fromkeys(POSITIONS, _STORED), "Gather": _GATHER},
     WeightForm.FLOAT16: {
-        **dict.fromkeys(POSITIONS, Way(half_stored_obstacle, rewrite_stored)),
-        "Gather": Way(gather_half_obstacle, rewrite_gather),
+        **dict.fromkeys(POSITIONS, OperatorRewrite(half_stored_obstacle, rewrite_stored)),
+        "Gather": OperatorRewrite(gather_half_obstacle, rewrite_gather),
     },
 }

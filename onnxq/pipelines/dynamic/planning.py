@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.graph.nodes import all_nodes, is_op, name_of
 from onnxq.graph.ort_rewrites import adds_before_layernorm, unfuse_layernorm_adds
 from onnxq.pipelines.dynamic.attention import is_fused_attention
-from onnxq.pipelines.dynamic.dispatch import WAYS
+from onnxq.pipelines.dynamic.dispatch import REWRITES
 from onnxq.pipelines.dynamic.input_checks import is_computed
 from onnxq.pipelines.dynamic.rewriter import Known, ModelRewriter
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
 from onnxq.pipelines.dynamic.weight_only import POSITIONS
-from onnxq.planner.context import matches
+from onnxq.planner.context import deselected, matches
 
-_NO_WAY = {
+_NO_REWRITE = {
     WeightForm.INTEGERS: "ONNX Runtime has no kernel for it that computes ranges at run time",
     WeightForm.WEIGHT_ONLY: "only ONNX Runtime's targets support it",
     WeightForm.FLOAT16: "its weights can be int8 (for ONNX Runtime), but not float16",
@@ -36,9 +35,11 @@ def plan_nodes(model: ir.Model, scheme: DynamicScheme) -> QuantPlan:
 
     ``model`` must be cleaned: with names, types, and constants as initializers.
     """
-    ways = WAYS[scheme.form]
+    rewrites = REWRITES[scheme.form]
     reasons = {node: _reason(node, scheme) for node in all_nodes(model) if _has_weights(node)}
-    smaller = {node: ways[node.op_type].float_kernel for node, reason in reasons.items() if reason is None}
+    smaller = {
+        node: rewrites[node.op_type].float_kernel for node, reason in reasons.items() if reason is None
+    }
     told = {node: reason or smaller[node] for node, reason in reasons.items()}
     return QuantPlan(
         scheme.target.name,
@@ -62,10 +63,10 @@ def rewrite(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme, known: Know
         known: rounded weights of an earlier rewrite, which are used again; new ones are added.
     """
     rewriter = ModelRewriter(model, scheme, {} if known is None else known)
-    ways = WAYS[scheme.form]
+    rewrites = REWRITES[scheme.form]
     chosen = {*plan.integer_nodes, *plan.weight_only_nodes}
     for node in [node for node in all_nodes(rewriter.model) if node.name in chosen]:
-        ways[node.op_type].rewrite(node, rewriter)
+        rewrites[node.op_type].rewrite(node, rewriter)
     unfuse_layernorm_adds(rewriter.model, plan.unfused_sums)
     return rewriter.finish()
 
@@ -80,19 +81,10 @@ def _has_weights(node: ir.Node) -> bool:
 
 def _reason(node: ir.Node, scheme: DynamicScheme) -> str | None:
     """Say why ``node`` is kept in float; None if it is quantized."""
-    way = WAYS[scheme.form].get(node.op_type)
-    if way is None:
-        return _NO_WAY[scheme.form]
-    return _deselected(node, scheme.config) or _off(node, scheme) or way.obstacle(node)
-
-
-def _deselected(node: ir.Node, config: QuantConfig) -> str | None:
-    for pattern in config.exclude:
-        if matches(node, pattern):
-            return f"excluded by {pattern!r}"
-    if config.include and not any(matches(node, pattern) for pattern in config.include):
-        return "not among the nodes to include"
-    return None
+    operator = REWRITES[scheme.form].get(node.op_type)
+    if operator is None:
+        return _NO_REWRITE[scheme.form]
+    return deselected(node, scheme.config) or _off(node, scheme) or operator.obstacle(node)
 
 
 def _off(node: ir.Node, scheme: DynamicScheme) -> str | None:

@@ -153,7 +153,7 @@ class ModelRewriter:
         node: ir.Node,
         op_type: str,
         inputs: Sequence[ir.Value | None],
-        attributes: Mapping[str, Any] | None = None,
+        attributes: Mapping[str, Any],
     ) -> None:
         """Replace a node by an operator of ONNX Runtime's own with the same outputs.
 
@@ -164,9 +164,7 @@ class ModelRewriter:
             attributes: its attributes.
         """
         name, count = self._unique(f"{node.name}_{op_type}"), len(node.outputs)
-        new = ir.node(
-            op_type, inputs, attributes=attributes or {}, num_outputs=count, domain=CONTRIB, name=name
-        )
+        new = ir.node(op_type, inputs, attributes=attributes, num_outputs=count, domain=CONTRIB, name=name)
         outputs = self._insert(new, node)
         for old, made in zip(node.outputs, outputs, strict=True):
             if not old.name:

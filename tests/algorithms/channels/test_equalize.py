@@ -16,7 +16,7 @@ from onnxq.algorithms.channels.channel_moments import ChannelMoments, headroom
 from onnxq.algorithms.channels.equalize import equalize
 from onnxq.algorithms.channels.fold_factors import find_places, folded, with_muls
 from onnxq.algorithms.channels.labels import find_channels
-from onnxq.algorithms.channels.noise_model import Iteration, Weights, minimize_noise, noise
+from onnxq.algorithms.channels.noise_model import Activations, Weights, minimize_noise, noise
 from onnxq.algorithms.channels.scale_rules import RULES
 from onnxq.core.config import QuantConfig
 from onnxq.graph.passes import simplify
@@ -161,7 +161,7 @@ def test_real_sentences_keep_their_encoding(minilm: Path) -> None:
 
 
 def terms(rng):
-    step = Iteration(rng.integers(0, 9, 20), rng.random(20), rng.random(20), rng.random(20), 255, False)
+    step = Activations(rng.integers(0, 9, 20), rng.random(20), rng.random(20), rng.random(20), 255, False)
     for per_row in (True, False):
         shapes = ((2, 5, 4), (2, 4), (2, 5))
         size, columns, rows = rng.random(shapes[0]), *(rng.integers(0, 9, s) for s in shapes[1:])

@@ -115,25 +115,25 @@ def test_each_layer_sees_what_became_of_those_before(monkeypatch):
             np.testing.assert_array_equal(run, relayed)
 
 
-@pytest.mark.parametrize("best", module.WAYS)
+@pytest.mark.parametrize("best", module.SHARES)
 def test_the_way_that_serves_other_batches_best_is_gone(best):
     exact, rows, _grid = task(1, 12, 10)
     asked = []
 
-    def rounded(learn, ways):
-        return [exact if way == best else np.zeros_like(exact) for way in ways]
+    def rounded(learn, shares):
+        return [exact if share == best else np.zeros_like(exact) for share in shares]
 
     def some(batches):
         asked.append(list(batches))
         return rows
 
-    assert module._best_way(exact, open_end(1, 12), some, 7, rounded) == best
+    assert module._best_share(exact, open_end(1, 12), some, 7, rounded) == best
     assert asked == [[0, 1, 2, 3, 5, 6], [4]]
 
 
 def test_few_batches_make_up_for_nothing():
     exact, rows, _grid = task(1, 12, 10)
-    assert module._best_way(exact, open_end(1, 12), lambda _: rows, 4, None) == 0
+    assert module._best_share(exact, open_end(1, 12), lambda _: rows, 4, None) == 0
 
 
 def test_the_whole_is_dropped_if_it_is_no_better_on_held_out_samples(monkeypatch):
@@ -212,9 +212,9 @@ def test_weights_make_up_for_what_the_rows_have_lost(shape):
 @pytest.mark.parametrize("shape", [(1, 12, 10), (6, 1, 9), (5, 3, 4)], ids=str)
 def test_parts_are_rounded_as_the_whole(shape, monkeypatch):
     exact, rows, grid = task(*shape)
-    whole = rounded_columns(exact, rows, grid, module.WAYS, threads=2)
+    whole = rounded_columns(exact, rows, grid, module.SHARES, threads=2)
     monkeypatch.setattr(module, "TOGETHER", 4)
-    np.testing.assert_allclose(rounded_columns(exact, rows, grid, module.WAYS, threads=2), whole, atol=1e-9)
+    np.testing.assert_allclose(rounded_columns(exact, rows, grid, module.SHARES, threads=2), whole, atol=1e-9)
 
 
 # --- The bias -------------------------------------------------------------------------------------
