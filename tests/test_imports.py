@@ -82,6 +82,21 @@ TWICE = {
 """Names that several modules may have: runtimes, sections of the report, what layout and context call so."""
 
 
+MANY_PARAMETERS = {
+    "onnxq.api.quantize_static": "public",
+    "onnxq.pipelines.static.quantize_static": "public",
+    "onnxq.torch.exporting.export": "public",
+    "onnxq.torch.qat.workflow.prepare_qat": "public",
+    "calibrators.collect.Collector.__init__": "public",
+    "calibrators.session.open_session": "all sessions are opened here, and every setting has a name",
+    "calibrators.statistics.tensor.TensorStatistics.update": "the facts of one batch, by keyword",
+    "calibrators.statistics.collection.Statistics.__init__": "the facts of one calibration run, by keyword",
+    "onnxq.torch.qat.fake_quantize.FakeQuantize.__init__": "the state of a module, by keyword",
+    "onnxq.torch.qat.fake_quantize._Round.forward": "autograd takes each tensor as an argument",
+}
+"""Functions with more than five parameters: public entry points, and others with the reason."""
+
+
 def modules(root: Path = ROOT) -> dict[str, Path]:
     """Every module by its dotted name."""
     found = {}
@@ -195,6 +210,19 @@ def lines(path: Path) -> int:
     return len(path.read_text("utf-8").splitlines())
 
 
+def long_signatures(name: str, tree: ast.AST) -> Iterator[str]:
+    """Yield the full names of the functions with more than five parameters, ``self`` aside."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield from long_signatures(f"{name}.{node.name}", node)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            given = node.args
+            names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+            names += [each.arg for each in (given.vararg, given.kwarg) if each is not None]
+            if len([each for each in names if each not in ("self", "cls")]) > 5:
+                yield f"{name}.{node.name}"
+
+
 def folders() -> list[Path]:
     """Every folder with modules."""
     return sorted({path.parent for path in MODULES.values()})
@@ -230,6 +258,16 @@ def test_an_init_has_no_logic(name: str) -> None:
 def test_a_file_holds_one_idea(name: str) -> None:
     assert lines(MODULES[name]) <= MOST_LINES
     assert lines(MODULES[name]) >= FEWEST_LINES or name in SHORT or name.startswith(PLUG_INS)
+
+
+def test_functions_have_at_most_five_parameters() -> None:
+    trees = ((name, ast.parse(path.read_text("utf-8"))) for name, path in MODULES.items())
+    assert {found for name, tree in trees for found in long_signatures(name, tree)} == set(MANY_PARAMETERS)
+
+
+def test_the_rules_see_a_long_signature() -> None:
+    text = "class A:\n def f(self, a, b, c, d, e): ...\n def g(self, a, b, c, d, *, e, f): ...\ndef h(a, *b, **c): ..."
+    assert list(long_signatures("m", ast.parse(text))) == ["m.A.g"]
 
 
 def test_a_name_is_used_once() -> None:
