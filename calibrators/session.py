@@ -178,12 +178,16 @@ def _with_own_weights(model: ir.Model | str | os.PathLike[str]) -> ir.Model:
     """Copy the model so that each reader of int8 weights has an initializer of its own; data stay shared.
 
     For exact kernels ONNX Runtime converts the weights to unsigned ones, once per reader. It uses the same
-    name each time, which fails if two readers share an initializer.
+    name each time, which fails if two readers share an initializer. It also repeats a DequantizeLinear for
+    each of its readers before.
     """
     copy = model.clone() if isinstance(model, ir.Model) else load_model(model)
     for graph in copy.graphs():
+        for node in list(graph):
+            if node.op_type == "DequantizeLinear" and _is_int8_weight(node.inputs[0]):
+                _repeat_for_each_reader(node)
         for value in list(graph.initializers.values()):
-            if value.dtype == ir.DataType.INT8:
+            if _is_int8_weight(value):
                 for number, use in enumerate(list(value.uses())[1:]):
                     own = ir.Value(
                         name=f"{value.name}/{number}",
@@ -194,6 +198,23 @@ def _with_own_weights(model: ir.Model | str | os.PathLike[str]) -> ir.Model:
                     graph.register_initializer(own)
                     use.node.replace_input_with(use.idx, own)
     return copy
+
+
+def _is_int8_weight(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer() and value.dtype == ir.DataType.INT8
+
+
+def _repeat_for_each_reader(node: ir.Node) -> None:
+    """Give each reader of ``node`` a node of its own with the same inputs and attributes."""
+    output, graph = node.outputs[0], node.graph
+    for number, use in enumerate(list(output.uses())[1:]):
+        attributes = list(node.attributes.values())
+        again = ir.Node(node.domain, node.op_type, node.inputs, attributes, name=f"{node.name}/{number}")
+        again.outputs[0].name = f"{output.name}/{number}"
+        again.outputs[0].type, again.outputs[0].shape = output.type, output.shape
+        use.node.replace_input_with(use.idx, again.outputs[0])
+        if graph is not None:
+            graph.insert_after(node, again)
 
 
 def _check_providers(providers: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,7 +18,9 @@ from onnx_ir.passes import common
 from onnxq.core.errors import ModelError
 from onnxq.core.numerics import spread
 from onnxq.core.plan import QuantSpec
+from onnxq.graph.implied_clips import clip_before
 from onnxq.graph.nodes import add_initializer, all_nodes, input_at, int_attribute, ints_attribute, name_of
+from onnxq.graph.operators import Range
 from onnxq.graph.read_qdq import (
     AXIS,
     DEQUANTIZE,
@@ -55,6 +58,13 @@ class RecordedQParams:
     def spec(self) -> QuantSpec:
         """The number format."""
         return QuantSpec(self.dtype, symmetric=False, axis=self.axis, block_size=self.block_size)
+
+    @property
+    def ends(self) -> Range:
+        """The lowest and the highest real number of the grid; infinite if they differ by channel."""
+        low, high = ((end - self.zero_point) * self.scale for end in self.spec.limits)
+        lowest = float(low.flat[0]) if _is_one(low) else -math.inf
+        return lowest, float(high.flat[0]) if _is_one(high) else math.inf
 
 
 @dataclass
@@ -191,8 +201,7 @@ def _transposes(value: ir.Value, rank: int) -> Iterator[tuple[ir.Value, list[int
 
 def _pass_on(node: ir.Node, before: ir.Node, recorded: RecordedQParams, result: StrippedModel) -> None:
     """Let the readers of ``node`` read the tensor before quantization, and record the parameters."""
-    real, out = before.inputs[0], node.outputs[0]
-    assert real is not None
+    real, out = clip_before(result.model, before, recorded.ends), node.outputs[0]
     if out.is_graph_output():
         name, out.name = out.name, None
         same = ir.node("Identity", [real], name=f"{node.name}_stripped")

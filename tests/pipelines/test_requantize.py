@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from classifiers import CLASSIFIER, model_of
+from onnxruntime import quantization
 
 import onnxq
 from calibrators.collect import collect
@@ -158,3 +159,73 @@ def test_what_has_no_pairs_is_refused(text: str, message: str, tmp_path) -> None
 
 def test_it_is_public() -> None:
     assert onnxq.requantize is requantize
+
+
+CLIPPED = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[N,3,9,9] x) => (float[N,5,1,1] y)
+{
+    a = Conv<pads = [1, 1, 1, 1]>(x, w1)
+    b = ACTIVATION
+    c = Conv(b, w2)
+    d = Add(c, c)
+    e = Relu(d)
+    f = MaxPool<kernel_shape = [2, 2]>(e)
+    g = Conv(f, w3)
+    y = GlobalAveragePool(g)
+}
+"""
+
+ACTIVATIONS = {"relu": "Relu(a)", "relu6": "Clip(a, zero, six)", "negative": "Clip(a, minus, zero)"}
+
+
+def float_model(activation: str) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(CLIPPED.replace("ACTIVATION", activation))
+    draw = np.random.default_rng(7)
+    shapes = {"w1": (6, 3, 3, 3), "w2": (4, 6, 1, 1), "w3": (5, 4, 3, 3)}
+    weights = {name: draw.normal(size=shape) for name, shape in shapes.items()}
+    weights |= {"zero": np.array(0.0), "six": np.array(6.0), "minus": np.array(-2.5)}
+    for name, array in weights.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    return model
+
+
+class Reader(quantization.CalibrationDataReader):
+    """Gives the pictures to ONNX Runtime's quantizer."""
+
+    def __init__(self) -> None:
+        self._feeds = iter(PICTURES)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._feeds, None)
+
+
+PICTURES = [{"x": np.random.default_rng(i).normal(size=(1, 3, 9, 9)).astype(np.float32)} for i in range(8)]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt", "onnxruntime-avx2"])
+@pytest.mark.parametrize("kind", [quantization.QuantType.QUInt8, quantization.QuantType.QInt8])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_relu_that_the_runtimes_quantizer_dropped_comes_back(
+    activation: str, kind: quantization.QuantType, target: str, tmp_path
+) -> None:
+    onnx.save(float_model(ACTIVATIONS[activation]), tmp_path / "float.onnx")
+    quantization.quantize_static(
+        tmp_path / "float.onnx",
+        tmp_path / "in.onnx",
+        Reader(),
+        activation_type=kind,
+        weight_type=quantization.QuantType.QInt8,
+    )
+    dropped = {node.op_type for node in onnx.load(tmp_path / "in.onnx").graph.node}
+    requantize(tmp_path / "in.onnx", tmp_path / "out.onnx", PICTURES, config(target))
+    feeds = {"x": np.concatenate([each["x"] for each in PICTURES])}
+    true, given, out = (
+        open_session(tmp_path / f"{name}.onnx", optimize=False).run(None, feeds)[0]
+        for name in ("float", "in", "out")
+    )
+    assert not dropped & {"Relu", "Clip"}
+    assert sqnr(true, given) > 30
+    assert sqnr(true, out) > 30, "without the clips it is less than 10 dB"
+    names = {name for node in onnx.load(tmp_path / "out.onnx").graph.node for name in node.output}
+    assert {"b", "e"} <= names, "the clipped tensors keep the names that they had in float"

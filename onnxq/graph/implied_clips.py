@@ -1,0 +1,94 @@
+"""Put a Relu or Clip where a QuantizeLinear did its work, before that QuantizeLinear is taken out.
+
+ONNX Runtime's quantizer drops a Relu or Clip before a QuantizeLinear, because a range that begins at zero cuts
+off negative values anyway:
+
+    Conv → QuantizeLinear(range 0 … 6)   ->   Conv → Clip(0, 6)
+
+A range that ends at zero does the same to positive values. A range with zero inside saturates rare values only,
+and leaves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.graph.nodes import add_initializer, name_of, unused_name, unused_node
+from onnxq.graph.operators import MOVING, Range, clip_range, data_inputs
+from onnxq.graph.walks import only_reader
+
+NEVER_NEGATIVE = frozenset(
+    (
+        *("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Abs", "Exp", "Sqrt"),
+        *("ReduceL1", "ReduceL2", "ReduceSumSquare"),
+    )
+)
+"""Operators without negative outputs, whatever their inputs are."""
+
+KEEPING_SIGN = MOVING | frozenset(
+    (
+        *("Concat", "Add", "Mul", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
+        *("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum"),
+    )
+)
+"""Operators without negative outputs if none of their inputs is negative."""
+
+OPSET_OF_LIMITS_AS_INPUTS = 11
+"""Before it, the limits of a Clip are attributes."""
+
+
+def clip_before(model: ir.Model, quantize: ir.Node, ends: Range) -> ir.Value:
+    """Return what ``quantize`` reads, clipped to its range if that begins or ends at zero.
+
+    Args:
+        model: the model. A Relu or Clip is added, unless the values are known to lie within the range.
+        quantize: the QuantizeLinear. If it alone reads its input, the clipped tensor takes over the name. What
+            the caller passes to the model is not clipped.
+        ends: the lowest and the highest real number of its grid; infinite if they differ by channel.
+    """
+    real = quantize.inputs[0]
+    assert real is not None
+    assert quantize.graph is not None
+    if 0.0 not in ends or real.is_graph_input() or (ends[0] == 0 and _is_never_negative(real)):
+        return real
+    clip = _clip(model, real, ends)
+    clipped = clip.outputs[0]
+    clipped.type, clipped.shape = real.type, real.shape
+    if only_reader(real) is quantize:
+        clipped.name, real.name = real.name, unused_name(f"{real.name}_before_clip", model)
+    else:
+        clipped.name = unused_name(f"{real.name}_clipped", model)
+    quantize.graph.insert_before(quantize, clip)
+    quantize.replace_input_with(0, clipped)
+    return clipped
+
+
+def _is_never_negative(value: ir.Value) -> bool:
+    left, seen = [value], {value}
+    while left:
+        node = left.pop().producer()
+        if node is None:
+            return False
+        limits = clip_range(node)
+        if node.op_type in NEVER_NEGATIVE or (limits is not None and limits[0] >= 0):
+            continue
+        if node.op_type not in KEEPING_SIGN:
+            return False
+        sources = {each for index in data_inputs(node) if (each := node.inputs[index]) is not None}
+        left += sources - seen
+        seen |= sources
+    return True
+
+
+def _clip(model: ir.Model, real: ir.Value, ends: Range) -> ir.Node:
+    name = unused_node(f"{name_of(real)}_clip", model)
+    if ends == (0.0, math.inf):
+        return ir.node("Relu", [real], name=name)
+    if model.graph.opset_imports[""] < OPSET_OF_LIMITS_AS_INPUTS:
+        return ir.node("Clip", [real], attributes=dict(zip(("min", "max"), ends, strict=True)), name=name)
+    dtype = (real.dtype or ir.DataType.FLOAT).numpy()
+    limits = [add_initializer(model, f"{name}_limit", np.array(end, dtype)) for end in ends]
+    return ir.node("Clip", [real, *limits], name=name)
