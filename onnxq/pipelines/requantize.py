@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from calibrators.errors import shorten
 from calibrators.statistics import Statistics
-from onnxq.calibration.qparams import QParamSource, calibrator, compute_qparams, from_statistics, from_table
+from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics, from_table
 from onnxq.calibration.run import gather
 from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
 from onnxq.calibration.tables.sources import of_plan
@@ -37,6 +37,7 @@ from onnxq.pipelines.preflight import as_onnxq_errors, check_files, diagnose_mod
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
+from onnxq.pipelines.saturation import before, saturating, unsaturated, with_clips
 from onnxq.verify.accuracy import AccuracyEvaluator
 
 ON_GRID = 1e-3
@@ -87,14 +88,12 @@ def requantize(
     with as_onnxq_errors():
         progress("reading the model")
         stripped = _stripped(model)
-        simple, plan = prepare_loaded(stripped.model, os.fspath(model), options)
-        samples = open_samples(simple, data, options)
-        known = _known(simple, plan, stripped)
-        missing = tuple(g.name for g in plan.groups.values() if g.observed_tensors and g.name not in known)
-        _require_data(plan, missing, samples)
-        groups = tuple(plan.groups[name] for name in missing)
-        source, statistics = _calibrated(simple, groups, samples, options, progress)
-        plan = compute_qparams(simple, plan, source, known)
+        first = _stage(stripped.model, os.fspath(model), options, stripped)
+        samples = open_samples(first.model, data, options)
+        stage, statistics = _calibrated(first, stripped, samples, options, progress)
+        simple = stage.model
+        source = from_statistics(statistics, calibrator(options))
+        plan = compute_qparams(simple, stage.plan, source, stage.known)
         progress("writing and checking the model")
         evaluator = AccuracyEvaluator(model, samples.eval_samples or list(samples))
         verify = partial(verify_static, plan=plan, config=options, evaluator=evaluator)
@@ -114,8 +113,8 @@ def requantize(
         ),
         speed=None,
         statistics=statistics or None,
-        kept=tuple(known),
-        calibrated=missing,
+        kept=tuple(stage.known),
+        calibrated=stage.missing,
     )
     return conclude(result, started)
 
@@ -213,23 +212,63 @@ def _lies_on(values: np.ndarray, params: QuantParams, group: Group) -> bool:
     return bool(np.abs(again - values).max(initial=0) <= ON_GRID * float(params.scale.max()))
 
 
-def _require_data(plan: QuantPlan, missing: tuple[str, ...], samples: Samples) -> None:
+@dataclass(frozen=True)
+class _Stage:
+    """A float model, its plan for the target, and the parameters that it has already, by group name."""
+
+    name: str
+    model: ir.Model
+    plan: QuantPlan
+    known: dict[str, QuantParams]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The groups that must be calibrated."""
+        groups = self.plan.groups.values()
+        return tuple(g.name for g in groups if g.observed_tensors and g.name not in self.known)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The tensors that must be observed."""
+        return tuple(tensor for name in self.missing for tensor in self.plan.groups[name].observed_tensors)
+
+
+def _stage(model: ir.Model, name: str, config: QuantConfig, stripped: StrippedModel) -> _Stage:
+    simple, plan = prepare_loaded(model, name, config)
+    return _Stage(name, simple, plan, _known(simple, plan, stripped))
+
+
+def _calibrated(
+    first: _Stage, stripped: StrippedModel, samples: Samples, config: QuantConfig, progress: Progress
+) -> tuple[_Stage, Statistics]:
+    """Calibrate what has no scale, and add the Clips that saturation needs (see `saturation`)."""
+    recorded = stripped.activations
+    doubtful = unsaturated(first.model, first.plan, first.known, recorded)
+    clipped = partial(_clipped, first, config=config, stripped=stripped)
+    stage = clipped(doubtful)
+    _require_data(stage, samples)
+    wanted = (*first.tensors, *stage.tensors)
+    if samples.synthetic:
+        return stage, Statistics({}, 0)
+    tensors = dict.fromkeys((*wanted, *map(before, doubtful)))
+    statistics = gather(stage.model, tensors, samples, config, progress) if tensors else Statistics({}, 0)
+    return clipped(saturating(statistics, doubtful, recorded)), statistics
+
+
+def _clipped(first: _Stage, tensors: Collection[str], config: QuantConfig, stripped: StrippedModel) -> _Stage:
+    if not tensors:
+        return first
+    return _stage(with_clips(first.model, tensors, stripped.activations), first.name, config, stripped)
+
+
+def _require_data(stage: _Stage, samples: Samples) -> None:
     """Refuse synthetic inputs where groups have no scale.
 
     Raises:
         CalibrationError: there are such groups, and no real samples.
     """
-    if missing and samples.synthetic:
+    if stage.missing and samples.synthetic:
         raise CalibrationError(
-            f"the target {plan.target} quantizes {len(missing)} tensors that the model has no scale for: "
-            f"{shorten(missing)}. Give calibration data."
+            f"the target {stage.plan.target} quantizes {len(stage.missing)} tensors that the model has no "
+            f"scale for: {shorten(stage.missing)}. Give calibration data."
         )
-
-
-def _calibrated(
-    simple: ir.Model, groups: tuple[Group, ...], samples: Samples, config: QuantConfig, progress: Progress
-) -> tuple[QParamSource, Statistics]:
-    """Calibrate ``groups``: the source of their parameters, and its statistics."""
-    tensors = dict.fromkeys(tensor for group in groups for tensor in group.observed_tensors)
-    statistics = gather(simple, tensors, samples, config, progress) if tensors else Statistics({}, 0)
-    return from_statistics(statistics, calibrator(config)), statistics
