@@ -155,9 +155,12 @@ def _slice(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     chosen = range(labels.ndim) if axes is None else [int(axis) % labels.ndim for axis in axes]
     if all(labels.shape[axis] == 1 for axis in chosen):
         return [labels]
-    if given[0] is None or given[1] is None or (given[3:] == [None] and input_at(node, 4) is not None):
+    if given[0] is None or given[1] is None:
         return None
-    steps = given[3] if len(given) > 3 and given[3] is not None else np.ones(given[0].size, np.int64)
+    steps = given[3] if len(given) > 3 else None
+    if steps is None and input_at(node, 4) is not None:
+        return None
+    steps = np.ones(given[0].size, np.int64) if steps is None else steps
     for axis, start, stop, step in zip(chosen, given[0], given[1], steps, strict=False):
         if labels.shape[axis] > 1:
             size = labels.shape[axis]
