@@ -1,13 +1,8 @@
-"""Open ONNX Runtime sessions, and read external weights into memory.
-
-All sessions of the project are opened here. Weights in external files are copied when they are read into
-memory, because onnx_ir closes the mapped file even while arrays of it are in use.
-"""
+"""Open ONNX Runtime sessions: all sessions of the project are opened here."""
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -21,6 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from calibrators.errors import CalibrationError
+from calibrators.onnx_files import read_model, save_model, stored_tensors, to_proto
 
 INLINE_BYTES = 256
 """Size of the largest tensor that stays in the model, where shape inference finds it."""
@@ -139,7 +135,7 @@ def _open(
         model = load_model(model)
     model = _with_outputs(model, outputs) if outputs else model
     if not _needs_file(model):
-        return _create(ir.to_proto(model).SerializeToString(), options, providers)
+        return _create(to_proto(model).SerializeToString(), options, providers)
     with tempfile.TemporaryDirectory(prefix="calibrate-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
         _write(model, path)
@@ -269,7 +265,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
         CalibrationError: the file cannot be read.
     """
     try:
-        return ir.load(path)
+        return read_model(path)
     except (OSError, ValueError, TypeError, DecodeError) as error:
         raise CalibrationError(
             f"{os.fspath(path)} cannot be read as an ONNX model: {brief(error)}"
@@ -310,12 +306,7 @@ def _describe_missing(missing: Sequence[str], model: ir.Model) -> str:
 
 def _needs_file(model: ir.Model) -> bool:
     """Whether the weights are too large for one protobuf message, or in external files."""
-    tensors = [
-        value.const_value
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    ]
+    tensors = list(stored_tensors(model))
     return (
         any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
         or sum(tensor.nbytes for tensor in tensors) > INLINE_LIMIT
@@ -324,24 +315,8 @@ def _needs_file(model: ir.Model) -> bool:
 
 def _write(model: ir.Model, path: Path) -> None:
     try:
-        copy = model.clone()
-        load_external(copy, INLINE_BYTES)
-        ir.save(copy, path, external_data=f"{path.name}.data", size_threshold_bytes=INLINE_BYTES)
+        save_model(model, path, external=True, most_bytes=INLINE_BYTES)
     except (OSError, ValueError) as error:
         raise CalibrationError(
             f"a temporary copy of the model cannot be written to {path.parent}: {brief(error)}"
         ) from error
-
-
-def load_external(model: ir.Model, most_bytes: int = sys.maxsize) -> None:
-    """Read external initializers of at most ``most_bytes`` each, in all graphs of ``model``, into memory."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= most_bytes:
-                value.const_value = in_memory(tensor)
-
-
-def in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    """Copy a tensor in an external file into memory."""
-    return ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)

@@ -15,7 +15,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.goal import Goal
 from onnxq.core.progress import Progress, silent
-from onnxq.graph.files import write
+from onnxq.graph.files import from_memory, save
 from onnxq.pipelines import static
 from onnxq.pipelines.result import QuantResult
 
@@ -64,10 +64,10 @@ def _written(model: Any, folder: Path, example: Any, config: QuantConfig) -> tup
         ConfigError: it is no model.
     """
     if isinstance(model, onnx.ModelProto):
-        model = ir.from_proto(model)
+        model = from_memory(model)
     if isinstance(model, ir.Model):
         path = folder / "model.onnx"
-        write(model, path)
+        save(model, path)
         return path, config
     if not callable(getattr(model, "named_modules", None)):
         raise ConfigError(

@@ -30,6 +30,26 @@ def test_models_in_memory(folder, load):
     assert not Path(result.request.model).exists()
 
 
+def test_a_model_in_memory_with_sparse_weights(folder):
+    model = onnx.load("m.onnx")
+    plain = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weights = onnx.numpy_helper.to_array(plain)
+    at = np.flatnonzero(weights)
+    values, indices = weights.reshape(-1)[at], onnx.numpy_helper.from_array(at, "at")
+    tensor = onnx.numpy_helper.from_array(values, plain.name)
+    sparse = onnx.helper.make_sparse_tensor(tensor, indices, list(weights.shape))
+    onnxq.quantize_static(model, "plain.onnx", DATA, CONFIG)
+    model.graph.initializer.remove(plain)
+    model.graph.sparse_initializer.append(sparse)
+    onnxq.quantize_static(model, "sparse.onnx", DATA, CONFIG)
+    assert Path("sparse.onnx").stat().st_size == Path("plain.onnx").stat().st_size
+    assert len(model.graph.sparse_initializer) == 1, "the given model stays"
+    sparse.dims[0] = 2**40
+    model.graph.sparse_initializer[0].CopyFrom(sparse)
+    with pytest.raises(onnxq.ModelError, match="the given ModelProto: its sparse tensors have"):
+        onnxq.quantize_static(model, "bomb.onnx", DATA, CONFIG)
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [

@@ -85,7 +85,8 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
 def _spec(value: ir.Value) -> InputSpec:
     if not isinstance(value.type, ir.TensorType):
         raise CalibrationError(
-            f"input '{value.name}' is {value.type}: only tensors can be fed in calibration"
+            f"input '{value.name}' is {value.type}: only tensors can be fed in calibration. Cut the model "
+            "behind the nodes that turn it into tensors, for example with onnx.utils.extract_model"
         )
     dims = value.shape
     shape = None if dims is None else tuple(d if isinstance(d, int) else d.value for d in dims)

@@ -20,7 +20,16 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from calibrators.session import INLINE_BYTES, load_external
+from calibrators.onnx_files import (
+    UnusableModelError,
+    external_locations,
+    from_proto,
+    read_model,
+    read_proto,
+    save_model,
+    stored_tensors,
+)
+from calibrators.session import INLINE_BYTES
 from onnxq.core.errors import ModelError
 from onnxq.graph.nodes import all_nodes
 
@@ -64,13 +73,34 @@ def _forget_negative_sizes(model: ir.Model) -> None:
 
 
 def _parse(file: Path) -> ir.Model:
+    with _format_errors(str(file)):
+        return read_model(file)
+
+
+def from_memory(proto: onnx.ModelProto) -> ir.Model:
+    """Convert a protobuf, which is not changed, to a model.
+
+    Raises:
+        ModelError: it is no ONNX model, or something in it cannot be used.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    with _format_errors("the given ModelProto"):
+        return from_proto(copy)
+
+
+@contextmanager
+def _format_errors(model: str) -> Iterator[None]:
+    """Turn errors of reading a model into a ModelError that says what to do."""
     try:
-        return ir.load(file)
+        yield
     except OSError as e:
-        raise ModelError(f"{file}: cannot be read ({e.strerror}).") from e
+        raise ModelError(f"{model}: cannot be read ({e.strerror}).") from e
+    except UnusableModelError as e:
+        raise ModelError(f"{model}: {e}. Export or download it again.") from e
     except (DecodeError, TypeError, ValueError, ir.serde.SerdeError) as e:
         raise ModelError(
-            f"{file}: not an ONNX model, or a truncated one. Export or download it again."
+            f"{model}: not an ONNX model, or a truncated one. Export or download it again."
         ) from e
 
 
@@ -88,7 +118,7 @@ def _check_is_model(model: ir.Model, file: Path) -> None:
             if value is not None and value.graph is None:
                 raise ModelError(
                     f"{file}: node {node.name!r} ({node.op_type}) reads tensor {value.name!r}, which nothing "
-                    "in the file provides (sparse initializers are not supported). Export the model again."
+                    "in the file provides. Export the model again."
                 )
 
 
@@ -111,7 +141,7 @@ def _sort(model: ir.Model, file: Path) -> None:
 
 def _check_external_data(model: ir.Model, file: Path) -> None:
     seen: set[str] = set()
-    for tensor in _tensors(model):
+    for tensor in stored_tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             _check_external_tensor(tensor, file, first=tensor.path not in seen)
             seen.add(tensor.path)
@@ -143,19 +173,6 @@ def _map(tensor: ir.ExternalTensor, file: Path) -> None:
             f"{file}: the external data of tensor {tensor.name!r} cannot be used: {e} "
             "Put a plain copy of the data file beside the model."
         ) from e
-
-
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Yield every stored tensor: initializers and tensor attributes, bodies and functions included."""
-    for graph in model.graphs():
-        yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
-    roots = (model.graph, *(function.graph for function in model.functions.values()))
-    for node in (n for root in roots for n in ir.traversal.RecursiveGraphIterator(root)):
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.TENSOR and attribute.value is not None:
-                yield attribute.as_tensor()
-            elif attribute.type == ir.AttributeType.TENSORS and attribute.value is not None:
-                yield from attribute.as_tensors()
 
 
 def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
@@ -197,7 +214,7 @@ def write_validated(
     try:
         draft = folder / target.name
         with _place_errors(target):
-            _save(model, draft)
+            save(model, draft)
             check_valid(draft, f"{target}: not written, because the model is not valid ONNX")
         validated = validate(draft)
         with _place_errors(target):
@@ -262,8 +279,9 @@ def files_of(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     Raises:
         ModelError: the model cannot be read.
     """
-    external = {t.path for t in _tensors(load(path)) if isinstance(t, ir.ExternalTensor)}
-    return (Path(path), *map(Path, sorted(map(str, external))))
+    load(path)  # checks that all files are there
+    locations = external_locations(read_proto(path))
+    return (Path(path), *(Path(path).absolute().parent / name for name in sorted(locations)))
 
 
 def _write_error(target: Path, error: OSError) -> ModelError:
@@ -280,15 +298,10 @@ def _write_error(target: Path, error: OSError) -> ModelError:
     )
 
 
-def _save(model: ir.Model, draft: Path) -> None:
-    """Serialise a copy, so that the caller's tensors keep referring to their own files."""
-    copy = model.clone()
-    if sum(tensor.nbytes for tensor in _tensors(copy)) > INLINE_LIMIT:
-        load_external(copy, INLINE_BYTES)
-        ir.save(copy, draft, format="protobuf", external_data=f"{draft.name}.data")
-    else:
-        load_external(copy)
-        ir.save(copy, draft, format="protobuf")
+def save(model: ir.Model, path: Path) -> None:
+    """Write a model without any check; weights of more than `INLINE_LIMIT` bytes go to ``<path>.data``."""
+    size = sum(tensor.nbytes for tensor in stored_tensors(model))
+    save_model(model, path, external=size > INLINE_LIMIT, most_bytes=INLINE_BYTES)
 
 
 def _publish(folder: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ import onnx.helper
 import onnx.version_converter
 import onnx_ir as ir
 
+from calibrators.onnx_files import from_proto
 from onnxq.core.errors import ModelError
 from onnxq.core.plan import OPSET, OPSET_OF_BLOCKS
 from onnxq.graph.nodes import all_nodes, constant_value, input_at, is_op, name_of
@@ -93,7 +94,7 @@ def _convert(model: ir.Model, version: int, goal: int) -> ir.Graph:
             f"the model uses opset {version}; {_NEEDED_FOR[goal]} needs {goal}, and ONNX's version "
             f"converter cannot raise it ({e}). Export the model again with opset {goal} or higher."
         ) from e
-    graph = ir.from_proto(converted).graph
+    graph = from_proto(converted).graph
     for value in list(graph.inputs[len(model.graph.inputs) :]):
         value.const_value = weights[name_of(value)]
         graph.inputs.remove(value)

@@ -16,6 +16,7 @@ import onnx.shape_inference
 import onnx_ir as ir
 
 from calibrators.errors import CalibrationError
+from calibrators.onnx_files import to_proto, type_and_shape
 from calibrators.session import open_session
 from onnxq.graph.nodes import STANDARD_DOMAIN, all_nodes, constant_value, int_attribute, is_op
 from onnxq.graph.walks import producer_of
@@ -52,8 +53,7 @@ def _infer(model: ir.Model, outputs: Sequence[ir.Value]) -> None:
 
 def _take(value: ir.Value, inferred: onnx.TypeProto) -> None:
     """Set the inferred type and shape, if there are any (onnx has merged the declared ones into them)."""
-    kind = ir.serde.deserialize_type_proto_for_type(inferred)
-    shape = ir.serde.deserialize_type_proto_for_shape(inferred)
+    kind, shape = type_and_shape(inferred)
     value.type = kind if kind is not None else value.type
     value.shape = shape if shape is not None else value.shape
 
@@ -100,11 +100,20 @@ class InferForeignTypesPass(ir.passes.InPlacePass):
 
 
 def _take_foreign(value: ir.Value, kind: str, shape: list[int | str | None]) -> bool:
-    """Set type and shape; ``kind`` is a type as ONNX Runtime writes it, such as ``tensor(float)``."""
+    """Set type and shape.
+
+    Args:
+        value: the value.
+        kind: a type as ONNX Runtime writes it, such as ``tensor(float)``.
+        shape: as ONNX Runtime gives it: without sizes for a scalar, and also if the rank is unknown.
+    """
     tensor = _TENSOR.fullmatch(kind)
     if tensor is None or tensor[1].upper() not in ir.DataType.__members__:
         return False
-    value.type, value.shape = ir.TensorType(ir.DataType[tensor[1].upper()]), ir.Shape(shape)
+    value.type, value.shape = (
+        ir.TensorType(ir.DataType[tensor[1].upper()]),
+        ir.Shape(shape) if shape else None,
+    )
     return True
 
 
@@ -131,7 +140,7 @@ def _from_inputs_alone(model: ir.Model) -> dict[str, ir.Shape | None]:
     proto = light_proto(model)
     for graph in graphs(proto.graph):
         del graph.value_info[:]
-    return {n: ir.serde.deserialize_type_proto_for_shape(t) for n, t in inferred_types(proto).items()}
+    return {name: type_and_shape(kind)[1] for name, kind in inferred_types(proto).items()}
 
 
 def _contradict(noted: ir.Shape | None, follows: ir.Shape | None) -> bool:
@@ -165,7 +174,7 @@ def light_proto(model: ir.Model) -> onnx.ModelProto:
             value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
             value.const_value = None
             copy.graph.inputs.append(value)
-    return ir.to_proto(copy)
+    return to_proto(copy)
 
 
 def inferred_types(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from calibrators.errors import CalibrationError
+from calibrators.onnx_files import read_model
 from calibrators.session import open_session
 from onnxq.algorithms.context import CorrectionContext, make_context
 from onnxq.calibration.sample_split import Samples
@@ -64,7 +65,7 @@ def _verdicts(draft: Path, scheme: DynamicScheme) -> Iterator[Verdict]:
     with tempfile.TemporaryDirectory(prefix="dynamic-", ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "fused.onnx"
         open_session(draft, threads=1, save_fused=file)
-        kinds = [node.op_type for node in all_nodes(ir.load(file))]
+        kinds = [node.op_type for node in all_nodes(read_model(file))]
     found = Counter(kind for kind in kinds if kind in INTEGER_KERNELS)
     summary = ", ".join(f"{count} {kind}" for kind, count in found.most_common())
     yield make_verdict(RUNTIME, f"integer kernels: {summary or 'none'}", counts=found)

@@ -1,0 +1,278 @@
+"""Read and write ONNX models with onnx_ir, and handle what onnx_ir leaves out.
+
+========================  ================================================================================
+sparse tensors            made plain (`calibrators.sparse`)
+types with maps           kept as `OpaqueType` at the inputs and outputs of the model
+external data             also found when it belongs to attributes, in the bodies of functions too
+text that is not UTF-8    refused where it names something, repaired where it only describes
+========================  ================================================================================
+
+Weights in external files are copied when they are read into memory, because onnx_ir closes the mapped file
+even while arrays of it are in use.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import Message  # type: ignore[import-untyped]
+
+from calibrators.sparse import make_sparse_plain
+
+FREE_TEXT = frozenset({"doc_string", "producer_name", "producer_version", "value"})
+"""Fields of text that nothing refers to; ``value`` belongs to metadata."""
+
+
+PLAIN = (str, int, float, Message)
+"""Contents of fields that cannot be faulty text themselves."""
+
+MESSAGES = type(onnx.GraphProto().node)
+"""The class of a list of protobuf messages."""
+
+TENSOR_ATTRIBUTES = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
+
+
+class UnusableModelError(ValueError):
+    """A file is an ONNX model, but something in it cannot be used. The message says what."""
+
+
+class OpaqueType(ir.TypeProtocol):
+    """A type that onnx_ir does not know, such as a sequence of maps; it is written as it was read.
+
+    Attributes:
+        proto: the serialized `onnx.TypeProto`.
+        denotation: always None; it is part of ``proto``.
+        elem_type: always undefined.
+        dtype: always undefined, because such a value holds no tensor.
+    """
+
+    def __init__(self, proto: bytes) -> None:
+        self.proto = proto
+        self.denotation = None
+        self.elem_type = self.dtype = ir.DataType.UNDEFINED
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same type."""
+        return isinstance(other, OpaqueType) and other.proto == self.proto
+
+    def __hash__(self) -> int:
+        """Equal types have equal hashes."""
+        return hash(self.proto)
+
+    def __repr__(self) -> str:
+        """Write the type in short, such as ``sequence(map(int64,tensor(float)))``."""
+        return _type_text(onnx.TypeProto.FromString(self.proto))
+
+
+def _type_text(kind: onnx.TypeProto) -> str:
+    which = kind.WhichOneof("value")
+    name = onnx.TensorProto.DataType.Name
+    if which == "map_type":
+        return f"map({name(kind.map_type.key_type).lower()},{_type_text(kind.map_type.value_type)})"
+    if which == "tensor_type":
+        return f"tensor({name(kind.tensor_type.elem_type).lower()})"
+    inner = getattr(kind, which or "", None)
+    return f"{(which or 'unknown').removesuffix('_type')}({_type_text(inner.elem_type) if inner else ''})"
+
+
+def read_model(path: str | os.PathLike[str]) -> ir.Model:
+    """Read a model. External data is mapped when it is used, and only from files in the model's folder.
+
+    Raises:
+        OSError, ValueError, TypeError, DecodeError, SerdeError: the file cannot be read, or is no model.
+        UnusableModelError: something in the model cannot be used.
+    """
+    return from_proto(read_proto(path), Path(path).absolute().parent)
+
+
+def read_proto(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Read a model as a protobuf, without external data.
+
+    Raises:
+        OSError, ValueError, TypeError, DecodeError: the file cannot be read, or is no model.
+    """
+    return onnx.load(path, load_external_data=False)
+
+
+def from_proto(proto: onnx.ModelProto, folder: str | os.PathLike[str] = "") -> ir.Model:
+    """Convert a protobuf to a model.
+
+    Args:
+        proto: the protobuf; it may be changed.
+        folder: the folder with external data; if empty, paths may lead anywhere.
+
+    Raises:
+        UnusableModelError: something in the model cannot be used.
+    """
+    parts = list(messages(proto))
+    try:
+        for part in parts:
+            _check_text(part)
+        make_sparse_plain(parts, folder)
+    except (OSError, ValueError) as e:
+        raise UnusableModelError(str(e)) from e
+    kinds = _take_opaque(parts, proto.graph)
+    model: ir.Model = ir.from_proto(proto)
+    for root in (model.graph, *(function.graph for function in model.functions.values())):
+        ir.external_data.set_base_dir(root, folder)
+    for value in _interface(model):
+        value.type = kinds.get(value.name or "", value.type)
+    return model
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """Convert a model to a protobuf; the model is not changed."""
+    kinds = {v.name: v.type for v in _interface(model) if isinstance(v.type, OpaqueType)}
+    if not kinds:
+        return ir.to_proto(model)
+    copy = model.clone()
+    for value in _interface(copy):
+        value.type = None if value.name in kinds else value.type
+    proto = ir.to_proto(copy)
+    for info in (*proto.graph.input, *proto.graph.output):
+        if info.name in kinds:
+            info.type.ParseFromString(kinds[info.name].proto)
+    return proto
+
+
+def save_model(model: ir.Model, path: Path, external: bool, most_bytes: int) -> None:
+    """Write a copy of the model, so that its tensors keep referring to their own files.
+
+    Args:
+        model: the model; it is not changed.
+        path: the file to write.
+        external: write weights to ``<path>.data``, but for small ones.
+        most_bytes: the size, in bytes, of the largest weight that counts as small.
+    """
+    copy = model.clone()
+    load_external(copy, most_bytes if external else sys.maxsize)
+    if external:
+        ir.external_data.unload_from_model(
+            copy, path.parent, f"{path.name}.data", size_threshold_bytes=most_bytes
+        )
+    onnx.save(to_proto(copy), path, format="protobuf")
+
+
+def type_and_shape(proto: onnx.TypeProto) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
+    """Convert a type to onnx_ir's; both parts are None if it contains a map, or is unknown."""
+    if _has_map(proto):
+        return None, None
+    return (
+        ir.serde.deserialize_type_proto_for_type(proto),
+        ir.serde.deserialize_type_proto_for_shape(proto),
+    )
+
+
+def messages(message: Any) -> Iterator[Any]:
+    """Yield a protobuf message and all messages in it."""
+    todo = [message]
+    while todo:
+        message = todo.pop()
+        yield message
+        for _, content in message.ListFields():
+            if isinstance(content, MESSAGES):
+                todo.extend(content)
+            elif isinstance(content, Message):
+                todo.append(content)
+
+
+def external_locations(proto: onnx.ModelProto) -> set[str]:
+    """Find the locations, as they are written in the model, of all external data that it names."""
+    tensors = (message for message in messages(proto) if isinstance(message, onnx.TensorProto))
+    return {entry.value for t in tensors for entry in t.external_data if entry.key == "location"}
+
+
+def stored_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Yield every stored tensor: initializers and tensor attributes, bodies and functions included."""
+    for graph in model.graphs():
+        yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
+    for _, attribute in _tensor_attributes(model):
+        yield from _tensors_of(attribute)
+
+
+def load_external(model: ir.Model, most_bytes: int = sys.maxsize) -> None:
+    """Read external weights of at most ``most_bytes`` each into memory, and all external attributes.
+
+    A file of weights can be written beside a model for initializers only.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= most_bytes:
+                value.const_value = in_memory(tensor)
+    for node, attribute in list(_tensor_attributes(model)):
+        tensors = _tensors_of(attribute)
+        if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
+            loaded = [in_memory(t) if isinstance(t, ir.ExternalTensor) else t for t in tensors]
+            one = attribute.type == ir.AttributeType.TENSOR
+            content = loaded[0] if one else loaded
+            node.attributes[attribute.name] = ir.Attr(attribute.name, attribute.type, content)
+
+
+def in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """Copy a tensor in an external file into memory."""
+    return ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
+
+
+def _tensor_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Attr]]:
+    """Yield every attribute with tensors, of all nodes in graphs, bodies and functions."""
+    roots = (model.graph, *(function.graph for function in model.functions.values()))
+    for node in (n for root in roots for n in ir.traversal.RecursiveGraphIterator(root)):
+        for attribute in node.attributes.values():
+            if attribute.type in TENSOR_ATTRIBUTES and not attribute.is_ref():
+                yield node, attribute
+
+
+def _tensors_of(attribute: ir.Attr) -> list[ir.TensorProtocol]:
+    one = attribute.type == ir.AttributeType.TENSOR
+    return [attribute.as_tensor()] if one else list(attribute.as_tensors())
+
+
+def _interface(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    yield from model.graph.outputs
+
+
+def _take_opaque(parts: Iterable[Any], graph: onnx.GraphProto) -> dict[str, OpaqueType]:
+    """Remove all types with maps from the messages of a model; return those of its inputs and outputs."""
+    kinds = {
+        info.name: OpaqueType(info.type.SerializeToString())
+        for info in (*graph.input, *graph.output)
+        if _has_map(info.type)
+    }
+    for message in parts:
+        if isinstance(message, onnx.ValueInfoProto) and _has_map(message.type):
+            message.ClearField("type")
+    return kinds
+
+
+def _has_map(kind: onnx.TypeProto) -> bool:
+    return any(isinstance(message, onnx.TypeProto.Map) for message in messages(kind))
+
+
+def _check_text(message: Any) -> None:
+    """Refuse text that is not UTF-8, which protobuf hands out as bytes; repair it where nothing refers to it.
+
+    Raises:
+        UnusableModelError: a name is not UTF-8.
+    """
+    for field, content in message.ListFields():
+        if isinstance(content, PLAIN) or field.type != field.TYPE_STRING:
+            continue
+        texts = (content,) if isinstance(content, bytes) else content
+        wrong = next((text for text in texts if isinstance(text, bytes)), None)
+        if wrong is None:
+            continue
+        if field.name not in FREE_TEXT:
+            raise UnusableModelError(
+                f"{wrong!r} ({field.name} of a {message.DESCRIPTOR.name}) is not UTF-8, as ONNX demands of "
+                "all names: the file is damaged, or was written by a faulty tool"
+            )
+        setattr(message, field.name, wrong.decode("utf-8", "replace"))
