@@ -32,6 +32,7 @@ from calibrators.onnx_files import (
 from calibrators.session import INLINE_BYTES
 from onnxq.core.errors import ModelError
 from onnxq.graph.nodes import all_nodes
+from onnxq.graph.validity import check_valid
 
 logger = logging.getLogger(__name__)
 
@@ -250,18 +251,6 @@ def check_place(path: str | os.PathLike[str]) -> None:
         )
     if not os.access(target.parent, os.W_OK):
         raise _write_error(target, OSError(errno.EACCES, os.strerror(errno.EACCES)))
-
-
-def check_valid(path: str | os.PathLike[str], complaint: str) -> None:
-    """Check a model file with `onnx.checker`.
-
-    Raises:
-        ModelError: the model is not valid; the message begins with ``complaint``.
-    """
-    try:
-        onnx.checker.check_model(os.fspath(path))
-    except (onnx.checker.ValidationError, ValueError) as e:
-        raise ModelError(f"{complaint}: {e}") from e
 
 
 def size_on_disk(path: str | os.PathLike[str]) -> int:

@@ -16,8 +16,9 @@ from calibrators.session import open_session
 from onnxq.calibration.tables.table_files import format_for
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ModelError, OnnxqError
-from onnxq.graph.files import check_place, check_valid, files_of
+from onnxq.graph.files import check_place, files_of
 from onnxq.graph.nodes import all_nodes
+from onnxq.graph.validity import check_valid
 from onnxq.planner.context import matches
 
 logger = logging.getLogger(__name__)

@@ -86,7 +86,7 @@ def test_no_room_for_the_temporary_file(model, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "INLINE_LIMIT", 0)
-    monkeypatch.setattr(ir, "save", full)
+    monkeypatch.setattr(module, "save_model", full)
     with pytest.raises(CalibrationError, match=r"temporary copy of the model.*No space left"):
         open_session(model)
 

@@ -16,11 +16,14 @@ import onnx.helper
 import onnx.version_converter
 import onnx_ir as ir
 
+from calibrators.errors import CalibrationError
 from calibrators.onnx_files import from_proto
+from calibrators.session import open_session
 from onnxq.core.errors import ModelError
 from onnxq.core.plan import OPSET, OPSET_OF_BLOCKS
 from onnxq.graph.nodes import all_nodes, constant_value, input_at, is_op, name_of
 from onnxq.graph.passes.shapes import light_proto
+from onnxq.graph.runtime_operators import put_back, runtime_nodes, set_apart
 
 MISTRANSLATED = {"Hardmax": 13, "Scan": 9, "GroupNormalization": 21}
 """Operator -> opset in which its meaning changed without the converter taking that into account."""
@@ -55,7 +58,7 @@ class RaiseOpsetPass(ir.passes.InPlacePass):
         """Convert the graph if its opset is too low.
 
         Raises:
-            ModelError: the converter cannot convert the model.
+            ModelError: the converter cannot convert the model, or the runtime lacks an operator afterwards.
         """
         modified = _raise_ir_version(model)
         version = model.graph.opset_imports.setdefault(
@@ -64,6 +67,7 @@ class RaiseOpsetPass(ir.passes.InPlacePass):
         if version < self.minimum:
             model.graph, modified = _convert(model, version, self.minimum), True
             _raise_ir_version(model)
+            _check_runtime_operators(model, version)
         return ir.passes.PassResult(model, modified=modified)
 
     def ensures(self, model: ir.Model) -> None:
@@ -85,7 +89,7 @@ def _convert(model: ir.Model, version: int, goal: int) -> ir.Graph:
     """Convert the graph to the new opset; it keeps the weight tensors of the old one."""
     _refuse_mistranslated(model, version, goal)
     weights = {name: value.const_value for name, value in model.graph.initializers.items()}
-    proto = light_proto(model)
+    proto = light_proto(set_apart(model))
     try:
         converted = onnx.version_converter.convert_version(proto, goal)
         onnx.checker.check_model(converted)  # the converter keeps operators that the new opset lacks
@@ -95,6 +99,7 @@ def _convert(model: ir.Model, version: int, goal: int) -> ir.Graph:
             f"converter cannot raise it ({e}). Export the model again with opset {goal} or higher."
         ) from e
     graph = from_proto(converted).graph
+    put_back(graph)
     for value in list(graph.inputs[len(model.graph.inputs) :]):
         value.const_value = weights[name_of(value)]
         graph.inputs.remove(value)
@@ -111,6 +116,21 @@ def _refuse_mistranslated(model: ir.Model, version: int, goal: int) -> None:
                 f"node {node.name!r}: {node.op_type} of opset {version} means something else in opset "
                 f"{goal}, which {_NEEDED_FOR[goal]} needs. Export the model again with that opset or higher."
             )
+
+
+def _check_runtime_operators(model: ir.Model, version: int) -> None:
+    """Check that operators that only ONNX Runtime knows still exist in the new opset: some were removed."""
+    if not (nodes := runtime_nodes(model)):
+        return
+    try:
+        open_session(model, optimize=False)
+    except CalibrationError as e:
+        goal, names = model.graph.opset_imports[""], sorted({node.op_type for node in nodes})
+        raise ModelError(
+            f"the model uses opset {version} with {', '.join(names)}, which ONNX does not define; "
+            f"{_NEEDED_FOR[goal]} needs opset {goal}, and with that ONNX Runtime does not take the model "
+            f"({e}). Export the model again with opset {goal} or higher."
+        ) from e
 
 
 def _restore_old_resize(graph: ir.Graph, goal: int) -> None:

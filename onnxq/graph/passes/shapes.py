@@ -16,9 +16,10 @@ import onnx.shape_inference
 import onnx_ir as ir
 
 from calibrators.errors import CalibrationError
-from calibrators.onnx_files import to_proto, type_and_shape
+from calibrators.onnx_files import load_external, to_proto, type_and_shape
 from calibrators.session import open_session
-from onnxq.graph.nodes import STANDARD_DOMAIN, all_nodes, constant_value, int_attribute, is_op
+from onnxq.graph.nodes import all_nodes, constant_value, int_attribute, is_op
+from onnxq.graph.runtime_operators import is_foreign
 from onnxq.graph.walks import producer_of
 
 
@@ -78,14 +79,14 @@ _TENSOR = re.compile(r"tensor\((\w+)\)")
 class InferForeignTypesPass(ir.passes.InPlacePass):
     """Get the types and shapes of outputs of foreign operators in the main graph from ONNX Runtime.
 
-    The output of an operator of a domain such as ``com.microsoft`` has no type after ONNX's inference, and so
-    all tensors downstream have none: nothing there could be quantized. ONNX Runtime knows the types when it
-    opens a model.
+    The output of an operator that ONNX does not know, as those of the domain ``com.microsoft``, has no type
+    after ONNX's inference, and so all tensors downstream have none: nothing there could be quantized. ONNX
+    Runtime knows the types when it opens a model.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Open the model once with these outputs as graph outputs, if there are any."""
-        foreign = [node for node in model.graph if node.domain != STANDARD_DOMAIN]
+        foreign = [node for node in model.graph if is_foreign(node, model)]
         untyped = {v.name: v for node in foreign for v in node.outputs if v.name and v.type is None}
         if not untyped:
             return ir.passes.PassResult(model, modified=False)
@@ -174,6 +175,7 @@ def light_proto(model: ir.Model) -> onnx.ModelProto:
             value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
             value.const_value = None
             copy.graph.inputs.append(value)
+    load_external(copy)
     return to_proto(copy)
 
 
