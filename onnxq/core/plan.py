@@ -170,6 +170,8 @@ class QuantPlan:
             neighbours, because the runtime moves Q and DQ across them.
         weight_only_nodes: names of nodes that are kept in float, but whose weights are stored in fewer bits.
         unfused_sums: names of Adds that are kept in float and written as Sum (see `unfuse_layernorm_adds`).
+        separated: names of nodes that read integers, but that the runtime must not fuse with Q/DQ (see
+            `separate_from_qdq`).
         channel_padding: name -> number of which its input channels should be a multiple (see
             `pad_input_channels`).
     """
@@ -184,6 +186,7 @@ class QuantPlan:
     passthrough_nodes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     weight_only_nodes: frozenset[str] = frozenset()
     unfused_sums: frozenset[str] = frozenset()
+    separated: frozenset[str] = frozenset()
     channel_padding: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     @property

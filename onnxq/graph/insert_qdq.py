@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnxq.core.numerics import dequantize, quantize, quantize_bias
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
-from onnxq.graph.ort_rewrites import pad_input_channels, unfuse_layernorm_adds
+from onnxq.graph.ort_rewrites import pad_input_channels, separate_from_qdq, unfuse_layernorm_adds
 from onnxq.graph.walks import is_read
 
 
@@ -33,6 +33,7 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
         inserter.quantize_bias(bias)
     quantized = inserter.finish()
     unfuse_layernorm_adds(quantized, plan.unfused_sums)
+    separate_from_qdq(quantized, plan.separated)
     return quantized
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -247,6 +247,23 @@ def attribute_value(node: ir.Node, name: str) -> Any:
         return attribute.value
     version = node.version or (node.graph.opset_imports.get("") if node.graph is not None else None)
     return _default(node.op_type, name, version or onnx.defs.onnx_opset_version())
+
+
+def misfit(node: ir.Node, unknown: Collection[str], together: Mapping[str, Any]) -> str | None:
+    """Explain which attributes of a node a kernel does not compute; None if it computes all.
+
+    Args:
+        node: the node.
+        unknown: attributes that the kernel does not know.
+        together: values of attributes that the kernel does not compute if the node has them all.
+    """
+    found = [name for name in unknown if name in node.attributes]
+    if found:
+        return f"the integer kernel does not know its attribute {', '.join(sorted(found))}"
+    if together and all(attribute_value(node, name) == value for name, value in together.items()):
+        values = " and ".join(f"{name} {value}" for name, value in together.items())
+        return f"with {values} together the integer kernel computes something else"
+    return None
 
 
 @cache

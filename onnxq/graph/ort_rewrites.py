@@ -1,4 +1,4 @@
-"""Rewrites for ONNX Runtime's kernels: pad input channels, and keep sums before LayerNormalization unfused.
+"""Rewrites for ONNX Runtime's kernels: pad input channels, and keep nodes unfused that are better off so.
 
 `pad_input_channels` adds channels of zeros to convolutions that read few channels, such as the three of an
 image, because integer kernels are then faster:
@@ -13,6 +13,13 @@ The products of zeros are zero, so the outputs stay the same.
 ONNX Runtime fuses an Add and a LayerNormalization to SkipLayerNormalization. Its kernel on the CPU takes
 several times as long as the two (release 1.31: five times for 128 x 384, more for larger ones). A Sum
 computes the same as the Add and is not fused.
+
+`separate_from_qdq` keeps a node in float whose integer kernel would compute something else. The runtime fuses
+every AveragePool between DQ and Q, also where its kernel lacks an attribute. A Sum of one tensor between them
+computes nothing, but is not removed:
+
+    DQ -> AveragePool -> Q
+    DQ -> Sum -> AveragePool -> Q
 """
 
 from __future__ import annotations
@@ -113,6 +120,24 @@ def unfuse_layernorm_adds(model: ir.Model, names: Collection[str]) -> None:
     for node in all_nodes(model):
         if node.name in names:
             node.op_type = "Sum"
+
+
+def separate_from_qdq(model: ir.Model, names: Collection[str]) -> None:
+    """Insert a Sum of one tensor before each node of the main graph with one of these names.
+
+    Args:
+        model: a Q/DQ model; it is changed.
+        names: names of nodes whose first input comes from a DequantizeLinear.
+    """
+    for node in [node for node in model.graph if node.name in names]:
+        source = node.inputs[0]
+        assert source is not None
+        total = ir.node("Sum", [source], name=f"{name_of(node)}_Sum")
+        out = total.outputs[0]
+        out.name, out.type, out.shape = f"{source.name}_apart", source.type, source.shape
+        model.graph.insert_before(node, total)
+        node.replace_input_with(0, out)
+    common.NameFixPass()(model)
 
 
 def _is_before_norm(node: ir.Node) -> bool:

@@ -15,6 +15,7 @@ from onnxq.graph.operators import (
     group_channels,
     groups_of,
     is_depthwise,
+    misfit,
 )
 from onnxq.planner.apply_overrides import weight_spec
 from onnxq.planner.context import PlanningContext, deselected, fused_output
@@ -86,7 +87,7 @@ def _wrong_attribute(node: ir.Node, rule: OpRule, context: PlanningContext) -> s
         actual = attribute_value(node, name)
         if actual != wanted:
             return f"its attribute {name} is {actual}, but the integer kernel needs {wanted}"
-    return None
+    return misfit(node, rule.unknown_attributes, rule.wrong_together)
 
 
 def _not_float32(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.graph.nodes import all_nodes, name_of
-from onnxq.graph.operators import WEIGHTED
+from onnxq.graph.operators import WEIGHTED, misfit
 from onnxq.graph.ort_rewrites import adds_before_layernorm
 from onnxq.graph.walks import clips_after
 from onnxq.planner.apply_overrides import with_methods
@@ -85,6 +85,7 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         float_nodes=_float_reasons(floats, planned, context, model),
         passthrough_nodes={name_of(n): n.op_type for n in model.graph if is_carried(n, context)},
         unfused_sums=_sums(model, planned, target),
+        separated=_separated(edges, target),
         channel_padding={
             name_of(n): rule.channels for n in planned if (rule := target.rules[n.op_type]).channels > 1
         },
@@ -96,6 +97,17 @@ def _sums(model: ir.Model, planned: Iterable[ir.Node], target: Target) -> frozen
         adds_before_layernorm(model) - {node.name for node in planned}
         if target.unfuse_layernorm_add
         else frozenset()
+    )
+
+
+def _separated(edges: Iterable[Edge], target: Target) -> frozenset[str]:
+    """The nodes that read integers, but whose attributes the integer kernel does not compute."""
+    nodes = {edge.node for edge in edges if edge.node is not None}
+    rules = {node: rule for node in nodes if (rule := target.rules.get(node.op_type)) is not None}
+    return frozenset(
+        name_of(node)
+        for node, rule in rules.items()
+        if misfit(node, rule.unknown_attributes, rule.wrong_together)
     )
 
 

@@ -18,6 +18,7 @@ from onnxq.targets.target import (
     OpRule,
     Output,
     Role,
+    Scalar,
     Storage,
     Target,
 )
@@ -154,7 +155,9 @@ _DETAILS: tuple[Callable[[OpRule], str], ...] = (
     lambda rule: f"inputs in {_format(rule.inputs)}" if rule.inputs else "",
     lambda rule: f"two activations in {_format(rule.dynamic_inputs)}" if rule.dynamic_inputs else "",
     lambda rule: "output range {:g} to {:g}".format(*rule.output_range) if rule.output_range else "",
-    lambda rule: ", ".join(f"{name} {value}" for name, value in rule.attributes.items()),
+    lambda rule: _values_of(rule.attributes, ", "),
+    lambda rule: _prefixed("without ", ", ".join(sorted(rule.unknown_attributes))),
+    lambda rule: _prefixed("not with ", _values_of(rule.wrong_together, " and ")),
     lambda rule: "inputs that nobody else reads take the output's scale" if rule.inputs_follow else "",
     lambda rule: f"fused with {', '.join(sorted(rule.sums_with))}" if rule.sums_with else "",
     lambda rule: (
@@ -164,6 +167,14 @@ _DETAILS: tuple[Callable[[OpRule], str], ...] = (
     lambda rule: "" if rule.blocked is None else "weights in blocks",
 )
 """What is special about a rule, in words."""
+
+
+def _values_of(attributes: Mapping[str, Scalar], separator: str) -> str:
+    return separator.join(f"{name} {value}" for name, value in attributes.items())
+
+
+def _prefixed(prefix: str, text: str) -> str:
+    return f"{prefix}{text}" if text else ""
 
 
 def _format(spec: QuantSpec) -> str:

@@ -35,6 +35,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.targets.target import (
+    AVERAGE_POOL,
     S4,
     S8_NARROW,
     S8_OF_7_BITS,
@@ -92,7 +93,7 @@ ONNXRUNTIME = Target(
         "Add": _BINARY,
         "Mul": _BINARY,
         "Concat": OpRule(Role.LINK, inputs_follow=True, float_inputs=FloatInputs.ANY),
-        "AveragePool": _LINK,
+        "AveragePool": replace(AVERAGE_POOL, role=Role.LINK),
         "GlobalAveragePool": _LINK,
         "LeakyRelu": _LINK,
         "Sigmoid": _LINK,

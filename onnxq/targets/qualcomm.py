@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnxq.targets.target import S8_NARROW, U8, BiasStyle, OpRule, Role, Target
+from onnxq.targets.target import AVERAGE_POOL, S8_NARROW, U8, BiasStyle, OpRule, Role, Target
 
 _ALL = OpRule(Role.ANCHOR)
 
@@ -30,7 +30,7 @@ _COMPUTING = (
     *("Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Where", "Concat"),
     *("Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Gelu", "HardSwish", "HardSigmoid"),
     *("Abs", "Neg", "Exp", "Log", "Sqrt", "Sin", "Cos", "Floor", "Ceil", "Round", "Sign"),
-    *("AveragePool", "GlobalAveragePool", "LogSoftmax", "Pad", "Resize"),
+    *("GlobalAveragePool", "LogSoftmax", "Pad", "Resize"),
     *("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"),
 )
 
@@ -47,6 +47,7 @@ EVERYTHING: Mapping[str, OpRule] = {
     "Gemm": OpRule(Role.ANCHOR, per_channel=False, attributes={"alpha": 1.0, "beta": 1.0, "transA": 0}),
     "MatMul": OpRule(Role.ANCHOR, per_channel=False, dynamic_weight=True),
     **dict.fromkeys(_COMPUTING, _ALL),
+    "AveragePool": AVERAGE_POOL,
     # Sigmoid and Tanh of 16 bits run with these scales only; for 8 bits they are the natural ones.
     "Sigmoid": OpRule(Role.ANCHOR, output_range=(0.0, 1.0)),
     "Softmax": OpRule(Role.ANCHOR, output_range=(0.0, 1.0)),

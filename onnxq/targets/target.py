@@ -151,6 +151,10 @@ class OpRule:
         output_range: the levels of the output lie evenly in this range, whatever calibration saw: the
             first at its low end; its high end is one step above the last.
         attributes: values that the node's attributes must have (missing: ONNX's default).
+        unknown_attributes: attributes that the node must not have, whatever their value: the runtime refuses
+            the integer kernel with them.
+        wrong_together: values of attributes that the integer kernel takes one by one, but not all together:
+            it would compute something else.
         depthwise: the role of a depthwise convolution, if it differs.
         blocked: its weights may be quantized per block where the node's attributes have these values
             (missing: they have); None: they may not.
@@ -178,6 +182,8 @@ class OpRule:
     float_inputs: Annotated[FloatInputs, _member(FloatInputs)] = FloatInputs.NONE
     output_range: tuple[StrictFloat, StrictFloat] | None = None
     attributes: Mapping[str, Scalar] = field(default_factory=dict)
+    unknown_attributes: Names = frozenset()
+    wrong_together: Mapping[str, Scalar] = field(default_factory=dict)
     depthwise: Annotated[Role, _member(Role)] | None = None
     blocked: Mapping[str, Scalar] | None = None
     group_channels: StrictInt = 0
@@ -303,3 +309,13 @@ S8_OF_7_BITS = replace(S8, reduce_bits=1)
 S8_POWER_OF_TWO = replace(S8, power_of_two=True)
 S4 = QuantSpec(ir.DataType.INT4, symmetric=True)
 U4 = QuantSpec(ir.DataType.UINT4, symmetric=False)
+
+AVERAGE_POOL = OpRule(
+    Role.ANCHOR,
+    unknown_attributes=frozenset({"dilations"}),
+    wrong_together={"ceil_mode": 1, "count_include_pad": 1},
+)
+"""An average pool, as ONNX Runtime's integer kernel computes it, which also runs the models of other targets.
+
+The kernel has no dilations. Where the output size is rounded up, it counts what lies beyond the padding too.
+"""

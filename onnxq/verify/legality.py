@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxq.core.plan import OPSET, OPSET_OF_BLOCKS, QuantSpec
 from onnxq.graph.nodes import input_at
-from onnxq.graph.operators import WEIGHTED
+from onnxq.graph.operators import WEIGHTED, misfit
 from onnxq.graph.read_qdq import (
     DEQUANTIZE,
     QUANTIZE,
@@ -312,6 +312,17 @@ def _integer_operator(node: ir.Node, view: _View) -> Iterator[Finding]:
         yield _error(node, text, "Write QuantizeLinear and DequantizeLinear instead (Q/DQ format).")
 
 
+def _attributes(node: ir.Node, view: _View) -> Iterator[Finding]:
+    """Report a node between Q/DQ with attributes that its integer kernel does not compute."""
+    rule = view.rule(node)
+    reason = misfit(node, rule.unknown_attributes, rule.wrong_together) if rule is not None else None
+    outputs = [value for value in node.outputs if value.name]
+    if reason is None or not any(edges(node)) or not all(map(readers_quantize, outputs)):
+        return
+    severity: Severity = "error" if RUNTIME in view.target.runtimes else "warning"
+    yield Finding(called(node), severity, f"{reason}.", "Keep it in float, without Q/DQ directly around it.")
+
+
 def _ruleless(node: ir.Node, view: _View) -> Iterator[Finding]:
     """Report Q/DQ around an operator without an integer kernel."""
     target = view.target
@@ -352,5 +363,6 @@ OF_NODES: tuple[Callable[[ir.Node, _View], Iterator[Finding]], ...] = (
     _sides,
     _output,
     _integer_operator,
+    _attributes,
     _ruleless,
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from flow import check, optimized, quantize, quantize_and_check
+from flow import EXACT, assert_close, check, optimized, quantize, quantize_and_check, run
 from graphs import parse
 
 TARGETS = ["onnxruntime", "tensorrt"]
@@ -437,3 +437,39 @@ def test_pools_of_other_ranks(name, axes):
         "onnxruntime",
     )
     assert flow.floats == {"Neg"}
+
+
+AVERAGES = {
+    "plain": ("", 0),
+    "dilations-of-one": ("dilations = [1, 1]", 0),
+    "dilated": ("dilations = [2, 1]", 1),
+    "rounded": ("strides = [3, 2], ceil_mode = 1", 0),
+    "rounded-and-padded": ("strides = [3, 2], ceil_mode = 1, pads = [1, 0, 0, 1]", 0),
+    "rounded-and-counted": ("strides = [3, 2], ceil_mode = 1, count_include_pad = 1", 0),
+    "rounded-padded-and-counted": (
+        "strides = [3, 2], ceil_mode = 1, count_include_pad = 1, pads = [1, 0, 0, 1]",
+        1,
+    ),
+}
+"""Attributes of an average pool, and how many pools then stay float."""
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "qnn"])
+@pytest.mark.parametrize("name", AVERAGES)
+def test_average_pools_are_computed_as_they_are_written(name, target):
+    attributes, floats = AVERAGES[name]
+    model = parse(
+        f"""g (float[N, 8, 12, 12] x) => (float[A, B, C, D] y) <float[8, 8, 1, 1] w, float[8, 8, 1, 1] v> {{
+            c = Conv (x, w) p = AveragePool <kernel_shape = [3, 3], {attributes}> (c)
+            d = Conv (p, v) y = Neg (d)
+        }}""".replace(", >", ">"),
+        opset=19,
+        ir_version=9,
+    )
+    flow = quantize_and_check(model, target)
+    plain, fused = (run(flow.int8, flow.feeds, optimize=optimize) for optimize in (False, True))
+    assert_close(flow, plain, fused, EXACT)
+    if target != "openvino":  # which has no integer kernel for it
+        reasons = [node.reason for node in flow.plan.float_nodes.values() if node.op_type == "AveragePool"]
+        assert len(reasons) == floats
+        assert all("the integer kernel" in reason for reason in reasons)

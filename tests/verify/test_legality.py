@@ -211,3 +211,22 @@ def test_a_difference_is_stored_only_if_both_sides_are(zero, expected):
         f"g (float[2] x) => (float[2] y) <float[2] w, float[2] c> {{ d = Sub(w, {zero})  y = Add(d, x) }}",
     ).graph
     assert is_stored(graph.node(0).outputs[0]) is expected
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ("dilations = [1, 1]", "the integer kernel does not know its attribute dilations"),
+        ("ceil_mode = 1, count_include_pad = 1", "with ceil_mode 1 and count_include_pad 1 together"),
+        ("ceil_mode = 1", ""),
+    ],
+)
+@pytest.mark.parametrize(("target", "severity"), [("onnxruntime", "error"), ("qnn", "warning")])
+def test_attributes_that_the_integer_kernel_does_not_compute(attributes, expected, target, severity):
+    after = {
+        "after": f"""r = QuantizeLinear (c, u, p) e = DequantizeLinear (r, u, p)
+        h = AveragePool <kernel_shape = [2, 2], {attributes}> (e)
+        f = QuantizeLinear (h, u, p) y = DequantizeLinear (f, u, p)"""
+    }
+    found = messages(check(subject(conv(after, opset=19), target)), severity)
+    assert (f"n_h: {expected}" in found) if expected else "n_h" not in found

@@ -12,7 +12,12 @@ from onnx_ir.passes import common
 
 from onnxq.core.errors import ModelError
 from onnxq.core.plan import OPSET
-from onnxq.graph.passes.canonical import ReduceMeanToPoolPass, ReshapeToFlattenPass, SumToAddPass
+from onnxq.graph.passes.canonical import (
+    PlainAveragePoolPass,
+    ReduceMeanToPoolPass,
+    ReshapeToFlattenPass,
+    SumToAddPass,
+)
 from onnxq.graph.passes.constants import (
     DeduplicateInitializersPass,
     FoldConstantsPass,
@@ -69,6 +74,7 @@ SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
     *PLAIN,
     SumToAddPass(),
     ReduceMeanToPoolPass(),
+    PlainAveragePoolPass(),
     ReshapeToFlattenPass(),
     FoldGemmScalarsPass(),
     MatMulAddToGemmPass(),

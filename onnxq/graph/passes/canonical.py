@@ -1,12 +1,17 @@
-"""Canonical forms that targets know: GlobalAveragePool for ReduceMean, Add for Sum, Flatten for Reshape."""
+"""Canonical forms that targets know: GlobalAveragePool for ReduceMean, Add for Sum, Flatten for Reshape.
+
+Attributes of an AveragePool that change nothing are removed, because integer kernels do not know them all.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
 from onnxq.graph.nodes import all_nodes, constant_value, input_at, int_attribute, ints_attribute, is_op, rank
+from onnxq.graph.operators import attribute_value
 from onnxq.graph.passes._weighted import FLOATS
 
 
@@ -133,3 +138,56 @@ def _same_sizes(before: ir.Shape, target: list[int]) -> bool:
         return before[0] == target[0]
     rest = before[1:]
     return ir.Shape(rest).is_static() and target[1] == math.prod(ir.Shape(rest).numpy())
+
+
+class PlainAveragePoolPass(ir.passes.InPlacePass):
+    """Remove the attributes of an AveragePool that change nothing, where integer kernels may lack them.
+
+    dilations of 1                                        ->  removed
+    ceil_mode, where no size is rounded                   ->  removed
+    count_include_pad beside ceil_mode, without padding   ->  removed
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Remove what changes nothing from every AveragePool."""
+        pools = [node for node in all_nodes(model) if is_op(node, "AveragePool")]
+        removed = [(node, name) for node in pools for name in _superfluous(node)]
+        for node, name in removed:
+            del node.attributes[name]
+        return ir.passes.PassResult(model, modified=bool(removed))
+
+
+def _superfluous(pool: ir.Node) -> Iterator[str]:
+    """Yield the attributes of a pool that change nothing."""
+    if set(ints_attribute(pool, "dilations", ())) == {1}:
+        yield "dilations"
+    if int_attribute(pool, "ceil_mode", 0):
+        if not _is_rounded(pool):
+            yield "ceil_mode"
+        elif int_attribute(pool, "count_include_pad", 0) and not _is_padded(pool):
+            yield "count_include_pad"
+
+
+def _is_padded(pool: ir.Node) -> bool:
+    """Whether a pool may have padding; SAME_UPPER and SAME_LOWER depend on the size of its input."""
+    return attribute_value(pool, "auto_pad") in _SAME or any(ints_attribute(pool, "pads", ()))
+
+
+_SAME = ("SAME_UPPER", "SAME_LOWER")
+
+
+def _is_rounded(pool: ir.Node) -> bool:
+    """Whether the windows of a pool may end beyond its padded input."""
+    kernel, source = ints_attribute(pool, "kernel_shape", ()), pool.inputs[0]
+    ones = (1,) * len(kernel)
+    strides, dilations = (ints_attribute(pool, name, ones) for name in ("strides", "dilations"))
+    if set(strides) == {1}:
+        return False
+    if source is None or source.shape is None or attribute_value(pool, "auto_pad") in _SAME:
+        return True
+    sizes, pads = source.shape[2:], ints_attribute(pool, "pads", (0, 0) * len(kernel))
+    ends = zip(sizes, pads[: len(kernel)], pads[len(kernel) :], kernel, dilations, strides, strict=True)
+    return not all(
+        isinstance(size, int) and (size + before + after - dilation * (window - 1) - 1) % stride == 0
+        for size, before, after, window, dilation, stride in ends
+    )

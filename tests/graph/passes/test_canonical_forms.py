@@ -267,3 +267,41 @@ def test_unused_nodes_and_weights_go():
         {"Relu": 1},
     )
     assert not after.graph.initializers
+
+
+@pytest.mark.parametrize(
+    ("attributes", "opset", "gone"),
+    [
+        ("dilations=[1, 1]", 19, {"dilations"}),
+        ("dilations=[1, 2]", 19, set()),
+        ("strides=[2, 2], ceil_mode=1", 11, {"ceil_mode"}),  # 9 - 3 and 11 - 3 are even
+        ("strides=[4, 2], ceil_mode=1", 13, set()),
+        ("strides=[4, 4], ceil_mode=1, count_include_pad=1", 13, {"count_include_pad"}),
+        ("strides=[2, 3], ceil_mode=1, count_include_pad=1, pads=[0, 0, 0, 1]", 13, {"ceil_mode"}),
+        ("strides=[4, 4], ceil_mode=1, count_include_pad=1, pads=[1, 1, 0, 0]", 13, set()),
+        ('strides=[4, 4], ceil_mode=1, auto_pad="VALID", count_include_pad=1', 22, {"count_include_pad"}),
+        ('strides=[4, 4], ceil_mode=1, auto_pad="SAME_UPPER", count_include_pad=1', 17, set()),
+        ("ceil_mode=1, count_include_pad=1, pads=[1, 1, 1, 1]", 11, {"ceil_mode"}),
+        ("count_include_pad=1", 11, set()),
+    ],
+)
+def test_an_average_pool_loses_what_changes_nothing(attributes, opset, gone):
+    before = parse(
+        f"""g (float[N,2,9,11] x) => (float[A,B,C,D] y) {{
+            y = AveragePool <kernel_shape=[3, 3], {attributes}> (x)
+        }}""",
+        opset=opset,
+        ir_version=8 if opset < 19 else 10,
+    )
+    after = simplify(before)
+    assert before.graph.node(0).attributes.keys() - after.graph.node(0).attributes.keys() == gone
+    assert_same_outputs(before, after)
+
+
+def test_an_average_pool_of_unknown_size_may_be_rounded():
+    both(
+        """g (float[N,2,H,9] x) => (float[A,B,C,D] y) {
+            y = AveragePool <kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1> (x)
+        }""",
+        {"AveragePool": 1},
+    )
