@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -174,30 +175,30 @@ def _with_own_weights(model: ir.Model | str | os.PathLike[str]) -> ir.Model:
     """Copy the model so that each reader of int8 weights has an initializer of its own; data stay shared.
 
     For exact kernels ONNX Runtime converts the weights to unsigned ones, once per reader. It uses the same
-    name each time, which fails if two readers share an initializer. It also repeats a DequantizeLinear for
-    each of its readers before.
+    name each time, which fails if two readers share an initializer, or a QuantizeLinear or DequantizeLinear
+    of one.
     """
     copy = model.clone() if isinstance(model, ir.Model) else load_model(model)
     for graph in copy.graphs():
-        for node in list(graph):
-            if node.op_type == "DequantizeLinear" and _is_int8_weight(node.inputs[0]):
+        for node in reversed(list(graph)):
+            if _is_weight_pair(node):
                 _repeat_for_each_reader(node)
         for value in list(graph.initializers.values()):
-            if _is_int8_weight(value):
-                for number, use in enumerate(list(value.uses())[1:]):
-                    own = ir.Value(
-                        name=f"{value.name}/{number}",
-                        type=value.type,
-                        shape=value.shape,
-                        const_value=value.const_value,
-                    )
-                    graph.register_initializer(own)
-                    use.node.replace_input_with(use.idx, own)
+            if value.dtype == ir.DataType.INT8 or any(_is_weight_pair(use.node) for use in value.uses()):
+                for use in list(value.uses())[1:]:
+                    use.node.replace_input_with(use.idx, _own_initializer(value, graph))
     return copy
 
 
-def _is_int8_weight(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer() and value.dtype == ir.DataType.INT8
+def _is_weight_pair(node: ir.Node) -> bool:
+    """Whether the node quantizes or dequantizes a weight."""
+    source: ir.Node | None = node
+    while source is not None and source.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        value = source.inputs[0]
+        if value is None or value.is_initializer():
+            return value is not None
+        source = value.producer()
+    return False
 
 
 def _repeat_for_each_reader(node: ir.Node) -> None:
@@ -211,6 +212,15 @@ def _repeat_for_each_reader(node: ir.Node) -> None:
         use.node.replace_input_with(use.idx, again.outputs[0])
         if graph is not None:
             graph.insert_after(node, again)
+
+
+def _own_initializer(value: ir.Value, graph: ir.Graph) -> ir.Value:
+    """Register a copy of an initializer under a name of its own."""
+    number = next(n for n in itertools.count() if f"{value.name}/{n}" not in graph.initializers)
+    name = f"{value.name}/{number}"
+    own = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
+    graph.register_initializer(own)
+    return own
 
 
 def _check_providers(providers: Sequence[str]) -> None:

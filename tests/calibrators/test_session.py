@@ -164,3 +164,13 @@ def test_sums_of_products_are_exact_on_every_processor():
     given = {"s": 1.0, "zero": 0, "ws": np.ones(8), "w": np.full((8, 8), 127)}
     found = open_session(parse(SHARED, **given)).run(None, {"x": np.full((2, 8), 255, np.uint8)})
     assert all(np.array_equal(array, np.full((2, 8), 8 * 255 * 127)) for array in found)
+
+
+def test_they_are_exact_too_where_weights_are_shared_before_they_are_quantized():
+    """Weights in float with a QuantizeLinear after them: the runtime makes them one int8 constant."""
+    text = SHARED.replace("int8[8,8] w>", "int8[8] z8, float[8,8] w0>").replace(
+        "{ a =", "{ w = QuantizeLinear<axis=1>(w0, ws, z8) a ="
+    )
+    given = {"s": 1.0, "zero": 0, "ws": np.ones(8), "z8": 0, "w0": np.full((8, 8), 127)}
+    found = open_session(parse(text, **given)).run(None, {"x": np.full((2, 8), 255, np.uint8)})
+    assert all(np.array_equal(array, np.full((2, 8), 8 * 255 * 127)) for array in found)
