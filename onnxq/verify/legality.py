@@ -272,19 +272,29 @@ def _same(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
 def _sides(node: ir.Node, view: _View) -> Iterator[Finding]:
     """Check that both the data and the weights of an operator are in integers, or neither."""
     operator = WEIGHTED.get(node.op_type)
-    if operator is None:
+    if operator is None or _is_float_anyway(node, view):
         return
     given = {edge.index: edge for edge in edges(node)}
     data, weight = given.get(operator.data), given.get(operator.weight)
+    rule = view.rule(node)
+    needed = rule is not None and rule.output is Output.FREE  # with other outputs, all readers get a DQ
     if weight is not None and data is None and not weight.in_blocks:
         text = "its weights are quantized, but its data is not: it runs in float."
-        yield _error(node, text, "Quantize both or neither.")
+        severity: Severity = "error" if needed or weight.kind == "weight" else "warning"
+        yield Finding(called(node), severity, text, "Quantize both or neither.")
     elif data is not None and weight is None and not _guarded(node, data, view):
         text = "its data is quantized, but its weights are not: it runs in float."
-        rule = view.rule(node)
-        needed = rule is not None and rule.output is Output.FREE  # with other outputs, all readers get a DQ
-        severity: Severity = "error" if needed else "warning"
-        yield Finding(called(node), severity, text, "Quantize both or neither.")
+        yield Finding(called(node), "error" if needed else "warning", text, "Quantize both or neither.")
+
+
+def _is_float_anyway(node: ir.Node, view: _View) -> bool:
+    """Whether the weights of ``node`` are computed at run time, and the target has no kernel for that."""
+    rule = view.rule(node)
+    return rule is not None and not rule.dynamic_weight and not _has_stored_weights(node)
+
+
+def _has_stored_weights(node: ir.Node) -> bool:
+    return is_stored(input_at(node, WEIGHTED[node.op_type].weight))
 
 
 def _guarded(node: ir.Node, data: QdqEdge, view: _View) -> bool:
@@ -297,13 +307,17 @@ def _output(node: ir.Node, view: _View) -> Iterator[Finding]:
     rule = view.rule(node)
     if rule is None or rule.output is not Output.QUANTIZED or node.op_type not in WEIGHTED:
         return
+    if _is_float_anyway(node, view):
+        return
     operator = WEIGHTED[node.op_type]
     if any(dequantizer(input_at(node, i)) is None for i in (operator.data, operator.weight)):
         return
     output = node.outputs[0]
     if not (readers_quantize(output) or readers_quantize(unclipped(output))):
         text = "a node or the graph reads its output in float, so it runs in float."
-        yield _error(node, text, "Quantize its output for all readers, or keep its inputs in float.")
+        severity: Severity = "error" if _has_stored_weights(node) else "warning"
+        advice = "Quantize its output for all readers, or keep its inputs in float."
+        yield Finding(called(node), severity, text, advice)
 
 
 def _integer_operator(node: ir.Node, view: _View) -> Iterator[Finding]:

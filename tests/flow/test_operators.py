@@ -473,3 +473,37 @@ def test_average_pools_are_computed_as_they_are_written(name, target):
         reasons = [node.reason for node in flow.plan.float_nodes.values() if node.op_type == "AveragePool"]
         assert len(reasons) == floats
         assert all("the integer kernel" in reason for reason in reasons)
+
+
+COMPUTED = {
+    "response": "r = Conv (g, f) y = Mul (r, k)",
+    "response-is-the-output": "y = Conv (g, f)",
+    "scaled-and-shifted": "r = Conv (g, f) s = Mul (r, k) o = Add (s, k) y = Sigmoid (o)",
+    "clipped": "r = Conv (g, f) s = Relu (r) y = Mul (s, k)",
+    "float-data": "h = Tanh (g) r = Conv (h, f) y = Mul (r, k)",
+    "float-filters": "h = Tanh (f) r = Conv (g, h) y = Mul (r, k)",
+    "depthwise": "h = Transpose <perm = [1, 0, 2, 3]> (f) r = Conv <group = 8> (g, h) y = Mul (r, k)",
+    "transposed": "h = Transpose <perm = [1, 0, 2, 3]> (f) r = ConvTranspose (g, h) y = Mul (r, k)",
+    "matrix": "p = GlobalAveragePool (g) q = Flatten (p) h = Tanh (z) y = Gemm <transB = 1> (h, q)",
+    "bias": "p = GlobalAveragePool (f) h = Squeeze (p) r = Conv (x, w, h) y = Mul (r, k)",
+}
+"""Operators whose weights or bias are features of another input; the shared weights are constant."""
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime-avx2", "openvino", "tensorrt8", "qnn", "tvm"])
+@pytest.mark.parametrize("name", COMPUTED)
+def test_weights_that_are_computed_at_run_time(name, target):
+    output = "float[A, B] y" if name == "matrix" else "float[A, B, C, D] y"
+    more = ", float[5, 8] z" if name == "matrix" else ""
+    flow = quantize(
+        parse(
+            f"""g (float[1, 4, 7, 7] t, float[1, 4, 16, 16] x{more}) => ({output})
+            <float[8, 4, 3, 3] w, float[8] b, float k> {{
+                c = Conv (t, w, b) f = Relu (c) d = Conv (x, w, b) g = Relu (d) {COMPUTED[name]}
+            }}""",
+            k=0.02,
+        ),
+        target,
+    )
+    check(flow, at_least=18)
+    assert "Conv" in flow.plan.integer_nodes.values()

@@ -230,3 +230,23 @@ def test_attributes_that_the_integer_kernel_does_not_compute(attributes, expecte
     }
     found = messages(check(subject(conv(after, opset=19), target)), severity)
     assert (f"n_h: {expected}" in found) if expected else "n_h" not in found
+
+
+@pytest.mark.parametrize(
+    ("operator", "target", "expected"),
+    [
+        ("Conv", "onnxruntime", []),
+        ("Conv", "qnn", []),
+        ("MatMul", "qnn", ["warning"]),
+        ("MatMul", "openvino", []),
+    ],
+)
+def test_weights_that_are_computed_break_no_rule_in_float(operator, target, expected):
+    text = f"""g (float[1,8,8,8] x, float[8,8,8,8] t) => (float[A,B,C,D] y) <float s, int8 z, float u> {{
+        q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z)
+        r = QuantizeLinear (t, u, z) e = DequantizeLinear (r, u, z) y = {operator} (d, e)
+    }}"""
+    if target == "qnn":
+        text = text.replace("int8 z", "uint8 z")
+    found = check(subject(named(parse(text, s=0.1, z=0, u=0.2)), target))
+    assert [finding.severity for finding in found.findings] == expected
