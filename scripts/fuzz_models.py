@@ -101,10 +101,33 @@ LAYER = """<opset_import: ["" : 17], domain: "local">
 layer<alpha: float = 1.0>(x, w) => (y) { a = MatMul(x, w)  y = Elu<alpha: float = @alpha>(a) }"""
 
 VALUES: Mapping[str, list[float] | float | bool] = {
-    **{"zero": 0.0, "six": 6.0, "one": [1], "first": [0], "minus": [-1], "low": -1e4, "root": 2.8, "full": 1.0},
+    **{
+        "zero": 0.0,
+        "six": 6.0,
+        "one": [1],
+        "first": [0],
+        "minus": [-1],
+        "low": -1e4,
+        "root": 2.8,
+        "full": 1.0,
+    },
     **{"starts": [0, 1, 5, 0], "ends": [99, 4, -99, 6], "axes": [0, 1, 2, 3], "steps": [1, 1, -1, 2]},
-    **{"scales": [1, 1, 2, 2], "pads": [0, 0, 1, 0, 0, 0, 0, 1], "value": 0.5, "always": True, "train": False},
-    **{"parts": [4, 2], "flat": [1, 64, 6], "five": [5], "most": [8], "iou": [0.5], "score": [0.2], "ratio": 0.5},
+    **{
+        "scales": [1, 1, 2, 2],
+        "pads": [0, 0, 1, 0, 0, 0, 0, 1],
+        "value": 0.5,
+        "always": True,
+        "train": False,
+    },
+    **{
+        "parts": [4, 2],
+        "flat": [1, 64, 6],
+        "five": [5],
+        "most": [8],
+        "iou": [0.5],
+        "score": [0.2],
+        "ratio": 0.5,
+    },
 }
 """Constants that are no weights."""
 
@@ -154,4 +177,6 @@ def _draw(info: onnx.ValueInfoProto, random: np.random.Generator) -> NDArray[np.
     kind, shape = info.type.tensor_type.elem_type, _shape(info)
     if kind == TensorProto.FLOAT:
         return random.normal(size=shape).astype(np.float32)
-    return np.asarray(random.random(shape) < 0.5 if kind == TensorProto.BOOL else random.integers(1, 4, shape))
+    return np.asarray(
+        random.random(shape) < 0.5 if kind == TensorProto.BOOL else random.integers(1, 4, shape)
+    )

@@ -15,12 +15,54 @@ import onnx
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-INTEGERS = (0, 1, -1, 2, 3, 7, 13, 127, 255, -128, 2**15, 2**31 - 1, -(2**31), 2**40, 2**62, -(2**63), 2**63 - 1)
+INTEGERS = (
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    13,
+    127,
+    255,
+    -128,
+    2**15,
+    2**31 - 1,
+    -(2**31),
+    2**40,
+    2**62,
+    -(2**63),
+    2**63 - 1,
+)
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-30, 1e30, 3.5, float("inf"), float("-inf"), float("nan"))
 TEXTS = ("", "x", "\x1b[2J", "a/../b", "ä" * 300, "com.microsoft", "ai.onnx", "op:*", "%s{0}", "\u202e", "\n")
 OPERATORS = (
-    *("Conv", "Gemm", "MatMul", "Relu", "Clip", "Add", "Concat", "Split", "Slice", "Gather", "Reshape", "Transpose"),
-    *("MaxPool", "AveragePool", "BatchNormalization", "Softmax", "Cast", "Resize", "Pad", "Identity", "Shape", "If"),
+    *(
+        "Conv",
+        "Gemm",
+        "MatMul",
+        "Relu",
+        "Clip",
+        "Add",
+        "Concat",
+        "Split",
+        "Slice",
+        "Gather",
+        "Reshape",
+        "Transpose",
+    ),
+    *(
+        "MaxPool",
+        "AveragePool",
+        "BatchNormalization",
+        "Softmax",
+        "Cast",
+        "Resize",
+        "Pad",
+        "Identity",
+        "Shape",
+        "If",
+    ),
     *("LSTM", "TopK", "Where", "ReduceMean", "QuantizeLinear", "DequantizeLinear", "NonZero", "Unknown"),
 )
 
@@ -86,7 +128,9 @@ def _change_list(values: Any, field: FieldDescriptor, model: onnx.ModelProto, ra
     elif choice == "change" and at is not None:
         values[at] = _value(field, values[at], model, random)
     else:
-        values.append(values[at] if choice == "repeat" and at is not None else _value(field, None, model, random))
+        values.append(
+            values[at] if choice == "repeat" and at is not None else _value(field, None, model, random)
+        )
 
 
 def _change_messages(values: Any, at: int | None, choice: str, random: Random) -> None:
@@ -169,7 +213,9 @@ def _remove_node(model: onnx.ModelProto, random: Random) -> None:
 
 def _change_values(model: onnx.ModelProto, random: Random) -> None:
     """Change numbers of an initializer: infinities, NaN, zeros, or all alike."""
-    stored = [each for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT and each.raw_data]
+    stored = [
+        each for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT and each.raw_data
+    ]
     if stored:
         tensor = random.choice(stored)
         count = len(tensor.raw_data) // 4

@@ -108,7 +108,7 @@ def _bad_weight(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | 
     if operator is None:
         return None
     if _constant(node, operator.data):
-        return "its data input is a constant"
+        return "its first operand is a constant, and integer kernels take weights only as the second"
     if not _constant(node, operator.weight) and not rule.dynamic_weight:
         return "its second operand is computed at run time"
     return None

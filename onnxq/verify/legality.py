@@ -270,21 +270,29 @@ def _same(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
 
 
 def _sides(node: ir.Node, view: _View) -> Iterator[Finding]:
-    """Check that both the data and the weights of an operator are in integers, or neither."""
+    """Check that both the data and the weights of an operator are in integers, or neither.
+
+    Weights are constants: a second operand that is computed at run time is data too.
+    """
     operator = WEIGHTED.get(node.op_type)
     if operator is None or _is_float_anyway(node, view):
         return
     given = {edge.index: edge for edge in edges(node)}
     data, weight = given.get(operator.data), given.get(operator.weight)
-    rule = view.rule(node)
-    needed = rule is not None and rule.output is Output.FREE  # with other outputs, all readers get a DQ
-    if weight is not None and data is None and not weight.in_blocks:
-        text = "its weights are quantized, but its data is not: it runs in float."
-        severity: Severity = "error" if needed or weight.kind == "weight" else "warning"
+    alone = data or weight
+    if alone is None or (data is not None and weight is not None):
+        return
+    if alone.kind == "weight":
+        if not alone.in_blocks:
+            text = "its weights are quantized, but its data is not: it runs in float."
+            yield _error(node, text, "Quantize both or neither.")
+    elif not _guarded(node, alone, view):
+        other = "weights are" if is_stored(input_at(node, operator.weight)) else "other operand is"
+        text = f"its data is quantized, but its {other} not: it runs in float."
+        rule = view.rule(node)
+        needed = rule is not None and rule.output is Output.FREE  # with other outputs, all readers get a DQ
+        severity: Severity = "error" if needed else "warning"
         yield Finding(called(node), severity, text, "Quantize both or neither.")
-    elif data is not None and weight is None and not _guarded(node, data, view):
-        text = "its data is quantized, but its weights are not: it runs in float."
-        yield Finding(called(node), "error" if needed else "warning", text, "Quantize both or neither.")
 
 
 def _is_float_anyway(node: ir.Node, view: _View) -> bool:

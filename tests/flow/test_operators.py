@@ -3,8 +3,10 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from flow import EXACT, assert_close, check, optimized, quantize, quantize_and_check, run
+from flow import EXACT, assert_close, check, check_legal, optimized, quantize, quantize_and_check, run
 from graphs import parse
+
+from onnxq.targets import TARGETS as EVERY
 
 TARGETS = ["onnxruntime", "tensorrt"]
 
@@ -260,6 +262,34 @@ def test_products_of_activations(name):
     assert {n.reason for n in flow.plan.float_nodes.values()} == {
         "its second operand is computed at run time"
     }
+
+
+LEFT = """g (float[N, 24, 16] x) => (float[N, 24, 16] y)
+<float[24, 24] w, float[1, 24, 24] stack, float[16, 16] v> {{
+    h = MatMul (x, v) r = {before} (h) t = MatMul ({product}) y = {after} (t)
+}}"""
+"""A product in the middle whose first operand is the constant."""
+
+
+@pytest.mark.parametrize("target", EVERY)
+@pytest.mark.parametrize("product", ["w, r", "stack, r"])
+@pytest.mark.parametrize(("before", "after"), [("Relu", "Relu"), ("Neg", "Tanh")])
+def test_a_constant_first_operand_breaks_no_rule(before, after, product, target):
+    flow = quantize(parse(LEFT.format(before=before, after=after, product=product)), target)
+    check_legal(flow)
+    assert "MatMul_t" in flow.plan.float_nodes
+    assert_close(flow, run(flow.model, flow.feeds), run(flow.int8, flow.feeds, optimize=False), 20)
+
+
+@pytest.mark.parametrize("target", EVERY)
+def test_a_product_of_two_tensors_of_which_one_is_in_integers_breaks_no_rule(target):
+    """As when it is excluded, and the operators around one of its operands are not."""
+    text = """g (float[N, 16, 16] x, float[N, 16, 16] a) => (float[N, 16, 16] y) <float[16, 16] w> {
+        h = MatMul (x, w) r = Relu (h) t = MatMul (OPERANDS) y = MatMul (t, w)
+    }"""
+    for operands in ("a, r", "r, a"):
+        flow = quantize(parse(text.replace("OPERANDS", operands)), target, exclude=("MatMul_t",))
+        check_legal(flow)
 
 
 # --- what stands between two convolutions -----------------------------------------------------------

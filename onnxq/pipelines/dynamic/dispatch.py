@@ -1,4 +1,8 @@
-"""The rewrite of each operator, for each form of weights, in three tables."""
+"""The rewrite of each operator, for each form of weights, in three tables; `rewrite_of` looks it up.
+
+Integer kernels take weights only as the second operand of a product. So a product whose first operand is the
+constant (``W @ x``) has a rewrite of its own.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,8 @@ from onnxq.pipelines.dynamic.scheme import WeightForm
 from onnxq.pipelines.dynamic.weight_only import (
     POSITIONS,
     half_stored_obstacle,
+    is_constant_first,
+    left_matrix_obstacle,
     rewrite_stored,
     stored_obstacle,
 )
@@ -58,3 +64,16 @@ REWRITES: Mapping[WeightForm, Mapping[str, OperatorRewrite]] = {
         "Gather": OperatorRewrite(gather_half_obstacle, rewrite_gather),
     },
 }
+
+_LEFT_MATRIX = OperatorRewrite(
+    left_matrix_obstacle,
+    rewrite_stored,
+    "only its weights are int8: integer kernels take them only as the second operand",
+)
+
+
+def rewrite_of(node: ir.Node, form: WeightForm) -> OperatorRewrite | None:
+    """Look up the rewrite of ``node``; None if it has none for this form of weights."""
+    if form is not WeightForm.FLOAT16 and is_constant_first(node):
+        return _LEFT_MATRIX
+    return REWRITES[form].get(node.op_type)

@@ -23,6 +23,13 @@ def needs_float(*values: ir.Value | None) -> str | None:
     return None
 
 
+LEAST_WEIGHTS = 1024
+"""The fewest weights of a product worth it: with fewer, quantizing the data costs more time than it saves."""
+
+SCALING = "its inner size is 1: it scales numbers, such as positions, that may need all their digits"
+"""The reason why a product without sums is kept in float."""
+
+
 def weight_obstacle(*arrays: NDArray[np.generic]) -> str | None:
     """Say why weights cannot be quantized; None if they can."""
     if any(array.size == 0 for array in arrays):

@@ -12,11 +12,14 @@ import onnx_ir as ir
 
 from onnxq.graph.nodes import constant_value, input_at, rank
 from onnxq.graph.operators import SUMMED_AXIS, attribute_value
-from onnxq.pipelines.dynamic.input_checks import is_computed, needs_float, weight_obstacle
+from onnxq.pipelines.dynamic.input_checks import (
+    LEAST_WEIGHTS,
+    SCALING,
+    is_computed,
+    needs_float,
+    weight_obstacle,
+)
 from onnxq.pipelines.dynamic.rewriter import FLOAT, Array, Layout, ModelRewriter
-
-LEAST_WEIGHTS = 1024
-"""The fewest weights worth it: with fewer, quantizing the data takes longer than multiplying it."""
 
 LONGEST_SUM = (2**31 - 1) // (255 * 128)
 """The most products of uint8 and int8 whose sum always fits into 32 bits."""
@@ -27,9 +30,7 @@ def matmul_obstacle(node: ir.Node) -> str | None:
     data, weight = node.inputs
     if is_computed(weight):
         return needs_float(data, weight) or _too_flat(data, weight)
-    if is_computed(data):
-        return _matrix_obstacle(node, columns=1)
-    return "its first operand is a constant"
+    return _matrix_obstacle(node, columns=1)
 
 
 def gemm_obstacle(node: ir.Node) -> str | None:
@@ -37,8 +38,6 @@ def gemm_obstacle(node: ir.Node) -> str | None:
     for name, wanted in (("transA", 0), ("alpha", 1.0), ("beta", 1.0)):
         if (actual := attribute_value(node, name)) != wanted:
             return f"its {name} is {actual}, the integer kernel needs {wanted}"
-    if not is_computed(node.inputs[0]):
-        return "its first operand is a constant"
     return _matrix_obstacle(node, columns=1 - SUMMED_AXIS["Gemm"](node))
 
 
@@ -118,6 +117,8 @@ def _matrix_obstacle(node: ir.Node, columns: int) -> str | None:
         return f"its weights have {array.ndim} axes, the integer kernel takes matrices"
     if array.shape[1 - columns] > LONGEST_SUM:
         return f"a sum of {array.shape[1 - columns]} products may not fit into 32 bits"
+    if array.shape[1 - columns] == 1:
+        return SCALING
     if array.size < LEAST_WEIGHTS:
         return f"with less than {LEAST_WEIGHTS} weights, quantizing the data costs more than it saves"
     return _too_flat(data) or weight_obstacle(array)

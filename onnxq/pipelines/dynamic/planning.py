@@ -8,7 +8,7 @@ from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.graph.nodes import all_nodes, is_op, name_of
 from onnxq.graph.ort_rewrites import adds_before_layernorm, unfuse_layernorm_adds
 from onnxq.pipelines.dynamic.attention import is_fused_attention
-from onnxq.pipelines.dynamic.dispatch import REWRITES
+from onnxq.pipelines.dynamic.dispatch import OperatorRewrite, rewrite_of
 from onnxq.pipelines.dynamic.input_checks import is_computed
 from onnxq.pipelines.dynamic.rewriter import Known, ModelRewriter
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
@@ -35,10 +35,10 @@ def plan_nodes(model: ir.Model, scheme: DynamicScheme) -> QuantPlan:
 
     ``model`` must be cleaned: with names, types, and constants as initializers.
     """
-    rewrites = REWRITES[scheme.form]
-    reasons = {node: _reason(node, scheme) for node in all_nodes(model) if _has_weights(node)}
+    rewrites = {node: rewrite_of(node, scheme.form) for node in all_nodes(model) if _has_weights(node)}
+    reasons = {node: _reason(node, found, scheme) for node, found in rewrites.items()}
     smaller = {
-        node: rewrites[node.op_type].float_kernel for node, reason in reasons.items() if reason is None
+        node: found.float_kernel for node, found in rewrites.items() if found and reasons[node] is None
     }
     told = {node: reason or smaller[node] for node, reason in reasons.items()}
     return QuantPlan(
@@ -63,10 +63,11 @@ def rewrite(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme, known: Know
         known: rounded weights of an earlier rewrite, which are used again; new ones are added.
     """
     rewriter = ModelRewriter(model, scheme, {} if known is None else known)
-    rewrites = REWRITES[scheme.form]
     chosen = {*plan.integer_nodes, *plan.weight_only_nodes}
     for node in [node for node in all_nodes(rewriter.model) if node.name in chosen]:
-        rewrites[node.op_type].rewrite(node, rewriter)
+        operator = rewrite_of(node, scheme.form)
+        assert operator is not None
+        operator.rewrite(node, rewriter)
     unfuse_layernorm_adds(rewriter.model, plan.unfused_sums)
     return rewriter.finish()
 
@@ -79,9 +80,8 @@ def _has_weights(node: ir.Node) -> bool:
     return is_op(node, *POSITIONS) or is_fused_attention(node)
 
 
-def _reason(node: ir.Node, scheme: DynamicScheme) -> str | None:
-    """Say why ``node`` is kept in float; None if it is quantized."""
-    operator = REWRITES[scheme.form].get(node.op_type)
+def _reason(node: ir.Node, operator: OperatorRewrite | None, scheme: DynamicScheme) -> str | None:
+    """Say why ``node`` is kept in float; None if it is quantized, by ``operator``."""
     if operator is None:
         return _NO_REWRITE[scheme.form]
     return deselected(node, scheme.config) or _off(node, scheme) or operator.obstacle(node)

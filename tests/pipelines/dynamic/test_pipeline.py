@@ -285,6 +285,60 @@ def test_targets_without_it_say_so(make, target):
         make(MATMUL, target=target)
 
 
+# --- products whose first operand is the constant -------------------------------------------------
+
+LEFT = "g (float[N,64,M] x) => (float[N,48,M] y) <float[48,64] w> { y = MatMul(w, x) }"
+
+LEFT_GEMM = "g (float[64,M] x) => (float[48,M] y) <float[ROWS] w, float[1] b> { y = Gemm<transA=T>(w, x, b) }"
+
+
+FORMS = [{}, {"target": "openvino"}, {"weight": "float16"}]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize(
+    "text",
+    [
+        LEFT,
+        LEFT.replace("N,", ""),
+        LEFT_GEMM.replace("ROWS", "48,64").replace("T", "0", 1),
+        LEFT_GEMM.replace("ROWS", "64,48").replace("=T", "=1"),
+    ],
+)
+def test_a_constant_first_operand_is_stored_and_the_product_runs_in_float(make, tmp_path, text, form):
+    made = make(text, **form)
+    counted = {node for node in made.result.plan.integer_nodes if "weight" not in form}
+    assert not counted, "it runs in float, whatever its weights are"
+    assert "DynamicQuantizeLinear" not in made.operators
+    assert "Cast" not in made.fused(tmp_path)  # unpacked when the model is loaded
+    stored = {value.dtype for value in made.model.graph.initializers.values() if value.shape.numpy() != (1,)}
+    assert ir.DataType.INT8 in stored or stored == {ir.DataType.FLOAT16}
+    assert made.closeness() > 35
+
+
+def test_its_scales_lie_along_its_rows(make):
+    made = make(LEFT, {"w": np.geomspace(1, 1e4, 48)[:, None] * np.linspace(-1, 1, 64)})
+    assert next(v for n, v in made.model.graph.initializers.items() if "scale" in n).shape == [48, 1]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("count", [32, 2048])
+@pytest.mark.parametrize("product", ["f, p", "p, f"])
+def test_frequencies_that_positions_are_multiplied_with_keep_all_digits(make, product, count, form):
+    """An outer product has no sum in which rounding errors could cancel, and angles need all digits."""
+    first = product == "f, p"
+    shape = (1, count, 1) if first else (1, count)
+    text = f"""g (float[N,64] i) => (float[A,B,C] z, float[N,48] y)
+    <float[{",".join(map(str, shape))}] f, int64[1] axis, float[64,48] w>
+    {{ p = Unsqueeze(i, axis)  a = MatMul({product})  z = Sin(a)  y = MatMul(i, w) }}"""
+    given = {"f": np.geomspace(1, 1e-4, count).reshape(shape), "axis": [1 if first else 2]}
+    made = make(text, given, **form)
+    assert "all their digits" in made.result.plan.float_nodes["MatMul_a"].reason
+    positions = np.arange(64, dtype=np.float32) + np.array([[300], [900]], np.float32)
+    outputs = [open_session(path).run(["z"], {"i": positions})[0] for path in (made.float, made.output)]
+    np.testing.assert_array_equal(*outputs)
+
+
 # --- what stays float -----------------------------------------------------------------------------
 
 
