@@ -132,6 +132,13 @@ def test_stacks_of_matrices_are_not_cut():
     assert [p.spec.dtype for p in plan.points if p.tensor == "s"] == [ir.DataType.INT4]
 
 
+@pytest.mark.parametrize("axes", ["1", "1,1"])
+def test_a_stack_of_one_matrix_is_cut_like_the_matrix(axes):
+    out = "1," * (axes.count(",") + 1) + "N,8"
+    plan = plan_of("y = MatMul (x, s)", outputs=f"float[{out}] y", constants=f"float[{axes},64,8] s")
+    assert blocks(plan) == {"s": (0, 32)}
+
+
 def test_excluded_nodes_are_left_alone():
     plan = plan_of("h = MatMul (x, w) g = Gelu (h) y = MatMul (g, v)", exclude=("*",))
     assert not plan.points

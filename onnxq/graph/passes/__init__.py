@@ -16,6 +16,7 @@ from onnxq.graph.passes.canonical import (
     PlainAveragePoolPass,
     ReduceMeanToPoolPass,
     ReshapeToFlattenPass,
+    StackOfOneToMatrixPass,
     SumToAddPass,
 )
 from onnxq.graph.passes.constants import (
@@ -76,6 +77,7 @@ SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
     ReduceMeanToPoolPass(),
     PlainAveragePoolPass(),
     ReshapeToFlattenPass(),
+    StackOfOneToMatrixPass(),
     FoldGemmScalarsPass(),
     MatMulAddToGemmPass(),
     FusePadPass(),

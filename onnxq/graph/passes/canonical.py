@@ -1,6 +1,7 @@
-"""Canonical forms that targets know: GlobalAveragePool for ReduceMean, Add for Sum, Flatten for Reshape.
+"""Canonical forms that targets know.
 
-Attributes of an AveragePool that change nothing are removed, because integer kernels do not know them all.
+GlobalAveragePool for ReduceMean, Add for Sum, Flatten for Reshape, a matrix for a stack of one matrix. Attributes
+of an AveragePool that change nothing are removed, because integer kernels do not know them all.
 """
 
 from __future__ import annotations
@@ -8,9 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.nodes import all_nodes, constant_value, input_at, int_attribute, ints_attribute, is_op, rank
+from onnxq.graph.nodes import (
+    add_initializer,
+    all_nodes,
+    constant_value,
+    input_at,
+    int_attribute,
+    ints_attribute,
+    is_op,
+    rank,
+    unused_name,
+)
 from onnxq.graph.operators import attribute_value
 from onnxq.graph.passes._weighted import FLOATS
 
@@ -191,3 +203,56 @@ def _is_rounded(pool: ir.Node) -> bool:
         isinstance(size, int) and (size + before + after - dilation * (window - 1) - 1) % stride == 0
         for size, before, after, window, dilation, stride in ends
     )
+
+
+class StackOfOneToMatrixPass(ir.passes.InPlacePass):
+    """Turn a constant operand of MatMul that is a stack of one matrix into that matrix.
+
+        MatMul(x, W[1, …, 1, K, N])  ->  MatMul(x, W[K, N])
+
+    The other operand must have at least as many axes, so that the output keeps its own. If it has fewer, but
+    is no vector, an Unsqueeze gives it as many. Kernels take weights in integers only if they are a matrix.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every constant that only MatMul reads, beside operands of known rank."""
+        stacks = [value for value in model.graph.initializers.values() if _is_stack_of_one(value)]
+        for stack in stacks:
+            _unstack(model, stack)
+        return ir.passes.PassResult(model, modified=bool(stacks))
+
+
+def _is_stack_of_one(value: ir.Value) -> bool:
+    array = constant_value(value)
+    if array is None or array.ndim < 3 or any(size != 1 for size in array.shape[:-2]):
+        return False
+    readers = [(use.node, use.node.inputs[1 - use.idx]) for use in value.uses() if is_op(use.node, "MatMul")]
+    alone = len(readers) == len(value.uses()) and not value.is_graph_output()
+    return alone and all((rank(other) or 0) >= 2 and constant_value(other) is None for _, other in readers)
+
+
+def _unstack(model: ir.Model, stack: ir.Value) -> None:
+    array = constant_value(stack)
+    assert array is not None
+    for node, index in stack.uses():
+        _raise_rank(model, node, 1 - index, array.ndim)
+    stack.const_value = ir.tensor(array.reshape(array.shape[-2:]), name=stack.name)
+    stack.shape = ir.Shape(array.shape[-2:])
+
+
+def _raise_rank(model: ir.Model, node: ir.Node, index: int, wanted: int) -> None:
+    """Insert an Unsqueeze before input ``index`` of ``node`` if it has less than ``wanted`` axes."""
+    value = node.inputs[index]
+    assert value is not None
+    assert value.shape is not None
+    assert node.graph is not None
+    missing = wanted - len(value.shape)
+    if missing <= 0:
+        return
+    axes = add_initializer(model, unused_name(f"{value.name}_axes", model), np.arange(missing))
+    unsqueeze = ir.node("Unsqueeze", [value, axes], name=f"{node.name}_unsqueeze")
+    raised = unsqueeze.outputs[0]
+    raised.name, raised.type = unused_name(f"{value.name}_unsqueezed", model), value.type
+    raised.shape = ir.Shape([*[1] * missing, *value.shape])
+    node.graph.insert_before(node, unsqueeze)
+    node.replace_input_with(index, raised)

@@ -23,6 +23,7 @@ from onnxq.core.plan import QuantParams
 from onnxq.torch.calls import Call
 from onnxq.torch.qat.capture import Captured
 from onnxq.torch.qat.fake_quantize import FakeQuantize
+from onnxq.torch.qat.placement import Layout
 
 FAKE_QUANTIZERS = "fake_quantizers"
 """The name of the child that holds the fake quantizers."""
@@ -44,7 +45,7 @@ class Recipe:
         captured: the exported float model.
         config: the options.
         params: the parameters of every group, from calibration.
-        quantizers: group -> the name of its fake quantizer, and whether its matrix is transposed in ONNX.
+        quantizers: group -> the name of its fake quantizer, and the layout of its matrix.
         call: the example inputs.
         types: the types of parameters and buffers, by name.
     """
@@ -53,7 +54,7 @@ class Recipe:
     captured: Captured
     config: QuantConfig
     params: Mapping[str, QuantParams]
-    quantizers: Mapping[str, tuple[str, bool]]
+    quantizers: Mapping[str, tuple[str, Layout]]
     call: Call
     types: Mapping[str, torch.dtype]
 

@@ -7,7 +7,7 @@ PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from onnxq.core.plan import GRAPH_OUTPUT, Group, QuantPlan, QuantPoint, QuantSpec
+from onnxq.core.plan import GRAPH_OUTPUT, Group, QuantParams, QuantPlan, QuantPoint, QuantSpec
 from onnxq.graph.nodes import constant_value, name_of
 from onnxq.graph.operators import WEIGHTED
 from onnxq.torch.qat.batchnorm import constant_of, folded_weight
@@ -49,6 +49,39 @@ MARGIN = 1e-4
 
 
 @dataclass(frozen=True)
+class Layout:
+    """The difference between a matrix as ONNX stores it and as PyTorch holds it.
+
+    Attributes:
+        turned: whether ONNX stores the transposed matrix.
+        units: the number of leading axes of size 1 that only PyTorch's tensor has.
+    """
+
+    turned: bool = False
+    units: int = 0
+
+    def axis_in_torch(self, axis: int | None) -> int | None:
+        """Convert an axis of the matrix in ONNX to the axis of the tensor in PyTorch."""
+        return None if axis is None else self.units + (1 - axis if self.turned else axis)
+
+    def params_in_torch(self, params: QuantParams) -> QuantParams:
+        """Lay out the scales of blocks like the tensor in PyTorch; other scales have no layout."""
+        return self._of_blocks(params, lambda array: self._transposed(array)[(None,) * self.units])
+
+    def params_in_onnx(self, params: QuantParams) -> QuantParams:
+        """Invert `params_in_torch`."""
+        return self._of_blocks(params, lambda array: self._transposed(array[(0,) * self.units]))
+
+    def _of_blocks(self, params: QuantParams, move: Callable[[Array], Array]) -> QuantParams:
+        if params.scale.ndim < 2:
+            return params
+        return QuantParams(move(params.scale).copy(), move(params.zero_point).copy())
+
+    def _transposed(self, array: Array) -> Array:
+        return array.T if self.turned else array
+
+
+@dataclass(frozen=True)
 class TraceSite:
     """The place of a quantized edge in the trace.
 
@@ -59,7 +92,7 @@ class TraceSite:
         reader: the node that reads it.
         spec: the number format; its axis is that of the tensor in PyTorch.
         norm: the batch normalization that is folded into these weights.
-        turned: whether ONNX stores the transposed matrix.
+        layout: the layout of a constant, where PyTorch has another than ONNX.
         observed: whether the tensor's range counts for the group.
     """
 
@@ -69,7 +102,7 @@ class TraceSite:
     reader: fx.Node
     spec: QuantSpec
     norm: fx.Node | None = None
-    turned: bool = False
+    layout: Layout = Layout()
     observed: bool = True
 
 
@@ -201,13 +234,16 @@ def _behind(node: fx.Node) -> fx.Node:
 
 
 def _laid_out(place: TraceSite, value: Tensor, stored: Array) -> TraceSite | None:
-    """Match ``value`` in the trace with the constant in ONNX, directly or transposed; None if they differ."""
-    if _is_close(value, stored):
-        return place
-    if value.ndim != 2 or not _is_close(value.T, stored):
+    """Match ``value`` in the trace with the constant in ONNX, in any `Layout`; None if they differ."""
+    units = max(value.ndim - stored.ndim, 0)
+    if any(size != 1 for size in value.shape[:units]):
         return None
-    axis = None if place.spec.axis is None else 1 - place.spec.axis
-    return replace(place, spec=replace(place.spec, axis=axis), turned=True)
+    inner = value.reshape(value.shape[units:])
+    turned = not _is_close(inner, stored)
+    if turned and (inner.ndim != 2 or not _is_close(inner.T, stored)):
+        return None
+    layout = Layout(turned, units)
+    return replace(place, spec=replace(place.spec, axis=layout.axis_in_torch(place.spec.axis)), layout=layout)
 
 
 def _is_close(value: Tensor, stored: Array) -> bool:

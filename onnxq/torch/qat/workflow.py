@@ -141,7 +141,7 @@ def prepare_qat(
         "config": options,
         "params": plan.params,
         "quantizers": {
-            place.group.name: (_key(place.group.name), place.turned) for place in placement.places
+            place.group.name: (_key(place.group.name), place.layout) for place in placement.places
         },
         "call": call,
         "types": {name: tensor.dtype for name, tensor in _state(ours).items()},
@@ -267,7 +267,7 @@ def _quantizer(place: TraceSite, plan: QuantPlan, learn: bool | None) -> FakeQua
     few = spec.dtype.bitwidth - spec.reduce_bits < MANY_BITS
     return FakeQuantize(
         spec,
-        _turned(plan.params[group.name], place.turned),
+        place.layout.params_in_torch(plan.params[group.name]),
         constant=group.constant,
         learned=few if learn is None else learn,
         fixed=group.fixed is not None,
@@ -284,13 +284,6 @@ def _quantize_edge(graph: fx.Graph, source: fx.Node, place: TraceSite) -> None:
         with graph.inserting_after(source):
             node = graph.call_module(target, (source, place.observed))
     place.reader.replace_input_with(source, node)
-
-
-def _turned(params: QuantParams, turned: bool) -> QuantParams:
-    """Transpose the scales of blocks, if their matrix is transposed."""
-    if not turned or params.scale.ndim != 2:
-        return params
-    return QuantParams(params.scale.T.copy(), params.zero_point.T.copy())
 
 
 # --- after training -----------------------------------------------------------------------------------
@@ -316,10 +309,10 @@ def _learned(module: nn.Module, recipe: Recipe) -> dict[str, QuantParams]:
     """Collect scale and zero point of every group with a fake quantizer."""
     quantizers = module.get_submodule(FAKE_QUANTIZERS)
     found = {}
-    for group, (key, turned) in recipe.quantizers.items():
+    for group, (key, layout) in recipe.quantizers.items():
         quantizer = quantizers.get_submodule(key)
         assert isinstance(quantizer, FakeQuantize)
-        found[group] = _turned(quantizer.params, turned)
+        found[group] = layout.params_in_onnx(quantizer.params)
         if not np.isfinite(found[group].scale).all():
             raise ModelError(f"training made the scale of {group!r} NaN or infinite: lower the learning rate")
     return found

@@ -305,3 +305,58 @@ def test_an_average_pool_of_unknown_size_may_be_rounded():
         }""",
         {"AveragePool": 1},
     )
+
+
+@pytest.mark.parametrize(
+    ("data", "product", "weight", "expected"),
+    [
+        ("N,M,6", "x, w", "1,6,4", {"MatMul": 1}),
+        ("2,N,M,6", "x, w", "1,1,6,4", {"MatMul": 1}),
+        ("2,N,M,6", "x, w", "1,6,4", {"MatMul": 1}),
+        ("M,6", "x, w", "1,6,4", {"MatMul": 1, "Unsqueeze": 1}),
+        ("N,M,6", "x, w", "1,1,6,4", {"MatMul": 1, "Unsqueeze": 1}),
+        ("N,6,M", "w, x", "1,4,6", {"MatMul": 1}),
+        ("6,M", "w, x", "1,1,4,6", {"MatMul": 1, "Unsqueeze": 1}),
+    ],
+)
+@pytest.mark.parametrize("opset", [9, 13, 21])
+def test_a_stack_of_one_matrix_is_the_matrix(data, product, weight, expected, opset):
+    text = f"g (float[{data}] x) => (float[{rank(data, weight)}] y) <float[{weight}] w> {{ y = MatMul({product}) }}"
+    after = both(text, expected, opset=opset)
+    assert len(after.graph.initializers["w"].shape) == 2
+
+
+def rank(*shapes):
+    return ",".join("ABCD"[: max(len(shape.split(",")) for shape in shapes)])
+
+
+@pytest.mark.parametrize(
+    ("interface", "weight", "body"),
+    [
+        ("(float[2,M,6] x) => (float[2,M,4] y)", "2,6,4", "y = MatMul(x, w)"),
+        ("(float[6] x) => (float[1,4] y)", "1,6,4", "y = MatMul(x, w)"),
+        (
+            "(float[N,M,6] x, float[4] k) => (float[N,M,4] y, float[1,6,4] z)",
+            "1,6,4",
+            "y = MatMul(x, w) z = Mul(w, k)",
+        ),
+        ("(float[N,M,6] x) => (float[N,M,4] y, float[1,6,4] w)", "1,6,4", "y = MatMul(x, w)"),
+    ],
+    ids=["two matrices", "a vector", "another reader", "a graph output"],
+)
+def test_other_stacks_stay(interface, weight, body):
+    before = parse(f"g {interface} <float[{weight}] w> {{ {body} }}")
+    assert simplify(before).graph.initializers["w"].shape == [int(size) for size in weight.split(",")]
+
+
+def test_a_stack_of_one_matrix_that_several_read():
+    """Also in a body, and beside data of another rank; the axes are given to each."""
+    after = both(
+        """g (float[N,M,6] x, float[M,6] z, bool c) => (float[N,M,4] y, float[1,M,4] v, float[1,M,4] u) <float[1,6,4] w> {
+            y = MatMul(x, w) v = MatMul(z, w)
+            u = If(c) <then_branch = t () => (float[1,M,4] a) { n = Neg(z) a = MatMul(n, w) },
+                       else_branch = e () => (float[1,M,4] b) { b = MatMul(z, w) }>
+        }""",
+        {"MatMul": 4, "Unsqueeze": 3, "Neg": 1, "If": 1},
+    )
+    assert after.graph.initializers["w"].shape == [6, 4]

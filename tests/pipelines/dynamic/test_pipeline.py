@@ -339,6 +339,23 @@ def test_frequencies_that_positions_are_multiplied_with_keep_all_digits(make, pr
     np.testing.assert_array_equal(*outputs)
 
 
+# --- stacks of one matrix -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("weight", ["1,64,48", "1,1,64,48"])
+@pytest.mark.parametrize("data", ["N,M,64", "2,N,M,64", "M,64"])
+def test_a_stack_of_one_matrix_is_quantized_like_the_matrix(make, data, weight, form):
+    out = ",".join("ABCD"[: max(data.count(","), weight.count(",")) + 1])
+    text = f"g (float[{data}] x) => (float[{out}] y) <float[{weight}] w> {{ y = MatMul(x, w) }}"
+    given = {"w": np.geomspace(1, 1e3, 48) * np.random.default_rng(0).standard_normal((64, 48))}
+    made = make(text, given, **form)
+    assert set(made.result.plan.integer_nodes.values()) == {"MatMul"}
+    scales = [v.const_value.size for n, v in made.model.graph.initializers.items() if n.endswith("_scale")]
+    assert scales == ([] if "weight" in form else [48])
+    assert made.closeness() > 35
+
+
 # --- what stays float -----------------------------------------------------------------------------
 
 

@@ -321,6 +321,30 @@ def test_any_number_of_bits_for_research(net: Net, bits: int, tmp_path) -> None:
     assert plan.target == f"academic-w{bits}a{bits}"
 
 
+@pytest.mark.parametrize("options", [{}, {"weight": "int4", "block_size": 16}], ids=str)
+@pytest.mark.parametrize("units", [0, 1, 2])
+def test_a_matrix_with_leading_axes_of_size_one_is_trained_as_the_matrix(
+    tmp_path: Path, options: dict, units: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn([1] * units + [32, 24]) / 6)
+            self.head = nn.Linear(24, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.nn.functional.gelu(x @ self.weight))
+
+    example = torch.randn(2, 3, 4, 32)
+    module = prepare_qat(Stack(), example, config=CONFIG.model_copy(update=options))
+    train(module, steps=1, example=example)
+    result = convert_qat(module, tmp_path / "out.onnx")
+    assert not result.warnings
+    assert "in float in training" not in caplog.text
+    (scale,) = (params.scale for name, params in result.plan.params.items() if name == "weight")
+    assert scale.shape == ((2, 24) if options else (24,))
+
+
 def test_calibration_takes_a_loader_with_labels(net: Net, prepared) -> None:
     loader = [(EXAMPLE * 2, torch.zeros(4)), (EXAMPLE, torch.zeros(4))]
     wide = prepare_qat(net, EXAMPLE, "tensorrt", CONFIG, data=loader)
