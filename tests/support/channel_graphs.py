@@ -80,3 +80,56 @@ g (float[N,5,8] x) => (float[N,5,6] y)
   o = MatMul(p, vt)  ot = Transpose<perm=[0,2,1,3]>(o)  oj = Reshape(ot, join)  y = MatMul(oj, wo)
 }
 """
+
+
+FEATURES = "g (float[N,5,6] x) => (float y) <{weights}> {{ f = Mul(x, k) {body} }}"
+"""A factor for each feature gives ``f``, [N, 5, 6], whose last axis is free."""
+
+
+PICTURE = "float[4,1,3,3] w, float[4] b, float[3,4,1,1] v, int64[1] one"
+READ = "u = Unsqueeze({}, one) a = Conv(u, w, b) r = Relu(a) y = Conv(r, v)"
+
+ACROSS = {
+    "picture of one channel": (PICTURE, READ.format("f")),
+    "rows as channels": ("float[4,5,3] w, float[3,4,1] v", "a = Conv(f, w) r = Relu(a) y = Conv(r, v)"),
+    "features in two axes": (
+        "float[4,2,1,3] w, float[3,4,1,1] v, int64[4] sizes",
+        "u = Reshape(f, sizes) a = Conv(u, w) r = Relu(a) y = Conv(r, v)",
+    ),
+    "transposed convolution": (
+        "float[1,4,2,2] w, float[3,4,1,1] v, int64[1] one",
+        "u = Unsqueeze(f, one) a = ConvTranspose(u, w) r = Relu(a) y = Conv(r, v)",
+    ),
+    "half of them": (
+        "float[4,5,2] w, float[3,4,1] v, float[3,2] m",
+        """p = Relu(f) l, h = Split<axis=2>(p) a = Conv(l, w) r = Relu(a) c = Conv(r, v) z = MatMul(h, m)
+        s = ReduceMean<axes=[1, 2]>(c) t = ReduceMean<axes=[1, 2]>(z) y = Add(s, t)""",
+    ),
+    "slopes": (f"{PICTURE}, float[6] slope", "p = PRelu(f, slope) " + READ.format("p")),
+    "rows and features": (f"{PICTURE}, float[5,1] e", "p = Div(f, e) " + READ.format("p")),
+    "largest of both": (f"{PICTURE}, float[6] e", "p = Max(f, e) " + READ.format("p")),
+    "maxima of neighbours": ("float[6,3] m", "p = MaxPool<kernel_shape=[3], pads=[1,1]>(f) y = MatMul(p, m)"),
+    "means of neighbours": (
+        "float[6,3] m",
+        "p = AveragePool<kernel_shape=[3], pads=[1,1], count_include_pad=1>(f) y = MatMul(p, m)",
+    ),
+    "moved by a Pad": ("float[6,3] m, int64[6] pads", "p = Pad(f, pads) y = MatMul(p, m)"),
+}
+"""What reads ``f``; layers whose channels lie along another axis, and operators that mix its features."""
+
+
+GIVEN_ACROSS = {
+    kind: {
+        **({"one": [1]} if "int64[1] one" in weights else {}),
+        **({"sizes": [-1, 2, 5, 3]} if "sizes" in weights else {}),
+        **({"pads": [0, 0, 1, 0, 0, -1]} if "pads" in weights else {}),
+    }
+    for kind, (weights, _) in ACROSS.items()
+}
+
+
+def features(kind: str):
+    """A model where factors for each feature meet what is named in `ACROSS`."""
+    weights, body = ACROSS[kind]
+    text = FEATURES.format(weights=f"float[6] k, {weights}", body=body)
+    return prepared(text, **GIVEN_ACROSS[kind])

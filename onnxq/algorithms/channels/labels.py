@@ -204,7 +204,10 @@ class ChannelUnion:
         """Return the labels after all merges, renumbered from 0 without gaps."""
         final = _merged(self._count, self._pairs)
         folds = [ScaleFold(f.node, f.index, final[f.up], final[f.down]) for f in self._folds]
-        labels = {name_of(value): final[ids] for value, ids in self._labels.items()}
+        labels = {
+            name_of(value): without_repeats(final[ids], range(ids.ndim))
+            for value, ids in self._labels.items()
+        }
         return Channels(
             labels=labels,
             count=int(final.max()) + 1,

@@ -34,6 +34,11 @@ def same(node: ir.Node, ties: ChannelUnion, data: int = 0) -> _Labelled:
     return [channels.reshape(*(1,) * missing, *channels.shape)]
 
 
+def pooled(node: ir.Node, ties: ChannelUnion) -> _Labelled:
+    """Do the same as `same` for a pool with a window; None if labels change along the axes of the window."""
+    return same(node, ties) if max(ties.of(node.inputs[0]).shape[2:], default=1) == 1 else None
+
+
 def share(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """Let the inputs of Add, Sub, Sum, Max or Min share their factors, and fold them into constant inputs."""
     computed = [ties.of(value) for value in node.inputs if constant_value(value) is None]
@@ -186,7 +191,8 @@ def _gather(node: ir.Node, ties: ChannelUnion) -> _Labelled:
 
 
 MOVES: Mapping[str, Rule] = {
-    **dict.fromkeys(("Identity", "Dropout", "Expand", "MaxPool", "GlobalAveragePool", "GlobalMaxPool"), same),
+    **dict.fromkeys(("Identity", "Dropout", "Expand"), same),
+    **dict.fromkeys(("MaxPool", "GlobalAveragePool", "GlobalMaxPool"), pooled),
     "Resize": _resize,
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
     "Transpose": _transpose,

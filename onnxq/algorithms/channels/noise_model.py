@@ -299,7 +299,8 @@ class NoiseModelBuilder:
         high, low, silent = seen.ends()
         low, high = -np.clip(low, group.bounds[0], 0.0), np.clip(high, 0.0, group.bounds[1])
         gain = reach[None][labels] if name in self._shared or name not in reach else reach[name]
-        return labels, high, low, np.where(silent, 0.0, np.broadcast_to(gain, labels.shape))
+        each = gain.sum(keepdims=True) if labels.size == 1 else gain
+        return labels, high, low, np.where(silent, 0.0, each)
 
 
 def _readers(draft: Draft, channels: Channels) -> Iterator[_Reader]:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.algorithms.channels.labels import ChannelUnion, Labels, Rule, hold_inputs
-from onnxq.algorithms.channels.move_rules import MOVES, joint_shape, reduced, same, share
+from onnxq.algorithms.channels.move_rules import MOVES, joint_shape, pooled, reduced, same, share
 from onnxq.graph.nodes import constant_value, input_at, int_attribute, is_broadcast
 from onnxq.graph.operators import SUMMED_AXIS, clip_range, groups_of, output_channels
 from onnxq.graph.walks import only_use
@@ -191,7 +191,17 @@ def _pad(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     value = constant_value(filled)
     if filled is not None and (value is None or value.any()):
         return None
-    return same(node, ties)
+    return same(node, ties) if _keeps_channels(node, ties.of(node.inputs[0])) else None
+
+
+def _keeps_channels(node: ir.Node, labels: Labels) -> bool:
+    """Whether a Pad adds nothing along the axes on which labels change, and thus leaves them in place."""
+    pads, given = constant_value(node.inputs[1]), input_at(node, 3)
+    axes = np.arange(labels.ndim) if given is None else constant_value(given)
+    if pads is None or axes is None:
+        return False
+    padded = axes.reshape(-1)[pads.reshape(2, -1).any(axis=0)]
+    return all(labels.shape[int(axis)] == 1 for axis in padded)
 
 
 def _clip(node: ir.Node, ties: ChannelUnion) -> _Labelled:
@@ -216,7 +226,8 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("Add", "Sub", "Sum", "Max", "Min"), share),
     "Mul": _mul,
     "Div": _div,
-    **dict.fromkeys(("Relu", "LeakyRelu", "PRelu", "Neg", "Abs", "AveragePool"), same),
+    **dict.fromkeys(("Relu", "LeakyRelu", "PRelu", "Neg", "Abs"), same),
+    "AveragePool": pooled,
     "Pad": _pad,
     "Clip": _clip,
     "ReduceSum": reduced,

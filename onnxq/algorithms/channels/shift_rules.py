@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.algorithms.channels.labels import FIXED, ChannelUnion, Labels, Rule, hold_inputs
-from onnxq.algorithms.channels.move_rules import MOVES, same
+from onnxq.algorithms.channels.move_rules import MOVES, pooled
 from onnxq.algorithms.channels.scale_rules import NORMALIZED
 from onnxq.algorithms.layers.biases import bias_of
 from onnxq.graph.nodes import constant_value, input_at, int_attribute, ints_attribute, is_op
@@ -205,7 +205,7 @@ def _average_pool(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     """Pass offsets on, unless padding zeros are part of the average."""
     padded = any(ints_attribute(node, "pads", ())) or "auto_pad" in node.attributes
     counts = padded and int_attribute(node, "count_include_pad", 0)
-    return None if counts else same(node, ties)
+    return None if counts else pooled(node, ties)
 
 
 SHIFTS: Mapping[str, Rule] = {

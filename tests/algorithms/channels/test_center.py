@@ -137,7 +137,7 @@ def test_the_middle_of_all_that_share_an_offset() -> None:
     model = prepared(image("", f"r = Relu(a) t = MaxPool<kernel_shape=[2,2]>(r) {LAST}"))
     channels = find_channels(model, SHIFTS)
     label = channels.of("t").reshape(-1)[0]
-    ends = {"r": (np.zeros(8), np.full(8, 4.0)), "t": (np.ones(8), np.linspace(1, 8, 8))}
+    ends = {"r": (np.zeros(1), np.full(1, 4.0)), "t": (np.ones(1), np.full(1, 8.0))}
     offsets = middles(channels, ends)
     assert offsets[label] == 4.0
     assert not np.delete(offsets, label).any(), "nothing is known of the others"

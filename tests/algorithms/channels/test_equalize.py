@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from benches import bench_of
+from channel_graphs import ACROSS, features
 from graphs import assert_same_outputs, op_counts, parse, run
 
 from onnxq.algorithms.channels.channel_moments import ChannelMoments, headroom
@@ -85,6 +86,17 @@ def test_without_free_channels_there_is_nothing_to_do() -> None:
     model = simplify(parse("g (float[N,8] x) => (float[N,4] y) <float[8,4] w> { y = MatMul(x, w) }"))
     draft, context = bench_of(model, (1, 8))
     assert equalize(draft, context) is None
+
+
+@pytest.mark.parametrize("kind", ACROSS)
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_factors_along_another_axis_than_the_channels_are_no_obstacle(
+    kind: str, per_tensor: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("onnxq.algorithms.channels.equalize"), "ENOUGH", -np.inf)
+    draft, context = bench_of(features(kind), (1, 5, 6), per_tensor=per_tensor)
+    found = equalize(draft, context)
+    assert found is None or context.evaluator.evaluate(found.reference).noise < 1e-9
 
 
 GATED = """g (float[N,3,8,8] x) => (float[N,4,8,8] y)

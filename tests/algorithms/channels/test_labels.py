@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from channel_graphs import ATTENTION, CONV, CONVOLUTIONS, LAST, W2, image, prepared
+from channel_graphs import ACROSS, ATTENTION, CONV, CONVOLUTIONS, LAST, W2, features, image, prepared
 from graphs import assert_same_outputs
 
 from onnxq.algorithms.channels.fold_factors import folded
@@ -30,6 +30,15 @@ def test_any_factors_leave_the_outputs_as_they_are(kind: str) -> None:
     name = "k" if "normalization" in kind else "w1"
     before, after = (m.graph.initializers[name].const_value.numpy() for m in (model, changed))
     assert not np.allclose(before, after)
+
+
+@pytest.mark.parametrize("kind", ACROSS)
+def test_factors_along_another_axis_than_the_channels_change_no_outputs(kind: str) -> None:
+    model = features(kind)
+    changed, channels = scaled(model)
+    assert_same_outputs(model, changed, tolerance=1e-4)
+    for name, labels in channels.labels.items():
+        assert all(labels.shape[axis] == 1 or np.ptp(labels, axis).any() for axis in range(labels.ndim)), name
 
 
 FIXED = {
