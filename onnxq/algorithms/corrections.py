@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
+from itertools import groupby, permutations
 
 import numpy as np
 
@@ -43,7 +44,14 @@ CORRECTIONS: Mapping[str, Correction] = {
     "adaround": learn_rounding,
     "full-bias": correct_biases_in_order,
 }
-"""The corrections by name, in the order in which they are tried."""
+"""The corrections by name, in the order in which they are tried, but for `ANY_ORDER`."""
+
+
+ANY_ORDER = ("center", "equalize")
+"""Corrections each of which may leave the other nothing to do, and which are tried in every order.
+
+A Relu that has been shifted passes no factors on, and a Mul by factors passes no shifts on.
+"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,8 @@ def correct(
     """Try the corrections called ``names`` one after the other, and keep those that reduce the noise.
 
     Each correction is applied on top of those kept so far, so the gains of the kept ones add up to the total
-    gain. If "bias" is among ``names``, biases are corrected again after each of the others.
+    gain. If "bias" is among ``names``, biases are corrected again after each of the others. Those of
+    `ANY_ORDER` are tried in every order, and the best order is kept.
 
     Args:
         draft: the calibrated draft without corrections.
@@ -108,19 +117,17 @@ def correct(
     Returns:
         The draft with the kept corrections, and the effect of each correction that was tried.
     """
-    base, best, effects = draft, _Evaluated(draft, context), []
-    finish = correct_biases if FINISH in names else _no_correction
-    for name, correction in CORRECTIONS.items():
-        if name not in names:
-            continue
-        started = time.perf_counter()
-        tried = correction(base, context)
-        found = None if tried is None else _best(_variants(name, tried, finish, context), context)
-        effect = _effect(name, best, found, started)
-        if tried is not None and found is not None and effect.kept:
-            base, best = base if name == FINISH else tried, found
-        effects.append(effect)
-    return best.draft, tuple(effects)
+    chain = _Chain(draft, _Evaluated(draft, context))
+    for stage in _stages(names):
+        trials = _Trials(correct_biases if FINISH in names else _no_correction, context)
+        chain = reduce(_better, [reduce(trials.extended, order, chain) for order in permutations(stage)])
+    return chain.best.draft, chain.effects
+
+
+def _stages(names: Collection[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the requested corrections in the order of `CORRECTIONS`, those of `ANY_ORDER` together."""
+    requested = [name for name in CORRECTIONS if name in names]
+    return (tuple(stage) for _, stage in groupby(requested, lambda name: name in ANY_ORDER or name))
 
 
 @dataclass(frozen=True)
@@ -143,16 +150,84 @@ class _Evaluated:
         return self.quality.noise
 
 
-def _effect(name: str, before: _Evaluated, after: _Evaluated | None, started: float) -> Effect:
-    kept, fitted = (False, None) if after is None else _compare(before, after)
-    return Effect(
-        name,
-        before.noise,
-        None if after is None else after.noise,
-        time.perf_counter() - started,
-        kept=kept,
-        fitted_gain=fitted,
-    )
+@dataclass(frozen=True)
+class _Trial:
+    """What a correction made of a draft.
+
+    Attributes:
+        draft: the corrected draft; None where there was nothing to correct.
+        best: the same draft, with corrected biases if they help.
+        noise: its noise on held-out samples.
+        seconds: the time that the correction and its evaluation took.
+    """
+
+    draft: Draft | None
+    best: _Evaluated | None
+    noise: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The corrections tried so far, each on top of those that were kept.
+
+    Attributes:
+        base: the draft that the next correction is applied to, without corrected biases.
+        best: the same draft, with corrected biases if they help.
+        effects: the effect of each correction.
+    """
+
+    base: Draft
+    best: _Evaluated
+    effects: tuple[Effect, ...] = ()
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return tuple(effect.name for effect in self.effects if effect.kept)
+
+
+def _better(one: _Chain, other: _Chain) -> _Chain:
+    """Return ``other`` if it is better by `_compare`, else ``one``."""
+    return other if _compare(one.best, other.best)[0] else one
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Applies and evaluates corrections, and remembers the results: several orders may begin alike.
+
+    Attributes:
+        finish: the correction of biases, applied after each of the others.
+        context: the samples to fit on, and the held-out samples to validate on.
+    """
+
+    finish: Correction
+    context: CorrectionContext
+    _known: dict[tuple[str, ...], _Trial] = field(default_factory=dict)
+
+    def extended(self, chain: _Chain, name: str) -> _Chain:
+        """Return ``chain`` with one more correction, which is kept if it helps."""
+        key = (*chain.kept, name)
+        if key not in self._known:
+            self._known[key] = self._trial(chain.base, name)
+        trial = self._known[key]
+        effect = _effect(name, chain.best, trial)
+        base, best = chain.base, chain.best
+        if trial.draft is not None and trial.best is not None and effect.kept:
+            base, best = base if name == FINISH else trial.draft, trial.best
+        return _Chain(base, best, (*chain.effects, effect))
+
+    def _trial(self, base: Draft, name: str) -> _Trial:
+        started = time.perf_counter()
+        draft = CORRECTIONS[name](base, self.context)
+        if draft is None:
+            return _Trial(None, None, None, time.perf_counter() - started)
+        best = _best(_variants(name, draft, self.finish, self.context), self.context)
+        return _Trial(draft, best, best.noise, time.perf_counter() - started)
+
+
+def _effect(name: str, before: _Evaluated, trial: _Trial) -> Effect:
+    kept, fitted = (False, None) if trial.best is None else _compare(before, trial.best)
+    return Effect(name, before.noise, trial.noise, trial.seconds, kept=kept, fitted_gain=fitted)
 
 
 def _compare(before: _Evaluated, after: _Evaluated) -> tuple[bool, float | None]:

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from benches import bench_for
+from benches import bench_for, bench_of
 from cli import save_data, save_model
+from graphs import parse
 
 from onnxq.algorithms import corrections
 from onnxq.algorithms.corrections import CORRECTIONS, Effect, correct
 from onnxq.cli import commands
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
+from onnxq.graph.passes import simplify
 from onnxq.pipelines.sensitivity import rank
 from onnxq.pipelines.static import quantize_static
 
@@ -79,6 +81,54 @@ def test_the_order_is_not_that_of_the_names(fakes):
     draft, effects = correct(Stand((), 1.0), ["better", "bad", "good"], Bench())
     assert [v.name for v in effects] == ["good", "bad", "better"]
     assert draft.done == ("good", "better")
+
+
+def stopped_by(other, name, factor):
+    """A correction that can do nothing after another one."""
+    return lambda draft, context: None if other in draft.done else times(name, factor)(draft, context)
+
+
+ORDERS = {
+    "the first stops the second": (times("one", 0.5), stopped_by("one", "two", 0.1), ("two", "one")),
+    "the second stops the first": (stopped_by("two", "one", 0.5), times("two", 0.1), ("one", "two")),
+    "each stops the other": (stopped_by("two", "one", 0.5), stopped_by("one", "two", 0.1), ("two",)),
+    "the first of equals": (stopped_by("two", "one", 0.5), stopped_by("one", "two", 0.5), ("one",)),
+    "harm at first": (times("one", 2.0), times("two", 0.5), ("two",)),
+    "none stops another": (times("one", 0.5), times("two", 0.5), ("one", "two")),
+}
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_the_best_order_is_kept(kind, monkeypatch):
+    one, two, kept = ORDERS[kind]
+    tried = {"zero": times("zero", 0.9), "one": one, "two": two, "last": times("last", 0.5)}
+    monkeypatch.setattr(corrections, "CORRECTIONS", tried)
+    monkeypatch.setattr(corrections, "ANY_ORDER", ("one", "two"))
+    context = Bench()
+    draft, effects = correct(Stand((), 1.0), tried, context)
+    assert draft.done == ("zero", *kept, "last")
+    assert [v.name for v in effects if v.kept] == list(draft.done)
+    assert sorted(v.name for v in effects) == sorted(tried)
+    assert len(context.evaluated) == len(set(context.evaluated)), "each chain is evaluated once"
+
+
+UNLIKE = """g (float[N,4,6,6] x) => (float[N,3] y)
+<float[8,4,3,3] w1, float[8] b1, float[8,4,3,3] w2, float[8] b2, float big, float[8,16,3,3] w3, float[8] b3,
+ float[8,8,3,3] w4, float[8] b4, float[8,3] v> {
+  a = Conv(x, w1, b1) r = Relu(a) l = Mul(r, big)  c = Conv(x, w2, b2) q = Relu(c) j = Concat<axis=1>(l, q)
+  d = Conv<pads=[1,1,1,1]>(j, w3, b3) e = Relu(d) f = Conv<pads=[1,1,1,1]>(e, w4, b4) t = Relu(f)
+  p = GlobalAveragePool(t) u = Flatten(p) y = Gemm(u, v)
+}"""
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_all_together_are_no_worse_than_one_alone(target):
+    rng = np.random.default_rng(2)
+    w3 = rng.normal(size=(8, 16, 3, 3)) * np.where(np.arange(16) < 8, 1 / 16, 1.0).reshape(16, 1, 1)
+    model = simplify(parse(UNLIKE, big=16.0, w3=w3))
+    draft, context = bench_of(model, (1, 4, 6, 6), target=target)
+    alone = [context.error(correct(draft, [name], context)[0]) for name in ("center", "equalize")]
+    assert context.error(correct(draft, ["bias", "center", "equalize"], context)[0]) < 1.2 * min(alone)
 
 
 def test_nothing_to_do(fakes):
