@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxq.cli.exit_codes import close_stdout, run_guarded
+from onnxq.cli.exit_codes import INTERRUPTS, close_stdout, run_guarded
 from onnxq.cli.options import Command, Parser, parse
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.cli import render, terminal
+    from onnxq.graph.files import written_together
     from onnxq.pipelines import preflight, static
     from onnxq.pipelines.dynamic import pipeline
     from onnxq.pipelines.inspection import of_plan, planned
@@ -33,11 +34,11 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
         return
     if args.save_config:
         preflight.check_files(args.model, args.output, config.data, config, [args.save_config])
-    with terminal.progress(quiet=args.quiet) as progress:
-        quantize = pipeline.quantize_dynamic if config.mode == "dynamic" else static.quantize_static
+    quantize = pipeline.quantize_dynamic if config.mode == "dynamic" else static.quantize_static
+    with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
         result = quantize(args.model, args.output, config=config, progress=progress)
-    if args.save_config:
-        result.repeatable.save(Path(args.save_config))
+        if args.save_config:
+            result.repeatable.save(Path(args.save_config))
     with suppress(OSError, KeyboardInterrupt):  # the model is written: a failure to print is no failure
         render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
     close_stdout()
@@ -45,10 +46,11 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
 
 def _requantize(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.cli import render, terminal
+    from onnxq.graph.files import written_together
     from onnxq.pipelines.requantize import requantize
 
     config = config.model_copy(update={"report": args.report and Path(args.report)})
-    with terminal.progress(quiet=args.quiet) as progress:
+    with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
         result = requantize(args.model, args.output, config=config, progress=progress)
     with suppress(OSError, KeyboardInterrupt):
         render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
@@ -66,15 +68,18 @@ def _calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
     config = config.model_copy(update={"save_statistics": Path(args.statistics), **target})
     with terminal.progress(quiet=args.quiet) as progress:
         statistics = calibrate.calibrate(args.model, config=config, progress=progress)
+    INTERRUPTS.finish()
     if not args.quiet:
         seconds = perf_counter() - started
         render.show_statistics(args.model, args.statistics, statistics, seconds, every_tensor=args.verbose)
 
 
 def _table(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq.graph.files import written_together
     from onnxq.pipelines import convert_table
 
-    convert_table.convert(Path(args.source), Path(args.output), args.format, config)
+    with written_together(INTERRUPTS.finish):
+        convert_table.convert(Path(args.source), Path(args.output), args.format, config)
 
 
 def _compare(args: argparse.Namespace, config: QuantConfig) -> None:
@@ -128,9 +133,11 @@ def _verify(args: argparse.Namespace, config: QuantConfig) -> None:
 
 def _export(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.cli import render
+    from onnxq.graph.files import written_together
     from onnxq.torch import export_made
 
-    exported = export_made(args.factory, args.output, args.shape, dynamic_batch=not args.fixed_batch)
+    with written_together(INTERRUPTS.finish):
+        exported = export_made(args.factory, args.output, args.shape, dynamic_batch=not args.fixed_batch)
     if not args.quiet:
         render.show_export(exported.path, exported.inputs, exported.outputs, exported.sqnr)
 

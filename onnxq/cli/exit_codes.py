@@ -7,21 +7,29 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from time import monotonic
 from typing import Any, NoReturn
 
 import calibrators.errors
-from onnxq.core.errors import ConfigError, OnnxqError, TargetError
+from onnxq.core.errors import ConfigError, Interrupted, OnnxqError, TargetError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 
-class Interrupted(KeyboardInterrupt):
-    """An interrupt of our own class: a plain KeyboardInterrupt at a bad moment still kills Python at exit."""
+BURST_SECONDS = 1.0
+"""Signals that follow the first one so soon are the same request: a closing session sends several kinds."""
+
+AGAIN_SECONDS = 0.01
+"""How long after an interrupt was swallowed it is raised again."""
 
 
 class Interrupts:
-    """Let Ctrl-C and SIGTERM raise `Interrupted` in the ``with`` block, and ignore them afterwards.
+    """Let Ctrl-C, SIGTERM and SIGHUP raise `Interrupted` in the ``with`` block, and ignore them afterwards.
+
+    Python swallows an exception that a signal raises in a ``__del__``, a callback of a weak reference or of
+    a C library: it calls `sys.unraisablehook` instead. Then the interrupt is raised again a moment later.
+    What is swallowed without a trace, as by an ``except`` of a library, is raised again by `check`.
 
     Attributes:
         seen: whether there was an interrupt. A library that is interrupted while it is imported may raise
@@ -30,34 +38,79 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.seen = False
+        self._raised = Interrupted()
+        self._since = 0.0
+        self._active = self._swallowed = False
+        self._hook = sys.unraisablehook
 
     def __enter__(self) -> None:
-        self._handle(self._raise)
+        self._active = True
+        self._handle(self._on_signal)
+        signal.signal(signal.SIGALRM, self._on_alarm)
+        sys.unraisablehook = self._on_swallowed
 
     def __exit__(self, *_: object) -> None:
-        self._handle(signal.SIG_IGN)
+        self.ignore()
+        sys.unraisablehook = self._hook
 
-    def _raise(self, *_: object) -> NoReturn:
-        self.seen = True
-        raise Interrupted
+    def check(self) -> None:
+        """Raise `Interrupted` if an earlier one was swallowed."""
+        if self._active and self.seen and not self._raised.heeded:
+            self._raise()
+
+    def ignore(self) -> None:
+        """Ignore signals from here on, because the work is done."""
+        if self._active:
+            self._active = False
+            self._handle(signal.SIG_IGN)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def finish(self) -> None:
+        """Take the last chance to be interrupted: from here on signals are ignored."""
+        self.check()
+        self.ignore()
+
+    def _on_signal(self, *_: object) -> None:
+        again = self.seen and not self._raised.heeded and monotonic() - self._since < BURST_SECONDS
+        if self._active and not again:
+            self._since = monotonic()
+            self._raise()
+
+    def _on_alarm(self, *_: object) -> None:
+        if self._active and self._swallowed:
+            self._raise()
+
+    def _raise(self) -> NoReturn:
+        self.seen, self._swallowed, self._raised = True, False, Interrupted()
+        raise self._raised
+
+    def _on_swallowed(self, what: Any) -> None:
+        if not isinstance(what.exc_value, Interrupted):
+            self._hook(what)
+            return
+        self._swallowed = True
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
 
     @staticmethod
     def _handle(handler: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, handler)
+
+
+INTERRUPTS = Interrupts()
+"""The interrupts of this process, if the command line is its main program."""
 
 
 def run_guarded(action: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
     """Run ``action`` on ``argv`` and return the exit code; an error is printed as one line on stderr."""
     arguments = sys.argv[1:] if argv is None else argv
-    interrupts = Interrupts()
+    own = argv is None  # signals are handled only if this is the main program
     try:
-        with (
-            interrupts if argv is None else nullcontext()
-        ):  # signals are handled only if this is the main program
+        with INTERRUPTS if own else nullcontext():
             action(arguments)
             _flush()
+            INTERRUPTS.check()
     except SystemExit as end:  # argparse has printed the message
         return end.code if isinstance(end.code, int) else DONE
     except BrokenPipeError:  # the reader has closed the pipe
@@ -65,7 +118,8 @@ def run_guarded(action: Callable[[Sequence[str]], None], argv: Sequence[str] | N
     except KeyboardInterrupt:
         return _fail("interrupted")
     except Exception as error:  # noqa: BLE001
-        return _fail("interrupted") if interrupts.seen else _failed(error, verbose="--verbose" in arguments)
+        interrupted = own and INTERRUPTS.seen
+        return _fail("interrupted") if interrupted else _failed(error, verbose="--verbose" in arguments)
     finally:
         close_stdout()
     return DONE
@@ -78,7 +132,8 @@ def _failed(error: Exception, verbose: bool) -> int:
 
 
 def _fail(message: str, code: int = FAILED) -> int:
-    print(f"error: {one_line(message)}", file=sys.stderr)
+    with suppress(OSError):  # the terminal may be gone
+        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
     return code
 
 

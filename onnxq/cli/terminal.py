@@ -13,6 +13,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemai
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from onnxq.cli.exit_codes import INTERRUPTS
 from onnxq.core.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ class _Stages:
         self.stage = ""
 
     def __call__(self, stage: str, done: int = 0, total: int | None = None) -> None:
+        INTERRUPTS.check()
         if stage != self.stage:
             logger.info("%s", stage)
             for task in self.bar.task_ids:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from calibrators.atomic import staged
 from calibrators.data.preprocess import parse_preprocess
 from calibrators.errors import CalibrationError
 from onnxq.core.errors import ConfigError
@@ -318,7 +319,7 @@ class QuantConfig(BaseModel):
         return cls(**{**{n: v for n, v in options.items() if n not in overridden}, **overrides})
 
     def save(self, path: Path) -> None:
-        """Write all options as YAML, for `load`.
+        """Write all options as YAML, for `load`, completely or not at all.
 
         Raises:
             ConfigError: the file cannot be written.
@@ -327,7 +328,8 @@ class QuantConfig(BaseModel):
 
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
         try:
-            path.write_text(text, encoding="utf-8")
+            with staged([path]) as beside:
+                beside[path].write_text(text, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"cannot write the options to {path}: {error.strerror}") from error
 

@@ -32,5 +32,17 @@ class CalibrationError(OnnxqError, calibrators.errors.CalibrationError):
     """The calibration data or statistics are missing or malformed, or do not fit the model."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asks the command to end.
+
+    A class of our own, also because a plain KeyboardInterrupt at a bad moment still kills Python at exit.
+
+    Attributes:
+        heeded: whether something has acted on it: then the rest of the work goes on.
+    """
+
+    heeded = False
+
+
 class TargetError(OnnxqError):
     """The deployment target is unknown, or does not support what was requested."""

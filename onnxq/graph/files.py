@@ -5,14 +5,11 @@ Weights in external data files stay on disk, memory-mapped, until they are read.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +17,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from calibrators import atomic
 from calibrators.onnx_files import (
     UnusableModelError,
     external_locations,
@@ -189,13 +187,15 @@ def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
     Raises:
         ModelError: the path cannot be written, the disk is full, or the model is not valid ONNX.
     """
-    write_validated(model, path, lambda draft: None)
+    _write(model, path, lambda draft: None, atomic.drafts)
 
 
 def write_validated(
     model: ir.Model, path: str | os.PathLike[str], validate: Callable[[Path], _Validated]
 ) -> _Validated:
     """Write a model as `write` does, and validate the file before it is renamed.
+
+    In a block of `written_together` it is renamed at the end of that block.
 
     Args:
         model: the model; it is not changed.
@@ -208,39 +208,60 @@ def write_validated(
     Raises:
         ModelError: as `write`.
     """
-    target = Path(path).resolve()  # a link is written through
-    check_place(target)
-    with _place_errors(target):
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        draft = folder / target.name
+    return _write(model, path, validate, atomic.staged)
+
+
+def _write(
+    model: ir.Model,
+    path: str | os.PathLike[str],
+    validate: Callable[[Path], _Validated],
+    drafts: Callable[[Iterable[Path]], AbstractContextManager[Mapping[Path, Path]]],
+) -> _Validated:
+    check_place(path)
+    target = atomic.real(Path(path))
+    data = target.with_name(f"{target.name}.data")  # moved first: the model is useless without it
+    with _place_errors(target, atomic.NotWrittenError), drafts((data, target)) as beside:
         with _place_errors(target):
-            save(model, draft)
-            check_valid(draft, f"{target}: not written, because the model is not valid ONNX")
-        validated = validate(draft)
-        with _place_errors(target):
-            _publish(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return validated
+            save(model, beside[target])
+            check_valid(beside[target], f"{target}: not written, because the model is not valid ONNX")
+        return validate(beside[target])
 
 
 @contextmanager
-def _place_errors(target: Path) -> Iterator[None]:
+def written_together(before: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Let all models, tables and reports that are written in the block appear at its end, or none.
+
+    Args:
+        before: called before the first one appears, as for `calibrators.atomic.together`.
+
+    Raises:
+        ModelError: a file cannot be written.
+    """
+    try:
+        with atomic.together(before):
+            yield
+    except atomic.NotWrittenError as error:
+        raise _write_error(Path(error.filename), error) from error
+
+
+@contextmanager
+def _place_errors(target: Path, kind: type[OSError] = OSError) -> Iterator[None]:
     """Turn OSErrors into a ModelError that says what to do."""
     try:
         yield
-    except OSError as e:
+    except kind as e:
         raise _write_error(target, e) from e
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
-    """Check in advance whether a file can be written to ``path``.
+    """Check in advance whether a file can be written to ``path``, or to where it leads if it is a link.
 
     Raises:
-        ModelError: the directory is missing or may not be written, or ``path`` exists and is not a file.
+        ModelError: the directory is missing or may not be written, ``path`` exists and is not a file, or it
+            cannot be the path of a file.
     """
-    target = Path(path).absolute()
+    with _place_errors(Path(path)):
+        target = atomic.real(Path(path).absolute())
     if not target.parent.is_dir():
         raise ModelError(f"{path}: there is no directory {target.parent}. Make it first.")
     if target.is_dir():
@@ -281,6 +302,7 @@ def _write_error(target: Path, error: OSError) -> ModelError:
         errno.EACCES: "permission denied. Write elsewhere or change the directory's permissions.",
         errno.EPERM: "permission denied. Write elsewhere or change the directory's permissions.",
         errno.ENAMETOOLONG: "the file name is too long. Choose a shorter one.",
+        errno.ELOOP: "it is a link that leads to itself. Remove the link, or give another name.",
     }
     return ModelError(
         f"{target}: cannot be written: {cures.get(error.errno or 0, error.strerror or str(error))}"
@@ -291,43 +313,3 @@ def save(model: ir.Model, path: Path) -> None:
     """Write a model without any check; weights of more than `INLINE_LIMIT` bytes go to ``<path>.data``."""
     size = sum(tensor.nbytes for tensor in stored_tensors(model))
     save_model(model, path, external=size > INLINE_LIMIT, most_bytes=INLINE_BYTES)
-
-
-def _publish(folder: Path, target: Path) -> None:
-    """Move the finished files into place, the model last; put the old data back if that fails."""
-    draft, data = folder / target.name, folder / f"{target.name}.data"
-    if target.exists():
-        shutil.copymode(target, draft)
-    _sync(draft)
-    if not data.exists():
-        draft.replace(target)
-    else:
-        _sync(data)
-        _publish_with_data(draft, data, target)
-    with contextlib.suppress(OSError):  # not every file system can; the files themselves are safe
-        _sync(target.parent)
-
-
-def _publish_with_data(draft: Path, data: Path, target: Path) -> None:
-    final_data, old_data = target.with_name(data.name), data.with_name("old.data")
-    existed = final_data.exists()
-    try:
-        if existed:
-            final_data.replace(old_data)
-        data.replace(final_data)
-        draft.replace(target)
-    except BaseException:
-        if old_data.exists():
-            old_data.replace(final_data)
-        elif not existed:
-            final_data.unlink(missing_ok=True)
-        raise
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,7 +20,7 @@ from onnxq.algorithms.context import CorrectionContext
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError
 from onnxq.core.plan import QuantPlan
-from onnxq.graph.files import load
+from onnxq.graph.files import load, size_on_disk
 from onnxq.targets.lookup import get_target
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.checkers import ask_runtimes
@@ -65,12 +65,14 @@ class Acceptance:
         verdicts: what the target's rules and its runtimes say.
         speed: of the model and its original; None if nothing was timed.
         is_slower: whether it is significantly slower than its original.
+        size: bytes of the file, external weights included.
     """
 
     quality: Quality | None
     verdicts: tuple[Verdict, ...]
     speed: Speed | None = None
     is_slower: bool = False
+    size: int = 0
 
 
 def accept(
@@ -88,7 +90,8 @@ def accept(
         ModelError: ``verify`` finds that the target does not take the model.
     """
     quality = evaluator.evaluate(draft)
-    return Acceptance(quality if quality.samples else None, tuple(verify(draft)))
+    verdicts = tuple(verify(draft))
+    return Acceptance(quality if quality.samples else None, verdicts, size=size_on_disk(draft))
 
 
 def with_speed(

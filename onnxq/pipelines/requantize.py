@@ -28,7 +28,7 @@ from onnxq.core.errors import CalibrationError, ConfigError, ModelError
 from onnxq.core.numerics import dequantize, quantize
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import Progress, silent
-from onnxq.graph.files import load, write_validated
+from onnxq.graph.files import load, write_validated, written_together
 from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import constant_value
 from onnxq.graph.strip_qdq import RecordedQParams, StrippedModel, strip
@@ -85,7 +85,7 @@ def requantize(
     options = _checked(config or QuantConfig())
     data = options.data if data is None else data
     check_files(model, output, data, options)
-    with as_onnxq_errors():
+    with as_onnxq_errors(), written_together():
         progress("reading the model")
         stripped = _stripped(model)
         first = _stage(stripped.model, os.fspath(model), options, stripped)
@@ -99,24 +99,25 @@ def requantize(
         verify = partial(verify_static, plan=plan, config=options, evaluator=evaluator)
         check = partial(accept, evaluator=evaluator, verify=verify)
         accepted = write_validated(as_written(simple, plan), output, check)
-    result = Requantized(
-        request=Request(os.fspath(model), os.fspath(output), origin(data), options),
-        plan=plan,
-        make_table=lambda: of_plan(plan, simple, stripped.model),
-        quality=accepted.quality,
-        verdicts=accepted.verdicts,
-        judged_on=samples.eval_source,
-        skipped=samples.skipped,
-        warnings=(
-            *_warnings(stripped, samples),
-            *model_warnings(accepted, plan, simple, "Keep sensitive nodes in float with --exclude."),
-        ),
-        speed=None,
-        statistics=statistics or None,
-        kept=tuple(stage.known),
-        calibrated=stage.missing,
-    )
-    return conclude(result, started)
+        result = Requantized(
+            request=Request(os.fspath(model), os.fspath(output), origin(data), options),
+            plan=plan,
+            make_table=lambda: of_plan(plan, simple, stripped.model),
+            quality=accepted.quality,
+            verdicts=accepted.verdicts,
+            judged_on=samples.eval_source,
+            skipped=samples.skipped,
+            warnings=(
+                *_warnings(stripped, samples),
+                *model_warnings(accepted, plan, simple, "Keep sensitive nodes in float with --exclude."),
+            ),
+            speed=None,
+            int8_bytes=accepted.size,
+            statistics=statistics or None,
+            kept=tuple(stage.known),
+            calibrated=stage.missing,
+        )
+        return conclude(result, started)
 
 
 def _checked(config: QuantConfig) -> QuantConfig:

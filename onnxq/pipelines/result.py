@@ -101,7 +101,7 @@ class QuantResult:
 
 
 def conclude(result: Result, started: float) -> Result:
-    """Add file sizes and the time since ``started`` to ``result``, and write its report if requested.
+    """Add the original's size and the time since ``started`` to ``result``; write its report if requested.
 
     Raises:
         OnnxqError: the report cannot be written.
@@ -109,7 +109,6 @@ def conclude(result: Result, started: float) -> Result:
     result = replace(
         result,
         float_bytes=size_on_disk(result.request.model),
-        int8_bytes=size_on_disk(result.request.output),
         seconds=time.perf_counter() - started,
     )
     if result.request.config.report is not None:

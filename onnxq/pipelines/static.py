@@ -28,7 +28,7 @@ from onnxq.core.errors import ConfigError
 from onnxq.core.goal import Goal
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
-from onnxq.graph.files import load, write_validated
+from onnxq.graph.files import load, write_validated, written_together
 from onnxq.graph.insert_qdq import as_written
 from onnxq.pipelines.acceptance import accept_static, static_warnings
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files
@@ -129,7 +129,7 @@ def quantize_calibrated(
         OnnxqError: as `quantize_static`.
     """
     model, reference, samples = calibrated.path, calibrated.reference, calibrated.samples
-    with as_onnxq_errors():
+    with as_onnxq_errors(), written_together():
         progress("choosing ranges")
         plan = compute_qparams(reference, calibrated.plan, calibrated.source)
         context = make_context(model, reference, samples, config, progress)
@@ -141,31 +141,33 @@ def quantize_calibrated(
         draft = explained(draft, tuning)
         progress("writing and checking the model")
         check = partial(accept_static, plan=draft.plan, reference=reference, context=context)
-        with tables.staged(tables.encode_all(table(), config.tables) if config.tables else {}):
-            accepted = write_validated(as_written(draft.model, draft.plan), output, check)
-    return conclude(
-        QuantResult(
-            request=Request(model, os.fspath(output), calibrated.origin, config),
-            plan=draft.plan,
-            make_table=table,
-            quality=accepted.quality,
-            verdicts=accepted.verdicts,
-            judged_on=samples.eval_source,
-            skipped=samples.skipped,
-            warnings=(
-                *calibrated.warnings,
-                *(search.warnings if search else ()),
-                *(tuning.warnings if tuning else ()),
-                *static_warnings(accepted, draft.plan, reference, context),
+        if config.tables:
+            tables.write(tables.encode_all(table(), config.tables))
+        accepted = write_validated(as_written(draft.model, draft.plan), output, check)
+        return conclude(
+            QuantResult(
+                request=Request(model, os.fspath(output), calibrated.origin, config),
+                plan=draft.plan,
+                make_table=table,
+                quality=accepted.quality,
+                verdicts=accepted.verdicts,
+                judged_on=samples.eval_source,
+                skipped=samples.skipped,
+                warnings=(
+                    *calibrated.warnings,
+                    *(search.warnings if search else ()),
+                    *(tuning.warnings if tuning else ()),
+                    *static_warnings(accepted, draft.plan, reference, context),
+                ),
+                speed=accepted.speed,
+                int8_bytes=accepted.size,
+                statistics=calibrated.statistics,
+                corrections=effects,
+                search=search,
+                tuning=tuning,
             ),
-            speed=accepted.speed,
-            statistics=calibrated.statistics,
-            corrections=effects,
-            search=search,
-            tuning=tuning,
-        ),
-        calibrated.started,
-    )
+            calibrated.started,
+        )
 
 
 def _table(model: str | os.PathLike[str], simple: ir.Model, plan: QuantPlan) -> Table:

@@ -447,6 +447,64 @@ def test_no_room_half_way(folder):
     assert state(folder) == before
 
 
+LATE = {
+    "--report": ("r.html", "onnxq.pipelines.report.write.page"),
+    "--save-config": ("c.yaml", "yaml.safe_dump"),
+    "--table": ("t.json", "onnxq.calibration.tables.table_files.encode"),
+}
+"""Option -> a file that is made beside the model, and what makes it."""
+
+
+@pytest.mark.parametrize("option", LATE)
+@pytest.mark.parametrize("mode", [("--data", "d.npz"), ("--mode", "dynamic", "--include", "op:Conv")])
+def test_if_one_file_cannot_be_made_none_is_written(refused, monkeypatch, option, mode):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    names = [name for name in LATE if name != "--table" or "dynamic" not in mode]
+    monkeypatch.setattr(LATE[option if option in names else names[0]][1], full)
+    options = [part for name in names for part in (name, LATE[name][0])]
+    assert "No space left" in refused("m.onnx", "o.onnx", *mode, *options)
+
+
+@pytest.mark.parametrize("command", ["quantize", "requantize"])
+def test_a_report_that_does_not_fit_leaves_the_old_model(folder, command):
+    """The system stops the writing of the larger file, the report."""
+    assert commands.main(["quantize", "m.onnx", "q.onnx", "--data", "d.npz", "--quiet"]) == 0
+    before = state(folder)
+    source = "q.onnx" if command == "requantize" else "m.onnx"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "onnxq.cli",
+            command,
+            source,
+            "o.onnx",
+            "--data",
+            "d.npz",
+            "--report",
+            "r.html",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000)),
+    )
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert "r.html: the report cannot be written" in done.stderr
+    assert state(folder) == before
+
+
+@pytest.mark.parametrize("option", ["", "--report", "--save-config", "--save-statistics", "--table"])
+def test_a_link_that_leads_to_itself(refused, folder, option):
+    (folder / "loop.json").symlink_to("loop.json")
+    arguments = ("o.onnx", option, "loop.json") if option else ("loop.json",)
+    message = refused("m.onnx", *arguments, "--data", "d.npz")
+    assert "loop.json: cannot be written: it is a link that leads to itself" in message
+
+
 def test_a_model_that_the_runtime_refuses_is_not_written(refused, monkeypatch):
     def spoiled(original, plan):
         copy = original.clone()

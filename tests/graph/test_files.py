@@ -285,12 +285,12 @@ def test_an_invalid_model_is_not_written(occupied, model):
         (errno.EIO, "Input/output error"),
     ],
 )
-@pytest.mark.parametrize("stage", ["mkdtemp", "save_model", "fsync"])
+@pytest.mark.parametrize("stage", ["mkdir", "save_model", "fsync"])
 def test_what_the_system_refuses(occupied, model, monkeypatch, code, message, stage):
     def fail(*_, **__):
         raise OSError(code, os.strerror(code))
 
-    owner = {"mkdtemp": files.tempfile, "save_model": files, "fsync": files.os}[stage]
+    owner = {"mkdir": type(occupied), "save_model": files, "fsync": files.os}[stage]
     monkeypatch.setattr(owner, stage, fail)
     with pytest.raises(ModelError, match=f"out.onnx: cannot be written: .*{message}"):
         write(model, occupied)

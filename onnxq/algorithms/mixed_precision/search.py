@@ -26,7 +26,7 @@ from onnxq.algorithms.mixed_precision.trials import SearchLog, TrialResult
 from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.calibration.sample_split import Data
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import ConfigError, ModelError
+from onnxq.core.errors import ConfigError, Interrupted, ModelError
 from onnxq.core.goal import Goal, parse_goal
 
 STAGE = "searching for nodes to widen or to keep in float"
@@ -94,10 +94,12 @@ def search(draft: Draft, goal: Goal, context: CorrectionContext) -> tuple[Draft,
     interrupted = False
     try:
         searcher.run()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if not searcher.found:
             raise
         interrupted = True
+        if isinstance(interrupt, Interrupted):
+            interrupt.heeded = True
     assert searcher.best is not None
     chosen = searcher.timed(searcher.best)
     attempts = sorted(memory.attempts.values(), key=lambda one: (one.cost, one.floats, sorted(one.widened)))

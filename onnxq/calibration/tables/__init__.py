@@ -14,7 +14,6 @@ from onnxq.calibration.tables.table_files import (
     format_for,
     is_statistics,
     read,
-    staged,
     write,
 )
 
@@ -26,6 +25,5 @@ __all__ = [
     "format_for",
     "is_statistics",
     "read",
-    "staged",
     "write",
 ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from calibrators.atomic import NotWrittenError, staged
 from calibrators.errors import shorten
 from onnxq.calibration.tables import ncnn
 from onnxq.calibration.tables.formats import FORMATS, Format, Part
@@ -104,41 +104,19 @@ def encode_all(table: Table, goals: Iterable[tuple[Path, str | None]]) -> dict[P
 def write(files: Mapping[Path, bytes]) -> None:
     """Write the files from `encode`: each one completely or not at all, and none if one cannot be written.
 
-    Raises:
-        ModelError: a file cannot be written.
-    """
-    with staged(files):
-        pass
-
-
-@contextmanager
-def staged(files: Mapping[Path, bytes]) -> Iterator[None]:
-    """Write ``files`` under draft names, and rename them when the block ends without error, else delete them.
+    In a block of `onnxq.graph.files.written_together` they appear at its end.
 
     Raises:
         ModelError: a file cannot be written.
     """
-    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in files}
+    path = next(iter(files), Path())
     try:
-        for path, draft in drafts.items():
-            with _place_errors(path):
-                draft.write_bytes(files[path])
-        yield
-        for path, draft in drafts.items():
-            with _place_errors(path):
-                draft.replace(path)
-    finally:
-        for draft in drafts.values():
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
-
-
-@contextmanager
-def _place_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
+        with staged(files) as beside:
+            for path, content in files.items():
+                beside[path].write_bytes(content)
     except OSError as error:
-        raise ModelError(f"{path}: the table cannot be written: {error.strerror or error}") from error
+        where = error.filename if isinstance(error, NotWrittenError) else path
+        raise ModelError(f"{where}: the table cannot be written: {error.strerror or error}") from error
 
 
 def check_names(names: Collection[str], path: Path, known: Format) -> None:

@@ -22,7 +22,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
-from onnxq.graph.files import load, write_validated
+from onnxq.graph.files import load, write_validated, written_together
 from onnxq.graph.passes import simplify
 from onnxq.pipelines.dynamic.acceptance import (
     accept_dynamic,
@@ -76,7 +76,7 @@ def quantize_dynamic(
     config = as_dynamic(config or QuantConfig())
     data = config.data if data is None else data
     check_files(model, output, data, config)
-    with as_onnxq_errors():
+    with as_onnxq_errors(), written_together():
         progress("reading the model")
         simple, plan, scheme = _prepare(model, config)
         samples = open_samples(simple, data, config, default_count=SYNTHETIC_COUNT)
@@ -86,21 +86,22 @@ def quantize_dynamic(
         progress("writing and checking the model")
         check = partial(accept_dynamic, scheme=scheme, reference=simple, context=context)
         accepted = write_validated(quantized, output, check)
-    return conclude(
-        QuantResult(
-            request=Request(os.fspath(model), os.fspath(output), origin(data), config),
-            plan=plan,
-            make_table=_no_table,
-            quality=accepted.quality,
-            verdicts=accepted.verdicts,
-            judged_on=samples.eval_source if accepted.quality else "nothing",
-            skipped=samples.skipped,
-            warnings=tuple(dynamic_warnings(accepted, samples)),
-            speed=accepted.speed,
-            corrections=effects,
-        ),
-        started,
-    )
+        return conclude(
+            QuantResult(
+                request=Request(os.fspath(model), os.fspath(output), origin(data), config),
+                plan=plan,
+                make_table=_no_table,
+                quality=accepted.quality,
+                verdicts=accepted.verdicts,
+                judged_on=samples.eval_source if accepted.quality else "nothing",
+                skipped=samples.skipped,
+                warnings=tuple(dynamic_warnings(accepted, samples)),
+                speed=accepted.speed,
+                int8_bytes=accepted.size,
+                corrections=effects,
+            ),
+            started,
+        )
 
 
 def prepare_dynamic(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:

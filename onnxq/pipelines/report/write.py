@@ -7,7 +7,7 @@ from contextlib import suppress
 from importlib import import_module, metadata
 from pathlib import Path
 
-from calibrators.atomic import drafts
+from calibrators.atomic import staged
 from onnxq.core.errors import ModelError
 from onnxq.pipelines.report.page import page
 from onnxq.pipelines.report.report import Report
@@ -17,17 +17,14 @@ def write_report(report: Report, path: Path) -> None:
     """Write the page, completely or not at all.
 
     Raises:
-        ModelError: the report cannot be written; the model is written already.
+        ModelError: the report cannot be written.
     """
     text = page(report).encode("utf-8", "xmlcharrefreplace")  # paths may hold bytes that are no text
     try:
-        with drafts([path]) as beside:
+        with staged([path]) as beside:
             beside[path].write_bytes(text)
     except OSError as error:
-        raise ModelError(
-            f"{path}: the report cannot be written: {error.strerror or error}. "
-            f"The model itself was written to {report.request.output}."
-        ) from error
+        raise ModelError(f"{path}: the report cannot be written: {error.strerror or error}") from error
 
 
 def versions() -> dict[str, str]:

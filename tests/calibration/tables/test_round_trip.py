@@ -10,6 +10,7 @@ import pytest
 from example_tables import EXAMPLE, PER_CHANNEL, UNSIGNED, exact, same
 from hypothesis import assume, example, given, settings
 
+from calibrators.atomic import together
 from onnxq.calibration import tables
 from onnxq.calibration.tables.parsing import Document
 from onnxq.calibration.tables.table import INT8, LARGEST, UINT8, Encoding, NcnnLayer, Table
@@ -357,8 +358,15 @@ def test_formats_by_the_name_of_the_file():
 
 def test_a_failure_leaves_nothing_behind(tmp_path):
     (tmp_path / "old").write_text("old")
-    with pytest.raises(RuntimeError), tables.staged({tmp_path / "old": b"new", tmp_path / "b": b"new"}):
-        raise RuntimeError
+    files = {tmp_path / "old": b"new", tmp_path / "b": b"new"}
+
+    def fail():
+        with together():
+            tables.write(files)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     with pytest.raises(OnnxqError, match="cannot be written"):
         tables.write({tmp_path / "old": b"new", tmp_path / "no folder" / "b": b"new"})
     assert [path.name for path in tmp_path.iterdir()] == ["old"]

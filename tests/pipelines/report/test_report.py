@@ -327,7 +327,7 @@ def test_it_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "r.html"
     path.write_text("before")
     monkeypatch.setattr(Path, "replace", _full)
-    with pytest.raises(ModelError, match=r"r\.html: the report cannot be written: .*out/net-int8\.onnx"):
+    with pytest.raises(ModelError, match=r"r\.html: the report cannot be written: No space left"):
         write_report(report(), path)
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
     assert path.read_text() == "before"
