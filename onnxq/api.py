@@ -15,8 +15,9 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.goal import Goal
 from onnxq.core.progress import Progress, silent
-from onnxq.graph.files import from_memory, save
+from onnxq.graph.files import external_files, from_memory, save
 from onnxq.pipelines import static
+from onnxq.pipelines.preflight import check_places, files_written
 from onnxq.pipelines.result import QuantResult
 
 
@@ -50,8 +51,13 @@ def quantize_static(
         if example_inputs is not None:
             raise ConfigError("example_inputs go with a torch.nn.Module, not with the path of a model")
         return static.quantize_static(model, output, data, config, progress, goal)
+    config = config or QuantConfig()
+    if isinstance(model, onnx.ModelProto):
+        model = from_memory(model)
+    if isinstance(model, ir.Model):
+        check_places(external_files(model), files_written(output, config))
     with TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as folder:
-        path, config = _written(model, Path(folder), example_inputs, config or QuantConfig())
+        path, config = _written(model, Path(folder), example_inputs, config)
         result = static.quantize_static(path, output, data, config, progress, goal)
         _ = result.table  # it reads the float model, which goes with the folder
     return result
@@ -63,8 +69,6 @@ def _written(model: Any, folder: Path, example: Any, config: QuantConfig) -> tup
     Raises:
         ConfigError: it is no model.
     """
-    if isinstance(model, onnx.ModelProto):
-        model = from_memory(model)
     if isinstance(model, ir.Model):
         path = folder / "model.onnx"
         save(model, path)

@@ -79,7 +79,8 @@ def parse(command: Command, arguments: Sequence[str], prog: str) -> tuple[argpar
 def _config(args: argparse.Namespace, command: Command, parser: argparse.ArgumentParser) -> QuantConfig:
     from pydantic import ValidationError
 
-    from onnxq.core.config import QuantConfig, explain
+    from onnxq.core.config import QuantConfig
+    from onnxq.core.option_errors import explain
 
     given = {name: getattr(args, name) for name in _options(command) if hasattr(args, name)}
     file = getattr(args, "config", None)
@@ -87,7 +88,11 @@ def _config(args: argparse.Namespace, command: Command, parser: argparse.Argumen
         return QuantConfig(**given) if file is None else QuantConfig.load(Path(file), **given)
     except ConfigError as error:
         cause = error.__cause__
-        parser.error(explain(cause, spell=_flag) if isinstance(cause, ValidationError) else str(error))
+        parser.error(
+            explain(cause, QuantConfig.model_fields, _flag)
+            if isinstance(cause, ValidationError)
+            else str(error)
+        )
 
 
 def _unknown(rest: Sequence[str], command: Command) -> str:

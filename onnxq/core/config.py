@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -12,6 +12,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -23,6 +24,7 @@ from calibrators.data.preprocess import parse_preprocess
 from calibrators.errors import CalibrationError
 from onnxq.core.errors import ConfigError
 from onnxq.core.goal import parse_goal
+from onnxq.core.option_errors import explain
 from onnxq.core.overrides import Override, parse_override
 from onnxq.core.yaml_files import read_mapping
 
@@ -80,6 +82,13 @@ def _option(group: str, default: Any, text: str, metavar: str | None = None, **l
     return Field(default, description=text, json_schema_extra={"group": group, "metavar": metavar}, **limits)
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """The file that options were read from, if any: options are equal wherever they come from."""
+
+    file: Path | None = field(default=None, compare=False)
+
+
 class QuantConfig(BaseModel):
     """The options for quantizing a model. Immutable; unknown names are refused.
 
@@ -87,6 +96,7 @@ class QuantConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    _origin: _Origin = PrivateAttr(default=_Origin())
 
     def __init__(self, **options: Any) -> None:
         """Validate ``options``.
@@ -97,7 +107,7 @@ class QuantConfig(BaseModel):
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise ConfigError(explain(error)) from error
+            raise ConfigError(explain(error, type(self).model_fields)) from error
 
     data: _Path | None = _option(
         "data",
@@ -288,6 +298,24 @@ class QuantConfig(BaseModel):
         return self
 
     @property
+    def file(self) -> Path | None:
+        """The file that `load` has read the options from; None if they do not come from a file."""
+        return self._origin.file
+
+    def changed(self, **options: Any) -> QuantConfig:
+        """Change ``options`` and validate all of them.
+
+        Raises:
+            ConfigError: an option is unknown, has a wrong value, or does not go with the others.
+        """
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return QuantConfig(**{**given, **options})._read_from(self.file)
+
+    def _read_from(self, file: Path | None) -> QuantConfig:
+        self._origin = _Origin(file)
+        return self
+
+    @property
     def tables(self) -> tuple[tuple[Path, str | None], ...]:
         """The tables to write, each with its format; None if the file name tells the format."""
         return tuple(zip(self.table, self.table_format or (None,) * len(self.table), strict=True))
@@ -316,7 +344,8 @@ class QuantConfig(BaseModel):
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
         overridden = {loser for name in overrides for loser in _RIVALS.get(name, ())} - overrides.keys()
-        return cls(**{**{n: v for n, v in options.items() if n not in overridden}, **overrides})
+        kept = {name: value for name, value in options.items() if name not in overridden}
+        return cls(**{**kept, **overrides})._read_from(path)
 
     def save(self, path: Path) -> None:
         """Write all options as YAML, for `load`, completely or not at all.
@@ -361,40 +390,3 @@ _RIVALS = {
     "from_table": ("data", "save_statistics"),
 }
 """Option -> options of a file that it replaces when it is given in addition to the file."""
-
-
-_EXPECTED: Mapping[str, str] = {
-    "literal_error": "{expected}",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than_equal": "at most {le}",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "path_type": "a path",
-    "string_type": "a string",
-    "tuple_type": "a list of strings",
-}
-"""Pydantic's error type -> the text after "expected"; pydantic's own message is used for other types."""
-
-
-def explain(error: ValidationError, spell: Callable[[str], str] = str) -> str:
-    """Describe all errors on one line; ``spell`` turns a field's name into the name that the user knows."""
-    return "; ".join(_explain(problem, spell) for problem in error.errors())
-
-
-def _explain(problem: Any, spell: Callable[[str], str]) -> str:
-    name = str(problem["loc"][0]) if problem["loc"] else ""
-    if problem["type"] == "extra_forbidden":
-        return f"unknown option {name!r}; valid options: {', '.join(map(spell, QuantConfig.model_fields))}"
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    if problem["type"] in _EXPECTED:
-        expected = _EXPECTED[problem["type"]].format(**problem.get("ctx", {}))
-    else:
-        expected = str(problem["msg"]).removeprefix("Input should be ")
-    return f"{spell(name)}: expected {expected}, got {problem['input']!r}"

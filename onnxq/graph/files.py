@@ -294,6 +294,12 @@ def files_of(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     return (Path(path), *(Path(path).absolute().parent / name for name in sorted(locations)))
 
 
+def external_files(model: ir.Model) -> tuple[Path, ...]:
+    """List the files that hold weights of ``model``."""
+    external = {str(tensor.path) for tensor in stored_tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    return tuple(map(Path, sorted(external)))
+
+
 def _write_error(target: Path, error: OSError) -> ModelError:
     cures = {
         errno.ENOSPC: "the disk is full. Free some space or write elsewhere.",

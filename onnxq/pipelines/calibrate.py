@@ -25,8 +25,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ConfigError
 from onnxq.core.goal import Goal
 from onnxq.core.progress import Progress, silent
-from onnxq.graph.files import files_of
-from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_places
+from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_written
 from onnxq.pipelines.prepare import ModelPath, prepare, prepare_for_all
 from onnxq.pipelines.result import QuantResult
 from onnxq.pipelines.static import Calibrated, observed, quantize_calibrated
@@ -62,8 +61,7 @@ def calibrate(
     if data is None or config.from_table is not None:
         raise ConfigError("calibration needs real samples: give them as data (--data), and no table")
     if config.save_statistics is not None:
-        read = files_of(model) if config.save_statistics.exists() else (model,)
-        check_places((*read, data), [config.save_statistics])
+        check_written([config.save_statistics], model, data, config)
     with as_onnxq_errors():
         progress("reading the model")
         simple, tensors = prepare_for_all(model, config)

@@ -20,6 +20,7 @@ from onnxq.graph.files import check_place, files_of
 from onnxq.graph.nodes import all_nodes
 from onnxq.graph.validity import check_valid
 from onnxq.planner.context import matches
+from onnxq.targets.yaml_file import SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def check_files(
     config: QuantConfig,
     others: Sequence[str | os.PathLike[str]] = (),
 ) -> None:
-    """Check that all files can be written and overwrite no input, not even the model's external data.
+    """Check that all files of a quantization can be written and overwrite none that it reads.
 
     Args:
         model: path of the float model.
@@ -49,12 +50,36 @@ def check_files(
         ModelError: a file cannot be written, or would overwrite another one.
         ConfigError: the format of a table is unknown.
     """
+    check_written([*files_written(output, config), *map(Path, others)], model, data, config)
+
+
+def files_written(output: str | os.PathLike[str], config: QuantConfig) -> list[Path]:
+    """List the files that a quantization writes."""
     tables = [file for path, name in config.tables for file in format_for(path, name).files(path)]
-    ours = (config.save_statistics, config.search_log, config.report)
-    asked = (output, f"{output}.data", *ours, *tables, *others)
-    written = [Path(path) for path in asked if path]
-    needed = files_of(model) if any(path.exists() for path in written) else (model,)
-    check_places((*needed, data, config.from_table), written)
+    asked = (output, f"{output}.data", config.save_statistics, config.search_log, config.report, *tables)
+    return [Path(path) for path in asked if path]
+
+
+def check_written(written: Sequence[Path], model: object, data: object, config: QuantConfig) -> None:
+    """Check that files can be written, and are none of those that a command reads.
+
+    These are the model with its external data, the calibration data, and the files of the options: a table or
+    statistics, a target, the file that the options come from.
+
+    Args:
+        written: the files to be written.
+        model: path of the model that is read; not checked if it is no path.
+        data: calibration data; not checked if it is no path.
+        config: the options.
+
+    Raises:
+        ModelError: as for `check_places`.
+    """
+    needed: tuple[object, ...] = (model,)
+    if isinstance(model, str | os.PathLike) and any(path.exists() for path in written):
+        needed = files_of(model)
+    target = config.target if config.target.endswith(SUFFIXES) else None
+    check_places((*needed, data, config.data, config.from_table, config.file, target), written)
 
 
 def check_places(read: Iterable[object], written: Sequence[str | os.PathLike[str]]) -> None:
@@ -77,10 +102,10 @@ def check_places(read: Iterable[object], written: Sequence[str | os.PathLike[str
 def _same(one: Path, goal: Path) -> bool:
     """Whether both are the same file, existing or not, or ``goal`` is in the directory ``one``."""
     if one.is_dir():
-        return goal.exists() and goal.resolve().is_relative_to(one.resolve())
+        return goal.exists() and Path(os.path.realpath(goal)).is_relative_to(os.path.realpath(one))
     if one.exists() and goal.exists():
         return one.samefile(goal)
-    return one.resolve() == goal.resolve()
+    return os.path.realpath(one) == os.path.realpath(goal)
 
 
 def check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:

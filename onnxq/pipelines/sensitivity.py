@@ -15,7 +15,7 @@ from onnxq.calibration.sample_split import open_samples
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.progress import Progress, silent
-from onnxq.pipelines.preflight import as_onnxq_errors
+from onnxq.pipelines.preflight import as_onnxq_errors, check_written
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.static import observed
 
@@ -39,6 +39,8 @@ def rank(
     """
     if config.mode != "static":
         raise ConfigError(f"mode {config.mode} has no quantization points to rank: use mode static")
+    if config.save_statistics is not None:
+        check_written([config.save_statistics], model, config.data, config)
     check_correctable(config)
     with as_onnxq_errors():
         progress("reading the model")

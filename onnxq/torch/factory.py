@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from onnxq.core.errors import ConfigError
+from onnxq.pipelines.preflight import check_places
 from onnxq.torch.calls import Example
 from onnxq.torch.exporting import Exported, export
 
@@ -31,7 +32,7 @@ def export_made(source: str, output: str, shape: str | None, *, dynamic_batch: b
         ConfigError: there is no such factory, or it returns something else.
         ModelError: as `export`.
     """
-    module, example = _made(source)
+    module, example = _made(source, output)
     if shape is not None:
         example = torch.zeros(_sizes(shape))
     if example is None:
@@ -42,11 +43,13 @@ def export_made(source: str, output: str, shape: str | None, *, dynamic_batch: b
     return export(module, example, output, dynamic_batch=dynamic_batch)
 
 
-def _made(source: str) -> tuple[torch.nn.Module, Example | None]:
+def _made(source: str, output: str) -> tuple[torch.nn.Module, Example | None]:
     place, colon, name = source.rpartition(":")
     if not colon or not place or not name:
         raise ConfigError(f"{source!r}: expected package.module:factory or file.py:factory")
-    made = _attribute(_imported(place), name, source)
+    holder = _imported(place)
+    check_places((getattr(holder, "__file__", None),), (output,))
+    made = _attribute(holder, name, source)
     if not isinstance(made, torch.nn.Module) and callable(made):
         made = made()
     pair = made if isinstance(made, tuple) and len(made) == 2 else (made, None)

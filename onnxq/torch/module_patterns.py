@@ -50,9 +50,8 @@ class Layers:
         """
         nodes = [name_of(node) for node in all_nodes(load(path))]
         skipped = [*marked(module), *(name for one in self.skip for name in names_of(module, one))]
-        given = {name: getattr(config, name) for name in config.model_fields_set}
-        given["exclude"] = (*config.exclude, *patterns(skipped, nodes))
-        given["override"] = (
+        exclude = (*config.exclude, *patterns(skipped, nodes))
+        override = (
             *config.override,
             *(
                 written(pattern, options)
@@ -60,7 +59,7 @@ class Layers:
                 for pattern in patterns(names_of(module, one), nodes)
             ),
         )
-        return QuantConfig(**given)
+        return config.changed(exclude=exclude, override=override)
 
 
 def skip_quant(module: torch.nn.Module, *which: Which) -> None:

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from calibrators.data.preprocess import PRESETS
 from calibrators.methods import CALIBRATORS
-from onnxq.core.config import Method, QuantConfig, explain
+from onnxq.core.config import Method, QuantConfig
 from onnxq.core.errors import ConfigError
+from onnxq.core.option_errors import explain
 from onnxq.core.overrides import Override, parse_override
 from onnxq.core.overrides import written as override_text
 from onnxq.targets import TARGETS
@@ -84,7 +85,10 @@ def test_options_are_spelled_as_the_user_knows_them():
         QuantConfig(batch_size=0)
     cause = caught.value.__cause__
     assert isinstance(cause, ValidationError)
-    assert explain(cause, spell=lambda name: f"<{name}>") == "<batch_size>: expected at least 1, got 0"
+    assert (
+        explain(cause, QuantConfig.model_fields, spell=lambda name: f"<{name}>")
+        == "<batch_size>: expected at least 1, got 0"
+    )
 
 
 def test_one_pattern_alone_is_not_taken_for_letters():
@@ -146,7 +150,10 @@ FULL = QuantConfig(
 @pytest.mark.parametrize("config", [QuantConfig(), FULL], ids=["defaults", "everything"])
 def test_what_is_saved_is_what_is_read(tmp_path, config):
     config.save(tmp_path / "c.yaml")
-    assert QuantConfig.load(tmp_path / "c.yaml") == config
+    loaded = QuantConfig.load(tmp_path / "c.yaml")
+    assert loaded == config
+    assert (config.file, loaded.file) == (None, tmp_path / "c.yaml")
+    assert loaded.changed(seed=3).file == loaded.model_copy(update={"seed": 3}).file == loaded.file
 
 
 def test_everything_is_everything():

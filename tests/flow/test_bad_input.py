@@ -381,6 +381,50 @@ def test_nothing_that_is_needed_is_overwritten(refused, options, clash):
     assert f"would overwrite {clash}, which is needed" in refused("m.onnx", "o.onnx", *options)
 
 
+WRITES = {
+    "--report": "report",
+    "--save-config": None,
+    "--table": "table",
+    "--save-statistics": "save_statistics",
+}
+"""Option -> its name in Python, if there is one."""
+
+
+@pytest.mark.parametrize("option", ["", *WRITES, "--search-log"])
+@pytest.mark.parametrize("read", ["c.yaml", "t.yaml", "link.yaml"])
+def test_the_files_of_the_options_are_not_overwritten(refused, folder, option, read):
+    (folder / "c.yaml").write_text("target: t.yaml\ndata: d.npz\n")
+    (folder / "t.yaml").write_text("base: onnxruntime\n")
+    (folder / "link.yaml").symlink_to("c.yaml")
+    goal = ("--goal", "sqnr>=1") if option == "--search-log" else ()
+    formats = ("--table-format", "json") if option == "--table" else ()
+    files = ("o.onnx", option, read) if option else (read,)
+    message = refused("m.onnx", *files, *goal, *formats, "--config", "c.yaml")
+    assert f"{read}: would overwrite" in message
+
+
+@pytest.mark.parametrize("read", ["c.yaml", "t.yaml", "m.onnx", "d.npz"])
+def test_statistics_do_not_overwrite_what_calibration_reads(refused, folder, read):
+    (folder / "c.yaml").write_text("data: d.npz\n")
+    (folder / "t.yaml").write_text("base: onnxruntime\n")
+    options = ("--config", "c.yaml", "--target", "t.yaml")
+    assert f"{read}: would overwrite" in refused("m.onnx", read, *options, command="calibrate")
+
+
+@pytest.mark.parametrize("read", ["m.onnx", "d.npz"])
+def test_a_ranking_overwrites_nothing_that_it_reads(refused, folder, read):
+    (folder / "c.yaml").write_text(f"data: d.npz\nsave_statistics: {read}\n")
+    assert f"{read}: would overwrite" in refused("m.onnx", "--config", "c.yaml", command="sensitivity")
+
+
+@pytest.mark.parametrize("read", ["t.yaml", "q.onnx", "d.npz"])
+def test_requantize_overwrites_nothing_that_it_reads(refused, folder, read):
+    (folder / "t.yaml").write_text("base: onnxruntime\n")
+    assert commands.main(["quantize", "m.onnx", "q.onnx", "--data", "d.npz", "--quiet"]) == 0
+    options = ("--target", "t.yaml", "--data", "d.npz", "--report", read)
+    assert f"{read}: would overwrite" in refused("q.onnx", "o.onnx", *options, command="requantize")
+
+
 @pytest.mark.parametrize("output", ["weights.data", "weights"])
 def test_the_external_data_of_the_model_is_not_overwritten(refused, folder, output):
     ir.save(parse(TEXT), folder / "big.onnx", external_data="weights.data", size_threshold_bytes=0)
@@ -552,6 +596,36 @@ def test_the_errors_in_python(folder, kind, arguments):
     with pytest.raises(kind) as caught:
         onnxq.quantize_static(**{"model": "m.onnx", "output": "o.onnx"} | arguments)
     assert isinstance(caught.value, onnxq.OnnxqError)
+    assert state(folder) == before
+
+
+@pytest.mark.parametrize("option", ["output", "report", "table", "save_statistics"])
+@pytest.mark.parametrize("read", ["c.yaml", "t.yaml", "d.npz"])
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_python_does_not_overwrite_what_it_reads(folder, option, read, mode):
+    (folder / "c.yaml").write_text(f"target: t.yaml\nmode: {mode}\n")
+    (folder / "t.yaml").write_text("base: onnxruntime\n")
+    files = {} if option == "output" else {option: read}
+    if mode == "dynamic" and option in ("table", "save_statistics"):
+        return
+    formats = {"table_format": "json"} if option == "table" else {}
+    config = onnxq.QuantConfig.load(Path("c.yaml"), **files, **formats)
+    quantize = onnxq.quantize_static if mode == "static" else onnxq.quantize_dynamic
+    before = state(folder)
+    with pytest.raises(onnxq.ModelError, match=f"{read}: would overwrite"):
+        quantize("m.onnx", read if option == "output" else "o.onnx", data="d.npz", config=config)
+    assert state(folder) == before
+
+
+@pytest.mark.parametrize("option", ["output", "report"])
+@pytest.mark.parametrize("read", [onnx.load, ir.load])
+def test_the_weights_of_a_model_in_memory_are_not_overwritten(folder, option, read):
+    ir.save(parse(TEXT), folder / "big.onnx", external_data="weights.data", size_threshold_bytes=0)
+    model = read("big.onnx", load_external_data=False) if read is onnx.load else read("big.onnx")
+    before = state(folder)
+    output, files = ("weights.data", {}) if option == "output" else ("o.onnx", {"report": "weights.data"})
+    with pytest.raises(onnxq.ModelError, match=r"weights\.data: would overwrite"):
+        onnxq.quantize_static(model, output, "d.npz", onnxq.QuantConfig(**files))
     assert state(folder) == before
 
 

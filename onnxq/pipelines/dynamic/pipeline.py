@@ -121,8 +121,7 @@ def as_dynamic(config: QuantConfig) -> QuantConfig:
     Raises:
         ConfigError: ``config`` has options for static quantization only.
     """
-    given = {name: getattr(config, name) for name in config.model_fields_set}
-    return QuantConfig(**{**given, "mode": "dynamic"})
+    return config.changed(mode="dynamic")
 
 
 def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, DynamicScheme]:

@@ -32,11 +32,11 @@ from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.numerics import sqnr
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import silent
-from onnxq.graph.files import check_place, write_validated
+from onnxq.graph.files import write_validated
 from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import name_of
 from onnxq.pipelines.acceptance import accept, verify_static
-from onnxq.pipelines.preflight import as_onnxq_errors
+from onnxq.pipelines.preflight import as_onnxq_errors, check_written
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.targets.lookup import get_target
 from onnxq.torch.calls import Call, Example, example_call, to_numpy
@@ -122,6 +122,8 @@ def prepare_qat(
     """
     options = config or QuantConfig()
     options = options if target is None else options.model_copy(update={"target": target})
+    if options.save_statistics is not None:
+        check_written([options.save_statistics], None, data, options)
     get_target(options.target)  # a wrong name raises before the work
     if isinstance(module, QatModule):
         raise ModelError(
@@ -160,9 +162,9 @@ def convert_qat(module: nn.Module, path: str | os.PathLike[str]) -> QatResult:
     Raises:
         OnnxqError: the module was not prepared, holds NaN, or the file cannot be written or run.
     """
-    check_place(path)
     inner = prepared(module)
     recipe = recipe_of(inner)
+    check_written([Path(path)], None, None, recipe.config)
     state = _state(inner)
     _check_types(state, recipe)
     with evaluating(inner), quiet():
