@@ -28,6 +28,7 @@ from calibrators.data.batching import parts
 from calibrators.data.samples import Sample, input_specs
 from calibrators.errors import CalibrationError
 from calibrators.fingerprint import fingerprint
+from calibrators.held_noise import noise_feeds
 from calibrators.session import RUNTIME_ERRORS, brief, load_model, open_session
 from calibrators.statistics import Statistics, TensorStatistics
 
@@ -302,7 +303,8 @@ def run_batch(
         CalibrationError: the model refuses the batch; the message names the sample.
     """
     try:
-        return list(session.run(list(outputs), dict(batch.feeds))) if outputs else []
+        feeds = {**batch.feeds, **noise_feeds(session, batch.name)}
+        return list(session.run(list(outputs), feeds)) if outputs else []
     except RUNTIME_ERRORS as error:
         raise CalibrationError(f"the model cannot run {batch.name}: {brief(error)}") from error
 

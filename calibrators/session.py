@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from calibrators.errors import CalibrationError
+from calibrators.held_noise import draws, hold
 from calibrators.onnx_files import read_model, save_model, stored_tensors, to_proto
 
 INLINE_BYTES = 256
@@ -70,10 +71,10 @@ def open_session(
         optimize: let ONNX Runtime fuse and rewrite nodes.
         alone: whether the session has the machine to itself, with one run at a time. Then idle threads spin
             for a while, ready for the next node, and memory is planned for a whole run at once.
-        exact: sum products of 8-bit integers exactly on every processor. Without VNNI, ONNX Runtime's
-            kernels add pairs of products in 16 bits, which saturates, and outputs would depend on the
-            machine. Exact kernels are slower there, so turn this off to measure times. On other machines it
-            makes no difference.
+        exact: give the same outputs on every machine and in every run. Products of 8-bit integers are summed
+            exactly: without VNNI, ONNX Runtime's kernels add pairs of products in 16 bits, which saturates.
+            Random operators are held (`calibrators.held_noise`). Both can be slower, so turn this off to
+            measure times. For other models and machines it makes no difference.
         save_fused: write the graph to this path as it is after fusions, with weights in a file beside it.
             Later rewrites of the memory layout are left out, so nodes keep their names.
         profile: measure the time of each node. `end_profiling` returns the name of the profile, which begins
@@ -91,6 +92,8 @@ def open_session(
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile)
         _save_graph(options, Path(f"{os.fspath(profile)}.onnx"))
+    if exact and save_fused is None:
+        model = _held(model)
     if exact and saturates() and not _has_blocks(model):
         return _open_exact(model, outputs, options, providers)
     return _open(model, outputs, options, providers)
@@ -141,6 +144,12 @@ def _open(
         path = Path(folder) / "model.onnx"
         _write(model, path)
         return _create(str(path), options, providers)
+
+
+def _held(model: ir.Model | str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]:
+    """Hold the noise of a model with random operators; return any other model as it is."""
+    loaded = model if isinstance(model, ir.Model) else load_model(model)
+    return hold(loaded) if draws(loaded) else model
 
 
 def _has_blocks(model: ir.Model | str | os.PathLike[str]) -> bool:

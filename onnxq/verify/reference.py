@@ -13,6 +13,7 @@ import numpy as np
 from calibrators.collect import run_batch
 from calibrators.data.samples import input_specs
 from calibrators.errors import CalibrationError
+from calibrators.held_noise import draws
 from calibrators.session import open_session
 from onnxq.core.numerics import sqnr
 from onnxq.verify.subject import Subject
@@ -53,6 +54,8 @@ def output_agreement(subject: Subject, outputs: Path, who: str) -> tuple[str, li
     """
     if not subject.samples:
         return "outputs not compared", []
+    if draws(subject.model):
+        return "outputs not compared: the model draws random numbers, and each runtime draws others", []
     try:
         session = open_session(subject.path, threads=subject.threads, optimize=False)
         names = [output.name for output in session.get_outputs() if output.type == "tensor(float)"]
