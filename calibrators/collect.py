@@ -34,14 +34,11 @@ from calibrators.statistics import Statistics, TensorStatistics
 
 logger = logging.getLogger(__name__)
 
-
 SELECTION = 8192
 """Number of elements of a sample's tensor that the histogram counts, unless every element is requested."""
 
-
 MOST_BYTES = 2**30
 """Limit of the memory for the observed tensors of all batches under way."""
-
 
 WAITING = 2
 """Number of batches that may wait for a thread, so that no thread waits for the data source."""
@@ -83,7 +80,8 @@ class Collector:
 
     Each batch is run once and then forgotten, so memory does not grow with the number of batches. Batches may
     differ in shape. NaN and infinite elements are left out and counted; a warning names the tensor and the
-    sample. The loop may be interrupted at any time: `finish` can still be called.
+    sample. `finish` may be called in the ``with`` block or after it, also if the loop was interrupted: then
+    the statistics cover the batches that had begun.
 
     Attributes:
         fingerprint: fingerprint of the model; it is stored with the statistics.
@@ -142,14 +140,20 @@ class Collector:
     def __enter__(self) -> Collector:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        """Wait for the batches under way; after an error, discard those that have not begun."""
+        self._pool.shutdown(cancel_futures=kind is not None)
+
+    def close(self) -> None:
+        """Discard the batches that have not begun, and release the threads."""
         self._pool.shutdown(cancel_futures=True)
 
     def observe(self, batch: Sample) -> None:
         """Add one batch; return as soon as the next one may be given.
 
         Raises:
-            CalibrationError: the model refuses this batch or a recent one, and there is no ``on_bad``.
+            CalibrationError: the model refuses this batch or a recent one, and there is no ``on_bad``; or the
+                collector was closed.
         """
         self._submit(batch)
         if not self._room:
@@ -192,7 +196,12 @@ class Collector:
         # A copy: the caller may reuse the arrays for the next batch while this one waits.
         batch = replace(batch, feeds={name: np.array(array) for name, array in batch.feeds.items()})
         self._gathered.ran.clear()
-        future = self._pool.submit(self._take_in, batch, self._number)
+        try:
+            future = self._pool.submit(self._take_in, batch, self._number)
+        except RuntimeError as error:  # the pool was shut down
+            raise CalibrationError(
+                f"{batch.name} comes too late: the collector was closed. Open a new one (resume=...)"
+            ) from error
         future.add_done_callback(lambda _: self._gathered.ran.set())
         self._under_way.append(future)
         self._number += batch.count
@@ -200,7 +209,8 @@ class Collector:
     def _wait(self, left: int) -> None:
         """Wait until at most ``left`` batches are under way."""
         while len(self._under_way) > left:
-            outcomes = self._under_way[0].result()
+            future = self._under_way[0]
+            outcomes = [] if future.cancelled() else future.result()
             self._under_way.popleft()
             for outcome in outcomes:
                 self._tell(outcome)

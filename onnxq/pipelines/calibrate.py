@@ -119,12 +119,15 @@ class Calibration:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Count the batches under way, so that `convert` may follow; after an error, discard them."""
+        if kind is None and self._collector is not None:
+            self.statistics()
         self.close()
 
     def close(self) -> None:
         """Release the threads, and discard batches that are not counted yet."""
         if self._collector is not None:
-            self._collector.__exit__()
+            self._collector.close()
             self._collector = None
 
     @property

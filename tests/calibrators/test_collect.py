@@ -157,6 +157,39 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, tmp_path):
     assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 2, 7, 30])
+def test_finish_after_the_block(model, count, threads):
+    data = [as_sample((f"s{i}", feeds(3, 400, i))) for i in range(count)]
+    with Collector(model, ["h", "y"], threads=threads, channels={"h": 1}) as collector:
+        for sample in data:
+            collector.observe(sample)
+    found, whole = collector.finish(), collecting.collect(model, ["h", "y"], data)
+    assert found.samples == whole.samples == 3 * count
+    assert (found["y"].low, found["y"].high) == (whole["y"].low, whole["y"].high)
+    assert found["h"].channels.value.shape == (400,)
+
+
+def test_finish_after_an_interrupted_block(model):
+    """What has begun counts, the rest is discarded; nothing hangs or is told as cancelled."""
+    with suppress(KeyboardInterrupt), Collector(model, ["h"], threads=3) as collector:
+        for i in range(20):
+            collector.observe(as_sample((f"s{i}", feeds(2, 500, i))))
+        raise KeyboardInterrupt
+    found = collector.finish()
+    assert found.span == (0, found.samples)
+    assert 2 <= found.samples <= 40
+
+
+def test_batches_after_the_end_are_refused(model):
+    sample = as_sample(("last", feeds(2, 3, 0)))
+    with Collector(model, ["h"]) as collector:
+        collector.observe(sample)
+    with pytest.raises(CalibrationError, match="last comes too late: the collector was closed"):
+        collector.observe(sample)
+    assert collector.finish().samples == 2
+
+
 def test_nothing_is_left_to_go_on_with(model):
     part = collect(model, ["h"], [("s", feeds(1, 2, 0))])
     with Collector(model, ["h"], resume=part) as collector:

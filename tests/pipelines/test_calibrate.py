@@ -48,6 +48,15 @@ def test_batches_are_cut_to_hold_samples_out(folder):
     assert result.judged_on == "held-out samples"
 
 
+def test_convert_after_the_block(folder):
+    with Calibration("m.onnx", QuantConfig(verify="off", threads=3)) as calibration:
+        for x in DATA:
+            calibration.observe(x[None])
+    calibration.convert("after.onnx")
+    onnxq.quantize_static("m.onnx", "file.onnx", [x[None] for x in DATA], CONFIG)
+    assert Path("after.onnx").read_bytes() == Path("file.onnx").read_bytes()
+
+
 def test_one_may_go_on_after_converting(folder):
     calibration = Calibration("m.onnx", CONFIG)
     calibration.observe(DATA[:10])
