@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxq import torch as torch
-    from onnxq.api import quantize_static
+    from onnxq.api import calibrate, quantize_dynamic, quantize_static, requantize
     from onnxq.core.config import QuantConfig
     from onnxq.core.errors import CalibrationError, ConfigError, ModelError, OnnxqError, TargetError
     from onnxq.core.goal import Goal
-    from onnxq.pipelines.calibrate import Calibration, calibrate
-    from onnxq.pipelines.dynamic import quantize_dynamic
-    from onnxq.pipelines.requantize import Requantized, requantize
+    from onnxq.pipelines.calibrate import Calibration
+    from onnxq.pipelines.requantize import Requantized
     from onnxq.pipelines.result import QuantResult
 
     __version__: str
@@ -50,10 +49,10 @@ _HOMES = {
     "QuantResult": "pipelines.result",
     "Requantized": "pipelines.requantize",
     "TargetError": "core.errors",
-    "calibrate": "pipelines.calibrate",
-    "quantize_dynamic": "pipelines.dynamic",
+    "calibrate": "api",
+    "quantize_dynamic": "api",
     "quantize_static": "api",
-    "requantize": "pipelines.requantize",
+    "requantize": "api",
 }
 """Public name -> the module it lives in."""
 

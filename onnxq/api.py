@@ -1,23 +1,28 @@
-"""`onnxq.quantize_static`: whatever form the float model has, it goes to the pipeline as a file."""
+"""The public functions: whatever form the model has, it goes to the pipelines as a file."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import onnx
-import onnx_ir as ir
-
+from calibrators.statistics import Statistics
 from onnxq.calibration.sample_split import Data
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.goal import Goal
 from onnxq.core.progress import Progress, silent
-from onnxq.graph.files import external_files, from_memory, save
+from onnxq.pipelines import calibrate as calibration
+from onnxq.pipelines import requantize as requantization
 from onnxq.pipelines import static
-from onnxq.pipelines.preflight import check_places, files_written
+from onnxq.pipelines.dynamic import pipeline as dynamic
+from onnxq.pipelines.given_model import is_module, is_path, write_given
+from onnxq.pipelines.preflight import files_written
+from onnxq.pipelines.requantize import Requantized
 from onnxq.pipelines.result import QuantResult
 
 
@@ -37,8 +42,9 @@ def quantize_static(
         model: path of a float ONNX model; an `onnx.ModelProto` or an `onnx_ir.Model`; or a `torch.nn.Module`,
             which is exported first (see `onnxq.torch.export`).
         output: path of the int8 model to write.
-        data: as ``config.data``, or any iterable of ``{input name: array or tensor}`` batches; for a model
-            with one input also of bare tensors, or of pairs of it and a label.
+        data: as ``config.data``, or any iterable of batches: ``{input name: array or tensor}``, or the arrays
+            in the order of the inputs; labels beside them are ignored. For a module, batches may have the
+            form of its arguments.
         config: the options; defaults if None.
         progress: told how far the work is.
         goal: what the model must reach, as ``config.goal``; its measure may be a function of one's own.
@@ -47,44 +53,163 @@ def quantize_static(
     Raises:
         OnnxqError: with one clear message; ``output`` is then as it was before.
     """
-    if isinstance(model, str | os.PathLike):
-        if example_inputs is not None:
-            raise ConfigError("example_inputs go with a torch.nn.Module, not with the path of a model")
-        return static.quantize_static(model, output, data, config, progress, goal)
-    config = config or QuantConfig()
-    if isinstance(model, onnx.ModelProto):
-        model = from_memory(model)
-    if isinstance(model, ir.Model):
-        check_places(external_files(model), files_written(output, config))
-    with TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as folder:
-        path, config = _written(model, Path(folder), example_inputs, config)
-        result = static.quantize_static(path, output, data, config, progress, goal)
-        _ = result.table  # it reads the float model, which goes with the folder
+    with _given(model, example_inputs, data, config, output) as given:
+        result = static.quantize_static(given.path, output, given.data, given.config, progress, goal)
+        if not is_path(model):
+            _ = result.table  # it reads the file of the model, which goes with the folder
     return result
 
 
-def _written(model: Any, folder: Path, example: Any, config: QuantConfig) -> tuple[Path, QuantConfig]:
-    """The file that holds ``model``, and the options with what is marked on it.
+def quantize_dynamic(
+    model: Any,
+    output: str | os.PathLike[str],
+    config: QuantConfig | None = None,
+    data: Data | None = None,
+    progress: Progress = silent,
+    *,
+    example_inputs: Any = None,
+) -> QuantResult:
+    """Quantize the weights of ``model`` and write it to ``output``, whole or not at all.
+
+    Args:
+        model: as for `quantize_static`.
+        output: path of the model to write.
+        config: the options, with or without ``mode="dynamic"``; defaults if None. ``include`` and ``exclude``
+            select nodes by operator type and name.
+        data: as for `quantize_static`. The samples show which channels are large, and every fifth is held out
+            to measure accuracy and speed on. Synthetic inputs if None.
+        progress: told how far the work is.
+        example_inputs: what a module is called with, as for `quantize_static`.
 
     Raises:
-        ConfigError: it is no model.
+        OnnxqError: with one clear message; ``output`` is then as it was before.
     """
-    if isinstance(model, ir.Model):
-        path = folder / "model.onnx"
-        save(model, path)
-        return path, config
-    if not callable(getattr(model, "named_modules", None)):
+    with _given(model, example_inputs, data, config, output) as given:
+        return dynamic.quantize_dynamic(given.path, output, given.config, given.data, progress)
+
+
+def calibrate(
+    model: Any,
+    data: Data | None = None,
+    config: QuantConfig | None = None,
+    progress: Progress = silent,
+    *,
+    example_inputs: Any = None,
+) -> Statistics:
+    """Collect statistics, from which `quantize_static` gets the ranges of every method and target.
+
+    Pass their file as ``from_table``. No samples are held out. With ``config.save_statistics`` the statistics
+    are written to that file, and after an interrupt the same call resumes from there. If ``config.target`` is
+    set, they cover that target only.
+
+    Args:
+        model: as for `quantize_static`.
+        data: as for `quantize_static`.
+        config: the options; defaults if None.
+        progress: told how far the work is.
+        example_inputs: what a module is called with, as for `quantize_static`.
+
+    Raises:
+        OnnxqError: the model or the data cannot be used; the message says why.
+    """
+    with _given(model, example_inputs, data, config) as given:
+        return calibration.calibrate(given.path, given.data, given.config, progress)
+
+
+def requantize(
+    model: Any,
+    output: str | os.PathLike[str],
+    data: Data | None = None,
+    config: QuantConfig | None = None,
+    progress: Progress = silent,
+) -> Requantized:
+    """Convert a model with Q/DQ for ``config.target``; tensors keep the scales that they have.
+
+    Args:
+        model: path of a model with pairs of QuantizeLinear and DequantizeLinear; an `onnx.ModelProto` or an
+            `onnx_ir.Model`.
+        output: path of the model to write, whole or not at all.
+        data: as for `quantize_static`: to calibrate tensors without a scale, and to compare both models.
+        config: the options. No corrections are applied.
+        progress: told how far the work is.
+
+    Raises:
+        ConfigError: an option does not apply here: a goal, tables, corrections, dynamic mode.
+        ModelError: the model has no Q/DQ, or has integer operators that are no Q/DQ pairs.
+        CalibrationError: the target quantizes more tensors than the model, and there is no data.
+    """
+    if is_module(model):
         raise ConfigError(
-            f"a model of type {type(model).__name__}: expected the path of an ONNX file, an ONNX model, or a "
-            "torch.nn.Module"
+            f"{type(model).__name__} is a PyTorch module: export it with its Q and DQ first "
+            "(torch.onnx.export), or quantize the float module"
         )
+    with _given(model, None, data, config, output) as given:
+        result = requantization.requantize(given.path, output, given.data, given.config, progress)
+        if not is_path(model):
+            _ = result.table
+    return result
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the user gave, in the form that the pipelines take.
+
+    Attributes:
+        path: the file of the model.
+        data: the data, by the names of its inputs.
+        config: the options, with what is marked on a module.
+    """
+
+    path: str | os.PathLike[str]
+    data: Data | None
+    config: QuantConfig
+
+
+@contextmanager
+def _given(
+    model: Any,
+    example: Any,
+    data: Data | None,
+    config: QuantConfig | None,
+    output: str | os.PathLike[str] | None = None,
+) -> Iterator[_Given]:
+    """Provide the model as a file, for the ``with`` block.
+
+    Raises:
+        ConfigError: it is no model, or does not go with the example.
+        ModelError: a module cannot be exported.
+    """
+    config = config or QuantConfig()
+    if example is not None and not is_module(model):
+        raise ConfigError("example_inputs go with a torch.nn.Module, not with an ONNX model or its path")
+    if is_path(model):
+        yield _Given(model, data, config)
+        return
+    with TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as folder:
+        if is_module(model):
+            yield _exported(model, example, Path(folder), _Given(folder, data, config))
+        else:
+            yield _Given(write_given(model, folder, _written(output, config)), data, config)
+
+
+def _written(output: str | os.PathLike[str] | None, config: QuantConfig) -> list[Path]:
+    statistics = [Path(config.save_statistics)] if config.save_statistics else []
+    return statistics if output is None else files_written(output, config)
+
+
+def _exported(module: Any, example: Any, folder: Path, given: _Given) -> _Given:
+    """Export a module."""
+    kind = type(module).__name__
     if example is None:
-        raise ConfigError(
-            f"{type(model).__name__} has to be exported first: give example_inputs, what it is called with"
-        )
+        raise ConfigError(f"{kind} has to be exported first: give example_inputs, what it is called with")
     from onnxq.torch import export
+    from onnxq.torch.batches import batches_for
+    from onnxq.torch.calls import example_call
     from onnxq.torch.module_patterns import Layers
 
-    path = folder / f"{type(model).__name__}.onnx"
-    export(model, example, path)
-    return path, Layers().added_to(config, model, path)
+    path = folder / f"{kind}.onnx"
+    exported = export(module, example, path)
+    data = given.data
+    if data is not None:
+        data = batches_for(module, example_call(module, example), exported.inputs, data)
+    return _Given(path, data, Layers().added_to(given.config, module, path))

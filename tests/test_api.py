@@ -1,4 +1,4 @@
-"""`onnxq.quantize_static` takes a model in any form."""
+"""The public functions take a model in any form."""
 
 from pathlib import Path
 
@@ -48,6 +48,46 @@ def test_a_model_in_memory_with_sparse_weights(folder):
     model.graph.sparse_initializer[0].CopyFrom(sparse)
     with pytest.raises(onnxq.ModelError, match="the given ModelProto: its sparse tensors have"):
         onnxq.quantize_static(model, "bomb.onnx", DATA, CONFIG)
+
+
+DYNAMIC = """g (float[N,16] x) => (float[N,64] y) <float[16,64] w> { y = MatMul(x, w) }"""
+
+
+@pytest.mark.parametrize("load", [onnx.load, ir.load], ids=["onnx", "onnx_ir"])
+def test_every_function_takes_models_in_memory(folder, load):
+    model, small = load("m.onnx"), load(save_model(folder / "d.onnx", DYNAMIC))
+    onnxq.quantize_dynamic("d.onnx", "file.onnx")
+    assert onnxq.quantize_dynamic(small, "memory.onnx").quality is not None
+    assert Path("file.onnx").read_bytes() == Path("memory.onnx").read_bytes()
+    assert onnxq.calibrate(model, DATA)["x"].high == onnxq.calibrate("m.onnx", DATA)["x"].high
+    calibration = onnxq.Calibration(model, CONFIG)
+    for x in DATA:
+        calibration.observe(x)
+    result = calibration.convert("loop.onnx")
+    del calibration
+    assert result.table.activations
+    assert not Path(result.request.model).exists()
+    again = onnxq.requantize(load("loop.onnx"), "again.onnx", DATA, CONFIG)
+    assert again.table.activations
+    assert onnxq.requantize("loop.onnx", "file.onnx", DATA, CONFIG).kept == again.kept
+
+
+@pytest.mark.parametrize("name", ["quantize_static", "quantize_dynamic", "requantize"])
+@pytest.mark.parametrize("model", [3, b"model", None, onnx.ModelProto, ["m.onnx"]], ids=str)
+def test_no_function_takes_what_is_no_model(folder, name, model):
+    with pytest.raises(onnxq.ConfigError, match="expected the path of an ONNX file, an ONNX model"):
+        getattr(onnxq, name)(model, "o.onnx")
+    with pytest.raises(onnxq.ConfigError, match="expected the path of an ONNX file, an ONNX model"):
+        onnxq.calibrate(model, DATA)
+    with pytest.raises(onnxq.ConfigError, match="expected the path of an ONNX file, an ONNX model"):
+        onnxq.Calibration(model)
+    assert not Path("o.onnx").exists()
+
+
+def test_example_inputs_go_with_modules(folder):
+    for name in ("quantize_static", "quantize_dynamic"):
+        with pytest.raises(onnxq.ConfigError, match="example_inputs go with a torch.nn.Module"):
+            getattr(onnxq, name)(onnx.load("m.onnx"), "o.onnx", example_inputs=(1,))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@
 ``.npy``                              one array, for a model with one input; axis 0 counts samples
 directory of ``.npz`` and ``.npy``    one sample or batch per file; shapes may differ between files
 image, or directory of images         decoded and preprocessed, for a model that takes images
-iterable of ``{input name: array}``   one batch per item; bare arrays and (input, label) pairs too
+iterable of ``{input name: array}``   one batch per item; arrays in the order of the inputs too, or
+                                      either of them beside labels
 ====================================  ==============================================================
 """
 
@@ -208,7 +209,8 @@ def from_item(item: Any, inputs: Inputs, where: str) -> Sample:
     """Turn an item of an iterable into a batch; a single sample without a batch axis gets one.
 
     Args:
-        item: ``{input name: array}``, an array, or an (input, label) pair.
+        item: ``{input name: array}``; an array, or several in the order of the inputs; or a tuple that begins
+            with one of these, beside labels.
         inputs: the inputs of the model.
         where: the name of the item, for messages.
 
@@ -226,21 +228,43 @@ def from_item(item: Any, inputs: Inputs, where: str) -> Sample:
 
 
 def _feeds(item: Any, inputs: Inputs, where: str) -> dict[str, Array]:
-    if isinstance(item, list | tuple) and item and _is_data(item[0]):
-        item = item[0]
-    if isinstance(item, Mapping):
-        if missing := [spec.name for spec in inputs if spec.name not in item]:
+    given = _without_labels(item, [spec.name for spec in inputs])
+    if isinstance(given, Mapping):
+        if missing := [spec.name for spec in inputs if spec.name not in given]:
             raise CalibrationError(
                 f"{where}: nothing for input {', '.join(map(repr, missing))}, only for "
-                f"{', '.join(map(repr, item)) or 'none'}. The model takes {describe(inputs)}"
+                f"{', '.join(map(repr, given)) or 'none'}. The model takes {describe(inputs)}"
             )
-        return {spec.name: _to_array(item[spec.name], where, spec.name) for spec in inputs}
+        return {spec.name: _to_array(given[spec.name], where, spec.name) for spec in inputs}
     if len(inputs) != 1:
+        kind = type(item).__name__
+        held = f" of {len(item)}" if isinstance(item, list | tuple) else ""
         raise CalibrationError(
-            f"{where} is a {type(item).__name__}, the model takes several inputs: {describe(inputs)}. "
-            "Give {input name: array}"
+            f"{where} is a {kind}{held}, the model takes several inputs: {describe(inputs)}. "
+            "Give {input name: array}, or a tuple of arrays in this order"
         )
-    return {inputs[0].name: _to_array(item, where, inputs[0].name)}
+    return {inputs[0].name: _to_array(given, where, inputs[0].name)}
+
+
+def _without_labels(item: Any, names: Sequence[str]) -> Any:
+    """Unpack what data loaders yield: the inputs, perhaps with labels after them or beside a tuple of them.
+
+    Args:
+        item: an item of an iterable.
+        names: the names of the inputs, in the order of arrays in a tuple.
+
+    Returns:
+        The inputs by name; or ``item`` as it is, if it holds no such tuple.
+    """
+    if not isinstance(item, list | tuple) or not item:
+        return item
+    first = item[0]
+    if isinstance(first, Mapping):
+        return first
+    nested = isinstance(first, list | tuple) and len(first) == len(names)
+    arrays = first if nested else item[: len(names)]
+    able = len(arrays) == len(names) and all(map(_is_data, arrays))
+    return dict(zip(names, arrays, strict=True)) if able else item
 
 
 def _is_data(value: Any) -> bool:

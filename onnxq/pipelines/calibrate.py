@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +26,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ConfigError
 from onnxq.core.goal import Goal
 from onnxq.core.progress import Progress, silent
+from onnxq.pipelines.given_model import is_module, is_path, write_given
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_written
 from onnxq.pipelines.prepare import ModelPath, prepare, prepare_for_all
 from onnxq.pipelines.result import QuantResult
@@ -89,22 +91,24 @@ class Calibration:
     More batches may be observed after `convert`, and the model converted again.
     """
 
-    def __init__(self, model: ModelPath, config: QuantConfig | None = None) -> None:
+    def __init__(self, model: ModelPath | Any, config: QuantConfig | None = None) -> None:
         """Read ``model`` and make its quantization plan.
 
         Args:
-            model: path of a float ONNX model. The file is read again by `convert`.
+            model: path of a float ONNX model, which is read again by `convert`; an `onnx.ModelProto` or an
+                `onnx_ir.Model`.
             config: the options; defaults if None.
 
         Raises:
             OnnxqError: the model cannot be quantized with these options.
         """
         self.config = config or QuantConfig()
-        self._path = os.fspath(model)
+        self._folder = None if is_path(model) else _folder_for(model)
+        self._path = os.fspath(model) if self._folder is None else str(write_given(model, self._folder.name))
         _refuse_sources(self.config)
         check_measurable(self.config)
         with as_onnxq_errors():
-            self._simple, self._plan = prepare(model, self.config)
+            self._simple, self._plan = prepare(self._path, self.config)
             self._inputs = input_specs(self._simple)
         check_plan(self._plan, self.config.tables)
         self._bad = (BadSampleCounter(), BadSampleCounter()) if self.config.skip_bad_samples else (None, None)
@@ -220,7 +224,21 @@ class Calibration:
             origin=f"{self._batches} batches from Python",
             started=started,
         )
-        return quantize_calibrated(calibrated, output, self.config, progress, goal)
+        result = quantize_calibrated(calibrated, output, self.config, progress, goal)
+        if self._folder is not None:
+            _ = result.table  # it reads the file of the model, which goes with this object
+        return result
+
+
+def _folder_for(model: Any) -> TemporaryDirectory[str]:
+    """Make a folder for a model in memory; it is removed with the object.
+
+    Raises:
+        ConfigError: the model is a PyTorch module.
+    """
+    if is_module(model):
+        raise ConfigError(f"{type(model).__name__} is a PyTorch module: calibrate it with onnxq.torch.PTQ")
+    return TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True)
 
 
 def _refuse_sources(config: QuantConfig) -> None:

@@ -222,3 +222,42 @@ def test_arguments_by_name_and_constants(tmp_path):
     session = ort.InferenceSession(str(tmp_path / "o.onnx"))
     assert [value.name for value in session.get_inputs()] == ["x", "scale"]
     assert "QuantizeLinear" in {node.op_type for node in onnx.load(tmp_path / "o.onnx").graph.node}
+
+
+# --- modules as they are, in the other functions ----------------------------------------------------
+
+
+def test_a_module_is_quantized_dynamically(net, tmp_path):
+    config = CONFIG.model_copy(update={"exclude": ("op:Gather",)})
+    module = nn.Sequential(
+        nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32)
+    ).eval()
+    example = torch.randn(2, 16)
+    onnxq.torch.skip_quant(module, "2")
+    result = onnxq.quantize_dynamic(module, tmp_path / "o.onnx", example_inputs=example)
+    assert set(result.plan.integer_nodes) == {"0/Gemm", "4/Gemm"}
+    loader = [(torch.randn(2, 16), torch.zeros(2)) for _ in range(5)]
+    result = onnxq.quantize_dynamic(module, tmp_path / "o.onnx", config, loader, example_inputs=example)
+    assert result.quality.samples == 2
+    assert result.plan.integer_nodes.keys() == {"0/Gemm", "4/Gemm"}
+    with pytest.raises(ConfigError, match="has to be exported first: give example_inputs"):
+        onnxq.quantize_dynamic(module, tmp_path / "o.onnx")
+
+
+def test_statistics_of_a_module_serve_its_quantization(net, tmp_path):
+    batches = [DATA[i : i + 2] for i in range(0, 8, 2)]
+    file = tmp_path / "statistics.npz"
+    config = QuantConfig(verify="off", target="tensorrt", save_statistics=file)
+    onnxq.calibrate(net, batches, config, example_inputs=DATA[:1])
+    config = QuantConfig(verify="off", target="tensorrt", from_table=file)
+    result = onnxq.quantize_static(net, tmp_path / "o.onnx", config=config, example_inputs=DATA[:1])
+    assert not [text for text in result.warnings if "ANOTHER MODEL" in text]
+
+
+def test_modules_go_elsewhere(net, tmp_path):
+    with pytest.raises(ConfigError, match="calibrate it with onnxq.torch.PTQ"):
+        onnxq.Calibration(net)
+    with pytest.raises(ConfigError, match="export it with its Q and DQ first"):
+        onnxq.requantize(net, tmp_path / "o.onnx")
+    with pytest.raises(ConfigError, match="the class Net itself: expected the path"):
+        onnxq.quantize_static(type(net), tmp_path / "o.onnx")

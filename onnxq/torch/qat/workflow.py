@@ -10,11 +10,10 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -28,7 +27,7 @@ from onnxq.calibration.qparams import calibrator, compute_qparams, from_statisti
 from onnxq.calibration.run import gather
 from onnxq.calibration.sample_split import Data, open_samples
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import CalibrationError, ModelError
+from onnxq.core.errors import ModelError
 from onnxq.core.numerics import sqnr
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import silent
@@ -39,6 +38,7 @@ from onnxq.pipelines.acceptance import accept, verify_static
 from onnxq.pipelines.preflight import as_onnxq_errors, check_written
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.targets.lookup import get_target
+from onnxq.torch.batches import batches_for
 from onnxq.torch.calls import Call, Example, example_call, to_numpy
 from onnxq.torch.exporting import evaluating
 from onnxq.torch.qat.batchnorm import fold
@@ -110,8 +110,8 @@ def prepare_qat(
         example_inputs: the arguments of ``forward``: a tensor, a tuple, or a dictionary by name.
         target: the deployment target; None: that of ``config``.
         config: the options; those of calibration choose the initial ranges.
-        data: batches to calibrate on, as ``forward`` or `quantize_static` takes them; values after the inputs
-            (labels) are ignored. None: ``config.data``, or else the example inputs.
+        data: batches to calibrate on, as ``forward`` or `quantize_static` takes them; labels beside the
+            inputs are ignored. None: ``config.data``, or else the example inputs.
         learn_scales: whether scales are parameters (LSQ); None: only those of grids with less than 8 bits.
         input_names: names for the ONNX model's inputs.
         output_names: names for its outputs.
@@ -134,7 +134,9 @@ def prepare_qat(
     with evaluating(ours):
         seen = capture(ours, call, input_names, output_names)
     simple, plan = prepare_loaded(seen.onnx, type(module).__name__, options)
-    plan = _calibrated(simple, plan, _feeds(data or options.data, simple, call), options)
+    data = options.data if data is None else data
+    samples = [_sample(simple, call)] if data is None else batches_for(ours, call, _names(simple), data)
+    plan = _calibrated(simple, plan, samples, options)
     placement = find_places(plan, simple, seen)
     _tell(placement, plan)
     quantizers = _insert(seen, placement, plan, learn_scales, call.tensors[0].device)
@@ -196,34 +198,12 @@ def _state(module: nn.Module) -> dict[str, torch.Tensor]:
 # --- before training ----------------------------------------------------------------------------------
 
 
-def _feeds(data: Data | None, simple: ir.Model, call: Call) -> Data:
-    """Convert ``data`` to the form that calibration reads."""
-    if data is None:
-        return [_sample(simple, call)]
-    return data if isinstance(data, str | os.PathLike) else _by_name(data, _names(simple))
-
-
 def _names(simple: ir.Model) -> list[str]:
     return [name_of(value) for value in simple.graph.inputs if not value.is_initializer()]
 
 
 def _sample(simple: ir.Model, call: Call) -> dict[str, Array]:
     return {name: to_numpy(tensor, name) for name, tensor in zip(_names(simple), call.tensors, strict=True)}
-
-
-def _by_name(data: Iterable[Any], names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the batches of a loader as arrays by input name; values after the inputs (labels) are dropped."""
-    for batch in data:
-        if isinstance(batch, Mapping):
-            given = dict(batch)
-        else:
-            parts = batch if isinstance(batch, tuple | list) else (batch,)
-            if len(parts) < len(names):
-                raise CalibrationError(
-                    f"a batch has {len(parts)} tensors for {len(names)} inputs: {', '.join(names)}"
-                )
-            given = dict(zip(names, parts, strict=False))
-        yield {name: to_numpy(v, name) if isinstance(v, torch.Tensor) else v for name, v in given.items()}
 
 
 def _calibrated(simple: ir.Model, plan: QuantPlan, data: Data, config: QuantConfig) -> QuantPlan:

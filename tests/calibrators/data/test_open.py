@@ -261,7 +261,41 @@ def test_limit_reads_no_more_than_it_needs():
     assert len(read(endless(), limit=3)) == 3
 
 
-def test_several_inputs_need_names():
+IDS, MASK, LABELS = np.ones((2, 5), np.int32), np.zeros((2, 5), np.int64), np.zeros(2)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        (IDS, MASK),
+        [IDS, MASK],
+        (IDS, MASK, LABELS),
+        (IDS, MASK, LABELS, "cat.jpg"),
+        ((IDS, MASK), LABELS),
+        [[IDS, MASK], LABELS],
+        {"mask": MASK, "ids": IDS, "labels": LABELS},
+        ({"mask": MASK, "ids": IDS}, LABELS),
+    ],
+)
+def test_several_inputs_in_order_or_by_name(item):
+    (sample,) = read([item], TWO)
+    assert sample.feeds["ids"].all()
+    assert not sample.feeds["mask"].any()
+    assert sample.count == 2
+
+
+@pytest.mark.parametrize("item", [(rows(2),), (rows(2), 1), ((rows(2),), 1), [[rows(2)], [1, 2]]])
+def test_one_input_beside_labels(item):
+    (sample,) = read([item])
+    assert sample.feeds["x"].tolist() == rows(2).tolist()
+
+
+@pytest.mark.parametrize("item", [(IDS,), ((IDS,), LABELS), (), (1, 2)])
+def test_too_few_inputs(item):
+    assert f"is a tuple of {len(item)}, the model takes several inputs: 'ids'" in fails([item], TWO)
+
+
+def test_several_inputs_by_name():
     item = {"ids": np.ones((2, 5), np.int32), "mask": np.ones((2, 5), np.int64)}
     (sample,) = read([item], TWO)
     assert {n: a.dtype.name for n, a in sample.feeds.items()} == {"ids": "int64", "mask": "bool"}
