@@ -86,7 +86,7 @@ def test_no_function_takes_what_is_no_model(folder, name, model):
 
 def test_example_inputs_go_with_modules(folder):
     for name in ("quantize_static", "quantize_dynamic"):
-        with pytest.raises(onnxq.ConfigError, match="example_inputs go with a torch.nn.Module"):
+        with pytest.raises(onnxq.ConfigError, match="example_inputs go with a torch"):
             getattr(onnxq, name)(onnx.load("m.onnx"), "o.onnx", example_inputs=(1,))
 
 

@@ -76,7 +76,7 @@ FORMS = {
 
 def read(module, example, batch, names=("one", "two")):
     call = example_call(module, example)
-    return list(batches_for(module, call, list(names)[: len(call.tensors)], [batch]))[0]
+    return next(iter(batches_for(module, call, list(names)[: len(call.tensors)], [batch])))
 
 
 @pytest.mark.parametrize("batch", FORMS.values(), ids=FORMS)

@@ -255,7 +255,7 @@ def test_statistics_of_a_module_serve_its_quantization(net, tmp_path):
 
 
 def test_modules_go_elsewhere(net, tmp_path):
-    with pytest.raises(ConfigError, match="calibrate it with onnxq.torch.PTQ"):
+    with pytest.raises(ConfigError, match="calibrate it with onnxq"):
         onnxq.Calibration(net)
     with pytest.raises(ConfigError, match="export it with its Q and DQ first"):
         onnxq.requantize(net, tmp_path / "o.onnx")
