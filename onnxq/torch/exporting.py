@@ -19,6 +19,7 @@ from onnxq.graph.nodes import name_of
 from onnxq.torch.calls import Call, Example, example_call
 from onnxq.torch.calls import output_names as names_in
 from onnxq.torch.faithful import BATCH_SQNR, check_norms, check_same, same
+from onnxq.torch.float_check import check_float, has_modes
 from onnxq.torch.naming import name_axes, name_interface, name_nodes
 from onnxq.torch.tracing import Traced, quiet, root, trace, trace_free
 
@@ -74,11 +75,12 @@ def export(
         opset: the ONNX opset; None: PyTorch's choice.
 
     Raises:
-        ModelError: the module cannot be exported, its ONNX form gives other outputs, or the file cannot be
-            written.
+        ModelError: the module is not float or cannot be exported, its ONNX form gives other outputs, or the
+            file cannot be written.
         ConfigError: names or example inputs do not suit the module.
     """
     check_place(path)
+    check_float(module)
     call = example_call(module, example_inputs)
     with evaluating(module):
         task = _Task(module, call, opset)
@@ -104,7 +106,8 @@ def export(
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Put the module in eval mode for the ``with`` block, then restore the mode of each of its parts."""
     modes = {part: part.training for part in module.modules()}
-    module.eval()
+    if has_modes(module):
+        module.eval()
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ from onnxq.pipelines.calibrate import Calibration
 from onnxq.pipelines.result import QuantResult
 from onnxq.torch.calls import Example, bind, example_call, to_numpy
 from onnxq.torch.exporting import Exported, export
+from onnxq.torch.float_check import CalibrationHook, check_float, has_modes
 from onnxq.torch.module_patterns import Layers, Which
 
 
@@ -90,6 +91,7 @@ class PTQ:
         """
         if model in self._prepared:
             raise ConfigError("the model was prepared already: call it with data, then convert it")
+        check_float(model)
         check_eval(model)
         model = model if inplace else copy.deepcopy(model)
         self._prepared[model] = _Prepared(model, example_inputs, self.config, self._layers, dynamic_shapes)
@@ -184,7 +186,7 @@ class _Prepared:
         self._remove_folder()
 
 
-class _Observer:
+class _Observer(CalibrationHook):
     """A hook that runs the exported model before each call of a module, on the same inputs."""
 
     def __init__(self, exported: Exported, calibration: Calibration, form: tuple[Any, ...]) -> None:
@@ -216,7 +218,7 @@ def check_eval(module: torch.nn.Module) -> None:
         ConfigError: the module or a part of it is in training mode.
     """
     training = [name for name, part in module.named_modules() if part.training]
-    if training:
+    if training and has_modes(module):
         where = f"its part {training[0]!r}" if training[0] else "it"
         raise ConfigError(
             f"{type(module).__name__} cannot be calibrated, {where} is in training mode: call eval() first"

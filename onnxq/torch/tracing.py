@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -12,12 +13,14 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from onnxq.core.errors import ModelError
 from onnxq.torch.calls import Call
 
 _MESSAGE = 400
+
+_DEPENDS = ("data-dependent", "guard on", "control flow", "unbacked")
+"""Words of PyTorch's messages about code that depends on the values of tensors."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def trace_free(module: torch.nn.Module, call: Call, dim: Any, check: Callable[[C
         ModelError: PyTorch cannot trace the module, even for the sizes of ``call``.
     """
     doubled = call.doubled()
-    shapes = _batch_shapes(doubled, dim)
+    shapes = _batch_shapes(module, doubled, dim)
     try:
         check(doubled)
         program = _program(module, doubled, shapes)
@@ -76,10 +79,17 @@ def trace(module: torch.nn.Module, call: Call, shapes: Any = None) -> ExportedPr
     try:
         return _program(module, call, shapes)
     except Exception as error:
-        raise ModelError(
-            f"{type(module).__name__} cannot be exported: {root(error)} Code that depends on the values of "
-            "tensors (if, while, .item()) must use torch.where or torch.cond instead."
-        ) from error
+        raise ModelError(f"{type(module).__name__} cannot be exported: {_advised(root(error))}") from error
+
+
+def _advised(text: str) -> str:
+    """Add what to do, if the message is about code that depends on the values of tensors."""
+    if not any(word in text for word in _DEPENDS):
+        return text
+    return (
+        f"{text} Code that depends on the values of tensors (if, while, .item()) must use torch.where or "
+        "torch.cond instead."
+    )
 
 
 def _program(module: torch.nn.Module, call: Call, shapes: Any) -> ExportedProgram:
@@ -87,12 +97,13 @@ def _program(module: torch.nn.Module, call: Call, shapes: Any) -> ExportedProgra
         return torch.export.export(module, call.args, dict(call.kwargs), dynamic_shapes=shapes, strict=False)
 
 
-def _batch_shapes(call: Call, dim: Any) -> Any:
-    """Make the dynamic shapes for `torch.export`: the first axis of every batched input varies."""
-    args, kwargs = pytree.tree_map(
-        lambda leaf: {0: dim} if call.is_batched(leaf) else None, (call.args, dict(call.kwargs))
-    )
-    return (*args, *kwargs.values())
+def _batch_shapes(module: torch.nn.Module, call: Call, dim: Any) -> Any:
+    """Make the dynamic shapes for `torch.export`: the first axis of every batched input varies.
+
+    They have one entry for each parameter of ``forward``, so one for all of ``*args``.
+    """
+    shapes = call.map(lambda leaf: {0: dim} if call.is_batched(leaf) else None)
+    return tuple(inspect.signature(module.forward).bind(*shapes.args, **shapes.kwargs).arguments.values())
 
 
 def _batch_sizes(program: ExportedProgram, call: Call) -> list[Any]:

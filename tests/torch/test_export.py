@@ -208,6 +208,26 @@ class Stubborn(nn.BatchNorm2d):
         return super().train(True)
 
 
+class Open(Net):
+    """Takes whatever it is given, as wrappers do."""
+
+    def forward(self, *pictures, **options):
+        return super().forward(sum(pictures)) * options.get("scale", 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "example"),
+    [
+        (Open(), (pictures(2), pictures(2))),
+        (nn.DataParallel(Open()), pictures(2)),
+    ],
+    ids=["args", "wrapped"],
+)
+def test_any_batch_size_for_open_arguments(tmp_path, caplog, module, example):
+    assert export(settled(module), example, tmp_path / "m.onnx").dynamic
+    assert [record for record in caplog.records if record.name.startswith("onnxq")] == []
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [

@@ -41,13 +41,13 @@ from onnxq.targets.lookup import get_target
 from onnxq.torch.batches import batches_for
 from onnxq.torch.calls import Call, Example, example_call, to_numpy
 from onnxq.torch.exporting import evaluating
+from onnxq.torch.float_check import check_float
 from onnxq.torch.qat.batchnorm import fold
 from onnxq.torch.qat.capture import Seen, capture
 from onnxq.torch.qat.fake_quantize import FakeQuantize
 from onnxq.torch.qat.module import (
     FAKE_QUANTIZERS,
     FakeQuantizers,
-    QatModule,
     Recipe,
     assemble,
     prepared,
@@ -125,10 +125,7 @@ def prepare_qat(
     if options.save_statistics is not None:
         check_written([options.save_statistics], None, data, options)
     get_target(options.target)  # a wrong name raises before the work
-    if isinstance(module, QatModule):
-        raise ModelError(
-            f"{type(module).__name__} was prepared already: train it, then pass it to convert_qat()"
-        )
+    check_float(module)
     ours = copy.deepcopy(module)
     call = example_call(ours, example_inputs)
     with evaluating(ours):
