@@ -1,16 +1,18 @@
 """Run commands on models with random changes, and count the runs that end otherwise than they should.
 
-A command may refuse a model, with exit code 1 and one line on stderr, or take it and write whole files. These are
-faults: a traceback, a message that says "bug", a warning of a library, a signal, more than `SECONDS`, more than
-`MEGABYTES`, half a file, a forgotten temporary file. Each run is a process of its own, forked from one that has
-imported everything, so that thousands take minutes.
+A command may refuse a model, with exit code 1 and one line on stderr, or take it and write whole files.
+These are faults: a traceback, a message that says "bug", a warning of a library, a signal, more than
+`SECONDS`, more than `MEGABYTES`, half a file, a forgotten temporary file. Each run is a process of its own,
+forked from one that has imported everything, so that thousands take minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import multiprocessing
 import os
+import pkgutil
 import re
 import resource
 import shutil
@@ -26,11 +28,13 @@ from random import Random
 
 import numpy as np
 import onnx
+from fuzz_models import FuzzModel, fuzz_models
+from mutations import mutate
 from rich.console import Console
 from rich.table import Table
 
-from fuzz_models import FuzzModel, fuzz_models
-from mutations import mutate
+import calibrators
+import onnxq.cli
 
 SECONDS = 60
 MEGABYTES = 2048
@@ -51,6 +55,9 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
 DEFAULT = ("quantize", "dynamic", "calibrate", "inspect", "verify", "requantize")
 
 WRITTEN = frozenset({"out.onnx", "out.onnx.data", "out.npz"})
+
+NOT_IMPORTED = ("onnxq.torch", "onnxq.verify.workers")
+"""Packages that these commands do not use, or only in processes of their own."""
 
 SUSPICIOUS = re.compile(r"Traceback|bug in onnxq|Warning:|Segmentation|terminate called|Exception ignored")
 
@@ -105,7 +112,7 @@ def run(arguments: Sequence[str], folder: Path) -> End:
         arguments: of the command ``onnxq``.
         folder: the working folder; new files in it are what the command leaves.
     """
-    before = frozenset(os.listdir(folder))
+    before = _files(folder)
     started = time.monotonic()
     child = os.fork()
     if not child:
@@ -117,8 +124,12 @@ def run(arguments: Sequence[str], folder: Path) -> End:
         time.monotonic() - started,
         usage.ru_maxrss / 1024,
         errors,
-        frozenset(os.listdir(folder)) - before - {"stderr", "stdout"},
+        _files(folder) - before - {"stderr", "stdout"},
     )
+
+
+def _files(folder: Path) -> frozenset[str]:
+    return frozenset(path.name for path in folder.iterdir())
 
 
 def _become(arguments: Sequence[str], folder: Path) -> None:
@@ -130,9 +141,7 @@ def _become(arguments: Sequence[str], folder: Path) -> None:
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.environ["TMPDIR"] = str(folder)
         tempfile.tempdir = None
-        from onnxq.cli import main
-
-        code = main(list(arguments))
+        code = onnxq.cli.main(list(arguments))
         sys.stderr.flush()
     finally:
         os._exit(code)
@@ -151,17 +160,13 @@ def _waited(child: int, deadline: float) -> tuple[int, resource.struct_rusage]:
 
 
 def prepare() -> None:
-    """Import what the commands need, so that forked processes have it."""
-    import onnxruntime  # noqa: F401
-
-    import onnxq.cli.commands
-    import onnxq.pipelines.calibrate
-    import onnxq.pipelines.compare
-    import onnxq.pipelines.inspection
-    import onnxq.pipelines.requantize
-    import onnxq.pipelines.sensitivity
-    import onnxq.pipelines.static
-    import onnxq.pipelines.verify  # noqa: F401
+    """Import everything, so that forked processes have it."""
+    for package in (calibrators, onnxq):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.startswith("onnxq.torch") and not module.name.startswith(
+                "onnxq.verify.workers"
+            ):
+                importlib.import_module(module.name)
 
 
 def write(model: bytes | onnx.ModelProto, path: Path) -> Path:

@@ -1,7 +1,7 @@
 """Change a model at random, field by field of its protobuf message: what a foreign or damaged file may hold.
 
-A change of a field keeps the file readable, so that it gets past the parser and into planning, calibration and
-checks. Some changes are made to the bytes of the file, as a bad disk or a broken download makes them.
+A change of a field keeps the file readable, so that it gets past the parser and into planning, calibration
+and checks. Some changes are made to the bytes of the file, as a bad disk or a broken download makes them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from random import Random
 from typing import Any
 
 import onnx
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 INTEGERS = (
     0,
@@ -179,7 +179,7 @@ def _integer(field: FieldDescriptor, old: Any, random: Random) -> int:
     value = random.choice((*near, *INTEGERS))
     bits = 31 if field.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32) else 63
     unsigned = field.cpp_type in (FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64)
-    return max(0 if unsigned else -(2**bits), min(value, 2**bits - 1))
+    return int(max(0 if unsigned else -(2**bits), min(value, 2**bits - 1)))
 
 
 def _bytes(old: bytes | None, random: Random) -> bytes:
@@ -190,7 +190,7 @@ def _bytes(old: bytes | None, random: Random) -> bytes:
 
 def _text(model: onnx.ModelProto, random: Random) -> str:
     """Choose a name of a tensor, an operator, or an odd text."""
-    names = [name for node in model.graph.node for name in (*node.input, *node.output)]
+    names: list[str] = [name for node in model.graph.node for name in (*node.input, *node.output)]
     return random.choice((*TEXTS, *(random.choice(names) for _ in range(len(TEXTS) if names else 0))))
 
 

@@ -1,7 +1,7 @@
 """Canonical forms that targets know.
 
-GlobalAveragePool for ReduceMean, Add for Sum, Flatten for Reshape, a matrix for a stack of one matrix. Attributes
-of an AveragePool that change nothing are removed, because integer kernels do not know them all.
+GlobalAveragePool for ReduceMean, Add for Sum, Flatten for Reshape, a matrix for a stack of one matrix.
+Attributes of an AveragePool that change nothing are removed, because integer kernels do not know them all.
 """
 
 from __future__ import annotations
