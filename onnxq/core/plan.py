@@ -128,6 +128,7 @@ class Group:
             dequantized; None: no cast.
         averaging_window: number of its elements that one result downstream averages; rounding errors cancel
             there, clipping errors do not.
+        copied: whether each of its readers gets a copy of the stored integers and scales.
         stored_as_float: whether the constant is stored in float, on its grid, with a QuantizeLinear after it.
         method: the calibration method, if it differs from that of the other groups; for weights, ``absmax``
             is the scale that just covers the largest. None: the same method.
@@ -143,6 +144,7 @@ class Group:
     cast_to: ir.DataType | None = None
     averaging_window: int = 1
     stored_as_float: bool = False
+    copied: bool = False
     method: str | None = None
 
 
@@ -172,6 +174,8 @@ class QuantPlan:
         unfused_sums: names of Adds that are kept in float and written as Sum (see `unfuse_layernorm_adds`).
         separated: names of nodes that read integers, but that the runtime must not fuse with Q/DQ (see
             `separate_from_qdq`).
+        unfused_products: names of products with weights in blocks that are written with an Add after them
+            (see `unfuse_products`).
         channel_padding: name -> number of which its input channels should be a multiple (see
             `pad_input_channels`).
     """
@@ -187,6 +191,7 @@ class QuantPlan:
     weight_only_nodes: frozenset[str] = frozenset()
     unfused_sums: frozenset[str] = frozenset()
     separated: frozenset[str] = frozenset()
+    unfused_products: frozenset[str] = frozenset()
     channel_padding: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     @property

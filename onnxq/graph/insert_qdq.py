@@ -2,7 +2,7 @@
 
 An activation gets one QuantizeLinear for each of its groups, and one DequantizeLinear for each reader, since
 ONNX Runtime fuses a DequantizeLinear only into a single reader. A constant is stored in integers, once per
-group, with one DequantizeLinear for each reader.
+group or, if the runtime wants that, once per reader, with one DequantizeLinear for each reader.
 
 If kernels do not support the stored type, a Cast is inserted, and a Sub that removes the zero points. If the
 runtime wants constants in float, they are stored in float on their grid, and a QuantizeLinear turns them into
@@ -20,7 +20,12 @@ from numpy.typing import NDArray
 from onnxq.core.numerics import dequantize, quantize, quantize_bias
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
-from onnxq.graph.ort_rewrites import pad_input_channels, separate_from_qdq, unfuse_layernorm_adds
+from onnxq.graph.ort_rewrites import (
+    pad_input_channels,
+    separate_from_qdq,
+    unfuse_layernorm_adds,
+    unfuse_products,
+)
 from onnxq.graph.walks import is_read
 
 
@@ -34,6 +39,7 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
     quantized = inserter.finish()
     unfuse_layernorm_adds(quantized, plan.unfused_sums)
     separate_from_qdq(quantized, plan.separated)
+    unfuse_products(quantized, plan.unfused_products & {point.consumer for point in plan.points})
     return quantized
 
 
@@ -61,13 +67,13 @@ class _Inserter:
     def quantize_edge(self, point: QuantPoint) -> None:
         """Let ``point``'s consumer read integers through its own DequantizeLinear."""
         group = self._plan.groups[point.group]
-        key = (point.tensor, group.name)
+        key = (point.tensor, group.name, *_copy(point, group))
         if key not in self._integers:
             make = self._store if group.constant else self._quantize
             self._integers[key] = make(self._values[point.tensor], group)
         if point.replicated_scale is None:
             place = {"axis": point.spec.axis, "block_size": point.spec.block_size}
-            self._read(point, self._integers[key], self._params(group), place)
+            self._read(point, self._integers[key], self._params(group, *_copy(point, group)), place)
         else:
             place = {"axis": point.replicated_scale[0]}
             self._read(point, self._integers[key], self._repeated(group, point.replicated_scale[1]), place)
@@ -200,8 +206,8 @@ class _Inserter:
         value.name, old.name = old.name, self._unique(f"{old.name}_float")
         self._graph.outputs[point.input_index] = value
 
-    def _params(self, group: Group) -> tuple[ir.Value, ...]:
-        key = (group.name,)
+    def _params(self, group: Group, *copy: str) -> tuple[ir.Value, ...]:
+        key = (group.name, *copy)
         if key not in self._scales:
             params: QuantParams = self._plan.params[group.name]
             scale = self._constant(f"{group.name}_scale", params.scale)
@@ -236,6 +242,11 @@ class _Inserter:
         chosen = unique_name(name, self._names)
         self._names.add(chosen)
         return chosen
+
+
+def _copy(point: QuantPoint, group: Group) -> tuple[str, ...]:
+    """Return the key of the stored copy of integers and scales that ``point`` reads; empty if shared."""
+    return (point.consumer,) if group.copied else ()
 
 
 def _known(node: ir.Node | None) -> ir.Node:

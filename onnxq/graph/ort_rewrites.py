@@ -20,6 +20,14 @@ computes nothing, but is not removed:
 
     DQ -> AveragePool -> Q
     DQ -> Sum -> AveragePool -> Q
+
+`unfuse_products` separates products with weights in blocks from the node after them. ONNX Runtime uses no
+MatMulNBits for a product that it takes for one with a Relu or Clip, or for a Gemm with a computed addend. An
+Add of the bias, or of zeros, prevents both, and becomes part of MatMulNBits:
+
+    MatMul(x[A, B, K], DQ(w)) -> Relu          MatMul(x, DQ(w)) -> Add(zeros[N]) -> Relu
+    Gemm(x[M, K], DQ(w), b[N]) -> Relu         Gemm(x, DQ(w)) -> Add(b) -> Relu
+    MatMul(x[M, K], DQ(w)) -> Add(m[M, N])     Gemm(x, DQ(w)) -> Add(zeros[N]) -> Add(m)
 """
 
 from __future__ import annotations
@@ -31,8 +39,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from onnxq.graph.nodes import add_initializer, all_nodes, constant_value, input_at, is_op, name_of
-from onnxq.graph.operators import groups_of
+from onnxq.graph.nodes import (
+    add_initializer,
+    all_nodes,
+    constant_value,
+    input_at,
+    is_op,
+    name_of,
+    rank,
+    replace_value,
+    unused_name,
+    unused_node,
+)
+from onnxq.graph.operators import groups_of, weight_shape
 from onnxq.graph.walks import sole_producer
 
 FEWEST_OUTPUTS = 16
@@ -147,3 +166,32 @@ def _is_before_norm(node: ir.Node) -> bool:
     if total.dtype != ir.DataType.FLOAT or total.is_graph_output():  # Sum has no kernel for float16
         return False
     return sorted(use.node.op_type for use in total.uses()) in _NORMS
+
+
+def unfuse_products(model: ir.Model, names: Collection[str]) -> None:
+    """Let an Add of the bias, or of zeros, follow the products with these names.
+
+    Args:
+        model: a Q/DQ model; it is changed.
+        names: names of MatMul and Gemm nodes whose weight has a known shape.
+    """
+    for node in [node for node in model.graph if node.name in names]:
+        _separate(model, node)
+
+
+def _separate(model: ir.Model, node: ir.Node) -> None:
+    columns = weight_shape(node)[1]
+    bias = input_at(node, 2) or add_initializer(model, f"{node.name}_zeros", np.zeros(columns, np.float32))
+    if columns == 1:  # the runtime removes an Add of a single zero
+        node.op_type, add_type = "MatMul", "Sum"
+    else:  # it fuses an Add with a MatMul of two matrices to a Gemm, but not with a Gemm
+        node.op_type, add_type = "Gemm" if rank(node.inputs[0]) == 2 else node.op_type, "Add"
+    node.resize_inputs(2)
+    product = node.outputs[0]
+    add = ir.node(add_type, [product, bias], name=unused_node(f"{node.name}_{add_type}", model))
+    model.graph.insert_after(node, add)
+    total = add.outputs[0]
+    replace_value(product, total)
+    add.replace_input_with(0, product)
+    product.name, product.type = unused_name(f"{total.name}_product", model), total.type
+    product.shape = total.shape

@@ -13,17 +13,18 @@ import onnx_ir as ir
 
 from calibrators.errors import shorten
 from onnxq.graph.nodes import constant_value, input_at, is_op, name_of
-from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED, attribute_value, clip_range
+from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED, attribute_value, clip_range, weight_of
 from onnxq.graph.walks import downstream, upstream
 from onnxq.planner.apply_overrides import block_spec
-from onnxq.planner.context import PlanningContext, bias_add
+from onnxq.planner.context import PlanningContext, bias_add, fused_in_float
 
 logger = logging.getLogger(__name__)
 
 
 def blocked_nodes(nodes: Iterable[ir.Node], context: PlanningContext) -> frozenset[ir.Node]:
     """The nodes among ``nodes`` whose weights can be cut into blocks."""
-    return frozenset(node for node in nodes if context.formats.blocked and _can_be_cut(node, context))
+    able = [node for node in nodes if context.formats.blocked and _can_be_cut(node, context)]
+    return frozenset(able) - _larger_than_float(able, context)
 
 
 def among_integers(context: PlanningContext, quantized: Collection[ir.Value]) -> frozenset[ir.Node]:
@@ -35,6 +36,27 @@ def among_integers(context: PlanningContext, quantized: Collection[ir.Value]) ->
         for node in context.in_blocks
         if any(value in quantized for value in (*_above(node, context), *_below(node, context)))
     )
+
+
+def fused_products(context: PlanningContext) -> frozenset[str]:
+    """Name the nodes with weights in blocks that the runtime would fuse with the node after them in float.
+
+    A Gemm with a computed addend is such a fusion already.
+    """
+    if context.target.blocks is None or not context.target.blocks.among_floats:
+        return frozenset()
+    return frozenset(
+        name_of(node)
+        for node in context.in_blocks
+        if fused_in_float(node, node.outputs[0], context.target.rules[node.op_type], context)
+        or _has_computed_bias(node)
+    )
+
+
+def _has_computed_bias(node: ir.Node) -> bool:
+    index = WEIGHTED[node.op_type].bias
+    bias = None if index is None else input_at(node, index)
+    return bias is not None and constant_value(bias) is None
 
 
 def warn_of_whole(planned: Iterable[ir.Node], context: PlanningContext) -> None:
@@ -71,6 +93,30 @@ def _can_be_cut(node: ir.Node, context: PlanningContext) -> bool:
             return False
     assert spec.block_size is not None
     return not blocks.whole or weight.shape[SUMMED_AXIS[node.op_type](node)] % spec.block_size == 0
+
+
+def _larger_than_float(nodes: Iterable[ir.Node], context: PlanningContext) -> frozenset[ir.Node]:
+    """Those of ``nodes`` that share weights with so many others that the copies are larger than in float."""
+    if context.target.blocks is None or not context.target.blocks.unshared:
+        return frozenset()
+    readers: dict[ir.Value | None, list[ir.Node]] = {}
+    for node in nodes:
+        readers.setdefault(weight_of(node), []).append(node)
+    return frozenset(
+        node
+        for sharing in readers.values()
+        if sum(_bits(node, context) for node in sharing) > ir.DataType.FLOAT.bitwidth
+        for node in sharing
+    )
+
+
+def _bits(node: ir.Node, context: PlanningContext) -> float:
+    """The bits that a weight of ``node`` takes in blocks, with its share of scale and zero point."""
+    spec = block_spec(node, context)
+    assert spec is not None
+    assert spec.block_size is not None
+    zero_point = 0 if spec.symmetric else spec.dtype.bitwidth
+    return spec.dtype.bitwidth + (ir.DataType.FLOAT.bitwidth + zero_point) / spec.block_size
 
 
 def _above(node: ir.Node, context: PlanningContext) -> Iterator[ir.Value]:

@@ -130,11 +130,18 @@ def integer_outputs(node: ir.Node, context: PlanningContext) -> list[ir.Value]:
     values = [value for value in node.outputs if value.name]
     if rule.output is Output.QUANTIZED:
         return [fused_output(value, rule, context) for value in values]
-    return [_clipped(v, rule, context) for v in values if _fused_in_float(node, v, rule, context)]
+    return [_clipped(v, rule, context) for v in values if fused_in_float(node, v, rule, context)]
 
 
-def _fused_in_float(node: ir.Node, value: ir.Value, rule: OpRule, context: PlanningContext) -> bool:
-    """Whether the runtime would fuse the reader of ``value`` with ``node`` in float without a Q between."""
+def fused_in_float(node: ir.Node, value: ir.Value, rule: OpRule, context: PlanningContext) -> bool:
+    """Whether the runtime would fuse the reader of ``value`` with ``node`` in float without a Q between.
+
+    Args:
+        node: a planned node.
+        value: one of its outputs.
+        rule: the target's rule for it.
+        context: the planning context.
+    """
     reader = sole_reader(value, context)
     if reader is None or not is_op(reader, *rule.fused_in_float):
         return False

@@ -167,6 +167,7 @@ def _group(
 ) -> Group:
     """Make a group of ``values``. Its range comes from the tensors in ``observe`` (None: not quantized)."""
     firsts = [value for value in observe.values() if value is not None]
+    blocks = context.target.blocks
     constant = any(value.is_initializer() for value in firsts)
     fixed = next((_fixed_range(value, context) for value in firsts), None)
     bounds = [_bounds(value) if value is not None else UNLIMITED for value in observe.values()]
@@ -179,6 +180,7 @@ def _group(
         fixed=None if fixed is None else _without_last_step(fixed, root[1]),
         constant=constant,
         cast_to=context.target.weight_cast.get(root[1].dtype) if root[1].block_size is None else None,
+        copied=root[1].block_size is not None and blocks is not None and blocks.unshared,
         stored_as_float=constant and context.target.storage is Storage.REALS,
     )
 

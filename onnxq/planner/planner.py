@@ -23,7 +23,7 @@ from onnxq.graph.operators import WEIGHTED, misfit
 from onnxq.graph.ort_rewrites import adds_before_layernorm
 from onnxq.graph.walks import clips_after
 from onnxq.planner.apply_overrides import with_methods
-from onnxq.planner.blockwise import among_integers, blocked_nodes, warn_of_whole
+from onnxq.planner.blockwise import among_integers, blocked_nodes, fused_products, warn_of_whole
 from onnxq.planner.context import (
     PlanningContext,
     bias_add,
@@ -86,6 +86,7 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         passthrough_nodes={name_of(n): n.op_type for n in model.graph if is_carried(n, context)},
         unfused_sums=_sums(model, planned, target),
         separated=_separated(edges, target),
+        unfused_products=fused_products(context),
         channel_padding={
             name_of(n): rule.channels for n in planned if (rule := target.rules[n.op_type]).channels > 1
         },

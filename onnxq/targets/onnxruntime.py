@@ -15,7 +15,9 @@ have different ones, they are computed one by one, which takes some twenty times
 
 MatMul, and Gemm unless transB, with per-block scales become MatMulNBits. It takes float activations, which
 it rounds to 8 bits by itself, block by block; blocks of powers of two, the last of which may be shorter.
-With Q/DQ right before or after, also across a Relu or a Reshape, the operator runs in float instead.
+With Q/DQ right before or after, also across a Relu or a Reshape, the operator runs in float instead, and so
+it does if another node reads the same weights or scales, if a Relu or Clip that has one reader follows it, or
+if it becomes a Gemm with a computed addend. An Add of the bias, or of zeros, prevents the latter two.
 
 ONNX Runtime on x86 without VNNI: AVX2 and the first AVX-512.
 
@@ -132,6 +134,7 @@ ONNXRUNTIME = Target(
         },
         sizes=frozenset({16, 32, 64, 128, 256}),
         among_floats=True,
+        unshared=True,
     ),
     weight_cast={ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.INT8},
     keep_float_weights=frozenset({"Conv", "ConvTranspose", "Gemm"}),

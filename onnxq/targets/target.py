@@ -208,12 +208,15 @@ class Blocks:
         whole: every block has the full size, the last one too.
         among_floats: the kernel is used only without Q/DQ directly before or after it; elsewhere
             weights are not quantized per block.
+        unshared: the kernel is used only for weights and scales that no other node reads: each of the nodes
+            that share weights gets a copy, as long as all copies together are smaller than float weights.
     """
 
     types: Mapping[NumberType, NumberFormat]
     sizes: frozenset[StrictInt]
     whole: StrictBool = False
     among_floats: StrictBool = False
+    unshared: StrictBool = False
 
     __pydantic_config__: ClassVar[ConfigDict] = _NO_MORE
 

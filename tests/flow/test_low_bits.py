@@ -5,7 +5,7 @@ import onnx
 import onnx.checker
 import onnx_ir as ir
 import pytest
-from flow import EXACT, check, check_integer_kernels, quantize, run
+from flow import EXACT, assert_close, check, check_integer_kernels, check_legal, quantize, run
 from graphs import parse
 
 import zoo
@@ -114,6 +114,82 @@ def test_weights_in_blocks_run_in_one_kernel(weight, size, text, tmp_path):
     ir.save(flow.int8, tmp_path / "m.onnx")
     assert list(kernels(tmp_path / "m.onnx").values()).count("MatMulNBits") == len(flow.plan.integer_nodes)
     assert unfused(tmp_path / "m.onnx", flow.plan.integer_nodes) == ()
+
+
+def check_blocks(flow, at_least):
+    onnx.checker.check_model(ir.to_proto(flow.int8), full_check=True)
+    check_legal(flow)
+    plain = run(flow.int8, flow.feeds, optimize=False)
+    assert_close(flow, run(flow.model, flow.feeds, optimize=False), plain, at_least)
+    assert_close(flow, plain, run(flow.int8, flow.feeds), EXACT)
+    check_integer_kernels(flow)
+
+
+FOLLOWED = {
+    "relu": "r = Relu (h) y = Neg (r)",
+    "clip": "r = Clip (h, l, u) y = Neg (r)",
+    "relu and clip": "r = Relu (h) c = Clip (r, l, u) y = Neg (c)",
+    "hard sigmoid": "r = HardSigmoid (h) y = Neg (r)",
+    "bias, relu": "a = Add (h, b) r = Relu (a) y = Neg (r)",
+    "computed addend": "y = Add (h, m)",
+    "computed addend, relu": "a = Add (h, m) r = Relu (a) y = Neg (r)",
+    "row": "a = Add (r, h) y = Neg (a)",
+    "last relu": "y = Relu (h)",
+    "two readers": "r = Relu (h) a = Add (r, h) y = Neg (a)",
+}
+"""What may follow a product; the runtime would fuse most of it in float."""
+
+
+@pytest.mark.parametrize("columns", [40, 1])
+@pytest.mark.parametrize("sizes", ["N", "4", "N,L", "2,4", "2,N,L"])
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_blocks_run_in_their_kernel_whatever_follows(name, sizes, columns):
+    row = ", float[COLUMNS] r" if name == "row" else ""
+    text = f"""g (float[SIZES,72] x, float[SIZES,COLUMNS] m{row}) => (float[SIZES,COLUMNS] y)
+    <float[72,COLUMNS] w, float[COLUMNS] b, float l, float u> {{ h = MatMul (x, w) {FOLLOWED[name]} }}"""
+    text = text.replace("SIZES", sizes).replace("COLUMNS", str(columns))
+    flow = quantize(parse(text, l=-0.5, u=2), weight="int8", block_size=32)
+    assert [point.spec.block_size for point in flow.plan.points] == [32]
+    check_blocks(flow, at_least=35)
+
+
+@pytest.mark.parametrize("act", ["Relu", "Neg"])
+@pytest.mark.parametrize("bias", ["", ", b", ", m"])
+def test_blocks_of_a_gemm_run_in_their_kernel(act, bias):
+    text = f"""g (float[N,72] x, float[N,40] m) => (float[N,40] y) <float[72,40] w, float[40] b> {{
+        h = Gemm (x, w{bias}) r = {act} (h) y = Neg (r)
+    }}"""
+    flow = quantize(parse(text), weight="int8", block_size=32)
+    assert [point.spec.block_size for point in flow.plan.points] == [32]
+    check_blocks(flow, at_least=35)
+
+
+def layers(count, product):
+    steps = (f"h{i} = {product.format(x=f't{i}')} t{i + 1} = Tanh (h{i})" for i in range(count))
+    text = f"""g (float[N,64] x) => (float[N,64] y) <float[64,64] w, float[64] b> {{
+        t0 = Neg (x) {" ".join(steps)} y = Neg (t{count})
+    }}"""
+    return parse(text, w=np.random.default_rng(0).standard_normal((64, 64)) / 16)
+
+
+@pytest.mark.parametrize("product", ["MatMul ({x}, w)", "Gemm ({x}, w, b)"])
+@pytest.mark.parametrize(("weight", "most"), [("int4", 6), ("uint4", 6), ("int8", 3)])
+def test_shared_weights_are_copied_as_long_as_that_is_smaller_than_float(product, weight, most, caplog):
+    """A weight and its share of scale and zero point take 5, 5.1 and 9 bits."""
+    flow = quantize(layers(most, product), weight=weight, block_size=32)
+    assert [point.spec.block_size for point in flow.plan.points] == [32] * most
+    check_blocks(flow, at_least=8)
+    more = quantize(layers(most + 1, product), weight=weight, block_size=32)
+    assert not any(point.spec.block_size for point in more.plan.points)
+    check_integer_kernels(more)
+    assert f"for {most + 1} MatMul or Gemm" in caplog.text
+
+
+def test_other_targets_share_weights_in_blocks():
+    flow = quantize(layers(3, "MatMul ({x}, w)"), "tensorrt", weight="int4", block_size=64)
+    stored = [v for v in flow.int8.graph.initializers.values() if v.dtype == ir.DataType.INT4]
+    assert len(stored) == 1
+    assert flow.planned("MatMul") == 3
 
 
 def test_smaller_blocks_are_closer():
