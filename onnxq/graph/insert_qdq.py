@@ -26,6 +26,7 @@ from onnxq.graph.ort_rewrites import (
     unfuse_layernorm_adds,
     unfuse_products,
 )
+from onnxq.graph.share_transposed import share_transposed
 from onnxq.graph.walks import is_read
 
 
@@ -44,9 +45,10 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
 
 
 def as_written(model: ir.Model, plan: QuantPlan) -> ir.Model:
-    """Make the model as it is written to a file: with Q/DQ pairs, and input channels padded for speed."""
+    """Make the model as it is written: with Q/DQ pairs, padded input channels, and no matrix stored twice."""
     quantized = insert_qdq(model, plan)
     pad_input_channels(quantized, plan.channel_padding)
+    share_transposed(quantized)
     return quantized
 
 

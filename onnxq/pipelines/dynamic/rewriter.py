@@ -17,6 +17,7 @@ from onnxq.calibration.weight_scale import refine_scale
 from onnxq.core.numerics import params_from_range, quantize, spread, weight_range
 from onnxq.core.plan import QuantSpec
 from onnxq.graph.nodes import all_nodes, constant_value, replace_value, unique_name
+from onnxq.graph.share_transposed import find_transposed, share_transposed
 from onnxq.graph.walks import is_read
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
 
@@ -124,6 +125,7 @@ class ModelRewriter:
         values = [v for graph in self.model.graphs() for v in (*graph.inputs, *graph.initializers.values())]
         values += [value for node in nodes for value in node.outputs]
         self._names = {value.name for value in values} | {node.name for node in nodes}
+        self._transposed = find_transposed(self.model)
         self._made: dict[Hashable, tuple[ir.Value, ...]] = {}
 
     def add(
@@ -216,6 +218,9 @@ class ModelRewriter:
         return integers, scale
 
     def _packed(self, weight: ir.Value, axis: int | None, layout: Layout) -> Packed:
+        if (same := self._transposed.get(weight)) is not None:  # with the same scales, it is stored once
+            turned = self._packed(same, None if axis is None else 1 - axis, layout)
+            return Packed(turned.integers.T, turned.scale.T)
         scheme = self.scheme
         key = (weight.const_value, scheme.axis(axis), layout.pack)
         if key not in self._known:
@@ -260,11 +265,12 @@ class ModelRewriter:
         node.graph.remove(node, safe=True)
 
     def finish(self) -> ir.Model:
-        """Return the rewritten copy, without constants that are no longer read."""
+        """Return the rewritten copy, without constants that are no longer read or are stored twice."""
         for graph in self.model.graphs():
             for name, value in list(graph.initializers.items()):
                 if not is_read(value) and not value.is_graph_input():
                     del graph.initializers[name]
+        share_transposed(self.model)
         return self.model
 
     def _unique(self, name: str) -> str:

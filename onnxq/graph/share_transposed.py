@@ -1,0 +1,73 @@
+"""Store a matrix and its transpose once, as in a model whose embedding table is its last matrix too (tied).
+
+Cleaning folds the Transpose between the table and the last MatMul, since a weight must be a constant to be
+quantized, and many exporters do the same. In the file that is written, the second copy is a Transpose of the
+first one again, whatever number format both have. Runtimes fold it when they load the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxq.graph.nodes import constant_value, is_op, name_of, unused_node
+
+LEAST = 2**14
+"""The fewest elements worth it: fewer take hardly more bytes than the node."""
+
+SAMPLED = 8
+"""Rows and columns that are compared before whole matrices are."""
+
+
+def share_transposed(model: ir.Model) -> None:
+    """Replace each constant matrix that is the transpose of another one by a Transpose of that one.
+
+    Args:
+        model: the model to write; it is changed.
+    """
+    for gone, kept in find_transposed(model).items():
+        _replace(model, gone, kept)
+
+
+def find_transposed(model: ir.Model) -> Mapping[ir.Value, ir.Value]:
+    """Map constant matrices that may be computed at loading to those that they are the transposes of."""
+    pairs = (sorted(pair, key=_is_replaceable) for pair in _pairs(model.graph.initializers.values()))
+    return {gone: kept for kept, gone in pairs if _is_replaceable(gone)}
+
+
+def _pairs(values: Iterable[ir.Value]) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Yield disjoint pairs of matrices of which one is the transpose of the other."""
+    seen: dict[Hashable, ir.Value] = {}
+    for value in values:
+        array = constant_value(value)
+        if array is None or array.ndim != 2 or array.size < LEAST or array.dtype.kind not in "fiu":
+            continue
+        other = seen.get(_sample(array.T))
+        if other is not None and np.array_equal(np.asarray(constant_value(other)), array.T):
+            del seen[_sample(array.T)]
+            yield other, value
+        else:
+            seen[_sample(array)] = value
+
+
+def _sample(array: NDArray[np.generic]) -> Hashable:
+    rows, columns = (max(1, size // SAMPLED) for size in array.shape)
+    return array.dtype, array.shape, array[::rows, ::columns].tobytes()
+
+
+def _is_replaceable(value: ir.Value) -> bool:
+    """Whether the value may be computed at loading; rows are best looked up in a constant."""
+    return not value.is_graph_output() and not any(is_op(use.node, "Gather") for use in value.uses())
+
+
+def _replace(model: ir.Model, gone: ir.Value, kept: ir.Value) -> None:
+    node = ir.node("Transpose", [kept], {"perm": [1, 0]}, name=unused_node(f"{gone.name}_Transpose", model))
+    turned = node.outputs[0]
+    turned.type, turned.shape = gone.type, gone.shape
+    gone.replace_all_uses_with(turned)
+    turned.name = name_of(gone)
+    del model.graph.initializers[name_of(gone)]
+    model.graph.insert_before(model.graph[0], node)

@@ -1,0 +1,128 @@
+"""A matrix and its transpose are stored once, in any number format, and nothing else changes."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from flow import optimized
+from graphs import assert_same_outputs, feeds_for, op_counts, parse, run
+
+import onnxq
+from calibrators.session import open_session
+from onnxq.core.config import QuantConfig
+from onnxq.core.numerics import sqnr
+from onnxq.graph.files import load, size_on_disk
+from onnxq.graph.passes import simplify
+from onnxq.graph.share_transposed import LEAST, share_transposed
+
+V, K = 600, 64
+
+HEADS = {
+    "transposed": "t = Transpose<perm=[1,0]>(table) y = MatMul(n, t)",
+    "transposed by an exporter": "y = MatMul(n, turned)",
+    "transposed behind an identity": "same = Identity(table) t = Transpose(same) y = MatMul(n, t)",
+}
+
+
+def tied(head="transposed", sizes="N,M", weight=True):
+    """A model whose table is its last matrix too."""
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((V, K)) * np.geomspace(0.1, 1, V)[:, None]
+    given = {"turned": table.T} if "exporter" in head else {}
+    declared = f"float[{K},{V}] turned," if given else ""
+    return parse(
+        f"""g (int64[{sizes}] i) => (float[{sizes},{V}] y)
+        <float[{V},{K}] table, {declared} float[{K},{K}] w> {{ e = Gather(table, i) n = MatMul(e, w) {HEADS[head]} }}""",
+        table=table, w=rng.standard_normal((K, K)) / 8, **given,
+    )  # fmt: skip
+
+
+def gemm():
+    """The last layer transposes the table by itself."""
+    return parse(
+        f"""g (int64[N] i) => (float[N,{V}] y) <float[{V},{K}] table, float[{K},{K}] w> {{
+            e = Gather(table, i) n = MatMul(e, w) y = Gemm<transB=1>(n, table)
+        }}"""
+    )
+
+
+TIED = {
+    **{name: lambda name=name: tied(name) for name in HEADS},
+    "two axes": lambda: tied(sizes="N"),
+    "gemm": gemm,
+}
+ONCE = V * K
+
+
+def stored(model, least=LEAST):
+    """The sizes of large constants by type."""
+    return [
+        (value.dtype.name, value.const_value.size)
+        for value in model.graph.initializers.values()
+        if value.const_value.size >= least
+    ]
+
+
+@pytest.mark.parametrize("name", TIED)
+@pytest.mark.parametrize(
+    ("options", "kind", "share"),
+    [
+        ({}, "INT8", 0.29),
+        ({"weight": "float16"}, "FLOAT16", 0.53),
+        ({"target": "openvino"}, "INT8", 0.29),
+        ({"target": "tensorrt", "weight": "float16"}, "FLOAT16", 0.53),
+        ({"target": "onnxruntime-avx2", "per_tensor": True}, "INT8", 0.29),
+    ],
+    ids=str,
+)
+def test_dynamic_quantization_stores_a_tied_table_once(name, options, kind, share, tmp_path):
+    source, out = tmp_path / "float.onnx", tmp_path / "out.onnx"
+    ir.save(TIED[name](), source)
+    result = onnxq.quantize_dynamic(source, out, QuantConfig(mode="dynamic", correct=("none",), **options))
+    assert len(result.plan.integer_nodes) == 3
+    written = load(out)
+    assert stored(written) == [(kind, ONCE)]
+    assert size_on_disk(out) < share * (ONCE + K * K) * 4 + 4000
+    feeds = feeds_for(written, i=np.arange(6).reshape(-1, *[1] * (len(written.graph.inputs[0].shape) - 1)))
+    outputs = [open_session(path).run(None, feeds)[0] for path in (source, out)]
+    assert sqnr(*outputs) > (10 if "per_tensor" in options else 25)
+    if options == {}:
+        assert op_counts(ir.from_proto(optimized(written))).get("Transpose", 0) == 0, (
+            "it is folded at loading"
+        )
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_what_stays_float_is_stored_once(name):
+    before = simplify(TIED[name]())
+    after = before.clone()
+    share_transposed(after)
+    assert stored(after) == [("FLOAT", ONCE)]
+    assert_same_outputs(before, after)
+    np.testing.assert_array_equal(run(before)[0], open_session(after).run(None, feeds_for(after))[0])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[N,64] x) => (float[N,64] y) <float[64,300] a, float[300,64] b> { h = MatMul(x, a) y = MatMul(h, b) }",
+        "g (float[N,64] x) => (float[N,64] y) <float[64,8] a> { h = MatMul(x, a) t = Transpose(a) y = MatMul(h, t) }",
+    ],
+    ids=["other numbers", "small"],
+)
+def test_others_stay(text):
+    before = simplify(parse(text))
+    after = before.clone()
+    share_transposed(after)
+    assert op_counts(after) == op_counts(before)
+
+
+def test_a_graph_output_stays_what_it_is():
+    text = f"""g (float[N,{K}] x) => (float[N,{K}] y, float[{K},{V}] a) <float[{V},{K}] b, float[{K},{V}] a> {{
+        h = MatMul(x, a) y = MatMul(h, b)
+    }}"""
+    matrix = np.random.default_rng(0).standard_normal((K, V))
+    before = parse(text, a=matrix, b=matrix.T)
+    after = before.clone()
+    share_transposed(after)
+    assert stored(after) == [("FLOAT", ONCE)]
+    assert_same_outputs(before, after)
