@@ -3,7 +3,8 @@
 They allow calibration when no data is available. Types and shapes are right, but ranges are a guess, so
 results say nothing about accuracy. Images are smooth noise of mean 0 and variance 1. Token ids stay inside
 the embedding table that they index (see `id_bounds`). Other integers are 1, like an attention mask that hides
-nothing. Free dimensions get sizes with which the model has been run.
+nothing. Free dimensions get sizes with which the model has been run; sums of others are respected (see
+`size_sums`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrators.data.samples import Array, DataSource, InputSpec, Sample, batched, describe, fixed_batch
+from calibrators.data.size_sums import Sums, known_sums, possible_sums
 from calibrators.errors import CalibrationError
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,14 @@ ATTEMPTS: Sequence[Mapping[str, int]] = (
     {"picture": 64, "sequence": 512},
 )
 """Sizes to try for free dimensions: height and width of an image (input with four axes), and all others."""
+
+
+FIRST_ATTEMPTS = 3
+"""How many of them are made before one name is tried as the sum of two others."""
+
+
+MOST_NAMES = 5
+"""The most names of free sizes of which every possible sum is tried."""
 
 
 COARSE = 16
@@ -70,9 +80,14 @@ def synthetic_samples(model: ir.Model, inputs: Sequence[InputSpec], count: int, 
 def _working_shapes(
     model: ir.Model, inputs: Sequence[InputSpec], bounds: Mapping[str, int], seed: int
 ) -> dict[str, tuple[int, ...]]:
-    guesses = [_shapes(inputs, sizes) for sizes in ATTEMPTS]
+    names = _free_names(inputs)
+    sums = known_sums(model, names)
+    guesses = [_shapes(inputs, sizes, sums) for sizes in ATTEMPTS]
     if all(guess == guesses[0] for guess in guesses):
         return guesses[0]
+    if len(names) <= MOST_NAMES:  # before the size of 1, which would be broadcast
+        more = [_shapes(inputs, ATTEMPTS[0], sums) for sums in possible_sums(names)]
+        guesses[FIRST_ATTEMPTS:FIRST_ATTEMPTS] = more
     # Imported here: ONNX Runtime is heavy, and most calls have data or fixed shapes.
     from calibrators.session import RUNTIME_ERRORS, brief, open_session
 
@@ -92,9 +107,22 @@ def _working_shapes(
     )
 
 
-def _shapes(inputs: Sequence[InputSpec], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+def _free_names(inputs: Sequence[InputSpec]) -> list[str]:
+    """The names of sizes, without those of batches and without expressions."""
+    dims = dict.fromkeys(
+        dim
+        for spec in inputs
+        for axis, dim in enumerate(spec.shape or ())
+        if isinstance(dim, str) and not _counts_samples(spec, axis, inputs)
+    )
+    return [dim for dim in dims if dim.isidentifier()]
+
+
+def _shapes(inputs: Sequence[InputSpec], sizes: Mapping[str, int], sums: Sums) -> dict[str, tuple[int, ...]]:
     """The shape of each input; a symbol has the same size everywhere, also within ``past + 1``."""
-    known: dict[str, int] = {}
+    known = {part: sizes["sequence"] for parts in sums.values() for part in parts if isinstance(part, str)}
+    for total, parts in sums.items():
+        known[total] = sum(part if isinstance(part, int) else known[part] for part in parts)
     for spec in inputs:
         for axis, dim in enumerate(spec.shape or ()):
             if isinstance(dim, str):
@@ -125,14 +153,19 @@ def _resolved(dim: int | str, known: Mapping[str, int]) -> int:
 
 def _size(spec: InputSpec, axis: int, inputs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
     """Guess the size of a free axis by its position."""
-    dim = spec.shape[axis] if spec.shape else None
-    if axis == 0 and spec.name in batched(inputs) and len(spec.shape or ()) > 1:
-        return 1
-    if isinstance(dim, str) and "batch" in dim.lower():
+    if _counts_samples(spec, axis, inputs):
         return 1
     if len(spec.shape or ()) != 4:
         return sizes["sequence"]
     return sizes["picture"] if axis in _picture_axes(spec) else 3
+
+
+def _counts_samples(spec: InputSpec, axis: int, inputs: Sequence[InputSpec]) -> bool:
+    """Whether a free axis is that of the batch."""
+    dim = spec.shape[axis] if spec.shape else None
+    if axis == 0 and spec.name in batched(inputs) and len(spec.shape or ()) > 1:
+        return True
+    return isinstance(dim, str) and "batch" in dim.lower()
 
 
 def _picture_axes(spec: InputSpec) -> tuple[int, int]:

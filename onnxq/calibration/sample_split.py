@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NoReturn
 
 import onnx_ir as ir
@@ -249,7 +250,9 @@ def in_batches(samples: Iterable[Sample], model: ir.Model, config: QuantConfig) 
         model: the float model.
         config: the options, which hold the requested batch size.
     """
-    return batches(samples, input_specs(model), config.batch_size)
+    first = next(rest := iter(samples), None)
+    if first is not None:  # without samples, inputs that nobody can feed are no error
+        yield from batches(chain([first], rest), input_specs(model), config.batch_size)
 
 
 def origin(data: Data | None) -> str:

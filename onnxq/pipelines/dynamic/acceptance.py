@@ -75,7 +75,10 @@ def dynamic_warnings(accepted: Acceptance, samples: Samples) -> Iterator[str]:
     """Yield the warnings about a dynamic model."""
     yield from samples.warnings
     if accepted.quality is None:
-        yield "accuracy was not measured: synthetic inputs do not suit the model. Give samples with --data."
+        yield (
+            "accuracy was not measured, and the model was loaded but not run: no synthetic inputs suit it. "
+            "Give samples with --data."
+        )
     yield from speed_warnings(accepted, " Try another --include or --exclude.")
     yield from output_warnings(accepted.quality, "Keep sensitive nodes in float with --exclude.")
 

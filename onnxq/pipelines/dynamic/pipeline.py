@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from functools import partial
@@ -17,7 +18,8 @@ from typing import NoReturn
 
 import onnx_ir as ir
 
-from onnxq.calibration.sample_split import Data, open_samples, origin
+from calibrators.errors import CalibrationError
+from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
 from onnxq.core.plan import QuantPlan
@@ -44,6 +46,8 @@ from onnxq.pipelines.result import QuantResult, conclude
 from onnxq.targets.lookup import get_target
 
 __all__ = ["prepare_dynamic", "quantize_dynamic"]
+
+logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike[str]
 
@@ -79,7 +83,7 @@ def quantize_dynamic(
     with as_onnxq_errors(), written_together():
         progress("reading the model")
         simple, plan, scheme = _prepare(model, config)
-        samples = open_samples(simple, data, config, default_count=SYNTHETIC_COUNT)
+        samples = _open(simple, data, config)
         context = make_dynamic_context(model, simple, samples, config, progress)
         progress("quantizing weights")
         quantized, effects = rewrite_equalized(simple, plan, scheme, context)
@@ -139,6 +143,21 @@ def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, Dyn
             f"{'; '.join(reasons[:3]) or 'no operator has weights'}."
         )
     return simple, plan, scheme
+
+
+def _open(model: ir.Model, data: Data | None, config: QuantConfig) -> Samples:
+    """Open the samples. Without data there may be none: nothing that is written depends on a run.
+
+    Raises:
+        CalibrationError: given data cannot be read or does not fit the model.
+    """
+    try:
+        return open_samples(model, data, config, default_count=SYNTHETIC_COUNT)
+    except CalibrationError as error:
+        if data is not None:
+            raise
+        logger.info("no synthetic inputs: %s", error)
+        return Samples((), 0, synthetic=True)
 
 
 def _no_table() -> NoReturn:

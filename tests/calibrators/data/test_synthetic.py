@@ -15,6 +15,7 @@ from calibrators.data.batching import batches
 from calibrators.data.samples import input_specs
 from calibrators.data.synthetic import id_bounds, synthetic_samples
 from calibrators.errors import CalibrationError
+from onnxq.graph.passes.shapes import InferShapesPass
 
 
 def model(text, opset=17):
@@ -134,6 +135,54 @@ def test_sizes_are_tried_until_one_runs(free, shape):
     sample = made(m)[0]
     assert sample.feeds["x"].shape == (1, *shape)
     run(m, sample)
+
+
+CACHE = """g (float[batch,NEW,8] x, float[batch,4,PAST,8] past, float[batch,TOTAL] mask) => (float[OUT] present, float[A,B,C,D] y)
+<int64[4] heads = {0, 0, 4, 8}, int64[3] rows = {0, 0, 4}, int64[1] one = {1}, int64[1] last = {3}> {
+    w = Concat <axis = 2> (x, x, x, x)
+    h = Reshape (w, heads)
+    k = Transpose <perm = [0, 2, 1, 3]> (h)
+    present = Concat <axis = -2> (past, k)
+    m = Unsqueeze (mask, one)
+    n = Unsqueeze (m, last)
+    y = Mul (present, n)
+}"""
+"""A cache, what is appended to it, and a mask for both."""
+
+
+@pytest.mark.parametrize(
+    ("names", "out"),
+    [
+        (("S", "P", "T"), "batch,4,T,8"),
+        (("T", "S", "P"), "batch,4,P,8"),
+        (("s0", "s1", "s2"), "batch,4,s2,8"),
+        (("s0", "s1", "s2"), "A,B,C,D"),
+        (("sequence_length", "past_sequence_length", "total_sequence_length"), "A,B,C,D"),
+    ],
+)
+@pytest.mark.parametrize("inferred", [True, False])
+def test_a_size_may_be_the_sum_of_two_others(names, out, inferred):
+    text = CACHE.replace("OUT", out)
+    for old, name in zip(("NEW", "PAST", "TOTAL"), names, strict=True):
+        text = text.replace(old, name)
+    m = model(text)
+    if inferred:
+        InferShapesPass()(m)
+    for sample in made(m):
+        shapes = {name: array.shape for name, array in sample.feeds.items()}
+        assert shapes["mask"][1] == shapes["x"][1] + shapes["past"][2]
+        assert shapes["past"][2] > 0
+        run(m, sample)
+
+
+@pytest.mark.parametrize("out", ["batch,4,TOTAL,8", "A,B,C,D"])
+def test_a_cache_that_grows_by_one(out):
+    text = CACHE.replace("NEW", "1").replace("OUT", out)
+    m = model(text)
+    InferShapesPass()(m)
+    (sample,) = made(m, 1)
+    run(m, sample)
+    assert sample.feeds["mask"].shape[1] == sample.feeds["past"].shape[2] + 1
 
 
 def test_no_size_that_runs_asks_for_data():

@@ -427,6 +427,27 @@ def test_inputs_that_cannot_be_synthesized_are_no_obstacle(make, tmp_path):
     assert made.closeness(shape=np.array([2, 64])) > 35
 
 
+UNGUESSED = {
+    "a sequence": "seq(float[A,60]) x, int64 i) => (float[A,60] y) <float[60,60] w> { h = SequenceAt(x, i)  y = MatMul(h, w) }",
+    "no size runs": "float[N,L] x) => (float[A,60] y) <float[60,60] w> { h = Reshape(x, s)  y = MatMul(h, w) }",
+    "text": "string[A,60] x) => (float[A,60] y) <float[60,60] w> { h = Cast<to=1>(x)  y = MatMul(h, w) }",
+}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("name", UNGUESSED)
+def test_a_model_whose_inputs_cannot_be_guessed_is_written_with_a_warning(tmp_path, name, form):
+    model = parse(f"g ({UNGUESSED[name]}".replace("<float", "<int64[2] s, float", 1), s=[-1, 60])
+    ir.save(model, tmp_path / "float.onnx")
+    config = QuantConfig(mode="dynamic", **form)
+    result = onnxq.quantize_dynamic(tmp_path / "float.onnx", tmp_path / "out.onnx", config)
+    assert result.quality is None
+    assert result.speed is None
+    assert any("was not measured" in warning for warning in result.warnings)
+    operators = Counter(node.op_type for node in load(tmp_path / "out.onnx").graph)
+    assert operators["MatMulInteger"] or operators["Cast"]
+
+
 def test_bad_data_leaves_nothing_behind(make, tmp_path):
     np.savez(tmp_path / "data.npz", x=np.zeros((4, 3, 7), np.float32))
     with pytest.raises(CalibrationError):
