@@ -9,8 +9,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.nodes import all_nodes, int_attribute, ints_attribute, is_op, replace_constant
-from onnxq.graph.operators import INPUT_CHANNELS
+from onnxq.graph.nodes import (
+    all_nodes,
+    constant_value,
+    int_attribute,
+    ints_attribute,
+    is_op,
+    replace_constant,
+)
+from onnxq.graph.operators import INPUT_CHANNELS, WEIGHTED, attribute_value, groups_of
 from onnxq.graph.passes._affine import (
     Affine,
     absorb_into_producer,
@@ -21,12 +28,13 @@ from onnxq.graph.passes._affine import (
 from onnxq.graph.passes._piecewise import scalar_affine
 from onnxq.graph.passes._weighted import (
     FLOATS,
+    Array,
     WeightedNode,
     layer_of,
     scale_inputs,
     stored_as,
 )
-from onnxq.graph.walks import producer_of
+from onnxq.graph.walks import producer_of, upstream
 
 
 class FoldBatchNormPass(ir.passes.InPlacePass):
@@ -55,6 +63,10 @@ class FoldBatchNormForwardPass(ir.passes.InPlacePass):
 
     With zero padding the border of a convolution sees 0 instead of ``shift``. So a BatchNormalization is
     folded into a padded Conv only if every shift is zero.
+
+    The layer then reads what the BatchNormalization read. If the channels of that differ much in size, as raw
+    features do, no scale suits them all. Where no layer before it can make up for that, such a
+    BatchNormalization stays.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -72,12 +84,73 @@ def _fold_forward(model: ir.Model, node: ir.Node) -> bool:
     affine = batchnorm_affine(batchnorm)
     if affine is None or int_attribute(node, "transA", 0) or (is_padded(node) and np.any(affine.shift != 0)):
         return False
+    if _lost_bits(batchnorm, layer) > MOST_LOST_BITS and not _follows_layer(affine.source):
+        return False
     if not scale_inputs(model, layer, affine.scale, affine.shift):
         return False
     node.replace_input_with(0, affine.source)
     if batchnorm.graph is not None:
         batchnorm.graph.remove(batchnorm, safe=True)
     return True
+
+
+MOST_LOST_BITS = 2.0
+"""The most bits of accuracy to give up for a BatchNormalization less."""
+
+
+def _follows_layer(value: ir.Value) -> bool:
+    """Whether a weighted layer computes the value, and could give its channels other factors."""
+    return any(
+        is_op(v.producer(), *WEIGHTED) for v in upstream(value, lambda node: is_op(node, *_KEEP_FACTORS))
+    )
+
+
+_KEEP_FACTORS = (
+    *("Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
+    *("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"),
+)
+"""Operators that multiply their output by a positive factor if their first input is multiplied by it."""
+
+
+DEVIATIONS = 3.0
+"""Standard deviations from the mean to the ends of the range; of a normal distribution, 99.7 % lie within."""
+
+
+def _lost_bits(batchnorm: ir.Node, layer: WeightedNode) -> float:
+    """Return how many bits of accuracy a layer loses if the BatchNormalization before it is folded into it.
+
+    A tensor with one scale has the step ``D = (high - low) / 255``, and each channel the noise ``D^2 / 12``.
+    The layer multiplies the noise of channel k by ``|W[:, k]|^2``. The range of each channel is known without
+    data: mean and standard deviation are ``mean`` and ``sqrt(var)`` before the BatchNormalization, ``beta``
+    and ``|gamma|`` after it.
+
+    Args:
+        batchnorm: a BatchNormalization with constant statistics.
+        layer: the layer that reads its output.
+
+    Returns:
+        Half the binary logarithm of the ratio of both noises (power); negative if accuracy gains by the fold.
+    """
+    gamma, beta, mean, var = (np.asarray(constant_value(v), np.float64) for v in batchnorm.inputs[1:5])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        deviation = np.sqrt(var + attribute_value(batchnorm, "epsilon"))
+        power = _power_of_inputs(layer)
+        before = _noise(mean, deviation, power * np.square(gamma / deviation))
+        return float(np.log2(before / _noise(beta, np.abs(gamma), power)) / 2)
+
+
+def _power_of_inputs(layer: WeightedNode) -> Array:
+    """Return the sum of the squared weights of each input channel."""
+    rows, groups = layer.rows(), groups_of(layer.node)
+    taps = rows.reshape(groups, len(rows) // groups, rows.shape[1], -1)
+    return np.asarray(np.square(taps).sum(axis=(1, 3)).reshape(-1), np.float64)
+
+
+def _noise(mean: Array, deviation: Array, power: Array) -> float:
+    """Return the noise at the outputs, up to a constant factor; the range includes zero."""
+    reach = DEVIATIONS * deviation
+    width = max((mean + reach).max(), 0.0) - min((mean - reach).min(), 0.0)
+    return float(width**2 * power.sum())
 
 
 def is_padded(node: ir.Node) -> bool:
