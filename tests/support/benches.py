@@ -96,7 +96,11 @@ def normal_samples(shape, count=24, seed=0):
 def bench_of(
     model: ir.Model, shape, target: str = "onnxruntime", **options
 ) -> tuple[Draft, CorrectionContext]:
-    config = QuantConfig(target=target, method="minmax", threads=1, **options)
-    evaluator = AccuracyEvaluator(model, normal_samples(shape, 8, seed=1), threads=1)
-    context = CorrectionContext(normal_samples(shape), evaluator, config=config)
+    return bench_on(model, normal_samples(shape), normal_samples(shape, 8, seed=1), target=target, **options)
+
+
+def bench_on(model: ir.Model, fit, held, **options) -> tuple[Draft, CorrectionContext]:
+    """The same with samples of one's own, to fit on and held out."""
+    config = QuantConfig(method="minmax", threads=1, **options)
+    context = CorrectionContext(fit, AccuracyEvaluator(model, held, threads=1), config=config)
     return context.recalibrate(model), context

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from onnxq.algorithms.channels.labels import Channels
 from onnxq.algorithms.context import Arrays, CorrectionContext
 
+Reals = NDArray[np.float64]
+
+
 SILENT = 2.0**-12
 """A channel is silent if its largest magnitude is at most this share of the largest in its tensor."""
 
@@ -38,34 +41,37 @@ class ChannelMoments:
         count: number of values per channel.
     """
 
-    highs: NDArray[np.float64]
-    lows: NDArray[np.float64]
-    total: NDArray[np.float64]
-    squares: NDArray[np.float64]
+    highs: Reals
+    lows: Reals
+    total: Reals
+    squares: Reals
     count: int
 
     @property
-    def variance(self) -> NDArray[np.float64]:
+    def variance(self) -> Reals:
         """The variance of each channel, ``[C]``."""
         return np.maximum(self.squares / self.count - np.square(self.total / self.count), 0.0)
 
-    def ends(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    def ends(self, silence: float = SILENT) -> tuple[Reals, Reals, NDArray[np.bool_]]:
         """Return the largest and the smallest value to expect of each channel, and which channels are silent.
 
         The ranges include zero. A silent channel gets the range of the tensor, so that it is not scaled up:
         its own range is unknown.
+
+        Args:
+            silence: the largest magnitude of a silent channel, as a share of the largest in the tensor.
 
         Returns:
             The upper ends, the lower ends and the mask of silent channels, ``[C]`` each.
         """
         room = headroom(self.highs, self.lows)
         high, low = np.maximum(self.highs.max(axis=0), 0.0), np.minimum(self.lows.min(axis=0), 0.0)
-        silent = np.maximum(high, -low) <= max(high.max(), -low.min()) * SILENT
+        silent = np.maximum(high, -low) <= max(high.max(), -low.min()) * silence
         high, low = np.minimum(high * room, high.max()), np.maximum(low * room, low.min())
         return np.where(silent, high.max(), high), np.where(silent, low.min(), low), silent
 
 
-def headroom(highs: NDArray[np.float64], lows: NDArray[np.float64]) -> float:
+def headroom(highs: Reals, lows: Reals) -> float:
     """Return the factor by which the range of every channel must exceed the observed one.
 
     A channel that is rarely active may exceed its observed range on new samples, and is then clipped. The

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -29,6 +30,9 @@ from onnxq.algorithms.channels.noise_model import (
 from onnxq.algorithms.channels.scale_rules import RULES
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
+from onnxq.graph.nodes import name_of
+from onnxq.targets.lookup import get_target
+from onnxq.targets.target import Role
 
 WORTH = 0.02
 """Smallest noise reduction for which a Mul is inserted, as a share of all remaining noise."""
@@ -39,6 +43,9 @@ ENOUGH = 0.3
 Factors use up the headroom of small channels for values outside the observed range. Samples that resemble
 those fitted on do not show the clipping error that this may cause.
 """
+
+UNLIKE = 4.0
+"""Least noise (power) of a raw tensor for which a Mul is considered, if a scale for each channel gave 1."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,19 +58,18 @@ def equalize(draft: Draft, context: CorrectionContext) -> Draft | None:
     Raises:
         CalibrationError: the model rejects a sample.
     """
-    channels, places, builder = _scalable(draft)
-    if not builder.needed:
-        return None
     context.progress("measuring channels")
-    terms = builder.terms(measure(draft.reference, channels, builder.needed, context))
-    logs, worth = _factors(terms, channels, places)
+    found = _scalable(draft, context)
+    if found is None:
+        return None
+    logs, worth = _factors(found)
     unscaled = np.zeros_like(logs)
-    before, after = noise(terms, unscaled), noise(terms, logs)
+    before, after = noise(found.terms, unscaled), noise(found.terms, logs)
     logger.debug("predicted noise: %g -> %g", before, after)
-    if before - after < ENOUGH * noise([t for t in terms if isinstance(t, Activations)], unscaled):
+    if before - after < ENOUGH * noise([t for t in found.terms if isinstance(t, Activations)], unscaled):
         return None
     context.progress("calibrating the equalized model")
-    return context.recalibrate(_scaled(draft.reference, channels, logs, worth))
+    return context.recalibrate(_scaled(draft.reference, found.channels, logs, worth))
 
 
 def equalized(draft: Draft, context: CorrectionContext) -> ir.Model | None:
@@ -75,26 +81,53 @@ def equalized(draft: Draft, context: CorrectionContext) -> ir.Model | None:
     Raises:
         CalibrationError: the model rejects a sample.
     """
-    channels, places, builder = _scalable(draft)
+    found = _scalable(draft, context)
+    return None if found is None else _scaled(draft.reference, found.channels, *_factors(found))
+
+
+@dataclass(frozen=True)
+class _Scalable:
+    """The channels of a model that can be scaled, the sites for a Mul, and the noise."""
+
+    channels: Channels
+    places: Sequence[MulSite]
+    terms: Sequence[Term]
+
+
+def _scalable(draft: Draft, context: CorrectionContext) -> _Scalable | None:
+    """Find and measure the channels that can be scaled; None if there are none, or no sample is accepted."""
+    found = find_channels(draft.reference, RULES)
+    skip = _quantized_inputs(draft.reference, context)
+    channels, places = find_places(draft.reference, draft.plan, found, skip)
+    builder = NoiseModelBuilder(draft, channels, [place.tensor for place in places if place.is_raw])
     seen = measure(draft.reference, channels, builder.needed, context) if builder.needed else {}
     if not seen:
         return None
-    logs, worth = _factors(builder.terms(seen), channels, places)
-    return _scaled(draft.reference, channels, logs, worth)
+    terms = builder.terms(seen)
+    alike = [place.tensor for place in places if place.is_raw and _unlikeness(place, terms) < UNLIKE]
+    if not alike:
+        return _Scalable(channels, places, terms)
+    channels, places = find_places(draft.reference, draft.plan, found, [*skip, *alike])
+    builder = NoiseModelBuilder(draft, channels, [place.tensor for place in places if place.is_raw])
+    return _Scalable(channels, places, builder.terms(seen)) if builder.needed else None
 
 
-def _scalable(draft: Draft) -> tuple[Channels, list[MulSite], NoiseModelBuilder]:
-    channels, places = find_places(draft.reference, draft.plan, find_channels(draft.reference, RULES))
-    return channels, places, NoiseModelBuilder(draft, channels)
+def _quantized_inputs(model: ir.Model, context: CorrectionContext) -> Sequence[str]:
+    """Return the inputs of the graph if a Mul of them would be quantized too, and so come too late."""
+    rule = get_target(context.config.target).rules.get("Mul")
+    return [name_of(value) for value in model.graph.inputs] if rule and rule.role is Role.ANCHOR else []
 
 
-def _factors(
-    terms: Sequence[Term], channels: Channels, places: Sequence[MulSite]
-) -> tuple[Reals, Collection[MulSite]]:
+def _unlikeness(place: MulSite, terms: Sequence[Term]) -> float:
+    touched = [term for term in terms if isinstance(term, Activations) and term.touches(place.labels)]
+    return max((term.unlikeness for term in touched), default=1.0)
+
+
+def _factors(found: _Scalable) -> tuple[Reals, Collection[MulSite]]:
     """Return the logarithms of the factors, and the sites where a Mul is worthwhile."""
-    logs = minimize_noise(terms, channels.count)
-    worth = worthwhile(places, terms, logs)
-    for place in places:
+    logs = minimize_noise(found.terms, found.channels.count)
+    worth = worthwhile(found.places, found.terms, logs)
+    for place in found.places:
         if place not in worth:
             logs[place.labels] = 0.0
     return logs, worth

@@ -5,10 +5,14 @@ the weights of the consumers. In BERT the residual Add reads the same tensor, an
 fold factors into. In such cases a Mul by a vector is inserted before the layers that read the tensor, one for
 all of them. The Mul adds some latency. So it is inserted only where the tensor is in float anyway, and only
 where it reduces the noise enough (`onnxq.algorithms.channels.equalize.worthwhile`).
+
+Inputs of the graph have no constants to fold factors into either. Their channels may be of very different
+sizes, such as those of a picture and a mask that are joined before the first convolution.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,19 +22,22 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.algorithms.channels.labels import FIXED, Channels, Labels, ScaleFold
-from onnxq.algorithms.channels.scale_rules import own_weight
+from onnxq.algorithms.channels.scale_rules import in_columns, own_weight
 from onnxq.algorithms.layers.matrices import layers
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.nodes import (
     add_initializer,
     constant_value,
+    insert_after,
     int_attribute,
+    is_op,
     name_of,
+    rank,
     replace_constant,
     unused_name,
     unused_node,
 )
-from onnxq.graph.operators import SUMMED_AXIS
+from onnxq.graph.operators import INPUT_CHANNELS, WEIGHTED
 
 Factors = NDArray[np.float64]
 """One factor for each label of `Channels`; that of a fixed channel is 1."""
@@ -96,54 +103,73 @@ class MulSite:
         tensor: name of the tensor to multiply.
         readers: names of the nodes that read the product as their input 0.
         labels: labels of the channels of the product.
+        is_raw: whether the tensor is computed from inputs of the graph without weights. Then small channels
+            may be small by their unit, and a Mul is worthwhile only if the sizes are very different.
     """
 
     tensor: str
     readers: tuple[str, ...]
     labels: Labels
+    is_raw: bool
 
 
-def find_places(model: ir.Model, plan: QuantPlan, channels: Channels) -> tuple[Channels, list[MulSite]]:
+def find_places(
+    model: ir.Model, plan: QuantPlan, channels: Channels, skip: Collection[str] = ()
+) -> tuple[Channels, list[MulSite]]:
     """Find the sites where a Mul can scale the channels of a tensor.
 
-    Such a tensor is computed in float, shares its scale with no other tensor, and has only fixed channels.
-    All points where it is quantized are data inputs of Gemm and MatMul nodes.
+    Such a tensor is in float, shares its scale with no other tensor, and has only fixed channels. All points
+    where it is quantized are data inputs of layers. For a convolution, no other layer may precede the tensor:
+    a Mul before every convolution would take too long.
 
     Args:
         model: the float model.
         plan: its quantization plan.
         channels: the labels of its channels.
+        skip: names of tensors to leave out.
 
     Returns:
         ``channels`` with additional labels for the products, and the sites.
     """
     nodes = {name_of(node): node for node in model.graph}
-    readers = _readers(model, plan)
+    readers, raw = _readers(model, plan), _raw(model)
     alone = {group.tensors[0] for group in plan.groups.values() if len(group.tensors) == 1}
     places, count = [], channels.count
     for value in _floats(model, plan):
         name = name_of(value)
         names = readers.get(name, ())
-        if not names or name not in alone or channels.of(name).any() or value.shape is None:
+        shape = _factor_shape(value, [nodes[reader] for reader in names])
+        if shape is None or name not in alone or name in skip or channels.of(name).any():
             continue
-        if all(_can_scale_columns(nodes[reader]) for reader in names):
-            size = _columns(nodes[names[0]])
-            labels = np.arange(count, count + size).reshape(*(1,) * (len(value.shape) - 1), size)
-            places.append(MulSite(name, names, labels))
-            count += size
+        if value in raw or all(is_op(nodes[reader], "Gemm", "MatMul") for reader in names):
+            labels = np.arange(count, count + math.prod(shape)).reshape(shape)
+            places.append(MulSite(name, names, labels, value in raw))
+            count += labels.size
     return _extended(channels, places, nodes, count), places
 
 
 def _floats(model: ir.Model, plan: QuantPlan) -> Iterator[ir.Value]:
-    """Yield the outputs of all nodes that run in float."""
-    return (value for node in model.graph if node.name not in plan.integer_nodes for value in node.outputs)
+    """Yield the inputs of the graph, and the outputs of all nodes that run in float."""
+    yield from model.graph.inputs
+    for node in model.graph:
+        if node.name not in plan.integer_nodes:
+            yield from node.outputs
+
+
+def _raw(model: ir.Model) -> set[ir.Value]:
+    """Return the float inputs of the graph, and what is computed from them alone, without weights."""
+    raw = {value for value in model.graph.inputs if value.dtype == ir.DataType.FLOAT}
+    for node in model.graph:
+        data = [value for value in node.inputs if value is not None and value.dtype == ir.DataType.FLOAT]
+        computed = [value for value in data if constant_value(value) is None]
+        if computed and node.op_type not in WEIGHTED and raw.issuperset(computed):
+            raw.update(node.outputs)
+    return raw
 
 
 def _readers(model: ir.Model, plan: QuantPlan) -> dict[str, tuple[str, ...]]:
-    """Return the consumers of each tensor whose quantized consumers are all Gemm or MatMul data inputs."""
-    data = {
-        (one.name, one.data.input_index) for one in layers(model, plan) if one.op_type in ("Gemm", "MatMul")
-    }
+    """Return the consumers of each tensor whose quantized consumers are all data inputs of layers."""
+    data = {(one.name, one.data.input_index) for one in layers(model, plan)}
     found: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for point in plan.points:
         found[point.tensor].append((point.consumer, point.input_index))
@@ -152,21 +178,26 @@ def _readers(model: ir.Model, plan: QuantPlan) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _can_scale_columns(node: ir.Node) -> bool:
-    return own_weight(node) is not None and not int_attribute(node, "transA", 0)
+def _factor_shape(value: ir.Value, readers: Collection[ir.Node]) -> tuple[int, ...] | None:
+    """Return the shape of the factors that all ``readers`` can take, in the rank of ``value``; else None."""
+    shapes = {_factors_of(reader, rank(value) or 0) for reader in readers}
+    return shapes.pop() if len(shapes) == 1 else None
 
 
-def _columns(node: ir.Node) -> int:
+def _factors_of(node: ir.Node, dims: int) -> tuple[int, ...] | None:
     weight = own_weight(node)
-    assert weight is not None
-    return int(weight.shape[SUMMED_AXIS[node.op_type](node)])
+    if weight is None or int_attribute(node, "transA", 0):
+        return None
+    last = dims - 1, len(weight)
+    axis, size = last if is_op(node, "MatMul") else INPUT_CHANNELS[node.op_type](node, weight.shape)
+    return tuple(size if d == axis else 1 for d in range(dims)) if 0 <= axis < dims else None
 
 
 def _extended(
     channels: Channels, places: Collection[MulSite], nodes: Mapping[str, ir.Node], count: int
 ) -> Channels:
     folds = [
-        ScaleFold(reader, 1, np.full((), FIXED, np.int64), _down(nodes[reader], place.labels.reshape(-1)))
+        ScaleFold(reader, 1, np.full((), FIXED, np.int64), _down(nodes[reader], place.labels))
         for place in places
         for reader in place.readers
     ]
@@ -174,8 +205,10 @@ def _extended(
     return replace(channels, labels=labels, count=count, folds=(*channels.folds, *folds))
 
 
-def _down(node: ir.Node, columns: Labels) -> Labels:
-    return columns[None, :] if SUMMED_AXIS[node.op_type](node) == 1 else columns[:, None]
+def _down(node: ir.Node, labels: Labels) -> Labels:
+    weight = own_weight(node)
+    assert weight is not None
+    return in_columns(node, weight.shape, labels)
 
 
 def with_muls(model: ir.Model, places: Collection[MulSite], factors: Factors) -> ir.Model:
@@ -191,15 +224,14 @@ def with_muls(model: ir.Model, places: Collection[MulSite], factors: Factors) ->
     nodes = {node.name: node for node in copy.graph}
     for place in places:
         value = values[place.tensor]
-        vector = factors[place.labels.reshape(-1)].astype(np.float32)
+        vector = factors[place.labels].astype(np.float32)
+        vector = vector.reshape(vector.shape[vector.shape.index(vector.size) :])
         scale = add_initializer(copy, unused_name(f"{place.tensor}_factors", copy), vector)
         node = ir.node("Mul", [value, scale], name=unused_node(f"{place.tensor}_smooth", copy))
         out = node.outputs[0]
         out.name = unused_name(f"{place.tensor}_smooth", copy)
         out.type, out.shape = value.type, value.shape
-        producer = value.producer()
-        assert producer is not None
-        copy.graph.insert_after(producer, node)
+        insert_after(value, node, copy.graph)
         for reader in place.readers:
             nodes[reader].replace_input_with(0, out)
     return copy

@@ -16,14 +16,14 @@ between the two kinds of noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.algorithms.channels.channel_moments import ChannelMoments
+from onnxq.algorithms.channels.channel_moments import SILENT, ChannelMoments
 from onnxq.algorithms.channels.labels import FIXED, Channels, Labels
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import matrices_of, weights_of
@@ -83,6 +83,13 @@ class Activations:
     def touches(self, labels: Labels) -> bool:
         """Whether the cost depends on any of them."""
         return bool(np.isin(self.labels, labels).any())
+
+    @property
+    def unlikeness(self) -> float:
+        """The noise (power), in units of the noise if each channel had a scale of its own; at least 1."""
+        each = 2 * np.maximum(self.high, self.low) if self.symmetric else self.high + self.low
+        whole = self._width(np.ones_like(self.high))[0]
+        return float(whole**2 * self.gain.sum() / ((each**2 * self.gain).sum() or np.inf))
 
     def _width(self, factors: Reals) -> tuple[float, Reals]:
         if self.symmetric:
@@ -229,9 +236,16 @@ class NoiseModelBuilder:
         needed: names of the tensors to measure.
     """
 
-    def __init__(self, draft: Draft, channels: Channels) -> None:
-        """Find the layers and groups of ``draft`` with channels that are not fixed."""
+    def __init__(self, draft: Draft, channels: Channels, raw: Collection[str] = ()) -> None:
+        """Find the layers and groups of ``draft`` with channels that are not fixed.
+
+        Args:
+            draft: the calibrated draft.
+            channels: the labels of its channels.
+            raw: names of tensors whose small channels are small by their unit, and not silent.
+        """
         self._channels = channels
+        self._raw = raw
         self._readers = [reader for reader in _readers(draft, channels) if reader.is_free]
         groups = draft.plan.groups.values()
         self._groups = [g for g in groups if any(channels.of(name).any() for name in g.observed_tensors)]
@@ -296,7 +310,7 @@ class NoiseModelBuilder:
     ) -> tuple[Labels, Reals, Reals, Reals]:
         """Return the labels, largest values, negated smallest values and gains of one tensor."""
         labels = self._channels.of(name).reshape(-1)
-        high, low, silent = seen.ends()
+        high, low, silent = seen.ends(0.0 if name in self._raw else SILENT)
         low, high = -np.clip(low, group.bounds[0], 0.0), np.clip(high, 0.0, group.bounds[1])
         gain = reach[None][labels] if name in self._shared or name not in reach else reach[name]
         each = gain.sum(keepdims=True) if labels.size == 1 else gain

@@ -29,11 +29,9 @@ def _conv(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     weight, channels = own_weight(node), ties.of(node.inputs[0])
     if weight is None or channels.ndim != weight.ndim or not _only_along(channels, 1):
         return None
-    groups, taps = groups_of(node), (1,) * (weight.ndim - 2)
-    columns = np.broadcast_to(channels.reshape(-1), groups * weight.shape[1]).reshape(groups, -1)
+    taps = (1,) * (weight.ndim - 2)
     rows = _output(node, len(weight), 2, ties)
-    each = np.repeat(columns, len(weight) // groups, axis=0)
-    ties.fold(node, 1, up=rows.reshape(-1, 1, *taps), down=each.reshape(*each.shape, *taps))
+    ties.fold(node, 1, up=rows.reshape(-1, 1, *taps), down=in_columns(node, weight.shape, channels))
     return [rows.reshape(1, -1, *taps)]
 
 
@@ -42,10 +40,10 @@ def _conv_transpose(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     if weight is None or channels.ndim != weight.ndim or not _only_along(channels, 1):
         return None
     groups, taps = groups_of(node), (1,) * (weight.ndim - 2)
-    columns = np.broadcast_to(channels.reshape(-1), len(weight))
     rows = _output(node, output_channels(node, weight.shape), 2, ties)
     each = np.repeat(rows.reshape(groups, -1), len(weight) // groups, axis=0)
-    ties.fold(node, 1, up=each.reshape(*each.shape, *taps), down=columns.reshape(-1, 1, *taps))
+    down = in_columns(node, weight.shape, channels)
+    ties.fold(node, 1, up=each.reshape(*each.shape, *taps), down=down)
     return [rows.reshape(1, -1, *taps)]
 
 
@@ -54,9 +52,8 @@ def _gemm(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     if weight is None or int_attribute(node, "transA", 0) or not _only_along(channels, 1):
         return None
     rows = _output(node, output_channels(node, weight.shape), 2, ties)
-    columns = channels.reshape(-1)
-    up, down = (rows[:, None], columns) if SUMMED_AXIS["Gemm"](node) else (rows, columns[:, None])
-    ties.fold(node, 1, up=up, down=down)
+    up = rows[:, None] if SUMMED_AXIS["Gemm"](node) else rows
+    ties.fold(node, 1, up=up, down=in_columns(node, weight.shape, channels))
     return [rows[None]]
 
 
@@ -69,7 +66,7 @@ def _matmul(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     if weight is None or weight.ndim != 2 or not _only_along(channels, channels.ndim - 1):
         return None
     rows = _output(node, weight.shape[1], 2, ties)
-    ties.fold(node, 1, up=rows, down=channels.reshape(-1, 1))
+    ties.fold(node, 1, up=rows, down=in_columns(node, weight.shape, channels))
     return [rows.reshape(*(1,) * (channels.ndim - 1), -1)]
 
 
@@ -84,6 +81,24 @@ def _product(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     ties.hold(left)
     rank = max(left.ndim, right.ndim)
     return [right.reshape(*(1,) * (rank - right.ndim), *right.shape)]
+
+
+def in_columns(node: ir.Node, shape: Sequence[int], channels: Labels) -> Labels:
+    """Return the labels of the input channels of a layer, arranged to broadcast with its weight.
+
+    Args:
+        node: the layer.
+        shape: the shape of its weight, in the layout of the operator.
+        channels: the labels of its data input, one for each channel, or one for all.
+    """
+    columns, taps = channels.reshape(-1), (1,) * (len(shape) - 2)
+    if node.op_type == "Conv":
+        groups = groups_of(node)
+        each = np.broadcast_to(columns, groups * shape[1]).reshape(groups, -1)
+        return np.repeat(each, shape[0] // groups, axis=0).reshape(*shape[:2], *taps)
+    if node.op_type == "ConvTranspose" or SUMMED_AXIS[node.op_type](node) == 0:
+        return columns.reshape(-1, 1, *taps)
+    return columns[None]
 
 
 def own_weight(node: ir.Node) -> NDArray[np.generic] | None:

@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from benches import bench_of
+from benches import bench_of, bench_on
 from channel_graphs import ACROSS, features
 from graphs import assert_same_outputs, op_counts, parse, run
 
+from calibrators.data.samples import Sample
 from onnxq.algorithms.channels.channel_moments import ChannelMoments, headroom
-from onnxq.algorithms.channels.equalize import equalize
+from onnxq.algorithms.channels.equalize import _scalable, equalize
 from onnxq.algorithms.channels.fold_factors import find_places, folded, with_muls
 from onnxq.algorithms.channels.labels import find_channels
 from onnxq.algorithms.channels.noise_model import Activations, Weights, minimize_noise, noise
-from onnxq.algorithms.channels.scale_rules import RULES
+from onnxq.algorithms.channels.scale_rules import RULES, in_columns
 from onnxq.core.config import QuantConfig
+from onnxq.graph.nodes import input_at
 from onnxq.graph.passes import simplify
 from onnxq.pipelines.prepare import prepare
 
@@ -116,6 +118,98 @@ def test_layers_that_stay_float_hear_noise_too() -> None:
     repaired = equalize(harmed, context)
     assert repaired is not None
     assert context.error(repaired) < 0.5 * context.error(harmed)
+
+
+CNN = "a = Conv<pads=[1,1,1,1]>({}, w, b) r = Relu(a) y = Conv<pads=[1,1,1,1]>(r, v)"
+DEEP = "float[8,4,3,3] w, float[8] b, float[4,8,3,3] v"
+MLP = "float[4,16] w, float[16] b, float[16,4] v"
+FIRST_LAYERS = {
+    "convolution": ((4, 8, 8), 1, DEEP, CNN.format("j")),
+    "moved": ((4, 8, 8), 1, DEEP, "t = Transpose<perm=[0,1,3,2]>(j) " + CNN.format("t")),
+    "channels last": ((8, 8, 4), 3, DEEP, "t = Transpose<perm=[0,3,1,2]>(j) " + CNN.format("t")),
+    "read twice": (
+        (4, 8, 8),
+        1,
+        f"{DEEP}, float[8,4,3,3] w2",
+        "c = Conv<pads=[1,1,1,1]>(j, w2) a = Conv<pads=[1,1,1,1]>(j, w, b) q = Add(a, c) r = Relu(q) y = Conv(r, v)",
+    ),
+    "groups": ((4, 8, 8), 1, DEEP.replace("8,4,3", "8,2,3"), CNN.format("j").replace("<", "<group=2, ", 1)),
+    "transposed": (
+        (4, 8, 8),
+        1,
+        DEEP.replace("8,4,3", "4,8,3"),
+        "a = ConvTranspose<pads=[1,1,1,1]>(j, w, b) r = Relu(a) y = Conv(r, v)",
+    ),
+    "one dimension": ((4, 16), 1, DEEP.replace("3,3]", "3]"), CNN.format("j").replace("1,1,1,1", "1,1")),
+    "Gemm": ((4,), 1, MLP, "a = Gemm(j, w, b) r = Relu(a) y = MatMul(r, v)"),
+    "MatMul": ((5, 4), 2, MLP, "a = MatMul(j, w) c = Add(a, b) r = Relu(c) y = MatMul(r, v)"),
+}
+"""What reads ``j``, two inputs joined: sizes of a sample, axis of the channels, weights, nodes."""
+
+
+def joined(kind: str, sizes: np.ndarray, **options):
+    """A bench with inputs whose channels have these ``sizes``, and weigh equally in the first layer."""
+    shape, axis, weights, body = FIRST_LAYERS[kind]
+    parts = [",".join(str(n if d == axis - 1 else s) for d, s in enumerate(shape)) for n in (3, 1)]
+    text = f"""g (float[N,{parts[0]}] x, float[N,{parts[1]}] m) => (float y) <{weights}> {{
+      j = Concat<axis={axis}>(x, m) {body} }}"""
+    model = simplify(parse(text))
+    for node in model.graph:
+        value = input_at(node, 1)
+        if value is not None and (value.name or "").startswith("w"):
+            weight = value.const_value.numpy()
+            value.const_value = ir.tensor((weight / in_columns(node, weight.shape, sizes)).astype(np.float32))
+    rng, along = (
+        np.random.default_rng(0),
+        sizes.reshape([-1 if d == axis - 1 else 1 for d in range(len(shape))]),
+    )
+    drawn = (along * rng.normal(size=(32, 1, *shape))).astype(np.float32)
+    samples = [
+        Sample(str(i), dict(zip(("x", "m"), np.split(one, [3], axis), strict=True)))
+        for i, one in enumerate(drawn)
+    ]
+    return bench_on(model, samples[:24], samples[24:], **options)
+
+
+@pytest.mark.parametrize("kind", FIRST_LAYERS)
+@pytest.mark.parametrize("target", [*TARGETS, "openvino"])
+def test_inputs_of_different_sizes_are_scaled_by_a_mul(kind: str, target: str) -> None:
+    draft, context = joined(kind, np.array([200.0, 150.0, 180.0, 0.01]), target=target)
+    found = equalize(draft, context)
+    if not any("w" in point.tensor for point in draft.plan.points):
+        pytest.skip(f"the first layer stays float on {target}")
+    assert found is not None
+    assert op_counts(found.reference) == {**op_counts(draft.reference), "Mul": 1}
+    assert context.evaluator.evaluate(found.reference).noise < 1e-9
+    assert context.error(found) < 0.1 * context.error(draft)
+    assert found.plan.integer_nodes == draft.plan.integer_nodes
+
+
+@pytest.mark.parametrize("kind", FIRST_LAYERS)
+def test_inputs_of_about_the_same_size_are_not_scaled(kind: str) -> None:
+    found = _scalable(*joined(kind, np.array([1.0, 1.2, 0.8, 0.7])))
+    assert found is None or not any(place.is_raw for place in found.places)
+
+
+def test_channels_of_one_input_are_scaled_too() -> None:
+    sizes = np.array([5.0, 4000.0], np.float32).reshape(2, 1, 1)
+    rng = np.random.default_rng(0)
+    text = "g (float[N,2,8,8] x) => (float y) <float[4,2,3,3] w, float[4,4,1,1] v> { a = Conv(x, w) y = Conv(a, v) }"
+    model = simplify(parse(text, w=rng.normal(size=(4, 2, 3, 3)) / sizes))
+    samples = [
+        Sample(str(i), {"x": sizes * x}) for i, x in enumerate(rng.normal(size=(32, 1, 2, 8, 8)).astype("f"))
+    ]
+    draft, context = bench_on(model, samples[:24], samples[24:])
+    found = equalize(draft, context)
+    assert found is not None
+    assert op_counts(found.reference) == {"Conv": 2, "Mul": 1}
+    assert context.error(found) < 0.1 * context.error(draft)
+
+
+def test_where_everything_is_quantized_a_mul_comes_too_late() -> None:
+    draft, context = joined("convolution", np.array([200.0, 150.0, 180.0, 0.01]), target="qnn")
+    found = equalize(draft, context)
+    assert found is None or op_counts(found.reference) == op_counts(draft.reference)
 
 
 def uneven(size: int) -> np.ndarray:
