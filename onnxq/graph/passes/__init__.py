@@ -30,7 +30,7 @@ from onnxq.graph.passes.fold_affine import (
     FoldBatchNormPass,
     FoldScalarsForwardPass,
 )
-from onnxq.graph.passes.fold_clip import HardSigmoidToClipPass, ScaleBeforeClipPass
+from onnxq.graph.passes.fold_clip import ClampToClipPass, HardSigmoidToClipPass, ScaleBeforeClipPass
 from onnxq.graph.passes.fuse_pad import FusePadPass
 from onnxq.graph.passes.gemm import FoldGemmScalarsPass, MatMulAddToGemmPass
 from onnxq.graph.passes.hard_activations import FuseHardSigmoidPass, FuseHardSwishPass, has_hard_swish
@@ -83,6 +83,7 @@ SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
     FusePadPass(),
     FuseHardSwishPass(),
     FuseHardSigmoidPass(),
+    ClampToClipPass(),
     FoldBatchNormPass(),
     FoldArithmeticPass(),
     HardSigmoidToClipPass(),

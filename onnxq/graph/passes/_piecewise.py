@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxq.graph.nodes import constant_value, is_op, rank
 from onnxq.graph.operators import Range, attribute_value, clip_range
@@ -90,32 +91,44 @@ def _cut(value: ir.Value) -> tuple[Line, Range] | None:
         slope, offset = attribute_value(node, "alpha"), attribute_value(node, "beta")
         return Line(node.inputs[0], slope, offset, nodes=1), (0.0, 1.0)
     source, limits, count = value, (-math.inf, math.inf), 0
-    while count < LONGEST and (found := _limited(source.producer())) is not None:
+    while count < LONGEST and (found := limited(source.producer())) is not None:
         source, inner = found
         low, high = np.clip(inner, *limits)
         limits, count = (float(low), float(high)), count + 1
     return (Line(source, nodes=count), limits) if limits[0] == 0 < limits[1] < math.inf else None
 
 
-def _limited(node: ir.Node | None) -> tuple[ir.Value, Range] | None:
-    """Return the input of a Relu, Clip, or Min or Max with a constant, and its limits; else None."""
+def limited(node: ir.Node | None) -> tuple[ir.Value, Range] | None:
+    """Return the input of a Relu, Clip, or Min or Max with constants, and its limits; else None.
+
+    The limits are the same for all elements, and the lower one is not above the upper one.
+    """
     if node is None or not is_op(node, "Relu", "Clip", "Min", "Max") or node.inputs[0] is None:
         return None
-    if node.op_type in ("Relu", "Clip"):
-        limits = clip_range(node)
-        return None if limits is None or limits[0] > limits[1] else (node.inputs[0], limits)
-    return _one_limit(node)
+    if node.op_type in ("Min", "Max"):
+        return _one_limit(node)
+    limits = clip_range(node)
+    return None if limits is None or not limits[0] <= limits[1] else (node.inputs[0], limits)
 
 
 def _one_limit(node: ir.Node) -> tuple[ir.Value, Range] | None:
     computed = [value for value in node.inputs if value is not None and constant_value(value) is None]
     constants = [constant for value in node.inputs if (constant := constant_value(value)) is not None]
-    if len(computed) != 1 or len(constants) != 1 or constants[0].size != 1:
+    if len(computed) != 1 or not constants or not all(_is_one_number(c, computed[0]) for c in constants):
         return None
-    if constants[0].ndim > (rank(computed[0]) or 0):
-        return None
-    limit = float(constants[0].item())
-    return computed[0], ((-math.inf, limit) if node.op_type == "Min" else (limit, math.inf))
+    numbers = [float(constant.reshape(-1)[0]) for constant in constants]
+    if node.op_type == "Min":
+        return computed[0], (-math.inf, min(numbers))
+    return computed[0], (max(numbers), math.inf)
+
+
+def _is_one_number(constant: NDArray[np.generic], other: ir.Value) -> bool:
+    """Whether a constant broadcasts to ``other`` without changing its shape, and repeats one number."""
+    sizes = () if other.shape is None else tuple(other.shape)[len(other.shape) - constant.ndim :]
+    fits = len(sizes) == constant.ndim and all(
+        a in (1, b) for a, b in zip(constant.shape, sizes, strict=True)
+    )
+    return fits and constant.size > 0 and bool((constant == constant.reshape(-1)[0]).all())
 
 
 def same(a: float, b: float, dtype: ir.DataType | None) -> bool:

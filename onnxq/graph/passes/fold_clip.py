@@ -1,4 +1,4 @@
-"""Fold through Clip: move factors after a Clip before it, and turn HardSigmoid into Clip."""
+"""Fold through Clip: move factors after a Clip before it, and turn HardSigmoid, Max and Min into Clip."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.nodes import add_initializer, all_nodes, is_op, replace_value
-from onnxq.graph.operators import attribute_value, clip_range
+from onnxq.graph.operators import Range, attribute_value, clip_range
 from onnxq.graph.passes._affine import Affine, give_to_producer, is_private
-from onnxq.graph.passes._piecewise import scalar_affine
+from onnxq.graph.passes._piecewise import limited, scalar_affine
+from onnxq.graph.passes._weighted import FLOATS
 
 
 class ScaleBeforeClipPass(ir.passes.InPlacePass):
@@ -94,3 +95,51 @@ def _fold_hard_sigmoid(model: ir.Model, node: ir.Node) -> bool:
         array = np.array(limit, source.dtype.numpy())
         node.replace_input_with(index, add_initializer(model, f"{node.name}_limit", array))
     return True
+
+
+class ClampToClipPass(ir.passes.InPlacePass):
+    """Turn Max and Min with constants into Relu and Clip, and make one node of successive ones.
+
+        Max(x, 0)                             ->  Relu(x)
+        Min(Max(x, low), high)                ->  Clip(x, low, high)
+        Min(Relu(x), 6), Clip(Relu(x), -1, 6) ->  Clip(x, 0, 6)
+
+    Runtimes fuse a Relu or Clip with the layer before it, also in integers, but no Max or Min. Constants that
+    differ between elements stay.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every such node; those that are then not read are removed later."""
+        changed = [_clamp(model, node) for node in list(all_nodes(model))]
+        return ir.passes.PassResult(model, modified=any(changed))
+
+
+def _clamp(model: ir.Model, node: ir.Node) -> bool:
+    found = limited(node)
+    if found is None or found[0].dtype not in FLOATS:
+        return False
+    source, limits = found
+    inner = limited(source.producer()) if is_private(source, node) else None
+    if inner is not None:
+        source, (low, high) = inner[0], np.clip(inner[1], *limits)
+        limits = float(low), float(high)
+    elif is_op(node, "Relu", "Clip"):
+        return False
+    _write_limits(model, node, source, limits)
+    return True
+
+
+def _write_limits(model: ir.Model, node: ir.Node, source: ir.Value, limits: Range) -> None:
+    """Turn the node into the Relu or Clip of ``source`` with these limits; without any, into an Identity."""
+    low, high = limits
+    shortened = {(-math.inf, math.inf): "Identity", (0.0, math.inf): "Relu"}
+    node.op_type = shortened.get(limits, "Clip")
+    node.attributes.clear()
+    node.resize_inputs(1)
+    node.replace_input_with(0, source)
+    if node.op_type == "Clip" and source.dtype is not None:
+        node.resize_inputs(2 if high == math.inf else 3)
+        for index, limit, unlimited in ((1, low, -math.inf), (2, high, math.inf)):
+            if limit != unlimited:
+                array = np.array(limit, source.dtype.numpy())
+                node.replace_input_with(index, add_initializer(model, f"{node.name}_limit", array))
