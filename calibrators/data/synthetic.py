@@ -10,6 +10,7 @@ nothing. Free dimensions get sizes with which the model has been run; sums of ot
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -41,6 +42,10 @@ MOST_NAMES = 5
 """The most names of free sizes of which every possible sum is tried."""
 
 
+MOST_ELEMENTS = 2**28
+"""Most elements in a synthetic sample: 2 GiB while they are made, in float64."""
+
+
 COARSE = 16
 """Distance of the knots of the smooth part of an image, in pixels."""
 
@@ -64,8 +69,8 @@ def synthetic_samples(model: ir.Model, inputs: Sequence[InputSpec], count: int, 
         seed: the same seed gives the same samples.
 
     Raises:
-        CalibrationError: an input's rank is unknown or its type is not numeric, or the model runs with none
-            of the guessed sizes.
+        CalibrationError: an input's rank is unknown, its type is not numeric or its size too large, or the
+            model runs with none of the guessed sizes.
     """
     for spec in inputs:
         if spec.shape is None or spec.dtype.kind not in "biuf":
@@ -83,10 +88,13 @@ def _working_shapes(
     names = _free_names(inputs)
     sums = known_sums(model, names)
     guesses = [_shapes(inputs, sizes, sums) for sizes in ATTEMPTS]
+    check_sizes(inputs, min(guesses, key=elements))
+    guesses = [guess for guess in guesses if elements(guess) <= MOST_ELEMENTS]
     if all(guess == guesses[0] for guess in guesses):
         return guesses[0]
     if len(names) <= MOST_NAMES:  # before the size of 1, which would be broadcast
         more = [_shapes(inputs, ATTEMPTS[0], sums) for sums in possible_sums(names)]
+        more = [guess for guess in more if elements(guess) <= MOST_ELEMENTS]
         guesses[FIRST_ATTEMPTS:FIRST_ATTEMPTS] = more
     # Imported here: ONNX Runtime is heavy, and most calls have data or fixed shapes.
     from calibrators.session import RUNTIME_ERRORS, brief, open_session
@@ -116,6 +124,25 @@ def _free_names(inputs: Sequence[InputSpec]) -> list[str]:
         if isinstance(dim, str) and not _counts_samples(spec, axis, inputs)
     )
     return [dim for dim in dims if dim.isidentifier()]
+
+
+def elements(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Count the elements of all inputs."""
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def check_sizes(inputs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check that inputs of these shapes can be made.
+
+    Raises:
+        CalibrationError: they have more than `MOST_ELEMENTS` elements.
+    """
+    if elements(shapes) > MOST_ELEMENTS:
+        largest = max(inputs, key=lambda spec: math.prod(shapes[spec.name]))
+        raise CalibrationError(
+            f"input {largest} is declared too large to make a sample of it: give calibration data (--data), "
+            "or declare the sizes that the model is used with"
+        )
 
 
 def _shapes(inputs: Sequence[InputSpec], sizes: Mapping[str, int], sums: Sums) -> dict[str, tuple[int, ...]]:

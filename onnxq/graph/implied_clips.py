@@ -6,7 +6,7 @@ cuts off negative values anyway:
     Conv → QuantizeLinear(range 0 … 6)   ->   Conv → Clip(0, 6)
 
 A range that ends at zero does the same to positive values. A range with zero inside may come from a Clip too,
-or cut rare values only: `onnxq.pipelines.saturation` asks the samples.
+or cut rare values only: `onnxq.calibration.saturation` asks the samples.
 """
 
 from __future__ import annotations

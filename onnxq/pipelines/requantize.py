@@ -21,6 +21,7 @@ from calibrators.statistics import Statistics
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics, from_table
 from onnxq.calibration.run import gather
 from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
+from onnxq.calibration.saturation import before, saturating, unsaturated, with_clips
 from onnxq.calibration.tables.sources import of_plan
 from onnxq.calibration.tables.table import Encoding, Table, on_grid
 from onnxq.core.config import QuantConfig
@@ -33,11 +34,11 @@ from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import constant_value
 from onnxq.graph.strip_qdq import RecordedQParams, StrippedModel, strip
 from onnxq.pipelines.acceptance import accept, model_warnings, verify_static
+from onnxq.pipelines.interface import with_ranks
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, diagnose_model, quantized_node
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
-from onnxq.pipelines.saturation import before, saturating, unsaturated, with_clips
 from onnxq.verify.accuracy import AccuracyEvaluator
 
 ON_GRID = 1e-3
@@ -98,7 +99,9 @@ def requantize(
         evaluator = AccuracyEvaluator(model, samples.eval_samples or list(samples))
         verify = partial(verify_static, plan=plan, config=options, evaluator=evaluator)
         check = partial(accept, evaluator=evaluator, verify=verify)
-        accepted = write_validated(as_written(simple, plan), output, check)
+        accepted = write_validated(
+            with_ranks(as_written(simple, plan), simple, samples, options), output, check
+        )
         result = Requantized(
             request=Request(os.fspath(model), os.fspath(output), origin(data), options),
             plan=plan,

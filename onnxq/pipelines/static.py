@@ -31,6 +31,7 @@ from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load, write_validated, written_together
 from onnxq.graph.insert_qdq import as_written
 from onnxq.pipelines.acceptance import accept_static, static_warnings
+from onnxq.pipelines.interface import with_ranks
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.report.report import Request
@@ -143,7 +144,8 @@ def quantize_calibrated(
         check = partial(accept_static, plan=draft.plan, reference=reference, context=context)
         if config.tables:
             tables.write(tables.encode_all(table(), config.tables))
-        accepted = write_validated(as_written(draft.model, draft.plan), output, check)
+        written = with_ranks(as_written(draft.model, draft.plan), reference, samples, config)
+        accepted = write_validated(written, output, check)
         return conclude(
             QuantResult(
                 request=Request(model, os.fspath(output), calibrated.origin, config),

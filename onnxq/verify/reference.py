@@ -12,6 +12,7 @@ import numpy as np
 
 from calibrators.collect import run_batch
 from calibrators.data.samples import input_specs
+from calibrators.data.synthetic import check_sizes
 from calibrators.errors import CalibrationError
 from calibrators.held_noise import draws
 from calibrators.session import open_session
@@ -33,11 +34,16 @@ def files(subject: Subject) -> Iterator[tuple[Path, Path]]:
 
 
 def _inputs(subject: Subject) -> dict[str, Any]:
-    """The first sample; zeros if there are no samples, with size 1 for unknown axes."""
+    """The first sample; zeros if there are no samples, with size 1 for unknown axes.
+
+    Raises:
+        CalibrationError: an input is declared too large.
+    """
     if subject.samples:
         return dict(subject.samples[0].feeds)
     specs = input_specs(subject.model)
     shapes = {spec.name: [d if isinstance(d, int) else 1 for d in spec.shape or ()] for spec in specs}
+    check_sizes(specs, shapes)
     return {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in specs}
 
 

@@ -169,3 +169,129 @@ def test_an_operator_for_features_before_the_layers(tmp_path):
     onnx.save(proto, tmp_path / "m.onnx")
     result = onnxq.quantize_static(tmp_path / "m.onnx", tmp_path / "o.onnx", DATA, CONFIG)
     assert {"fc0", "fc1"} <= set(result.plan.integer_nodes)
+
+
+# --- no declared shape, or a wrong one -----------------------------------------------------------------
+
+
+def without_shapes(*names, nodes=(), opset=17):
+    """A classifier with output ``p`` and more; the inputs and outputs called ``names`` have no shape."""
+    infos = [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["N", 8])]
+    infos += [helper.make_tensor_value_info(n.output[0], TensorProto.FLOAT, None) for n in nodes]
+    proto = classifier(nodes, infos, opset)
+    for info in (*proto.graph.input, *proto.graph.output):
+        if info.name in names:
+            info.type.tensor_type.ClearField("shape")
+    return proto
+
+
+def ranks(path):
+    graph = onnx.load(path).graph
+    return {info.name: len(info.type.tensor_type.shape.dim) for info in (*graph.input, *graph.output)}
+
+
+PATCHED = ml("Scaler", ["s"], ["z"], offset=[0.1] * 8, scale=[2.0] * 8)
+MEAN = helper.make_node("ReduceMean", ["z"], ["mean"], "mean", keepdims=0)
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+@pytest.mark.parametrize(
+    ("names", "nodes", "expected"),
+    [
+        ("x", (), {"x": 2, "p": 2}),
+        ("xp", (), {"x": 2, "p": 2}),
+        ("xp", (PATCHED,), {"x": 2, "p": 2, "z": 2}),
+        ("p", (PATCHED, MEAN), {"x": 2, "p": 2, "z": 2, "mean": 0}),
+    ],
+)
+def test_inputs_and_outputs_without_a_shape(tmp_path, names, nodes, expected, mode):
+    model, int8 = tmp_path / "m.onnx", tmp_path / "int8.onnx"
+    onnx.save(without_shapes(*names, nodes=nodes), model)
+    if mode == "static":
+        result = onnxq.quantize_static(model, int8, DATA, CONFIG)
+    else:
+        result = onnxq.quantize_dynamic(model, int8, onnxq.QuantConfig(threads=1), DATA)
+    onnx.checker.check_model(int8, full_check=True)
+    assert ranks(int8) == expected
+    assert result.quality.outputs["p"].sqnr > 20
+
+
+def test_a_model_in_memory_without_shapes(tmp_path):
+    onnxq.quantize_static(without_shapes("x", "p"), tmp_path / "int8.onnx", DATA, CONFIG)
+    assert ranks(tmp_path / "int8.onnx") == {"x": 2, "p": 2}
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_an_input_without_a_shape_needs_data(tmp_path, mode):
+    onnx.save(without_shapes("x"), tmp_path / "m.onnx")
+    run = onnxq.quantize_static if mode == "static" else onnxq.quantize_dynamic
+    with pytest.raises(onnxq.CalibrationError, match=r"input 'x' \(float32 of unknown shape\).*--data"):
+        run(tmp_path / "m.onnx", tmp_path / "o.onnx")
+
+
+def test_an_output_without_a_shape_needs_no_data(tmp_path):
+    model = tmp_path / "m.onnx"
+    onnx.save(without_shapes("p", nodes=[PATCHED]), model)
+    onnxq.quantize_static(model, tmp_path / "a.onnx", None, CONFIG)
+    onnxq.calibrate(model, DATA, onnxq.QuantConfig(threads=1)).save(tmp_path / "s.npz")
+    config = onnxq.QuantConfig(threads=1, verify="off", from_table=tmp_path / "s.npz")
+    onnxq.quantize_static(model, tmp_path / "b.onnx", None, config)
+    for name in ("a.onnx", "b.onnx"):
+        assert ranks(tmp_path / name) == {"x": 2, "p": 2, "z": 2}
+
+
+def test_an_input_without_a_shape_and_ranges_from_a_table(tmp_path):
+    onnx.save(without_shapes("x"), tmp_path / "m.onnx")
+    onnxq.calibrate(tmp_path / "m.onnx", DATA, onnxq.QuantConfig(threads=1)).save(tmp_path / "s.npz")
+    config = onnxq.QuantConfig(threads=1, verify="off", from_table=tmp_path / "s.npz")
+    with pytest.raises(onnxq.ModelError, match=r"input 'x' .*Declare the input's shape"):
+        onnxq.quantize_static(tmp_path / "m.onnx", tmp_path / "o.onnx", None, config)
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        (["N", 99], ["N", 8]),
+        ([3, 8], ["N", 8]),
+        (["N", 8, 1], ["N", 8]),
+        ([], ["N", 8]),
+        (["M", 8], ["M", 8]),
+        (["N", "classes"], ["N", "classes"]),
+    ],
+)
+def test_an_output_with_a_wrong_shape(tmp_path, caplog, declared, expected):
+    proto = classifier([], [helper.make_tensor_value_info("p", TensorProto.FLOAT, declared)])
+    onnx.save(proto, tmp_path / "m.onnx")
+    onnxq.quantize_static(tmp_path / "m.onnx", tmp_path / "o.onnx", DATA, CONFIG)
+    onnx.checker.check_model(tmp_path / "o.onnx", full_check=True)
+    dims = onnx.load(tmp_path / "o.onnx").graph.output[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims][1] in (expected[1], 8)
+    assert len(dims) == 2
+    assert ("output 'p' is declared as" in caplog.text) == (declared != expected)
+
+
+def test_a_wrong_shape_behind_a_reshape_that_nothing_can_infer(tmp_path):
+    """The sizes inside contradict each other, and a foreign operator hides what is right."""
+    nodes = [PATCHED, helper.make_node("Flatten", ["z"], ["flat"], "flatten")]
+    proto = classifier(nodes, [helper.make_tensor_value_info("flat", TensorProto.FLOAT, ["N", 99])])
+    proto.graph.value_info.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 8, 1, 1]))
+    onnx.save(proto, tmp_path / "m.onnx")
+    onnxq.quantize_static(tmp_path / "m.onnx", tmp_path / "o.onnx", DATA, CONFIG)
+
+
+@pytest.mark.parametrize("shape", [[2**31, 2**31, 40], [2**62, 2**62, 40], ["N", 2**40], [2**20, 2**10, 40]])
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_an_input_that_is_declared_too_large(tmp_path, shape, mode):
+    product = helper.make_node("MatMul", ["x", "w"], ["y"], "product")
+    graph = helper.make_graph(
+        [product],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(constant((40, 64)), "w")],
+    )
+    imports = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), tmp_path / "m.onnx")
+    run = onnxq.quantize_static if mode == "static" else onnxq.quantize_dynamic
+    with pytest.raises(onnxq.CalibrationError, match=r"input 'x' .*too large.*--data"):
+        run(tmp_path / "m.onnx", tmp_path / "o.onnx")

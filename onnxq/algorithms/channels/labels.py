@@ -14,6 +14,7 @@ change.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ def reshaped(labels: Labels, before: Dims, after: Dims) -> Labels | None:
         elif len(sizes) == len(goal) == 1:
             continue
         elif all(isinstance(size, int) for size in (*sizes, *goal)):
+            if math.prod(sizes) != math.prod(goal):
+                return None  # the model declares a shape that it does not have
             full = np.broadcast_to(labels, (*labels.shape[: old[0]], *sizes, *labels.shape[old[1] :]))  # type: ignore[arg-type]
             labels = without_repeats(_with(full, old, goal), range(old[0], old[0] + len(goal)))  # type: ignore[arg-type]
         else:

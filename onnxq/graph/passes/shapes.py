@@ -123,24 +123,42 @@ class ForgetStaleShapesPass(ir.passes.InPlacePass):
 
     When the batch size of an exported model is made dynamic, often only the inputs are changed, and
     ``[1, ...]`` stays stored for every tensor inside. Runtimes ignore such shapes, but constant folding would
-    trust them and fix the batch size to 1.
+    trust them and fix the batch size to 1. A model output whose declared shape contradicts the inputs gets
+    the shape that follows from them.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Compare the stored shapes with those that follow from the inputs."""
-        outputs = [o for node in all_nodes(model) for o in node.outputs if not o.is_graph_output()]
-        noted = {o.name: o for o in outputs if o.shape is not None}
-        follows = _from_inputs_alone(model) if noted else {}
-        stale = any(_contradict(noted[n].shape, shape) for n, shape in follows.items() if n in noted)
-        for value in noted.values() if stale else ():
-            value.shape = None
-        return ir.passes.PassResult(model, modified=stale)
+        values = [v for node in all_nodes(model) for v in node.outputs if v.shape is not None]
+        follows = _from_inputs_alone(model) if values else {}
+        wrong = [v for v in values if _contradict(v.shape, follows.get(v.name or ""))]
+        for value in wrong:
+            if value in model.graph.outputs:
+                _correct(value, follows[value.name or ""])
+        stale = any(not value.is_graph_output() for value in wrong)
+        for value in values if stale else ():
+            if not value.is_graph_output():
+                value.shape = None
+        return ir.passes.PassResult(model, modified=bool(wrong))
+
+
+def _correct(output: ir.Value, shape: ir.Shape | None) -> None:
+    logger.warning(
+        "output %r is declared as %s, but the model's inputs give %s: the declaration is corrected",
+        output.name,
+        output.shape,
+        shape,
+    )
+    output.shape = shape
 
 
 def _from_inputs_alone(model: ir.Model) -> dict[str, ir.Shape | None]:
     proto = light_proto(model)
     for graph in graphs(proto.graph):
         del graph.value_info[:]
+    for output in proto.graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
     return {name: type_and_shape(kind)[1] for name, kind in inferred_types(proto).items()}
 
 

@@ -34,6 +34,7 @@ from onnxq.pipelines.dynamic.acceptance import (
 from onnxq.pipelines.dynamic.equalization import rewrite_equalized
 from onnxq.pipelines.dynamic.planning import plan_nodes
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, find_scheme
+from onnxq.pipelines.interface import with_ranks
 from onnxq.pipelines.preflight import (
     as_onnxq_errors,
     check_files,
@@ -89,7 +90,7 @@ def quantize_dynamic(
         quantized, effects = rewrite_equalized(simple, plan, scheme, context)
         progress("writing and checking the model")
         check = partial(accept_dynamic, scheme=scheme, reference=simple, context=context)
-        accepted = write_validated(quantized, output, check)
+        accepted = write_validated(with_ranks(quantized, simple, samples, config), output, check)
         return conclude(
             QuantResult(
                 request=Request(os.fspath(model), os.fspath(output), origin(data), config),
