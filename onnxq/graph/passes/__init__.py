@@ -60,6 +60,7 @@ NEW: tuple[ir.passes.PassBase, ...] = (
     UniqueNamesPass(),
     ForgetStaleShapesPass(),
     InferForeignTypesPass(),
+    FoldConstantsPass(),
 )
 """Cleans up after the opset was raised. Runs once."""
 

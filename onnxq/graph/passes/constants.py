@@ -22,6 +22,10 @@ SMALL = 65_536
 """Largest number of elements that may be stored in any case."""
 
 
+LARGE_PARAMETER = 2**24
+"""Largest number of elements of a parameter that is made from smaller constants."""
+
+
 NO_LIMIT = 2**62
 """No size limit in onnxscript: `may_be_stored` alone decides."""
 
@@ -51,7 +55,7 @@ class FoldConstantsPass(ir.passes.InPlacePass):
     Folding must neither enlarge the file much nor disturb quantization:
 
     - The result must be small, or no larger than the constants it is made from, or (part of) a parameter of
-      a node such as a Conv: its weight has to be an initializer to be quantized, whatever its size.
+      a node such as a Conv, unless it is huge: a weight has to be an initializer to be quantized.
     - QuantizeLinear and DequantizeLinear are never folded, nor random operators, nor operators that ONNX's
       reference code and ONNX Runtime compute differently.
     """
@@ -80,7 +84,7 @@ def may_be_stored(node: ir.Node) -> bool:
     if size is None or len(node.outputs) != 1:
         return False
     read = sum(value.const_value.size for value in node.inputs if value is not None and value.const_value)
-    return size <= max(SMALL, read) or _is_parameter(node.outputs[0])
+    return size <= max(SMALL, read) or (size <= LARGE_PARAMETER and _is_parameter(node.outputs[0]))
 
 
 def _size(value: ir.Value) -> int | None:

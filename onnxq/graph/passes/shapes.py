@@ -159,7 +159,7 @@ def _from_inputs_alone(model: ir.Model) -> dict[str, ir.Shape | None]:
     for output in proto.graph.output:
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
-    return {name: type_and_shape(kind)[1] for name, kind in inferred_types(proto).items()}
+    return {name: type_and_shape(kind)[1] for name, kind in inferred_types(proto, careful=True).items()}
 
 
 def _contradict(noted: ir.Shape | None, follows: ir.Shape | None) -> bool:
@@ -197,18 +197,59 @@ def light_proto(model: ir.Model) -> onnx.ModelProto:
     return to_proto(copy)
 
 
-def inferred_types(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
-    """Infer types with ONNX, by tensor name; the result is empty if the inference fails."""
+UNFOLDING = frozenset(
+    {"Range", "ConstantOfShape", "Expand", "Tile", "Pad", "Resize", "Upsample", "OneHot", "EyeLike", "Loop"}
+    | {"RandomNormal", "RandomUniform", "HannWindow", "HammingWindow", "BlackmanWindow"}
+)
+"""Operators that may give a long vector although their inputs are small."""
+
+
+LONG = 2**20
+"""Number of elements of vectors that are too many for data propagation, which takes 140 bytes for each."""
+
+
+def inferred_types(proto: onnx.ModelProto, careful: bool = False) -> dict[str, onnx.TypeProto]:
+    """Infer types with ONNX, by tensor name; the result is empty if the inference fails.
+
+    ONNX also propagates the values of vectors, from which other shapes follow. That is left out where a
+    small model has vectors of millions of elements.
+
+    Args:
+        proto: the model, without large initializers.
+        careful: leave it out also where vectors might be long, but it is not known yet. After the folding of
+            constants it is known.
+    """
+    kinds = {node.op_type for graph in graphs(proto.graph) for node in graph.node}
+    known = (
+        _infer_types(proto, False) if kinds & UNFOLDING or _vector_elements(_declared(proto)) > LONG else {}
+    )
+    if known and (careful or _vector_elements(known.values()) > LONG):
+        return known
+    return _infer_types(proto, True)
+
+
+def _infer_types(proto: onnx.ModelProto, data_prop: bool) -> dict[str, onnx.TypeProto]:
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
         logger.debug("no shape inference: %s", e)
         return {}
-    return {
-        info.name: info.type
-        for graph in graphs(inferred.graph)
-        for info in (*graph.value_info, *graph.output)
-    }
+    return {info.name: info.type for info in _infos(inferred)}
+
+
+def _infos(proto: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
+    for graph in graphs(proto.graph):
+        yield from (*graph.input, *graph.value_info, *graph.output)
+
+
+def _declared(proto: onnx.ModelProto) -> Iterator[onnx.TypeProto]:
+    return (info.type for info in _infos(proto))
+
+
+def _vector_elements(kinds: Iterable[onnx.TypeProto]) -> int:
+    """Count the elements of all tensors with one axis of known size."""
+    dims = (kind.tensor_type.shape.dim for kind in kinds)
+    return sum(each[0].dim_value for each in dims if len(each) == 1)
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
