@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -127,7 +128,8 @@ def run_guarded(action: Callable[[Sequence[str]], None], argv: Sequence[str] | N
 
 def _failed(error: Exception, verbose: bool) -> int:
     if verbose:
-        traceback.print_exception(error)
+        with suppress(OSError):
+            print(printable("".join(traceback.format_exception(error))), file=sys.stderr, end="")
     return _fail(_describe(error), WRONG_USAGE if isinstance(error, ConfigError | TargetError) else FAILED)
 
 
@@ -151,8 +153,21 @@ def _describe(error: Exception) -> str:
 
 
 def one_line(message: str) -> str:
-    """Join the lines of a message."""
-    return " ".join(line.strip() for line in message.splitlines() if line.strip())
+    """Join the lines of a message, and make it `printable`."""
+    return printable(" ".join(line.strip() for line in message.splitlines() if line.strip()))
+
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and newline, marks of direction, and halves of characters."""
+
+
+def printable(text: str) -> str:
+    r"""Write the control characters in ``text`` as escape sequences, like ``\x1b``.
+
+    Names come from models and file systems: what they hold must not move the cursor, change the terminal, or
+    turn the direction of the text around.
+    """
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def close_stdout() -> None:

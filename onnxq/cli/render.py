@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from onnxq.algorithms.autotune.tuner import Tuning
 from onnxq.algorithms.mixed_precision.search import Search
 from onnxq.algorithms.mixed_precision.trials import TrialResult
 from onnxq.algorithms.sensitivity.analysis import Sensitivity
-from onnxq.cli.terminal import ERR, OUT, warn
+from onnxq.cli.terminal import ERR, OUT, print_json, warn
 from onnxq.cli.tree import counts, tree, without_names
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import size_on_disk
@@ -144,7 +143,7 @@ def print_inspection(inspection: Inspection) -> None:
         for group in inspection.groups
     ]
     plan = _plan(inspection.plan) if inspection.plan is not None else {}
-    OUT.print(json.dumps({**plan, "groups": groups}, indent=2), soft_wrap=True)
+    print_json({**plan, "groups": groups})
 
 
 def _plan(plan: QuantPlan) -> dict[str, Any]:
@@ -211,7 +210,7 @@ def print_ranking(ranking: Sequence[Sensitivity]) -> None:
         }
         for one in ranking
     ]
-    OUT.print(json.dumps(content, indent=2), soft_wrap=True)
+    print_json(content)
 
 
 _STATUS_STYLES: Mapping[str, str] = {"passed": "green", "failed": "bold red", "not checked": "yellow"}
@@ -246,7 +245,7 @@ def _findings(verdict: Verdict, every_node: bool) -> Iterator[str]:
 
 def print_verdicts(verdicts: Sequence[Verdict]) -> None:
     """Print the verdicts as JSON."""
-    OUT.print(json.dumps([asdict(one) for one in verdicts], indent=2), soft_wrap=True)
+    print_json([asdict(one) for one in verdicts])
 
 
 def _table(title: str) -> Table:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -13,7 +15,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemai
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from onnxq.cli.exit_codes import INTERRUPTS
+from onnxq.cli.exit_codes import INTERRUPTS, one_line, printable
 from onnxq.core.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,10 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Raise the error again: the command line handles it, while rich would end the process."""
         raise  # noqa: PLE0704
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make text of a string, `printable`: tables, trees and titles pass here before they are measured."""
+        return super().render_str(printable(text), **options)
 
 
 def _console(stderr: bool = False) -> Console:
@@ -64,7 +70,7 @@ class _Lines(logging.Handler):
         warn = record.levelno >= logging.WARNING
         prefix = f"{record.levelname.lower()}: " if warn else ""
         with suppress(OSError):  # a message that cannot be printed must not stop the work
-            ERR.print(Text(prefix + text, style="red" if warn else ""), soft_wrap=True)
+            ERR.print(Text(prefix + one_line(text), style="red" if warn else ""), soft_wrap=True)
 
 
 @contextmanager
@@ -77,9 +83,11 @@ def messages(verbose: bool) -> Iterator[None]:
     with warnings.catch_warnings():
         if not verbose:
             warnings.simplefilter("ignore")
+        logging.captureWarnings(True)
         try:
             yield
         finally:
+            logging.captureWarnings(False)
             root.removeHandler(handler)
             root.setLevel(level)
 
@@ -101,7 +109,7 @@ def _rate(speed: float) -> str:
 def progress(quiet: bool) -> Iterator[Progress]:
     """Show a progress bar, on a terminal only, and remove it at the end. Stages are logged."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         _Pace(),
         TimeRemainingColumn(compact=True),
@@ -129,16 +137,21 @@ class _Stages:
             logger.info("%s", stage)
             for task in self.bar.task_ids:
                 self.bar.remove_task(task)
-            self.bar.add_task(
-                stage, total=total, completed=done
-            )  # the starting value does not count as work done
+            # The starting value does not count as work done.
+            self.bar.add_task(printable(stage), total=total, completed=done)
             self.stage = stage
         self.bar.update(self.bar.task_ids[0], completed=done)
 
 
 def warn(text: str) -> None:
     """Print a warning to stderr: in a frame on a terminal, else on one line."""
+    text = one_line(text)
     if ERR.is_terminal:
         ERR.print(Panel(Text(text), title="WARNING", style="red", border_style="bold red"))
     else:
         ERR.print(f"warning: {text}", soft_wrap=True)
+
+
+def print_json(content: object) -> None:
+    """Print JSON, in which control characters are escaped; of those in ASCII, only DEL would not be."""
+    OUT.print(json.dumps(content, indent=2).replace("\x7f", "\\u007f"), soft_wrap=True)

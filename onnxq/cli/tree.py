@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from rich.text import Text
 from rich.tree import Tree
 
+from onnxq.cli.exit_codes import printable
 from onnxq.pipelines.inspection import FusedGroup, Inspection, Runs
 
 _Item = TypeVar("_Item")
@@ -63,7 +64,7 @@ def _pattern(looks: Sequence[Hashable], at: int) -> tuple[int, int]:
 
 def tree(inspection: Inspection, *, every_group: bool = False) -> Tree:
     """Make the tree to print; with ``every_group`` repetitions are printed too."""
-    root = Tree(Text(inspection.title, style="bold"))
+    root = Tree(Text(printable(inspection.title), style="bold"))
     regions = list(inspection.regions)
     for repeated in _maybe_folded(regions, _look_of_region, every_group):
         branch = root if repeated.times == 1 else root.add(_times(repeated))
@@ -97,7 +98,8 @@ def _add_region(branch: Tree, runs: Runs, groups: Sequence[FusedGroup], every_gr
 def _line(group: FusedGroup, colour: str) -> Text:
     (name, _), *_ = group.nodes
     told = f": {group.told}" if group.told else ""
-    return Text.assemble((" + ".join(group.operators), colour), f"  {name}", (told, "dim"))
+    texts = map(printable, (" + ".join(group.operators), f"  {name}", told))
+    return Text.assemble(*zip(texts, (colour, "", "dim"), strict=True))
 
 
 def _times(repeated: Repeated[_Item]) -> Text:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from cli import ROOT, environment, onnxq, save_data, save_model
-from rich import console, text
+from rich import text
 
 import onnxq as package
 from onnxq.cli import commands, exit_codes, render, terminal
@@ -150,6 +150,67 @@ def test_names_are_printed_as_they_are(folder, capsys):
     onnx.save(model, "m.onnx")
     assert run("inspect", "m.onnx") == 0
     assert "a[/b]:cat:[red]" in capsys.readouterr().out
+
+
+EVIL = "\x1b[2J\x1b]0;title\x07\x9b1m\r\b\x7f\u202eli"
+"""A name that clears the screen, sets the window's title, and turns the direction of text around."""
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
+
+
+@pytest.fixture
+def evil(folder):
+    """Every name in the model ``e.onnx`` and the data ``d.npz`` holds control characters."""
+    proto = onnx.load("m.onnx")
+    names = {value: value + EVIL for node in proto.graph.node for value in (*node.input, *node.output)}
+    for index, node in enumerate(proto.graph.node):
+        node.name = f"{EVIL}{index}"
+        node.input[:] = [names[value] for value in node.input]
+        node.output[:] = [names[value] for value in node.output]
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        value.name = names[value.name]
+    onnx.save(proto, "e.onnx")
+    np.savez(folder / "e.npz", **{names["x"]: np.load("d.npz")["x"]})
+    return names
+
+
+COMMANDS = [
+    ["inspect", "e.onnx"],
+    ["inspect", "e.onnx", "--json"],
+    ["inspect", "e.onnx", "--exclude", f"*{EVIL}", "--verbose"],
+    ["quantize", "e.onnx", "q.onnx", "--data", "e.npz", "--verbose", "--exclude", f"no{EVIL}"],
+    ["quantize", "e.onnx", "q.onnx", "--data", "e.npz", "--dry-run"],
+    ["quantize", "e.onnx", f"{EVIL}.onnx", "--data", "e.npz", "--goal", "sqnr>=45"],
+    ["quantize", "e.onnx", "q.onnx", "--data", "d.npz"],
+    ["quantize", "e.onnx", "q.onnx", "--data", "d.npz", "--verbose"],
+    ["quantize", "e.onnx", "q.onnx", "--data", EVIL],
+    ["quantize", "e.onnx", "q.onnx", "--target", EVIL],
+    ["quantize", "e.onnx", "q.onnx", "--target", f"{EVIL}.yaml"],
+    ["quantize", "e.onnx", "q.onnx", f"--{EVIL}"],
+    ["quantize", EVIL, "q.onnx"],
+    [EVIL],
+    ["calibrate", "e.onnx", f"{EVIL}.npz", "--data", "e.npz", "--verbose"],
+    ["sensitivity", "e.onnx", "--data", "e.npz"],
+    ["sensitivity", "e.onnx", "--data", "e.npz", "--json"],
+    ["compare", "e.onnx", "e.onnx", "--data", "e.npz"],
+    ["verify", "e.onnx", "--data", "e.npz", "--verbose"],
+    ["verify", "e.onnx", "--data", "e.npz", "--json"],
+]
+
+
+@pytest.mark.parametrize("shown", ["plain", "terminal"])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command).replace(EVIL, "EVIL"))
+def test_no_control_character_of_a_name_is_printed(evil, capsys, request, command, shown):
+    if shown == "terminal":
+        request.getfixturevalue("terminal_of_80_columns")
+    run(*command)
+    out, err = capsys.readouterr()
+    assert out + err
+    for line in (out + err).split("\n"):
+        plain = re.sub(r"\x1b\[[\d;]*m|\x1b\[\?25[lh]|\x1b\[1A|\x1b\[2K|\r", "", line)  # the printer's own
+        assert not CONTROLS.search(plain), repr(line)
+    if "--json" in command:
+        assert json.loads(out)
 
 
 # --- reproducible ---------------------------------------------------------------------------------
@@ -447,7 +508,10 @@ def test_on_a_terminal_the_warning_stands_last_and_once(folder):
 def terminal_of_80_columns(monkeypatch):
     """The closing words go to a terminal of 80 columns."""
     for name in ("OUT", "ERR"):
-        opened = console.Console(force_terminal=True, width=80, markup=False, stderr=name == "ERR")
+        stderr = name == "ERR"
+        opened = terminal._Console(
+            force_terminal=True, width=80, markup=False, highlight=False, stderr=stderr
+        )
         for module in (terminal, render):
             monkeypatch.setattr(module, name, opened)
 
