@@ -1,15 +1,19 @@
-"""Write files atomically: all files of a block appear complete, or none does."""
+"""Know what is no plain file. Write files atomically: all files of a block appear complete, or none does."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+
+NOT_PLAIN = "is a pipe, a socket or a device"
+"""What `is_special` finds, for messages."""
 
 
 class NotWrittenError(OSError):
@@ -79,6 +83,15 @@ def together(before: Callable[[], None] = lambda: None) -> Iterator[None]:
     finally:
         _together.reset(token)
         block.remove()
+
+
+def is_special(path: Path) -> bool:
+    """Whether ``path`` is a pipe, a socket or a device: reading it may wait, or go on, forever."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # it is not there, or is no path: whoever reads it will say so
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def real(path: Path) -> Path:

@@ -28,6 +28,9 @@ __all__ = [
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
+"""What a file may hold, whatever its suffix. Pillow would let an interpreter run PostScript."""
+
 _STEP_16_BIT = 257
 """65535 / 255: the step between neighbouring 8-bit levels on the 16-bit scale."""
 
@@ -185,7 +188,7 @@ def _scales(p: Preprocess, spec: InputSpec, channels: int) -> bool:
 def _decode(path: Path, channels: int) -> Image.Image:
     """Decode an image, rotate it upright, and convert it to 8-bit RGB or grey."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             file.load()
             image = ImageOps.exif_transpose(file)
             return _eight_bit(image).convert("L" if channels == 1 else "RGB")

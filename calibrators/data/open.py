@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from calibrators.atomic import NOT_PLAIN, is_special
 from calibrators.data import arrays, images, preprocess
 from calibrators.data.bad_samples import OnBad, usable
 from calibrators.data.batching import batches, cut
@@ -101,6 +102,8 @@ def _open_path(path: Path, wanted: _Wanted) -> DataSource:
         return _open_directory(path, wanted)
     if not path.exists():
         raise CalibrationError(f"{path}: no such file or directory: give the path of the calibration data")
+    if is_special(path):
+        raise CalibrationError(f"{path} {NOT_PLAIN}: give a plain file, or a directory")
     suffix = path.suffix.lower()
     if suffix in images.SUFFIXES:
         return _open_images([path], wanted)
@@ -150,7 +153,9 @@ def _files(root: Path) -> list[Path]:
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(found)
+    for path in (special := list(filter(is_special, found))):
+        log.warning("%s %s: skipped", path, NOT_PLAIN)
+    return sorted(set(found) - set(special))
 
 
 def _expected() -> str:

@@ -11,23 +11,33 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrators.atomic import drafts
+from calibrators.atomic import NOT_PLAIN, drafts, is_special
 from calibrators.errors import CalibrationError
 from calibrators.statistics.channel_means import ChannelMeans
 from calibrators.statistics.exact_sum import WINDOWS, ExactSum
 from calibrators.statistics.histogram import EXPONENTS, SIDE, Histogram
-from calibrators.statistics.sample_extremes import SampleExtremes
+from calibrators.statistics.sample_extremes import LENGTH, SampleExtremes
 from calibrators.statistics.tensor import Extreme, TensorStatistics
 
 FORMAT = "calibration statistics"
 VERSION = 2
 HEADER = "header"
+
+MOST_HEADER_BYTES = 1 << 26
+"""Most of the header are the names of the tensors."""
+
+MOST_ITEM_BYTES = 1 << 16
+"""The longest items are names of samples, which may be long paths."""
+
+MOST_CHANNELS = 1 << 22
+"""No axis of channels is longer."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -96,14 +106,27 @@ def write(path: Path, header: Mapping[str, object], tensors: Sequence[TensorStat
 def read(path: Path) -> tuple[dict[str, Any], list[TensorStatistics]]:
     """Read the header and the tensors of a file that `write` made.
 
+    An array is read only if its type and shape are those that the number of tensors asks for: a small file
+    may declare, and unpack to, more than the memory holds.
+
     Raises:
         CalibrationError: the file is missing or damaged, or has another format or version.
     """
-    header, arrays = _read_arrays(path)
+    if is_special(path):
+        raise CalibrationError(f"statistics cannot be read from {path}: it {NOT_PLAIN}: give a plain file")
     try:
-        return header, list(_tensors(arrays))
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, error) from error
+        with zipfile.ZipFile(path) as archive:
+            header = _header(path, archive)
+            try:
+                return header, list(_tensors(partial(_array, archive), len(header["tensors"])))
+            except (KeyError, TypeError, ValueError) as error:
+                raise damaged(path, error) from error
+    except OSError as error:
+        raise CalibrationError(f"statistics cannot be read from {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise CalibrationError(
+            f"{path} does not hold calibration statistics, or is damaged: {error}"
+        ) from error
 
 
 def damaged(path: Path, error: Exception) -> CalibrationError:
@@ -111,22 +134,36 @@ def damaged(path: Path, error: Exception) -> CalibrationError:
     return CalibrationError(f"{path} is damaged: {error!r}; collect the statistics again")
 
 
-def _read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(file):
-            pass
-        with np.load(path, allow_pickle=False) as archive:
-            if HEADER not in archive:
-                raise CalibrationError(f"{path} does not hold calibration statistics")
-            header = json.loads(archive[HEADER].tobytes())
-            _check(path, header)
-            return header, {name: archive[name] for name in archive.files if name != HEADER}
-    except OSError as error:
-        raise CalibrationError(f"statistics cannot be read from {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise CalibrationError(
-            f"{path} does not hold calibration statistics, or is damaged: {error}"
-        ) from error
+def _header(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
+    if f"{HEADER}.npy" not in archive.namelist():
+        raise CalibrationError(f"{path} does not hold calibration statistics")
+    (size,), _ = _declared(archive, HEADER)
+    header = json.loads(_array(archive, HEADER, np.uint8, (min(size, MOST_HEADER_BYTES),)).tobytes())
+    _check(path, header)
+    return dict(header)
+
+
+def _declared(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Read the shape and the type of an array."""
+    with archive.open(f"{name}.npy") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{name} has an unknown format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype
+
+
+def _array(archive: zipfile.ZipFile, name: str, kind: type, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Read an array of this type and shape; ValueError, before it is unpacked, if it has others."""
+    found, dtype = _declared(archive, name)
+    if found != shape:
+        raise ValueError(f"{name} of shape {found}, expected {shape}")
+    if not np.can_cast(dtype, kind, "safe") or dtype.itemsize > MOST_ITEM_BYTES:
+        raise ValueError(f"{name} of type {dtype}, expected {np.dtype(kind)}")
+    with archive.open(f"{name}.npy") as file:
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise ValueError(f"{name} is longer than its shape {found}")
+    return array.astype(kind)
 
 
 def _check(path: Path, header: object) -> None:
@@ -139,25 +176,22 @@ def _check(path: Path, header: object) -> None:
         )
 
 
-def _tensors(arrays: Arrays) -> Iterator[TensorStatistics]:
+def _tensors(read_array: Callable[..., NDArray[Any]], tensors: int) -> Iterator[TensorStatistics]:
     """Yield the statistics of each tensor; KeyError or ValueError if the arrays are inconsistent."""
-    tensors = len(arrays["low"])
-    columns = {name: _typed(arrays, name, kind, (tensors,)).tolist() for name, kind, _ in _COLUMNS}
+    columns = {name: read_array(name, kind, (tensors,)).tolist() for name, kind, _ in _COLUMNS}
     rows = {}
     for name, kind, shape, lengths, _ in _ARRAYS:
-        ends = np.cumsum(columns[lengths] if lengths else [1] * tensors, dtype=np.int64)
-        whole = _typed(arrays, name, kind, (int(ends[-1]) if tensors else 0, *shape))
+        counts = columns[lengths] if lengths else [1] * tensors
+        most = {"entries": LENGTH, "channels": MOST_CHANNELS}.get(lengths, 1)
+        _require(
+            all(0 <= count <= most for count in counts), f"{name} with up to {max(counts, default=0)} rows"
+        )
+        ends = np.cumsum(counts, dtype=np.int64)
+        whole = read_array(name, kind, (int(ends[-1]) if tensors else 0, *shape))
         rows[name] = np.split(whole, ends[:-1]) if tensors else []
     for i in range(tensors):
         single = {name: values[i] for name, values in columns.items()}
         yield _tensor(single, {name: parts[i].copy() for name, parts in rows.items()})
-
-
-def _typed(arrays: Arrays, name: str, kind: type, shape: tuple[int, ...]) -> NDArray[Any]:
-    array: NDArray[Any] = arrays[name].astype(kind, casting="safe")
-    if array.shape != shape:
-        raise ValueError(f"{name} of shape {array.shape}, expected {shape}")
-    return array
 
 
 def _tensor(row: Mapping[str, Any], rows: Arrays) -> TensorStatistics:

@@ -52,6 +52,8 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise ModelError(f"{path}: no such file. Give the path of an ONNX model.")
     if file.is_dir():
         raise ModelError(f"{path}: is a directory. Give the path of the .onnx file in it.")
+    if atomic.is_special(file):
+        raise ModelError(f"{path} {atomic.NOT_PLAIN}. Give the path of an .onnx file.")
     model = _parse(file)
     _check_is_model(model, file)
     _check_external_data(model, file)
@@ -148,6 +150,8 @@ def _check_external_data(model: ir.Model, file: Path) -> None:
 
 def _check_external_tensor(tensor: ir.ExternalTensor, file: Path, first: bool) -> None:
     data = Path(tensor.path)
+    if atomic.is_special(data):
+        raise ModelError(f"{file}: the external data file {data} {atomic.NOT_PLAIN}. Put a plain file there.")
     if not data.is_file():
         raise ModelError(
             f"{file}: the external data file {data} with tensor {tensor.name!r} is missing. "

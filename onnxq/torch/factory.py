@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from calibrators.atomic import NOT_PLAIN, is_special
 from onnxq.core.errors import ConfigError
 from onnxq.pipelines.preflight import check_places
 from onnxq.torch.calls import Example
@@ -82,7 +83,7 @@ def _imported(place: str) -> ModuleType:
 
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
+        raise ConfigError(f"{path}: {NOT_PLAIN if is_special(path) else 'no such file'}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import onnx_ir as ir
 import pytest
 from cli import TEXT, environment, save_data, save_model
 from graphs import parse
+from PIL import EpsImagePlugin, Image
 
 import onnxq
 from onnxq.cli import commands
@@ -294,6 +296,129 @@ def test_files_that_are_not_given(refused, arguments):
 def test_a_wrong_file_of_options(refused, text):
     Path("c.yaml").write_text(text)
     assert "c.yaml" in refused("m.onnx", "o.onnx", "--config", "c.yaml", code=WRONG_USAGE)
+
+
+def bomb(lines, merged=False):
+    """YAML whose aliases multiply by nine on each line."""
+    links = (
+        [f"<<: [{', '.join(['*' + chr(96 + i)] * 9)}]" for i in range(1, lines)]
+        if merged
+        else [", ".join(f"k{j}: *{chr(96 + i)}" for j in range(9)) for i in range(1, lines)]
+    )
+    return "a: &a {x: 1}\n" + "".join(
+        f"{chr(98 + i)}: &{chr(98 + i)} {{{link}}}\n" for i, link in enumerate(links)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (bomb(10), "its aliases (*name) multiply"),
+        (bomb(10, merged=True), "its aliases (*name) multiply"),
+        ("threads: &a [*a]\n", "its aliases (*name) multiply"),
+        ("threads: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("threads: " + "9" * 5000, "not YAML"),
+        ("threads: 2001-99-99", "not YAML"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--config", "--target"])
+def test_a_yaml_file_that_is_small_but_much(refused, text, problem, option):
+    Path("c.yaml").write_text(text)
+    assert problem in refused("m.onnx", "o.onnx", option, "c.yaml", code=WRONG_USAGE)
+
+
+def test_aliases_are_fine(folder):
+    text = "base: onnxruntime\nrules: {Conv: &rule {role: anchor}, ConvTranspose: *rule}\n"
+    (folder / "t.yaml").write_text(text)
+    (folder / "c.yaml").write_text("exclude: &names ['op:Gelu']\ninclude: []\ntarget: t.yaml\n")
+    assert commands.main(["inspect", "m.onnx", "--config", "c.yaml"]) == 0
+
+
+@pytest.fixture
+def special(folder):
+    """A pipe, a socket, a device, and links to them: nobody writes to the pipe."""
+    os.mkfifo("pipe.bin")
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind("socket.bin")
+        Path("device.bin").symlink_to("/dev/zero")
+        Path("link.bin").symlink_to("pipe.bin")
+        yield [path.name for path in folder.glob("*.bin")]
+
+
+SPECIAL = {
+    "model": ("quantize", ["{}", "o.onnx"], FAILED),
+    "int8": ("compare", ["m.onnx", "{}"], FAILED),
+    "verify": ("verify", ["{}"], FAILED),
+    "data": ("quantize", ["m.onnx", "o.onnx", "--data", "{}"], FAILED),
+    "table": ("quantize", ["m.onnx", "o.onnx", "--from-table", "{}"], FAILED),
+    "source": ("table", ["{}", "t.json"], FAILED),
+    "config": ("quantize", ["m.onnx", "o.onnx", "--config", "{}"], WRONG_USAGE),
+    "target": ("quantize", ["m.onnx", "o.onnx", "--target", "{}.yaml"], WRONG_USAGE),
+    "log": (
+        "quantize",
+        ["m.onnx", "o.onnx", "--data", "d.npz", "--goal", "sqnr>=1", "--search-log", "{}"],
+        FAILED,
+    ),
+    "export": ("export", ["{}.py:make", "o.onnx"], WRONG_USAGE),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("place", SPECIAL)
+def test_no_pipe_socket_or_device_is_read(special, folder, capsys, place):
+    command, arguments, code = SPECIAL[place]
+    for name in special:
+        for suffix in (".yaml", ".py"):
+            if not Path(name + suffix).is_symlink():
+                Path(name + suffix).symlink_to(name)
+        assert commands.main([command, *(argument.format(name) for argument in arguments)]) == code
+        err = capsys.readouterr().err
+        assert "a pipe" in err, err
+        assert (folder / "o.onnx").read_bytes() == b"old"
+
+
+@pytest.mark.timeout(60)
+def test_external_data_in_a_pipe_is_not_read(refused, special):
+    with_external_data()
+    Path("e.data").unlink()
+    os.mkfifo("e.data")
+    assert commands.main(["inspect", "e.onnx"]) == FAILED
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["arrays", "pictures"])
+def test_pipes_among_the_data_are_skipped(folder, capsys, kind):
+    (folder / "data").mkdir()
+    suffix = ".npz" if kind == "arrays" else ".png"
+    if kind == "arrays":
+        save_data(folder / "data" / "a.npz")
+    else:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "data" / "a.png")
+    os.mkfifo(folder / "data" / f"b{suffix}")
+    (folder / "data" / f"c{suffix}").symlink_to("/dev/zero")
+    assert commands.main(["quantize", "m.onnx", "o.onnx", "--data", "data", "--quiet"]) == 0
+    err = capsys.readouterr().err
+    assert f"data/b{suffix} is a pipe, a socket or a device: skipped" in err
+    assert f"data/c{suffix} is a pipe" in err
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp"])
+def test_postscript_is_not_run_whatever_its_name(refused, folder, monkeypatch, suffix):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it was run"))
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / f"a{suffix}").write_bytes(POSTSCRIPT)
+    assert f"a{suffix}: cannot be read as an image" in refused("m.onnx", "o.onnx", "--data", "pictures")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "WEBP", "PNG", "JPEG"])
+def test_a_picture_of_another_kind_than_its_name_says(folder, kind):
+    (folder / "pictures").mkdir()
+    random = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    Image.fromarray(random).save(folder / "pictures" / "a.png", format=kind)
+    assert commands.main(["quantize", "m.onnx", "o.onnx", "--data", "pictures", "--quiet"]) == 0
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calibrators.atomic import drafts
+from calibrators.atomic import NOT_PLAIN, drafts, is_special
 from onnxq.core.errors import ConfigError
 
 VERSION = 2
@@ -99,6 +99,8 @@ class SearchLog:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    if is_special(file):
+        raise ConfigError(f"{file} {NOT_PLAIN}: name another file")
     try:
         content = json.loads(file.read_text("utf-8"))
         if content.keys() - {"version"} == {"key", "noises", "attempts"}:

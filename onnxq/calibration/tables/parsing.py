@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from calibrators.atomic import NOT_PLAIN, is_special
 from onnxq.core.errors import CalibrationError
 
 
@@ -29,6 +30,8 @@ class Document:
         Raises:
             CalibrationError: the file cannot be read.
         """
+        if is_special(path):
+            raise CalibrationError(f"{path}: the table cannot be read: it {NOT_PLAIN}: give a plain file")
         try:
             return Document(path, path.read_bytes())
         except OSError as error:

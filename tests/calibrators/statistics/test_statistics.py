@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import math
 import random
 import tracemalloc
+import zipfile
 from pathlib import Path
 from unittest.mock import patch
 
@@ -606,6 +608,44 @@ def _rewritten(path: Path, header: dict | None = None, **columns) -> None:
 def test_columns_that_do_not_fit_are_damage(tmp_path, header, columns):
     path = tmp_path / "s.npz"
     _rewritten(path, header, **columns)
+    with pytest.raises(CalibrationError, match="damaged"):
+        Statistics.load(path)
+
+
+@pytest.mark.parametrize("name", [archive.HEADER, "low", "low_name", "counts", "trail_lows", "extra"])
+def test_what_a_file_unpacks_to_is_known_before(tmp_path, name):
+    """64 MiB of zeros, packed to 64 kB, in place of an array, or beside the arrays."""
+    path = tmp_path / "s.npz"
+    some().save(path)
+    with zipfile.ZipFile(path) as file:
+        parts = {part: file.read(part) for part in file.namelist()}
+    parts[f"{name}.npy"] = _npy(np.zeros(1 << 26, np.uint8))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for part, content in parts.items():
+            file.writestr(part, content)
+    del parts
+    tracemalloc.start()
+    try:
+        if name == "extra":
+            assert Statistics.load(path).keys() == some().keys()
+        else:
+            with pytest.raises(CalibrationError, match=r"s\.npz (does not hold|is damaged)"):
+                Statistics.load(path)
+        assert tracemalloc.get_traced_memory()[1] < (1 << 24 if name != archive.HEADER else 1 << 28)
+    finally:
+        tracemalloc.stop()
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("columns", [{"entries": np.full(5, 1 << 40)}, {"channels": np.full(5, 1 << 40)}])
+def test_a_column_that_asks_for_too_much_is_damage(tmp_path, columns):
+    path = tmp_path / "s.npz"
+    _rewritten(path, **columns)
     with pytest.raises(CalibrationError, match="damaged"):
         Statistics.load(path)
 
