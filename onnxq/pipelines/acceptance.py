@@ -248,12 +248,23 @@ def model_warnings(accepted: Acceptance, plan: QuantPlan, reference: ir.Model, a
 
 
 def output_warnings(quality: Quality | None, advice: str) -> Iterator[str]:
-    """Yield a warning for each output that is far from the float model's, with advice."""
+    """Yield a warning for each output that is far from the float model's, with advice, or incomparable."""
+    yield from shape_warnings(quality)
     for name, output in (quality.outputs if quality else {}).items():
         if not output.finite:
             yield f"output {name!r} of the quantized model holds NaN or infinite numbers"
         elif not math.isnan(output.sqnr) and output.sqnr < POOR_SQNR:
             yield f"output {name!r} is far from the float model's: SQNR {output.sqnr:.1f} dB. {advice}"
+
+
+def shape_warnings(quality: Quality | None) -> Iterator[str]:
+    """Yield a warning for each output that could not be compared in some batches."""
+    for name, output in (quality.outputs if quality else {}).items():
+        if output.incomparable:
+            yield (
+                f"output {name!r} has other shapes than the float model's in {output.incomparable} batches, "
+                "which were not compared: judge the model by the measure of your task"
+            )
 
 
 def speed_warnings(accepted: Acceptance, advice: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load
+from onnxq.pipelines.acceptance import shape_warnings
 from onnxq.pipelines.preflight import as_onnxq_errors
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.latency import Speed, race
@@ -59,6 +60,8 @@ def compare_files(
             on_bad=samples.on_refused,
         )
         quality = evaluator.evaluate(int8_path, on_sample)
+        for text in shape_warnings(quality):
+            logger.warning(text)
         if batches.first is None:
             raise CalibrationError(f"{float_path}: the model refuses every sample")
         progress("timing")

@@ -6,44 +6,26 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from calibrators.collect import run_batch
 from calibrators.data.bad_samples import OnBad, refuse
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 from calibrators.session import open_session
-from onnxq.core.numerics import decibels
+from onnxq.verify.outputs.output_kinds import OutputKind, output_kinds
+from onnxq.verify.outputs.tally import OutputQuality, Tally
+
+__all__ = ["AccuracyEvaluator", "OutputQuality", "Quality", "outcome"]
 
 KEPT_BYTES = 256 * 2**20
 """Bytes of float outputs to keep; for the samples beyond, the float model runs again in each evaluation."""
 
-Array = NDArray[np.generic]
 Model = ir.Model | str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class OutputQuality:
-    """The quality of one output.
-
-    Attributes:
-        sqnr: 10 log10(signal power / power of the difference), in dB, over all samples and all values
-            that are finite in the float model; NaN if there are none, minus infinity if the quantized
-            model gave NaN or infinity for one of them.
-        agreement: the share (0 … 1) of equal decisions: the largest class, or equal values of an
-            integer output; None if the output makes no decision (a single value, or no classes).
-        finite: whether the quantized model gave finite numbers wherever the float model did.
-    """
-
-    sqnr: float
-    agreement: float | None
-    finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,73 +64,6 @@ class Quality:
         return min((o.agreement for o in self.outputs.values() if o.agreement is not None), default=None)
 
 
-@dataclass
-class _Tally:
-    """Sums over the samples of one output."""
-
-    signal: float = 0.0
-    noise: list[float] = field(default_factory=list)
-    agreed: int = 0
-    decisions: int = 0
-    finite: bool = True
-    reals: int = 0
-
-    def add(self, reference: Any, actual: Any) -> None:
-        """Add one batch. Outputs that are sequences or maps are ignored.
-
-        The shape of an output may depend on its values (detections). If the shapes differ, all decisions
-        of the batch count as different, and no values are compared.
-        """
-        if not isinstance(reference, np.ndarray):
-            return
-        decisions = _decisions(reference)
-        self.decisions += decisions.size
-        if reference.shape != actual.shape:
-            return
-        self.agreed += int(np.count_nonzero(decisions == _decisions(actual)))
-        if np.issubdtype(reference.dtype, np.floating):
-            self._add_reals(reference.astype(np.float64), actual.astype(np.float64))
-
-    def _add_reals(self, expected: NDArray[np.float64], given: NDArray[np.float64]) -> None:
-        known = np.isfinite(expected)
-        expected, given = expected[known], given[known]
-        self.reals += expected.size
-        self.finite = self.finite and bool(np.isfinite(given).all())
-        self.signal += float(np.square(expected).sum())
-        self.noise.append(float(np.square(expected - given).sum()))
-
-    def _sqnr(self) -> float:
-        if not self.finite:
-            return -math.inf
-        return decibels(self.signal, sum(self.noise)) if self.reals else math.nan
-
-    def quality(self) -> OutputQuality:
-        return OutputQuality(
-            sqnr=self._sqnr(),
-            agreement=self.agreed / self.decisions if self.decisions else None,
-            finite=self.finite,
-        )
-
-
-def _decisions(output: Array) -> Array:
-    """The largest class of each decision. Integer outputs are decisions themselves; others give none."""
-    if not np.issubdtype(output.dtype, np.floating):
-        return output
-    axis = class_axis(output)
-    return np.empty(0, np.int64) if axis is None else np.asarray(output.argmax(axis=axis))
-
-
-def class_axis(output: Any) -> int | None:
-    """The axis of the class scores: the last one of [N, C] and [N, S, C], axis 1 of [N, C, H, W].
-
-    None if there are no scores: for integers, and for one value per sample.
-    """
-    if not isinstance(output, np.ndarray) or not np.issubdtype(output.dtype, np.floating):
-        return None
-    axis = 1 if output.ndim >= 4 else output.ndim - 1
-    return None if output.ndim < 2 or output.shape[axis] < 2 else axis
-
-
 class AccuracyEvaluator:
     """Compares quantized models with the float model on a set of samples.
 
@@ -179,6 +94,7 @@ class AccuracyEvaluator:
         """
         self.float_model = float_model
         self._reference = open_session(float_model, providers=providers, threads=threads)
+        self.kinds = output_kinds(float_model)
         self._stream = iter(samples)
         self._options = {"providers": providers, "threads": threads}
         self._on_bad = on_bad
@@ -221,7 +137,7 @@ class AccuracyEvaluator:
             CalibrationError: ``model`` does not load, or one of the two models does not take a sample.
         """
         actual = open_session(model, **self._options)  # type: ignore[arg-type]
-        tallies = {output.name: _Tally() for output in self._reference.get_outputs()}
+        tallies = {name: Tally(kind) for name, kind in self.kinds.items()}
         seen = 0
         for sample, expected in self._expected():
             given = _run(actual, sample)
@@ -259,24 +175,24 @@ class AccuracyEvaluator:
 
 
 def outcome(
-    names: Sequence[str], pairs: Iterable[tuple[Sequence[Any], Sequence[Any]]], samples: int
+    kinds: Mapping[str, OutputKind], pairs: Iterable[tuple[Sequence[Any], Sequence[Any]]], samples: int
 ) -> Quality:
     """Measure how close outputs are to the expected ones.
 
     Args:
-        names: the names of the outputs.
+        kinds: how each output is compared, by name.
         pairs: for each batch, the expected outputs and the actual ones.
         samples: the number of samples in all batches.
     """
-    tallies = {name: _Tally() for name in names}
+    tallies = {name: Tally(kind) for name, kind in kinds.items()}
     for expected, given in pairs:
         for tally, one, other in zip(tallies.values(), expected, given, strict=True):
             tally.add(one, other)
     return _quality(tallies, samples)
 
 
-def _quality(tallies: Mapping[str, _Tally], samples: int) -> Quality:
-    real = [tally for tally in tallies.values() if tally.reals and tally.signal]
+def _quality(tallies: Mapping[str, Tally], samples: int) -> Quality:
+    real = [tally for tally in tallies.values() if tally.signal]
     shares = zip(*([noise / tally.signal for noise in tally.noise] for tally in real), strict=False)
     return Quality(
         outputs={name: tally.quality() for name, tally in tallies.items()},

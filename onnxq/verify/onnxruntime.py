@@ -12,20 +12,20 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from calibrators.collect import run_batch
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 from calibrators.session import open_session
-from onnxq.core.numerics import sqnr
 from onnxq.graph.nodes import input_at
 from onnxq.graph.operators import WEIGHTED as OPERATORS
 from onnxq.graph.read_qdq import called
+from onnxq.verify.accuracy import outcome
 from onnxq.verify.float_fallback import finding
+from onnxq.verify.outputs.output_kinds import output_kinds
 from onnxq.verify.subject import Subject
 from onnxq.verify.verdict import Finding, Verdict, make_verdict, refused
 
@@ -159,16 +159,15 @@ def _alike(subject: Subject) -> tuple[float, int]:
     if not samples:
         return math.nan, 0
     plain, fast = (_outputs(subject, samples, optimize) for optimize in (False, True))
-    ratios = [sqnr(one, other) for one, other in zip(plain, fast, strict=True)]
-    return min((ratio for ratio in ratios if not math.isnan(ratio)), default=math.nan), len(samples)
+    quality = outcome(output_kinds(subject.model), zip(plain, fast, strict=True), len(samples))
+    return quality.sqnr, len(samples)
 
 
-def _outputs(subject: Subject, samples: Iterable[Sample], optimize: bool) -> list[NDArray[np.generic]]:
-    """Compute each float output of the model: the values of all samples in one row."""
+def _outputs(subject: Subject, samples: Iterable[Sample], optimize: bool) -> list[list[Any]]:
+    """Compute the outputs of the model for each sample."""
     session = open_session(subject.path, threads=subject.threads, optimize=optimize)
-    names = [output.name for output in session.get_outputs() if output.type == "tensor(float)"]
-    runs = [run_batch(session, names, sample) for sample in samples]
-    return [np.concatenate([array.reshape(-1) for array in arrays]) for arrays in zip(*runs, strict=True)]
+    names = [output.name for output in session.get_outputs()]
+    return [run_batch(session, names, sample) for sample in samples]
 
 
 def _likeness(ratio: float, compared: int) -> str:

@@ -16,7 +16,8 @@ from calibrators.data.synthetic import check_sizes
 from calibrators.errors import CalibrationError
 from calibrators.held_noise import draws
 from calibrators.session import open_session
-from onnxq.core.numerics import sqnr
+from onnxq.verify.accuracy import outcome
+from onnxq.verify.outputs.output_kinds import output_kinds
 from onnxq.verify.subject import Subject
 from onnxq.verify.verdict import Finding
 
@@ -65,12 +66,14 @@ def output_agreement(subject: Subject, outputs: Path, who: str) -> tuple[str, li
     try:
         session = open_session(subject.path, threads=subject.threads, optimize=False)
         names = [output.name for output in session.get_outputs() if output.type == "tensor(float)"]
-        expected = dict(zip(names, run_batch(session, names, subject.samples[0]), strict=True))
+        expected = run_batch(session, names, subject.samples[0])
     except CalibrationError as error:
         return f"outputs not compared: {error}", []
+    kinds = output_kinds(subject.model)
     with np.load(outputs) as given:
-        ratio = min((sqnr(array, given[name]) for name, array in expected.items()), default=np.inf)
-    if np.isinf(ratio) and ratio > 0:
+        pairs = [(expected, [given[name] for name in names])]
+        ratio = outcome({name: kinds[name] for name in names}, pairs, 1).sqnr
+    if np.isnan(ratio) or ratio == np.inf:
         return f"the same outputs on {who} as with ONNX Runtime", []
     text = f"SQNR {ratio:.1f} dB between {who} and ONNX Runtime"
     return text, [Finding("", "error", f"{text}, expected {ALIKE:.0f}.")] if ratio < ALIKE else []

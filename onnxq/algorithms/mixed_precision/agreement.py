@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.verify.accuracy import class_axis
+from onnxq.verify.outputs.tally import class_axis
 
 Doubles = NDArray[np.float64]
 

@@ -52,11 +52,13 @@ class GoalEvaluator:
             ConfigError: the goal cannot be measured on such a model.
         """
         margins = [Margins(gaps) for gaps in self._gaps]
+        kinds = self.context.evaluator.kinds.values()
 
         def look(expected: Sequence[Any], given: Sequence[Any]) -> None:
             # There are no margins if the goal does not need them.
-            for margin, one, other in zip(margins, expected, given, strict=False):
-                margin.look(one, other)
+            for margin, kind, one, other in zip(margins, kinds, expected, given, strict=False):
+                if kind.rows is None:
+                    margin.look(one, other)
 
         quality = self.context.evaluator.evaluate(model, look=look)
         if not quality.samples:

@@ -22,6 +22,7 @@ from onnxq.algorithms.sensitivity.stages import Stage, stages
 from onnxq.core.plan import GRAPH_OUTPUT, Group
 from onnxq.graph.nodes import name_of
 from onnxq.verify.accuracy import Quality, outcome
+from onnxq.verify.outputs.output_kinds import output_kinds
 
 RANKED_SAMPLES = 8
 """The default number of samples.
@@ -83,13 +84,14 @@ def sensitivities(
     if not taken:
         raise CalibrationError("the model accepts none of the samples: no sensitivity can be measured")
     operators = {name_of(node): node.op_type for node in draft.reference.graph}
+    kinds = output_kinds(draft.reference)
     found = []
     chosen = [group for name, group in draft.plan.groups.items() if groups is None or name in groups]
     for group, changed in _changes(draft, chosen, context, taken):
         given = (
             [new.get(i, a) for i, a in enumerate(old)] for old, new in zip(expected, changed, strict=True)
         )
-        quality = outcome(names, zip(expected, given, strict=True), sum(s.count for s in taken))
+        quality = outcome(kinds, zip(expected, given, strict=True), sum(s.count for s in taken))
         readers = dict.fromkeys(p.consumer for p in draft.plan.points if p.group == group.name)
         found.append(Sensitivity(group, {n: operators.get(n, GRAPH_OUTPUT) for n in readers}, quality))
         context.progress(STAGE, len(found), len(chosen))

@@ -93,7 +93,10 @@ def _with_learned(
     draft: Draft, layer: MatrixLayer, aim: Floats, seconds: float, context: CorrectionContext
 ) -> Draft:
     """Return ``draft`` with the learned rounding of one layer, if it reduces the error on held-out rows."""
-    fit, check = _halves(layer_problem(draft, layer, aim, context))
+    problem = layer_problem(draft, layer, aim, context)
+    if problem.rows.shape[1] != problem.wanted.shape[1]:  # values select the rows: they do not correspond
+        return draft
+    fit, check = _halves(problem)
     if check.rows.shape[1] == 0:
         return draft
     learned = learn(fit, seconds, context.config.seed, context.config.threads or processors())

@@ -111,7 +111,8 @@ def correct_biases_in_order(draft: Draft, context: CorrectionContext) -> Draft |
         context.progress("correcting biases", len(corrected), len(found))
         place = found[stop]
         shifts = [w - _means(array, place.axis) for w, array in zip(wanted[stop], arrays, strict=True)]
-        shift = believed(np.stack(shifts))
+        shifts = [each for each in shifts if np.isfinite(each).all()]  # a batch may have no rows at all
+        shift = believed(np.stack(shifts)) if shifts else np.zeros_like(wanted[stop][0])
         corrected.append(place.bias.plus(shift))
         spread = shift.astype(np.float32).reshape(-1, *[1] * (-1 - place.axis))
         return [np.add(array, spread) for array in arrays]
@@ -163,6 +164,9 @@ def _float_means(
 
 
 def _means(array: Array, axis: int) -> Doubles:
+    """Return the mean of each channel; NaN if the array is empty."""
+    if not array.size:
+        return np.full(array.shape[axis], np.nan)
     others = tuple(i for i in range(array.ndim) if i != array.ndim + axis)
     return np.asarray(array.mean(axis=others, dtype=np.float64))
 

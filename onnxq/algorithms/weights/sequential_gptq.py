@@ -236,7 +236,8 @@ def _rows(
     """Return a function that selects the rows of the batches with given numbers.
 
     ``given`` holds integers. They are dequantized one batch at a time: the float values of all
-    batches would take four times the memory.
+    batches would take four times the memory. Where the values of a model select the rows, the two models may
+    have different numbers of them, which do not correspond: then the float ones are left out.
     """
     node, spec = draft.reference.graph.node(layer.name), layer.data.spec
     real = partial(dequantize, params=draft.plan.params[layer.data.group], spec=spec)
@@ -248,8 +249,11 @@ def _rows(
         rows = im2col_rows(node, array, limit, np.random.default_rng((context.config.seed, number)))
         return np.asarray(finite(rows).transpose(1, 0, 2))
 
+    def pair(number: int, one: Array, other: Array) -> tuple[Floats, Floats]:
+        return picked(number, one if one.shape == other.shape else other), picked(number, other)
+
     def rows(batches: Iterable[int]) -> Rows:
-        pairs = [(picked(i, exact[i]), picked(i, real(given[i]))) for i in batches]
+        pairs = [pair(i, exact[i], real(given[i])) for i in batches]
         first, second = zip(*pairs, strict=True)
         counts = [part.shape[1] for part in second]
         return Rows(np.concatenate(first, 1), np.concatenate(second, 1), counts)

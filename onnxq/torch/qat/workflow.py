@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +28,7 @@ from onnxq.calibration.qparams import calibrator, compute_qparams, from_statisti
 from onnxq.calibration.run import gather
 from onnxq.calibration.sample_split import Data, open_samples
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import ModelError
-from onnxq.core.numerics import sqnr
+from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import silent
 from onnxq.graph.files import write_validated
@@ -55,7 +55,8 @@ from onnxq.torch.qat.module import (
 )
 from onnxq.torch.qat.placement import Placement, TraceSite, find_places
 from onnxq.torch.tracing import quiet
-from onnxq.verify.accuracy import AccuracyEvaluator, class_axis
+from onnxq.verify.accuracy import AccuracyEvaluator, outcome
+from onnxq.verify.outputs.output_kinds import OutputKind
 from onnxq.verify.verdict import Verdict
 
 logger = logging.getLogger(__name__)
@@ -173,10 +174,13 @@ def convert_qat(module: nn.Module, path: str | os.PathLike[str]) -> QatResult:
     feeds = _sample(simple, recipe.call)
     with as_onnxq_errors():
         evaluator = AccuracyEvaluator(simple, [Sample("example inputs", feeds)])
+        compared = partial(_compared, feeds=feeds, expected=outputs, kinds=evaluator.kinds)
         verify = partial(verify_static, plan=plan, config=recipe.config, evaluator=evaluator)
         check = partial(accept, evaluator=evaluator, verify=verify)
         accepted, ratio, agreement = write_validated(
-            as_written(simple, plan), path, lambda draft: (check(draft), *_compared(draft, feeds, outputs))
+            as_written(simple, plan),
+            path,
+            lambda draft: (check(draft), *compared(draft)),
         )
     warnings = tuple(_warnings(ratio))
     for text in warnings:
@@ -305,18 +309,13 @@ def _calibrated_params(recipe: Recipe, group: Group) -> QuantParams:
     return recipe.params[group.name]
 
 
-def _compared(draft: Path, feeds: dict[str, Array], expected: Sequence[Array]) -> tuple[float, float | None]:
+def _compared(
+    draft: Path, feeds: dict[str, Array], expected: Sequence[Array], kinds: Mapping[str, OutputKind]
+) -> tuple[float, float | None]:
     """SQNR in dB and agreement of the file's outputs for the example inputs, each of the worst output."""
-    return _closeness(expected, open_session(draft, optimize=False).run(None, feeds))
-
-
-def _closeness(expected: Sequence[Array], given: Sequence[Array]) -> tuple[float, float | None]:
-    """Compute SQNR in dB and agreement, each of the worst output."""
-    pairs = list(zip(expected, given, strict=True))
-    ratios = [sqnr(one, other) for one, other in pairs if one.dtype.kind == "f"]
-    axes = [(one, other, axis) for one, other in pairs if (axis := class_axis(one)) is not None]
-    shares = [float((one.argmax(axis) == other.argmax(axis)).mean()) for one, other, axis in axes]
-    return min(ratios, default=float("inf")), min(shares, default=None)
+    given = open_session(draft, optimize=False).run(None, feeds)
+    quality = outcome(kinds, [(expected, given)], 1)
+    return math.inf if math.isnan(quality.sqnr) else quality.sqnr, quality.agreement
 
 
 def _warnings(ratio: float) -> Iterator[str]:

@@ -1,0 +1,101 @@
+"""Tell how to compare each output of a model: by distance or equality, by position or as a set of rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxq.graph.nodes import input_at, name_of
+from onnxq.graph.operators import WEIGHTED, data_inputs
+from onnxq.verify.outputs.row_origin import Rows, selected_rows, selects
+
+_CHOICES = frozenset(
+    (
+        *("ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Unique", "Multinomial", "Hardmax", "OneHot"),
+        *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN"),
+        *("IsInf", "Bernoulli", "If", "Loop", "Scan", "Shape", "Size"),
+    )
+)
+"""Operators that give indices or truth values. Bodies of control flow are not looked into."""
+
+
+@dataclass(frozen=True)
+class OutputKind:
+    """How to compare an output.
+
+    Attributes:
+        measured: by distance: float numbers, and integers computed from float ones, such as a picture's
+            bytes. Others are indices, ids or truth values, which are equal or not.
+        rows: the rows that a selection made, whose order and number have no meaning; None: by position.
+    """
+
+    measured: bool
+    rows: Rows | None = None
+
+    def rows_of(self, dims: int) -> Rows | None:
+        """Return the rows if an output with so many axes has them."""
+        return self.rows if self.rows is not None and self.rows.axis < dims else None
+
+
+def output_kinds(model: ir.Model | str | os.PathLike[str]) -> Mapping[str, OutputKind]:
+    """Map the name of each output of ``model`` to its kind, in order.
+
+    Args:
+        model: a model, or the path of one.
+    """
+    loaded = ir.load(model) if not isinstance(model, ir.Model) else model
+    outputs = loaded.graph.outputs
+    if not selects(loaded) and not loaded.functions and all(map(_is_float, outputs)):
+        return {name_of(value): OutputKind(measured=True) for value in outputs}
+    copy = loaded.clone()
+    common.InlinePass()(copy)
+    common.ShapeInferencePass()(copy)
+    rows = selected_rows(copy)
+    return {name_of(value): OutputKind(_is_measured(value), rows.get(value)) for value in copy.graph.outputs}
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point()
+
+
+def _is_measured(value: ir.Value) -> bool:
+    """Whether the values are float numbers, or integers that are converted from computed float numbers."""
+    if value.dtype is None or value.dtype == ir.DataType.BOOL:
+        return False
+    return _is_float(value) or any(
+        converted and _is_computed(source) for source, converted in _sources(value)
+    )
+
+
+def _is_computed(source: ir.Value) -> bool:
+    """Whether a source is neither a constant nor a choice."""
+    node = source.producer()
+    return not source.is_initializer() and not (node is not None and _chooses(node, source))
+
+
+def _sources(value: ir.Value) -> Iterator[tuple[ir.Value, bool]]:
+    """Yield where the values come from (inputs, constants, choices, layers with weights).
+
+    Each comes with whether float numbers are converted to integers on the way.
+    """
+    waiting = [(value, False)]
+    seen = set(waiting)
+    while waiting:
+        value, converted = waiting.pop()
+        node = value.producer()
+        if node is None or node.domain or node.op_type in WEIGHTED or _chooses(node, value):
+            yield value, converted
+            continue
+        read = [each for index in data_inputs(node) if (each := input_at(node, index)) is not None]
+        new = {(each, converted or (_is_float(each) and not _is_float(value))) for each in read} - seen
+        seen |= new
+        waiting.extend(new)
+
+
+def _chooses(node: ir.Node, value: ir.Value) -> bool:
+    indices = node.op_type == "TopK" and value is node.outputs[1]
+    return not node.domain and (indices or node.op_type in _CHOICES)

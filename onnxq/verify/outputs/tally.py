@@ -1,0 +1,161 @@
+"""Add up how far one output of a quantized model is from that of the float model, batch by batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.core.numerics import decibels
+from onnxq.verify.outputs.output_kinds import OutputKind
+from onnxq.verify.outputs.row_origin import Rows
+from onnxq.verify.outputs.row_sets import differing_axes, equal_rows, measured_rows, paired_sets
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class OutputQuality:
+    """The quality of one output.
+
+    Attributes:
+        sqnr: 10 log10(signal power / power of the difference), in dB, over all samples and all values
+            that are finite in the float model; NaN if there are none, minus infinity if the quantized
+            model gave NaN or infinity for one of them. The signal of integers, such as a picture's bytes, is
+            their variance, because their zero has no meaning. Rows that a selection made are compared as a
+            set (`row_sets`).
+        agreement: the share (0 … 1) of equal decisions: the largest class, equal values of an integer
+            output that is no quantity, or rows of a set that both models have; None if the output makes
+            no decision (a single value, or no classes).
+        finite: whether the quantized model gave finite numbers wherever the float model did.
+        incomparable: the number of batches that were left out, because the output had another shape.
+    """
+
+    sqnr: float
+    agreement: float | None
+    finite: bool = True
+    incomparable: int = 0
+
+
+@dataclass
+class Tally:
+    """Sums over the samples of one output.
+
+    Attributes:
+        kind: how the output is compared.
+        noise: the power of the difference, for each batch.
+    """
+
+    kind: OutputKind
+    noise: list[float] = field(default_factory=list)
+    _power: float = 0.0
+    _total: float = 0.0
+    _reals: int = 0
+    _of_integers: bool = False
+    _agreed: int = 0
+    _decisions: int = 0
+    _finite: bool = True
+    _incomparable: int = 0
+
+    def add(self, reference: Any, actual: Any) -> None:
+        """Add one batch. Outputs that are sequences or maps are ignored.
+
+        The number of rows of an output may depend on its values (detections): if the sizes of one axis
+        differ, its rows are compared as a set. Other shapes cannot be compared.
+        """
+        if not isinstance(reference, np.ndarray):
+            return
+        self.noise.append(0.0)
+        differing = differing_axes(reference, actual)
+        rows = self.kind.rows_of(reference.ndim) or _only(differing)
+        if rows is not None and differing is not None and set(differing) <= {rows.axis}:
+            self._add_rows(reference, actual, rows)
+        elif reference.shape == actual.shape:
+            self._add_positions(reference, actual)
+        else:
+            self._incomparable += 1
+
+    def _add_positions(self, reference: Array, actual: Array) -> None:
+        if self._is_measured(reference):
+            known = np.isfinite(reference)
+            expected, given = (array[known].astype(np.float64) for array in (reference, actual))
+            self._finite = self._finite and bool(np.isfinite(given).all())
+            self._add_signal(expected, reference.dtype)
+            self.noise[-1] += float(np.square(expected - given).sum())
+        decisions = self._decided(reference)
+        self._decisions += decisions.size
+        self._agreed += int(np.count_nonzero(decisions == self._decided(actual)))
+
+    def _add_rows(self, reference: Array, actual: Array, rows: Rows) -> None:
+        measured = self._is_measured(reference)
+        for one, other in paired_sets(reference, actual, rows):
+            if measured:
+                expected, given = _finite_rows(one), _finite_rows(other)
+                self._finite = self._finite and len(one) - len(expected) >= len(other) - len(given)
+                self._add_signal(expected, reference.dtype)
+                found = measured_rows(expected, given)
+                self.noise[-1] += found.noise
+            else:
+                found = equal_rows(one, other)
+            if not measured or one.shape[1] > 1:  # a number alone does not tell which row it is
+                self._agreed += found.equal
+                self._decisions += found.rows
+
+    def _is_measured(self, output: Array) -> bool:
+        return output.dtype.kind == "f" or (self.kind.measured and output.dtype.kind in "iu")
+
+    def _decided(self, output: Array) -> Array:
+        """The largest class of each decision. Integers are decisions themselves, unless they are measured."""
+        if not self._is_measured(output):
+            return output
+        axis = class_axis(output)
+        return np.empty(0, np.int64) if axis is None else np.asarray(output.argmax(axis=axis))
+
+    def _add_signal(self, values: NDArray[np.float64], kind: np.dtype[np.generic]) -> None:
+        self._power += float(np.square(values).sum())
+        self._total += float(values.sum())
+        self._reals += values.size
+        self._of_integers = kind.kind != "f"
+
+    @property
+    def signal(self) -> float:
+        """The power of the float model's output; of integers, about their mean."""
+        if self._of_integers and self._reals:
+            return max(0.0, self._power - self._total**2 / self._reals)
+        return self._power
+
+    def quality(self) -> OutputQuality:
+        """Summarize all batches so far."""
+        return OutputQuality(
+            sqnr=self._sqnr(),
+            agreement=self._agreed / self._decisions if self._decisions else None,
+            finite=self._finite,
+            incomparable=self._incomparable,
+        )
+
+    def _sqnr(self) -> float:
+        if not self._finite:
+            return -math.inf
+        return decibels(self.signal, sum(self.noise)) if self._reals else math.nan
+
+
+def _only(axes: tuple[int, ...] | None) -> Rows | None:
+    return Rows(axes[0], batched=axes[0] > 0) if axes is not None and len(axes) == 1 else None
+
+
+def _finite_rows(rows: Array) -> NDArray[np.float64]:
+    return rows[np.isfinite(rows).all(1)].astype(np.float64)
+
+
+def class_axis(output: Any) -> int | None:
+    """The axis of the class scores: the last one of [N, C] and [N, S, C], axis 1 of [N, C, H, W].
+
+    None if there are no scores: for integers, and for one value per sample.
+    """
+    if not isinstance(output, np.ndarray) or not np.issubdtype(output.dtype, np.floating):
+        return None
+    axis = 1 if output.ndim >= 4 else output.ndim - 1
+    return None if output.ndim < 2 or output.shape[axis] < 2 else axis
