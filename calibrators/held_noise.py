@@ -86,8 +86,43 @@ def noise_feeds(session: ort.InferenceSession, batch: str) -> dict[str, NDArray[
     return {START: np.array(_place(re.sub(r"\S*[/\\]", "", batch))[0], np.int64)}
 
 
+def noisy_outputs(model: ir.Model) -> frozenset[str]:
+    """Return the names of the outputs of a model that depend on random numbers."""
+    reached: set[ir.Value] = set()
+    for node in model.graph:
+        inner = [
+            each for graph in _bodies(node, model) for each in ir.traversal.RecursiveGraphIterator(graph)
+        ]
+        read = {value for each in (node, *inner) for value in each.inputs}
+        if read & reached or any(map(_is_random, (node, *inner))):
+            reached.update(node.outputs)
+    return frozenset(value.name or "" for value in model.graph.outputs if value in reached)
+
+
+def _bodies(node: ir.Node, model: ir.Model) -> Iterator[ir.Graph]:
+    """Yield the graphs that a node runs: branches, loop bodies, and the function that it calls."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+    if function := model.functions.get(node.op_identifier()):
+        yield function.graph
+        for each in function:
+            yield from _bodies(each, model)
+
+
 def _is_random(node: ir.Node) -> bool:
-    return node.op_type in _LAWS and node.domain == ""
+    if node.op_type not in _LAWS or node.domain:
+        return False
+    return node.op_type != "Dropout" or _is_training(node)
+
+
+def _is_training(dropout: ir.Node) -> bool:
+    """Whether a Dropout may be active: since opset 12 an input tells so, before it never is."""
+    training = dropout.inputs[2] if len(dropout.inputs) > 2 else None
+    if training is None:
+        return False
+    known = ir.convenience.get_const_tensor(training)
+    return known is None or bool(known.numpy().any())
 
 
 def _inline(model: ir.Model) -> None:
@@ -189,10 +224,10 @@ class _Noise:
 
 
 def _take_over(node: ir.Node, nodes: Sequence[ir.Node]) -> None:
-    """Replace a node by ``nodes``, the last of which gives its output."""
-    old, new = node.outputs[0], nodes[-1].outputs[0]
+    """Replace a node by ``nodes``, the last of which give its outputs."""
+    old, new = list(node.outputs), [each.outputs[0] for each in nodes[-len(node.outputs) :]]
     assert node.graph is not None
-    ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, [old], [new])
+    ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, old, new)
 
 
 # --- random operators -----------------------------------------------------------------------------
@@ -235,6 +270,23 @@ def _choose(node: ir.Node, noise: _Noise) -> None:
     rows = noise.op("Tile", rows, noise.constant([1, count, 1]))
     best = noise.op("ArgMax", noise.op("Add", rows, noise.like(rows)), axis=2, keepdims=0)
     _cast(node, noise, best, ir.DataType.INT32)
+
+
+def _drop(node: ir.Node, noise: _Noise) -> None:
+    """Dropout in training: what is kept is divided by the share of what is kept."""
+    data, ratio, training = node.inputs
+    assert data is not None
+    assert training is not None
+    given = noise.constant(0.5, np.float32) if ratio is None else ratio
+    chance = noise.op("Cast", given, to=ir.DataType.FLOAT)
+    lost = noise.op("And", noise.op("Less", noise.like(data), chance), training)
+    share = noise.op("Sub", noise.constant(1, np.float32), chance)
+    scale = noise.op("Where", training, share, noise.constant(1, np.float32))
+    grown = noise.op("Div", noise.op("Cast", data, to=ir.DataType.FLOAT), scale)
+    kept = noise.op("Where", lost, noise.constant(0, np.float32), grown)
+    _cast(node, noise, kept, ir.DataType.FLOAT)
+    if len(node.outputs) > 1:
+        noise.op("Not", lost)
 
 
 def _number(node: ir.Node, name: str, default: float) -> float:
@@ -281,4 +333,5 @@ _LAWS: Mapping[str, _Law] = {
     "RandomUniformLike": _Law(_uniform, _scale_uniform),
     "Bernoulli": _Law(_uniform, _toss),
     "Multinomial": _Law(_gumbel, _choose),
+    "Dropout": _Law(_uniform, _drop),
 }

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from calibrators.collect import run_batch
 from calibrators.data.samples import Sample
@@ -25,7 +26,7 @@ from onnxq.graph.operators import WEIGHTED as OPERATORS
 from onnxq.graph.read_qdq import called
 from onnxq.verify.accuracy import outcome
 from onnxq.verify.float_fallback import finding
-from onnxq.verify.outputs.output_kinds import output_kinds
+from onnxq.verify.outputs.output_kinds import float_kinds
 from onnxq.verify.subject import Subject
 from onnxq.verify.verdict import Finding, Verdict, make_verdict, refused
 
@@ -158,22 +159,23 @@ def _alike(subject: Subject) -> tuple[float, int]:
     samples = list(subject.samples)[:COMPARED]
     if not samples:
         return math.nan, 0
-    plain, fast = (_outputs(subject, samples, optimize) for optimize in (False, True))
-    quality = outcome(output_kinds(subject.model), zip(plain, fast, strict=True), len(samples))
-    return quality.sqnr, len(samples)
+    kinds = float_kinds(subject.model)
+    plain, fast = (_outputs(subject, list(kinds), samples, optimize) for optimize in (False, True))
+    return outcome(kinds, zip(plain, fast, strict=True), len(samples)).sqnr, len(samples)
 
 
-def _outputs(subject: Subject, samples: Iterable[Sample], optimize: bool) -> list[list[Any]]:
-    """Compute the outputs of the model for each sample."""
+def _outputs(
+    subject: Subject, names: Sequence[str], samples: Iterable[Sample], optimize: bool
+) -> list[list[NDArray[np.generic]]]:
+    """Compute the outputs of the model called ``names`` for each sample."""
     session = open_session(subject.path, threads=subject.threads, optimize=optimize)
-    names = [output.name for output in session.get_outputs()]
     return [run_batch(session, names, sample) for sample in samples]
 
 
 def _likeness(ratio: float, compared: int) -> str:
     if math.isnan(ratio):
         return "outputs not compared"
-    same = "the same outputs" if math.isinf(ratio) else f"SQNR {ratio:.1f} dB"
+    same = "the same outputs" if ratio == math.inf else f"SQNR {ratio:.1f} dB"
     return f"{same} with and without optimizations ({compared} samples)"
 
 

@@ -17,7 +17,7 @@ from calibrators.errors import CalibrationError
 from calibrators.held_noise import draws
 from calibrators.session import open_session
 from onnxq.verify.accuracy import outcome
-from onnxq.verify.outputs.output_kinds import output_kinds
+from onnxq.verify.outputs.output_kinds import float_kinds
 from onnxq.verify.subject import Subject
 from onnxq.verify.verdict import Finding
 
@@ -65,14 +65,12 @@ def output_agreement(subject: Subject, outputs: Path, who: str) -> tuple[str, li
         return "outputs not compared: the model draws random numbers, and each runtime draws others", []
     try:
         session = open_session(subject.path, threads=subject.threads, optimize=False)
-        names = [output.name for output in session.get_outputs() if output.type == "tensor(float)"]
-        expected = run_batch(session, names, subject.samples[0])
+        kinds = float_kinds(subject.model)
+        expected = run_batch(session, list(kinds), subject.samples[0])
     except CalibrationError as error:
         return f"outputs not compared: {error}", []
-    kinds = output_kinds(subject.model)
     with np.load(outputs) as given:
-        pairs = [(expected, [given[name] for name in names])]
-        ratio = outcome({name: kinds[name] for name in names}, pairs, 1).sqnr
+        ratio = outcome(kinds, [(expected, [given[name] for name in kinds])], 1).sqnr
     if np.isnan(ratio) or ratio == np.inf:
         return f"the same outputs on {who} as with ONNX Runtime", []
     text = f"SQNR {ratio:.1f} dB between {who} and ONNX Runtime"

@@ -7,7 +7,7 @@ from graphs import parse
 
 from calibrators.collect import run_batch
 from calibrators.data.samples import Sample
-from calibrators.held_noise import draws, hold
+from calibrators.held_noise import draws, hold, noisy_outputs
 from calibrators.session import open_session
 
 X = np.zeros((40, 50), np.float32)
@@ -163,6 +163,47 @@ def test_old_files_list_weights_as_inputs():
     session = open_session(model)
     assert [value.name for value in session.get_overridable_initializers()] == ["held_noise/start"]
     np.testing.assert_array_equal(run(model), run(drawing(FLOATS["normal like"])))
+
+
+@pytest.mark.parametrize("kind", ["float", "float16"])
+def test_dropout_in_training(kind):
+    text = f"""g ({kind}[N, M] x, bool on) => ({kind}[N, M] y, bool[N, M] kept) <{kind} ratio>
+    {{ y, kept = Dropout(x, ratio, on) }}"""
+    session, ones = (
+        open_session(parse(text, ratio=0.25)),
+        np.ones_like(X, {"float": "float32"}.get(kind, kind)),
+    )
+    for training in (True, False):
+        feeds = {"x": ones, "on": np.array(training)}
+        y, kept = run_batch(session, ["y", "kept"], Sample("a", feeds))
+        np.testing.assert_allclose(y, np.where(kept, 4 / 3 if training else 1, 0), rtol=1e-3)
+        assert kept.mean() == (pytest.approx(0.75, abs=0.05) if training else 1)
+        assert y.dtype == ones.dtype
+
+
+@pytest.mark.parametrize(
+    ("nodes", "drawn"),
+    [
+        ("y = Dropout(x)", False),
+        ("y = Dropout(x, ratio, off)", False),
+        ("y = Dropout(x, ratio, on)", True),
+        ("c = Constant<value = bool {1}>() y = Dropout(x, ratio, c)", True),
+    ],
+)
+def test_dropout_at_inference_is_not_random(nodes, drawn):
+    text = (
+        f"g (float[N, M] x) => (float[N, M] y) <float ratio, bool on = {{1}}, bool off = {{0}}> {{ {nodes} }}"
+    )
+    assert draws(parse(text, ratio=0.5)) is drawn
+
+
+def test_outputs_that_depend_on_random_numbers():
+    noisy = """<domain: "local", opset_import: ["" : 16]> noisy (a) => (b) { b = RandomNormalLike(a) }"""
+    text = """g (float[N, M] x) => (float[N, M] p, float[N, M] q, float[N, M] r, float[N, M] s) <bool yes = {1}>
+    { p = Relu(x)  h = RandomUniformLike(x)  q = Add(p, h)  r = local.noisy(x)
+      s = If(yes) <then_branch = t () => (float[N, M] c) { c = Neg(q) },
+                   else_branch = e () => (float[N, M] d) { d = Neg(x) }> }"""
+    assert noisy_outputs(parse(text, 16, functions=noisy)) == {"q", "r", "s"}
 
 
 @pytest.mark.parametrize("kind", ["float16", "double"])

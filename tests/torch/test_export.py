@@ -171,6 +171,23 @@ def test_where_the_first_axis_is_no_batch_sizes_are_fixed(tmp_path, caplog):
     assert onnx.load(tmp_path / "m.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
 
 
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        found = self.conv(x)
+        return found, found + 0.1 * torch.randn_like(found)
+
+
+def test_outputs_with_noise_are_not_compared(tmp_path, caplog):
+    exported = export(Noisy().eval(), pictures(2), tmp_path / "m.onnx", dynamic_batch=False)
+    assert 90 < exported.sqnr[2] < 300  # of the other output
+    assert "random numbers go in: add" in caplog.text
+    assert "RandomNormalLike" in {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+
+
 def test_a_fixed_batch_if_asked_for(tmp_path, caplog):
     assert not export(Inside(), pictures(2), tmp_path / "m.onnx", dynamic_batch=False).dynamic
     assert [record for record in caplog.records if record.name.startswith("onnxq")] == []

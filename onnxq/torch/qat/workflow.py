@@ -28,7 +28,7 @@ from onnxq.calibration.qparams import calibrator, compute_qparams, from_statisti
 from onnxq.calibration.run import gather
 from onnxq.calibration.sample_split import Data, open_samples
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import CalibrationError, ModelError
+from onnxq.core.errors import ModelError
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import silent
 from onnxq.graph.files import write_validated

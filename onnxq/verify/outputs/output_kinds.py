@@ -58,6 +58,12 @@ def output_kinds(model: ir.Model | str | os.PathLike[str]) -> Mapping[str, Outpu
     return {name_of(value): OutputKind(_is_measured(value), rows.get(value)) for value in copy.graph.outputs}
 
 
+def float_kinds(model: ir.Model) -> Mapping[str, OutputKind]:
+    """Map the name of each float32 output of ``model`` to its kind, in order."""
+    floats = {name_of(value) for value in model.graph.outputs if value.dtype == ir.DataType.FLOAT}
+    return {name: kind for name, kind in output_kinds(model).items() if name in floats}
+
+
 def _is_float(value: ir.Value) -> bool:
     return value.dtype is not None and value.dtype.is_floating_point()
 

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.graph.nodes import STANDARD_DOMAIN, constant_value, input_at, int_attribute, ints_attribute, rank
+from onnxq.graph.nodes import (
+    STANDARD_DOMAIN,
+    all_nodes,
+    constant_value,
+    input_at,
+    int_attribute,
+    ints_attribute,
+    rank,
+)
 
 
 @dataclass(frozen=True)
@@ -33,21 +41,38 @@ SELECTIONS = frozenset({"TopK", "NonMaxSuppression", "NonZero", "Unique", "Compr
 
 
 def selects(model: ir.Model) -> bool:
-    """Whether the main graph has a selection."""
-    return any(node.op_type in SELECTIONS for node in model.graph)
+    """Whether the model has a selection."""
+    return any(node.op_type in SELECTIONS for node in all_nodes(model))
 
 
 def selected_rows(model: ir.Model) -> Mapping[ir.Value, Rows]:
-    """Map the tensors of the main graph whose rows come from a selection to these rows.
+    """Map the tensors whose rows come from a selection to these rows; bodies of Loop and Scan are left out.
 
     Args:
-        model: a model with inferred shapes.
+        model: a model with inferred shapes, without functions.
     """
     found: dict[ir.Value, Rows] = {}
-    for node in model.graph:
-        if node.domain == STANDARD_DOMAIN:
-            found.update(_made(node) if node.op_type in SELECTIONS else _moved(node, found))
+    _follow(model.graph, found)
     return found
+
+
+def _follow(graph: ir.Graph, found: dict[ir.Value, Rows]) -> None:
+    for node in graph:
+        if node.domain == STANDARD_DOMAIN:
+            found.update(_branched(node, found) if node.op_type == "If" else _one_or_other(node, found))
+
+
+def _one_or_other(node: ir.Node, found: Mapping[ir.Value, Rows]) -> Iterator[tuple[ir.Value, Rows]]:
+    return _made(node) if node.op_type in SELECTIONS else _moved(node, found)
+
+
+def _branched(node: ir.Node, found: dict[ir.Value, Rows]) -> Iterator[tuple[ir.Value, Rows]]:
+    """Yield the outputs of an If that have rows in one of its branches."""
+    for attribute in node.attributes.values():
+        branch = attribute.as_graph()
+        _follow(branch, found)
+        pairs = zip(node.outputs, branch.outputs, strict=True)
+        yield from ((output, found[given]) for output, given in pairs if given in found)
 
 
 def _made(node: ir.Node) -> Iterator[tuple[ir.Value, Rows]]:
@@ -56,7 +81,8 @@ def _made(node: ir.Node) -> Iterator[tuple[ir.Value, Rows]]:
     axis = int_attribute(node, "axis", -1)
     if node.op_type == "TopK" and dims is not None:
         axis %= dims
-        yield from ((output, Rows(axis, batched=axis > 0)) for output in node.outputs)
+        several = (value for value in node.outputs if _shape(value)[axis : axis + 1] != (1,))
+        yield from ((value, Rows(axis, batched=axis > 0)) for value in several)
     elif node.op_type in {"NonMaxSuppression", "NonZero"}:
         yield node.outputs[0], Rows(int(node.op_type == "NonZero"), batched=False)
     elif node.op_type in {"Unique", "Compress"}:
@@ -110,8 +136,8 @@ def _reshaped(node: ir.Node, index: int, axis: int) -> int | None:
     for size_of in (_behind, _before):
         wanted = size_of(given, axis)
         places = [i for i in range(len(made)) if wanted is not None and size_of(made, i) == wanted]
-        places = [i for i in places if made[i] != 1 or given[axis] == 1]
-        if index == 0 and len(places) == 1 and _may_equal(made[places[0]], given[axis]):
+        places = [i for i in places if _is_same(made[i], given[axis])]
+        if index == 0 and len(places) == 1:
             return places[0]
     return None
 
@@ -129,8 +155,9 @@ def _product(sizes: tuple[int | ir.SymbolicDim, ...]) -> int | None:
     return math.prod(known) if len(known) == len(sizes) else None
 
 
-def _may_equal(one: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
-    return not (isinstance(one, int) and isinstance(other, int)) or one == other
+def _is_same(one: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
+    """Whether two sizes are equal; unknown ones are taken for equal."""
+    return one == other if isinstance(one, int) or isinstance(other, int) else True
 
 
 def _gathered(node: ir.Node, index: int, axis: int) -> int | None:
@@ -180,7 +207,7 @@ _KEPT = (
     *("Abs", "Ceil", "Clip", "Erf", "Exp", "Floor", "Log", "Neg", "Reciprocal", "Round", "Sign", "Sqrt"),
     *("Relu", "LeakyRelu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "Mish", "Sigmoid", "Softplus", "Tanh"),
     *("Cast", "Identity", "Dropout", "Softmax", "LogSoftmax", "LayerNormalization", "LpNormalization"),
-    *("Concat", "Slice", "Split", "Expand", "Tile", "QuantizeLinear", "DequantizeLinear"),
+    *("Concat", "Pad", "Slice", "Split", "Expand", "Tile", "QuantizeLinear", "DequantizeLinear"),
 )
 
 _BATCH_KEPT = (

@@ -122,10 +122,9 @@ class Tally:
 
     @property
     def signal(self) -> float:
-        """The power of the float model's output; of integers, about their mean."""
-        if self._of_integers and self._reals:
-            return max(0.0, self._power - self._total**2 / self._reals)
-        return self._power
+        """The power of the float model's output; of integers, about their mean, unless all are equal."""
+        variance = self._power - self._total**2 / self._reals if self._reals else 0.0
+        return variance if self._of_integers and variance > 0 else self._power
 
     def quality(self) -> OutputQuality:
         """Summarize all batches so far."""

@@ -54,9 +54,7 @@ def test_equal_or_not(kind, nodes):
 # --- rows -----------------------------------------------------------------------------------------
 
 SCORES = "float[1, 12] s, float[1, 12, 4] boxes"
-GIVEN = (
-    "<int64[1] k, int64[1] last, int64[1] first, int64[1] one, int64[3] four, int64[2] flat, float[4, 4] m>"
-)
+GIVEN = "<int64[1] k, int64[1] last, int64[1] first, int64[1] one, int64[1] first_k, int64[3] four, int64[2] flat, float[4, 4] m>"
 TOPK = "v, i = TopK(s, k) "
 FOUND = f"{TOPK} u = Unsqueeze(i, last) t = Tile(u, four) found = GatherElements<axis = 1>(boxes, t) "
 NMS = """sb = Unsqueeze(s, first) sel = NonMaxSuppression(boxes, sb, k) j = Gather<axis = 1>(sel, last)
@@ -83,9 +81,18 @@ ROWS = {
         Rows(0, False),
     ),
     "places": ("z", "b = Greater(s, s) z = NonZero(b)", Rows(1, False)),
+    "filled up": ("y", f"{FOUND} y = Concat<axis = 1>(found, boxes)", Rows(1, True)),
+    "a branch": (
+        "y",
+        f"""{FOUND} e = Cast<to = 9>(last) y = If(e) <then_branch = t () => (float[1, 5, 4] a) {{ a = Relu(found) }},
+            else_branch = e () => (float[1, 5, 4] b) {{ b = Exp(found) }}>""",
+        Rows(1, True),
+    ),
     "classes of boxes": ("y", f"{FOUND} y = ArgMax<axis = 2, keepdims = 0>(found)", Rows(1, True)),
 }
 POSITIONS = {
+    "the only one": ("y", "v, y = TopK(s, first_k)"),
+    "the only one, squeezed": ("y", "v, i = TopK(s, first_k) y = Squeeze(i, last)"),
     "the best": ("y", f"{FOUND} y = Gather<axis = 1>(found, first)"),
     "the sum": ("y", f"{FOUND} y = ReduceSum(found, one)"),
     "beside a selection": ("y", f"{TOPK} y = Relu(boxes)"),
@@ -95,7 +102,15 @@ POSITIONS = {
 
 def rows(output, nodes):
     text = f"g ({SCORES}) => ({output}) {GIVEN} {{ {nodes} }}"
-    given = {"k": [5], "last": [-1], "first": [0], "one": [1], "four": [1, 1, 4], "flat": [-1, 4]}
+    given = {
+        "k": [5],
+        "last": [-1],
+        "first": [0],
+        "one": [1],
+        "first_k": [1],
+        "four": [1, 1, 4],
+        "flat": [-1, 4],
+    }
     return output_kinds(parse(text, 13, check=False, **given))[output].rows
 
 

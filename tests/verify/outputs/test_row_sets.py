@@ -109,3 +109,9 @@ def test_the_signal_of_bytes_is_their_variance():
     tally.add(picture, picture + 1)
     assert tally.quality().sqnr == pytest.approx(10 * np.log10(picture.astype(float).var()))
     assert tally.quality().agreement is None
+
+
+def test_integers_that_are_all_equal_have_a_signal_too():
+    tally = Tally(OutputKind(measured=True))
+    tally.add(np.full(4, 10), np.full(4, 11))
+    assert tally.quality().sqnr == pytest.approx(20)
