@@ -7,7 +7,7 @@ Consecutive groups that run in the same type make a region.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -30,7 +30,9 @@ from onnxq.graph.read_qdq import (
     edges,
     layers,
     links,
+    readers_quantize,
 )
+from onnxq.graph.walks import clips_after, sole_producer, unclipped
 from onnxq.pipelines.dynamic import prepare_dynamic
 from onnxq.pipelines.preflight import QUANTIZED, as_onnxq_errors
 from onnxq.pipelines.prepare import prepare
@@ -176,17 +178,30 @@ def _type(spec: QuantSpec) -> str:
 
 
 def _as_it_is(graph: ir.Graph) -> Iterator[FusedGroup]:
-    """Make each node a group of its own: fusions are not known here."""
+    """Group each node with the Relu and Clip that runtimes fuse with it; other fusions are not known here."""
     integers = {*layers(graph), *links(graph)}
+    integers |= {node for node in computing(graph) if _is_fused_sum(node, integers)}
+    fused: set[ir.Node] = set()
     for node in computing(graph):
-        if not computes_reals(node):
+        if node in fused or not computes_reals(node):
             continue
-        named = ((called(node), node.op_type),)
+        able = node in integers or node.op_type in WEIGHTED
+        group = (node, *(clips_after(node.outputs[0]) if able else ()))
+        fused.update(group)
+        named = tuple((called(one), one.op_type) for one in group)
         if node in integers:
             types = dict.fromkeys(_read(edge) for edge in edges(node) if edge.kind != "bias")
             yield FusedGroup("integers", named, " x ".join(types))
         else:
             yield FusedGroup("float", named, _why(node))
+
+
+def _is_fused_sum(node: ir.Node, integers: Set[ir.Node]) -> bool:
+    """Whether the node adds a quantized tensor to the output of a layer, which is not rounded in between."""
+    if node.op_type != "Add" or not readers_quantize(unclipped(node.outputs[0])):
+        return False
+    direct = [value for value in node.inputs if dequantizer(value) is None]
+    return len(direct) == 1 and sole_producer(direct[0]) in integers
 
 
 def _read(edge: QdqEdge) -> str:

@@ -91,11 +91,34 @@ def test_what_is_quantized_already(quantized):
     found = inspect(quantized, QuantConfig())
     assert found.plan is None
     assert told(found)[:3] == [
-        ("integers", "Conv", "uint8 x int8 per channel"),
-        ("float", "Relu", "it reads no integers"),
+        ("integers", "Conv Relu", "uint8 x int8 per channel"),
         ("float", "Conv", "no DequantizeLinear before its weights"),
+        ("float", "HardSwish", "it reads no integers"),
     ]
     assert found.title.endswith("q.onnx, quantized already")
+
+
+FUSED = {
+    "Relu after Conv": """{ a = Conv(x, w)  r = Relu(a)  y = Conv(r, v) }""",
+    "Relu6": """{ a = Conv(x, w)  r = Clip(a, zero, six)  y = Conv(r, v) }""",
+    "Relu twice": """{ a = Conv(x, w)  r = Relu(a)  s = Clip(r, zero, six)  y = Conv(s, v) }""",
+    "residual": """{ a = Conv(x, w)  r = Relu(a)  b = Conv(r, v)  s = Add(b, r)  t = Relu(s)  y = Conv(t, u) }""",
+    "residual, turned": """{ a = Conv(x, w)  b = Conv(a, v)  s = Add(a, b)  t = Relu(s)  y = Conv(t, u) }""",
+    "own activation": """{ a = Conv(x, w)  r = LeakyRelu(a)  y = Conv(r, v) }""",
+}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "openvino"])
+@pytest.mark.parametrize("graph", FUSED)
+def test_a_written_model_is_told_as_its_plan(tmp_path, graph, target):
+    """What the plan has in integers does not turn float in the outline of the file."""
+    head = """g (float[N,4,8,8] x) => (float[N,4,8,8] y)
+    <float[4,4,1,1] w, float[4,4,1,1] v, float[4,4,1,1] u, float zero = {0.0}, float six = {6.0}> """
+    save_model(tmp_path / "m.onnx", head + FUSED[graph])
+    options = ["--target", target, "--verify", "off", "--quiet", "--samples", "2"]
+    assert main(["quantize", str(tmp_path / "m.onnx"), str(tmp_path / "q.onnx"), *options]) == 0
+    plan, file = (inspect(tmp_path / name, QuantConfig(target=target)) for name in ("m.onnx", "q.onnx"))
+    assert [said[:2] for said in told(file)] == [said[:2] for said in told(plan)]
 
 
 def test_what_is_quantized_otherwise(tmp_path):
