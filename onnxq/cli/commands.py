@@ -7,6 +7,7 @@ and an interrupt during an import is caught.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,6 +19,8 @@ from onnxq.cli.options import Command, Parser, parse
 
 if TYPE_CHECKING:
     from onnxq.core.config import QuantConfig
+
+logger = logging.getLogger(__name__)
 
 
 def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
@@ -31,6 +34,7 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
         found = of_plan(args.model, *planned(args.model, config))
         if not args.quiet:
             render.show_inspection(found, every_group=True)
+        _tell_unwritten(args.save_config, config)
         return
     if args.save_config:
         preflight.check_files(args.model, args.output, config.data, config, [args.save_config])
@@ -42,6 +46,14 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     with suppress(OSError, KeyboardInterrupt):  # the model is written: a failure to print is no failure
         render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
     close_stdout()
+
+
+def _tell_unwritten(save_config: str | None, config: QuantConfig) -> None:
+    """Warn about the files that were asked for, but that a dry run does not write."""
+    files = {"save_config": save_config, **{name: getattr(config, name) for name in _WRITTEN}}
+    given = ", ".join(f"--{name.replace('_', '-')}" for name, file in files.items() if file)
+    if given:
+        logger.warning("a dry run writes nothing, so also not: %s", given)
 
 
 def _requantize(args: argparse.Namespace, config: QuantConfig) -> None:
@@ -141,6 +153,9 @@ def _export(args: argparse.Namespace, config: QuantConfig) -> None:
     if not args.quiet:
         render.show_export(exported.path, exported.inputs, exported.outputs, exported.sqnr)
 
+
+_WRITTEN = ("save_statistics", "search_log", "table", "report")
+"""Options that name files to write."""
 
 _CONFIG = {"--config FILE.yaml": "read options from a file; options on the command line take precedence"}
 _JSON = {"--json": "print JSON"}

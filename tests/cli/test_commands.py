@@ -131,11 +131,43 @@ def test_preprocessing_of_arrays_is_told(folder, capsys):
     assert "warning: preprocess 'unit' is not used" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--save-config", "c.yaml"),
+        ("--report", "r.html"),
+        ("--table", "t.cache"),
+        ("--save-statistics", "s.npz"),
+        ("--search-log", "l.log", "--goal", "sqnr>=20"),
+        ("--save-config", "c.yaml", "--quiet", "--report", "r.html"),
+        ("--save-config", "c.yaml", "--mode", "dynamic"),
+    ],
+    ids=" ".join,
+)
+def test_a_dry_run_says_which_files_it_does_not_write(folder, capsys, options):
+    save_model(
+        folder / "m.onnx", "g (float[N,32] x) => (float[N,64] y) <float[32,64] w> { y = MatMul(x, w) }"
+    )
+    options = (*options, "--quantize-outputs") if "dynamic" not in options else options
+    assert run("quantize", "m.onnx", "o.onnx", "--dry-run", *options) == 0
+    told = capsys.readouterr().err
+    assert "a dry run writes nothing, so also not:" in told
+    for option in set(options) & {
+        "--save-config",
+        "--report",
+        "--table",
+        "--save-statistics",
+        "--search-log",
+    }:
+        assert option in told
+    assert files(folder) == ["d.npz", "m.onnx"]
+
+
 def test_a_dry_run_gives_the_plan_needs_no_data_and_writes_nothing(folder, capsys):
     arguments = ("m.onnx", "o.onnx", "--dry-run", "--exclude", "op:MatMul", "--data", "missing")
     assert run("quantize", *arguments, "--save-config", "c.yaml", "--save-statistics", "s.npz") == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err == "warning: a dry run writes nothing, so also not: --save-config, --save-statistics\n"
     assert "Conv_c" in out
     assert "MatMul_y: excluded by 'op:MatMul'" in out
     assert files(folder) == ["d.npz", "m.onnx"]
