@@ -5,6 +5,7 @@ sparse tensors            made plain (`calibrators.sparse`)
 types with maps           kept as `OpaqueType` at the inputs and outputs of the model
 external data             also found when it belongs to attributes, in the bodies of functions too
 text that is not UTF-8    refused where it names something, repaired where it only describes
+tensors of wrong length   refused (`calibrators.tensor_check`)
 ========================  ================================================================================
 
 Weights in external files are copied when they are read into memory, because onnx_ir closes the mapped file
@@ -25,6 +26,7 @@ import onnx_ir as ir
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 from calibrators.sparse import make_sparse_plain
+from calibrators.tensor_check import check_tensor
 
 FREE_TEXT = frozenset({"doc_string", "producer_name", "producer_version", "value"})
 """Fields of text that nothing refers to; ``value`` belongs to metadata."""
@@ -115,6 +117,8 @@ def from_proto(proto: onnx.ModelProto, folder: str | os.PathLike[str] = "") -> i
     try:
         for part in parts:
             _check_text(part)
+            if isinstance(part, onnx.TensorProto):
+                check_tensor(part)
         make_sparse_plain(parts, folder)
     except (OSError, ValueError) as e:
         raise UnusableModelError(str(e)) from e
