@@ -59,7 +59,7 @@ WRITTEN = frozenset({"out.onnx", "out.onnx.data", "out.npz"})
 NOT_IMPORTED = ("onnxq.torch", "onnxq.verify.workers")
 """Packages that these commands do not use, or only in processes of their own."""
 
-SUSPICIOUS = re.compile(r"Traceback|bug in onnxq|Warning:|Segmentation|terminate called|Exception ignored")
+SUSPICIOUS = re.compile(r"Traceback|bug in onnxq|[a-z]Warning: |Segmentation|terminate called|Exception ignored")
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,7 @@ def prepare() -> None:
     """Import everything, so that forked processes have it."""
     for package in (calibrators, onnxq):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not module.name.startswith("onnxq.torch") and not module.name.startswith(
-                "onnxq.verify.workers"
-            ):
+            if not module.name.startswith(NOT_IMPORTED) and not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
 
 

@@ -64,7 +64,7 @@ def calibrate(
         raise ConfigError("calibration needs real samples: give them as data (--data), and no table")
     if config.save_statistics is not None:
         check_written([config.save_statistics], model, data, config)
-    with as_onnxq_errors():
+    with as_onnxq_errors(model):
         progress("reading the model")
         simple, tensors = prepare_for_all(model, config)
         samples = replace(open_samples(simple, data, config), holds=False)
@@ -107,7 +107,7 @@ class Calibration:
         self._path = os.fspath(model) if self._folder is None else str(write_given(model, self._folder.name))
         _refuse_sources(self.config)
         check_measurable(self.config)
-        with as_onnxq_errors():
+        with as_onnxq_errors(self._path):
             self._simple, self._plan = prepare(self._path, self.config)
             self._inputs = input_specs(self._simple)
         check_plan(self._plan, self.config.tables)

@@ -40,7 +40,7 @@ def compare_files(
     Raises:
         OnnxqError: a model or the data cannot be used.
     """
-    with as_onnxq_errors():
+    with as_onnxq_errors(float_path, int8_path):
         model = load(float_path)
         check_alike(model, load(int8_path))
         samples = open_samples(model, config.data, config)

@@ -93,7 +93,7 @@ def inspect(path: str | os.PathLike[str], config: QuantConfig) -> Inspection:
     Raises:
         OnnxqError: the model cannot be read or has nothing to quantize, or there is no such target.
     """
-    with as_onnxq_errors():
+    with as_onnxq_errors(path):
         model = load(path)
         if not any(QUANTIZED.fullmatch(node.op_type) for node in all_nodes(model)):
             return of_plan(os.fspath(path), *planned(path, config))

@@ -140,29 +140,34 @@ def check_patterns(model: ir.Model, config: QuantConfig) -> None:
 
 
 @contextmanager
-def diagnose_model(model: str | os.PathLike[str]) -> Iterator[None]:
-    """After an unexpected error, check whether the model is at fault: with onnx's checker and by loading it.
+def diagnose_model(*models: str | os.PathLike[str]) -> Iterator[None]:
+    """After an unexpected error, check whether a model is at fault: with onnx's checker and by loading it.
 
     Raises:
-        ModelError: the model is not valid.
-        CalibrationError: ONNX Runtime cannot load it.
+        ModelError: a model is not valid.
+        CalibrationError: ONNX Runtime cannot load a model.
     """
     try:
         yield
-    except OnnxqError:
+    except (OnnxqError, calibrators.errors.CalibrationError, OSError, MemoryError):
         raise
     except Exception:
-        check_valid(model, f"{model}: the model is not valid ONNX")
-        with as_onnxq_errors():
+        for model in models:
+            check_valid(model, f"{model}: the model is not valid ONNX")
             open_session(model)
         raise
 
 
 @contextmanager
-def as_onnxq_errors() -> Iterator[None]:
-    """Turn errors of the package `calibrators` into onnxq's `CalibrationError`."""
+def as_onnxq_errors(*models: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn errors of the package `calibrators`, and what invalid models cause, into onnxq's errors.
+
+    Args:
+        models: the models that foreign tools wrote, see `diagnose_model`.
+    """
     try:
-        yield
+        with diagnose_model(*models):
+            yield
     except calibrators.errors.CalibrationError as error:
         if isinstance(error, CalibrationError):
             raise

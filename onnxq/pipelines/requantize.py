@@ -86,7 +86,7 @@ def requantize(
     options = _checked(config or QuantConfig())
     data = options.data if data is None else data
     check_files(model, output, data, options)
-    with as_onnxq_errors(), written_together():
+    with as_onnxq_errors(model), written_together():
         progress("reading the model")
         stripped = _stripped(model)
         first = _stage(stripped.model, os.fspath(model), options, stripped)

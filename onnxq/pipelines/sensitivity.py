@@ -42,7 +42,7 @@ def rank(
     if config.save_statistics is not None:
         check_written([config.save_statistics], model, config.data, config)
     check_correctable(config)
-    with as_onnxq_errors():
+    with as_onnxq_errors(model):
         progress("reading the model")
         simple, plan = prepare(model, config)
         samples = open_samples(simple, config.data, config)

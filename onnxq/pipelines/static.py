@@ -71,7 +71,7 @@ def quantize_static(
     check_files(model, output, data, config)
     check_measurable(config)
     check_correctable(config)
-    with as_onnxq_errors():
+    with as_onnxq_errors(model):
         progress("reading the model")
         simple, plan = prepare(model, config)
         check_plan(plan, config.tables)
@@ -130,7 +130,7 @@ def quantize_calibrated(
         OnnxqError: as `quantize_static`.
     """
     model, reference, samples = calibrated.path, calibrated.reference, calibrated.samples
-    with as_onnxq_errors(), written_together():
+    with as_onnxq_errors(model), written_together():
         progress("choosing ranges")
         plan = compute_qparams(reference, calibrated.plan, calibrated.source)
         context = make_context(model, reference, samples, config, progress)

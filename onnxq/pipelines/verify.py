@@ -36,7 +36,7 @@ def verify_file(
         OnnxqError: the model or the data cannot be used, or there is no such target.
     """
     target = get_target(config.target)
-    with as_onnxq_errors(), opened(path) as (file, model):
+    with as_onnxq_errors(path), opened(path) as (file, model):
         progress("checking")
         subject = Subject(file, model, target, _samples(model, config), config.threads)
         return tuple(verify(subject))

@@ -81,7 +81,7 @@ def quantize_dynamic(
     config = as_dynamic(config or QuantConfig())
     data = config.data if data is None else data
     check_files(model, output, data, config)
-    with as_onnxq_errors(), written_together():
+    with as_onnxq_errors(model), written_together():
         progress("reading the model")
         simple, plan, scheme = _prepare(model, config)
         samples = _open(simple, data, config)
