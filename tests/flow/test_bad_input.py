@@ -594,7 +594,7 @@ def test_a_full_disk(refused, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.ir, "save", full)
+    monkeypatch.setattr(files, "save_model", full)
     assert "o.onnx: cannot be written: the disk is full" in refused("m.onnx", "o.onnx", "--data", "d.npz")
 
 
