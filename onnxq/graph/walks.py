@@ -80,3 +80,13 @@ def downstream(value: ir.Value, passes: Callable[[ir.Node], bool]) -> Iterator[i
         if passes(use.node):
             for output in use.node.outputs:
                 yield from downstream(output, passes)
+
+
+def readers_of(node: ir.Node) -> list[ir.Node]:
+    """List the nodes that read an output of the node."""
+    return [use.node for value in node.outputs for use in value.uses()]
+
+
+def holds_reals(value: ir.Value) -> bool:
+    """Whether the value holds float numbers or has an unknown type."""
+    return value.dtype is None or value.dtype.is_floating_point()

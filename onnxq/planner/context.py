@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
@@ -31,8 +31,7 @@ class PlanningContext:
         position: each node of the main graph -> its position in graph order.
         in_blocks: the nodes whose weights are cut into blocks; all their other tensors are in float.
         ends: the first and the last node with weights, if the target has separate formats for them.
-        final: the nodes that join different quantities right before a graph output (`final_nodes`).
-        masking: the nodes that read values that stand for minus infinity (`masking_nodes`).
+        float_regions: the nodes that are kept in float because no range suits them -> the reason.
     """
 
     graph: ir.Graph
@@ -42,8 +41,7 @@ class PlanningContext:
     position: Mapping[ir.Node, int]
     in_blocks: frozenset[ir.Node] = frozenset()
     ends: frozenset[ir.Node] = frozenset()
-    final: frozenset[ir.Node] = frozenset()
-    masking: frozenset[ir.Node] = frozenset()
+    float_regions: Mapping[ir.Node, str] = field(default_factory=dict)
 
     @property
     def activation(self) -> QuantSpec:

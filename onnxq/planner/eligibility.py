@@ -17,6 +17,7 @@ from onnxq.graph.operators import (
     is_depthwise,
     misfit,
 )
+from onnxq.graph.walks import holds_reals
 from onnxq.planner.apply_overrides import weight_spec
 from onnxq.planner.context import PlanningContext, deselected, fused_output
 from onnxq.targets.target import BiasStyle, OpRule, Output
@@ -24,8 +25,7 @@ from onnxq.targets.target import BiasStyle, OpRule, Output
 
 def computes_reals(node: ir.Node) -> bool:
     """Whether an output of the node holds float numbers or has an unknown type."""
-    kinds = [out.dtype for out in node.outputs if out.name]
-    return any(kind is None or kind.is_floating_point() for kind in kinds)
+    return any(holds_reals(out) for out in node.outputs if out.name)
 
 
 def is_carried(node: ir.Node, context: PlanningContext) -> bool:
@@ -49,8 +49,7 @@ def ineligible_because(node: ir.Node, context: PlanningContext) -> str | None:
         return f"target {context.target.name} has no integer kernel for {node.op_identifier()[1]}"
     checks = (
         _not_selected,
-        _final,
-        _masking,
+        _in_float_region,
         _wrong_attribute,
         _not_float32,
         _bad_weight,
@@ -68,18 +67,8 @@ def _not_selected(node: ir.Node, rule: OpRule, context: PlanningContext) -> str 
     return deselected(node, context.config)
 
 
-def _final(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
-    if node not in context.final:
-        return None
-    if node.op_type == "Concat":
-        return "it joins different outputs (such as boxes and scores), and one range would not suit them all"
-    return "it only moves values that a Concat, kept in float, joins at the end of the graph"
-
-
-def _masking(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
-    if node not in context.masking or node.op_type in WEIGHTED:
-        return None
-    return "it reads values that stand for minus infinity (a mask), and no range suits these and other values"
+def _in_float_region(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
+    return context.float_regions.get(node)
 
 
 def _wrong_attribute(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:

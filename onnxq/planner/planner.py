@@ -35,7 +35,7 @@ from onnxq.planner.context import (
 )
 from onnxq.planner.edges import Edge, find_edges
 from onnxq.planner.eligibility import computes_reals, ineligible_because, is_carried
-from onnxq.planner.float_regions import final_nodes, masking_nodes
+from onnxq.planner.float_regions import REGIONS
 from onnxq.planner.groups import find_groups
 from onnxq.planner.number_formats import find_formats
 from onnxq.planner.points import find_biases, find_points
@@ -64,7 +64,7 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
     """
     position = {node: i for i, node in enumerate(model.graph)}
     context = PlanningContext(model.graph, target, config, find_formats(target, config), position)
-    context = replace(context, final=final_nodes(model.graph), masking=masking_nodes(model.graph))
+    context = replace(context, float_regions=_float_regions(model.graph))
     context = replace(
         context, in_blocks=blocked_nodes(model.graph, context), ends=_ends(model.graph, context)
     )
@@ -91,6 +91,11 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
             name_of(n): rule.channels for n in planned if (rule := target.rules[n.op_type]).channels > 1
         },
     )
+
+
+def _float_regions(graph: ir.Graph) -> dict[ir.Node, str]:
+    """Find the nodes that are kept in float because no range suits them, and the reasons."""
+    return {node: reason for find in reversed(REGIONS) for node, reason in find(graph).items()}
 
 
 def _sums(model: ir.Model, planned: Iterable[ir.Node], target: Target) -> frozenset[str]:

@@ -43,8 +43,9 @@ operators are quantized, in which number formats, and where Q/DQ stand so that i
 
 - An operator without a rule is kept in float, and the plan says why (`--dry-run`).
 - Q is placed after the Relu or Clip that its runtime fuses with the operator before it, never between them.
-- A Concat of several tensors with nothing after it but Reshape, Transpose and their like is kept in float on
-  every target: detectors join boxes and scores so, and one range does not suit both.
+- What no range suits is kept in float on every target: a Concat of several tensors at the end of the graph,
+  such as of boxes and scores, also if it is separated again; attention masks; angles of positions before Sin
+  and Cos; normalizations that are written in primitives, which divide by a statistic.
 - Every model is run by ONNX Runtime at the end, whatever it is for: Q/DQ models mean the same everywhere.
 
 The *role* of an operator says when it is quantized:

@@ -14,6 +14,7 @@ from onnxq.pipelines.dynamic.rewriter import Known, ModelRewriter
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
 from onnxq.pipelines.dynamic.weight_only import POSITIONS
 from onnxq.planner.context import deselected, matches
+from onnxq.planner.float_regions.angles import angle_nodes
 
 _NO_REWRITE = {
     WeightForm.INTEGERS: "ONNX Runtime has no kernel for it that computes ranges at run time",
@@ -36,7 +37,8 @@ def plan_nodes(model: ir.Model, scheme: DynamicScheme) -> QuantPlan:
     ``model`` must be cleaned: with names, types, and constants as initializers.
     """
     rewrites = {node: rewrite_of(node, scheme.form) for node in all_nodes(model) if _has_weights(node)}
-    reasons = {node: _reason(node, found, scheme) for node, found in rewrites.items()}
+    angles = {node: reason for graph in model.graphs() for node, reason in angle_nodes(graph).items()}
+    reasons = {node: angles.get(node) or _reason(node, found, scheme) for node, found in rewrites.items()}
     smaller = {
         node: found.float_kernel for node, found in rewrites.items() if found and reasons[node] is None
     }

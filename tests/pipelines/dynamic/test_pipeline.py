@@ -522,3 +522,45 @@ def test_saved_options_give_the_same(tmp_path):
     read = ("--config", tmp_path / "c.yaml")
     assert onnxq_command("quantize", tmp_path / "in.onnx", tmp_path / "b.onnx", *read).returncode == 0
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+# --- what no range suits --------------------------------------------------------------------------
+
+FREQUENCIES = 10.0 ** -np.linspace(0, 4, 64)
+
+ANGLES = {
+    "MatMul": (
+        "int64[1] last, float[1,64] freqs",
+        "p = Unsqueeze (f, last) a = MatMul (p, freqs)",
+        {"last": [-1], "freqs": FREQUENCIES},
+    ),
+    "Gemm": (
+        "int64[2] column, int64[3] whole, float[1,64] freqs",
+        "p = Reshape (f, column) b = Gemm (p, freqs) a = Reshape (b, whole)",
+        {"column": [-1, 1], "whole": [2, 3, 64], "freqs": FREQUENCIES},
+    ),
+    "Gather": (
+        "float[512,64] table",
+        "a = Gather (table, ids)",
+        {"table": np.arange(512)[:, None] * FREQUENCIES},
+    ),
+}
+"""What computes the angles of rotary embeddings: constants, nodes, values."""
+
+
+@pytest.mark.parametrize("operator", ANGLES)
+@pytest.mark.parametrize(
+    "options", [{}, {"target": "openvino"}, {"target": "tensorrt", "weight": "float16"}], ids=str
+)
+def test_angles_of_positions_stay_float(make, operator, options):
+    declared, nodes, given = ANGLES[operator]
+    made = make(
+        f"""g (int64[2,3] ids, float[2,3,64] x) => (float[2,3,64] y) <float[64,64] w, {declared}> {{
+            f = Cast <to = 1> (ids) {nodes} c = Cos (a) s = Sin (a) d = Mul (x, c) e = Add (d, s)
+            y = MatMul (e, w) }}""",
+        given,
+        **options,
+    )
+    kept = {node.op_type: node.reason for node in made.result.plan.float_nodes.values()}
+    assert "angles" in kept[operator]
+    assert made.closeness(ids=np.array([[0, 77, 463], [5, 300, 511]])) > 25
