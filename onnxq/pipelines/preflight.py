@@ -29,6 +29,9 @@ QUANTIZED = re.compile(
 )
 """The names of operators, of any domain, that no float model has."""
 
+COMPILED_DOMAINS = frozenset({"com.microsoft.nchwc", "com.ms.internal.nhwc"})
+"""The domains of operators that work on a memory layout of one kind of processor."""
+
 
 def check_files(
     model: str | os.PathLike[str],
@@ -109,11 +112,17 @@ def _same(one: Path, goal: Path) -> bool:
 
 
 def check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
-    """Refuse a model that is quantized already.
+    """Refuse a model that is quantized already, or that was compiled for one machine.
 
     Raises:
-        ModelError: the model is quantized.
+        ModelError: the model is quantized, or has operators that ONNX Runtime makes for one processor.
     """
+    if (node := next((n for n in all_nodes(model) if n.domain in COMPILED_DOMAINS), None)) is not None:
+        raise ModelError(
+            f"{path}: optimized by ONNX Runtime for one kind of processor, in a form that cannot be "
+            f"quantized (node {node.name!r} is a {node.op_type} of {node.domain}). Give the original model, or "
+            "let ONNX Runtime write it with GraphOptimizationLevel.ORT_ENABLE_BASIC at most."
+        )
     node = quantized_node(model)
     if node is not None:
         raise ModelError(

@@ -348,14 +348,13 @@ def test_operators_of_the_runtimes_own_domain_stay_float(target):
             "c = Conv (x, w, b) g = Tanh (c) d = Conv (g, w) f = Conv (d, v) e = Conv (f, w, b) y = Neg (e)"
         )
     )
-    gelu, fused = proto.graph.node[1], proto.graph.node[3]
+    gelu, quick = proto.graph.node[1], proto.graph.node[5]
     gelu.op_type, gelu.domain = "Gelu", "com.microsoft"
-    fused.op_type, fused.domain = "FusedConv", "com.microsoft"
-    fused.attribute.append(onnx.helper.make_attribute("activation", "Relu"))
+    quick.op_type, quick.domain = "QuickGelu", "com.microsoft"
     proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     flow = quantize_and_check(ir.from_proto(proto), target)
-    assert flow.planned("Conv") == 3
-    assert flow.floats == {"Gelu", "FusedConv", "Neg"}
+    assert flow.planned("Conv") == 4
+    assert flow.floats == {"Gelu", "QuickGelu"}
 
 
 def test_an_operator_that_only_looks_like_a_standard_one_stays_float():

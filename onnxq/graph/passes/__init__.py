@@ -37,6 +37,7 @@ from onnxq.graph.passes.hard_activations import FuseHardSigmoidPass, FuseHardSwi
 from onnxq.graph.passes.names import UniqueNamesPass
 from onnxq.graph.passes.opset import OPSET_OF_HARD_SWISH, RaiseOpsetPass
 from onnxq.graph.passes.redundancy import EliminateCommonSubexpressionsPass, RemoveIdentityPass
+from onnxq.graph.passes.runtime_fusions import UnfuseRuntimeFusionsPass
 from onnxq.graph.passes.shapes import ForgetStaleShapesPass, InferForeignTypesPass, InferShapesPass
 
 CONSTANTS: tuple[ir.passes.PassBase, ...] = (
@@ -57,6 +58,7 @@ OLD: tuple[ir.passes.PassBase, ...] = (
 
 NEW: tuple[ir.passes.PassBase, ...] = (
     *CONSTANTS,
+    UnfuseRuntimeFusionsPass(),
     UniqueNamesPass(),
     ForgetStaleShapesPass(),
     InferForeignTypesPass(),
