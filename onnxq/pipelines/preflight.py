@@ -120,8 +120,8 @@ def check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
     if (node := next((n for n in all_nodes(model) if n.domain in COMPILED_DOMAINS), None)) is not None:
         raise ModelError(
             f"{path}: optimized by ONNX Runtime for one kind of processor, in a form that cannot be "
-            f"quantized (node {node.name!r} is a {node.op_type} of {node.domain}). Give the original model, or "
-            "let ONNX Runtime write it with GraphOptimizationLevel.ORT_ENABLE_BASIC at most."
+            f"quantized (node {node.name!r} is a {node.op_type} of {node.domain}). Give the original model, "
+            "or let ONNX Runtime write it with GraphOptimizationLevel.ORT_ENABLE_BASIC at most."
         )
     node = quantized_node(model)
     if node is not None:
