@@ -25,6 +25,8 @@ from onnxq.calibration.qparams import calibrator, compute_qparams, from_statisti
 from onnxq.calibration.sample_split import Samples, in_batches
 from onnxq.core.config import QuantConfig
 from onnxq.core.progress import Progress, silent
+from onnxq.graph.files import load
+from onnxq.graph.passes.leftovers.training_mode import training_nodes
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
 from onnxq.verify.accuracy import AccuracyEvaluator, Model, Quality
@@ -156,14 +158,17 @@ def make_evaluator(
 ) -> AccuracyEvaluator:
     """Return an evaluator that compares models with ``original`` on the held-out samples.
 
+    An original in training mode would give other outputs in every run, so ``reference`` takes its place.
+
     Args:
         original: the float model as the user supplied it, or its path.
         reference: the simplified ``original``; its inputs determine how samples are batched.
         samples: calibration and held-out samples.
         config: the options.
     """
+    loaded = original if isinstance(original, ir.Model) else load(original)
     return AccuracyEvaluator(
-        original,
+        reference if training_nodes(loaded) else original,
         in_batches(samples.eval_samples, reference, config),
         providers=config.providers,
         threads=config.threads,

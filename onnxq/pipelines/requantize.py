@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from calibrators.errors import shorten
 from calibrators.statistics import Statistics
+from onnxq.calibration.declared_shapes import with_ranks
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics, from_table
 from onnxq.calibration.run import gather
 from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
@@ -34,7 +35,6 @@ from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import constant_value
 from onnxq.graph.strip_qdq import RecordedQParams, StrippedModel, strip
 from onnxq.pipelines.acceptance import accept, model_warnings, verify_static
-from onnxq.pipelines.interface import with_ranks
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, diagnose_model, quantized_node
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.pipelines.report.report import Request

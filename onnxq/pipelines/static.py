@@ -18,6 +18,7 @@ from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
 from onnxq.algorithms.mixed_precision.search import chosen_goal, reach
 from onnxq.calibration import tables
+from onnxq.calibration.declared_shapes import with_ranks
 from onnxq.calibration.qparams import QParamSource, calibrator, compute_qparams, from_statistics, from_table
 from onnxq.calibration.run import gather, statistics_warnings
 from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
@@ -31,7 +32,6 @@ from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load, write_validated, written_together
 from onnxq.graph.insert_qdq import as_written
 from onnxq.pipelines.acceptance import accept_static, static_warnings
-from onnxq.pipelines.interface import with_ranks
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.report.report import Request

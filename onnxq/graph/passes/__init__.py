@@ -34,10 +34,11 @@ from onnxq.graph.passes.fold_clip import ClampToClipPass, HardSigmoidToClipPass,
 from onnxq.graph.passes.fuse_pad import FusePadPass
 from onnxq.graph.passes.gemm import FoldGemmScalarsPass, MatMulAddToGemmPass
 from onnxq.graph.passes.hard_activations import FuseHardSigmoidPass, FuseHardSwishPass, has_hard_swish
+from onnxq.graph.passes.leftovers.runtime_fusions import UnfuseRuntimeFusionsPass
+from onnxq.graph.passes.leftovers.training_mode import InferenceModePass
 from onnxq.graph.passes.names import UniqueNamesPass
 from onnxq.graph.passes.opset import OPSET_OF_HARD_SWISH, RaiseOpsetPass
 from onnxq.graph.passes.redundancy import EliminateCommonSubexpressionsPass, RemoveIdentityPass
-from onnxq.graph.passes.runtime_fusions import UnfuseRuntimeFusionsPass
 from onnxq.graph.passes.shapes import ForgetStaleShapesPass, InferForeignTypesPass, InferShapesPass
 
 CONSTANTS: tuple[ir.passes.PassBase, ...] = (
@@ -52,6 +53,7 @@ OLD: tuple[ir.passes.PassBase, ...] = (
     common.ClearMetadataAndDocStringPass(),  # the exporter's stack traces; the model's own metadata is kept
     FreeWeightsFromInputsPass(),
     *CONSTANTS,
+    InferenceModePass(),
     UniqueNamesPass(),
 )
 """Makes the model one graph. Runs once, before the opset is raised."""

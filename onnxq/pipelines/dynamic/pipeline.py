@@ -19,6 +19,7 @@ from typing import NoReturn
 import onnx_ir as ir
 
 from calibrators.errors import CalibrationError
+from onnxq.calibration.declared_shapes import with_ranks
 from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
@@ -34,7 +35,6 @@ from onnxq.pipelines.dynamic.acceptance import (
 from onnxq.pipelines.dynamic.equalization import rewrite_equalized
 from onnxq.pipelines.dynamic.planning import plan_nodes
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, find_scheme
-from onnxq.pipelines.interface import with_ranks
 from onnxq.pipelines.preflight import (
     as_onnxq_errors,
     check_files,

@@ -126,18 +126,6 @@ def test_not_where_others_would_notice(text):
     assert op_counts(after) == op_counts(before)
 
 
-def test_training_mode_stays():
-    text = f"""g (float[N,3,8,8] x) => (float[N,4,h,w] y, float[4] m, float[4] v)
-    {BN.format("float[4,3,3,3] w")} {{
-        c = Conv(x, w)
-        y, m, v = BatchNormalization <training_mode=1> (c, gamma, beta, mean, var)
-    }}"""
-    before = parse(text, opset=15)
-    after = simplify(before)
-    assert op_counts(after) == {"Conv": 1, "BatchNormalization": 1}
-    assert_same_outputs(before, after)
-
-
 def test_training_mode_zero_is_inference():
     text = CONV.replace("epsilon=0.01", "epsilon=0.01, training_mode=0")
     check(text, {"Conv": 1}, opset=15)

@@ -79,13 +79,3 @@ def test_dropout_at_inference(opset, dropout, tensors):
     after = simplify(before)
     assert op_counts(after) == {"Relu": 1}
     assert_same_outputs(before, after)
-
-
-def test_dropout_in_training_stays():
-    before = parse(
-        """g (float[N,4] x) => (float[N,4] y) <float r = {0.4}, bool t = {1}> {
-            a = Relu(x)
-            y = Dropout(a, r, t)
-        }"""
-    )
-    assert op_counts(simplify(before)) == {"Relu": 1, "Dropout": 1}

@@ -8,7 +8,7 @@ from graphs import assert_same_outputs, op_counts, parse
 
 import onnxq
 from onnxq.graph.passes import simplify
-from onnxq.graph.passes.runtime_fusions import PARAMETERS, UnfuseRuntimeFusionsPass
+from onnxq.graph.passes.leftovers.runtime_fusions import PARAMETERS, UnfuseRuntimeFusionsPass
 
 IMAGES = (
     "g (float[N,4,6,6] x) => (float[N,8,6,6] y) <float[8,4,3,3] w, float[8] b, float[8,4,1,1] v, float[8] c>"
