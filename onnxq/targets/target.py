@@ -10,8 +10,18 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
-from pydantic import BeforeValidator, ConfigDict, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
 
 from onnxq.core.plan import QuantSpec
 
@@ -51,6 +61,20 @@ def _scalar(value: Any) -> Any:
     return value
 
 
+def _span(ends: tuple[float, float]) -> tuple[float, float]:
+    """The ends of a range, if float32 can hold them and a grid with a zero can lie between them."""
+    low, high = ends
+    finite = all(abs(end) <= LARGEST for end in ends)
+    if not (finite and low <= 0 <= high and np.float32(low) < np.float32(high)):
+        raise ValueError(f"expected two finite numbers, low <= 0 <= high and low < high; got {list(ends)}")
+    return ends
+
+
+LARGEST = float(np.finfo(np.float32).max)
+
+Range = Annotated[tuple[StrictFloat, StrictFloat], AfterValidator(_span)]
+Count = Annotated[StrictInt, Field(ge=0)]
+Size = Annotated[StrictInt, Field(ge=1)]
 Scalar = Annotated[int | float | str, BeforeValidator(_scalar)]
 NumberType = Annotated[ir.DataType, BeforeValidator(_number_type)]
 NumberFormat = Annotated[QuantSpec, BeforeValidator(_number_format)]
@@ -180,20 +204,20 @@ class OpRule:
     same_params: StrictBool = False
     inputs_follow: StrictBool = False
     float_inputs: Annotated[FloatInputs, _member(FloatInputs)] = FloatInputs.NONE
-    output_range: tuple[StrictFloat, StrictFloat] | None = None
+    output_range: Range | None = None
     attributes: Mapping[str, Scalar] = field(default_factory=dict)
     unknown_attributes: Names = frozenset()
     wrong_together: Mapping[str, Scalar] = field(default_factory=dict)
     depthwise: Annotated[Role, _member(Role)] | None = None
     blocked: Mapping[str, Scalar] | None = None
-    group_channels: StrictInt = 0
+    group_channels: Count = 0
     single_group: StrictBool = False
-    channels: StrictInt = 1
+    channels: Size = 1
     fused_in_float: Names = frozenset()
     sums_with: Names = frozenset()
     inputs: NumberFormat | None = None
     dynamic_inputs: NumberFormat | None = None
-    bias: StrictInt | None = None
+    bias: Count | None = None
 
     __pydantic_config__: ClassVar[ConfigDict] = _NO_MORE
 
@@ -213,7 +237,7 @@ class Blocks:
     """
 
     types: Mapping[NumberType, NumberFormat]
-    sizes: frozenset[StrictInt]
+    sizes: frozenset[Size]
     whole: StrictBool = False
     among_floats: StrictBool = False
     unshared: StrictBool = False
@@ -294,7 +318,7 @@ class Target:
     runtimes: tuple[StrictStr, ...] = ()
     per_channel_types: NumberTypes | None = None
     first_last_formats: Ends | None = None
-    fused_clips: StrictInt = 2
+    fused_clips: Count = 2
     quantize_outputs: StrictBool = False
     storage: Annotated[Storage, _member(Storage)] = Storage.INTEGERS
     shifted_weights: StrictBool = False

@@ -155,11 +155,13 @@ def _described(problem: Any) -> str:
     if kind in ("missing", "too_long"):
         count = len(get_args(_annotation(tuple(part for part in loc if isinstance(part, str)))))
         return f"{where}: expected {count} values, got {given!r}"
-    return f"{where}: expected {_EXPECTED.get(kind, problem['msg'])}, got {given!r}"
+    expected = _EXPECTED.get(kind, problem["msg"]).format(**problem.get("ctx", {}))
+    return f"{where}: expected {expected}, got {given!r}"
 
 
 _EXPECTED: Mapping[str, str] = {
     "bool_type": "true or false",
+    "greater_than_equal": "at least {ge}",
     "int_type": "a whole number",
     "float_type": "a number",
     "string_type": "a text",

@@ -149,6 +149,43 @@ blocks: {types: {int4: {dtype: int4, symmetric: true}}, sizes: [64]}
         ("{base: qnn, transparent: MaxPool}", "transparent: expected a list, got 'MaxPool'"),
         ("{base: qnn, rules: {Conv: {output_range: [0]}}}", r"output_range: expected 2 values, got \[0\]"),
         ("{base: qnn, rules: {Conv: {output_range: [0, x]}}}", "output_range: expected a number, got 'x'"),
+        *(
+            (
+                f"{{base: qnn, rules: {{Conv: {{output_range: {wrong}}}}}}}",
+                r"rules\.Conv\.output_range: expected two",
+            )
+            for wrong in (
+                "[1.0, 0.0]",
+                "[0.0, 0.0]",
+                "[.nan, 1.0]",
+                "[0.0, .nan]",
+                "[-.inf, 0.0]",
+                "[0.0, .inf]",
+            )
+        ),
+        *(
+            (
+                f"{{base: openvino, rules: {{Tanh: {{role: link, output_range: {wrong}}}}}}}",
+                "two finite numbers",
+            )
+            for wrong in (
+                "[-1.0e+39, 1.0]",
+                "[-1.0, 1.0e+300]",
+                "[0.0, 1.0e-60]",
+                "[0.5, 1.0]",
+                "[-2.0, -1.0]",
+            )
+        ),
+        ("{base: qnn, fused_clips: -1}", "fused_clips: expected at least 0, got -1"),
+        ("{base: qnn, rules: {Conv: {channels: 0}}}", "rules.Conv.channels: expected at least 1, got 0"),
+        (
+            "{base: qnn, rules: {Conv: {group_channels: -4}}}",
+            "rules.Conv.group_channels: expected at least 0",
+        ),
+        (
+            "{base: qnn, blocks: {types: {int4: {dtype: int4, symmetric: true}}, sizes: [0]}}",
+            "sizes: expected at least 1, got 0",
+        ),
         ("{base: qnn, rules: {Conv: {attributes: {alpha: [1]}}}}", r"attributes.alpha: expected a number or"),
         ("{base: qnn, blocks: {types: {int3: {}}, sizes: [1]}}", "types.int3: expected one of int4, .*int3"),
         ("{base: qnn, weight: {reduce_bits: 8}}", "weight.reduce_bits: expected 0 to 6, got 8"),
