@@ -16,6 +16,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.goal import Goal
 from onnxq.core.progress import Progress, silent
+from onnxq.graph.files import load
 from onnxq.pipelines import calibrate as calibration
 from onnxq.pipelines import requantize as requantization
 from onnxq.pipelines import static
@@ -212,4 +213,4 @@ def _exported(module: Any, example: Any, folder: Path, given: _Given) -> _Given:
     data = given.data
     if data is not None:
         data = batches_for(module, example_call(module, example), exported.inputs, data)
-    return _Given(path, data, Layers().added_to(given.config, module, path))
+    return _Given(path, data, Layers().added_to(given.config, module, load(path)))

@@ -76,9 +76,12 @@ def from_statistics(statistics: Mapping[str, TensorStatistics], calibrator: Cali
 
 def calibrator(config: QuantConfig) -> Calibrator:
     """The calibrator that ``config`` selects to choose ranges."""
-    if config.method == "percentile":
-        return partial(percentile, percentile=config.percentile)
-    return CALIBRATORS[config.method]
+    return _named(config.method, config.percentile)
+
+
+def _named(method: str, share: float) -> Calibrator:
+    """The calibrator of this name; ``share`` of the values is kept by the one called percentile."""
+    return partial(percentile, percentile=share) if method == "percentile" else CALIBRATORS[method]
 
 
 def from_table(table: Table, plan: QuantPlan) -> QParamSource:
@@ -150,7 +153,7 @@ def _range(
             f"the statistics lack tensor {missing[0]!r}: they were made for another model or with other "
             "options; calibrate again"
         )
-    calibrator = CALIBRATORS[group.method] if group.method is not None else calibrator
+    calibrator = calibrator if group.method is None else _named(group.method, group.percentile)
     joined = reduce(TensorStatistics.join, (statistics[name] for name in group.observed_tensors))
     try:
         return calibrator(joined.clipped(*group.bounds), grid_of(group.spec), group.averaging_window)

@@ -73,10 +73,12 @@ def _calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
     from time import perf_counter
 
     from onnxq.cli import render, terminal
+    from onnxq.core.unused import CALIBRATE, without
     from onnxq.pipelines import calibrate
 
     started = perf_counter()
     target = {} if args.target is None else {"target": args.target}
+    config = without(config, CALIBRATE)  # a file of options may serve other commands too
     config = config.model_copy(update={"save_statistics": Path(args.statistics), **target})
     with terminal.progress(quiet=args.quiet) as progress:
         statistics = calibrate.calibrate(args.model, config=config, progress=progress)

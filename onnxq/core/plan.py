@@ -132,6 +132,7 @@ class Group:
         stored_as_float: whether the constant is stored in float, on its grid, with a QuantizeLinear after it.
         method: the calibration method, if it differs from that of the other groups; for weights, ``absmax``
             is the scale that just covers the largest. None: the same method.
+        percentile: the share of values to keep, in per cent, if ``method`` is ``percentile``.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Group:
     stored_as_float: bool = False
     copied: bool = False
     method: str | None = None
+    percentile: float = 99.99
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ConfigError
 from onnxq.core.goal import Goal
 from onnxq.core.progress import Progress, silent
+from onnxq.core.unused import CALIBRATE, OWN_LOOP, Wanted, refuse, tell_unused
 from onnxq.pipelines.given_model import is_module, is_path, write_given
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_written
 from onnxq.pipelines.prepare import ModelPath, prepare, prepare_for_all
@@ -62,6 +63,11 @@ def calibrate(
         raise ConfigError(f"mode {config.mode} finds ranges at run time: there is nothing to calibrate")
     if data is None or config.from_table is not None:
         raise ConfigError("calibration needs real samples: give them as data (--data), and no table")
+    refuse(
+        config,
+        CALIBRATE,
+        "statistics are all that calibrate gives, so it takes no {}: leave them out",
+    )
     if config.save_statistics is not None:
         check_written([config.save_statistics], model, data, config)
     with as_onnxq_errors(model):
@@ -210,6 +216,7 @@ class Calibration:
         started = time.perf_counter()
         check_files(self._path, output, None, self.config)
         goal = chosen_goal(goal, (), self.config)
+        tell_unused(Wanted(self.config, has_data=True, has_goal=goal is not None))
         statistics = self.statistics()
         if self.config.save_statistics is not None:
             statistics.save(self.config.save_statistics)
@@ -247,6 +254,11 @@ def _refuse_sources(config: QuantConfig) -> None:
     Raises:
         ConfigError: the options name another source of ranges.
     """
+    refuse(
+        config,
+        OWN_LOOP,
+        "a calibration in one's own loop is static and takes batches as they are, so no {}: leave them out",
+    )
     if config.data is not None or config.from_table is not None:
         raise ConfigError(
             "with a Calibration, samples are given to observe(): leave out data and from_table, or call "

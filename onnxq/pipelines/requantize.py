@@ -26,10 +26,11 @@ from onnxq.calibration.saturation import before, saturating, unsaturated, with_c
 from onnxq.calibration.tables.sources import of_plan
 from onnxq.calibration.tables.table import Encoding, Table, on_grid
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import CalibrationError, ConfigError, ModelError
+from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.numerics import dequantize, quantize
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import Progress, silent
+from onnxq.core.unused import REQUANTIZE, Wanted, refuse, tell_unused
 from onnxq.graph.files import load, write_validated, written_together
 from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import constant_value
@@ -43,9 +44,6 @@ from onnxq.verify.accuracy import AccuracyEvaluator
 
 ON_GRID = 1e-3
 """The greatest distance, in steps, of weights that count as lying on a grid."""
-
-_MEANINGLESS = ("mode", "goal", "search_log", "autotune", "from_table", "table", "save_statistics")
-"""Options that do not apply to a model that keeps its scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +72,18 @@ def requantize(
         model: path of a model with pairs of QuantizeLinear and DequantizeLinear.
         output: path of the model to write. It is written completely or not at all.
         data: as for `quantize_static`: to calibrate tensors without a scale, and to compare both models.
-        config: the options; no corrections are applied, so ``correct`` has no effect.
+        config: the options; no corrections are applied.
         progress: called with the progress of the work.
 
     Raises:
-        ConfigError: an option does not apply here: a goal, tables, dynamic mode.
+        ConfigError: an option does not apply here: a goal, tables, corrections, dynamic mode.
         ModelError: the model has no Q/DQ, or has integer operators that are no Q/DQ pairs.
         CalibrationError: the target quantizes more tensors than the model, and there is no data.
     """
     started = time.perf_counter()
     options = _checked(config or QuantConfig())
     data = options.data if data is None else data
+    tell_unused(Wanted(options, has_data=data is not None))
     check_files(model, output, data, options)
     with as_onnxq_errors(model), written_together():
         progress("reading the model")
@@ -124,13 +123,8 @@ def requantize(
 
 
 def _checked(config: QuantConfig) -> QuantConfig:
-    fields = QuantConfig.model_fields
-    given = [name for name in _MEANINGLESS if getattr(config, name) != fields[name].default]
-    if given:
-        raise ConfigError(
-            f"a model that keeps its scales takes no {', '.join(given)}: leave them out, or quantize the "
-            "float model"
-        )
+    where = "a model that keeps its scales takes no {}: leave them out, or quantize the float model"
+    refuse(config, REQUANTIZE, where)
     return config.model_copy(update={"correct": ("none",)})
 
 

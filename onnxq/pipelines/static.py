@@ -29,6 +29,7 @@ from onnxq.core.errors import ConfigError
 from onnxq.core.goal import Goal
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
+from onnxq.core.unused import Wanted, refuse, tell_unused
 from onnxq.graph.files import load, write_validated, written_together
 from onnxq.graph.insert_qdq import as_written
 from onnxq.pipelines.acceptance import accept_static, static_warnings
@@ -68,6 +69,7 @@ def quantize_static(
     if data is not None and config.from_table is not None:
         raise ConfigError("calibration data and a table (data, from_table) both give the ranges: use one")
     goal = chosen_goal(goal, data, config)
+    tell_unused(Wanted(config, has_data=data is not None, has_goal=goal is not None))
     check_files(model, output, data, config)
     check_measurable(config)
     check_correctable(config)
@@ -181,6 +183,8 @@ def _source(
 ) -> tuple[QParamSource, Statistics | None, tuple[str, ...]]:
     """Get the source of the ranges, the statistics if it has some, and warnings about them."""
     if config.from_table is not None and not tables.is_statistics(config.from_table):
+        where = f"{config.from_table} is a table with ranges, so no {{}} chooses them: leave it out"
+        refuse(config, ("method", "percentile"), where)
         return from_table(tables.read(config.from_table), plan), None, ()
     statistics, warnings = _statistics(model, plan, samples, config, progress)
     return from_statistics(statistics, calibrator(config)), statistics, warnings

@@ -60,7 +60,7 @@ def with_methods(
     for point in points:
         node, group = nodes.get(point.consumer), result[point.group]
         if node is not None and (method := _method(node, point, group, context)):
-            result[point.group] = replace(group, method=method)
+            result[point.group] = replace(group, method=method, percentile=context.config.percentile)
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
 from onnxq.core.errors import CalibrationError, ConfigError
+
+Forward = Callable[..., Any]
 
 Example = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, positional arguments, or arguments by name."""
@@ -39,13 +42,6 @@ class Call:
         return [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
 
     @property
-    def form(self) -> tuple[Any, ...]:
-        """The part that must be the same in every call: containers, and all values except tensors."""
-        spec = pytree.tree_structure((self.args, dict(self.kwargs)))
-        fixed = (None if isinstance(leaf, torch.Tensor) else (leaf,) for leaf in self.leaves)
-        return spec, *fixed
-
-    @property
     def batch(self) -> int | None:
         """The size of the first axis of the first tensor that has axes, which is presumably the batch."""
         return next((tensor.shape[0] for tensor in self.tensors if tensor.ndim), None)
@@ -58,6 +54,11 @@ class Call:
         """Make the same call with ``change`` applied to each leaf."""
         args, kwargs = pytree.tree_map(change, (self.args, dict(self.kwargs)))
         return Call(args, kwargs)
+
+    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> Call:
+        """Make the same call with other tensors, in the order of `tensors`."""
+        rest = iter(tensors)
+        return self.map(lambda leaf: next(rest) if isinstance(leaf, torch.Tensor) else leaf)
 
     def doubled(self) -> Call:
         """Make the call with every sample twice: the batch, followed by the same batch again."""
@@ -87,31 +88,84 @@ def example_call(module: torch.nn.Module, example: Example) -> Call:
             "a dictionary of arguments by name"
         )
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
-    call = bind(module, args, kwargs)
+    call = bind(module.forward, args, kwargs)
     if not call.tensors:
         raise ConfigError("the example inputs hold no tensor: give the arguments of the module's forward()")
     return call
 
 
-def bind(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+def bind(forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
     """Make a call with arguments sorted as ``forward`` declares them.
 
     Args:
-        module: the module.
+        forward: the ``forward`` of a module.
         args: positional arguments.
         kwargs: arguments by name.
 
     Raises:
         ConfigError: ``forward`` does not take them.
     """
+    bound = _bound(forward, args, kwargs)
+    return Call(bound.args, bound.kwargs)
+
+
+def _bound(forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+    signature = inspect.signature(forward)
     try:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        return signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ConfigError(
-            f"{type(module).__name__}.forward{inspect.signature(module.forward)} cannot be called with these "
-            f"inputs: {error}"
+            f"{_owner(forward)}.forward{signature} cannot be called with these inputs: {error}"
         ) from error
-    return Call(bound.args, bound.kwargs)
+
+
+def _owner(forward: Forward) -> str:
+    return type(getattr(forward, "__self__", forward)).__name__
+
+
+def matching_tensors(forward: Forward, known: Call, given: Call) -> list[torch.Tensor]:
+    """Get the tensors of a call of a module that was traced with another call.
+
+    Only the values of tensors may differ: containers and all other values are constants of the trace. An
+    argument that is left out has its default.
+
+    Args:
+        forward: the ``forward`` of the module.
+        known: the call that the module was traced with.
+        given: the other call.
+
+    Raises:
+        CalibrationError: something else differs; the message names the argument.
+    """
+    then, now = (_with_defaults(forward, call) for call in (known, given))
+    for name, value in then.items():
+        if _form(value) != _form(now[name]):
+            raise CalibrationError(
+                f"argument {name!r} of {_owner(forward)} is {_told(now[name])}, but was {_told(value)} in "
+                "the example inputs, of which the graph was made: only the values and the batch size of "
+                "tensors may differ. Prepare the module with an example like this."
+            )
+    return given.tensors
+
+
+def _with_defaults(forward: Forward, call: Call) -> dict[str, Any]:
+    bound = _bound(forward, call.args, call.kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _form(value: Any) -> tuple[Any, ...]:
+    """What must be the same in every call: containers, and all values except tensors."""
+    leaves, spec = pytree.tree_flatten(value)
+    return spec, *(None if isinstance(leaf, torch.Tensor) else (leaf,) for leaf in leaves)
+
+
+def _told(value: Any) -> str:
+    """Write an argument for a message: tensors as their shape, anything else shortened."""
+    shown = pytree.tree_map(
+        lambda leaf: f"tensor{list(leaf.shape)}" if isinstance(leaf, torch.Tensor) else leaf, value
+    )
+    return textwrap.shorten(str(shown), 80, placeholder=" …")
 
 
 def tensors_of(output: Any) -> list[torch.Tensor]:

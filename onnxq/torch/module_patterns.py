@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from glob import escape
-from pathlib import Path
 from typing import Any, TypeAlias
 
+import onnx_ir as ir
 import torch
 
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.overrides import written
-from onnxq.graph.files import load
 from onnxq.graph.nodes import all_nodes, name_of
 
 Which: TypeAlias = str | type[torch.nn.Module]
@@ -37,18 +36,18 @@ class Layers:
     skip: tuple[Which, ...] = ()
     override: Mapping[Which, Mapping[str, Any]] = field(default_factory=dict)
 
-    def added_to(self, config: QuantConfig, module: torch.nn.Module, path: Path) -> QuantConfig:
+    def added_to(self, config: QuantConfig, module: torch.nn.Module, model: ir.Model) -> QuantConfig:
         """Add these options and the marks on ``module`` to ``config``, as patterns of ONNX node names.
 
         Args:
             config: the options for all layers.
             module: the module.
-            path: the ONNX file that it was exported to.
+            model: the ONNX model that it was exported to.
 
         Raises:
             ConfigError: the module has no such layer, or the options are wrong.
         """
-        nodes = [name_of(node) for node in all_nodes(load(path))]
+        nodes = [name_of(node) for node in all_nodes(model)]
         skipped = [*marked(module), *(name for one in self.skip for name in names_of(module, one))]
         exclude = (*config.exclude, *patterns(skipped, nodes))
         override = (

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import CalibrationError, ConfigError
+from onnxq.core.errors import ConfigError
 from onnxq.core.goal import Goal
 from onnxq.core.progress import Progress, silent
+from onnxq.graph.files import load
 from onnxq.pipelines.calibrate import Calibration
 from onnxq.pipelines.result import QuantResult
-from onnxq.torch.calls import Example, bind, example_call, to_numpy
+from onnxq.torch.calls import Call, Example, bind, example_call, matching_tensors, to_numpy
 from onnxq.torch.exporting import Exported, export
 from onnxq.torch.float_check import CalibrationHook, check_float, has_modes
 from onnxq.torch.module_patterns import Layers, Which
@@ -147,9 +148,9 @@ class _Prepared:
         self._remove_folder = weakref.finalize(self, self._folder.cleanup)
         path = Path(self._folder.name) / f"{type(module).__name__}.onnx"
         exported = export(module, example, path, dynamic_shapes=shapes)
-        self._calibration = Calibration(path, layers.added_to(config, module, path))
+        self._calibration = Calibration(path, layers.added_to(config, module, load(path)))
         self._weights = checksum(module)
-        observer = _Observer(exported, self._calibration, example_call(module, example).form)
+        observer = _Observer(exported, self._calibration, example_call(module, example))
         self._hook = module.register_forward_pre_hook(observer, with_kwargs=True)
 
     def convert(
@@ -189,21 +190,16 @@ class _Prepared:
 class _Observer(CalibrationHook):
     """A hook that runs the exported model before each call of a module, on the same inputs."""
 
-    def __init__(self, exported: Exported, calibration: Calibration, form: tuple[Any, ...]) -> None:
+    def __init__(self, exported: Exported, calibration: Calibration, example: Call) -> None:
         self._exported = exported
         self._calibration = calibration
-        self._form = form
+        self._example = example
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the exported model on the same inputs."""
         check_eval(module)
-        call = bind(module, args, kwargs)
-        if call.form != self._form:
-            raise CalibrationError(
-                f"this {type(module).__name__} was called with other arguments than the example inputs: only "
-                "the values and the batch size of tensors may differ. Prepare it with an example like this."
-            )
-        pairs = zip(self._exported.inputs, call.tensors, strict=True)
+        tensors = matching_tensors(module.forward, self._example, bind(module.forward, args, kwargs))
+        pairs = zip(self._exported.inputs, tensors, strict=True)
         self._calibration.observe({name: to_numpy(tensor, name) for name, tensor in pairs})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Observer:

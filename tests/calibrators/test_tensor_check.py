@@ -50,5 +50,5 @@ def test_no_type(kind: int) -> None:
 def test_sizes() -> None:
     for dims in ([-3], [2**62, 2**62]):
         tensor = onnx.TensorProto(name="w", data_type=TensorProto.FLOAT, dims=dims, raw_data=b"12345678")
-        with pytest.raises(ValueError, match="negative size|needs"):
+        with pytest.raises(ValueError, match=r"negative size|needs"):
             check_tensor(tensor)

@@ -158,7 +158,8 @@ def test_what_has_no_pairs_is_refused(text: str, message: str, tmp_path) -> None
 
 
 def test_it_is_public() -> None:
-    assert onnxq.requantize is requantize
+    assert onnxq.requantize.__name__ == requantize.__name__
+    assert onnxq.Requantized.__module__ == requantize.__module__
 
 
 CLIPPED = """

@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -54,13 +55,13 @@ def accept_dynamic(
     Raises:
         CalibrationError: the model does not load, or one of the two does not take a given sample.
     """
-    accepted = accept(draft, context.evaluator, lambda path: _verdicts(path, scheme))
+    accepted = accept(draft, context.evaluator, partial(_verdicts, scheme=scheme, config=context.config))
     return accepted if accepted.quality is None else with_speed(accepted, draft, reference, context)
 
 
-def _verdicts(draft: Path, scheme: DynamicScheme) -> Iterator[Verdict]:
+def _verdicts(draft: Path, scheme: DynamicScheme, config: QuantConfig) -> Iterator[Verdict]:
     """Yield a verdict with the integer kernels that ONNX Runtime uses, in bodies of control flow too."""
-    if scheme.form is not WeightForm.INTEGERS:
+    if scheme.form is not WeightForm.INTEGERS or config.verify == "off":
         return
     with tempfile.TemporaryDirectory(prefix="dynamic-", ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "fused.onnx"

@@ -25,6 +25,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
+from onnxq.core.unused import Wanted, tell_unused
 from onnxq.graph.files import load, write_validated, written_together
 from onnxq.graph.passes import simplify
 from onnxq.pipelines.dynamic.acceptance import (
@@ -80,6 +81,7 @@ def quantize_dynamic(
     started = time.perf_counter()
     config = as_dynamic(config or QuantConfig())
     data = config.data if data is None else data
+    tell_unused(Wanted(config, has_data=data is not None))
     check_files(model, output, data, config)
     with as_onnxq_errors(model), written_together():
         progress("reading the model")

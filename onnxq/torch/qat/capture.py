@@ -27,7 +27,7 @@ from onnxq.torch.calls import Call
 from onnxq.torch.calls import output_names as names_in
 from onnxq.torch.faithful import check_norms
 from onnxq.torch.naming import name_interface, name_nodes
-from onnxq.torch.tracing import quiet, root, trace_free
+from onnxq.torch.tracing import Traced, quiet, root, trace_free
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Captured:
         modules: the names of the user's submodules.
         inputs: the names of the inputs.
         outputs: the names of the outputs; None keeps the exporter's name.
+        fixed_batch: the only batch size that the module takes; None: any.
     """
 
     raw: ir.Model
@@ -54,6 +55,7 @@ class Captured:
     modules: frozenset[str]
     inputs: tuple[str, ...]
     outputs: tuple[str | None, ...]
+    fixed_batch: int | None = None
 
     def onnx(self, state: Mapping[str, torch.Tensor] = NOTHING) -> ir.Model:
         """Make the model as `onnxq.torch.export` does, with the parameters in ``state``, by name.
@@ -106,7 +108,8 @@ def capture(
         ModelError: PyTorch cannot trace or export it, or a BatchNorm has no statistics to fold.
     """
     check_norms(module)
-    program = _traced(module, call)
+    traced = _traced(module, call)
+    program = traced.program
     with quiet(), torch.no_grad():
         exported = _exported(program, module)
         trace = program.module(check_guards=False)
@@ -120,6 +123,7 @@ def capture(
         frozenset(name for name, _ in module.named_modules(remove_duplicate=False)),
         names,
         tuple(output_names or (f"{key}_out" if key in names else key for key in keys)),
+        fixed_batch=call.batch if traced.reason else None,
     )
     return _matched(trace, captured)
 
@@ -159,7 +163,7 @@ def _with_weights(model: ir.Model, state: Mapping[str, torch.Tensor]) -> ir.Mode
     return result
 
 
-def _traced(module: torch.nn.Module, call: Call) -> ExportedProgram:
+def _traced(module: torch.nn.Module, call: Call) -> Traced:
     """Trace the module with a free batch size if it allows one, else with that of ``call``.
 
     Raises:
@@ -171,7 +175,7 @@ def _traced(module: torch.nn.Module, call: Call) -> ExportedProgram:
             "%s is traced, and can be trained, with batches of %s only: %s",
             *(type(module).__name__, call.batch, traced.reason),
         )
-    return traced.program
+    return traced
 
 
 def _exported(program: ExportedProgram, module: torch.nn.Module) -> Any:

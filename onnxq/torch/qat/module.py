@@ -18,9 +18,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import ModelError
+from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.plan import QuantParams
-from onnxq.torch.calls import Call
+from onnxq.torch.calls import Call, bind, matching_tensors
 from onnxq.torch.qat.capture import Captured
 from onnxq.torch.qat.fake_quantize import FakeQuantize
 from onnxq.torch.qat.placement import Layout
@@ -94,8 +94,23 @@ class QatModule(nn.Module):
     """The base class that a prepared module's class has before the user's class."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the trace with fake quantization."""
-        return recipe_of(self).run(self, *args, **kwargs)
+        """Run the trace with fake quantization.
+
+        Raises:
+            ConfigError: the user's ``forward`` does not take these arguments.
+            CalibrationError: they differ from the example inputs in more than the values of tensors, or in
+                a batch size that is a constant of the trace.
+        """
+        recipe, forward = recipe_of(self), super().forward
+        given = bind(forward, args, kwargs)
+        call = recipe.call.with_tensors(matching_tensors(forward, recipe.call, given))
+        fixed = recipe.captured.fixed_batch
+        if fixed not in (None, call.batch):
+            raise CalibrationError(
+                f"{type(self).__name__} was traced for batches of {fixed} only, as prepare_qat warned, and "
+                f"got one of {call.batch}: leave it out (drop_last=True), or prepare with that size"
+            )
+        return recipe.run(self, *call.args, **call.kwargs)
 
     def train(self, mode: bool = True) -> QatModule:
         """Set the mode as usual, but keep frozen batch normalizations in eval mode."""

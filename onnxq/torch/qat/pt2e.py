@@ -42,8 +42,10 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError, TargetError
 from onnxq.core.numerics import params_from_range
 from onnxq.core.plan import Group, QuantSpec
+from onnxq.core.unused import PT2E, refuse
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.torch.calls import Example, example_call
+from onnxq.torch.module_patterns import Layers
 from onnxq.torch.qat.capture import Seen, capture
 from onnxq.torch.qat.placement import TraceSite, find_places
 from onnxq.torch.tracing import quiet
@@ -66,9 +68,11 @@ def quantizer(
         training: whether it is for `prepare_qat_pt2e`.
 
     Raises:
+        ConfigError: an option would choose ranges.
         TargetError: there is no such target.
     """
     options = (config or QuantConfig()).model_copy(update={"target": target})
+    refuse(options, PT2E, "torchao's observers choose ranges, so the quantizer takes no {}: leave them out")
     return PlanQuantizer(options, example_inputs, training)
 
 
@@ -87,7 +91,8 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
                 target's number formats.
         """
         seen = _seen(model, self._example)
-        simple, plan = prepare_loaded(seen.onnx, "the exported module", self._config)
+        config = Layers().added_to(self._config, model, seen.onnx)
+        simple, plan = prepare_loaded(seen.onnx, "the exported module", config)
         placement = find_places(plan, simple, seen)
         if placement.unplaced:
             raise ModelError(f"PyTorch's graph has no exact place for {', '.join(placement.unplaced)}")

@@ -31,6 +31,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import silent
+from onnxq.core.unused import TRAINING, refuse
 from onnxq.graph.files import write_validated
 from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import name_of
@@ -42,6 +43,7 @@ from onnxq.torch.batches import batches_for
 from onnxq.torch.calls import Call, Example, example_call, to_numpy
 from onnxq.torch.exporting import evaluating
 from onnxq.torch.float_check import check_float
+from onnxq.torch.module_patterns import Layers
 from onnxq.torch.qat.batchnorm import fold
 from onnxq.torch.qat.capture import Seen, capture
 from onnxq.torch.qat.fake_quantize import FakeQuantize
@@ -107,7 +109,8 @@ def prepare_qat(
     modes (``train()``, ``eval()``), and an additional child ``fake_quantizers``. Train it as usual.
 
     Args:
-        module: any module that `torch.export` takes, on any device; it is not changed.
+        module: any module that `torch.export` takes, on any device; it is not changed. Parts that
+            `onnxq.torch.skip_quant` marked are kept in float.
         example_inputs: the arguments of ``forward``: a tensor, a tuple, or a dictionary by name.
         target: the deployment target; None: that of ``config``.
         config: the options; those of calibration choose the initial ranges.
@@ -125,12 +128,14 @@ def prepare_qat(
     options = options if target is None else options.model_copy(update={"target": target})
     if options.save_statistics is not None:
         check_written([options.save_statistics], None, data, options)
+    refuse(options, TRAINING, "quantization-aware training takes no {}: leave them out, or use PTQ")
     get_target(options.target)  # a wrong name raises before the work
     check_float(module)
     ours = copy.deepcopy(module)
     call = example_call(ours, example_inputs)
     with evaluating(ours):
         seen = capture(ours, call, input_names, output_names)
+    options = Layers().added_to(options, module, seen.onnx)
     simple, plan = prepare_loaded(seen.onnx, type(module).__name__, options)
     data = options.data if data is None else data
     samples = [_sample(simple, call)] if data is None else batches_for(ours, call, _names(simple), data)
@@ -138,6 +143,7 @@ def prepare_qat(
     placement = find_places(plan, simple, seen)
     _tell(placement, plan)
     quantizers = _insert(seen, placement, plan, learn_scales, call.tensors[0].device)
+    quantizers.train(ours.training)
     recipe = {
         "captured": seen.captured,
         "config": options,

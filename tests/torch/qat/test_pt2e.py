@@ -103,6 +103,17 @@ def test_formats_that_torchao_has_not_are_an_error(net: Net) -> None:
         flow.prepare_pt2e(exported(net, training=False), onnxq.torch.quantizer("vitis-xint8", EXAMPLE))
 
 
+def test_marked_layers_of_the_exported_module_stay_float(net: Net) -> None:
+    flow = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
+    module = exported(net, training=False)
+    onnxq.torch.skip_quant(module, "blocks.*")
+    prepared = flow.prepare_pt2e(module, onnxq.torch.quantizer("tensorrt", EXAMPLE))
+    calls = prepared.graph.find_nodes(op="call_module")
+    observed = [str(node.args[0]) for node in calls if "post_process" in str(node.target)]
+    assert "head_weight" in observed
+    assert not [name for name in observed if name.startswith("blocks")]
+
+
 def test_without_torchao_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "torchao"]:
         monkeypatch.delitem(sys.modules, name)

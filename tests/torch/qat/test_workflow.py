@@ -27,6 +27,7 @@ from onnxq.torch import (  # noqa: E402  # noqa: E402
     freeze_batch_norms,
     freeze_ranges,
     prepare_qat,
+    skip_quant,
 )
 from onnxq.torch.qat.fake_quantize import FakeQuantize  # noqa: E402
 from onnxq.torch.qat.module import FAKE_QUANTIZERS  # noqa: E402
@@ -359,6 +360,28 @@ def test_excluded_nodes_stay_float_in_training_too(net: Net) -> None:
     names = list(prepare_qat(net, EXAMPLE, "tensorrt", config).get_submodule(FAKE_QUANTIZERS))
     assert "mix_weight" in names
     assert not any(name.startswith("block_") for name in names)
+
+
+def mark(module: nn.Module) -> None:
+    module.block.skip_quant = True
+
+
+@pytest.mark.parametrize(
+    "skip",
+    [mark, lambda m: skip_quant(m, "block.*"), lambda m: skip_quant(m, Block)],
+    ids=["mark", "glob", "type"],
+)
+def test_marked_layers_stay_float_in_training_too(net: Net, tmp_path: Path, skip: Callable) -> None:
+    marked = copy.deepcopy(net)
+    skip(marked)
+    module = prepare_qat(marked, EXAMPLE, "tensorrt", CONFIG)
+    names = list(module.get_submodule(FAKE_QUANTIZERS))
+    assert "mix_weight" in names
+    assert not any(name.startswith("block_") for name in names)
+    train(module, steps=1)
+    plan = convert_qat(module, tmp_path / "out.onnx").plan
+    assert not any(point.consumer.startswith("block.conv") for point in plan.points)
+    assert any(point.consumer.startswith("mix") for point in plan.points)
 
 
 # --- places --------------------------------------------------------------------------------------------
