@@ -30,8 +30,8 @@ def check_tensor(tensor: onnx.TensorProto) -> None:
     unit, found, needed = _length(tensor, kind, count)
     if found != needed:
         raise ValueError(
-            f"tensor {tensor.name!r} of type {kind.name.lower()} and shape {list(tensor.dims)} needs {needed} "
-            f"{unit}, and has {found}"
+            f"tensor {tensor.name!r} of type {kind.name.lower()} and shape {list(tensor.dims)} needs "
+            f"{needed} {unit}, and has {found}"
         )
 
 

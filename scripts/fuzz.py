@@ -59,7 +59,7 @@ WRITTEN = frozenset({"out.onnx", "out.onnx.data", "out.npz"})
 NOT_IMPORTED = ("onnxq.torch", "onnxq.verify.workers")
 """Packages that these commands do not use, or only in processes of their own."""
 
-SUSPICIOUS = re.compile(r"Traceback|bug in onnxq|[a-z]Warning: |Segmentation|terminate called|Exception ignored")
+SUSPICIOUS = re.compile(r"Traceback|bug in onnxq|[a-z]Warning: |terminate called|Exception ignored")
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,11 @@ _ONE_OPERAND = (
     *sorted(MOVING),
 )
 
-DATA_INPUTS: Mapping[str, tuple[int, ...]] = {**dict.fromkeys(_ONE_OPERAND, (0,)), "Where": (1, 2)}
+DATA_INPUTS: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(_ONE_OPERAND, (0,)),
+    "Where": (1, 2),
+    "BatchNormalization": (0, 1, 2),
+}
 """Inputs that hold values; others hold indices, shapes or limits. For operators not listed: all inputs."""
 
 

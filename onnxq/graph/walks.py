@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
-from onnxq.graph.operators import clip_range
+from onnxq.graph.nodes import constant_value
+from onnxq.graph.operators import WEIGHTED, clip_range
 
 
 def is_read(value: ir.Value) -> bool:
@@ -90,3 +91,14 @@ def readers_of(node: ir.Node) -> list[ir.Node]:
 def holds_reals(value: ir.Value) -> bool:
     """Whether the value holds float numbers or has an unknown type."""
     return value.dtype is None or value.dtype.is_floating_point()
+
+
+def raw_values(graph: ir.Graph) -> frozenset[ir.Value]:
+    """Return the float inputs of the graph, and what is computed from them alone, without weights."""
+    raw = {value for value in graph.inputs if value.dtype == ir.DataType.FLOAT}
+    for node in graph:
+        data = [value for value in node.inputs if value is not None and value.dtype == ir.DataType.FLOAT]
+        computed = [value for value in data if constant_value(value) is None]
+        if computed and node.op_type not in WEIGHTED and raw.issuperset(computed):
+            raw.update(node.outputs)
+    return frozenset(raw)

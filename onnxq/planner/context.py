@@ -32,6 +32,7 @@ class PlanningContext:
         in_blocks: the nodes whose weights are cut into blocks; all their other tensors are in float.
         ends: the first and the last node with weights, if the target has separate formats for them.
         float_regions: the nodes that are kept in float because no range suits them -> the reason.
+        raw: the float inputs of the graph, and what is computed from them without weights.
     """
 
     graph: ir.Graph
@@ -42,6 +43,7 @@ class PlanningContext:
     in_blocks: frozenset[ir.Node] = frozenset()
     ends: frozenset[ir.Node] = frozenset()
     float_regions: Mapping[ir.Node, str] = field(default_factory=dict)
+    raw: frozenset[ir.Value] = frozenset()
 
     @property
     def activation(self) -> QuantSpec:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.batchnorm_statistics import MOST_LOST_BITS, lost_bits, read_batchnorm
 from onnxq.graph.nodes import constant_value, input_at, is_op
 from onnxq.graph.operators import (
     WEIGHTED,
@@ -55,6 +57,7 @@ def ineligible_because(node: ir.Node, context: PlanningContext) -> str | None:
         _bad_weight,
         _no_format,
         _bad_bias,
+        _bad_batchnorm,
         _grouped,
         _narrow,
         _moves_constants,
@@ -127,6 +130,17 @@ def _bad_bias(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | No
     if math.prod(shape) not in (1, channels) or (shape and shape[-1] not in (1, channels)):
         return f"its bias has shape {list(shape)}, expected one value per channel"
     return None
+
+
+def _bad_batchnorm(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
+    if not is_op(node, "BatchNormalization"):
+        return None
+    norm = read_batchnorm(node)
+    if norm is None:
+        return "its statistics are computed at run time"
+    if node.inputs[0] not in context.raw or lost_bits(norm, np.ones_like(norm.gamma)) <= MOST_LOST_BITS:
+        return None
+    return "it reads raw features of very different sizes, and no range suits them all"
 
 
 def _grouped(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:

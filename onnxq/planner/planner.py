@@ -21,7 +21,7 @@ from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.graph.nodes import all_nodes, name_of
 from onnxq.graph.operators import WEIGHTED, misfit
 from onnxq.graph.ort_rewrites import adds_before_layernorm
-from onnxq.graph.walks import clips_after
+from onnxq.graph.walks import clips_after, raw_values
 from onnxq.planner.apply_overrides import with_methods
 from onnxq.planner.blockwise import among_integers, blocked_nodes, fused_products, warn_of_whole
 from onnxq.planner.context import (
@@ -64,7 +64,7 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
     """
     position = {node: i for i, node in enumerate(model.graph)}
     context = PlanningContext(model.graph, target, config, find_formats(target, config), position)
-    context = replace(context, float_regions=_float_regions(model.graph))
+    context = replace(context, float_regions=_float_regions(model.graph), raw=raw_values(model.graph))
     context = replace(
         context, in_blocks=blocked_nodes(model.graph, context), ends=_ends(model.graph, context)
     )

@@ -53,8 +53,7 @@ EVERYTHING: Mapping[str, OpRule] = {
     "Softmax": OpRule(Role.ANCHOR, output_range=(0.0, 1.0)),
     "Tanh": OpRule(Role.ANCHOR, output_range=(-1.0, 1.0)),
     **dict.fromkeys(_MOVING, _SAME),
-    "LayerNormalization": _NORMALIZATION,
-    "InstanceNormalization": _NORMALIZATION,
+    **dict.fromkeys(("BatchNormalization", "LayerNormalization", "InstanceNormalization"), _NORMALIZATION),
 }
 """For runtimes that take nothing but integers."""
 

@@ -13,7 +13,9 @@ import onnx_ir as ir
 from onnxq.targets.qualcomm import EVERYTHING, QNN
 from onnxq.targets.target import S8_POWER_OF_TWO, BiasStyle
 
-_NONE_OF = frozenset({"LayerNormalization", "InstanceNormalization", "Where", "Gelu", "Exp", "Log"})
+_NONE_OF = frozenset(
+    {"BatchNormalization", "LayerNormalization", "InstanceNormalization", "Where", "Gelu", "Exp", "Log"}
+)
 
 VITIS_XINT8 = replace(
     QNN,

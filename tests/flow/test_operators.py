@@ -537,3 +537,78 @@ def test_weights_that_are_computed_at_run_time(name, target):
     )
     check(flow, at_least=18)
     assert "Conv" in flow.plan.integer_nodes.values()
+
+
+# --- normalization ----------------------------------------------------------------------------------
+
+NORM = "float[{0}] gamma, float[{0}] beta, float[{0}] mean, float[{0}] var"
+BATCHNORMS = {
+    "behind a Concat": (
+        "8",
+        "a = Relu (c) j = Concat <axis = 1> (c, a)",
+        "[4, 8, 1, 1] v, float[4, 8, 1, 1] w",
+    ),
+    "before padding": ("4", "j = Relu (c)", "[4, 4, 3, 3] v, float[4, 8, 1, 1] w"),
+    "behind a pool that others read": (
+        "4",
+        "j = MaxPool <kernel_shape = [1, 1]> (c)",
+        "[4, 4, 1, 1] v, float[4, 8, 1, 1] w",
+    ),
+}
+
+
+def normalized(kind, **given):
+    """A BatchNormalization between convolutions that cannot take it in."""
+    channels, nodes, weights = BATCHNORMS[kind]
+    conv = "Conv <pads = [1, 1, 1, 1]> (r, v)" if "padding" in kind else "Conv (r, v)"
+    last = "e = Add (d, j) y = Neg (e)" if "others" in kind else "y = Neg (d)"
+    return parse(
+        f"""g (float[N, 8, 6, 6] x) => (float[A, B, C, D] y) <float{weights}, {NORM.format(channels)}> {{
+            c = Conv (x, w) {nodes} n = BatchNormalization (j, gamma, beta, mean, var) r = Relu (n) d = {conv} {last}
+        }}""",
+        **given,
+    )
+
+
+@pytest.mark.parametrize("kind", BATCHNORMS)
+@pytest.mark.parametrize("target", ["qnn", "snpe"])
+def test_a_batchnorm_that_no_layer_takes_in_runs_in_integers(kind, target):
+    flow = quantize_and_check(normalized(kind), target, at_least=20)
+    assert flow.planned("BatchNormalization") == 1
+    assert not flow.floats
+    read = {p.input_index for p in flow.plan.points if p.consumer == "BatchNormalization_n"}
+    assert read == {0, 1}
+    assert [b.input_index for b in flow.plan.biases if b.consumer == "BatchNormalization_n"] == [2]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "vitis-xint8"])
+def test_a_batchnorm_stays_float_where_no_kernel_takes_it(target):
+    flow = quantize_and_check(normalized("behind a Concat"), target, at_least=15)
+    assert "BatchNormalization" in flow.floats
+
+
+def test_a_batchnorm_of_raw_features_of_different_sizes_stays_float():
+    sizes = np.array([0.01, 3.0, 900.0])
+    model = parse(
+        """g (float[N, 3] x) => (float[N, 4] y)
+        <float[3] gamma, float[3] beta, float[3] mean, float[3] var, float[3, 4] w> {
+            n = BatchNormalization (x, gamma, beta, mean, var) y = Gemm (n, w)
+        }""",
+        mean=sizes,
+        var=sizes**2,
+        gamma=1.0,
+        beta=0.0,
+    )
+    flow = quantize(model, "qnn")
+    assert "raw features" in flow.plan.float_nodes["BatchNormalization_n"].reason
+
+
+def test_a_batchnorm_with_computed_statistics_stays_float():
+    model = parse(
+        """g (float[N, 3, 4, 4] x, float[3] mean) => (float[A, B, C, D] y)
+        <float[3] gamma, float[3] beta, float[3] var, float[4, 3, 1, 1] w> {
+            n = BatchNormalization (x, gamma, beta, mean, var) y = Conv (n, w)
+        }"""
+    )
+    flow = quantize(model, "qnn")
+    assert flow.floats == {"BatchNormalization"}

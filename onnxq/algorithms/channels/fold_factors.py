@@ -37,7 +37,8 @@ from onnxq.graph.nodes import (
     unused_name,
     unused_node,
 )
-from onnxq.graph.operators import INPUT_CHANNELS, WEIGHTED
+from onnxq.graph.operators import INPUT_CHANNELS
+from onnxq.graph.walks import raw_values
 
 Factors = NDArray[np.float64]
 """One factor for each label of `Channels`; that of a fixed channel is 1."""
@@ -132,7 +133,7 @@ def find_places(
         ``channels`` with additional labels for the products, and the sites.
     """
     nodes = {name_of(node): node for node in model.graph}
-    readers, raw = _readers(model, plan), _raw(model)
+    readers, raw = _readers(model, plan), raw_values(model.graph)
     alone = {group.tensors[0] for group in plan.groups.values() if len(group.tensors) == 1}
     places, count = [], channels.count
     for value in _floats(model, plan):
@@ -154,17 +155,6 @@ def _floats(model: ir.Model, plan: QuantPlan) -> Iterator[ir.Value]:
     for node in model.graph:
         if node.name not in plan.integer_nodes:
             yield from node.outputs
-
-
-def _raw(model: ir.Model) -> set[ir.Value]:
-    """Return the float inputs of the graph, and what is computed from them alone, without weights."""
-    raw = {value for value in model.graph.inputs if value.dtype == ir.DataType.FLOAT}
-    for node in model.graph:
-        data = [value for value in node.inputs if value is not None and value.dtype == ir.DataType.FLOAT]
-        computed = [value for value in data if constant_value(value) is None]
-        if computed and node.op_type not in WEIGHTED and raw.issuperset(computed):
-            raw.update(node.outputs)
-    return raw
 
 
 def _readers(model: ir.Model, plan: QuantPlan) -> dict[str, tuple[str, ...]]:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.batchnorm_statistics import read_batchnorm
 from onnxq.graph.nodes import (
     constant_value,
-    int_attribute,
     is_op,
     rank,
     replace_constant,
     replace_value,
-    sole_output,
 )
 from onnxq.graph.passes._weighted import (
     Array,
@@ -67,17 +66,11 @@ def _on_axis(array: Array, axis: int, of_rank: int, channels: int) -> Array | No
 
 def batchnorm_affine(node: ir.Node) -> Affine | None:
     """Read a BatchNormalization with constant statistics, in inference mode, as affine; else None."""
-    if not is_op(node, "BatchNormalization") or sole_output(node) is None:
+    norm = read_batchnorm(node)
+    if norm is None or node.inputs[0] is None:
         return None
-    if int_attribute(node, "training_mode", 0) or node.inputs[0] is None:
-        return None
-    constants = [constant_value(value) for value in node.inputs[1:5]]
-    if any(c is None for c in constants):
-        return None
-    gamma, beta, mean, var = (c.astype(np.float64) for c in constants if c is not None)
-    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
-    scale = gamma / np.sqrt(var + epsilon)
-    return Affine(node.inputs[0], scale, beta - mean * scale, axis=1)
+    scale = norm.gamma / norm.deviation
+    return Affine(node.inputs[0], scale, norm.beta - norm.mean * scale, axis=1)
 
 
 def arithmetic_affine(node: ir.Node) -> Affine | None:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.batchnorm_statistics import MOST_LOST_BITS, lost_bits, read_batchnorm
 from onnxq.graph.nodes import (
     all_nodes,
-    constant_value,
     int_attribute,
     ints_attribute,
     is_op,
     replace_constant,
 )
-from onnxq.graph.operators import INPUT_CHANNELS, WEIGHTED, attribute_value, groups_of
+from onnxq.graph.operators import INPUT_CHANNELS, WEIGHTED, groups_of
 from onnxq.graph.passes._affine import (
     Affine,
     absorb_into_producer,
@@ -81,10 +81,12 @@ def _fold_forward(model: ir.Model, node: ir.Node) -> bool:
     batchnorm = producer_of(source)
     if layer is None or source is None or batchnorm is None or not is_private(source, node):
         return False
-    affine = batchnorm_affine(batchnorm)
-    if affine is None or int_attribute(node, "transA", 0) or (is_padded(node) and np.any(affine.shift != 0)):
+    affine, norm = batchnorm_affine(batchnorm), read_batchnorm(batchnorm)
+    if affine is None or norm is None or int_attribute(node, "transA", 0):
         return False
-    if _lost_bits(batchnorm, layer) > MOST_LOST_BITS and not _follows_layer(affine.source):
+    if is_padded(node) and np.any(affine.shift != 0):
+        return False
+    if lost_bits(norm, _power_of_inputs(layer)) > MOST_LOST_BITS and not _follows_layer(affine.source):
         return False
     if not scale_inputs(model, layer, affine.scale, affine.shift):
         return False
@@ -92,10 +94,6 @@ def _fold_forward(model: ir.Model, node: ir.Node) -> bool:
     if batchnorm.graph is not None:
         batchnorm.graph.remove(batchnorm, safe=True)
     return True
-
-
-MOST_LOST_BITS = 2.0
-"""The most bits of accuracy to give up for a BatchNormalization less."""
 
 
 def _follows_layer(value: ir.Value) -> bool:
@@ -112,45 +110,11 @@ _KEEP_FACTORS = (
 """Operators that multiply their output by a positive factor if their first input is multiplied by it."""
 
 
-DEVIATIONS = 3.0
-"""Standard deviations from the mean to the ends of the range; of a normal distribution, 99.7 % lie within."""
-
-
-def _lost_bits(batchnorm: ir.Node, layer: WeightedNode) -> float:
-    """Return how many bits of accuracy a layer loses if the BatchNormalization before it is folded into it.
-
-    A tensor with one scale has the step ``D = (high - low) / 255``, and each channel the noise ``D^2 / 12``.
-    The layer multiplies the noise of channel k by ``|W[:, k]|^2``. The range of each channel is known without
-    data: mean and standard deviation are ``mean`` and ``sqrt(var)`` before the BatchNormalization, ``beta``
-    and ``|gamma|`` after it.
-
-    Args:
-        batchnorm: a BatchNormalization with constant statistics.
-        layer: the layer that reads its output.
-
-    Returns:
-        Half the binary logarithm of the ratio of both noises (power); negative if accuracy gains by the fold.
-    """
-    gamma, beta, mean, var = (np.asarray(constant_value(v), np.float64) for v in batchnorm.inputs[1:5])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        deviation = np.sqrt(var + attribute_value(batchnorm, "epsilon"))
-        power = _power_of_inputs(layer)
-        before = _noise(mean, deviation, power * np.square(gamma / deviation))
-        return float(np.log2(before / _noise(beta, np.abs(gamma), power)) / 2)
-
-
 def _power_of_inputs(layer: WeightedNode) -> Array:
     """Return the sum of the squared weights of each input channel."""
     rows, groups = layer.rows(), groups_of(layer.node)
     taps = rows.reshape(groups, len(rows) // groups, rows.shape[1], -1)
     return np.asarray(np.square(taps).sum(axis=(1, 3)).reshape(-1), np.float64)
-
-
-def _noise(mean: Array, deviation: Array, power: Array) -> float:
-    """Return the noise at the outputs, up to a constant factor; the range includes zero."""
-    reach = DEVIATIONS * deviation
-    width = max((mean + reach).max(), 0.0) - min((mean - reach).min(), 0.0)
-    return float(width**2 * power.sum())
 
 
 def is_padded(node: ir.Node) -> bool:
