@@ -178,6 +178,8 @@ class QuantPlan:
             `separate_from_qdq`).
         unfused_products: names of products with weights in blocks that are written with an Add after them
             (see `unfuse_products`).
+        integer_tables: name of each Gather whose table is a quantized weight too -> the group of that weight;
+            the rows are looked up in integers (see `look_up_integers`).
         channel_padding: name -> number of which its input channels should be a multiple (see
             `pad_input_channels`).
     """
@@ -194,6 +196,7 @@ class QuantPlan:
     unfused_sums: frozenset[str] = frozenset()
     separated: frozenset[str] = frozenset()
     unfused_products: frozenset[str] = frozenset()
+    integer_tables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     channel_padding: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     @property

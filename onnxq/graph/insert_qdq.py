@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from onnxq.core.numerics import dequantize, quantize, quantize_bias
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
+from onnxq.graph.integer_tables import look_up_integers
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
 from onnxq.graph.ort_rewrites import (
     pad_input_channels,
@@ -37,6 +38,7 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
         inserter.quantize_edge(point)
     for bias in plan.biases:
         inserter.quantize_bias(bias)
+    look_up_integers(inserter.model, plan, inserter.stored)
     quantized = inserter.finish()
     unfuse_layernorm_adds(quantized, plan.unfused_sums)
     separate_from_qdq(quantized, plan.separated)
@@ -56,7 +58,7 @@ class _Inserter:
     """Inserts Q/DQ pairs into a model, which it changes, and remembers the constants already made."""
 
     def __init__(self, model: ir.Model, plan: QuantPlan) -> None:
-        self._model = model
+        self.model = model
         self._graph = model.graph
         self._plan = plan
         self._values = ir.convenience.create_value_mapping(model.graph)
@@ -65,6 +67,11 @@ class _Inserter:
         self._integers: dict[tuple[str, ...], ir.Value] = {}
         self._scales: dict[tuple[str | int, ...], tuple[ir.Value, ...]] = {}
         self._last: ir.Node | None = None
+
+    @property
+    def stored(self) -> dict[str, ir.Value]:
+        """Constants that are stored in integers, by name."""
+        return {tensor: value for (tensor, *_), value in self._integers.items() if value.is_initializer()}
 
     def quantize_edge(self, point: QuantPoint) -> None:
         """Let ``point``'s consumer read integers through its own DequantizeLinear."""
@@ -101,7 +108,7 @@ class _Inserter:
         for name, value in list(self._graph.initializers.items()):
             if not is_read(value) and not value.is_graph_input():
                 del self._graph.initializers[name]
-        return self._model
+        return self.model
 
     def _store(self, value: ir.Value, group: Group) -> ir.Value:
         real = constant_value(value)

@@ -22,6 +22,15 @@ from onnxq.verify.accuracy import Quality
 from onnxq.verify.latency import Speed
 from onnxq.verify.verdict import Verdict
 
+NEGLIGIBLE_BYTES, NEGLIGIBLE_SHARE = 2**16, 0.01
+"""Nodes and scales take some bytes; a file that is larger by both numbers is called larger."""
+
+_LARGER = (
+    "LARGER THAN FLOAT: {1:,} bytes instead of {0:,}. Weights that integer and float nodes read are stored "
+    "in both types, such as a table that is embedding and last matrix: --exclude one of the nodes, or try "
+    "--mode dynamic."
+)
+
 Result = TypeVar("Result", bound="QuantResult")
 
 
@@ -103,12 +112,17 @@ class QuantResult:
 def conclude(result: Result, started: float) -> Result:
     """Add the original's size and the time since ``started`` to ``result``; write its report if requested.
 
+    A file that is larger than that of the float model is warned of.
+
     Raises:
         OnnxqError: the report cannot be written.
     """
+    before, after = size_on_disk(result.request.model), result.int8_bytes
+    if after - before > max(NEGLIGIBLE_BYTES, NEGLIGIBLE_SHARE * before):
+        result = replace(result, warnings=(*result.warnings, _LARGER.format(before, after)))
     result = replace(
         result,
-        float_bytes=size_on_disk(result.request.model),
+        float_bytes=before,
         seconds=time.perf_counter() - started,
     )
     if result.request.config.report is not None:

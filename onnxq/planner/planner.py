@@ -17,23 +17,26 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.core.config import QuantConfig
-from onnxq.core.plan import FloatNode, QuantPlan
-from onnxq.graph.nodes import all_nodes, name_of
-from onnxq.graph.operators import WEIGHTED, misfit
+from onnxq.core.plan import FloatNode, QuantPlan, QuantPoint
+from onnxq.graph.integer_tables import tied_tables
+from onnxq.graph.nodes import all_nodes, is_op, name_of
+from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED, misfit
 from onnxq.graph.ort_rewrites import adds_before_layernorm
+from onnxq.graph.share_transposed import find_transposed
 from onnxq.graph.walks import clips_after, raw_values
 from onnxq.planner.apply_overrides import with_methods
 from onnxq.planner.blockwise import among_integers, blocked_nodes, fused_products, warn_of_whole
 from onnxq.planner.context import (
     PlanningContext,
     bias_add,
+    deselected,
     fused_clips,
     integer_inputs,
     matches,
     mixed_consumers,
     skip_inputs,
 )
-from onnxq.planner.edges import Edge, find_edges
+from onnxq.planner.edges import Edge, find_edges, is_constant
 from onnxq.planner.eligibility import computes_reals, ineligible_because, is_carried
 from onnxq.planner.float_regions import REGIONS
 from onnxq.planner.groups import find_groups
@@ -45,6 +48,8 @@ from onnxq.targets.target import Output, Role, Target
 __all__ = ["make_plan", "matches"]
 
 _IN_BODY = "it is in the body of a control-flow operator, whose tensors calibration cannot observe"
+
+_TIED = "only its table is in integers, because that is the weight of a quantized node too"
 
 _MIXED = (
     "its output is both a float graph output and read in integers, but the kernel gives only one of these"
@@ -76,17 +81,20 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
     groups = find_groups(edges, planned, context)
     points = tuple(find_points(edges, groups, set(planned), context))
     nodes = {name_of(node): node for node in model.graph}
+    tables = _integer_tables(model, points, nodes, context)
     return QuantPlan(
         target=target.name,
         points=points,
         biases=tuple(find_biases(planned, groups, context)),
         groups=with_methods({group.name: group for group in groups.values()}, points, nodes, context),
         integer_nodes={name_of(node): node.op_type for node in planned},
-        float_nodes=_float_reasons(floats, planned, context, model),
+        float_nodes=_float_reasons({**floats, **dict.fromkeys(tables, _TIED)}, planned, context, model),
         passthrough_nodes={name_of(n): n.op_type for n in model.graph if is_carried(n, context)},
         unfused_sums=_sums(model, planned, target),
         separated=_separated(edges, target),
         unfused_products=fused_products(context),
+        integer_tables=tables,
+        weight_only_nodes=frozenset(tables),
         channel_padding={
             name_of(n): rule.channels for n in planned if (rule := target.rules[n.op_type]).channels > 1
         },
@@ -96,6 +104,31 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
 def _float_regions(graph: ir.Graph) -> dict[ir.Node, str]:
     """Find the nodes that are kept in float because no range suits them, and the reasons."""
     return {node: reason for find in reversed(REGIONS) for node, reason in find(graph).items()}
+
+
+def _integer_tables(
+    model: ir.Model, points: Iterable[QuantPoint], nodes: Mapping[str, ir.Node], context: PlanningContext
+) -> dict[str, str]:
+    """Map each look-up of rows in a quantized weight to the group of the weight, if the target has them."""
+    if not context.target.integer_tables or not any(is_op(node, "Gather") for node in model.graph):
+        return {}
+    weights = {
+        point.tensor: point.group
+        for point in points
+        if (node := nodes.get(point.consumer)) is not None
+        and node.op_type in SUMMED_AXIS
+        and point.input_index == WEIGHTED[node.op_type].weight
+        and is_constant(node, point.input_index)
+    }
+    tied = tied_tables(model.graph, find_transposed(model), weights) if weights else ()
+    found = {node: group for node, group in tied if not deselected(node, context.config)}
+    quantized = {(point.tensor, point.consumer) for point in points}
+    return {
+        name_of(node): group
+        for node, group in found.items()
+        if (table := node.inputs[0]) is not None
+        and all(use.node in found or (table.name, use.node.name) in quantized for use in table.uses())
+    }
 
 
 def _sums(model: ir.Model, planned: Iterable[ir.Node], target: Target) -> frozenset[str]:

@@ -299,6 +299,8 @@ class Target:
         storage: how weights and other quantized constants are stored.
         unfuse_layernorm_add: the runtime fuses LayerNormalization with the addition before it into a kernel
             that is slower than the two: such an Add is written as Sum, which it does not fuse.
+        integer_tables: the runtime looks up rows of an embedding table in int8, if the table is a quantized
+            weight too; else the file holds it twice, in float and in integers.
     """
 
     name: StrictStr
@@ -323,6 +325,7 @@ class Target:
     storage: Annotated[Storage, _member(Storage)] = Storage.INTEGERS
     shifted_weights: StrictBool = False
     unfuse_layernorm_add: StrictBool = False
+    integer_tables: StrictBool = False
     bias_types: NumberTypes = frozenset({ir.DataType.FLOAT, ir.DataType.INT32})
 
     __pydantic_config__: ClassVar[ConfigDict] = _NO_MORE

@@ -92,6 +92,63 @@ def test_dynamic_quantization_stores_a_tied_table_once(name, options, kind, shar
 
 
 @pytest.mark.parametrize("name", TIED)
+@pytest.mark.parametrize(
+    ("options", "shares"),
+    [
+        ({"correct": ("none",)}, 0.29),
+        ({}, 0.54),
+        ({"weight": "uint8"}, 0.54),
+        ({"weight": "int4"}, 0.42),
+        ({"weight": "int4", "block_size": 32}, 0.45),
+        ({"target": "onnxruntime-avx2", "per_tensor": True, "correct": ("none",)}, 0.54),
+    ],
+    ids=str,
+)
+def test_static_quantization_looks_up_a_tied_table_in_integers(name, options, shares, tmp_path):
+    source, out = tmp_path / "float.onnx", tmp_path / "out.onnx"
+    model = TIED[name]()
+    ir.save(model, source)
+    ids = np.random.default_rng(0).integers(0, V, (20, *[5] * (len(model.graph.inputs[0].shape) - 1)))
+    result = onnxq.quantize_static(source, out, [{"i": ids}], QuantConfig(verify="off", **options))
+    written = load(out)
+    assert {kind for kind, _ in stored(written)} <= {"INT8", "UINT8", "INT4"}
+    assert size_on_disk(out) < shares * (ONCE + K * K) * 4 + 4000
+    assert [result.plan.float_nodes[name].op_type for name in result.plan.weight_only_nodes] == ["Gather"]
+    outputs = [open_session(path).run(None, {"i": ids})[0] for path in (source, out)]
+    assert sqnr(*outputs) > (8 if "int4" in options.values() or "per_tensor" in options else 25)
+
+
+@pytest.mark.parametrize(
+    ("options", "head"),
+    [
+        ({"exclude": ("Gather_e",)}, "transposed"),
+        ({"exclude": ("MatMul_y",)}, "transposed"),
+        ({"target": "tensorrt"}, "transposed"),
+    ],
+    ids=str,
+)
+def test_a_table_that_must_stay_float_is_looked_up_in_float(options, head, tmp_path):
+    source, out = tmp_path / "float.onnx", tmp_path / "out.onnx"
+    ir.save(tied(head), source)
+    ids = np.random.default_rng(0).integers(0, V, (20, 5))
+    result = onnxq.quantize_static(source, out, [{"i": ids}], QuantConfig(verify="off", **options))
+    assert stored(load(out))[0] == ("FLOAT", ONCE)
+    assert len([kind for kind, _ in stored(load(out)) if kind == "FLOAT"]) == 1
+    assert not result.plan.weight_only_nodes
+
+
+def test_a_file_that_is_larger_than_float_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("onnxq.pipelines.result.NEGLIGIBLE_BYTES", 2**12)
+    source, out = tmp_path / "float.onnx", tmp_path / "out.onnx"
+    ir.save(tied(), source)
+    ids = np.random.default_rng(0).integers(0, V, (20, 5))
+    for exclude, larger in ((("Gather_e",), True), ((), False)):
+        config = QuantConfig(verify="off", exclude=exclude)
+        result = onnxq.quantize_static(source, out, [{"i": ids}], config)
+        assert any("LARGER THAN FLOAT" in warning for warning in result.warnings) is larger
+
+
+@pytest.mark.parametrize("name", TIED)
 def test_what_stays_float_is_stored_once(name):
     before = simplify(TIED[name]())
     after = before.clone()
