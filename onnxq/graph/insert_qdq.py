@@ -22,6 +22,7 @@ from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPl
 from onnxq.graph.integer_tables import look_up_integers
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
 from onnxq.graph.ort_rewrites import (
+    keep_layout_of_cubic,
     pad_input_channels,
     separate_from_qdq,
     unfuse_layernorm_adds,
@@ -43,6 +44,7 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
     unfuse_layernorm_adds(quantized, plan.unfused_sums)
     separate_from_qdq(quantized, plan.separated)
     unfuse_products(quantized, plan.unfused_products & {point.consumer for point in plan.points})
+    keep_layout_of_cubic(quantized)
     return quantized
 
 

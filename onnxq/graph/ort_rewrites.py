@@ -28,6 +28,14 @@ Add of the bias, or of zeros, prevents both, and becomes part of MatMulNBits:
     MatMul(x[A, B, K], DQ(w)) -> Relu          MatMul(x, DQ(w)) -> Add(zeros[N]) -> Relu
     Gemm(x[M, K], DQ(w), b[N]) -> Relu         Gemm(x, DQ(w)) -> Add(b) -> Relu
     MatMul(x[M, K], DQ(w)) -> Add(m[M, N])     Gemm(x, DQ(w)) -> Add(zeros[N]) -> Add(m)
+
+`keep_layout_of_cubic` keeps the channels of a cubic Resize where they are. Integer convolutions have their
+channels last, and ONNX Runtime moves a Resize between two of them to that layout too. But its cubic kernel
+takes channels second only, and the model does not load (release 1.31). Nothing is moved across a Reshape,
+which here gives the shape that is there:
+
+    Conv -> Resize -> Conv
+    Conv -> Resize -> Reshape -> Conv
 """
 
 from __future__ import annotations
@@ -51,7 +59,7 @@ from onnxq.graph.nodes import (
     unused_name,
     unused_node,
 )
-from onnxq.graph.operators import groups_of, weight_shape
+from onnxq.graph.operators import attribute_value, groups_of, weight_shape
 from onnxq.graph.walks import sole_producer
 
 FEWEST_OUTPUTS = 16
@@ -157,6 +165,30 @@ def separate_from_qdq(model: ir.Model, names: Collection[str]) -> None:
         model.graph.insert_before(node, total)
         node.replace_input_with(0, out)
     common.NameFixPass()(model)
+
+
+def keep_layout_of_cubic(model: ir.Model) -> None:
+    """Insert a Reshape that changes nothing after each cubic Resize of the main graph that a node reads.
+
+    Args:
+        model: a Q/DQ model; it is changed.
+    """
+    resizes = [
+        node for node in model.graph if is_op(node, "Resize") and attribute_value(node, "mode") == "cubic"
+    ]
+    for node in resizes:
+        source, readers = node.outputs[0], list(node.outputs[0].uses())
+        if source.shape is None or not readers:
+            continue
+        same = add_initializer(model, f"{source.name}_same", np.zeros(len(source.shape), np.int64))
+        reshape = ir.node("Reshape", [source, same], name=f"{name_of(node)}_Reshape")
+        out = reshape.outputs[0]
+        out.name, out.type, out.shape = f"{source.name}_kept", source.type, source.shape
+        model.graph.insert_after(node, reshape)
+        for reader, index in readers:
+            reader.replace_input_with(index, out)
+    if resizes:
+        common.NameFixPass()(model)
 
 
 def _is_before_norm(node: ir.Node) -> bool:

@@ -539,6 +539,39 @@ def test_weights_that_are_computed_at_run_time(name, target):
     assert "Conv" in flow.plan.integer_nodes.values()
 
 
+CUBIC = {
+    "scales": ('r = Resize <mode = "cubic"> (c, , scales)', {"scales": [1, 1, 1.5, 0.5]}),
+    "sizes": ('r = Resize <mode = "cubic"> (c, , , sizes)', {"sizes": [1, 8, 3, 9]}),
+    "after-a-float-node": (
+        'e = Tanh (c) r = Resize <mode = "cubic", nearest_mode = "ceil"> (e, , scales)',
+        {"scales": [1, 1, 0.5, 2]},
+    ),
+    "cropped": (
+        'r = Resize <mode = "cubic", coordinate_transformation_mode = "tf_crop_and_resize"> (c, roi, scales)',
+        {"roi": [0, 0, 0.1, 0.1, 1, 1, 1.3, 1.3], "scales": [1, 1, 0.5, 1.5]},
+    ),
+}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "qnn"])
+@pytest.mark.parametrize("name", CUBIC)
+def test_a_cubic_resize_between_integer_convolutions_runs(name, target):
+    """The runtime must not give it the layout of the convolutions, which its cubic kernel does not take."""
+    nodes, given = CUBIC[name]
+    kinds = {"scales": "float[4]", "sizes": "int64[4]", "roi": "float[8]"}
+    declared = ", ".join(f"{kinds[constant]} {constant}" for constant in given)
+    model = parse(
+        f"""g (float[1, 8, 6, 6] x) => (float[A, B, C, D] y)
+        <float[8, 8, 1, 1] w, float[4, 8, 1, 1] v, {declared}> {{
+            c = Conv (x, w) {nodes} d = Conv (r, v) y = Neg (d)
+        }}""",
+        opset=18,
+        **given,
+    )
+    flow = quantize_and_check(model, target)
+    assert_close(flow, run(flow.int8, flow.feeds, optimize=False), run(flow.int8, flow.feeds), EXACT)
+
+
 # --- normalization ----------------------------------------------------------------------------------
 
 NORM = "float[{0}] gamma, float[{0}] beta, float[{0}] mean, float[{0}] var"
