@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -17,8 +17,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from calibrators.errors import CalibrationError
+from calibrators.exact_kernels import has_blocks, lacks_zero_points, with_own_weights, with_zero_points
 from calibrators.held_noise import draws, hold
 from calibrators.onnx_files import read_model, save_model, stored_tensors, to_proto
+
+logger = logging.getLogger(__name__)
 
 INLINE_BYTES = 256
 """Size of the largest tensor that stays in the model, where shape inference finds it."""
@@ -94,9 +97,14 @@ def open_session(
         _save_graph(options, Path(f"{os.fspath(profile)}.onnx"))
     if exact and save_fused is None:
         model = _held(model)
-    if exact and saturates() and not _has_blocks(model):
-        return _open_exact(model, outputs, options, providers)
-    return _open(model, outputs, options, providers)
+    if not exact or not optimize or save_fused is not None or profile is not None:
+        return _open(model, outputs, options, providers)
+    try:
+        if saturates() and not has_blocks(model if isinstance(model, ir.Model) else load_model(model)):
+            return _open_exact(model, outputs, options, providers)
+        return _open(model, outputs, options, providers)
+    except CalibrationError as error:
+        return _open_unfused(model, outputs, options, error)
 
 
 @cache
@@ -152,17 +160,26 @@ def _held(model: ir.Model | str | os.PathLike[str]) -> ir.Model | str | os.PathL
     return hold(loaded) if draws(loaded) else model
 
 
-def _has_blocks(model: ir.Model | str | os.PathLike[str]) -> bool:
-    """Whether int8 weights have per-block scales: their kernels are exact, and the option breaks them."""
-    loaded = model if isinstance(model, ir.Model) else load_model(model)
-    return any(
-        node.op_type == "DequantizeLinear"
-        and "block_size" in node.attributes
-        and node.inputs[0] is not None
-        and node.inputs[0].dtype == ir.DataType.INT8
-        for graph in loaded.graphs()
-        for node in graph
-    )
+def _open_unfused(
+    model: ir.Model | str | os.PathLike[str],
+    outputs: Sequence[str],
+    options: ort.SessionOptions,
+    error: CalibrationError,
+) -> ort.InferenceSession:
+    """Open a model that does not load with fusions: some make nodes that ONNX Runtime then refuses itself.
+
+    For example it moves a QuantizeLinear of opset 21 across a Reshape without the type of its zero point.
+
+    Raises:
+        CalibrationError: ``error``, if it does not load without fusions either.
+    """
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    try:
+        session = _open(model, outputs, options, ("CPUExecutionProvider",))
+    except CalibrationError:
+        raise error from error.__cause__
+    logger.warning("%s; without fusions it does, and is run like that.", error)
+    return session
 
 
 def _open_exact(
@@ -172,64 +189,15 @@ def _open_exact(
     providers: Sequence[str],
 ) -> ort.InferenceSession:
     options.add_session_config_entry("session.x64quantprecision", "1")
+    loaded = model if isinstance(model, ir.Model) else load_model(model)
+    if lacks_zero_points(loaded):
+        model = loaded = with_zero_points(loaded)
     try:
         return _open(model, outputs, options, providers)
     except CalibrationError as error:
         if NAME_TAKEN not in str(error.__cause__):
             raise
-    return _open(_with_own_weights(model), outputs, options, providers)
-
-
-def _with_own_weights(model: ir.Model | str | os.PathLike[str]) -> ir.Model:
-    """Copy the model so that each reader of int8 weights has an initializer of its own; data stay shared.
-
-    For exact kernels ONNX Runtime converts the weights to unsigned ones, once per reader. It uses the same
-    name each time, which fails if two readers share an initializer, or a QuantizeLinear or DequantizeLinear
-    of one.
-    """
-    copy = model.clone() if isinstance(model, ir.Model) else load_model(model)
-    for graph in copy.graphs():
-        for node in reversed(list(graph)):
-            if _is_weight_pair(node):
-                _repeat_for_each_reader(node)
-        for value in list(graph.initializers.values()):
-            if value.dtype == ir.DataType.INT8 or any(_is_weight_pair(use.node) for use in value.uses()):
-                for use in list(value.uses())[1:]:
-                    use.node.replace_input_with(use.idx, _own_initializer(value, graph))
-    return copy
-
-
-def _is_weight_pair(node: ir.Node) -> bool:
-    """Whether the node quantizes or dequantizes a weight."""
-    source: ir.Node | None = node
-    while source is not None and source.op_type in ("QuantizeLinear", "DequantizeLinear"):
-        value = source.inputs[0]
-        if value is None or value.is_initializer():
-            return value is not None
-        source = value.producer()
-    return False
-
-
-def _repeat_for_each_reader(node: ir.Node) -> None:
-    """Give each reader of ``node`` a node of its own with the same inputs and attributes."""
-    output, graph = node.outputs[0], node.graph
-    for number, use in enumerate(list(output.uses())[1:]):
-        attributes = list(node.attributes.values())
-        again = ir.Node(node.domain, node.op_type, node.inputs, attributes, name=f"{node.name}/{number}")
-        again.outputs[0].name = f"{output.name}/{number}"
-        again.outputs[0].type, again.outputs[0].shape = output.type, output.shape
-        use.node.replace_input_with(use.idx, again.outputs[0])
-        if graph is not None:
-            graph.insert_after(node, again)
-
-
-def _own_initializer(value: ir.Value, graph: ir.Graph) -> ir.Value:
-    """Register a copy of an initializer under a name of its own."""
-    number = next(n for n in itertools.count() if f"{value.name}/{n}" not in graph.initializers)
-    name = f"{value.name}/{number}"
-    own = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
-    graph.register_initializer(own)
-    return own
+    return _open(with_own_weights(loaded), outputs, options, providers)
 
 
 def _check_providers(providers: Sequence[str]) -> None:

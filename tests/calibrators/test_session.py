@@ -174,3 +174,54 @@ def test_they_are_exact_too_where_weights_are_shared_before_they_are_quantized()
     given = {"s": 1.0, "zero": 0, "ws": np.ones(8), "z8": 0, "w0": np.full((8, 8), 127)}
     found = open_session(parse(text, **given)).run(None, {"x": np.full((2, 8), 255, np.uint8)})
     assert all(np.array_equal(array, np.full((2, 8), 8 * 255 * 127)) for array in found)
+
+
+OPSET_21 = """
+<ir_version: 10, opset_import: ["" : 21]>
+g (float[2,8,4] x) => (float[2,8,4] y)
+<float s = {0.1}, int8 z = {0}, float t = {0.02}>
+{
+    q = QuantizeLinear(x, s, z)
+    d = DequantizeLinear(q, s, z)
+    v = DequantizeLinear(w, t, z)
+    m = MatMul(d, v)
+    y = Add(m, b)
+}
+"""
+
+
+def test_fusions_that_make_a_model_that_does_not_load_are_left_out(tmp_path, caplog):
+    model = onnx.parser.parse_model(OPSET_21)
+    draw = np.random.default_rng(1)
+    for name, array in {
+        "w": draw.integers(-9, 9, (4, 4)).astype(np.int8),
+        "b": draw.normal(size=4).astype(np.float32),
+    }.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    feeds = {"x": draw.normal(size=(2, 8, 4)).astype(np.float32)}
+    onnx.save(model, tmp_path / "m.onnx")
+    plain = open_session(tmp_path / "m.onnx", optimize=False).run(None, feeds)[0]
+    np.testing.assert_allclose(open_session(tmp_path / "m.onnx").run(None, feeds)[0], plain, atol=1e-5)
+    assert "without fusions it does" in caplog.text
+    with pytest.raises(CalibrationError, match="output_dtype"):
+        open_session(tmp_path / "m.onnx", exact=False)
+
+
+NO_ZERO_POINTS = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,4] x) => (float[N,3] y)
+<float[3] s = {0.1, 0.2, 0.3}, int8[4,3] w = {1, -2, 3, 4, -5, 6, 7, -8, 9, 1, -1, 1}>
+{
+    v = DequantizeLinear<axis = -1>(w, s)
+    y = MatMul(x, v)
+}
+"""
+
+
+def test_weights_without_zero_points_run_in_exact_kernels(monkeypatch):
+    monkeypatch.setattr(module, "saturates", lambda: True)
+    model = ir.from_proto(onnx.parser.parse_model(NO_ZERO_POINTS))
+    feeds = {"x": np.eye(4, dtype=np.float32)}
+    plain = open_session(model, optimize=False).run(None, feeds)[0]
+    np.testing.assert_allclose(open_session(model).run(None, feeds)[0], plain, rtol=1e-6)
+    assert len(model.graph[0].inputs) == 2
