@@ -16,7 +16,14 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.nodes import add_initializer, name_of, replace_value, unused_name, unused_node
+from onnxq.graph.nodes import (
+    add_initializer,
+    constant_value,
+    name_of,
+    replace_value,
+    unused_name,
+    unused_node,
+)
 from onnxq.graph.operators import MOVING, Range, clip_range, data_inputs
 from onnxq.graph.walks import only_reader
 
@@ -92,7 +99,10 @@ def clip_for_all(model: ir.Model, real: ir.Value, ends: Range) -> ir.Value:
 def _is_never_negative(value: ir.Value) -> bool:
     left, seen = [value], {value}
     while left:
-        node = left.pop().producer()
+        value = left.pop()
+        node, stored = value.producer(), constant_value(value)
+        if stored is not None and not np.any(np.less(stored, 0)):
+            continue
         if node is None:
             return False
         limits = clip_range(node)

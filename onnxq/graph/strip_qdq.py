@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -18,9 +18,13 @@ from onnx_ir.passes import common
 from onnxq.core.errors import ModelError
 from onnxq.core.numerics import spread
 from onnxq.core.plan import QuantSpec
+from onnxq.graph.float_types import use_float32
 from onnxq.graph.implied_clips import clip_before
+from onnxq.graph.integer_edges import convert_ends, join_pairs
 from onnxq.graph.nodes import add_initializer, all_nodes, input_at, int_attribute, ints_attribute, name_of
-from onnxq.graph.operators import Range
+from onnxq.graph.operators import Range, clip_range
+from onnxq.graph.passes import plain
+from onnxq.graph.qoperator import use_pairs
 from onnxq.graph.read_qdq import (
     AXIS,
     DEQUANTIZE,
@@ -31,7 +35,7 @@ from onnxq.graph.read_qdq import (
     quantizer,
     stored,
 )
-from onnxq.graph.walks import is_read
+from onnxq.graph.walks import is_read, producer_of
 
 BIAS = ir.DataType.INT32
 
@@ -46,6 +50,7 @@ class RecordedQParams:
         zero_point: zero point, same shape as the scale.
         axis: axis of the channels or the blocks.
         block_size: number of elements per block; None: no blocks.
+        limits: the lowest and highest integer, if a Clip leaves fewer than the type has.
     """
 
     dtype: ir.DataType
@@ -53,11 +58,27 @@ class RecordedQParams:
     zero_point: NDArray[np.float64]
     axis: int | None = None
     block_size: int | None = None
+    limits: tuple[int, int] | None = None
 
     @property
     def spec(self) -> QuantSpec:
-        """The number format."""
-        return QuantSpec(self.dtype, symmetric=False, axis=self.axis, block_size=self.block_size)
+        """The number format; with ``limits`` the smallest that holds them."""
+        full = QuantSpec(self.dtype, symmetric=False, axis=self.axis, block_size=self.block_size)
+        if self.limits is None:
+            return full
+        low, high = self.limits
+        bits = max(high, -low - 1, 0).bit_length() + self.dtype.is_signed()
+        return replace(full, narrow_range=low == -high != 0, reduce_bits=self.dtype.bitwidth - bits)
+
+    def with_positive_scales(self) -> RecordedQParams:
+        """The grid of a constant with positive scales.
+
+        NNCF gives weights a negative scale where the number of largest magnitude is positive, so that the
+        lowest integer stands for it. With the scale 0 all numbers are 0, on any grid.
+        """
+        zero = np.where(self.scale < 0, -self.zero_point, self.zero_point)
+        scale = np.where(self.scale == 0, np.float32(1), np.abs(self.scale))
+        return replace(self, scale=np.asarray(scale, np.float32), zero_point=np.asarray(zero, np.float64))
 
     @property
     def ends(self) -> Range:
@@ -91,24 +112,35 @@ def strip(model: ir.Model) -> StrippedModel:
         ModelError: a DequantizeLinear reads integers that come neither from a QuantizeLinear nor from a
             constant, or a scale is computed at run time.
     """
-    result = StrippedModel(model.clone())
-    for node in list(all_nodes(result.model)):
-        if node.op_type == DEQUANTIZE:
+    copy = plain(model)
+    use_pairs(copy)
+    join_pairs(copy)
+    result = StrippedModel(copy)
+    for node in list(all_nodes(copy)):
+        if node.op_type == DEQUANTIZE and node.graph is not None:
             _take_out(node, result)
-    common.RemoveUnusedNodesPass()(result.model)
+    convert_ends(copy)
+    use_float32(copy)
+    common.RemoveUnusedNodesPass()(copy)
     return result
 
 
 def _take_out(node: ir.Node, result: StrippedModel) -> None:
     recorded, source = _read(node), node.inputs[0]
+    maker = producer_of(source)
+    if maker is not None and (limits := clip_range(maker)) is not None and all(map(math.isfinite, limits)):
+        recorded, source = replace(recorded, limits=(int(limits[0]), int(limits[1]))), maker.inputs[0]
     before = quantizer(source)
     integers = stored(source)
-    if before is not None and integers is None:
+    if integers is not None:
+        reals = _meant(integers, recorded, before is not None, node)
+        _make_constant(node.outputs[0], reals, recorded.with_positive_scales(), result)
+    elif not (recorded.scale > 0).all():
+        raise ModelError(f"node {node.name!r}: expected positive, finite scales, got {recorded.scale.min()}")
+    elif before is not None:
         _pass_on(node, before, recorded, result)
-    elif integers is not None:
-        _make_constant(
-            node.outputs[0], _meant(integers, recorded, before is not None, node), recorded, result
-        )
+    elif source is not None and source.is_graph_input():
+        _note(name_of(node.outputs[0]), recorded, result)
     else:
         raise ModelError(
             f"node {node.name!r} dequantizes integers that no QuantizeLinear made: only models with pairs of "
@@ -135,7 +167,7 @@ def _read(node: ir.Node) -> RecordedQParams:
     if given is None or dtype is None or (zero is None and input_at(node, ZERO_POINT) is not None):
         raise ModelError(f"node {node.name!r}: its scale or type is known only at run time: not supported")
     scale: NDArray[np.float32] = given.astype(np.float32)
-    if not np.all(np.isfinite(scale) & (scale > 0)):
+    if not np.isfinite(scale).all():
         raise ModelError(f"node {node.name!r}: expected positive, finite scales, got {scale.min()}")
     zero = np.zeros(scale.shape) if zero is None else zero
     block = int_attribute(node, "block_size", 0) or None
@@ -158,7 +190,9 @@ def _levels(reals: NDArray[np.generic], recorded: RecordedQParams) -> NDArray[np
     scale = spread(recorded.scale, recorded.spec, reals.shape)
     zero = spread(recorded.zero_point, recorded.spec, reals.shape)
     qmin, qmax = recorded.spec.limits
-    steps = np.rint(reals.astype(np.float32) / scale).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(scale == 0, 0, reals.astype(np.float32) / scale)
+    steps = np.rint(ratio).astype(np.float64)
     return np.asarray(np.clip(steps + zero, qmin, qmax))
 
 
@@ -176,12 +210,11 @@ def _make_constant(
     for turned, permutation in list(_transposes(old, reals.ndim)):
         axis = None if recorded.axis is None else permutation.index(recorded.axis)
         blocks = recorded.scale.ndim > 1
-        other = RecordedQParams(
-            recorded.dtype,
-            recorded.scale.transpose(permutation) if blocks else recorded.scale,
-            recorded.zero_point.transpose(permutation) if blocks else recorded.zero_point,
-            axis,
-            recorded.block_size,
+        other = replace(
+            recorded,
+            scale=recorded.scale.transpose(permutation) if blocks else recorded.scale,
+            zero_point=recorded.zero_point.transpose(permutation) if blocks else recorded.zero_point,
+            axis=axis,
         )
         _make_constant(turned, reals.transpose(permutation), other, result)
     if not is_read(old):
@@ -217,5 +250,5 @@ def _pass_on(node: ir.Node, before: ir.Node, recorded: RecordedQParams, result: 
 
 def _note(name: str, recorded: RecordedQParams, result: StrippedModel) -> None:
     known = result.activations.setdefault(name, recorded)
-    if not (np.array_equal(known.scale, recorded.scale) and known.dtype == recorded.dtype):
+    if not (np.array_equal(known.scale, recorded.scale) and known.ends == recorded.ends):
         result.conflicting.append(name)

@@ -25,7 +25,7 @@ from onnxq.targets.yaml_file import SUFFIXES
 logger = logging.getLogger(__name__)
 
 QUANTIZED = re.compile(
-    r"(Dynamic)?QuantizeLinear|DequantizeLinear|QLinear.*|QGemm|.*Integer(ToFloat)?|.*NBits"
+    r".*(Q|Deq)uantizeLinear|.*QuantizeDequantize|QLinear.*|QGemm|.*Integer(ToFloat)?|.*NBits"
 )
 """The names of operators, of any domain, that no float model has."""
 

@@ -27,14 +27,16 @@ from onnxq.calibration.tables.sources import of_plan
 from onnxq.calibration.tables.table import Encoding, Table, on_grid
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ModelError
-from onnxq.core.numerics import dequantize, quantize
-from onnxq.core.plan import Group, QuantParams, QuantPlan
+from onnxq.core.numerics import dequantize, grid_of, quantize, spread
+from onnxq.core.plan import Group, QuantParams, QuantPlan, QuantSpec
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import REQUANTIZE, Wanted, refuse, tell_unused
 from onnxq.graph.files import load, write_validated, written_together
 from onnxq.graph.insert_qdq import as_written
-from onnxq.graph.nodes import constant_value
+from onnxq.graph.nodes import constant_value, is_op, name_of
+from onnxq.graph.operators import MOVING
 from onnxq.graph.strip_qdq import RecordedQParams, StrippedModel, strip
+from onnxq.graph.walks import upstream
 from onnxq.pipelines.acceptance import accept, model_warnings, verify_static
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, diagnose_model, quantized_node
 from onnxq.pipelines.prepare import prepare_loaded
@@ -135,7 +137,8 @@ def _stripped(model: str | os.PathLike[str]) -> StrippedModel:
     if (node := quantized_node(stripped.model)) is not None:
         raise ModelError(
             f"{model}: node {node.name!r} is a {node.op_type}: only pairs of QuantizeLinear and "
-            "DequantizeLinear can be converted"
+            "DequantizeLinear, and operators like QLinearConv, have scales that another target can keep. "
+            "Give the float model to 'onnxq quantize'"
         )
     if not stripped.activations and not stripped.weights:
         raise ModelError(f"{model}: has no QuantizeLinear and DequantizeLinear: use 'onnxq quantize'")
@@ -156,9 +159,11 @@ def _warnings(stripped: StrippedModel, samples: Samples) -> Iterator[str]:
 def _known(simple: ir.Model, plan: QuantPlan, stripped: StrippedModel) -> dict[str, QuantParams]:
     """Collect the parameters of every group that has some in the given model."""
     known = dict(_known_weights(simple, plan, stripped.weights))
+    values = ir.convenience.create_value_mapping(simple.graph)
     computed = [group for group in plan.groups.values() if not group.constant and group.fixed is None]
     for group in computed:
-        found = {n: stripped.activations[n] for n in _names(group) if n in stripped.activations}
+        recorded = {n: _recorded(values[n], stripped.activations) for n in _names(group) if n in values}
+        found = {name: each for name, each in recorded.items() if each is not None}
         table = Table({name: _encoding(each, group.spec.symmetric) for name, each in found.items()})
         if found and not any(encoding.per_channel for encoding in table.activations.values()):
             known[group.name] = from_table(table, replace(plan, groups={group.name: group}))(group)
@@ -169,11 +174,16 @@ def _names(group: Group) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*group.observed_tensors, *group.tensors)))
 
 
-def _encoding(recorded: RecordedQParams, symmetric: bool, unused: int = 0) -> Encoding:
-    """Make the encoding that the table of a target would have, with its symmetry and its unused bits."""
-    spec = replace(recorded.spec, reduce_bits=unused)
+def _recorded(value: ir.Value, activations: Mapping[str, RecordedQParams]) -> RecordedQParams | None:
+    """Find the parameters of ``value``, or of a tensor from which its values were only moved."""
+    sources = upstream(value, lambda node: is_op(node, *MOVING))
+    return next((activations[name] for name in map(name_of, sources) if name in activations), None)
+
+
+def _encoding(recorded: RecordedQParams, symmetric: bool) -> Encoding:
+    """Make the encoding that the table of a target would have, with its symmetry."""
     try:
-        return on_grid(spec, recorded.scale, recorded.zero_point, symmetric=symmetric)
+        return on_grid(recorded.spec, recorded.scale, recorded.zero_point, symmetric=symmetric)
     except ValueError as error:
         raise ModelError(f"a QuantizeLinear of the model has {error}") from error
 
@@ -181,19 +191,33 @@ def _encoding(recorded: RecordedQParams, symmetric: bool, unused: int = 0) -> En
 def _known_weights(
     simple: ir.Model, plan: QuantPlan, recorded: Mapping[str, RecordedQParams]
 ) -> Iterator[tuple[str, QuantParams]]:
-    """Yield the parameters of weights that still lie on their grid: cleaning may have folded factors in."""
+    """Yield the parameters of weights that still lie on their grid: cleaning may have folded factors in.
+
+    It does not matter which integers they were: numbers of 4 bits lie on a grid of 8 bits too.
+    """
     for group in plan.groups.values():
         name = group.tensors[0]
         if not group.constant or name not in recorded or recorded[name].block_size != group.spec.block_size:
             continue
         values = constant_value(simple.graph.initializers[name])
-        encoding = _encoding(recorded[name], group.spec.symmetric, group.spec.reduce_bits)
-        params = encoding.exact(group.spec)
-        if values is None or params is None:
+        if values is None:
             continue
-        params = _by_channel(params, group, values.shape)
-        if params is not None and _lies_on(values.astype(np.float32), params, group):
-            yield group.name, params
+        for params in _same_scale(recorded[name], group.spec):
+            each = _by_channel(params, group, values.shape)
+            if each is not None and _lies_on(values.astype(np.float32), each, group):
+                yield group.name, each
+                break
+
+
+def _same_scale(recorded: RecordedQParams, spec: QuantSpec) -> Iterator[QuantParams]:
+    """Yield the parameters with the recorded scale that the number format ``spec`` can have."""
+    if spec.power_of_two and (np.frexp(recorded.scale)[0] != 0.5).any():
+        return
+    (qmin, qmax), middle = spec.limits, np.full(recorded.scale.shape, grid_of(spec).middle)
+    shifted = recorded.zero_point - recorded.spec.limits[0] + qmin
+    for zero in (middle,) if spec.symmetric else (shifted, middle):
+        if ((zero >= qmin) & (zero <= qmax)).all():
+            yield QuantParams(recorded.scale, zero.astype(spec.dtype.numpy()))
 
 
 def _by_channel(params: QuantParams, group: Group, shape: tuple[int, ...]) -> QuantParams | None:
@@ -206,8 +230,11 @@ def _by_channel(params: QuantParams, group: Group, shape: tuple[int, ...]) -> Qu
 
 
 def _lies_on(values: np.ndarray, params: QuantParams, group: Group) -> bool:
-    again = dequantize(quantize(values, params, group.spec), params, group.spec)
-    return bool(np.abs(again - values).max(initial=0) <= ON_GRID * float(params.scale.max()))
+    try:
+        again = dequantize(quantize(values, params, group.spec), params, group.spec)
+    except ValueError:  # the scales are those of another axis
+        return False
+    return bool((np.abs(again - values) <= ON_GRID * spread(params.scale, group.spec, values.shape)).all())
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def test_stripping_leaves_the_callers_model_and_no_q(tmp_path) -> None:
 INTEGERS = """
 <ir_version: 8, opset_import: ["" : 17]>
 net (int8[N,4] x) => (float[N,4] y)
-<float s = {0.1}> { y = DequantizeLinear(x, s) }
+<float s = {0.1}> { t = BitShift<direction = "LEFT">(x, x) y = DequantizeLinear(t, s) }
 """
 
 

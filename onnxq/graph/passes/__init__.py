@@ -126,6 +126,23 @@ def simplify(model: ir.Model, opset: int = OPSET) -> ir.Model:
     return copy
 
 
+def plain(model: ir.Model) -> ir.Model:
+    """Make a copy of the model that is one graph with folded constants, in the opset that it has.
+
+    Q and DQ stay where they are.
+
+    Raises:
+        ModelError: the model is inconsistent.
+    """
+    copy = model.clone()
+    try:
+        ir.passes.Sequential(*OLD)(copy)
+        ir.passes.PassManager(PLAIN, steps=MOST_ROUNDS, early_stop=True)(copy)
+    except (ir.passes.PassError, ir.passes.InvariantError) as e:
+        raise _model_error(e) from e
+    return copy
+
+
 def _raise(model: ir.Model, opset: int) -> None:
     """Raise the opset as requested, and further to the opset of HardSwish if the model computes that."""
     ir.passes.Sequential(RaiseOpsetPass(opset), *NEW)(model)
