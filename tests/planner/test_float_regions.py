@@ -172,6 +172,9 @@ MASKS = {
     "two of them": "t = Add (r, mask) s = Where (keep, t, low) p = Softmax (s)",
     "in primitives": """s = Add (r, mask) u = ReduceMax <axes = [-1]> (s) v = Sub (s, u) w = Exp (v)
         z = ReduceSum (w, axes) p = Div (w, z)""",
+    "given": "s = Add (r, given) p = Softmax (s)",
+    "given and moved": "t0 = Unsqueeze (given, axes) t = Squeeze (t0, axes) s = Add (t, r) p = Softmax (s)",
+    "given as zeros and ones": """t0 = Neg (given) t = Mul (t0, big) s = Sub (r, t) p = Softmax (s)""",
     "of a LogSoftmax": "s = Where (keep, r, low) p = LogSoftmax (s)",
 }
 
@@ -181,7 +184,7 @@ def masked(nodes, lowest):
     hidden[:, :, 4:] = lowest
     return model_of(
         f"r = MatMul (q, k) {nodes} o = MatMul (p, x) y = MatMul (o, m)",
-        "float[2, 6, 8] q, float[2, 8, 6] k, float[2, 6, 8] x, bool[2, 6, 6] keep, bool[2, 6, 6] drop",
+        "float[2, 6, 8] q, float[2, 8, 6] k, float[2, 6, 8] x, bool[2, 6, 6] keep, bool[2, 6, 6] drop, float[2, 6, 6] given",
         "float[2, 6, 8] y",
         MASK_CONSTANTS,
         zero=0,
@@ -198,7 +201,7 @@ def masked(nodes, lowest):
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_stay_float_until_the_softmax(name, lowest):
     plan = plan_for("qnn", masked(MASKS[name], lowest))
-    assert not integers(plan) & {"s", "t", "s0", "u", "v", "w"}
+    assert not integers(plan) & {"s", "t", "t0", "given", "s0", "u", "v", "w"}
     assert any("minus infinity" in node.reason for node in plan.float_nodes.values())
     assert {"MatMul_r", "MatMul_o", "MatMul_y"} <= plan.integer_nodes.keys()
 

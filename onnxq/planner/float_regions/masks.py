@@ -5,12 +5,15 @@ levels left for the scores. With a range that does not hold it, the masked score
 compute with such values are kept in float, up to the Softmax.
 
 No weight of a trained network is as low as `NEVER_WEIGHT`. Other numbers are masks only on their way to a
-Softmax, and only if it gives zero for them.
+Softmax, and only if it gives zero for them. A mask may also be an input of the graph, or computed of one:
+what is added to scores that layers have computed, but is not computed by a layer, is a mask, whatever its
+values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -26,8 +29,11 @@ NEVER_WEIGHT = -1e4
 LOST = float(-np.log(np.finfo(np.float32).epsneg))
 """Scores that are lower by as much as this are lost in Softmax: in float32, ``1 + exp(-16.6)`` is 1."""
 
+_MASKING = ("Add", "Sub", "Where", "Min", "Max")
+"""Operators by which a mask gets among scores."""
+
 _KEEPING = (
-    *("Where", "Add", "Sub", "Mul", "Div", "Neg", "Min", "Max", "Clip", "Concat", "Cast"),
+    *(*_MASKING, "Mul", "Div", "Neg", "Clip", "Concat", "Cast"),
     *sorted(MOVING),
 )
 """Operators whose output may hold a mask value if an input does."""
@@ -37,15 +43,37 @@ _REASON = "it reads values that stand for minus infinity (a mask), and no range 
 
 def masking_nodes(graph: ir.Graph) -> dict[ir.Node, str]:
     """Find the nodes that read values that stand for minus infinity."""
-    scoring = nodes_before(graph, _is_softmax, _keeps)
-    features = computed_by_layers(graph)
+    view = _View(
+        scoring=nodes_before(graph, _is_softmax, _keeps),
+        features=computed_by_layers(graph),
+    )
     masked, found = set[ir.Value | None](), set[ir.Node]()
     for node in graph:
-        values = [node.inputs[index] for index in data_inputs(node) if index < len(node.inputs)]
-        if not masked.isdisjoint(values) or _makes_mask(node, values, scoring, features):
+        values = _operands(node)
+        if not masked.isdisjoint(values) or _reads_mask(node, values, view):
             found.add(node)
             masked.update(node.outputs if _keeps(node) else ())
+    for node in reversed(list(graph)):
+        if view.features.isdisjoint(_operands(node)) and any(reader in found for reader in readers_of(node)):
+            found.update([node] if _keeps(node) else ())
     return {node: _REASON for node in found if node.op_type not in WEIGHTED}
+
+
+@dataclass(frozen=True)
+class _View:
+    """What is known of the graph.
+
+    Attributes:
+        scoring: the nodes whose outputs lead to a Softmax.
+        features: the tensors that layers have computed.
+    """
+
+    scoring: Collection[ir.Node]
+    features: frozenset[ir.Value | None]
+
+
+def _operands(node: ir.Node) -> list[ir.Value | None]:
+    return [node.inputs[index] for index in data_inputs(node) if index < len(node.inputs)]
 
 
 def _keeps(node: ir.Node) -> bool:
@@ -59,25 +87,19 @@ def _is_softmax(node: ir.Node) -> bool:
     return is_op(node, "Softmax", "LogSoftmax")
 
 
-def _makes_mask(
-    node: ir.Node,
-    values: Collection[ir.Value | None],
-    scoring: Collection[ir.Node],
-    features: Collection[ir.Value | None],
-) -> bool:
-    """Whether the node reads a constant that holds values for minus infinity, alone or among others.
+def _reads_mask(node: ir.Node, values: Collection[ir.Value | None], view: _View) -> bool:
+    """Whether a mask gets among the values of ``node``: a constant, or what is added to scores of layers.
 
-    A mask may be made of a large positive number, which is subtracted later. But a factor of scores, which
-    layers have computed, is a scale.
+    A mask may be made of a large positive number, which is subtracted later. But a factor of scores is a
+    scale.
     """
     if not _keeps(node):
         return False
-    scales = is_op(node, "Mul", "Div", "Clip") and any(value in features for value in values)
-    for array in map(constant_value, values):
-        if array is None or array.dtype.kind != "f" or not array.size:
-            continue
-        if float(array.min()) <= NEVER_WEIGHT:
-            return True
-        if node in scoring and not scales and float(np.abs(array).max()) >= LOST:
-            return True
-    return False
+    arrays = [array for array in map(constant_value, values) if array is not None and array.dtype.kind == "f"]
+    if any(array.size and float(array.min()) <= NEVER_WEIGHT for array in arrays):
+        return True
+    scores = not view.features.isdisjoint(values)
+    if node not in view.scoring or (scores and not is_op(node, *_MASKING)):
+        return False
+    given = any(value not in view.features and constant_value(value) is None for value in values)
+    return (scores and given) or any(array.size and np.abs(array).max() >= LOST for array in arrays)
