@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -21,7 +22,10 @@ from onnxq.algorithms.weights.bias_correction import correct_biases, correct_bia
 from onnxq.algorithms.weights.sequential_gptq import sequential_gptq
 from onnxq.algorithms.weights.soft_rounding import check_torch
 from onnxq.core.config import QuantConfig
+from onnxq.core.errors import OnnxqError
 from onnxq.verify.accuracy import Quality
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["CORRECTIONS", "Correction", "CorrectionContext", "Draft", "Effect", "correct"]
 
@@ -218,11 +222,21 @@ class _Trials:
 
     def _trial(self, base: Draft, name: str) -> _Trial:
         started = time.perf_counter()
-        draft = CORRECTIONS[name](base, self.context)
-        if draft is None:
-            return _Trial(None, None, None, time.perf_counter() - started)
-        best = _best(_variants(name, draft, self.finish, self.context), self.context)
-        return _Trial(draft, best, best.noise, time.perf_counter() - started)
+        try:
+            draft = CORRECTIONS[name](base, self.context)
+            best = (
+                None
+                if draft is None
+                else _best(_variants(name, draft, self.finish, self.context), self.context)
+            )
+            noise = None if best is None else best.noise
+        except (OnnxqError, MemoryError):
+            raise
+        except Exception as error:
+            draft = best = noise = None
+            logger.warning("correction %s is left out: it failed (%s: %s)", name, type(error).__name__, error)
+            logger.debug("where correction %s failed", name, exc_info=True)
+        return _Trial(draft, best, noise, time.perf_counter() - started)
 
 
 def _effect(name: str, before: _Evaluated, trial: _Trial) -> Effect:

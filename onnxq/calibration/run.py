@@ -17,7 +17,7 @@ from calibrators.data.batching import cut
 from calibrators.data.samples import Sample, batched, input_specs
 from calibrators.fingerprint import checksum, fingerprint
 from calibrators.statistics import Statistics
-from onnxq.calibration.sample_split import Samples, in_batches
+from onnxq.calibration.sample_split import BLANK, Samples, in_batches
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError
 from onnxq.core.progress import Progress
@@ -106,6 +106,10 @@ def statistics_warnings(statistics: Statistics, model: ir.Model) -> Iterator[str
             "STATISTICS OF ANOTHER MODEL: its nodes or weights differ from this one's, so the ranges may be "
             "wrong and the accuracy is UNKNOWN. Calibrate this model."
         )
+    names = {value.name or "" for value in model.graph.inputs}
+    inputs = [tensor for name, tensor in statistics.items() if name in names]
+    if inputs and all(tensor.count > tensor.samples and tensor.low == tensor.high for tensor in inputs):
+        yield BLANK
 
 
 @dataclass(frozen=True)

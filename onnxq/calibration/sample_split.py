@@ -40,6 +40,13 @@ MANY_BAD = 0.05
 """The share of bad samples above which a warning is given."""
 
 
+BLANK = (
+    "THE DATA IS BLANK: all elements of a sample are the same value, so ranges mean nothing and the accuracy "
+    "is UNKNOWN. Give samples as the model gets them in use."
+)
+"""The warning about samples without content: failed downloads, placeholders, buffers that nobody filled."""
+
+
 @dataclass
 class BadSampleCounter:
     """Logs and counts bad samples, each of them once even if it is reported several times.
@@ -118,6 +125,7 @@ class Samples:
     refused: BadSampleCounter | None = None
     holds: bool = True
     given: int = 0
+    _blank: bool = True
     _taken: int = 0
     _held: list[Sample] = field(default_factory=list)
     _first: list[Sample] = field(default_factory=list)
@@ -132,6 +140,7 @@ class Samples:
         turn = self._taken // self.block
         self._taken += 1
         self.given += sample.count
+        self._blank = self._blank and _is_blank(sample)
         if self.holds and turn % HOLD_EVERY == HOLD_EVERY - 1 and self._has_room(sample):
             self._held.append(sample)
             return False
@@ -177,12 +186,17 @@ class Samples:
     @property
     def warnings(self) -> tuple[str, ...]:
         """The warnings about these samples."""
-        if self.skipped <= MANY_BAD * self.passed:
-            return ()
-        return (
-            f"{self.skipped} of {self.passed} SAMPLES WERE BAD and skipped: the others may not represent the "
-            "data that the model gets in use. See the warnings above for what is wrong with the samples.",
-        )
+        return tuple(self._warnings())
+
+    def _warnings(self) -> Iterator[str]:
+        if self.skipped > MANY_BAD * self.passed:
+            yield (
+                f"{self.skipped} of {self.passed} SAMPLES WERE BAD and skipped: the others may not represent "
+                "the data that the model gets in use. See the warnings above for what is wrong with the "
+                "samples."
+            )
+        if self.given and self._blank and not self.synthetic:
+            yield BLANK
 
     @property
     def held(self) -> int:
@@ -208,6 +222,12 @@ def _ask_for_data(error: CalibrationError, _: int) -> NoReturn:
     raise CalibrationError(
         f"{error}: synthetic inputs do not suit the model, give calibration data (--data)"
     ) from error
+
+
+def _is_blank(sample: Sample) -> bool:
+    """Whether each input holds only one value; inputs of a single element do not tell."""
+    arrays = [array for array in sample.feeds.values() if array.size > 1]
+    return bool(arrays) and all((array == array.flat[0]).all() for array in arrays)
 
 
 def _bytes(sample: Sample) -> int:

@@ -18,7 +18,8 @@ from onnxq.calibration.sample_split import (
 
 
 def source(count, size=4, each=1):
-    return [Sample(str(i), {"x": np.full((each, size), i, np.float32)}, each) for i in range(count)]
+    values = np.arange(each * size, dtype=np.float32).reshape(each, size)
+    return [Sample(str(i), {"x": values + i}, each) for i in range(count)]
 
 
 def names(samples):

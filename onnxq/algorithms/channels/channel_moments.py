@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -137,6 +138,13 @@ def _look(
     }
 
 
+def _squared(array: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+    """Square each element, in float64 if float32 cannot hold the squares."""
+    with np.errstate(over="ignore"):
+        squares = np.square(array)
+    return squares if np.isfinite(squares).all() else np.square(array, dtype=np.float64)
+
+
 def moments(array: NDArray[np.float32], shape: Sequence[int], samples: int = 1) -> ChannelMoments:
     """Compute the statistics of one array.
 
@@ -156,6 +164,6 @@ def moments(array: NDArray[np.float32], shape: Sequence[int], samples: int = 1) 
         highs=array.max(axis=within, initial=-np.inf).reshape(rows, -1).astype(np.float64),
         lows=array.min(axis=within, initial=np.inf).reshape(rows, -1).astype(np.float64),
         total=total,
-        squares=np.square(array).sum(axis=axes, dtype=np.float64).reshape(-1),
+        squares=_squared(array).sum(axis=axes, dtype=np.float64).reshape(-1),
         count=array.size // total.size,
     )
