@@ -18,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from calibrators.errors import CalibrationError
 from calibrators.exact_kernels import has_blocks, lacks_zero_points, with_own_weights, with_zero_points
-from calibrators.held_noise import draws, hold
+from calibrators.held_noise import draws, hold, may_draw
 from calibrators.onnx_files import read_model, save_model, stored_tensors, to_proto
 
 logger = logging.getLogger(__name__)
@@ -156,8 +156,10 @@ def _open(
 
 def _held(model: ir.Model | str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]:
     """Hold the noise of a model with random operators; return any other model as it is."""
-    loaded = model if isinstance(model, ir.Model) else load_model(model)
-    return hold(loaded) if draws(loaded) else model
+    if isinstance(model, ir.Model):
+        return hold(model)
+    loaded = load_model(model) if may_draw(model) else None
+    return hold(loaded) if loaded is not None and draws(loaded) else model
 
 
 def _open_unfused(

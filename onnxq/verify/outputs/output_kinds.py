@@ -17,7 +17,7 @@ _CHOICES = frozenset(
     (
         *("ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Unique", "Multinomial", "Hardmax", "OneHot"),
         *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN"),
-        *("IsInf", "Bernoulli", "If", "Loop", "Scan", "Shape", "Size"),
+        *("IsInf", "Bernoulli", "If", "Loop", "Scan", "Shape", "Size", "SequenceLength"),
     )
 )
 """Operators that give indices or truth values. Bodies of control flow are not looked into."""
