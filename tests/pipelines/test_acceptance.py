@@ -7,7 +7,7 @@ import pytest
 
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import Group, QuantPlan, QuantSpec
-from onnxq.pipelines.acceptance import POOR_SQNR, Acceptance, static_warnings
+from onnxq.pipelines.acceptance import POOR_SQNR, Acceptance, output_warnings, static_warnings
 from onnxq.verify.accuracy import OutputQuality, Quality
 
 
@@ -64,3 +64,9 @@ def test_synthetic_inputs_decide_nothing():
 
 def test_what_is_not_finite_is_told():
     assert said(finite=False) == ["output 'y' of the quantized model holds NaN or infinite numbers"]
+
+
+def test_what_was_not_compared_is_told():
+    quality = Quality({"y": OutputQuality(30.0, None, incomparable=2), "z": OutputQuality(30.0, None)}, 4)
+    (text,) = output_warnings(quality, "")
+    assert text.startswith("output 'y' has other shapes than the float model's in 2 batches")
