@@ -77,6 +77,17 @@ def test_what_does_harm_or_no_good_is_dropped(fakes):
     }
 
 
+def test_one_that_fails_is_left_out_with_a_warning(monkeypatch, caplog):
+    def broken(draft, context):
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(corrections, "CORRECTIONS", {**FAKES, "bad": broken})
+    draft, effects = correct(Stand((), 1.0), FAKES, Bench())
+    assert draft.done == ("good", "better")
+    assert [v.kept for v in effects if v.name == "bad"] == [False]
+    assert "correction bad is left out: it failed (IndexError: list index out of range)" in caplog.text
+
+
 def test_the_order_is_not_that_of_the_names(fakes):
     draft, effects = correct(Stand((), 1.0), ["better", "bad", "good"], Bench())
     assert [v.name for v in effects] == ["good", "bad", "better"]

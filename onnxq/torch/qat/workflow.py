@@ -23,6 +23,7 @@ from torch import fx, nn
 
 from calibrators.data.samples import Array, Sample
 from calibrators.errors import shorten
+from calibrators.held_noise import noisy_outputs
 from calibrators.session import open_session
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.calibration.run import gather
@@ -32,7 +33,7 @@ from onnxq.core.errors import ModelError
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import silent
 from onnxq.core.unused import TRAINING, refuse
-from onnxq.graph.files import write_validated
+from onnxq.graph.files import load, write_validated
 from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import name_of
 from onnxq.pipelines.acceptance import accept, verify_static
@@ -318,9 +319,15 @@ def _calibrated_params(recipe: Recipe, group: Group) -> QuantParams:
 def _compared(
     draft: Path, feeds: dict[str, Array], expected: Sequence[Array], kinds: Mapping[str, OutputKind]
 ) -> tuple[float, float | None]:
-    """SQNR in dB and agreement of the file's outputs for the example inputs, each of the worst output."""
+    """SQNR in dB and agreement of the file's outputs for the example inputs, each of the worst output.
+
+    Outputs that random numbers go into are left out.
+    """
     given = open_session(draft, optimize=False).run(None, feeds)
-    quality = outcome(kinds, [(expected, given)], 1)
+    noisy = noisy_outputs(load(draft))
+    chosen = [index for index, name in enumerate(kinds) if name not in noisy]
+    pair = [expected[index] for index in chosen], [given[index] for index in chosen]
+    quality = outcome({n: kind for n, kind in kinds.items() if n not in noisy}, [pair], 1)
     return math.inf if math.isnan(quality.sqnr) else quality.sqnr, quality.agreement
 
 

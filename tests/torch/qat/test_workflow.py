@@ -521,3 +521,24 @@ def test_a_module_that_fixes_its_batch_size_is_trained_with_that(caplog, tmp_pat
     assert "batches of 3 only" in caplog.text
     train(module, example=x)
     assert convert_qat(module, tmp_path / "out.onnx").sqnr >= 30
+
+
+class Noisy(nn.Module):
+    """Adds noise to one of its outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        found = self.conv(x)
+        return found, found + torch.randn_like(found)
+
+
+def test_noise_is_no_difference_of_the_written_file(tmp_path):
+    torch.manual_seed(0)
+    example = torch.randn(2, 3, 8, 8)
+    prepared = prepare_qat(Noisy().eval(), example, data=[{"x": example.numpy()}] * 4)
+    result = convert_qat(prepared, tmp_path / "out.onnx")
+    assert result.sqnr >= 30
+    assert not result.warnings
