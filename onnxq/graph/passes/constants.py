@@ -22,8 +22,8 @@ SMALL = 65_536
 """Largest number of elements that may be stored in any case."""
 
 
-LARGE_PARAMETER = 2**24
-"""Largest number of elements of a parameter that is made from smaller constants."""
+LARGE_PARAMETER = 2**27
+"""Largest number of elements of a parameter that is made from smaller constants: 512 MiB in float32."""
 
 
 NO_LIMIT = 2**62

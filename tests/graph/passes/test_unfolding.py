@@ -35,9 +35,9 @@ BODIES = {
         "<float[1,1,1,1] v = {2}, float[4] s = {1, 1, 7746, 7746}> "
         '{ c = Resize <mode = "nearest"> (v, , s) LAST }'
     ),
-    "weight": "<int64[2] s = {8, 7500000}> { k = ConstantOfShape <value = float[1] {2}> (s) c = MatMul (x, k) LAST }",
+    "weight": "<int64[2] s = {8, 75000000}> { k = ConstantOfShape <value = float[1] {2}> (s) c = MatMul (x, k) LAST }",
     "product of weights": (
-        "<int64[2] s = {6000, 6000}> { k = ConstantOfShape <value = float[1] {2}> (s) c = MatMul (k, k) LAST }"
+        "<int64[2] s = {20000, 20000}> { k = ConstantOfShape <value = float[1] {2}> (s) c = MatMul (k, k) LAST }"
     ),
 }
 LAST = "f = Cast <to = 1> (c) m = ReduceMax <keepdims = 0> (f) p = MatMul (x, w) y = Add (p, m)"
