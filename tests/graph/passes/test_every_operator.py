@@ -15,9 +15,17 @@ from graphs import run
 from onnxq.core.errors import ModelError
 from onnxq.graph.passes import simplify
 
-KNOWN = ("dft", "stft", "affine_grid_2d_", "scan_sum")
+KNOWN = (
+    "dft",
+    "stft",
+    "affine_grid_2d_",
+    "scan_sum",
+    "batchnorm_epsilon_training",
+    "batchnorm_example_training",
+)
 """ONNX Runtime computes Fourier transforms with large errors, and folded they are exact. The grids feed a
 vector to Range, which it overlooks only while an If hides it. Scan of opset 8 is refused.
+BatchNormalization in training mode is put into inference mode.
 """
 
 
