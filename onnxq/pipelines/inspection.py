@@ -218,6 +218,8 @@ def _why(node: ir.Node) -> str:
         sides = {"data": operator.data, "weights": operator.weight}
         missing = [side for side, i in sides.items() if dequantizer(input_at(node, i)) is None]
         return f"no DequantizeLinear before its {' and '.join(missing)}"
+    if any(value is not None and value.is_graph_input() for value in node.inputs):
+        return "it reads an input of the model, in float"
     if not any(dequantizer(value) for value in node.inputs):
         return "it reads no integers"
     return "it reads integers, but not all of its inputs and outputs are quantized"
