@@ -15,6 +15,7 @@ from onnxq.calibration.sample_split import open_samples
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.progress import Progress, silent
+from onnxq.pipelines.empty_tensors import float_where_empty
 from onnxq.pipelines.preflight import as_onnxq_errors, check_written
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.static import observed
@@ -49,6 +50,9 @@ def rank(
         statistics = gather(simple, observed(simple, plan), samples, config, progress)
         if samples.synthetic:
             logger.warning("ranked on synthetic inputs, which say little: give real samples as data")
+        plan, config, empty = float_where_empty(simple, plan, statistics, config)
+        for warning in empty:
+            logger.warning("%s", warning)
         plan = compute_qparams(simple, plan, from_statistics(statistics, calibrator(config)))
         context = make_context(model, simple, samples, config, progress)
         draft = Draft(simple, simple, plan, channel_means(statistics))

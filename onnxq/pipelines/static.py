@@ -33,6 +33,7 @@ from onnxq.core.unused import Wanted, refuse, tell_unused
 from onnxq.graph.files import load, write_validated, written_together
 from onnxq.graph.insert_qdq import as_written
 from onnxq.pipelines.acceptance import accept_static, static_warnings
+from onnxq.pipelines.empty_tensors import float_where_empty
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.report.report import Request
@@ -134,7 +135,8 @@ def quantize_calibrated(
     model, reference, samples = calibrated.path, calibrated.reference, calibrated.samples
     with as_onnxq_errors(model), written_together():
         progress("choosing ranges")
-        plan = compute_qparams(reference, calibrated.plan, calibrated.source)
+        plan, config, empty = float_where_empty(reference, calibrated.plan, calibrated.statistics, config)
+        plan = compute_qparams(reference, plan, calibrated.source)
         context = make_context(model, reference, samples, config, progress)
         draft = Draft(reference, reference, plan, channel_means(calibrated.statistics or {}))
         draft, context, tuning = tuned(draft, context)
@@ -159,6 +161,7 @@ def quantize_calibrated(
                 skipped=samples.skipped,
                 warnings=(
                     *calibrated.warnings,
+                    *empty,
                     *(search.warnings if search else ()),
                     *(tuning.warnings if tuning else ()),
                     *static_warnings(accepted, draft.plan, reference, context),

@@ -3,8 +3,11 @@
 from contextlib import suppress
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from cli import save_model
+from graphs import parse
 
 import onnxq
 from onnxq.algorithms.channels.channel_moments import moments
@@ -49,6 +52,47 @@ def test_extreme_samples_end_in_a_model_or_an_error_of_ours(normal, size, where)
     normal[where] *= np.float32(size)
     with suppress(onnxq.OnnxqError):
         assert quantized(normal).plan.integer_nodes
+
+
+CACHE = """g (float[B,S,8] x, float[B,P,8] past) => (float[B,S,8] y, float[B,T,8] present)
+<float[8,8] v, float[8,8] w> {
+    k = MatMul (x, v) present = Concat<axis = 1> (past, k) t = Transpose<perm = [0, 2, 1]> (present)
+    s = MatMul (x, t) p = Softmax<axis = -1> (s) o = MatMul (p, present) y = MatMul (o, w) }"""
+
+WINDOW = """g (float[B,S,8] x) => (float[B,T,8] y)
+<float[8,8] v, float[8,8] w, int64[1] first = {4}, int64[1] last = {999}, int64[1] axis = {1}> {
+    h = MatMul (x, v) r = Relu (h) rest = Slice (r, first, last, axis) m = MatMul (rest, w)
+    y = Concat<axis = 1> (r, m) }"""
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "qnn", "tensorrt"])
+@pytest.mark.parametrize("text", [CACHE, WINDOW])
+def test_what_reads_an_empty_tensor_stays_float(tmp_path, text, target):
+    ir.save(parse(text), tmp_path / "f.onnx")
+    random = np.random.default_rng(0)
+    feeds = {"x": random.standard_normal((12, 1, 4, 8)).astype(np.float32)}
+    if text is CACHE:
+        feeds["past"] = np.zeros((12, 1, 0, 8), np.float32)
+    data = [{name: array[i] for name, array in feeds.items()} for i in range(12)]
+    config = onnxq.QuantConfig(target=target, verify="off")
+    result = onnxq.quantize_static(tmp_path / "f.onnx", tmp_path / "o.onnx", data, config)
+    assert result.plan.integer_nodes
+    told = [text for text in result.warnings if "EMPTY IN EVERY SAMPLE" in text]
+    because = [name for name, node in result.plan.float_nodes.items() if "was empty in every" in node.reason]
+    assert bool(told) == bool(because)
+    if text is WINDOW:
+        assert because
+    session = onnxruntime.InferenceSession(tmp_path / "o.onnx", providers=["CPUExecutionProvider"])
+    longer = {"x": random.standard_normal((1, 6, 8)).astype(np.float32)}
+    session.run(None, longer if text is WINDOW else longer | {"past": longer["x"]})
+
+
+def test_nothing_but_empty_tensors_is_an_error(tmp_path):
+    text = "g (float[B,S,8] x, float[B,P,8] z) => (float[B,P,8] y) <float[8,8] w> { y = MatMul (z, w) }"
+    ir.save(parse(text), tmp_path / "f.onnx")
+    data = [{"x": np.ones((1, 2, 8), np.float32), "z": np.zeros((1, 0, 8), np.float32)}] * 5
+    with pytest.raises(onnxq.CalibrationError, match=r"empty in every sample: z; .*nothing to quantize"):
+        onnxq.quantize_static(tmp_path / "f.onnx", tmp_path / "o.onnx", data)
 
 
 def test_squares_that_float32_cannot_hold():
