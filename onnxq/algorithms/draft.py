@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.core.plan import QuantPlan
-from onnxq.graph.insert_qdq import insert_qdq
+from onnxq.graph.qdq.insert_qdq import insert_qdq
 
 
 @dataclass(frozen=True)

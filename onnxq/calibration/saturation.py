@@ -21,9 +21,9 @@ from calibrators.methods.mse import Density, squared_errors
 from calibrators.statistics import Statistics
 from onnxq.core.numerics import grid_of
 from onnxq.core.plan import GRAPH_OUTPUT, QuantParams, QuantPlan, QuantSpec
-from onnxq.graph.implied_clips import BEFORE_CLIP, clip_for_all
 from onnxq.graph.nodes import is_op, name_of
-from onnxq.graph.strip_qdq import RecordedQParams
+from onnxq.graph.qdq.implied_clips import BEFORE_CLIP, clip_for_all
+from onnxq.graph.qdq.strip_qdq import RecordedQParams
 
 Recorded = Mapping[str, RecordedQParams]
 

@@ -20,7 +20,7 @@ from onnxq.core.plan import GRAPH_OUTPUT, QuantPlan, QuantSpec
 from onnxq.graph.files import load
 from onnxq.graph.nodes import all_nodes, input_at, name_of
 from onnxq.graph.operators import WEIGHTED
-from onnxq.graph.read_qdq import (
+from onnxq.graph.qdq.read_qdq import (
     DEQUANTIZE,
     QUANTIZE,
     QdqEdge,

@@ -32,10 +32,10 @@ from onnxq.core.plan import Group, QuantParams, QuantPlan, QuantSpec
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import REQUANTIZE, Wanted, refuse, tell_unused
 from onnxq.graph.files import load, write_validated, written_together
-from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import constant_value, is_op, name_of
 from onnxq.graph.operators import MOVING
-from onnxq.graph.strip_qdq import RecordedQParams, StrippedModel, strip
+from onnxq.graph.qdq.insert_qdq import as_written
+from onnxq.graph.qdq.strip_qdq import RecordedQParams, StrippedModel, strip
 from onnxq.graph.walks import upstream
 from onnxq.pipelines.acceptance import accept, model_warnings, verify_static
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, diagnose_model, quantized_node

@@ -31,7 +31,7 @@ from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import Wanted, refuse, tell_unused
 from onnxq.graph.files import load, write_validated, written_together
-from onnxq.graph.insert_qdq import as_written
+from onnxq.graph.qdq.insert_qdq import as_written
 from onnxq.pipelines.acceptance import accept_static, static_warnings
 from onnxq.pipelines.empty_tensors import float_where_empty
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files

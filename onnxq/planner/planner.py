@@ -18,10 +18,10 @@ import onnx_ir as ir
 
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan, QuantPoint
-from onnxq.graph.integer_tables import tied_tables
 from onnxq.graph.nodes import all_nodes, is_op, name_of
 from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED, misfit
 from onnxq.graph.ort_rewrites import adds_before_layernorm
+from onnxq.graph.qdq.integer_tables import tied_tables
 from onnxq.graph.share_transposed import find_transposed
 from onnxq.graph.walks import clips_after, raw_values
 from onnxq.planner.apply_overrides import with_methods

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxq.graph.nodes import input_at
 from onnxq.graph.operators import WEIGHTED, groups_of
-from onnxq.graph.read_qdq import (
+from onnxq.graph.qdq.read_qdq import (
     QUANTIZE,
     ZERO_POINT,
     QdqEdge,

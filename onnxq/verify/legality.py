@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnxq.core.plan import OPSET, OPSET_OF_BLOCKS, QuantSpec
 from onnxq.graph.nodes import input_at
 from onnxq.graph.operators import WEIGHTED, misfit
-from onnxq.graph.read_qdq import (
+from onnxq.graph.qdq.read_qdq import (
     DEQUANTIZE,
     QUANTIZE,
     SCALE,

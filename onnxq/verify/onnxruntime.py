@@ -23,7 +23,7 @@ from calibrators.errors import CalibrationError
 from calibrators.session import open_session
 from onnxq.graph.nodes import input_at
 from onnxq.graph.operators import WEIGHTED as OPERATORS
-from onnxq.graph.read_qdq import called
+from onnxq.graph.qdq.read_qdq import called
 from onnxq.verify.accuracy import outcome
 from onnxq.verify.float_fallback import finding
 from onnxq.verify.outputs.output_kinds import float_kinds

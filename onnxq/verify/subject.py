@@ -16,7 +16,7 @@ from calibrators.data.samples import Sample
 from onnxq.graph.files import load, write
 from onnxq.graph.operators import WEIGHTED
 from onnxq.graph.passes.names import UniqueNamesPass
-from onnxq.graph.read_qdq import DEQUANTIZE, layers, links
+from onnxq.graph.qdq.read_qdq import DEQUANTIZE, layers, links
 from onnxq.targets.target import Target
 from onnxq.verify.verdict import Verdict
 

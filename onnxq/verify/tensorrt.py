@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxq.graph.operators import WEIGHTED
-from onnxq.graph.read_qdq import called
+from onnxq.graph.qdq.read_qdq import called
 from onnxq.graph.walks import producer_of
 from onnxq.verify.float_fallback import finding
 from onnxq.verify.process import installed, run_in_process

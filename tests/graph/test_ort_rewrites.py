@@ -9,10 +9,10 @@ from graphs import assert_same_outputs, op_counts, parse
 
 import onnxq
 from onnxq.graph.files import load, write
-from onnxq.graph.insert_qdq import as_written, insert_qdq
 from onnxq.graph.nodes import all_nodes, constant_value
 from onnxq.graph.ort_rewrites import adds_before_layernorm, unfuse_layernorm_adds
 from onnxq.graph.passes.shapes import InferShapesPass
+from onnxq.graph.qdq.insert_qdq import as_written, insert_qdq
 
 
 def stem(channels: int = 3, outputs: int = 16, group: int = 1, size: str = "14, 14", other: str = ""):

@@ -19,8 +19,8 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.numerics import sqnr
 from onnxq.core.plan import QuantPlan
-from onnxq.graph.insert_qdq import insert_qdq
-from onnxq.graph.strip_qdq import strip
+from onnxq.graph.qdq.insert_qdq import insert_qdq
+from onnxq.graph.qdq.strip_qdq import strip
 from onnxq.pipelines.requantize import requantize
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target

@@ -21,10 +21,10 @@ from onnxq.calibration.qparams import compute_qparams, from_statistics
 from onnxq.core.config import QuantConfig
 from onnxq.core.numerics import sqnr
 from onnxq.core.plan import QuantPlan
-from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import all_nodes
 from onnxq.graph.operators import WEIGHTED
 from onnxq.graph.passes import simplify
+from onnxq.graph.qdq.insert_qdq import as_written
 from onnxq.planner import make_plan
 from onnxq.planner.number_formats import find_formats
 from onnxq.targets.lookup import get_target

@@ -12,8 +12,8 @@ from calibrators.session import open_session
 from onnxq.calibration.qparams import compute_qparams, from_statistics
 from onnxq.core.config import QuantConfig
 from onnxq.core.numerics import sqnr
-from onnxq.graph.insert_qdq import insert_qdq
 from onnxq.graph.passes import simplify
+from onnxq.graph.qdq.insert_qdq import insert_qdq
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
 

@@ -16,7 +16,7 @@ from qdq_models import (
     subject,
 )
 
-from onnxq.graph.read_qdq import is_stored
+from onnxq.graph.qdq.read_qdq import is_stored
 from onnxq.targets import TARGETS
 from onnxq.verify.legality import check
 

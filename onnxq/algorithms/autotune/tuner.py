@@ -27,7 +27,7 @@ from onnxq.algorithms.draft import Draft
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress
-from onnxq.graph.insert_qdq import insert_qdq
+from onnxq.graph.qdq.insert_qdq import insert_qdq
 from onnxq.verify.latency import Model, Rounds, fastest, gain, lowest_gain, time_interleaved, winner
 
 ROUNDS = 4

@@ -37,8 +37,8 @@ from onnxq.algorithms.weights.gptq import WeightGrid, coordinate_descent, gptq, 
 from onnxq.algorithms.weights.hessian import MOST_BYTES, moments_of
 from onnxq.core.numerics import dequantize
 from onnxq.core.plan import QuantSpec
-from onnxq.graph.insert_qdq import insert_qdq
 from onnxq.graph.nodes import name_of
+from onnxq.graph.qdq.insert_qdq import insert_qdq
 from onnxq.graph.walks import producer_of
 
 Doubles = NDArray[np.float64]

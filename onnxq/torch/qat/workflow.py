@@ -34,8 +34,8 @@ from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import silent
 from onnxq.core.unused import TRAINING, refuse
 from onnxq.graph.files import load, write_validated
-from onnxq.graph.insert_qdq import as_written
 from onnxq.graph.nodes import name_of
+from onnxq.graph.qdq.insert_qdq import as_written
 from onnxq.pipelines.acceptance import accept, verify_static
 from onnxq.pipelines.preflight import as_onnxq_errors, check_written
 from onnxq.pipelines.prepare import prepare_loaded

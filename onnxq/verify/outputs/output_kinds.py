@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from calibrators.session import load_model
 from onnxq.graph.nodes import input_at, name_of
 from onnxq.graph.operators import WEIGHTED, data_inputs
 from onnxq.verify.outputs.row_origin import Rows, selected_rows, selects
@@ -47,7 +48,7 @@ def output_kinds(model: ir.Model | str | os.PathLike[str]) -> Mapping[str, Outpu
     Args:
         model: a model, or the path of one.
     """
-    loaded = ir.load(model) if not isinstance(model, ir.Model) else model
+    loaded = model if isinstance(model, ir.Model) else load_model(model)
     outputs = loaded.graph.outputs
     if not selects(loaded) and not loaded.functions and all(map(_is_float, outputs)):
         return {name_of(value): OutputKind(measured=True) for value in outputs}

@@ -11,7 +11,7 @@ from onnxq.algorithms.autotune.derived_plan import derive_plan
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.core.config import QuantConfig
-from onnxq.graph.insert_qdq import insert_qdq
+from onnxq.graph.qdq.insert_qdq import insert_qdq
 from onnxq.verify.accuracy import AccuracyEvaluator
 
 CONFIG = QuantConfig(method="minmax", threads=1)

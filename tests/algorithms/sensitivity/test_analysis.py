@@ -9,7 +9,7 @@ from benches import CHAIN, bench_for, nudged
 from calibrators.session import open_session
 from onnxq.algorithms.sensitivity import analysis, stages
 from onnxq.algorithms.sensitivity.analysis import sensitivities
-from onnxq.graph.insert_qdq import insert_qdq
+from onnxq.graph.qdq.insert_qdq import insert_qdq
 
 TWO_OUTPUTS = """g (float[N,6] x) => (float[N,4] y, float[N,4] z)
 <float[6,8] w1, float[8,4] w2, float[8,4] w3>

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from onnxq.core.numerics import dequantize, quantize, quantize_bias
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
-from onnxq.graph.integer_tables import look_up_integers
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
 from onnxq.graph.ort_rewrites import (
     keep_layout_of_cubic,
@@ -28,6 +27,7 @@ from onnxq.graph.ort_rewrites import (
     unfuse_layernorm_adds,
     unfuse_products,
 )
+from onnxq.graph.qdq.integer_tables import look_up_integers
 from onnxq.graph.share_transposed import share_transposed
 from onnxq.graph.walks import is_read
 

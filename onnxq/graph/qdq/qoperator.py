@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxq.graph.nodes import add_initializer, all_nodes, input_at, int_attribute, name_of, rank
 from onnxq.graph.operators import WEIGHTED
-from onnxq.graph.read_qdq import DEQUANTIZE, QUANTIZE, SCALE, constant
+from onnxq.graph.qdq.read_qdq import DEQUANTIZE, QUANTIZE, SCALE, constant
 
 Accepts = Callable[[ir.Node], bool]
 

@@ -17,8 +17,8 @@ from onnxq.calibration.tables.table import Encoding, Table
 from onnxq.core.config import QuantConfig
 from onnxq.core.numerics import sqnr
 from onnxq.core.plan import OPSET_OF_BLOCKS, QuantParams
-from onnxq.graph.insert_qdq import insert_qdq
 from onnxq.graph.passes import simplify
+from onnxq.graph.qdq.insert_qdq import insert_qdq
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
 

@@ -19,13 +19,13 @@ from onnxq.core.errors import ModelError
 from onnxq.core.numerics import spread
 from onnxq.core.plan import QuantSpec
 from onnxq.graph.float_types import use_float32
-from onnxq.graph.implied_clips import clip_before
-from onnxq.graph.integer_edges import convert_ends, join_pairs
 from onnxq.graph.nodes import add_initializer, all_nodes, input_at, int_attribute, ints_attribute, name_of
 from onnxq.graph.operators import Range, clip_range
 from onnxq.graph.passes import plain
-from onnxq.graph.qoperator import use_pairs
-from onnxq.graph.read_qdq import (
+from onnxq.graph.qdq.implied_clips import clip_before
+from onnxq.graph.qdq.integer_edges import convert_ends, join_pairs
+from onnxq.graph.qdq.qoperator import use_pairs
+from onnxq.graph.qdq.read_qdq import (
     AXIS,
     DEQUANTIZE,
     SCALE,

@@ -26,7 +26,7 @@ from onnxq.graph.nodes import (
     unused_node,
 )
 from onnxq.graph.operators import MOVING, attribute_value, data_inputs
-from onnxq.graph.read_qdq import (
+from onnxq.graph.qdq.read_qdq import (
     DEQUANTIZE,
     QUANTIZE,
     SCALE,

@@ -1,0 +1,1 @@
+"""Pairs of QuantizeLinear and DequantizeLinear: insert, read and strip them, and what stands for them."""
