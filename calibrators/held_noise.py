@@ -158,7 +158,7 @@ def _hide_weights(model: ir.Model) -> None:
 def _type_inputs(model: ir.Model, nodes: Sequence[ir.Node]) -> None:
     """Infer types if a node takes its type from an input whose type the file does not tell."""
     if any(node.inputs and node.inputs[0] is not None and node.inputs[0].dtype is None for node in nodes):
-        common.ShapeInferencePass()(model)
+        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
 def _names(nodes: Sequence[ir.Node]) -> Iterator[str]:

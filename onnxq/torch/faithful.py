@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import calibrators.errors
 from calibrators.held_noise import noisy_outputs
+from calibrators.onnx_files import read_model
 from calibrators.session import RUNTIME_ERRORS, brief, open_session
 from onnxq.core.errors import ModelError
 from onnxq.core.numerics import sqnr
@@ -63,7 +63,7 @@ def check_same(
         session = open_session(path)
     except calibrators.errors.CalibrationError as error:
         raise ModelError(f"the exported model cannot be run: {error}") from error
-    noisy = noisy_outputs(ir.load(path))
+    noisy = noisy_outputs(read_model(path))
     if noisy:
         logger.warning("not compared with the module's, because random numbers go in: %s", ", ".join(noisy))
     found: dict[int, float] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -12,6 +13,8 @@ from onnx_ir.passes import common
 from calibrators.session import load_model
 from onnxq.graph.nodes import input_at, name_of
 from onnxq.graph.operators import WEIGHTED, data_inputs
+from onnxq.graph.passes.names import UniqueNamesPass
+from onnxq.graph.passes.shapes import InferShapesPass
 from onnxq.verify.outputs.row_origin import Rows, selected_rows, selects
 
 _CHOICES = frozenset(
@@ -47,14 +50,18 @@ def output_kinds(model: ir.Model | str | os.PathLike[str]) -> Mapping[str, Outpu
 
     Args:
         model: a model, or the path of one.
+
+    Raises:
+        CalibrationError: the file cannot be read.
     """
     loaded = model if isinstance(model, ir.Model) else load_model(model)
     outputs = loaded.graph.outputs
     if not selects(loaded) and not loaded.functions and all(map(_is_float, outputs)):
         return {name_of(value): OutputKind(measured=True) for value in outputs}
     copy = loaded.clone()
-    common.InlinePass()(copy)
-    common.ShapeInferencePass()(copy)
+    with suppress(ir.passes.PassError, ValueError):  # what a function gives is compared by position then
+        common.InlinePass()(copy)
+    ir.passes.Sequential(UniqueNamesPass(), InferShapesPass())(copy)
     rows = selected_rows(copy)
     return {name_of(value): OutputKind(_is_measured(value), rows.get(value)) for value in copy.graph.outputs}
 

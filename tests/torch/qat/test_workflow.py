@@ -528,10 +528,12 @@ class Noisy(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)
+        )
 
     def forward(self, x):
-        found = self.conv(x)
+        found = self.layers(x)
         return found, found + torch.randn_like(found)
 
 
