@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from calibrators.errors import CalibrationError
+from calibrators.onnx_files import forget_opaque_types
 
 Doubles = NDArray[np.float64]
 
@@ -158,6 +159,7 @@ def _hide_weights(model: ir.Model) -> None:
 def _type_inputs(model: ir.Model, nodes: Sequence[ir.Node]) -> None:
     """Infer types if a node takes its type from an input whose type the file does not tell."""
     if any(node.inputs and node.inputs[0] is not None and node.inputs[0].dtype is None for node in nodes):
+        forget_opaque_types(model)
         common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 

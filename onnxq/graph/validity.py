@@ -20,8 +20,8 @@ _CHECKER_ERRORS = (onnx.checker.ValidationError, ValueError)
 def check_valid(path: str | os.PathLike[str], complaint: str) -> None:
     """Check a model file.
 
-    Operators of ONNX Runtime in the standard domain are valid if the runtime loads the model and the checker
-    accepts the rest of it.
+    Operators of ONNX Runtime in the standard domain, and inputs and outputs without a declared shape, are
+    valid if the runtime loads the model and the checker accepts the rest of it.
 
     Raises:
         ModelError: the model is not valid; the message begins with ``complaint``.
@@ -34,12 +34,17 @@ def check_valid(path: str | os.PathLike[str], complaint: str) -> None:
 
 
 def _is_valid_for_runtime(path: str | os.PathLike[str]) -> bool:
-    """Whether the model has operators that only the runtime knows, and is valid with them."""
+    """Whether the model has something that only the runtime takes, and is valid with it."""
     try:
         model = read_model(path)
-        if not runtime_nodes(model):
+        proto = light_proto(set_apart(model))
+        interface = [info.type.tensor_type for info in (*proto.graph.input, *proto.graph.output)]
+        bare = [kind for kind in interface if kind.elem_type and not kind.HasField("shape")]
+        if not runtime_nodes(model) and not bare:
             return False
-        onnx.checker.check_model(light_proto(set_apart(model)))
+        for kind in bare:
+            kind.shape.SetInParent()
+        onnx.checker.check_model(proto)
         open_session(path)
     except (*_CHECKER_ERRORS, OSError, TypeError, CalibrationError):
         return False

