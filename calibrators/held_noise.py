@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from calibrators.errors import CalibrationError
-from calibrators.onnx_files import forget_opaque_types
+from calibrators.onnx_files import has_opaque_types
 
 Doubles = NDArray[np.float64]
 
@@ -158,8 +158,8 @@ def _hide_weights(model: ir.Model) -> None:
 
 def _type_inputs(model: ir.Model, nodes: Sequence[ir.Node]) -> None:
     """Infer types if a node takes its type from an input whose type the file does not tell."""
-    if any(node.inputs and node.inputs[0] is not None and node.inputs[0].dtype is None for node in nodes):
-        forget_opaque_types(model)
+    untyped = any(n.inputs and n.inputs[0] is not None and n.inputs[0].dtype is None for n in nodes)
+    if untyped and not has_opaque_types(model):
         common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 

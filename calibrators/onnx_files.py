@@ -137,7 +137,8 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     if not kinds:
         return ir.to_proto(model)
     copy = model.clone()
-    forget_opaque_types(copy)
+    for value in _interface(copy):
+        value.type = None if value.name in kinds else value.type
     proto = ir.to_proto(copy)
     for info in (*proto.graph.input, *proto.graph.output):
         if info.name in kinds:
@@ -145,10 +146,9 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def forget_opaque_types(model: ir.Model) -> None:
-    """Remove the types that onnx_ir does not know, for passes of onnx_ir that write the model."""
-    for value in _interface(model):
-        value.type = None if isinstance(value.type, OpaqueType) else value.type
+def has_opaque_types(model: ir.Model) -> bool:
+    """Whether inputs or outputs have types that onnx_ir does not know: its own inference fails on them."""
+    return any(isinstance(value.type, OpaqueType) for value in _interface(model))
 
 
 def save_model(model: ir.Model, path: Path, external: bool, most_bytes: int) -> None:

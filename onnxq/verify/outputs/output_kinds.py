@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from calibrators.onnx_files import forget_opaque_types
 from calibrators.session import load_model
 from onnxq.graph.nodes import input_at, name_of
 from onnxq.graph.operators import WEIGHTED, data_inputs
@@ -62,7 +61,6 @@ def output_kinds(model: ir.Model | str | os.PathLike[str]) -> Mapping[str, Outpu
     copy = loaded.clone()
     with suppress(ir.passes.PassError, ValueError):  # what a function gives is compared by position then
         common.InlinePass()(copy)
-    forget_opaque_types(copy)
     ir.passes.Sequential(UniqueNamesPass(), InferShapesPass())(copy)
     rows = selected_rows(copy)
     return {name_of(value): OutputKind(_is_measured(value), rows.get(value)) for value in copy.graph.outputs}
