@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from calibrators.data.fit import check_type, fit_sample, fits_shape, misfit
 from calibrators.data.npfile import Header, Rows, check_sums, read_headers, read_whole
-from calibrators.data.samples import Array, InputSpec, Sample, batched, describe
+from calibrators.data.samples import Array, InputSpec, Sample, batched, describe, is_whole
 from calibrators.errors import CalibrationError
 
 SUFFIXES = frozenset({".npz", ".npy"})
@@ -110,7 +110,7 @@ def inspect_file(
         check_type(headers[keys[spec.name]].dtype, spec, str(path))
     shapes = {spec.name: headers[keys[spec.name]].shape for spec in inputs}
     axes = {spec.name: _axis(path, shapes[spec.name], spec, inputs) for spec in inputs}
-    if in_directory and _is_one_sample(inputs, shapes, axes):
+    if is_whole(shapes, inputs) or (in_directory and _is_one_sample(inputs, shapes, axes)):
         axes = dict.fromkeys(axes, Axis.OWN)
     joinable = {axes[name] for name in batched(inputs)} in ({Axis.BATCH}, {Axis.MISSING})
     matched = {name: (keys[name], axis) for name, axis in axes.items()}

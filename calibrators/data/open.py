@@ -27,7 +27,16 @@ from calibrators.data import arrays, images, preprocess
 from calibrators.data.bad_samples import OnBad, usable
 from calibrators.data.batching import batches, cut
 from calibrators.data.fit import fit_sample
-from calibrators.data.samples import Array, DataSource, InputSpec, Sample, batched, describe, input_specs
+from calibrators.data.samples import (
+    Array,
+    DataSource,
+    InputSpec,
+    Sample,
+    batched,
+    describe,
+    input_specs,
+    is_whole,
+)
 from calibrators.errors import CalibrationError
 
 __all__ = ["DataSource", "InputSpec", "Sample", "batches", "input_specs", "open_data"]
@@ -225,7 +234,7 @@ def from_item(item: Any, inputs: Inputs, where: str) -> Sample:
     feeds = {name: _with_batch_axis(a, name, inputs) for name, a in _feeds(item, inputs, where).items()}
     names = batched(inputs)
     counts = {feeds[name].shape[0] for name in names if feeds[name].ndim}
-    joinable = len(counts) == 1
+    joinable = len(counts) == 1 and not is_whole({name: a.shape for name, a in feeds.items()}, inputs)
     count = counts.pop() if joinable else 1
     if count == 0:
         raise CalibrationError(f"{where}: the arrays hold no samples (their first axis has size 0)")

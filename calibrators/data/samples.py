@@ -116,6 +116,28 @@ def batched(inputs: Sequence[InputSpec]) -> frozenset[str]:
     return frozenset(s.name for s in able if s.shape is None or s.shape[0] == size or not _is_fixed(s))
 
 
+def is_whole(shapes: Mapping[str, tuple[int, ...]], inputs: Sequence[InputSpec]) -> bool:
+    """Whether arrays of these shapes are together exactly one input of a model that fixes its first axis.
+
+    That axis may be a batch, or the colours of a single picture. Whole, the arrays are right for both.
+
+    Args:
+        shapes: input name -> shape of its array.
+        inputs: the inputs of the model.
+    """
+    size = fixed_batch(inputs)
+    names = batched(inputs)
+    return size not in (None, 1) and all(
+        spec.shape is not None
+        and len(shapes[spec.name]) == len(spec.shape)
+        and all(
+            not isinstance(dim, int) or dim == n for dim, n in zip(spec.shape, shapes[spec.name], strict=True)
+        )
+        for spec in inputs
+        if spec.name in names
+    )
+
+
 def fixed_batch(inputs: Sequence[InputSpec]) -> int | None:
     """The batch size that the model fixes; None if it takes any."""
     names = batched(inputs)

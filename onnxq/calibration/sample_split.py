@@ -137,7 +137,7 @@ class Samples:
 
     def take(self, sample: Sample) -> bool:
         """Register the next sample and return whether to calibrate on it. The user's own loop calls this."""
-        turn = self._taken // self.block
+        turn = self._taken // (self.block if sample.joinable else 1)
         self._taken += 1
         self.given += sample.count
         self._blank = self._blank and _is_blank(sample)
