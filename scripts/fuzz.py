@@ -112,7 +112,7 @@ def run(arguments: Sequence[str], folder: Path) -> End:
         arguments: of the command ``onnxq``.
         folder: the working folder; new files in it are what the command leaves.
     """
-    before = _files(folder)
+    before = files_in(folder)
     started = time.monotonic()
     child = os.fork()
     if not child:
@@ -124,11 +124,12 @@ def run(arguments: Sequence[str], folder: Path) -> End:
         time.monotonic() - started,
         usage.ru_maxrss / 1024,
         errors,
-        _files(folder) - before - {"stderr", "stdout"},
+        files_in(folder) - before - {"stderr", "stdout"},
     )
 
 
-def _files(folder: Path) -> frozenset[str]:
+def files_in(folder: Path) -> frozenset[str]:
+    """Return the names of all files in a folder."""
     return frozenset(path.name for path in folder.iterdir())
 
 

@@ -1,0 +1,62 @@
+"""Models with random changes: a command refuses them with one line, or writes whole files.
+
+`scripts/fuzz` does this with thousands, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import fuzz
+from fuzz_models import fuzz_models
+from mutations import mutate
+from onnxq.cli import commands
+
+BASES = fuzz_models()
+
+
+@pytest.fixture(scope="module")
+def integers(tmp_path_factory) -> dict[str, onnx.ModelProto]:
+    """The base models, quantized."""
+    found = {}
+    for name, base in BASES.items():
+        folder = tmp_path_factory.mktemp(name)
+        fuzz.write_data(base, folder / "data")
+        fuzz.write(base.model, folder / "model.onnx")
+        end = _run((*fuzz.COMMANDS["quantize"], "--verify", "off"), folder, "")
+        assert end.code == 0, name
+        found[name] = onnx.load(folder / "out.onnx")
+    return found
+
+
+def _run(arguments: tuple[str, ...], folder: Path, errors: str) -> fuzz.End:
+    """Run a command in this process; ``errors`` is what it wrote on stderr, if known."""
+    before, started = fuzz.files_in(folder), time.monotonic()
+    place = Path.cwd()
+    os.chdir(folder)
+    try:
+        code = commands.main(list(arguments))
+    finally:
+        os.chdir(place)
+    return fuzz.End(code, time.monotonic() - started, 0.0, errors, fuzz.files_in(folder) - before)
+
+
+@pytest.mark.parametrize("command", fuzz.COMMANDS)
+@settings(max_examples=40, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(sorted(BASES)), random=st.randoms(note_method_calls=False))
+def test_a_changed_model_is_refused_or_taken(command, name, random, integers, tmp_path, capsys) -> None:
+    folder = tmp_path / "attempt"
+    shutil.rmtree(folder, ignore_errors=True)
+    fuzz.attempt(BASES[name], integers[name], random, folder)
+    capsys.readouterr()
+    end = _run(fuzz.COMMANDS[command], folder, "")
+    end = fuzz.End(end.code, 0.0, 0.0, capsys.readouterr().err, end.files)
+    assert end.fault is None
