@@ -106,7 +106,7 @@ def content(folder: Path) -> Mapping[str, bytes]:
     return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir()}
 
 
-def run(folder: Path, churn: bool, number: signal.Signals | None, moment: float) -> tuple[int, str]:
+def run(folder: Path, churn: bool, number: signal.Signals | None, moment: float) -> tuple[int, str, float]:
     """Quantize in ``folder``; send a signal ``moment`` seconds after the first log line.
 
     Args:
@@ -116,7 +116,7 @@ def run(folder: Path, churn: bool, number: signal.Signals | None, moment: float)
         moment: seconds.
 
     Returns:
-        The exit code, and what was printed to stderr.
+        The exit code, what was printed to stderr, and the seconds from the first log line to the end.
     """
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, "churn" if churn else "still"],
@@ -129,11 +129,12 @@ def run(folder: Path, churn: bool, number: signal.Signals | None, moment: float)
     )
     assert process.stderr is not None
     said = process.stderr.readline()
+    started = time.monotonic()
     if number is not None:
         time.sleep(moment)
         process.send_signal(number)
     said += process.stderr.read()
-    return process.wait(), said
+    return process.wait(), said, time.monotonic() - started
 
 
 def _listen() -> None:
@@ -169,13 +170,11 @@ def main() -> int:
             folder = Path(name)
             before = prepared(folder)
             if churn not in lasts:
-                started = time.monotonic()
-                run(folder, churn, None, 0)
-                lasts[churn] = time.monotonic() - started
+                *_, lasts[churn] = run(folder, churn, None, 0)
                 before = prepared(folder)
             number = chance.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
             moment = chance.uniform(0, lasts[churn])
-            code, said = run(folder, churn, number, moment)
+            code, said, _ = run(folder, churn, number, moment)
             end = outcome(code, said, before, content(folder))
         swallowed += said.count("SWALLOWED")
         counts[end.split(":")[0]] += 1
