@@ -121,6 +121,11 @@ def _check_is_model(model: ir.Model, file: Path) -> None:
                     f"{file}: node {node.name!r} ({node.op_type}) reads tensor {value.name!r}, which nothing "
                     "in the file provides. Export the model again."
                 )
+    for value in (output for graph in model.graphs() for output in graph.outputs):
+        if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
+            raise ModelError(
+                f"{file}: nothing in the file provides the graph output {value.name!r}. Export the model again."
+            )
 
 
 def _type_weights(model: ir.Model) -> None:

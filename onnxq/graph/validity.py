@@ -46,6 +46,6 @@ def _is_valid_for_runtime(path: str | os.PathLike[str]) -> bool:
             kind.shape.SetInParent()
         onnx.checker.check_model(proto)
         open_session(path)
-    except (*_CHECKER_ERRORS, OSError, TypeError, CalibrationError):
+    except (*_CHECKER_ERRORS, OSError, TypeError, RuntimeError, CalibrationError):
         return False
     return True

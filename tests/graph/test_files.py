@@ -100,6 +100,15 @@ def test_a_tensor_that_nothing_gives(tmp_path, model):
         load(path)
 
 
+def test_an_output_that_nothing_provides(tmp_path):
+    proto = ir.to_proto(parse("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"))
+    proto.graph.node[0].output[0] = "z"
+    path = tmp_path / "open.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="provides the graph output 'y'"):
+        load(path)
+
+
 def test_a_cycle(tmp_path):
     proto = ir.to_proto(parse("g (float[N,4] x) => (float[N,4] y) { a = Add(x, x) y = Add(a, a) }"))
     proto.graph.node[0].input[1] = "y"
