@@ -10,14 +10,13 @@ import shutil
 import time
 from pathlib import Path
 
+import fuzz
 import onnx
 import pytest
+from fuzz_models import fuzz_models
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import fuzz
-from fuzz_models import fuzz_models
-from mutations import mutate
 from onnxq.cli import commands
 
 BASES = fuzz_models()
