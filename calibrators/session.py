@@ -116,14 +116,14 @@ def saturates() -> bool:
     """
     width = 32
     weights = onnx.numpy_helper.from_array(np.full((width, width), 127, np.int8), "w")
-    product = onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])
-    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [1, width])
+    product = onnx.helper.make_node("MatMulInteger", ["probe", "w"], ["y"])
+    x = onnx.helper.make_tensor_value_info("probe", onnx.TensorProto.UINT8, [1, width])
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [1, width])
     graph = onnx.helper.make_graph([product], "product", [x], [y], [weights])
     opsets = [onnx.helper.make_opsetid("", 13)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
     session = _create(model.SerializeToString(), _options(1, True, True), ("CPUExecutionProvider",))
-    (found,) = session.run(None, {"x": np.full((1, width), 255, np.uint8)})
+    (found,) = session.run(None, {"probe": np.full((1, width), 255, np.uint8)})
     return bool(found[0, 0] != 255 * 127 * width)
 
 

@@ -114,6 +114,8 @@ def _check_is_model(model: ir.Model, file: Path) -> None:
         )
     if not len(model.graph):
         raise ModelError(f"{file}: the graph has no nodes, so there is nothing to run.")
+    if not model.graph.outputs:
+        raise ModelError(f"{file}: the graph has no outputs, so there is nothing to compute.")
     for node in all_nodes(model):
         for value in node.inputs:
             if value is not None and value.graph is None:
@@ -124,7 +126,8 @@ def _check_is_model(model: ir.Model, file: Path) -> None:
     for value in (output for graph in model.graphs() for output in graph.outputs):
         if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
             raise ModelError(
-                f"{file}: nothing in the file provides the graph output {value.name!r}. Export the model again."
+                f"{file}: nothing in the file provides the graph output {value.name!r}. "
+                "Export the model again."
             )
 
 

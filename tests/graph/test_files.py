@@ -109,6 +109,15 @@ def test_an_output_that_nothing_provides(tmp_path):
         load(path)
 
 
+def test_no_outputs(tmp_path):
+    proto = ir.to_proto(parse("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"))
+    del proto.graph.output[:]
+    path = tmp_path / "mute.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="has no outputs"):
+        load(path)
+
+
 def test_a_cycle(tmp_path):
     proto = ir.to_proto(parse("g (float[N,4] x) => (float[N,4] y) { a = Add(x, x) y = Add(a, a) }"))
     proto.graph.node[0].input[1] = "y"
