@@ -12,6 +12,7 @@ from itertools import groupby, permutations
 
 import numpy as np
 
+import calibrators.errors
 from onnxq.algorithms.activation_clipping import tighten_ranges
 from onnxq.algorithms.channels.center import center
 from onnxq.algorithms.channels.equalize import equalize
@@ -230,7 +231,7 @@ class _Trials:
                 else _best(_variants(name, draft, self.finish, self.context), self.context)
             )
             noise = None if best is None else best.noise
-        except (OnnxqError, MemoryError):
+        except (OnnxqError, calibrators.errors.CalibrationError, MemoryError):
             raise
         except Exception as error:
             draft = best = noise = None

@@ -82,7 +82,7 @@ MADE = {
     "convert_fx": (lambda: quantize_fx.convert_fx(graph()), "its graph calls quantize_per_tensor"),
     "convert_to_reference_fx": (
         lambda: quantize_fx.convert_to_reference_fx(graph()),
-        "is a quantized Conv2d",
+        "is a quantized Conv2d|its graph calls quantize_per_tensor",
     ),
     "prepare_pt2e": (pt2e, "is an observer"),
     "convert_pt2e": (converted_pt2e, r"its graph calls quantized_decomposed.*onnxq\.requantize\(\)"),

@@ -234,7 +234,7 @@ def test_weights_in_blocks_stand_in_no_table(folder, caplog):
     save_model(
         folder / "m.onnx",
         "g (float[N,64] x) => (float[N,8] y) <float[64,32] a, float[8,32] b> {"
-        " h = MatMul (x, a) i = Sin (h) y = Gemm <transB=1> (i, b) }",
+        " h = MatMul (x, a) i = Tanh (h) y = Gemm <transB=1> (i, b) }",
     )
     save_data(folder / "d.npz", x=np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32))
     result = quantized(weight="int4", block_size=32, table="t.json")

@@ -330,7 +330,7 @@ def test_frequencies_that_positions_are_multiplied_with_keep_all_digits(make, pr
     shape = (1, count, 1) if first else (1, count)
     text = f"""g (float[N,64] i) => (float[A,B,C] z, float[N,48] y)
     <float[{",".join(map(str, shape))}] f, int64[1] axis, float[64,48] w>
-    {{ p = Unsqueeze(i, axis)  a = MatMul({product})  z = Sin(a)  y = MatMul(i, w) }}"""
+    {{ p = Unsqueeze(i, axis)  a = MatMul({product})  z = Neg(a)  y = MatMul(i, w) }}"""
     given = {"f": np.geomspace(1, 1e-4, count).reshape(shape), "axis": [1 if first else 2]}
     made = make(text, given, **form)
     assert "all their digits" in made.result.plan.float_nodes["MatMul_a"].reason
