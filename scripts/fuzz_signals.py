@@ -6,8 +6,7 @@
 
 Every run gets SIGINT, SIGTERM or SIGHUP at a random moment between its first log line and its end. In a third
 of the runs Python is kept busy with callbacks of weak references, whose exceptions it swallows. The script
-prints how many interrupts were swallowed and raised again, and exits 1 if a run did neither, or left files
-half-written.
+exits 1 if a run went on after a signal, or left files half-written.
 """
 
 from __future__ import annotations
@@ -180,7 +179,8 @@ def main() -> int:
         counts[end.split(":")[0]] += 1
         if end.startswith("WRONG"):
             print(f"{number.name} after {moment:.2f} s: {end}", flush=True)
-    print(f"{', '.join(f'{count} {end}' for end, count in counts.items())}; {swallowed} swallowed")
+    ends = ", ".join(f"{count} {end}" for end, count in counts.items())
+    print(f"{options.runs} runs: {ends}; Python swallowed {swallowed} interrupts, which were raised again")
     return int("WRONG" in counts)
 
 
