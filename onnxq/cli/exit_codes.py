@@ -25,6 +25,13 @@ AGAIN_SECONDS = 0.01
 """How long after an interrupt was swallowed it is raised again."""
 
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""The signals that end a run; Windows has no SIGHUP."""
+
+HAS_TIMER = hasattr(signal, "setitimer")
+"""Whether a swallowed interrupt can be raised again by a timer; else the next `Interrupts.check` does it."""
+
+
 class Interrupts:
     """Let Ctrl-C, SIGTERM and SIGHUP raise `Interrupted` in the ``with`` block, and ignore them afterwards.
 
@@ -47,7 +54,8 @@ class Interrupts:
     def __enter__(self) -> None:
         self._active = True
         self._handle(self._on_signal)
-        signal.signal(signal.SIGALRM, self._on_alarm)
+        if HAS_TIMER:
+            signal.signal(signal.SIGALRM, self._on_alarm)
         sys.unraisablehook = self._on_swallowed
 
     def __exit__(self, *_: object) -> None:
@@ -64,7 +72,8 @@ class Interrupts:
         if self._active:
             self._active = False
             self._handle(signal.SIG_IGN)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            if HAS_TIMER:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def finish(self) -> None:
         """Take the last chance to be interrupted: from here on signals are ignored."""
@@ -90,11 +99,12 @@ class Interrupts:
             self._hook(what)
             return
         self._swallowed = True
-        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        if HAS_TIMER:
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
 
     @staticmethod
     def _handle(handler: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, handler)
 
