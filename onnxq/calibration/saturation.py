@@ -97,6 +97,8 @@ def before(tensor: str) -> str:
 
 
 def _saturates(statistics: Statistics, name: str, recorded: RecordedQParams) -> bool:
+    if name not in statistics:  # it has been folded, and nothing is known
+        return True
     if not statistics[name].histogram.counts.any():
         return False
     low, high = (np.array([end]) for end in recorded.ends)

@@ -272,10 +272,11 @@ def _calibrated(
     clipped = partial(_clipped, first, config=config, stripped=stripped)
     stage = clipped(doubtful)
     _require_data(stage, samples)
-    wanted = (*first.tensors, *stage.tensors)
     if samples.synthetic:
         return stage, Statistics({}, 0)
-    tensors = dict.fromkeys((*wanted, *map(before, doubtful)))
+    there = ir.convenience.create_value_mapping(stage.model.graph)
+    wanted = (*first.tensors, *stage.tensors, *map(before, doubtful))
+    tensors = dict.fromkeys(name for name in wanted if name in there)  # cleaning may have joined two Clips
     statistics = gather(stage.model, tensors, samples, config, progress) if tensors else Statistics({}, 0)
     return clipped(saturating(statistics, doubtful, recorded)), statistics
 
