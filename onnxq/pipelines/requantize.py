@@ -232,7 +232,7 @@ def _by_channel(params: QuantParams, group: Group, shape: tuple[int, ...]) -> Qu
 def _lies_on(values: np.ndarray, params: QuantParams, group: Group) -> bool:
     try:
         again = dequantize(quantize(values, params, group.spec), params, group.spec)
-    except ValueError:  # the scales are those of another axis
+    except (ValueError, IndexError):  # the scales are those of another axis
         return False
     return bool((np.abs(again - values) <= ON_GRID * spread(params.scale, group.spec, values.shape)).all())
 

@@ -141,6 +141,22 @@ net (int8[N,4] x) => (float[N,4] y)
 """
 
 
+WRONG_AXIS = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[N,4] x) => (float[N,3] y)
+<float[3] s = {0.1, 0.2, 0.3}, int8[4,3] w = {1, -2, 3, 4, -5, 6, 7, -8, 9, 1, -1, 1}>
+{ v = DequantizeLinear<axis = AXIS>(w, s)  y = MatMul(x, v) }
+"""
+
+
+@pytest.mark.parametrize("axis", [0, 2, 7, -3])
+def test_an_axis_that_the_scales_do_not_fit_is_named(axis: int, tmp_path) -> None:
+    text = WRONG_AXIS.replace("AXIS", str(axis)).replace("v = ", "[dequantize] v = ")
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "in.onnx")
+    with pytest.raises(ModelError, match="there is no axis|scales of shape"):
+        requantize(tmp_path / "in.onnx", tmp_path / "out.onnx", DATA, config("tensorrt"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -154,7 +154,7 @@ def _meant(
     """Compute the float numbers for a stored constant: integers, or floats that a QuantizeLinear rounds."""
     try:
         return _reals(_levels(array, recorded) if as_reals else array, recorded)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise ModelError(
             f"node {node.name!r}: scales of shape {list(recorded.scale.shape)} do not fit its input of "
             f"shape {list(array.shape)}"
@@ -175,8 +175,10 @@ def _read(node: ir.Node) -> RecordedQParams:
     values, zeros = (array.reshape(-1)[0] if whole else array for array in (scale, zero))
     axis = None if whole else int_attribute(node, "axis", AXIS)
     rank = None if node.inputs[0] is None or node.inputs[0].shape is None else len(node.inputs[0].shape)
-    if axis is not None and axis < 0 and rank is not None:
-        axis += rank
+    if axis is not None and rank is not None:
+        if not -rank <= axis < rank:
+            raise ModelError(f"node {node.name!r}: its input has {rank} axes, so there is no axis {axis}")
+        axis %= rank
     return RecordedQParams(dtype, np.asarray(values), np.asarray(zeros, np.float64), axis, block)
 
 
