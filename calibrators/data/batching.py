@@ -14,6 +14,9 @@ from calibrators.errors import CalibrationError
 
 log = logging.getLogger(__name__)
 
+MOST_REPEATED = 2**28
+"""Most elements of a batch that is filled by repeating samples."""
+
 Group: TypeAlias = list[Sample]
 
 
@@ -136,6 +139,11 @@ def _filled(group: Group, names: frozenset[str], size: int) -> Sample:
     batch = _join(group, names)
     if not batch.joinable or count == size:
         return batch
+    if size * sum(batch.feeds[name].size for name in names) > MOST_REPEATED * count:
+        raise CalibrationError(
+            f"the model fixes the batch size to {size}, and {count} samples cannot be repeated that often: "
+            "declare the batch size that the model is used with"
+        )
     log.warning("too few samples of one shape: they are repeated to fill the model's batch size %d", size)
     indices = np.arange(size) % count
     return replace(batch, feeds={n: a[indices] if n in names else a for n, a in batch.feeds.items()})

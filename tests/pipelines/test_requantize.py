@@ -153,7 +153,7 @@ net (float[N,4] x) => (float[N,3] y)
 def test_an_axis_that_the_scales_do_not_fit_is_named(axis: int, tmp_path) -> None:
     text = WRONG_AXIS.replace("AXIS", str(axis)).replace("v = ", "[dequantize] v = ")
     onnx.save(onnx.parser.parse_model(text), tmp_path / "in.onnx")
-    with pytest.raises(ModelError, match="there is no axis|scales of shape"):
+    with pytest.raises(ModelError, match=r"there is no axis|scales of shape"):
         requantize(tmp_path / "in.onnx", tmp_path / "out.onnx", DATA, config("tensorrt"))
 
 

@@ -75,6 +75,13 @@ def test_too_few_samples_are_repeated_to_fill(caplog):
     assert "repeated" in caplog.text
 
 
+@pytest.mark.parametrize("size", [2**40, 2**62])
+def test_a_batch_size_that_no_memory_holds_is_refused(size):
+    huge = (InputSpec("x", np.dtype("float32"), (size, None)),)
+    with pytest.raises(CalibrationError, match=f"fixes the batch size to {size}"):
+        list(batches(samples(3), huge, 4))
+
+
 def test_no_shape_is_lost_when_the_batch_size_is_fixed():
     made = list(batches([*samples(4), *samples(2, width=3), *samples(4)], FOUR, 4))
     assert [b.feeds["x"].shape for b in made] == [(4, 2), (4, 3), (4, 2)]
