@@ -59,6 +59,10 @@ A Relu that has been shifted passes no factors on, and a Mul by factors passes n
 """
 
 
+LEAD = 1.0
+"""By how many dB another order must be better than the first; later corrections may reverse less."""
+
+
 @dataclass(frozen=True)
 class Effect:
     """The effect of one correction, measured on held-out samples.
@@ -192,7 +196,9 @@ class _Chain:
 
 
 def _better(one: _Chain, other: _Chain) -> _Chain:
-    """Return ``other`` if it is better by `_compare`, else ``one``."""
+    """Return ``other`` if it is better by `LEAD` and by `_compare`, else ``one``."""
+    if _gain(one.best.noise, other.best.noise) <= LEAD:
+        return one
     return other if _compare(one.best, other.best)[0] else one
 
 

@@ -117,6 +117,12 @@ def _check_is_model(model: ir.Model, file: Path) -> None:
     if not model.graph.outputs:
         raise ModelError(f"{file}: the graph has no outputs, so there is nothing to compute.")
     for node in all_nodes(model):
+        if reference := next((each for each in node.attributes.values() if each.is_ref()), None):
+            raise ModelError(
+                f"{file}: attribute {reference.name!r} of node {node.name!r} ({node.op_type}) refers to "
+                f"{reference.ref_attr_name!r}, an attribute of a function, but is in none. "
+                "Export the model again."
+            )
         for value in node.inputs:
             if value is not None and value.graph is None:
                 raise ModelError(

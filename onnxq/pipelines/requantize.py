@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -56,6 +57,8 @@ class Requantized(QuantResult):
         kept: groups whose scales come from the given model.
         calibrated: groups of activations without a scale in the given model.
     """
+
+    from_float: ClassVar[bool] = False
 
     kept: tuple[str, ...] = ()
     calibrated: tuple[str, ...] = ()
@@ -267,13 +270,13 @@ def _calibrated(
     first: _Stage, stripped: StrippedModel, samples: Samples, config: QuantConfig, progress: Progress
 ) -> tuple[_Stage, Statistics]:
     """Calibrate what has no scale, and add the Clips that saturation needs (see `saturation`)."""
+    if samples.synthetic:  # nobody knows whether a Clip does more than rounding
+        _require_data(first)
+        return first, Statistics({}, 0)
     recorded = stripped.activations
     doubtful = unsaturated(first.model, first.plan, first.known, recorded)
     clipped = partial(_clipped, first, config=config, stripped=stripped)
     stage = clipped(doubtful)
-    _require_data(stage, samples)
-    if samples.synthetic:
-        return stage, Statistics({}, 0)
     there = ir.convenience.create_value_mapping(stage.model.graph)
     wanted = (*first.tensors, *stage.tensors, *map(before, doubtful))
     tensors = dict.fromkeys(name for name in wanted if name in there)  # cleaning may have joined two Clips
@@ -287,13 +290,13 @@ def _clipped(first: _Stage, tensors: Collection[str], config: QuantConfig, strip
     return _stage(with_clips(first.model, tensors, stripped.activations), first.name, config, stripped)
 
 
-def _require_data(stage: _Stage, samples: Samples) -> None:
-    """Refuse synthetic inputs where groups have no scale.
+def _require_data(stage: _Stage) -> None:
+    """Refuse a model of which groups have no scale.
 
     Raises:
-        CalibrationError: there are such groups, and no real samples.
+        CalibrationError: there are such groups.
     """
-    if stage.missing and samples.synthetic:
+    if stage.missing:
         raise CalibrationError(
             f"the target {stage.plan.target} quantizes {len(stage.missing)} tensors that the model has no "
             f"scale for: {shorten(stage.missing)}. Give calibration data."

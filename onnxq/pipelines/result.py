@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from calibrators.statistics import Statistics
 from onnxq.algorithms.autotune.derived_plan import without
@@ -57,6 +57,9 @@ class QuantResult:
         float_bytes, int8_bytes: file sizes, external weights included.
         seconds: duration of the whole quantization.
     """
+
+    from_float: ClassVar[bool] = True
+    """Whether the original is a float model, which is larger."""
 
     request: Request
     plan: QuantPlan
@@ -118,7 +121,7 @@ def conclude(result: Result, started: float) -> Result:
         OnnxqError: the report cannot be written.
     """
     before, after = size_on_disk(result.request.model), result.int8_bytes
-    if after - before > max(NEGLIGIBLE_BYTES, NEGLIGIBLE_SHARE * before):
+    if result.from_float and after - before > max(NEGLIGIBLE_BYTES, NEGLIGIBLE_SHARE * before):
         result = replace(result, warnings=(*result.warnings, _LARGER.format(before, after)))
     result = replace(
         result,

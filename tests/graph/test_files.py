@@ -109,6 +109,15 @@ def test_an_output_that_nothing_provides(tmp_path):
         load(path)
 
 
+def test_an_attribute_of_no_function(tmp_path):
+    proto = ir.to_proto(parse("g (float[N,4] x) => (float[N,4] y) { y = Elu<alpha = 2.0>(x) }"))
+    proto.graph.node[0].attribute[0].ref_attr_name = "beta"
+    path = tmp_path / "reference.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"attribute 'alpha' of node .* refers to 'beta'"):
+        load(path)
+
+
 def test_no_outputs(tmp_path):
     proto = ir.to_proto(parse("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"))
     del proto.graph.output[:]
