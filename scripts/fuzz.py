@@ -274,7 +274,7 @@ def main() -> int:
         job = Job(bases, integers, tuple(options.commands), options.seed, root, options.keep)
         numbers = range(options.first, options.first + options.models)
         with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
-            for number, ends in pool.imap_unordered(job, numbers, chunksize=4):
+            for number, ends in pool.imap_unordered(job, numbers):
                 for command, end in ends:
                     counts[command].add(end)
                     if end.fault is not None:

@@ -147,10 +147,13 @@ def _change_messages(values: Any, at: int | None, choice: str, random: Random) -
 def _change_message(message: Any, field: FieldDescriptor, model: onnx.ModelProto, random: Random) -> None:
     """Remove a single message, make it empty, or copy one of its type from elsewhere."""
     alike = [each for each in _messages(model) if each.DESCRIPTOR is field.message_type]
-    message.ClearField(field.name)
     if alike and random.random() < 0.5:
-        getattr(message, field.name).CopyFrom(random.choice(alike))
-    elif random.random() < 0.3:
+        donor = type(alike[0])()
+        donor.CopyFrom(random.choice(alike))  # first of all: it may contain the message that changes
+        getattr(message, field.name).CopyFrom(donor)
+        return
+    message.ClearField(field.name)
+    if random.random() < 0.3:
         getattr(message, field.name).SetInParent()
 
 
