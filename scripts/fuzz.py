@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -273,8 +274,8 @@ def main() -> int:
         integers = {name: quantized(base, root / name) for name, base in bases.items()}
         job = Job(bases, integers, tuple(options.commands), options.seed, root, options.keep)
         numbers = range(options.first, options.first + options.models)
-        with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
-            for number, ends in pool.imap_unordered(job, numbers):
+        with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork")) as pool:
+            for number, ends in pool.map(job, numbers):
                 for command, end in ends:
                     counts[command].add(end)
                     if end.fault is not None:
