@@ -234,19 +234,19 @@ def _picture(spec: InputSpec, shape: tuple[int, ...], rng: Generator) -> NDArray
     knots = [max(2, -(-size // COARSE)) if axis in axes else size for axis, size in enumerate(shape)]
     smooth = rng.standard_normal(knots)
     for axis in axes:
-        smooth = np.moveaxis(
-            _interpolation(shape[axis], knots[axis]) @ np.moveaxis(smooth, axis, -2), -2, axis
-        )
+        smooth = _interpolated(smooth, axis, shape[axis])
     values = smooth / max(float(smooth.std()), 1e-6) + TEXTURE * rng.standard_normal(shape)
     result: NDArray[np.float64] = (values - values.mean()) / max(float(values.std()), 1e-6)
     return result
 
 
-def _interpolation(size: int, knots: int) -> NDArray[np.float64]:
-    """The matrix for linear interpolation from ``knots`` values to ``size``: [size, knots], rows sum to 1."""
-    position = np.linspace(0, knots - 1, size)[:, None]
-    weights: NDArray[np.float64] = np.maximum(0, 1 - np.abs(position - np.arange(knots)))
-    return weights
+def _interpolated(knots: NDArray[np.float64], axis: int, size: int) -> NDArray[np.float64]:
+    """Interpolate linearly along one axis, from first to last knot, to ``size`` values."""
+    position = np.linspace(0, knots.shape[axis] - 1, size)
+    before = np.minimum(position.astype(np.int64), knots.shape[axis] - 2)
+    share = (position - before).reshape([-1 if each == axis else 1 for each in range(knots.ndim)])
+    result: NDArray[np.float64] = knots.take(before, axis) * (1 - share) + knots.take(before + 1, axis) * share
+    return result
 
 
 CARRIERS = frozenset(
