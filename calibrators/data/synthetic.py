@@ -245,7 +245,8 @@ def _interpolated(knots: NDArray[np.float64], axis: int, size: int) -> NDArray[n
     position = np.linspace(0, knots.shape[axis] - 1, size)
     before = np.minimum(position.astype(np.int64), knots.shape[axis] - 2)
     share = (position - before).reshape([-1 if each == axis else 1 for each in range(knots.ndim)])
-    result: NDArray[np.float64] = knots.take(before, axis) * (1 - share) + knots.take(before + 1, axis) * share
+    low, high = knots.take(before, axis), knots.take(before + 1, axis)
+    result: NDArray[np.float64] = low * (1 - share) + high * share
     return result
 
 
