@@ -6,6 +6,7 @@ types with maps           kept as `OpaqueType` at the inputs and outputs of the 
 external data             also found when it belongs to attributes, in the bodies of functions too
 text that is not UTF-8    refused where it names something, repaired where it only describes
 tensors of wrong length   refused (`calibrators.tensor_check`)
+negative sizes            made unknown: some exporters write -1, and ONNX's shape inference may abort on them
 ========================  ================================================================================
 
 Weights in external files are copied when they are read into memory, because onnx_ir closes the mapped file
@@ -117,6 +118,8 @@ def from_proto(proto: onnx.ModelProto, folder: str | os.PathLike[str] = "") -> i
     try:
         for part in parts:
             _check_text(part)
+            if isinstance(part, onnx.TensorShapeProto.Dimension) and part.dim_value < 0:
+                part.ClearField("dim_value")
             if isinstance(part, onnx.TensorProto):
                 check_tensor(part)
         make_sparse_plain(parts, folder)

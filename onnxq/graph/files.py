@@ -58,19 +58,8 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     _check_is_model(model, file)
     _check_external_data(model, file)
     _type_weights(model)
-    _forget_negative_sizes(model)
     _sort(model, file)
     return model
-
-
-def _forget_negative_sizes(model: ir.Model) -> None:
-    """Make negative sizes unknown: some exporters write -1 for an unknown size, which ONNX leaves out."""
-    inside = (output for node in all_nodes(model) for output in node.outputs)
-    interface = (value for graph in model.graphs() for value in (*graph.inputs, *graph.outputs))
-    for value in (*interface, *inside):
-        if value.shape is not None and any(isinstance(size, int) and size < 0 for size in value.shape):
-            sizes = (None if isinstance(size, int) and size < 0 else size for size in value.shape)
-            value.shape = ir.Shape(list(sizes))
 
 
 def _parse(file: Path) -> ir.Model:

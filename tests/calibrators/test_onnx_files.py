@@ -305,3 +305,14 @@ def test_a_model_of_the_runtime_agrees(tmp_path):
     path = saved(sparse_initializer(sparse()), tmp_path / "m.onnx")
     (expected,) = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": X})
     np.testing.assert_array_equal(outputs(load(path))[0], expected)
+
+
+def test_negative_sizes_are_unknown() -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[5,4] x) => (float[5,4] y) { y = Relu(x) }'
+    )
+    for info in (*proto.graph.input, *proto.graph.output):
+        info.type.tensor_type.shape.dim[0].dim_value = -128
+    model = from_proto(proto)
+    shapes = [value.shape for value in (*model.graph.inputs, *model.graph.outputs)]
+    assert all(not isinstance(shape[0], int) and shape[1] == 4 for shape in shapes)
