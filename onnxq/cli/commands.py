@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxq.cli.exit_codes import INTERRUPTS, close_stdout, run_guarded
+from onnxq.cli.exit_codes import INTERRUPTS, close_output, run_guarded
 from onnxq.cli.options import Command, Parser, parse
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
             result.repeatable.save(Path(args.save_config))
     with suppress(OSError, KeyboardInterrupt):  # the model is written: a failure to print is no failure
         render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
-    close_stdout()
+    close_output()
 
 
 def _tell_unwritten(save_config: str | None, config: QuantConfig) -> None:
@@ -66,7 +66,7 @@ def _requantize(args: argparse.Namespace, config: QuantConfig) -> None:
         result = requantize(args.model, args.output, config=config, progress=progress)
     with suppress(OSError, KeyboardInterrupt):
         render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
-    close_stdout()
+    close_output()
 
 
 def _calibrate(args: argparse.Namespace, config: QuantConfig) -> None:

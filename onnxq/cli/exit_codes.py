@@ -132,7 +132,7 @@ def run_guarded(action: Callable[[Sequence[str]], None], argv: Sequence[str] | N
         interrupted = own and INTERRUPTS.seen
         return _fail("interrupted") if interrupted else _failed(error, verbose="--verbose" in arguments)
     finally:
-        close_stdout()
+        close_output()
     return DONE
 
 
@@ -180,12 +180,14 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def close_stdout() -> None:
-    """Flush stdout; drop output that cannot be printed, because Python would complain about it at exit."""
-    try:
-        _flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def close_output() -> None:
+    """Flush stdout and stderr; drop what cannot be printed, because Python would end with exit code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _flush() -> None:

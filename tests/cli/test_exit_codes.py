@@ -186,5 +186,6 @@ def test_at_any_moment_all_files_are_there_or_none(folder, moment):
 def test_an_error_that_cannot_be_printed_has_its_exit_code():
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "onnxq.cli", "inspect", "missing.onnx"]
-        done = subprocess.run(command, stderr=full, env=environment() | dict(os.environ), check=False)
+        buffered = {k: v for k, v in (environment() | dict(os.environ)).items() if k != "PYTHONUNBUFFERED"}
+        done = subprocess.run(command, stderr=full, env=buffered, check=False)
     assert done.returncode == 1
