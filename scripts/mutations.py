@@ -23,10 +23,11 @@ INTEGERS = (
 
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-30, 1e30, 3.5, float("inf"), float("-inf"), float("nan"))
 TEXTS = ("", "x", "\x1b[2J", "a/../b", "ä" * 300, "com.microsoft", "ai.onnx", "op:*", "%s{0}", "\u202e", "\n")
-OPERATORS = tuple(
-    "Conv Gemm MatMul Relu Clip Add Concat Split Slice Gather Reshape Transpose MaxPool AveragePool Softmax "
-    "BatchNormalization Cast Resize Pad Identity Shape If LSTM TopK Where ReduceMean QuantizeLinear "
-    "DequantizeLinear NonZero Unknown".split()
+OPERATORS = (
+    *("Conv", "Gemm", "MatMul", "Relu", "Clip", "Add", "Concat", "Split", "Slice", "Gather", "Reshape"),
+    *("Transpose", "MaxPool", "AveragePool", "BatchNormalization", "Softmax", "Cast", "Resize", "Pad"),
+    *("Identity", "Shape", "If", "LSTM", "TopK", "Where", "ReduceMean", "NonZero", "Unknown"),
+    *("QuantizeLinear", "DequantizeLinear"),
 )
 
 LONGEST = 4096
