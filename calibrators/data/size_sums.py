@@ -43,7 +43,10 @@ def _joined(model: ir.Model) -> Iterator[tuple[str, tuple[int | str, ...]]]:
         if node.op_type != "Concat" or shape is None or not shape:
             continue
         axis = node.attributes.get_int("axis", 0)
-        sizes = [None if value is None or value.shape is None else value.shape[axis] for value in node.inputs]
+        shapes = [None if value is None else value.shape for value in node.inputs]
+        if any(each is not None and not -len(each) <= axis < len(each) for each in (shape, *shapes)):
+            continue  # the declared shapes contradict each other
+        sizes = [None if each is None else each[axis] for each in shapes]
         parts = tuple(part for size in sizes if (part := _size(size)) is not None)
         total = _size(shape[axis])
         if isinstance(total, str) and len(parts) == len(sizes) and total not in parts:

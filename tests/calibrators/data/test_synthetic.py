@@ -13,6 +13,7 @@ import pytest
 
 from calibrators.data.batching import batches
 from calibrators.data.samples import input_specs
+from calibrators.data.size_sums import known_sums
 from calibrators.data.synthetic import id_bounds, synthetic_samples
 from calibrators.errors import CalibrationError
 from onnxq.graph.passes.shapes import InferShapesPass
@@ -216,3 +217,11 @@ def test_importing_brings_in_no_runtime(module):
     code = f"import sys, calibrators.data.{module}; sys.exit('onnxruntime' in sys.modules or 'torch' in sys.modules)"
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_a_concat_of_contradicting_ranks_tells_no_sizes():
+    values = [ir.Value(name="a", shape=ir.Shape(["p"])), ir.Value(name="b", shape=ir.Shape(["q", 2]))]
+    node = ir.node("Concat", values, {"axis": 1})
+    node.outputs[0].name, node.outputs[0].shape = "c", ir.Shape(["t", 3])
+    graph = ir.Graph(values, node.outputs, nodes=[node], opset_imports={"": 17})
+    assert known_sums(ir.Model(graph, ir_version=8), ["p", "q", "t"]) == {}
