@@ -17,6 +17,10 @@ INPUTS = 8
 """The number of inputs of an LSTM; scales and zero points of the weights follow after them."""
 
 
+WEIGHT_AXES = 3
+"""Axes of an LSTM's weights: directions, gates, inputs."""
+
+
 def lstm_obstacle(node: ir.Node) -> str | None:
     """Say why this LSTM is kept in float; None if it can be quantized."""
     if int_attribute(node, "layout", 0):
@@ -25,6 +29,8 @@ def lstm_obstacle(node: ir.Node) -> str | None:
         return reason
     weights = [constant_value(input_at(node, index)) for index in (1, 2)]
     known = [array for array in weights if array is not None]
+    if any(array.ndim != WEIGHT_AXES for array in known):
+        return f"its weights do not have {WEIGHT_AXES} axes"
     return weight_obstacle(*known) if len(known) == len(weights) else "its weights are computed at run time"
 
 
