@@ -38,7 +38,11 @@ from onnxq.graph.passes.leftovers.runtime_fusions import UnfuseRuntimeFusionsPas
 from onnxq.graph.passes.leftovers.training_mode import InferenceModePass
 from onnxq.graph.passes.names import UniqueNamesPass
 from onnxq.graph.passes.opset import OPSET_OF_HARD_SWISH, RaiseOpsetPass
-from onnxq.graph.passes.redundancy import EliminateCommonSubexpressionsPass, RemoveIdentityPass
+from onnxq.graph.passes.redundancy import (
+    EliminateCommonSubexpressionsPass,
+    RemoveIdentityPass,
+    RemoveUnusedPass,
+)
 from onnxq.graph.passes.shapes import ForgetStaleShapesPass, InferForeignTypesPass, InferShapesPass
 
 CONSTANTS: tuple[ir.passes.PassBase, ...] = (
@@ -95,7 +99,7 @@ SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
     ScaleBeforeClipPass(),
     FoldBatchNormForwardPass(),
     FoldScalarsForwardPass(),
-    common.RemoveUnusedNodesPass(),
+    RemoveUnusedPass(),
     DeduplicateInitializersPass(),
     EliminateCommonSubexpressionsPass(),
     UniqueNamesPass(),

@@ -1,10 +1,11 @@
-"""Remove redundant nodes: identities and common subexpressions."""
+"""Remove redundant nodes: identities, common subexpressions, and what nothing needs."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from onnxq.graph.nodes import STANDARD_DOMAIN, all_nodes, constant_value, input_at, is_op, replace_value
 from onnxq.graph.passes.constants import NOT_DETERMINED
@@ -110,3 +111,24 @@ def _merge(first: ir.Node, second: ir.Node) -> None:
         gone.replace_all_uses_with(kept)
     if second.graph is not None:
         second.graph.remove(second, safe=True)
+
+
+class RemoveUnusedPass(ir.passes.InPlacePass):
+    """Remove nodes and initializers that no output needs, with the bodies of removed If, Loop and Scan.
+
+    The pass of onnx_ir leaves the nodes in such a body among the readers of outer tensors.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Remove all of them."""
+        owners = {node: bodies for node in all_nodes(model) if (bodies := _bodies(node))}
+        modified = common.RemoveUnusedNodesPass()(model).modified
+        for body in (each for node, bodies in owners.items() if node.graph is None for each in bodies):
+            for inner in ir.traversal.RecursiveGraphIterator(body):
+                inner.resize_inputs(0)
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    own = (each for each in node.attributes.values() if not each.is_ref())
+    return [each.as_graph() for each in own if each.type == ir.AttributeType.GRAPH]

@@ -269,6 +269,19 @@ def test_unused_nodes_and_weights_go():
     assert not after.graph.initializers
 
 
+def test_the_body_of_an_unused_node_is_no_reader():
+    after = both(
+        """g (float[N,4] x, bool c) => (float[N,4] y) <float[4,4] w> {
+            a = MatMul(x, w) y = Relu(a)
+            d = If(c) <then_branch = t () => (float[N,4] p) { p = Neg(a) },
+                       else_branch = e () => (float[N,4] q) { i = If(c) <then_branch = u () => (float[N,4] r) { r = Exp(a) },
+                           else_branch = v () => (float[N,4] s) { s = Abs(a) }> q = Add(i, a) }>
+        }""",
+        {"MatMul": 1, "Relu": 1},
+    )
+    assert [use.node.op_type for use in after.graph.node(0).outputs[0].uses()] == ["Relu"]
+
+
 @pytest.mark.parametrize(
     ("attributes", "opset", "gone"),
     [
