@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from fuzz_models import fuzz_models
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,33 +67,10 @@ sys.exit(quantize())
 """
 
 
-def model() -> onnx.ModelProto:
-    """A network of two convolutions."""
-    random_ = np.random.default_rng(0)
-    weights = {"w": (8, 3, 3, 3), "b": (8,), "v": (4, 8, 1, 1)}
-    nodes = [
-        helper.make_node("Conv", ["x", "w", "b"], ["c"], "first", pads=[1] * 4),
-        helper.make_node("Relu", ["c"], ["r"], "relu"),
-        helper.make_node("Conv", ["r", "v"], ["d"], "second"),
-        helper.make_node("GlobalAveragePool", ["d"], ["y"], "pool"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 16, 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, 1, 1])],
-        [
-            numpy_helper.from_array(random_.standard_normal(s).astype(np.float32), n)
-            for n, s in weights.items()
-        ],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
 def prepared(folder: Path) -> Mapping[str, bytes]:
     """Put the files of a run in ``folder``, with outputs from before, and return them."""
-    onnx.save(model(), folder / "m.onnx")
-    samples = np.random.default_rng(1).standard_normal((40, 3, 16, 16)).astype(np.float32)
+    onnx.save(fuzz_models()["convolutions"].model, folder / "m.onnx")
+    samples = np.random.default_rng(1).standard_normal((40, 3, 8, 8)).astype(np.float32)
     np.savez(folder / "d.npz", x=samples)
     for name in WRITTEN:
         (folder / name).write_bytes(b"old")
