@@ -104,7 +104,6 @@ layer<alpha: float = 1.0>(x, w) => (y) { a = MatMul(x, w)  y = Elu<alpha: float 
 
 VALUES: Mapping[str, list[float] | float | bool] = {
     "zero": 0.0,
-    "six": 6.0,
     "one": [1],
     "first": [0],
     "minus": [-1],
