@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -95,34 +96,46 @@ def _format_errors(model: str) -> Iterator[None]:
 
 
 def _check_is_model(model: ir.Model, file: Path) -> None:
-    """Check that the parsed file is a model: a protobuf parser reads unknown bytes as unknown fields."""
+    if fault := next(_faults(model), None):
+        raise ModelError(f"{file}: {fault}")
+
+
+def _faults(model: ir.Model) -> Iterator[str]:
+    """Say what is missing or inconsistent: a protobuf parser takes any bytes for unknown fields."""
     if not model.ir_version or not model.graph.opset_imports:
-        raise ModelError(
-            f"{file}: not an ONNX model, or a truncated one (no IR version or no opset). "
-            "Export or download it again."
+        yield (
+            "not an ONNX model, or a truncated one (no IR version or no opset). Export or download it again."
         )
     if not len(model.graph):
-        raise ModelError(f"{file}: the graph has no nodes, so there is nothing to run.")
+        yield "the graph has no nodes, so there is nothing to run."
     if not model.graph.outputs:
-        raise ModelError(f"{file}: the graph has no outputs, so there is nothing to compute.")
+        yield "the graph has no outputs, so there is nothing to compute."
+    names = Counter(value.name for value in model.graph.outputs)
+    yield from (
+        f"graph output {name!r} is listed twice. Remove one, or give it another name."
+        for name, count in names.items()
+        if count > 1
+    )
     for node in all_nodes(model):
-        if reference := next((each for each in node.attributes.values() if each.is_ref()), None):
-            raise ModelError(
-                f"{file}: attribute {reference.name!r} of node {node.name!r} ({node.op_type}) refers to "
-                f"{reference.ref_attr_name!r}, an attribute of a function, but is in none. "
-                "Export the model again."
-            )
-        for value in node.inputs:
-            if value is not None and value.graph is None:
-                raise ModelError(
-                    f"{file}: node {node.name!r} ({node.op_type}) reads tensor {value.name!r}, which nothing "
-                    "in the file provides. Export the model again."
-                )
+        yield from _faults_of(node)
     for value in (output for graph in model.graphs() for output in graph.outputs):
         if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
-            raise ModelError(
-                f"{file}: nothing in the file provides the graph output {value.name!r}. "
-                "Export the model again."
+            yield f"nothing in the file provides the graph output {value.name!r}. Export the model again."
+
+
+def _faults_of(node: ir.Node) -> Iterator[str]:
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            yield (
+                f"attribute {attribute.name!r} of node {node.name!r} ({node.op_type}) refers to "
+                f"{attribute.ref_attr_name!r}, an attribute of a function, but is in none. Export the model "
+                "again."
+            )
+    for value in node.inputs:
+        if value is not None and value.graph is None:
+            yield (
+                f"node {node.name!r} ({node.op_type}) reads tensor {value.name!r}, which nothing in the file "
+                "provides. Export the model again."
             )
 
 

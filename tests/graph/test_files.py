@@ -118,6 +118,15 @@ def test_an_attribute_of_no_function(tmp_path):
         load(path)
 
 
+def test_an_output_listed_twice(tmp_path):
+    proto = ir.to_proto(parse("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"))
+    proto.graph.output.append(proto.graph.output[0])
+    path = tmp_path / "twice.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="output 'y' is listed twice"):
+        load(path)
+
+
 def test_no_outputs(tmp_path):
     proto = ir.to_proto(parse("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"))
     del proto.graph.output[:]
