@@ -29,7 +29,7 @@ from calibrators.data.samples import Sample, input_specs
 from calibrators.errors import CalibrationError
 from calibrators.fingerprint import fingerprint
 from calibrators.held_noise import noise_feeds
-from calibrators.session import RUNTIME_ERRORS, brief, load_model, open_session
+from calibrators.session import RUNTIME_ERRORS, as_model, brief, open_session
 from calibrators.statistics import Statistics, TensorStatistics
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class Collector:
         Raises:
             CalibrationError: the model lacks one of the tensors, or does not load.
         """
-        self._model = model if isinstance(model, ir.Model) else load_model(model)
+        self._model = as_model(model)
         self.fingerprint = fingerprint(self._model)
         self._inputs = input_specs(self._model)
         self._names = list(dict.fromkeys(tensors))

@@ -23,17 +23,14 @@ def has_blocks(model: ir.Model) -> bool:
     )
 
 
-def lacks_zero_points(model: ir.Model) -> bool:
-    """Whether zero points are left out that `with_zero_points` adds."""
-    return any(_lacks_zero_points(node) for graph in model.graphs() for node in graph)
-
-
 def with_zero_points(model: ir.Model) -> ir.Model:
-    """Copy the model, and give int8 weights with a scale per channel the zero points that are left out.
+    """Give int8 weights with a scale per channel the zero points that are left out, in a copy of the model.
 
     They are 0. For exact kernels ONNX Runtime makes the weights unsigned, and adds one zero point for all
-    channels, which DequantizeLinear then refuses.
+    channels, which DequantizeLinear then refuses. If nothing is left out, the model itself is returned.
     """
+    if not any(_lacks_zero_points(node) for graph in model.graphs() for node in graph):
+        return model
     copy = model.clone()
     for graph in copy.graphs():
         for node in filter(_lacks_zero_points, graph):

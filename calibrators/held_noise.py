@@ -13,13 +13,10 @@ Only what a session runs is changed, never a file.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from mmap import ACCESS_READ, mmap
-from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -47,15 +44,6 @@ def draws(model: ir.Model) -> bool:
     """Whether the model has random operators: in the main graph, in bodies or in functions."""
     graphs = (model.graph, *(function.graph for function in model.functions.values()))
     return any(_is_random(node) for graph in graphs for node in ir.traversal.RecursiveGraphIterator(graph))
-
-
-def may_draw(path: str | os.PathLike[str]) -> bool:
-    """Whether a file names a random operator. To search it takes less time than to parse it."""
-    try:
-        with Path(path).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as text:
-            return any(text.find(name.encode()) >= 0 for name in _LAWS)
-    except (OSError, ValueError):  # no file, or an empty one: to open the session will tell
-        return False
 
 
 def hold(model: ir.Model) -> ir.Model:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -17,11 +18,14 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from calibrators.errors import CalibrationError
-from calibrators.exact_kernels import has_blocks, lacks_zero_points, with_own_weights, with_zero_points
-from calibrators.held_noise import draws, hold, may_draw
+from calibrators.exact_kernels import has_blocks, with_own_weights, with_zero_points
+from calibrators.held_noise import hold
 from calibrators.onnx_files import read_model, save_model, stored_tensors, to_proto
 
 logger = logging.getLogger(__name__)
+
+Model: TypeAlias = ir.Model | str | os.PathLike[str]
+"""A model, or the path of one."""
 
 INLINE_BYTES = 256
 """Size of the largest tensor that stays in the model, where shape inference finds it."""
@@ -52,7 +56,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 
 
 def open_session(
-    model: ir.Model | str | os.PathLike[str],
+    model: Model,
     *,
     outputs: Sequence[str] = (),
     providers: Sequence[str] = ("CPUExecutionProvider",),
@@ -95,16 +99,16 @@ def open_session(
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile)
         _save_graph(options, Path(f"{os.fspath(profile)}.onnx"))
-    if exact and save_fused is None:
-        model = _held(model)
-    if not exact or not optimize or save_fused is not None or profile is not None:
+    if not exact or save_fused is not None:
+        return _open(model, outputs, options, providers)
+    is_plain = not optimize or profile is not None
+    model, saturated = _prepared(model, is_plain)
+    if is_plain:
         return _open(model, outputs, options, providers)
     try:
-        if saturates() and not has_blocks(model if isinstance(model, ir.Model) else load_model(model)):
-            return _open_exact(model, outputs, options, providers)
-        return _open(model, outputs, options, providers)
+        return (_open_exact if saturated else _open)(model, outputs, options, providers)
     except CalibrationError as error:
-        return _open_unfused(model, outputs, options, error)
+        return _open_unfused(model, outputs, options, providers, error)
 
 
 @cache
@@ -136,15 +140,14 @@ def brief(error: BaseException) -> str:
 
 
 def _open(
-    model: ir.Model | str | os.PathLike[str],
+    model: Model,
     outputs: Sequence[str],
     options: ort.SessionOptions,
     providers: Sequence[str],
 ) -> ort.InferenceSession:
-    if not isinstance(model, ir.Model):
-        if not outputs:
-            return _create(os.fspath(model), options, providers)
-        model = load_model(model)
+    if not isinstance(model, ir.Model) and not outputs:
+        return _create(os.fspath(model), options, providers)
+    model = as_model(model)
     model = _with_outputs(model, outputs) if outputs else model
     if not _needs_file(model):
         return _create(to_proto(model).SerializeToString(), options, providers)
@@ -154,18 +157,32 @@ def _open(
         return _create(str(path), options, providers)
 
 
-def _held(model: ir.Model | str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]:
-    """Hold the noise of a model with random operators; return any other model as it is."""
-    if isinstance(model, ir.Model):
-        return hold(model)
-    loaded = load_model(model) if may_draw(model) else None
-    return hold(loaded) if loaded is not None and draws(loaded) else model
+def _prepared(model: Model, is_plain: bool) -> tuple[Model, bool]:
+    """Hold random operators, and find out whether 8-bit kernels would saturate.
+
+    The file of a model is read once, and left to ONNX Runtime if nothing in it has to change: so its weights
+    are not in memory twice while ONNX Runtime loads them.
+
+    Args:
+        model: a model, or the path of one.
+        is_plain: run the model as it is otherwise, without exact kernels.
+
+    Returns:
+        What to open, and whether to open it with exact kernels.
+    """
+    loaded = as_model(model)
+    held = hold(loaded)
+    saturated = not is_plain and saturates() and not has_blocks(held)
+    if saturated:
+        held = with_zero_points(held)
+    return (model if held is loaded else held), saturated
 
 
 def _open_unfused(
-    model: ir.Model | str | os.PathLike[str],
+    model: Model,
     outputs: Sequence[str],
     options: ort.SessionOptions,
+    providers: Sequence[str],
     error: CalibrationError,
 ) -> ort.InferenceSession:
     """Open a model that does not load with fusions: some make nodes that ONNX Runtime then refuses itself.
@@ -177,7 +194,7 @@ def _open_unfused(
     """
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
-        session = _open(model, outputs, options, ("CPUExecutionProvider",))
+        session = _open(model, outputs, options, providers)
     except CalibrationError:
         raise error from error.__cause__
     logger.warning("%s; without fusions it does, and is run like that.", error)
@@ -185,21 +202,18 @@ def _open_unfused(
 
 
 def _open_exact(
-    model: ir.Model | str | os.PathLike[str],
+    model: Model,
     outputs: Sequence[str],
     options: ort.SessionOptions,
     providers: Sequence[str],
 ) -> ort.InferenceSession:
     options.add_session_config_entry("session.x64quantprecision", "1")
-    loaded = model if isinstance(model, ir.Model) else load_model(model)
-    if lacks_zero_points(loaded):
-        model = loaded = with_zero_points(loaded)
     try:
         return _open(model, outputs, options, providers)
     except CalibrationError as error:
         if NAME_TAKEN not in str(error.__cause__):
             raise
-    return _open(with_own_weights(loaded), outputs, options, providers)
+    return _open(with_own_weights(as_model(model)), outputs, options, providers)
 
 
 def _check_providers(providers: Sequence[str]) -> None:
@@ -247,17 +261,19 @@ def _create(
     return session
 
 
-def load_model(path: str | os.PathLike[str]) -> ir.Model:
-    """Load the model of a file.
+def as_model(model: Model) -> ir.Model:
+    """Return a model as it is, and load that of a path.
 
     Raises:
         CalibrationError: the file cannot be read.
     """
+    if isinstance(model, ir.Model):
+        return model
     try:
-        return read_model(path)
+        return read_model(model)
     except (OSError, ValueError, TypeError, DecodeError) as error:
         raise CalibrationError(
-            f"{os.fspath(path)} cannot be read as an ONNX model: {brief(error)}"
+            f"{os.fspath(model)} cannot be read as an ONNX model: {brief(error)}"
         ) from error
 
 

@@ -17,7 +17,7 @@ from calibrators.collect import collect, processors, run_batch
 from calibrators.data.bad_samples import OnBad, refuse
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
-from calibrators.session import open_session
+from calibrators.session import Model, open_session
 from calibrators.statistics import TensorStatistics
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
@@ -29,7 +29,7 @@ from onnxq.graph.files import load
 from onnxq.graph.passes.leftovers.training_mode import training_nodes
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
-from onnxq.verify.accuracy import AccuracyEvaluator, Model, Quality
+from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 
 Arrays = Mapping[str, NDArray[np.generic]]
 

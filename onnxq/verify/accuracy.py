@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnx_ir as ir
 import onnxruntime as ort
 
 from calibrators.collect import run_batch
 from calibrators.data.bad_samples import OnBad, refuse
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
-from calibrators.session import open_session
+from calibrators.session import Model, open_session
 from onnxq.verify.outputs.output_kinds import OutputKind, output_kinds
 from onnxq.verify.outputs.tally import OutputQuality, Tally
 
@@ -24,8 +22,6 @@ __all__ = ["AccuracyEvaluator", "OutputQuality", "Quality", "outcome"]
 
 KEPT_BYTES = 256 * 2**20
 """Bytes of float outputs to keep; for the samples beyond, the float model runs again in each evaluation."""
-
-Model = ir.Model | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

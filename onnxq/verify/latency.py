@@ -7,21 +7,17 @@ only with high confidence.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from calibrators.data.samples import Sample
-from calibrators.session import open_session
-
-Model = ir.Model | str | os.PathLike[str]
+from calibrators.session import Model, open_session
 
 
 @dataclass(frozen=True)

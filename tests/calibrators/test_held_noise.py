@@ -7,7 +7,7 @@ from graphs import parse
 
 from calibrators.collect import run_batch
 from calibrators.data.samples import Sample
-from calibrators.held_noise import draws, hold, may_draw, noisy_outputs
+from calibrators.held_noise import draws, hold, noisy_outputs
 from calibrators.session import open_session
 
 X = np.zeros((40, 50), np.float32)
@@ -55,14 +55,6 @@ def test_every_run_and_session_draws_the_same(call, seed, tmp_path):
     np.testing.assert_array_equal(first, run(path))
     assert path.read_bytes() == written
     assert first.shape == X.shape
-
-
-def test_files_without_random_operators_are_not_parsed(tmp_path):
-    paths = [tmp_path / "plain.onnx", tmp_path / "noisy.onnx", tmp_path / "empty.onnx"]
-    ir.save(parse("g (float[N, M] x) => (float[N, M] y) { y = Relu(x) }"), paths[0])
-    ir.save(drawing(FLOATS["normal"]), paths[1])
-    paths[2].touch()
-    assert [may_draw(path) for path in (*paths, tmp_path / "missing.onnx")] == [False, True, False, False]
 
 
 @pytest.mark.parametrize("call", DRAWS.values(), ids=DRAWS)

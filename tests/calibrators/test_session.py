@@ -54,6 +54,19 @@ def test_the_callers_model_stays_as_it_is(model):
     assert [value.name for value in model.graph.outputs] == ["y"]
 
 
+@pytest.mark.parametrize("saturates", [False, True])
+@pytest.mark.parametrize("optimize", [False, True])
+def test_a_file_is_read_once_and_then_left_to_the_runtime(model, tmp_path, monkeypatch, saturates, optimize):
+    path, read, opened = tmp_path / "m.onnx", [], []
+    ir.save(model, path)
+    read_model, create = module.read_model, module._create
+    monkeypatch.setattr(module, "saturates", lambda: saturates)
+    monkeypatch.setattr(module, "read_model", lambda file: read.append(file) or read_model(file))
+    monkeypatch.setattr(module, "_create", lambda source, *a: opened.append(source) or create(source, *a))
+    open_session(path, optimize=optimize)
+    assert (read, opened) == ([path], [str(path)])
+
+
 @pytest.mark.parametrize("outputs", [(), ("h",)])
 def test_a_path_will_do(model, tmp_path, outputs):
     ir.save(model, tmp_path / "m.onnx")
@@ -225,3 +238,12 @@ def test_weights_without_zero_points_run_in_exact_kernels(monkeypatch):
     plain = open_session(model, optimize=False).run(None, feeds)[0]
     np.testing.assert_allclose(open_session(model).run(None, feeds)[0], plain, rtol=1e-6)
     assert len(model.graph[0].inputs) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_no_other_provider_takes_the_place_of_one_that_does_not_start(model, monkeypatch, caplog):
+    offered = ["CUDAExecutionProvider", *ort.get_available_providers()]
+    monkeypatch.setattr(module.ort, "get_available_providers", lambda: offered)
+    with pytest.raises(CalibrationError, match="does not start"):
+        open_session(model, providers=["CUDAExecutionProvider"])
+    assert not caplog.records

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from calibrators.data.samples import Sample
-from calibrators.session import open_session
+from calibrators.session import Model, open_session
 from onnxq.algorithms.autotune.derived_plan import derive_plan
 from onnxq.algorithms.autotune.fusion_groups import FusionGroup, cut_up
 from onnxq.algorithms.autotune.kernel_trace import trace
@@ -28,7 +28,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress
 from onnxq.graph.qdq.insert_qdq import insert_qdq
-from onnxq.verify.latency import Model, Rounds, fastest, gain, lowest_gain, time_interleaved, winner
+from onnxq.verify.latency import Rounds, fastest, gain, lowest_gain, time_interleaved, winner
 
 ROUNDS = 4
 """The largest number of cuts; mostly the third one is the same as the second one."""

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from calibrators.errors import CalibrationError
 from calibrators.onnx_files import read_model
-from calibrators.session import open_session
+from calibrators.session import Model, open_session
 from onnxq.algorithms.context import CorrectionContext, make_context
 from onnxq.calibration.sample_split import Samples
 from onnxq.core.config import QuantConfig
@@ -23,7 +23,6 @@ from onnxq.core.progress import Progress
 from onnxq.graph.nodes import all_nodes
 from onnxq.pipelines.acceptance import Acceptance, accept, output_warnings, speed_warnings, with_speed
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
-from onnxq.verify.accuracy import Model
 from onnxq.verify.onnxruntime import RUNTIME
 from onnxq.verify.verdict import Verdict, make_verdict
 

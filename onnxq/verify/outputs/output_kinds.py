@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from calibrators.session import load_model
+from calibrators.session import as_model
 from onnxq.graph.nodes import input_at, name_of
 from onnxq.graph.operators import WEIGHTED, data_inputs
 from onnxq.graph.passes.names import UniqueNamesPass
@@ -54,7 +54,7 @@ def output_kinds(model: ir.Model | str | os.PathLike[str]) -> Mapping[str, Outpu
     Raises:
         CalibrationError: the file cannot be read.
     """
-    loaded = model if isinstance(model, ir.Model) else load_model(model)
+    loaded = as_model(model)
     outputs = loaded.graph.outputs
     if not selects(loaded) and not loaded.functions and all(map(_is_float, outputs)):
         return {name_of(value): OutputKind(measured=True) for value in outputs}
