@@ -7,6 +7,8 @@ import math
 import onnx
 import onnx_ir as ir
 
+TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
+
 TYPED_FIELDS = ("float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
 """The fields that may hold the elements instead of ``raw_data``."""
 
@@ -20,7 +22,7 @@ def check_tensor(tensor: onnx.TensorProto) -> None:
     Raises:
         ValueError: one of them is wrong; the message names the tensor.
     """
-    if not tensor.data_type or tensor.data_type not in onnx.TensorProto.DataType.values():
+    if tensor.data_type not in TYPES:
         raise ValueError(f"tensor {tensor.name!r} has no type that ONNX knows ({tensor.data_type})")
     if any(size < 0 for size in tensor.dims):
         raise ValueError(f"tensor {tensor.name!r} has a negative size: {list(tensor.dims)}")

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from calibrators.collect import run_batch
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
+from calibrators.onnx_files import read_proto
 from calibrators.session import open_session
 from onnxq.graph.nodes import input_at
 from onnxq.graph.operators import WEIGHTED as OPERATORS
@@ -77,7 +77,7 @@ def fused(path: str | os.PathLike[str]) -> Fused:
     with tempfile.TemporaryDirectory(prefix="verify-", ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "fused.onnx"
         open_session(path, threads=1, save_fused=file)
-        nodes = onnx.load(file, load_external_data=False).graph.node
+        nodes = read_proto(file).graph.node
     reals = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
     return Fused(
         {node.name: node.op_type for node in nodes},
