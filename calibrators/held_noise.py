@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from calibrators.errors import CalibrationError
-from calibrators.onnx_files import has_opaque_types
+from calibrators.onnx_files import has_opaque_types, root_graphs
 
 Doubles = NDArray[np.float64]
 
@@ -42,8 +42,8 @@ ONNX_RUNTIME = "com.microsoft"
 
 def draws(model: ir.Model) -> bool:
     """Whether the model has random operators: in the main graph, in bodies or in functions."""
-    graphs = (model.graph, *(function.graph for function in model.functions.values()))
-    return any(_is_random(node) for graph in graphs for node in ir.traversal.RecursiveGraphIterator(graph))
+    nodes = (node for root in root_graphs(model) for node in ir.traversal.RecursiveGraphIterator(root))
+    return any(map(_is_random, nodes))
 
 
 def hold(model: ir.Model) -> ir.Model:
@@ -91,24 +91,21 @@ def noisy_outputs(model: ir.Model) -> frozenset[str]:
     """Return the names of the outputs of a model that depend on random numbers."""
     reached: set[ir.Value] = set()
     for node in model.graph:
-        inner = [
-            each for graph in _bodies(node, model) for each in ir.traversal.RecursiveGraphIterator(graph)
-        ]
-        read = {value for each in (node, *inner) for value in each.inputs}
-        if read & reached or any(map(_is_random, (node, *inner))):
+        run = [node, *_inner_nodes(node, model)]
+        read = {value for each in run for value in each.inputs}
+        if read & reached or any(map(_is_random, run)):
             reached.update(node.outputs)
     return frozenset(value.name or "" for value in model.graph.outputs if value in reached)
 
 
-def _bodies(node: ir.Node, model: ir.Model) -> Iterator[ir.Graph]:
-    """Yield the graphs that a node runs: branches, loop bodies, and the function that it calls."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
+def _inner_nodes(node: ir.Node, model: ir.Model) -> Iterator[ir.Node]:
+    """Yield what a node runs: the nodes of branches, of loop bodies, and of the function that it calls."""
+    graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
     if function := model.functions.get(node.op_identifier()):
-        yield function.graph
-        for each in function:
-            yield from _bodies(each, model)
+        graphs.append(function.graph)
+    for inner in (each for graph in graphs for each in graph):
+        yield inner
+        yield from _inner_nodes(inner, model)
 
 
 def _is_random(node: ir.Node) -> bool:

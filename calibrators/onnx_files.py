@@ -127,7 +127,7 @@ def from_proto(proto: onnx.ModelProto, folder: str | os.PathLike[str] = "") -> i
         raise UnusableModelError(str(e)) from e
     kinds = _take_opaque(parts, proto.graph)
     model: ir.Model = ir.from_proto(proto)
-    for root in (model.graph, *(function.graph for function in model.functions.values())):
+    for root in root_graphs(model):
         ir.external_data.set_base_dir(root, folder)
     for value in _interface(model):
         value.type = kinds.get(value.name or "", value.type)
@@ -201,6 +201,11 @@ def external_locations(proto: onnx.ModelProto) -> set[str]:
     return {entry.value for t in tensors for entry in t.external_data if entry.key == "location"}
 
 
+def root_graphs(model: ir.Model) -> tuple[ir.Graph, ...]:
+    """Return the main graph and those of functions: with their bodies they hold all nodes of a model."""
+    return (model.graph, *(function.graph for function in model.functions.values()))
+
+
 def stored_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Yield every stored tensor: initializers and tensor attributes, bodies and functions included."""
     for graph in model.graphs():
@@ -235,8 +240,7 @@ def in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
 
 def _tensor_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Attr]]:
     """Yield every attribute with tensors, of all nodes in graphs, bodies and functions."""
-    roots = (model.graph, *(function.graph for function in model.functions.values()))
-    for node in (n for root in roots for n in ir.traversal.RecursiveGraphIterator(root)):
+    for node in (n for root in root_graphs(model) for n in ir.traversal.RecursiveGraphIterator(root)):
         for attribute in node.attributes.values():
             if attribute.type in TENSOR_ATTRIBUTES and not attribute.is_ref():
                 yield node, attribute

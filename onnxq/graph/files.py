@@ -25,6 +25,7 @@ from calibrators.onnx_files import (
     from_proto,
     read_model,
     read_proto,
+    root_graphs,
     save_model,
     stored_tensors,
 )
@@ -150,7 +151,7 @@ def _type_weights(model: ir.Model) -> None:
 def _sort(model: ir.Model, file: Path) -> None:
     """Sort nodes after the nodes they read: ONNX demands it, some exporters ignore it, cloning needs it."""
     try:
-        for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        for graph in root_graphs(model):
             graph.sort()
     except ValueError as e:
         raise ModelError(f"{file}: the graph has a cycle, so it cannot be run. Export it again.") from e

@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 import calibrators.errors
+from calibrators.onnx_files import root_graphs
 from calibrators.session import open_session
 from onnxq.calibration.tables.table_files import format_for
 from onnxq.core.config import QuantConfig
@@ -133,8 +134,7 @@ def check_is_float(model: ir.Model, path: str | os.PathLike[str]) -> None:
 
 def quantized_node(model: ir.Model) -> ir.Node | None:
     """Find the first node, in functions too, that no float model has."""
-    roots: tuple[ir.Graph | ir.Function, ...] = (model.graph, *model.functions.values())
-    nodes = (node for root in roots for node in ir.traversal.RecursiveGraphIterator(root))
+    nodes = (node for root in root_graphs(model) for node in ir.traversal.RecursiveGraphIterator(root))
     return next((node for node in nodes if QUANTIZED.fullmatch(node.op_type)), None)
 
 

@@ -199,11 +199,14 @@ def test_dropout_at_inference_is_not_random(nodes, drawn):
 
 def test_outputs_that_depend_on_random_numbers():
     noisy = """<domain: "local", opset_import: ["" : 16]> noisy (a) => (b) { b = RandomNormalLike(a) }"""
-    text = """g (float[N, M] x) => (float[N, M] p, float[N, M] q, float[N, M] r, float[N, M] s) <bool yes = {1}>
+    text = """g (float[N, M] x) => (float[N, M] p, float[N, M] q, float[N, M] r, float[N, M] s, float[N, M] u)
+    <bool yes = {1}>
     { p = Relu(x)  h = RandomUniformLike(x)  q = Add(p, h)  r = local.noisy(x)
       s = If(yes) <then_branch = t () => (float[N, M] c) { c = Neg(q) },
-                   else_branch = e () => (float[N, M] d) { d = Neg(x) }> }"""
-    assert noisy_outputs(parse(text, 16, functions=noisy)) == {"q", "r", "s"}
+                   else_branch = e () => (float[N, M] d) { d = Neg(x) }>
+      u = If(yes) <then_branch = v () => (float[N, M] f) { f = local.noisy(x) },
+                   else_branch = w () => (float[N, M] g) { g = Neg(x) }> }"""
+    assert noisy_outputs(parse(text, 16, functions=noisy)) == {"q", "r", "s", "u"}
 
 
 @pytest.mark.parametrize("kind", ["float16", "double"])

@@ -16,6 +16,7 @@ import logging
 import onnx_ir as ir
 
 from calibrators.errors import shorten
+from calibrators.onnx_files import root_graphs
 from onnxq.graph.nodes import input_at, int_attribute, is_op, replace_value
 from onnxq.graph.walks import is_read
 
@@ -30,9 +31,8 @@ STATISTICS = (3, 4)
 
 def training_nodes(model: ir.Model) -> list[ir.Node]:
     """List the nodes in training mode, in bodies and functions too."""
-    roots = (model.graph, *(function.graph for function in model.functions.values()))
     opset = model.graph.opset_imports.get("", 0)
-    nodes = (node for root in roots for node in ir.traversal.RecursiveGraphIterator(root))
+    nodes = (node for root in root_graphs(model) for node in ir.traversal.RecursiveGraphIterator(root))
     return [node for node in nodes if _is_training(node, opset)]
 
 
