@@ -1,4 +1,4 @@
-"""Know what is no plain file. Write files atomically: all files of a block appear complete, or none does."""
+"""Write files atomically: all files of a block appear complete, or none does. Recognize special files."""
 
 from __future__ import annotations
 
@@ -195,7 +195,10 @@ def _put_back(draft: Path, place: Path) -> None:
 
 
 def _kept(draft: Path) -> Path:
-    """The path, beside a draft, that keeps the file which it replaces; as short as any name may be long."""
+    """The path, beside a draft, that keeps the file which it replaces.
+
+    Its name is short, because the name of the draft may be as long as the file system allows.
+    """
     return draft.with_name(f"{hash(draft.name)}.old")
 
 

@@ -29,7 +29,8 @@ __all__ = [
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
-"""What a file may hold, whatever its suffix. Pillow would let an interpreter run PostScript."""
+"""The formats of images that are read, whatever the suffix of the file. Pillow knows more: for PostScript it
+starts Ghostscript, which runs the file as a program."""
 
 _STEP_16_BIT = 257
 """65535 / 255: the step between neighbouring 8-bit levels on the 16-bit scale."""

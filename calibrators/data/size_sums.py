@@ -30,7 +30,7 @@ def known_sums(model: ir.Model, names: Sequence[str]) -> Sums:
 
 
 def possible_sums(names: Sequence[str]) -> Iterator[Sums]:
-    """Yield every sum of two of ``names``, or of one and 1, that another one could be, one at a time."""
+    """Yield each way in which one of ``names`` could be the sum of two others, or of another one and 1."""
     for total in names:
         others: list[int | str] = [name for name in names if name != total]
         for parts in combinations([*others, 1], 2):

@@ -35,11 +35,12 @@ ATTEMPTS: Sequence[Mapping[str, int]] = (
 
 
 FIRST_ATTEMPTS = 3
-"""How many of them are made before one name is tried as the sum of two others."""
+"""How many of them are made before one name is tried as the sum of two others. Later ones have axes of
+size 1, which a model may broadcast where two sizes do not fit."""
 
 
 MOST_NAMES = 5
-"""The most names of free sizes of which every possible sum is tried."""
+"""The most names of free sizes of which every possible sum is tried. Five have 50 sums, each of them a run."""
 
 
 MOST_ELEMENTS = 2**28
@@ -92,7 +93,7 @@ def _working_shapes(
     guesses = [guess for guess in guesses if elements(guess) <= MOST_ELEMENTS]
     if all(guess == guesses[0] for guess in guesses):
         return guesses[0]
-    if len(names) <= MOST_NAMES:  # before the size of 1, which would be broadcast
+    if len(names) <= MOST_NAMES:
         more = [_shapes(inputs, ATTEMPTS[0], sums) for sums in possible_sums(names)]
         more = [guess for guess in more if elements(guess) <= MOST_ELEMENTS]
         guesses[FIRST_ATTEMPTS:FIRST_ATTEMPTS] = more
