@@ -40,7 +40,7 @@ size 1, which a model may broadcast where two sizes do not fit."""
 
 
 MOST_NAMES = 5
-"""The most names of free sizes of which every possible sum is tried. Five have 50 sums, each of them a run."""
+"""The most names of free sizes of which every possible sum is tried: 50 runs for five."""
 
 
 MOST_ELEMENTS = 2**28

@@ -64,6 +64,10 @@ class AccuracyEvaluator:
     """Compares quantized models with the float model on a set of samples.
 
     The float model runs once per sample, and its outputs are kept as long as they are small.
+
+    Attributes:
+        float_model: the float model, or its path.
+        kinds: how each of its outputs is compared, by name.
     """
 
     def __init__(

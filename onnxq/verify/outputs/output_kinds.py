@@ -24,7 +24,7 @@ _CHOICES = frozenset(
         *("IsInf", "Bernoulli", "If", "Loop", "Scan", "Shape", "Size", "SequenceLength"),
     )
 )
-"""Operators that give indices or truth values. Bodies of control flow are not looked into."""
+"""Operators that give indices or truth values, and control flow, whose bodies are not looked into."""
 
 
 @dataclass(frozen=True)
