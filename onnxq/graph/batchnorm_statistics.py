@@ -13,6 +13,18 @@ from onnxq.graph.operators import attribute_value
 
 Array = NDArray[np.float64]
 
+DEVIATIONS = 3.0
+"""Standard deviations from the mean to the ends of the range; of a normal distribution, 99.7 % lie within."""
+
+MOST_LOST_BITS = 2.0
+"""The most bits of accuracy to give up where one scale has to suit the input of a BatchNormalization.
+
+The rounding noise of 8 bits is 43 dB below a normal distribution of this range, that of 6 bits 31 dB: no more
+than that of a whole network in int8. Two bits are lost where the deviations of channels differ sixfold to
+eightfold. Pictures, whose channels are alike, lose 0.1 bits; features in different units soon lose more than
+four.
+"""
+
 
 @dataclass(frozen=True)
 class BatchNorm:
@@ -34,14 +46,6 @@ def read_batchnorm(node: ir.Node) -> BatchNorm | None:
     gamma, beta, mean, var = (c.astype(np.float64) for c in constants if c is not None)
     with np.errstate(invalid="ignore"):
         return BatchNorm(gamma, beta, mean, np.sqrt(var + attribute_value(node, "epsilon")))
-
-
-MOST_LOST_BITS = 2.0
-"""The most bits of accuracy to give up where one scale has to suit the input of a BatchNormalization."""
-
-
-DEVIATIONS = 3.0
-"""Standard deviations from the mean to the ends of the range; of a normal distribution, 99.7 % lie within."""
 
 
 def lost_bits(norm: BatchNorm, power: Array) -> float:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from onnxq.graph.nodes import constant_value, is_op, name_of, unused_node
 
 LEAST = 2**14
-"""The fewest elements worth it: fewer take hardly more bytes than the node."""
+"""The fewest elements worth it: a second copy of a smaller matrix takes less than 64 KiB, even in float32."""
 
 SAMPLED = 8
-"""Rows and columns that are compared before whole matrices are."""
+"""About as many rows and columns are compared before whole matrices are."""
 
 
 def share_transposed(model: ir.Model) -> None:

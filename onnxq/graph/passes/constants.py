@@ -23,7 +23,11 @@ SMALL = 65_536
 
 
 LARGE_PARAMETER = 2**27
-"""Largest number of elements of a parameter that is made from smaller constants: 512 MiB in float32."""
+"""Largest number of elements of a parameter that is made from smaller constants: 512 MiB in float32.
+
+Trained weights are stored as such. What a few numbers are expanded to holds nothing that was trained, and a
+wrong size would take all memory.
+"""
 
 
 NO_LIMIT = 2**62
