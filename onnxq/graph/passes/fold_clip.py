@@ -88,12 +88,7 @@ def _fold_hard_sigmoid(model: ir.Model, node: ir.Node) -> bool:
     if not give_to_producer(model, Affine(source, slope, offset)):
         return False
     source.name = f"{node.outputs[0].name}_before_clip"  # it is another tensor now
-    node.op_type = "Clip"
-    node.attributes.clear()
-    node.resize_inputs(3)
-    for index, limit in ((1, 0.0), (2, 1.0)):
-        array = np.array(limit, source.dtype.numpy())
-        node.replace_input_with(index, add_initializer(model, f"{node.name}_limit", array))
+    _write_limits(model, node, source, (0.0, 1.0))
     return True
 
 
@@ -130,14 +125,18 @@ def _clamp(model: ir.Model, node: ir.Node) -> bool:
 
 
 def _write_limits(model: ir.Model, node: ir.Node, source: ir.Value, limits: Range) -> None:
-    """Turn the node into the Relu or Clip of ``source`` with these limits; without any, into an Identity."""
+    """Turn the node into the Relu or Clip of ``source`` with these limits; without any, into an Identity.
+
+    The type of ``source`` must be known.
+    """
+    assert source.dtype is not None
     low, high = limits
     shortened = {(-math.inf, math.inf): "Identity", (0.0, math.inf): "Relu"}
     node.op_type = shortened.get(limits, "Clip")
     node.attributes.clear()
     node.resize_inputs(1)
     node.replace_input_with(0, source)
-    if node.op_type == "Clip" and source.dtype is not None:
+    if node.op_type == "Clip":
         node.resize_inputs(2 if high == math.inf else 3)
         for index, limit, unlimited in ((1, low, -math.inf), (2, high, math.inf)):
             if limit != unlimited:

@@ -62,7 +62,8 @@ class UnfuseRuntimeFusionsPass(ir.passes.InPlacePass):
 def _unfuse_conv(model: ir.Model, node: ir.Node) -> bool:
     activation = node.attributes.get_string("activation", "")
     values = node.attributes.get_floats("activation_params", ())
-    if activation and len(values) < len(PARAMETERS.get(activation, (*values, ""))):
+    parameters = PARAMETERS.get(activation) if activation else ()
+    if parameters is None or len(values) < len(parameters):
         return False
     summand = input_at(node, 3)
     node.resize_inputs(min(len(node.inputs), 3))
@@ -71,8 +72,8 @@ def _unfuse_conv(model: ir.Model, node: ir.Node) -> bool:
     if activation == "Clip":  # since opset 11 its bounds are inputs
         _append(last, activation, [_constant(model, node, value) for value in values])
     elif activation:
-        parameters = zip(PARAMETERS[activation], values, strict=False)
-        _append(last, activation, [], [ir.AttrFloat32(name, value) for name, value in parameters])
+        pairs = zip(parameters, values, strict=False)
+        _append(last, activation, [], [ir.AttrFloat32(name, value) for name, value in pairs])
     return True
 
 
