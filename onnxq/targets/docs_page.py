@@ -185,7 +185,7 @@ def _format(spec: QuantSpec) -> str:
 
 
 def _channels(target: Target) -> str:
-    """Which weights have a per-channel scales when nobody asks for other types."""
+    """List which weights have per-channel scales when nobody asks for other types."""
     types = target.per_channel_types
     if types is not None and target.weight.dtype not in types:
         return "none"
