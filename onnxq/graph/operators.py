@@ -288,6 +288,12 @@ def data_inputs(node: ir.Node) -> tuple[int, ...]:
     return DATA_INPUTS.get(node.op_type, default)
 
 
+def data_values(node: ir.Node) -> list[ir.Value]:
+    """List the inputs at `data_inputs` that are given."""
+    values = (input_at(node, index) for index in data_inputs(node))
+    return [value for value in values if value is not None]
+
+
 def clip_range(node: ir.Node) -> Range | None:
     """Return the limits of a Relu or Clip; None for other operators, or limits known only at run time."""
     if node.op_type == "Relu":

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from onnxq.graph.nodes import is_broadcast, is_op
-from onnxq.graph.operators import AVERAGED, BROADCASTING, data_inputs
+from onnxq.graph.operators import AVERAGED, BROADCASTING, data_values
 
 MANY = 1024
 """The upper limit of the count."""
@@ -37,9 +37,8 @@ def _averaged(node: ir.Node, found: Mapping[ir.Value, int]) -> Iterator[tuple[ir
         return
     window = AVERAGED[node.op_type](node)
     after = max(found.get(output, 1) for output in node.outputs)
-    for index in data_inputs(node):
-        value = node.inputs[index]
-        if value is not None and not value.is_initializer() and not _is_repeated(value, node):
+    for value in data_values(node):
+        if not value.is_initializer() and not _is_repeated(value, node):
             yield value, (MANY if window is None else window) * after
 
 

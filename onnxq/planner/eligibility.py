@@ -13,7 +13,7 @@ from onnxq.graph.operators import (
     WEIGHTED,
     attribute_value,
     clip_range,
-    data_inputs,
+    data_values,
     group_channels,
     groups_of,
     is_depthwise,
@@ -83,9 +83,8 @@ def _wrong_attribute(node: ir.Node, rule: OpRule, context: PlanningContext) -> s
 
 
 def _not_float32(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
-    inputs = [node.inputs[i] for i in data_inputs(node) if i < len(node.inputs)]
-    for value in (*inputs, *node.outputs):
-        if value is not None and value.name and value.dtype != ir.DataType.FLOAT:
+    for value in (*data_values(node), *node.outputs):
+        if value.name and value.dtype != ir.DataType.FLOAT:
             return (
                 f"its tensor {value.name!r} is {value.dtype.name if value.dtype else 'untyped'}, "
                 "expected FLOAT"

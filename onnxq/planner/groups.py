@@ -18,7 +18,7 @@ from onnxq.graph.nodes import is_op, name_of
 from onnxq.graph.operators import (
     Range,
     clip_range,
-    data_inputs,
+    data_values,
     useful_range,
 )
 from onnxq.planner.averaging import averaged_elements
@@ -238,9 +238,9 @@ def _sources(
     if node is None or not is_op(node, *(context.target.transparent - context.target.no_shared_params)):
         return
     joins = node.op_type == "Concat"
-    for source in (node.inputs[index] for index in data_inputs(node)):
-        if source is not None and source in quantized:
+    for source in data_values(node):
+        if source in quantized:
             yield source, (joins,)
-        elif source is not None:
+        else:
             for found, steps in _sources(source, quantized, context):
                 yield found, (*steps, joins)

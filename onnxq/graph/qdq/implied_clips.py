@@ -24,7 +24,7 @@ from onnxq.graph.nodes import (
     unused_name,
     unused_node,
 )
-from onnxq.graph.operators import MOVING, Range, clip_range, data_inputs
+from onnxq.graph.operators import MOVING, Range, clip_range, data_values
 from onnxq.graph.walks import only_reader
 
 NEVER_NEGATIVE = frozenset(
@@ -110,7 +110,7 @@ def _is_never_negative(value: ir.Value) -> bool:
             continue
         if node.op_type not in KEEPING_SIGN:
             return False
-        sources = {each for index in data_inputs(node) if (each := node.inputs[index]) is not None}
+        sources = set(data_values(node))
         left += sources - seen
         seen |= sources
     return True

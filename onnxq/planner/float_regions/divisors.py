@@ -20,7 +20,7 @@ from enum import Enum
 import onnx_ir as ir
 
 from onnxq.graph.nodes import constant_value, input_at, is_op
-from onnxq.graph.operators import MOVING, data_inputs
+from onnxq.graph.operators import MOVING, data_values
 from onnxq.graph.walks import only_reader, readers_of
 
 _REDUCING = (
@@ -82,17 +82,13 @@ def _kinds(graph: ir.Graph) -> Kinds:
 
 def _kind(node: ir.Node, kinds: Kinds) -> Kind | None:
     """What a node gives that reads nothing but statistics and constants; None if it reads data."""
-    read = [kinds.get(value) if value is not None else None for value in _operands(node)]
+    read = [kinds.get(value) for value in data_values(node)]
     if None in read or not set(read) & set(_COMPUTED):
         return None if None in read else Kind.CONSTANT
     inverse = Kind.INVERSE in read
     if _inverts(node, kinds):
         inverse = not inverse
     return Kind.INVERSE if inverse else Kind.STATISTIC
-
-
-def _operands(node: ir.Node) -> list[ir.Value | None]:
-    return [node.inputs[index] for index in data_inputs(node)]
 
 
 def _inverts(node: ir.Node, kinds: Kinds) -> bool:

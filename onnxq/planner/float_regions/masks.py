@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.nodes import constant_value, is_op
-from onnxq.graph.operators import MOVING, WEIGHTED, data_inputs
+from onnxq.graph.operators import MOVING, WEIGHTED, data_values
 from onnxq.graph.walks import readers_of
 from onnxq.planner.float_regions.feature_flow import computed_by_layers, nodes_before
 
@@ -49,13 +49,12 @@ def masking_nodes(graph: ir.Graph) -> dict[ir.Node, str]:
     )
     masked, found = set[ir.Value | None](), set[ir.Node]()
     for node in graph:
-        values = _operands(node)
+        values = data_values(node)
         if not masked.isdisjoint(values) or _reads_mask(node, values, view):
             found.add(node)
             masked.update(node.outputs if _keeps(node) else ())
-    for node in reversed(list(graph)):
-        if view.features.isdisjoint(_operands(node)) and any(reader in found for reader in readers_of(node)):
-            found.update([node] if _keeps(node) else ())
+    before = nodes_before(graph, found.__contains__, lambda node: _makes_mask(node, view))
+    found.update(node for node in before if _makes_mask(node, view))
     return {node: _REASON for node in found if node.op_type not in WEIGHTED}
 
 
@@ -72,12 +71,13 @@ class _View:
     features: frozenset[ir.Value | None]
 
 
-def _operands(node: ir.Node) -> list[ir.Value | None]:
-    return [node.inputs[index] for index in data_inputs(node) if index < len(node.inputs)]
-
-
 def _keeps(node: ir.Node) -> bool:
     return is_op(node, *_KEEPING)
+
+
+def _makes_mask(node: ir.Node, view: _View) -> bool:
+    """Whether the node, which leads to a node that reads a mask, computes that mask, and not the scores."""
+    return _keeps(node) and view.features.isdisjoint(data_values(node))
 
 
 def _is_softmax(node: ir.Node) -> bool:
@@ -87,7 +87,7 @@ def _is_softmax(node: ir.Node) -> bool:
     return is_op(node, "Softmax", "LogSoftmax")
 
 
-def _reads_mask(node: ir.Node, values: Collection[ir.Value | None], view: _View) -> bool:
+def _reads_mask(node: ir.Node, values: Collection[ir.Value], view: _View) -> bool:
     """Whether a mask gets among the values of ``node``: a constant, or what is added to scores of layers.
 
     A mask may be made of a large positive number, which is subtracted later. But a factor of scores is a

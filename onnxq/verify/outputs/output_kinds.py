@@ -11,8 +11,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from calibrators.session import as_model
-from onnxq.graph.nodes import input_at, name_of
-from onnxq.graph.operators import WEIGHTED, data_inputs
+from onnxq.graph.nodes import name_of
+from onnxq.graph.operators import WEIGHTED, data_values
 from onnxq.graph.passes.names import UniqueNamesPass
 from onnxq.graph.passes.shapes import InferShapesPass
 from onnxq.verify.outputs.row_origin import Rows, selected_rows, selects
@@ -104,8 +104,8 @@ def _sources(value: ir.Value) -> Iterator[tuple[ir.Value, bool]]:
         if node is None or node.domain or node.op_type in WEIGHTED or _chooses(node, value):
             yield value, converted
             continue
-        read = [each for index in data_inputs(node) if (each := input_at(node, index)) is not None]
-        new = {(each, converted or (_is_float(each) and not _is_float(value))) for each in read} - seen
+        turns = not _is_float(value)
+        new = {(each, converted or (turns and _is_float(each))) for each in data_values(node)} - seen
         seen |= new
         waiting.extend(new)
 
