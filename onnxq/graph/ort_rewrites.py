@@ -149,6 +149,15 @@ def unfuse_layernorm_adds(model: ir.Model, names: Collection[str]) -> None:
             node.op_type = "Sum"
 
 
+def _is_before_norm(node: ir.Node) -> bool:
+    if not is_op(node, "Add") or any(constant_value(value) is not None for value in node.inputs):
+        return False
+    total = node.outputs[0]
+    if total.dtype != ir.DataType.FLOAT or total.is_graph_output():  # Sum has no kernel for float16
+        return False
+    return sorted(use.node.op_type for use in total.uses()) in _NORMS
+
+
 def separate_from_qdq(model: ir.Model, names: Collection[str]) -> None:
     """Insert a Sum of one tensor before each node of the main graph with one of these names.
 
@@ -159,12 +168,12 @@ def separate_from_qdq(model: ir.Model, names: Collection[str]) -> None:
     for node in [node for node in model.graph if node.name in names]:
         source = node.inputs[0]
         assert source is not None
-        total = ir.node("Sum", [source], name=f"{name_of(node)}_Sum")
+        total = ir.node("Sum", [source], name=unused_node(f"{name_of(node)}_Sum", model))
         out = total.outputs[0]
-        out.name, out.type, out.shape = f"{source.name}_apart", source.type, source.shape
+        out.name, out.type = unused_name(f"{source.name}_apart", model), source.type
+        out.shape = source.shape
         model.graph.insert_before(node, total)
         node.replace_input_with(0, out)
-    common.NameFixPass()(model)
 
 
 def keep_layout_of_cubic(model: ir.Model) -> None:
@@ -180,24 +189,15 @@ def keep_layout_of_cubic(model: ir.Model) -> None:
         source, readers = node.outputs[0], list(node.outputs[0].uses())
         if source.shape is None or not readers:
             continue
-        same = add_initializer(model, f"{source.name}_same", np.zeros(len(source.shape), np.int64))
-        reshape = ir.node("Reshape", [source, same], name=f"{name_of(node)}_Reshape")
+        name = unused_name(f"{source.name}_same", model)
+        same = add_initializer(model, name, np.zeros(len(source.shape), np.int64))
+        reshape = ir.node("Reshape", [source, same], name=unused_node(f"{name_of(node)}_Reshape", model))
         out = reshape.outputs[0]
-        out.name, out.type, out.shape = f"{source.name}_kept", source.type, source.shape
+        out.name, out.type = unused_name(f"{source.name}_kept", model), source.type
+        out.shape = source.shape
         model.graph.insert_after(node, reshape)
         for reader, index in readers:
             reader.replace_input_with(index, out)
-    if resizes:
-        common.NameFixPass()(model)
-
-
-def _is_before_norm(node: ir.Node) -> bool:
-    if not is_op(node, "Add") or any(constant_value(value) is not None for value in node.inputs):
-        return False
-    total = node.outputs[0]
-    if total.dtype != ir.DataType.FLOAT or total.is_graph_output():  # Sum has no kernel for float16
-        return False
-    return sorted(use.node.op_type for use in total.uses()) in _NORMS
 
 
 def unfuse_products(model: ir.Model, names: Collection[str]) -> None:
@@ -208,12 +208,16 @@ def unfuse_products(model: ir.Model, names: Collection[str]) -> None:
         names: names of MatMul and Gemm nodes whose weight has a known shape.
     """
     for node in [node for node in model.graph if node.name in names]:
-        _separate(model, node)
+        _add_after(model, node)
 
 
-def _separate(model: ir.Model, node: ir.Node) -> None:
+def _add_after(model: ir.Model, node: ir.Node) -> None:
+    """Move the bias of a product, or zeros, into an Add after it."""
     columns = weight_shape(node)[1]
-    bias = input_at(node, 2) or add_initializer(model, f"{node.name}_zeros", np.zeros(columns, np.float32))
+    bias = input_at(node, 2)
+    if bias is None:
+        zeros = unused_name(f"{node.name}_zeros", model)
+        bias = add_initializer(model, zeros, np.zeros(columns, np.float32))
     if columns == 1:  # the runtime removes an Add of a single zero
         node.op_type, add_type = "MatMul", "Sum"
     else:  # it fuses an Add with a MatMul of two matrices to a Gemm, but not with a Gemm

@@ -7,6 +7,9 @@ can. Where its pattern does not match, it leaves the graph unchanged.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -121,12 +124,10 @@ def simplify(model: ir.Model, opset: int = OPSET) -> ir.Model:
         ModelError: the opset cannot be raised, or the model is inconsistent.
     """
     copy = model.clone()
-    try:
+    with _model_errors():
         ir.passes.Sequential(*OLD)(copy)
         _raise(copy, opset)
         ir.passes.PassManager(SIMPLIFY, steps=MOST_ROUNDS, early_stop=True)(copy)
-    except (ir.passes.PassError, ir.passes.InvariantError) as e:
-        raise _model_error(e) from e
     return copy
 
 
@@ -139,11 +140,9 @@ def plain(model: ir.Model) -> ir.Model:
         ModelError: the model is inconsistent.
     """
     copy = model.clone()
-    try:
+    with _model_errors():
         ir.passes.Sequential(*OLD)(copy)
         ir.passes.PassManager(PLAIN, steps=MOST_ROUNDS, early_stop=True)(copy)
-    except (ir.passes.PassError, ir.passes.InvariantError) as e:
-        raise _model_error(e) from e
     return copy
 
 
@@ -156,9 +155,15 @@ def _raise(model: ir.Model, opset: int) -> None:
             ir.passes.Sequential(RaiseOpsetPass(OPSET_OF_HARD_SWISH), *NEW)(model)
 
 
-def _model_error(error: BaseException) -> ModelError:
-    """Make the error for what stopped a pass, without the errors that onnx_ir wraps around it."""
-    cause = error
-    while cause.__cause__ is not None and not isinstance(cause, ModelError):
-        cause = cause.__cause__
-    return cause if isinstance(cause, ModelError) else ModelError(f"the model cannot be simplified: {cause}")
+@contextmanager
+def _model_errors() -> Iterator[None]:
+    """Turn what stops a pass into a ModelError, without the errors that onnx_ir wraps around it."""
+    try:
+        yield
+    except (ir.passes.PassError, ir.passes.InvariantError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, ModelError):
+            cause = cause.__cause__
+        if isinstance(cause, ModelError):
+            raise cause from error
+        raise ModelError(f"the model cannot be simplified: {cause}") from error

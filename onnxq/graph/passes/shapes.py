@@ -22,6 +22,8 @@ from onnxq.graph.nodes import all_nodes, constant_value, int_attribute, is_op
 from onnxq.graph.runtime_operators import is_foreign
 from onnxq.graph.walks import producer_of
 
+logger = logging.getLogger(__name__)
+
 
 class InferShapesPass(ir.passes.InPlacePass):
     """Infer types and shapes of all tensors; those that cannot be inferred stay as they are.
@@ -70,9 +72,6 @@ def _known(values: list[ir.Value]) -> list[str]:
     ]
 
 
-logger = logging.getLogger(__name__)
-
-
 _TENSOR = re.compile(r"tensor\((\w+)\)")
 
 
@@ -111,10 +110,8 @@ def _take_foreign(value: ir.Value, kind: str, shape: list[int | str | None]) -> 
     tensor = _TENSOR.fullmatch(kind)
     if tensor is None or tensor[1].upper() not in ir.DataType.__members__:
         return False
-    value.type, value.shape = (
-        ir.TensorType(ir.DataType[tensor[1].upper()]),
-        ir.Shape(shape) if shape else None,
-    )
+    value.type = ir.TensorType(ir.DataType[tensor[1].upper()])
+    value.shape = ir.Shape(shape) if shape else None
     return True
 
 
@@ -220,12 +217,12 @@ def inferred_types(proto: onnx.ModelProto, careful: bool = False) -> dict[str, o
             constants it is known.
     """
     kinds = {node.op_type for graph in graphs(proto.graph) for node in graph.node}
-    known = (
-        _infer_types(proto, False) if kinds & UNFOLDING or _vector_elements(_declared(proto)) > LONG else {}
-    )
+    declared = (info.type for info in _infos(proto))
+    doubtful = kinds & UNFOLDING or _vector_elements(declared) > LONG
+    known = _infer_types(proto, data_prop=False) if doubtful else {}
     if known and (careful or _vector_elements(known.values()) > LONG):
         return known
-    return _infer_types(proto, True)
+    return _infer_types(proto, data_prop=True)
 
 
 def _infer_types(proto: onnx.ModelProto, data_prop: bool) -> dict[str, onnx.TypeProto]:
@@ -240,10 +237,6 @@ def _infer_types(proto: onnx.ModelProto, data_prop: bool) -> dict[str, onnx.Type
 def _infos(proto: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
     for graph in graphs(proto.graph):
         yield from (*graph.input, *graph.value_info, *graph.output)
-
-
-def _declared(proto: onnx.ModelProto) -> Iterator[onnx.TypeProto]:
-    return (info.type for info in _infos(proto))
 
 
 def _vector_elements(kinds: Iterable[onnx.TypeProto]) -> int:

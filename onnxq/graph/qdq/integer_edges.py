@@ -35,6 +35,7 @@ from onnxq.graph.qdq.read_qdq import (
     integer_type,
     is_stored,
 )
+from onnxq.graph.walks import producer_of
 
 MOVERS = MOVING | {"Concat", "MaxPool", "ReduceMax", "ReduceMin", "Resize", "Upsample", "Pad"}
 """Operators that compute the same on integers and on the numbers that these stand for."""
@@ -51,11 +52,13 @@ def join_pairs(model: ir.Model) -> None:
     todo = [node for node in all_nodes(model) if node.op_type == DEQUANTIZE]
     while todo:
         node = todo.pop()
-        mover = node.inputs[0].producer() if node.inputs[0] is not None and node.graph is not None else None
-        if is_op(mover, "Cast") and mover is not None and _is_idle(mover):
+        mover = producer_of(node.inputs[0]) if node.graph is not None else None
+        if mover is None:
+            continue
+        if is_op(mover, "Cast") and _is_idle(mover):
             node.replace_input_with(0, mover.inputs[0])
             todo.append(node)
-        elif mover is not None and _moves(mover, node) and not is_stored(mover.outputs[0]):
+        elif _moves(mover, node) and not is_stored(mover.outputs[0]):
             todo += _lift(node, mover, model)
 
 
@@ -72,7 +75,7 @@ def _let_read_reals(node: ir.Node) -> None:
 def _is_idle(node: ir.Node) -> bool:
     """Whether a Cast leaves the type as it is."""
     source = node.inputs[0]
-    maker = None if source is None else source.producer()
+    maker = producer_of(source)
     dtype = integer_type(maker) if maker is not None and maker.op_type == QUANTIZE else None
     known = dtype or (None if source is None else source.dtype)
     return known is not None and node.attributes.get_int("to", 0) == known

@@ -92,8 +92,9 @@ def _stored(model: ir.Model, table: ir.Value, plan: QuantPlan, group: str) -> tu
     assert array is not None
     params = _shared_params(model, array, plan, group) or params_from_range(*weight_range(array, ROWS), ROWS)
     scales = np.broadcast_to(params.scale.reshape(-1), len(array)).reshape(-1, 1)
-    integers = add_initializer(model, f"{table.name}_rows_quantized", quantize(array, params, ROWS))
-    return integers, add_initializer(model, f"{table.name}_rows_scale", scales)
+    names = [unused_name(f"{table.name}_rows_{part}", model) for part in ("quantized", "scale")]
+    integers = add_initializer(model, names[0], quantize(array, params, ROWS))
+    return integers, add_initializer(model, names[1], scales)
 
 
 def _shared_params(

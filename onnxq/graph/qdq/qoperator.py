@@ -15,7 +15,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.graph.nodes import add_initializer, all_nodes, input_at, int_attribute, name_of, rank
+from onnxq.graph.nodes import (
+    add_initializer,
+    all_nodes,
+    input_at,
+    int_attribute,
+    name_of,
+    rank,
+    replace_value,
+)
 from onnxq.graph.operators import WEIGHTED
 from onnxq.graph.qdq.read_qdq import DEQUANTIZE, QUANTIZE, SCALE, constant
 
@@ -107,9 +115,7 @@ def _rewrite(model: ir.Model, node: ir.Node, roles: IntegerOperator) -> None:
         node.graph.insert_before(node, again)
         new.name, new.type, new.shape = f"{old.name}_real", ir.TensorType(ir.DataType.FLOAT), old.shape
         new = again.outputs[0]
-    name, new.type, new.shape = old.name, old.type, old.shape
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    old.name, new.name = None, name
+    replace_value(old, new)
     node.graph.remove(node, safe=True)
 
 

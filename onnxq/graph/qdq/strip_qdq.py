@@ -19,7 +19,15 @@ from onnxq.core.errors import ModelError
 from onnxq.core.numerics import spread
 from onnxq.core.plan import QuantSpec
 from onnxq.graph.float_types import use_float32
-from onnxq.graph.nodes import add_initializer, all_nodes, input_at, int_attribute, ints_attribute, name_of
+from onnxq.graph.nodes import (
+    add_initializer,
+    all_nodes,
+    input_at,
+    int_attribute,
+    ints_attribute,
+    name_of,
+    rank,
+)
 from onnxq.graph.operators import Range, clip_range
 from onnxq.graph.passes import plain
 from onnxq.graph.qdq.implied_clips import clip_before
@@ -174,11 +182,11 @@ def _read(node: ir.Node) -> RecordedQParams:
     whole = scale.size == 1 or (block is None and scale.size > 0 and _is_one(scale) and _is_one(zero))
     values, zeros = (array.reshape(-1)[0] if whole else array for array in (scale, zero))
     axis = None if whole else int_attribute(node, "axis", AXIS)
-    rank = None if node.inputs[0] is None or node.inputs[0].shape is None else len(node.inputs[0].shape)
-    if axis is not None and rank is not None:
-        if not -rank <= axis < rank:
-            raise ModelError(f"node {node.name!r}: its input has {rank} axes, so there is no axis {axis}")
-        axis %= rank
+    known = rank(node.inputs[0])
+    if axis is not None and known is not None:
+        if not -known <= axis < known:
+            raise ModelError(f"node {node.name!r}: its input has {known} axes, so there is no axis {axis}")
+        axis %= known
     return RecordedQParams(dtype, np.asarray(values), np.asarray(zeros, np.float64), axis, block)
 
 
@@ -227,10 +235,11 @@ def _make_constant(
         result.weights[name_of(new)] = recorded
 
 
-def _transposes(value: ir.Value, rank: int) -> Iterator[tuple[ir.Value, list[int]]]:
+def _transposes(value: ir.Value, axes: int) -> Iterator[tuple[ir.Value, list[int]]]:
+    """Yield the output of each Transpose of a value with so many axes, and its permutation."""
     for use in tuple(value.uses()):
         if use.node.op_type == "Transpose":
-            yield use.node.outputs[0], list(ints_attribute(use.node, "perm", tuple(reversed(range(rank)))))
+            yield use.node.outputs[0], list(ints_attribute(use.node, "perm", tuple(reversed(range(axes)))))
             use.node.replace_input_with(0, None)
 
 
