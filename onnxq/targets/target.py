@@ -61,6 +61,10 @@ def _scalar(value: Any) -> Any:
     return value
 
 
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest finite number in float32, the type of scales."""
+
+
 def _span(ends: tuple[float, float]) -> tuple[float, float]:
     """The ends of a range, if float32 can hold them and a grid with a zero can lie between them."""
     low, high = ends
@@ -69,8 +73,6 @@ def _span(ends: tuple[float, float]) -> tuple[float, float]:
         raise ValueError(f"expected two finite numbers, low <= 0 <= high and low < high; got {list(ends)}")
     return ends
 
-
-LARGEST = float(np.finfo(np.float32).max)
 
 Range = Annotated[tuple[StrictFloat, StrictFloat], AfterValidator(_span)]
 Count = Annotated[StrictInt, Field(ge=0)]
