@@ -10,28 +10,19 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.nodes import constant_value, input_at, int_attribute
-from onnxq.pipelines.dynamic.input_checks import needs_float, weight_obstacle
+from onnxq.pipelines.dynamic.input_checks import needs_float
 from onnxq.pipelines.dynamic.rewriter import Array, Layout, ModelRewriter, pack_rows
+from onnxq.pipelines.dynamic.weight_only import stored_obstacle
 
 INPUTS = 8
 """The number of inputs of an LSTM; scales and zero points of the weights follow after them."""
-
-
-WEIGHT_AXES = 3
-"""Axes of an LSTM's weights: directions, gates, inputs."""
 
 
 def lstm_obstacle(node: ir.Node) -> str | None:
     """Say why this LSTM is kept in float; None if it can be quantized."""
     if int_attribute(node, "layout", 0):
         return "its layout is 1, the integer kernel needs 0"
-    if (reason := needs_float(*node.inputs[:3])) is not None:
-        return reason
-    weights = [constant_value(input_at(node, index)) for index in (1, 2)]
-    known = [array for array in weights if array is not None]
-    if any(array.ndim != WEIGHT_AXES for array in known):
-        return f"its weights do not have {WEIGHT_AXES} axes"
-    return weight_obstacle(*known) if len(known) == len(weights) else "its weights are computed at run time"
+    return needs_float(node.inputs[0]) or stored_obstacle(node)
 
 
 def rewrite_lstm(node: ir.Node, rewriter: ModelRewriter) -> None:

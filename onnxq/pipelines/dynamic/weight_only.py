@@ -26,6 +26,8 @@ POSITIONS: Mapping[str, tuple[int, ...]] = {
 }
 """Operator -> the indices of the inputs that are weights."""
 
+RECURRENT_AXES = 3
+"""Axes of the weights of `RECURRENT` operators: directions, rows of all gates, inputs."""
 
 _STACKED = Layout(pack_rows)
 
@@ -79,6 +81,8 @@ def _obstacle(node: ir.Node, check: Callable[..., str | None]) -> str | None:
     known = [array for array in arrays if array is not None]
     if len(known) < len(arrays):
         return "its weights are computed at run time"
+    if node.op_type in RECURRENT and any(array.ndim != RECURRENT_AXES for array in known):
+        return f"its weights do not have {RECURRENT_AXES} axes"
     return SCALING if _inner_size(node, known[0].shape) == 1 else check(*known)
 
 
@@ -86,9 +90,10 @@ def _inner_size(node: ir.Node, shape: tuple[int, ...]) -> int | None:
     """Return the number of products that a matrix product with constant weights sums; None for others."""
     if not is_op(node, *SUMMED_AXIS) or len(shape) < 2:
         return None
-    first = is_constant_first(node)
-    turned = int_attribute(node, "transA" if first else "transB", 0)
-    return shape[-1] if first != bool(turned) else shape[-2]
+    axis = (
+        1 - int_attribute(node, "transA", 0) if is_constant_first(node) else SUMMED_AXIS[node.op_type](node)
+    )
+    return shape[axis - 2]
 
 
 def _axis(node: ir.Node, index: int) -> int | None:
