@@ -96,7 +96,7 @@ def inspect(path: str | os.PathLike[str], config: QuantConfig) -> Inspection:
     with as_onnxq_errors(path):
         model = load(path)
         if not any(QUANTIZED.fullmatch(node.op_type) for node in all_nodes(model)):
-            return of_plan(os.fspath(path), *planned(path, config))
+            return of_plan(os.fspath(path), *_planned(path, config))
         if not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph):
             raise ModelError(f"{path}: quantized in another way than with QuantizeLinear: nothing to inspect")
         return Inspection(f"{os.fspath(path)}, quantized already", tuple(_as_it_is(model.graph)))
@@ -108,6 +108,11 @@ def planned(path: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Model
     Raises:
         OnnxqError: as `inspect`.
     """
+    with as_onnxq_errors(path):
+        return _planned(path, config)
+
+
+def _planned(path: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
     return (prepare_dynamic if config.mode == "dynamic" else prepare)(path, config)
 
 

@@ -149,7 +149,7 @@ def check_patterns(model: ir.Model, config: QuantConfig) -> None:
 
 
 @contextmanager
-def diagnose_model(*models: str | os.PathLike[str]) -> Iterator[None]:
+def _diagnosed(*models: str | os.PathLike[str]) -> Iterator[None]:
     """After an unexpected error, check whether a model is at fault: with onnx's checker and by loading it.
 
     Raises:
@@ -172,10 +172,10 @@ def as_onnxq_errors(*models: str | os.PathLike[str]) -> Iterator[None]:
     """Turn errors of the package `calibrators`, and what invalid models cause, into onnxq's errors.
 
     Args:
-        models: the models that foreign tools wrote, see `diagnose_model`.
+        models: the models that foreign tools wrote: after an unexpected error, they are checked.
     """
     try:
-        with diagnose_model(*models):
+        with _diagnosed(*models):
             yield
     except calibrators.errors.CalibrationError as error:
         if isinstance(error, CalibrationError):

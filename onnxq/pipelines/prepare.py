@@ -13,7 +13,7 @@ from onnxq.core.errors import ModelError, TargetError
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import load
 from onnxq.graph.passes import simplify
-from onnxq.pipelines.preflight import check_is_float, check_patterns, diagnose_model
+from onnxq.pipelines.preflight import check_is_float, check_patterns
 from onnxq.planner import make_plan
 from onnxq.planner.number_formats import Formats, find_formats
 from onnxq.targets import TARGETS
@@ -32,8 +32,7 @@ def prepare(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, QuantPlan]
     """
     target = get_target(config.target)
     simple = _clean(model, config, find_formats(target, config).opset)
-    with diagnose_model(model):
-        return simple, _planned(simple, model, target, config)
+    return simple, _planned(simple, model, target, config)
 
 
 def prepare_loaded(original: ir.Model, name: str, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
@@ -75,8 +74,7 @@ def prepare_for_all(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, tu
     targets = [get_target(config.target)] if given else list(TARGETS.values())
     able = _able(targets, config)
     simple = _clean(model, config, min(formats.opset for formats in able.values()))  # nothing is written
-    with diagnose_model(model):
-        plans = [make_plan(simple, get_target(name), config) for name in able]
+    plans = [make_plan(simple, get_target(name), config) for name in able]
     if not any(plan.points for plan in plans):
         raise _nothing(model, plans)
     return simple, tuple(dict.fromkeys(tensor for plan in plans for tensor in plan.observed))
@@ -103,9 +101,8 @@ def _able(targets: Iterable[Target], config: QuantConfig) -> dict[str, Formats]:
 def _clean(model: ModelPath, config: QuantConfig, opset: int) -> ir.Model:
     original = load(model)
     check_is_float(original, model)
-    with diagnose_model(model):
-        simple = simplify(original, opset)
-        check_patterns(simple, config)
+    simple = simplify(original, opset)
+    check_patterns(simple, config)
     return simple
 
 

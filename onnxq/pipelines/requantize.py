@@ -39,7 +39,7 @@ from onnxq.graph.qdq.insert_qdq import as_written
 from onnxq.graph.qdq.strip_qdq import RecordedQParams, StrippedModel, strip
 from onnxq.graph.walks import upstream
 from onnxq.pipelines.acceptance import accept, model_warnings, verify_static
-from onnxq.pipelines.preflight import as_onnxq_errors, check_files, diagnose_model, quantized_node
+from onnxq.pipelines.preflight import as_onnxq_errors, check_files, quantized_node
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
@@ -134,9 +134,7 @@ def _checked(config: QuantConfig) -> QuantConfig:
 
 
 def _stripped(model: str | os.PathLike[str]) -> StrippedModel:
-    given = load(model)
-    with diagnose_model(model):
-        stripped = strip(given)
+    stripped = strip(load(model))
     if (node := quantized_node(stripped.model)) is not None:
         raise ModelError(
             f"{model}: node {node.name!r} is a {node.op_type}: only pairs of QuantizeLinear and "

@@ -41,7 +41,6 @@ from onnxq.pipelines.preflight import (
     check_files,
     check_is_float,
     check_patterns,
-    diagnose_model,
 )
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
@@ -135,10 +134,9 @@ def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, Dyn
     scheme = find_scheme(get_target(config.target), config)
     original = load(model)
     check_is_float(original, model)
-    with diagnose_model(model):
-        simple = simplify(original)
-        check_patterns(simple, config)
-        plan = plan_nodes(simple, scheme)
+    simple = simplify(original)
+    check_patterns(simple, config)
+    plan = plan_nodes(simple, scheme)
     if not plan.integer_nodes and not plan.weight_only_nodes:
         reasons = list(dict.fromkeys(node.reason for node in plan.float_nodes.values()))
         raise ModelError(
