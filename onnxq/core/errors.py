@@ -35,10 +35,11 @@ class CalibrationError(OnnxqError, calibrators.errors.CalibrationError):
 class Interrupted(KeyboardInterrupt):
     """A signal asks the command to end.
 
-    A class of our own, also because a plain KeyboardInterrupt at a bad moment still kills Python at exit.
+    It has a class of its own to carry ``heeded``, and because Python ends itself by the signal if a plain
+    KeyboardInterrupt was raised at a bad moment.
 
     Attributes:
-        heeded: whether something has acted on it: then the rest of the work goes on.
+        heeded: whether something has acted on it, such as a search that ends early: then the work goes on.
     """
 
     heeded = False

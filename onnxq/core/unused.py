@@ -52,7 +52,7 @@ def refuse(config: QuantConfig, names: Sequence[str], where: str) -> None:
         ConfigError: some of them are given.
     """
     if found := given(config, names):
-        raise ConfigError(where.format(", ".join(found)))
+        raise ConfigError(where.replace("{}", ", ".join(found)))
 
 
 def without(config: QuantConfig, names: Sequence[str]) -> QuantConfig:
@@ -75,13 +75,13 @@ class Wanted:
     has_goal: bool = False
 
 
-def _has_method(request: Wanted) -> bool:
+def _uses_percentile(request: Wanted) -> bool:
     methods = {request.config.method, *(override.method for override in request.config.overrides)}
     return "percentile" in methods
 
 
 _NEEDS: Mapping[tuple[str, ...], tuple[Callable[[Wanted], bool], str]] = {
-    ("percentile",): (_has_method, "it is for method percentile"),
+    ("percentile",): (_uses_percentile, "it is for method percentile"),
     ("time_limit",): (lambda r: "adaround" in r.config.correct, "it is for the correction adaround"),
     ("search_log",): (lambda r: r.has_goal, "there is no goal"),
     ("preprocess", "skip_bad_samples"): (lambda r: r.has_data, "there is no data"),

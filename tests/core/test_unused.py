@@ -11,7 +11,7 @@ import onnxq
 from onnxq.cli.commands import main
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
-from onnxq.core.unused import PT2E, REQUANTIZE, TRAINING, Wanted, given, tell_unused
+from onnxq.core.unused import PT2E, REQUANTIZE, TRAINING, Wanted, given, refuse, tell_unused
 
 DATA = np.random.default_rng(0).standard_normal((10, 3, 8, 8)).astype(np.float32)
 
@@ -137,6 +137,11 @@ def test_the_share_of_values_counts_for_single_nodes_too(folder):
         result = onnxq.quantize_static("m.onnx", "o.onnx", [DATA], config)
         ranges.append(result.table.activations["x"].high)
     assert ranges[1] < 0.7 * ranges[0]
+
+
+def test_braces_in_a_path_are_no_place_for_names():
+    with pytest.raises(ConfigError, match=r"^{date}\.json takes no samples$"):
+        refuse(QuantConfig(samples=4), ("samples", "goal"), "{date}.json takes no {}")
 
 
 def test_given():
