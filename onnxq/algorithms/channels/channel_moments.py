@@ -16,7 +16,6 @@ from onnxq.algorithms.context import Arrays, CorrectionContext
 
 Reals = NDArray[np.float64]
 
-
 SILENT = 2.0**-12
 """A channel is silent if its largest magnitude is at most this share of the largest in its tensor."""
 

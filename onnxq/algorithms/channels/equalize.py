@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.algorithms.channels.channel_moments import measure
+from onnxq.algorithms.channels.channel_moments import Reals, measure
 from onnxq.algorithms.channels.fold_factors import MulSite, find_places, folded, with_muls
 from onnxq.algorithms.channels.labels import Channels, find_channels
 from onnxq.algorithms.channels.noise_model import (
     Activations,
     NoiseModelBuilder,
-    Reals,
     Term,
     minimize_noise,
     noise,
@@ -45,7 +44,10 @@ those fitted on do not show the clipping error that this may cause.
 """
 
 UNLIKE = 4.0
-"""Least noise (power) of a raw tensor for which a Mul is considered, if a scale for each channel gave 1."""
+"""Least noise (power) of a raw tensor for which a Mul is considered, if a scale for each channel gave 1.
+
+The Mul takes time at each inference; a fourth of the noise is the least that is worth it: one bit more.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +100,7 @@ def _scalable(draft: Draft, context: CorrectionContext) -> _Scalable | None:
     """Find and measure the channels that can be scaled; None if there are none, or no sample is accepted."""
     found = find_channels(draft.reference, RULES)
     skip = _quantized_inputs(draft.reference, context)
-    channels, places = find_places(draft.reference, draft.plan, found, skip)
-    builder = NoiseModelBuilder(draft, channels, [place.tensor for place in places if place.is_raw])
+    channels, places, builder = _places(draft, found, skip)
     seen = measure(draft.reference, channels, builder.needed, context) if builder.needed else {}
     if not seen:
         return None
@@ -107,9 +108,17 @@ def _scalable(draft: Draft, context: CorrectionContext) -> _Scalable | None:
     alike = [place.tensor for place in places if place.is_raw and _unlikeness(place, terms) < UNLIKE]
     if not alike:
         return _Scalable(channels, places, terms)
-    channels, places = find_places(draft.reference, draft.plan, found, [*skip, *alike])
-    builder = NoiseModelBuilder(draft, channels, [place.tensor for place in places if place.is_raw])
+    channels, places, builder = _places(draft, found, [*skip, *alike])
     return _Scalable(channels, places, builder.terms(seen)) if builder.needed else None
+
+
+def _places(
+    draft: Draft, channels: Channels, skip: Collection[str]
+) -> tuple[Channels, Sequence[MulSite], NoiseModelBuilder]:
+    """Do the same as `find_places`, and give the builder of the noise model."""
+    channels, places = find_places(draft.reference, draft.plan, channels, skip)
+    raw = [place.tensor for place in places if place.is_raw]
+    return channels, places, NoiseModelBuilder(draft, channels, raw)
 
 
 def _quantized_inputs(model: ir.Model, context: CorrectionContext) -> Sequence[str]:

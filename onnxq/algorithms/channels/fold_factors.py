@@ -215,7 +215,7 @@ def with_muls(model: ir.Model, places: Collection[MulSite], factors: Factors) ->
     for place in places:
         value = values[place.tensor]
         vector = factors[place.labels].astype(np.float32)
-        vector = vector.reshape(vector.shape[vector.shape.index(vector.size) :])
+        vector = vector.reshape(vector.shape[vector.shape.index(vector.size) :])  # without leading ones
         scale = add_initializer(copy, unused_name(f"{place.tensor}_factors", copy), vector)
         node = ir.node("Mul", [value, scale], name=unused_node(f"{place.tensor}_smooth", copy))
         out = node.outputs[0]

@@ -23,16 +23,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.algorithms.channels.channel_moments import SILENT, ChannelMoments
+from onnxq.algorithms.channels.channel_moments import SILENT, ChannelMoments, Reals
 from onnxq.algorithms.channels.labels import FIXED, Channels, Labels
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import matrices_of, weights_of
 from onnxq.core.plan import Group, QuantSpec
 from onnxq.graph.nodes import name_of
 from onnxq.graph.operators import WEIGHTED
-
-Reals = NDArray[np.float64]
-
 
 _CostAndGradient = tuple[float, Reals]
 """A cost, and its gradient with respect to the logarithms of all factors."""
