@@ -60,7 +60,10 @@ A Relu that has been shifted passes no factors on, and a Mul by factors passes n
 
 
 LEAD = 1.0
-"""By how many dB another order must be better than the first; later corrections may reverse less."""
+"""By how many dB another order must be better than the first.
+
+The orders are compared before the later corrections, which often gain more and may reverse a small lead.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,12 @@ class Effect:
     Attributes:
         name: the name of the correction.
         before: the noise-to-signal ratio (power) at the outputs without it.
-        after: the same ratio with it; None where there was nothing to correct.
+        after: the same ratio with it; None where there was nothing to correct, or the correction failed.
         seconds: the time that the correction and its evaluation took.
         kept: whether the correction was kept.
         fitted_gain: the gain in SQNR on the samples that were fitted on, in dB. Set only where the change on
             the held-out samples was within one standard error, so that both kinds of samples decided.
+        failed: whether the correction failed unexpectedly, and so was left out.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Effect:
     seconds: float
     kept: bool
     fitted_gain: float | None = None
+    failed: bool = False
 
     @property
     def gain(self) -> float:
@@ -93,7 +98,7 @@ class Effect:
     def outcome(self) -> str:
         """The effect in words, for the report."""
         if self.after is None:
-            return "nothing to do"
+            return "left out: it failed" if self.failed else "nothing to do"
         if self.fitted_gain is not None:
             kept = "kept" if self.kept else "dropped"
             fitted = f"{self.fitted_gain:+.2f} dB on samples that were fitted on"
@@ -164,16 +169,16 @@ class _Trial:
     """What a correction made of a draft.
 
     Attributes:
-        draft: the corrected draft; None where there was nothing to correct.
-        best: the same draft, with corrected biases if they help.
-        noise: its noise on held-out samples.
         seconds: the time that the correction and its evaluation took.
+        draft: the corrected draft; None where there was nothing to correct, or the correction failed.
+        best: the same draft, with corrected biases if they help.
+        failed: whether the correction failed unexpectedly.
     """
 
-    draft: Draft | None
-    best: _Evaluated | None
-    noise: float | None
     seconds: float
+    draft: Draft | None = None
+    best: _Evaluated | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,24 +236,27 @@ class _Trials:
         started = time.perf_counter()
         try:
             draft = CORRECTIONS[name](base, self.context)
-            best = (
-                None
-                if draft is None
-                else _best(_variants(name, draft, self.finish, self.context), self.context)
-            )
-            noise = None if best is None else best.noise
+            best = None if draft is None else self._evaluated(name, draft)
         except (OnnxqError, calibrators.errors.CalibrationError, MemoryError):
             raise
         except Exception as error:
-            draft = best = noise = None
             logger.warning("correction %s is left out: it failed (%s: %s)", name, type(error).__name__, error)
             logger.debug("where correction %s failed", name, exc_info=True)
-        return _Trial(draft, best, noise, time.perf_counter() - started)
+            return _Trial(time.perf_counter() - started, failed=True)
+        return _Trial(time.perf_counter() - started, draft, best)
+
+    def _evaluated(self, name: str, draft: Draft) -> _Evaluated:
+        """Correct the biases of ``draft`` if that helps, and measure the noise."""
+        best = _best(_variants(name, draft, self.finish, self.context), self.context)
+        _ = best.noise  # evaluated here: it may fail, and its time counts
+        return best
 
 
 def _effect(name: str, before: _Evaluated, trial: _Trial) -> Effect:
-    kept, fitted = (False, None) if trial.best is None else _compare(before, trial.best)
-    return Effect(name, before.noise, trial.noise, trial.seconds, kept=kept, fitted_gain=fitted)
+    if trial.best is None:
+        return Effect(name, before.noise, None, trial.seconds, kept=False, failed=trial.failed)
+    kept, fitted = _compare(before, trial.best)
+    return Effect(name, before.noise, trial.best.noise, trial.seconds, kept=kept, fitted_gain=fitted)
 
 
 def _compare(before: _Evaluated, after: _Evaluated) -> tuple[bool, float | None]:

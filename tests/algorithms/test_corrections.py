@@ -84,7 +84,7 @@ def test_one_that_fails_is_left_out_with_a_warning(monkeypatch, caplog):
     monkeypatch.setattr(corrections, "CORRECTIONS", {**FAKES, "bad": broken})
     draft, effects = correct(Stand((), 1.0), FAKES, Bench())
     assert draft.done == ("good", "better")
-    assert [v.kept for v in effects if v.name == "bad"] == [False]
+    assert [(v.kept, v.outcome) for v in effects if v.name == "bad"] == [(False, "left out: it failed")]
     assert "correction bad is left out: it failed (IndexError: list index out of range)" in caplog.text
 
 
