@@ -27,8 +27,7 @@ NEGLIGIBLE_BYTES, NEGLIGIBLE_SHARE = 2**16, 0.01
 
 _LARGER = (
     "LARGER THAN FLOAT: {1:,} bytes instead of {0:,}. Weights that integer and float nodes read are stored "
-    "in both types, such as a table that is embedding and last matrix: --exclude one of the nodes, or try "
-    "--mode dynamic."
+    "in both types, such as a table that is embedding and last matrix: --exclude one of the nodes{2}."
 )
 
 Result = TypeVar("Result", bound="QuantResult")
@@ -122,12 +121,9 @@ def conclude(result: Result, started: float) -> Result:
     """
     before, after = size_on_disk(result.request.model), result.int8_bytes
     if result.from_float and after - before > max(NEGLIGIBLE_BYTES, NEGLIGIBLE_SHARE * before):
-        result = replace(result, warnings=(*result.warnings, _LARGER.format(before, after)))
-    result = replace(
-        result,
-        float_bytes=before,
-        seconds=time.perf_counter() - started,
-    )
+        other = "" if result.request.config.mode == "dynamic" else ", or try --mode dynamic"
+        result = replace(result, warnings=(*result.warnings, _LARGER.format(before, after, other)))
+    result = replace(result, float_bytes=before, seconds=time.perf_counter() - started)
     if result.request.config.report is not None:
         write_report(result.report, result.request.config.report)
     return result
