@@ -90,10 +90,9 @@ def _inner_size(node: ir.Node, shape: tuple[int, ...]) -> int | None:
     """Return the number of products that a matrix product with constant weights sums; None for others."""
     if not is_op(node, *SUMMED_AXIS) or len(shape) < 2:
         return None
-    axis = (
-        1 - int_attribute(node, "transA", 0) if is_constant_first(node) else SUMMED_AXIS[node.op_type](node)
-    )
-    return shape[axis - 2]
+    if is_constant_first(node):
+        return shape[-1 - int_attribute(node, "transA", 0)]
+    return shape[SUMMED_AXIS[node.op_type](node) - 2]
 
 
 def _axis(node: ir.Node, index: int) -> int | None:
