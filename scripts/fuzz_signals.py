@@ -35,20 +35,20 @@ WRITTEN = ("q.onnx", "r.html", "t.json", "c.yaml")
 
 RUN = f"""
 import sys, threading, weakref
-from onnxq.cli import exit_codes
+from onnxq.cli.interrupts import Interrupts
 from onnxq.cli.commands import quantize
 
 class Thing:
     pass
 
-swallowed = exit_codes.Interrupts._on_swallowed
+swallowed = Interrupts._on_swallowed
 
 def counted(self, what):
     if isinstance(what.exc_value, KeyboardInterrupt):
         print("SWALLOWED", file=sys.stderr, flush=True)
     swallowed(self, what)
 
-exit_codes.Interrupts._on_swallowed = counted
+Interrupts._on_swallowed = counted
 
 def busy(*_):
     for _ in range(20_000):

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxq.cli.exit_codes import INTERRUPTS, close_output, run_guarded
+from onnxq.cli.exit_codes import close_output, run_guarded
+from onnxq.cli.interrupts import INTERRUPTS
 from onnxq.cli.options import Command, Parser, parse
 
 if TYPE_CHECKING:

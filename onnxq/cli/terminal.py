@@ -15,7 +15,8 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemai
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from onnxq.cli.exit_codes import INTERRUPTS, one_line, printable
+from onnxq.cli.exit_codes import one_line, printable
+from onnxq.cli.interrupts import INTERRUPTS
 from onnxq.core.progress import Progress
 
 logger = logging.getLogger(__name__)

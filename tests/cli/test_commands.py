@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from cli import ROOT, environment, onnxq, save_data, save_model
+from cli import ROOT, environment, listen, onnxq, python, save_data, save_model
 from rich import text
 
 import onnxq as package
-from onnxq.cli import commands, exit_codes, render, terminal
+from onnxq.cli import commands, interrupts, render, terminal
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan
 
@@ -628,12 +628,14 @@ def test_a_reader_that_went_away_is_no_error(folder, arguments):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_what_cannot_be_printed(folder):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_cannot_be_printed(folder, unbuffered):
+    buffering = environment() | {"PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
         commands = [("inspect", "m.onnx"), ("quantize", "m.onnx", "o.onnx", "--data", "d.npz")]
         codes = [
             subprocess.run(
-                [sys.executable, "-m", "onnxq.cli", *c], stdout=full, env=environment(), check=False
+                [sys.executable, "-m", "onnxq.cli", *c], stdout=full, env=buffering, check=False
             ).returncode
             for c in commands
         ]
@@ -648,11 +650,6 @@ def kept(folder):
     """A folder with an earlier output."""
     Path("o.onnx").write_bytes(b"old")
     return files(folder)
-
-
-def listen():
-    """Take interrupts, although we may run in the background of a shell, where they are ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -695,10 +692,7 @@ sys.exit(main())
 def test_interrupted_while_importing(folder, swallowed):
     before = kept(folder)
     script = AT_IMPORT.format(swallowed=swallowed)
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(), check=False, preexec_fn=listen
-    )
+    done = python("-c", script, preexec_fn=listen)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: interrupted\n")
     assert files(folder) == before
 
@@ -707,7 +701,7 @@ def test_an_interrupt_that_is_ignored_stays_ignored():
     """As in the background of a shell."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
     try:
-        with exit_codes.Interrupts():
+        with interrupts.Interrupts():
             assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
             assert callable(signal.getsignal(signal.SIGTERM))
     finally:

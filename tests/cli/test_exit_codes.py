@@ -1,6 +1,5 @@
 """Signals: a run ends as interrupted, also when Python swallows the exception, and leaves nothing half-written."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,21 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from cli import environment, save_data, save_model
-
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-
-
-def listen():
-    """Take signals, although we may run where they are ignored, as in the background of a shell."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-
+from cli import SIGNALS, environment, listen, python, save_data, save_model
 
 SCRIPT = """
-import ctypes, functools, gc, os, signal, sys, time, weakref
-from onnxq.cli.exit_codes import INTERRUPTS, run_guarded
+import ctypes, gc, os, signal, sys, time, weakref
+from onnxq.cli.exit_codes import run_guarded
 from onnxq.cli.terminal import progress
+
+going = []
 
 def arrive(*_):
     os.kill(os.getpid(), signal.{number})
@@ -87,16 +79,7 @@ ENDS = ""
 
 
 def after_a_signal(how, after, number):
-    text = SCRIPT.replace("import ctypes", "going = []\nimport ctypes", 1)
-    text = text.format(how=how, after=after, number=number.name)
-    return subprocess.run(
-        [sys.executable, "-c", text],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-        preexec_fn=listen,
-    )
+    return python("-c", SCRIPT.format(how=how, after=after, number=number.name), preexec_fn=listen)
 
 
 @pytest.mark.parametrize("how", ["weak_callback", "finalizer", "c_callback", "collector", "generator"])
@@ -132,14 +115,7 @@ sys.exit(run_guarded(action, None))
 
 def test_a_second_signal_does_not_stop_the_tidying_up():
     """A session that ends sends both."""
-    done = subprocess.run(
-        [sys.executable, "-c", CLEANUP],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-        preexec_fn=listen,
-    )
+    done = python("-c", CLEANUP, preexec_fn=listen)
     assert (done.returncode, done.stdout, done.stderr) == (1, "tidy\n", "error: interrupted\n")
 
 
@@ -186,6 +162,5 @@ def test_at_any_moment_all_files_are_there_or_none(folder, moment):
 def test_an_error_that_cannot_be_printed_has_its_exit_code():
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "onnxq.cli", "inspect", "missing.onnx"]
-        buffered = {k: v for k, v in (environment() | dict(os.environ)).items() if k != "PYTHONUNBUFFERED"}
-        done = subprocess.run(command, stderr=full, env=buffered, check=False)
+        done = subprocess.run(command, stderr=full, env=environment() | {"PYTHONUNBUFFERED": ""}, check=False)
     assert done.returncode == 1

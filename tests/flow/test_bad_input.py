@@ -4,15 +4,14 @@ import errno
 import os
 import resource
 import socket
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from cli import TEXT, environment, save_data, save_model
+from cli import TEXT, python, save_data, save_model
 from graphs import parse
 from PIL import EpsImagePlugin, Image
 
@@ -590,12 +589,19 @@ def test_what_cannot_be_saved_is_found_before_the_work(refused, monkeypatch, opt
     assert "there is no directory" in refused("m.onnx", "o.onnx", option, "nowhere/file")
 
 
-def test_a_full_disk(refused, monkeypatch):
-    def full(*_args, **_kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def full(*_args, **_kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+
+def test_a_full_disk(refused, monkeypatch):
     monkeypatch.setattr(files, "save_model", full)
     assert "o.onnx: cannot be written: the disk is full" in refused("m.onnx", "o.onnx", "--data", "d.npz")
+
+
+def with_files_of(size, *arguments):
+    """Run a command in a process where no file may be larger than ``size`` bytes."""
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+    return python("-m", "onnxq.cli", *arguments, preexec_fn=limit)
 
 
 def test_no_room_half_way(folder):
@@ -603,14 +609,7 @@ def test_no_room_half_way(folder):
     save_model(folder / "m.onnx", TEXT.replace("float[8", "float[2000"))
     save_data(folder / "d.npz", count=2)
     before = state(folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "onnxq.quantize", "m.onnx", "o.onnx", "--data", "d.npz"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-    )
+    done = with_files_of(20_000, "quantize", "m.onnx", "o.onnx", "--data", "d.npz")
     assert (done.returncode, done.stdout) == (FAILED, "")
     assert done.stderr == f"error: {folder / 'o.onnx'}: cannot be written: {os.strerror(errno.EFBIG)}\n"
     assert state(folder) == before
@@ -627,9 +626,6 @@ LATE = {
 @pytest.mark.parametrize("option", LATE)
 @pytest.mark.parametrize("mode", [("--data", "d.npz"), ("--mode", "dynamic", "--include", "op:Conv")])
 def test_if_one_file_cannot_be_made_none_is_written(refused, monkeypatch, option, mode):
-    def full(*_args, **_kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     names = [name for name in LATE if name != "--table" or "dynamic" not in mode]
     monkeypatch.setattr(LATE[option if option in names else names[0]][1], full)
     options = [part for name in names for part in (name, LATE[name][0])]
@@ -642,25 +638,7 @@ def test_a_report_that_does_not_fit_leaves_the_old_model(folder, command):
     assert commands.main(["quantize", "m.onnx", "q.onnx", "--data", "d.npz", "--quiet"]) == 0
     before = state(folder)
     source = "q.onnx" if command == "requantize" else "m.onnx"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "onnxq.cli",
-            command,
-            source,
-            "o.onnx",
-            "--data",
-            "d.npz",
-            "--report",
-            "r.html",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000)),
-    )
+    done = with_files_of(12_000, command, source, "o.onnx", "--data", "d.npz", "--report", "r.html")
     assert (done.returncode, done.stdout) == (FAILED, "")
     assert "r.html: the report cannot be written" in done.stderr
     assert state(folder) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +33,23 @@ def save_data(path: Path, count: int = 20, **changes: object) -> Path:
 
 def onnxq(*arguments: object, cwd: Path = ROOT, **options: object) -> subprocess.CompletedProcess[str]:
     """The command as a process of its own."""
-    command = [sys.executable, "-m", "onnxq.cli", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False, **options
-    )
+    return python("-m", "onnxq.cli", *arguments, cwd=cwd, **options)
+
+
+def python(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Python as a process of its own, in the current folder."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, **options)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that end a run."""
+
+
+def listen() -> None:
+    """Take signals in a new process, although we may run where they are ignored, as in the background."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def environment() -> dict[str, str]:
