@@ -188,7 +188,7 @@ def _given(
         return
     with TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as folder:
         if is_module(model):
-            yield _exported(model, example, Path(folder), _Given(folder, data, config))
+            yield _exported(model, example, Path(folder), data, config)
         else:
             yield _Given(write_given(model, folder, _written(output, config)), data, config)
 
@@ -198,7 +198,7 @@ def _written(output: str | os.PathLike[str] | None, config: QuantConfig) -> list
     return statistics if output is None else files_written(output, config)
 
 
-def _exported(module: Any, example: Any, folder: Path, given: _Given) -> _Given:
+def _exported(module: Any, example: Any, folder: Path, data: Data | None, config: QuantConfig) -> _Given:
     """Export a module."""
     kind = type(module).__name__
     if example is None:
@@ -210,7 +210,6 @@ def _exported(module: Any, example: Any, folder: Path, given: _Given) -> _Given:
 
     path = folder / f"{kind}.onnx"
     exported = export(module, example, path)
-    data = given.data
     if data is not None:
         data = batches_for(module, example_call(module, example), exported.inputs, data)
-    return _Given(path, data, Layers().added_to(given.config, module, load(path)))
+    return _Given(path, data, Layers().added_to(config, module, load(path)))

@@ -162,7 +162,8 @@ def _files(root: Path) -> list[Path]:
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         found += [Path(folder, name) for name in names if not name.startswith(".")]
-    for path in (special := list(filter(is_special, found))):
+    special = list(filter(is_special, found))
+    for path in special:
         log.warning("%s %s: skipped", path, NOT_PLAIN)
     return sorted(set(found) - set(special))
 

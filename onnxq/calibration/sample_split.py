@@ -270,9 +270,10 @@ def in_batches(samples: Iterable[Sample], model: ir.Model, config: QuantConfig) 
         model: the float model.
         config: the options, which hold the requested batch size.
     """
-    first = next(rest := iter(samples), None)
+    stream = iter(samples)
+    first = next(stream, None)
     if first is not None:  # without samples, inputs that nobody can feed are no error
-        yield from batches(chain([first], rest), input_specs(model), config.batch_size)
+        yield from batches(chain([first], stream), input_specs(model), config.batch_size)
 
 
 def origin(data: Data | None) -> str:

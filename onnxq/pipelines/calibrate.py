@@ -63,11 +63,7 @@ def calibrate(
         raise ConfigError(f"mode {config.mode} finds ranges at run time: there is nothing to calibrate")
     if data is None or config.from_table is not None:
         raise ConfigError("calibration needs real samples: give them as data (--data), and no table")
-    refuse(
-        config,
-        CALIBRATE,
-        "statistics are all that calibrate gives, so it takes no {}: leave them out",
-    )
+    refuse(config, CALIBRATE, "statistics are all that calibrate gives, so it takes no {}: leave them out")
     if config.save_statistics is not None:
         check_written([config.save_statistics], model, data, config)
     with as_onnxq_errors(model):

@@ -6,7 +6,7 @@ short inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -21,7 +21,7 @@ from onnxq.graph.nodes import name_of
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
 
-REASON = "tensor {!r} was empty in every sample, so its range is not known"
+_REASON = "tensor {!r} was empty in every sample, so its range is not known"
 
 
 def float_where_empty(
@@ -47,11 +47,7 @@ def float_where_empty(
     chosen, options = plan, config
     while empty := [group for group in chosen.groups.values() if _is_empty(group, statistics or {})]:
         tensors |= dict.fromkeys(name for group in empty for name in group.observed_tensors)
-        more = {
-            name: REASON.format(group.observed_tensors[0])
-            for group in empty
-            for name in (_readers(chosen, group) - reasons.keys() or _makers(model, group) - reasons.keys())
-        }
+        more = _reasons(model, chosen, empty, reasons.keys())
         if not more:  # the error of the missing range names the tensor
             break
         reasons |= more
@@ -73,6 +69,15 @@ def float_where_empty(
         f"{shorten(list(reasons))}. Give samples in which they hold something."
     )
     return replace(chosen, float_nodes=floats), options, (warning,)
+
+
+def _reasons(model: ir.Model, plan: QuantPlan, empty: Iterable[Group], known: Set[str]) -> dict[str, str]:
+    """Map further nodes to keep in float to the reason: the readers of each group, else its makers."""
+    return {
+        name: _REASON.format(group.observed_tensors[0])
+        for group in empty
+        for name in (_readers(plan, group) - known or _makers(model, group) - known)
+    }
 
 
 def _is_empty(group: Group, statistics: Mapping[str, TensorStatistics]) -> bool:

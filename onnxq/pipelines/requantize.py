@@ -38,7 +38,7 @@ from onnxq.graph.operators import MOVING
 from onnxq.graph.qdq.insert_qdq import as_written
 from onnxq.graph.qdq.strip_qdq import RecordedQParams, StrippedModel, strip
 from onnxq.graph.walks import upstream
-from onnxq.pipelines.acceptance import accept, model_warnings, verify_static
+from onnxq.pipelines.acceptance import Acceptance, accept, model_warnings, verify_static
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, quantized_node
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.pipelines.report.report import Request
@@ -100,14 +100,10 @@ def requantize(
         source = from_statistics(statistics, calibrator(options))
         plan = compute_qparams(simple, stage.plan, source, stage.known)
         progress("writing and checking the model")
-        evaluator = AccuracyEvaluator(model, samples.eval_samples or list(samples))
-        verify = partial(verify_static, plan=plan, config=options, evaluator=evaluator)
-        check = partial(accept, evaluator=evaluator, verify=verify)
-        accepted = write_validated(
-            with_ranks(as_written(simple, plan), simple, samples, options), output, check
-        )
+        request = Request(os.fspath(model), os.fspath(output), origin(data), options)
+        accepted = _written(simple, plan, samples, request)
         result = Requantized(
-            request=Request(os.fspath(model), os.fspath(output), origin(data), options),
+            request=request,
             plan=plan,
             make_table=lambda: of_plan(plan, simple, stripped.model),
             quality=accepted.quality,
@@ -125,6 +121,16 @@ def requantize(
             calibrated=stage.missing,
         )
         return conclude(result, started)
+
+
+def _written(simple: ir.Model, plan: QuantPlan, samples: Samples, request: Request) -> Acceptance:
+    """Write the model and compare it with the given one."""
+    config = request.config
+    evaluator = AccuracyEvaluator(request.model, samples.eval_samples or list(samples))
+    verify = partial(verify_static, plan=plan, config=config, evaluator=evaluator)
+    check = partial(accept, evaluator=evaluator, verify=verify)
+    written = with_ranks(as_written(simple, plan), simple, samples, config)
+    return write_validated(written, request.output, check)
 
 
 def _checked(config: QuantConfig) -> QuantConfig:

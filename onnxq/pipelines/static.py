@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 
@@ -12,11 +12,12 @@ import onnx_ir as ir
 
 from calibrators.statistics import Statistics
 from onnxq.algorithms.autotune.apply import check_measurable, explained, tuned
-from onnxq.algorithms.context import channel_means, make_context
-from onnxq.algorithms.corrections import check_correctable, corrected
+from onnxq.algorithms.autotune.tuner import Tuning
+from onnxq.algorithms.context import CorrectionContext, channel_means, make_context
+from onnxq.algorithms.corrections import Effect, check_correctable, corrected
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
-from onnxq.algorithms.mixed_precision.search import chosen_goal, reach
+from onnxq.algorithms.mixed_precision.search import Search, chosen_goal, reach
 from onnxq.calibration import tables
 from onnxq.calibration.declared_shapes import with_ranks
 from onnxq.calibration.qparams import QParamSource, calibrator, compute_qparams, from_statistics, from_table
@@ -132,49 +133,85 @@ def quantize_calibrated(
     Raises:
         OnnxqError: as `quantize_static`.
     """
-    model, reference, samples = calibrated.path, calibrated.reference, calibrated.samples
-    with as_onnxq_errors(model), written_together():
+    with as_onnxq_errors(calibrated.path), written_together():
         progress("choosing ranges")
-        plan, config, empty = float_where_empty(reference, calibrated.plan, calibrated.statistics, config)
-        plan = compute_qparams(reference, plan, calibrated.source)
-        context = make_context(model, reference, samples, config, progress)
-        draft = Draft(reference, reference, plan, channel_means(calibrated.statistics or {}))
-        draft, context, tuning = tuned(draft, context)
-        table = cache(partial(_table, model, reference, draft.plan))
-        draft, effects = corrected(draft, context)
-        draft, search = reach(draft, goal, context)
-        draft = explained(draft, tuning)
+        improved = _improved(calibrated, config, progress, goal)
         progress("writing and checking the model")
-        check = partial(accept_static, plan=draft.plan, reference=reference, context=context)
-        if config.tables:
-            tables.write(tables.encode_all(table(), config.tables))
-        written = with_ranks(as_written(draft.model, draft.plan), reference, samples, config)
-        accepted = write_validated(written, output, check)
-        return conclude(
-            QuantResult(
-                request=Request(model, os.fspath(output), calibrated.origin, config),
-                plan=draft.plan,
-                make_table=table,
-                quality=accepted.quality,
-                verdicts=accepted.verdicts,
-                judged_on=samples.eval_source,
-                skipped=samples.skipped,
-                warnings=(
-                    *calibrated.warnings,
-                    *empty,
-                    *(search.warnings if search else ()),
-                    *(tuning.warnings if tuning else ()),
-                    *static_warnings(accepted, draft.plan, reference, context),
-                ),
-                speed=accepted.speed,
-                int8_bytes=accepted.size,
-                statistics=calibrated.statistics,
-                corrections=effects,
-                search=search,
-                tuning=tuning,
-            ),
-            calibrated.started,
-        )
+        return conclude(_written(calibrated, improved, output), calibrated.started)
+
+
+@dataclass(frozen=True)
+class _Improved:
+    """What the algorithms made of a calibrated model.
+
+    Attributes:
+        config: the options, which exclude what reads always-empty tensors.
+        draft: the draft to write.
+        context: the samples, and the options that exclude the nodes of ``tuning`` too.
+        table: makes the table of the ranges before corrections.
+        effects: the effect of each correction.
+        search: how the goal was reached; None if there was none.
+        tuning: the nodes that are kept in float because float is faster; None without autotuning.
+        warnings: warnings about the draft.
+    """
+
+    config: QuantConfig
+    draft: Draft
+    context: CorrectionContext
+    table: Callable[[], Table]
+    effects: tuple[Effect, ...]
+    search: Search | None
+    tuning: Tuning | None
+    warnings: tuple[str, ...]
+
+
+def _improved(
+    calibrated: Calibrated, config: QuantConfig, progress: Progress, goal: Goal | None
+) -> _Improved:
+    """Compute the parameters, and run the requested algorithms."""
+    model, reference, statistics = calibrated.path, calibrated.reference, calibrated.statistics
+    plan, config, empty = float_where_empty(reference, calibrated.plan, statistics, config)
+    plan = compute_qparams(reference, plan, calibrated.source)
+    context = make_context(model, reference, calibrated.samples, config, progress)
+    draft = Draft(reference, reference, plan, channel_means(statistics or {}))
+    draft, context, tuning = tuned(draft, context)
+    table = cache(partial(_table, model, reference, draft.plan))
+    draft, effects = corrected(draft, context)
+    draft, search = reach(draft, goal, context)
+    draft = explained(draft, tuning)
+    warnings = (*empty, *(search.warnings if search else ()), *(tuning.warnings if tuning else ()))
+    return _Improved(config, draft, context, table, effects, search, tuning, warnings)
+
+
+def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathLike[str]) -> QuantResult:
+    """Write and check the model and its tables."""
+    reference, samples = calibrated.reference, calibrated.samples
+    draft, context, config = improved.draft, improved.context, improved.config
+    check = partial(accept_static, plan=draft.plan, reference=reference, context=context)
+    if config.tables:
+        tables.write(tables.encode_all(improved.table(), config.tables))
+    written = with_ranks(as_written(draft.model, draft.plan), reference, samples, config)
+    accepted = write_validated(written, output, check)
+    return QuantResult(
+        request=Request(calibrated.path, os.fspath(output), calibrated.origin, config),
+        plan=draft.plan,
+        make_table=improved.table,
+        quality=accepted.quality,
+        verdicts=accepted.verdicts,
+        judged_on=samples.eval_source,
+        skipped=samples.skipped,
+        warnings=(
+            *calibrated.warnings,
+            *improved.warnings,
+            *static_warnings(accepted, draft.plan, reference, context),
+        ),
+        speed=accepted.speed,
+        int8_bytes=accepted.size,
+        statistics=calibrated.statistics,
+        corrections=improved.effects,
+        search=improved.search,
+        tuning=improved.tuning,
+    )
 
 
 def _table(model: str | os.PathLike[str], simple: ir.Model, plan: QuantPlan) -> Table:

@@ -15,15 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from onnxq.calibration.sample_split import Data
-from onnxq.torch.calls import Call, to_numpy
-
-Path = tuple[str | int, ...]
-"""The keys and positions that lead to a tensor."""
+from onnxq.torch.calls import Call, Path, tensor_paths, to_numpy
 
 
 @dataclass(frozen=True)
@@ -76,20 +71,12 @@ def batches_for(module: torch.nn.Module, call: Call, names: Sequence[str], data:
     if isinstance(data, str | os.PathLike | Mapping) or not isinstance(data, Iterable):
         return data
     parameters = list(inspect.signature(module.forward).parameters)
-    by_position = [*_tensor_paths(call.args), *_tensor_paths(dict(call.kwargs))]
+    by_position = [*tensor_paths(call.args), *tensor_paths(dict(call.kwargs))]
     named = [
         (parameters[path[0]], *path[1:]) if isinstance(path[0], int) and path[0] < len(parameters) else path
         for path in by_position
     ]
     return Batches(data, names, (by_position, named))
-
-
-def _tensor_paths(arguments: Any) -> Iterator[Path]:
-    """Yield the place of each tensor in a container of containers."""
-    found, _ = pytree.tree_flatten_with_path(arguments)
-    for path, leaf in found:
-        if isinstance(leaf, torch.Tensor):
-            yield tuple(getattr(k, "key", getattr(k, "idx", getattr(k, "name", ""))) for k in path)
 
 
 def _at(value: Any, path: Path) -> Any:
@@ -105,7 +92,7 @@ def _at(value: Any, path: Path) -> Any:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, torch.Tensor | np.ndarray) or hasattr(value, "__array__")
+    return hasattr(value, "__array__")
 
 
 def _array(name: str, value: Any) -> Any:

@@ -17,6 +17,9 @@ from onnxq.core.errors import CalibrationError, ConfigError
 
 Forward = Callable[..., Any]
 
+Path = tuple[str | int, ...]
+"""The keys and positions that lead to a tensor."""
+
 Example = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, positional arguments, or arguments by name."""
 
@@ -173,16 +176,24 @@ def tensors_of(output: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
+def tensor_paths(values: Any) -> list[Path]:
+    """List the place of each tensor in a container of containers."""
+    found, _ = pytree.tree_flatten_with_path(values)
+    return [tuple(map(_step, path)) for path, leaf in found if isinstance(leaf, torch.Tensor)]
+
+
+def _step(key: Any) -> str | int:
+    """The key in a dictionary, the name of a field, or the position in a sequence."""
+    step: str | int = getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))
+    return step
+
+
 def output_names(output: Any) -> list[str | None]:
     """List the key of each tensor in an output; None unless it is in a dictionary or in named fields."""
-    found, _ = pytree.tree_flatten_with_path(output)
-    return [_key(path) for path, leaf in found if isinstance(leaf, torch.Tensor)]
-
-
-def _key(path: tuple[Any, ...]) -> str | None:
-    keys = [getattr(step, "key", getattr(step, "name", getattr(step, "idx", None))) for step in path]
-    named = any(isinstance(key, str) for key in keys)
-    return "_".join(map(str, keys)) if named else None
+    return [
+        "_".join(map(str, path)) if any(isinstance(step, str) for step in path) else None
+        for path in tensor_paths(output)
+    ]
 
 
 def to_numpy(tensor: torch.Tensor, name: str) -> NDArray[np.generic]:

@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from calibrators.held_noise import noisy_outputs
 from onnxq.core.errors import ConfigError, ModelError
 from onnxq.graph.files import check_place, write_validated
 from onnxq.graph.nodes import name_of
@@ -92,7 +93,8 @@ def export(
             keys = names_in(module(*call.args, **call.kwargs))
         name_interface(model, inputs, list(output_names or _free(keys, inputs)))
         sizes = _sizes(call, traced.other)
-        found = write_validated(model, path, partial(check_same, module, inputs, sizes))
+        check = partial(check_same, module, inputs, sizes, noisy_outputs(model))
+        found = write_validated(model, path, check)
     return Exported(
         path=os.fspath(path),
         inputs=tuple(inputs),

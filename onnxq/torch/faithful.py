@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import calibrators.errors
-from calibrators.held_noise import noisy_outputs
-from calibrators.onnx_files import read_model
 from calibrators.session import RUNTIME_ERRORS, brief, open_session
 from onnxq.core.errors import ModelError
 from onnxq.core.numerics import sqnr
@@ -41,6 +39,7 @@ def check_same(
     module: torch.nn.Module,
     inputs: Sequence[str],
     calls: Mapping[int, Call],
+    noisy: Collection[str],
     path: Path,
 ) -> dict[int, float]:
     """Compare all outputs of the ONNX model at ``path`` with those of ``module``, for each of ``calls``.
@@ -51,6 +50,7 @@ def check_same(
         module: the module, in eval mode.
         inputs: the names of the model's inputs.
         calls: the calls to check, by batch size.
+        noisy: the outputs that random numbers go into; they are compared in shape only.
         path: the ONNX file.
 
     Returns:
@@ -63,9 +63,9 @@ def check_same(
         session = open_session(path)
     except calibrators.errors.CalibrationError as error:
         raise ModelError(f"the exported model cannot be run: {error}") from error
-    noisy = noisy_outputs(read_model(path))
     if noisy:
-        logger.warning("not compared with the module's, because random numbers go in: %s", ", ".join(noisy))
+        names = ", ".join(sorted(noisy))
+        logger.warning("not compared with the module's, because random numbers go in: %s", names)
     found: dict[int, float] = {}
     for size, call in calls.items():
         try:

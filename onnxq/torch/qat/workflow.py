@@ -33,7 +33,7 @@ from onnxq.core.errors import ModelError
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import silent
 from onnxq.core.unused import TRAINING, refuse
-from onnxq.graph.files import load, write_validated
+from onnxq.graph.files import write_validated
 from onnxq.graph.nodes import name_of
 from onnxq.graph.qdq.insert_qdq import as_written
 from onnxq.pipelines.acceptance import accept, verify_static
@@ -125,12 +125,7 @@ def prepare_qat(
         OnnxqError: the target is unknown, the module cannot be exported or has nothing to quantize, or the
             data does not fit.
     """
-    options = config or QuantConfig()
-    options = options if target is None else options.model_copy(update={"target": target})
-    if options.save_statistics is not None:
-        check_written([options.save_statistics], None, data, options)
-    refuse(options, TRAINING, "quantization-aware training takes no {}: leave them out, or use PTQ")
-    get_target(options.target)  # a wrong name raises before the work
+    options = _options(config, target, data)
     check_float(module)
     ours = copy.deepcopy(module)
     call = example_call(ours, example_inputs)
@@ -139,8 +134,8 @@ def prepare_qat(
     options = Layers().added_to(options, module, seen.onnx)
     simple, plan = prepare_loaded(seen.onnx, type(module).__name__, options)
     data = options.data if data is None else data
-    samples = [_sample(simple, call)] if data is None else batches_for(ours, call, _names(simple), data)
-    plan = _calibrated(simple, plan, samples, options)
+    batches = [_sample(simple, call)] if data is None else batches_for(ours, call, _names(simple), data)
+    plan = _calibrated(simple, plan, batches, options)
     placement = find_places(plan, simple, seen)
     _tell(placement, plan)
     quantizers = _insert(seen, placement, plan, learn_scales, call.tensors[0].device)
@@ -149,9 +144,7 @@ def prepare_qat(
         "captured": seen.captured,
         "config": options,
         "params": plan.params,
-        "quantizers": {
-            place.group.name: (_key(place.group.name), place.layout) for place in placement.places
-        },
+        "quantizers": {p.group.name: (_key(p.group.name), p.layout) for p in placement.places},
         "call": call,
         "types": {name: tensor.dtype for name, tensor in _state(ours).items()},
     }
@@ -179,9 +172,11 @@ def convert_qat(module: nn.Module, path: str | os.PathLike[str]) -> QatResult:
     simple, plan = prepare_loaded(recipe.captured.onnx(state), type(inner).__name__, recipe.config)
     plan = compute_qparams(simple, plan, partial(_calibrated_params, recipe), _learned(inner, recipe))
     feeds = _sample(simple, recipe.call)
+    noisy = noisy_outputs(simple)
     with as_onnxq_errors():
         evaluator = AccuracyEvaluator(simple, [Sample("example inputs", feeds)])
-        compared = partial(_compared, feeds=feeds, expected=outputs, kinds=evaluator.kinds)
+        expected = {n: a for n, a in zip(evaluator.kinds, outputs, strict=True) if n not in noisy}
+        compared = partial(_compared, feeds=feeds, expected=expected, kinds=evaluator.kinds)
         verify = partial(verify_static, plan=plan, config=recipe.config, evaluator=evaluator)
         check = partial(accept, evaluator=evaluator, verify=verify)
         accepted, ratio, agreement = write_validated(
@@ -204,6 +199,17 @@ def _state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 # --- before training ----------------------------------------------------------------------------------
+
+
+def _options(config: QuantConfig | None, target: str | None, data: Data | None) -> QuantConfig:
+    """Choose the target, and refuse what is wrong before the work begins."""
+    options = config or QuantConfig()
+    options = options if target is None else options.model_copy(update={"target": target})
+    if options.save_statistics is not None:
+        check_written([options.save_statistics], None, data, options)
+    refuse(options, TRAINING, "quantization-aware training takes no {}: leave them out, or use PTQ")
+    get_target(options.target)  # a wrong name raises here
+    return options
 
 
 def _names(simple: ir.Model) -> list[str]:
@@ -317,17 +323,15 @@ def _calibrated_params(recipe: Recipe, group: Group) -> QuantParams:
 
 
 def _compared(
-    draft: Path, feeds: dict[str, Array], expected: Sequence[Array], kinds: Mapping[str, OutputKind]
+    draft: Path, feeds: dict[str, Array], expected: Mapping[str, Array], kinds: Mapping[str, OutputKind]
 ) -> tuple[float, float | None]:
     """SQNR in dB and agreement of the file's outputs for the example inputs, each of the worst output.
 
-    Outputs that random numbers go into are left out.
+    Only the ``expected`` outputs count.
     """
-    given = open_session(draft, optimize=False).run(None, feeds)
-    noisy = noisy_outputs(load(draft))
-    chosen = [index for index, name in enumerate(kinds) if name not in noisy]
-    pair = [expected[index] for index in chosen], [given[index] for index in chosen]
-    quality = outcome({n: kind for n, kind in kinds.items() if n not in noisy}, [pair], 1)
+    given = dict(zip(kinds, open_session(draft, optimize=False).run(None, feeds), strict=True))
+    pair = list(expected.values()), [given[name] for name in expected]
+    quality = outcome({name: kinds[name] for name in expected}, [pair], 1)
     return math.inf if math.isnan(quality.sqnr) else quality.sqnr, quality.agreement
 
 
