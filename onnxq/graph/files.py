@@ -23,7 +23,6 @@ from calibrators.onnx_files import (
     UnusableModelError,
     external_locations,
     from_proto,
-    read_model,
     read_proto,
     root_graphs,
     save_model,
@@ -49,6 +48,10 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         ModelError: the file is missing, truncated, empty or no ONNX model, or its external data is missing
             or too short.
     """
+    return _convert(_read(path), Path(path).absolute())
+
+
+def _read(path: str | os.PathLike[str]) -> onnx.ModelProto:
     file = Path(path).absolute()
     if not file.exists():
         raise ModelError(f"{path}: no such file. Give the path of an ONNX model.")
@@ -56,17 +59,19 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise ModelError(f"{path}: is a directory. Give the path of the .onnx file in it.")
     if atomic.is_special(file):
         raise ModelError(f"{path} {atomic.NOT_PLAIN}. Give the path of an .onnx file.")
-    model = _parse(file)
+    with _format_errors(str(file)):
+        return read_proto(file)
+
+
+def _convert(proto: onnx.ModelProto, file: Path) -> ir.Model:
+    """Convert the contents of a file, which may be changed, to a model, and check it."""
+    with _format_errors(str(file)):
+        model = from_proto(proto, file.parent)
     _check_is_model(model, file)
     _check_external_data(model, file)
     _type_weights(model)
     _sort(model, file)
     return model
-
-
-def _parse(file: Path) -> ir.Model:
-    with _format_errors(str(file)):
-        return read_model(file)
 
 
 def from_memory(proto: onnx.ModelProto) -> ir.Model:
@@ -310,9 +315,10 @@ def files_of(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     Raises:
         ModelError: the model cannot be read.
     """
-    load(path)  # checks that all files are there
-    locations = external_locations(read_proto(path))
-    return (Path(path), *(Path(path).absolute().parent / name for name in sorted(locations)))
+    file, proto = Path(path).absolute(), _read(path)
+    locations = external_locations(proto)  # of sparse tensors too, which the model holds in memory
+    _convert(proto, file)  # checks that all files are there
+    return (Path(path), *(file.parent / name for name in sorted(locations)))
 
 
 def external_files(model: ir.Model) -> tuple[Path, ...]:

@@ -152,7 +152,7 @@ def test_unreadable(tmp_path, model, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(files, "read_model", denied)
+    monkeypatch.setattr(files, "read_proto", denied)
     with pytest.raises(ModelError, match=r"cannot be read \(Permission denied\)"):
         load(path)
 
