@@ -43,16 +43,21 @@ def _conv_transpose_axis(node: ir.Node, rank: int) -> int | None:
     return 1 if groups_of(node) == 1 else None
 
 
+def _flag(node: ir.Node, name: str) -> int:
+    """1 if an attribute of a Gemm is set, else 0: runtimes take any number but 0 for true."""
+    return int(node.attributes.get_int(name, 0) != 0)
+
+
 WEIGHTED: Mapping[str, Weighted] = {
     "Conv": Weighted(lambda node, rank: 0),
     "ConvTranspose": Weighted(_conv_transpose_axis),
-    "Gemm": Weighted(lambda node, rank: 0 if node.attributes.get_int("transB", 0) else 1),
+    "Gemm": Weighted(lambda node, rank: 1 - _flag(node, "transB")),
     # Runtimes support no axis for a stack of matrices: it gets one scale for all.
     "MatMul": Weighted(lambda node, rank: 1 if rank == 2 else None, bias=None),
 }
 
 SUMMED_AXIS: Mapping[str, Callable[[ir.Node], int]] = {
-    "Gemm": lambda node: node.attributes.get_int("transB", 0),
+    "Gemm": lambda node: _flag(node, "transB"),
     "MatMul": lambda node: 0,
 }
 """Operator -> function from its node to the weight axis that it sums over, which is cut into blocks."""
@@ -60,10 +65,7 @@ SUMMED_AXIS: Mapping[str, Callable[[ir.Node], int]] = {
 INPUT_CHANNELS: Mapping[str, Callable[[ir.Node, Shape], tuple[int, int]]] = {
     "Conv": lambda node, shape: (1, shape[1] * groups_of(node)),
     "ConvTranspose": lambda node, shape: (1, shape[0]),
-    "Gemm": lambda node, shape: (
-        1 - node.attributes.get_int("transA", 0),
-        shape[node.attributes.get_int("transB", 0)],
-    ),
+    "Gemm": lambda node, shape: (1 - _flag(node, "transA"), shape[_flag(node, "transB")]),
 }
 """Operator -> function from node and weight shape to the input-channel axis of the data, and its size."""
 

@@ -128,8 +128,9 @@ def test_data_that_several_read_is_quantized_once(make, tmp_path):
     assert made.closeness() > 35
 
 
-def test_a_gemm_that_transposes_its_weight(make, tmp_path):
-    made = make(GEMM)
+@pytest.mark.parametrize("flag", ["1", "2"])  # runtimes take any number but 0 for true
+def test_a_gemm_that_transposes_its_weight(make, tmp_path, flag):
+    made = make(GEMM.replace("transB=1", f"transB={flag}"))
     assert made.fused(tmp_path) == {"DynamicQuantizeMatMul": 1}
     assert made.closeness() > 35
 
