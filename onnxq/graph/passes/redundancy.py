@@ -116,19 +116,24 @@ def _merge(first: ir.Node, second: ir.Node) -> None:
 class RemoveUnusedPass(ir.passes.InPlacePass):
     """Remove nodes and initializers that no output needs, with the bodies of removed If, Loop and Scan.
 
-    The pass of onnx_ir leaves the nodes in such a body among the readers of outer tensors.
+    Other passes leave the nodes in such bodies among the readers of outer tensors.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove all of them."""
-        owners = {node: bodies for node in all_nodes(model) if (bodies := _bodies(node))}
-        modified = common.RemoveUnusedNodesPass()(model).modified
-        for body in (each for node, bodies in owners.items() if node.graph is None for each in bodies):
-            for inner in ir.traversal.RecursiveGraphIterator(body):
-                inner.resize_inputs(0)
+        modified = _forget_removed_readers(model)
+        modified |= common.RemoveUnusedNodesPass()(model).modified
+        modified |= _forget_removed_readers(model)
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _bodies(node: ir.Node) -> list[ir.Graph]:
-    own = (each for each in node.attributes.values() if not each.is_ref())
-    return [each.as_graph() for each in own if each.type == ir.AttributeType.GRAPH]
+def _forget_removed_readers(model: ir.Model) -> bool:
+    """Take nodes that are in no graph of the model from the readers of its tensors."""
+    nodes = set(all_nodes(model))
+    values = [out for node in nodes for out in node.outputs]
+    for graph in model.graphs():
+        values += [*graph.inputs, *graph.initializers.values()]
+    removed = {use.node for value in values for use in value.uses()} - nodes
+    for node in removed:
+        node.resize_inputs(0)
+    return bool(removed)

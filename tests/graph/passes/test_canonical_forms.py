@@ -269,6 +269,18 @@ def test_unused_nodes_and_weights_go():
     assert not after.graph.initializers
 
 
+def test_the_branch_that_is_never_taken_is_no_reader():
+    after = both(
+        """g (float[N,4] x) => (float[N,4] y) <bool always = {1}, float[4,4] w> {
+            a = MatMul(x, w)
+            y = If(always) <then_branch = t () => (float[N,4] p) { p = Neg(a) },
+                            else_branch = e () => (float[N,4] r) { q = Relu(a) r = Abs(q) }>
+        }""",
+        {"MatMul": 1, "Neg": 1},
+    )
+    assert [use.node.op_type for use in after.graph.node(0).outputs[0].uses()] == ["Neg"]
+
+
 def test_the_body_of_an_unused_node_is_no_reader():
     after = both(
         """g (float[N,4] x, bool c) => (float[N,4] y) <float[4,4] w> {
