@@ -39,6 +39,9 @@ PLAIN = (str, int, float, Message)
 MESSAGES = type(onnx.GraphProto().node)
 """The class of a list of protobuf messages."""
 
+TRIMMED = "trimmed"
+"""Key in `ir.Model.meta`: whether the file had last inputs without a name."""
+
 TENSOR_ATTRIBUTES = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
 
 
@@ -126,12 +129,25 @@ def from_proto(proto: onnx.ModelProto, folder: str | os.PathLike[str] = "") -> i
     except (OSError, ValueError) as e:
         raise UnusableModelError(str(e)) from e
     kinds = _take_opaque(parts, proto.graph)
+    trimmed = [part for part in parts if isinstance(part, onnx.NodeProto) and _trim(part)]
     model: ir.Model = ir.from_proto(proto)
+    model.meta[TRIMMED] = bool(trimmed)
     for root in root_graphs(model):
         ir.external_data.set_base_dir(root, folder)
     for value in _interface(model):
         value.type = kinds.get(value.name or "", value.type)
     return model
+
+
+def _trim(node: onnx.NodeProto) -> bool:
+    """Leave out the last inputs if they have no name, which means the same; return whether there are such.
+
+    ONNX Runtime's fusions read them as they are, which ends the process.
+    """
+    count = len(node.input)
+    while node.input and not node.input[-1]:
+        node.input.pop()
+    return len(node.input) < count
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:

@@ -20,7 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from calibrators.errors import CalibrationError
 from calibrators.exact_kernels import has_blocks, with_own_weights, with_zero_points
 from calibrators.held_noise import hold
-from calibrators.onnx_files import read_model, save_model, stored_tensors, to_proto
+from calibrators.onnx_files import TRIMMED, read_model, save_model, stored_tensors, to_proto
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def open_session(
         options.profile_file_prefix = os.fspath(profile)
         _save_graph(options, Path(f"{os.fspath(profile)}.onnx"))
     if not exact or save_fused is not None:
-        return _open(model, outputs, options, providers)
+        return _open(_trimmed(model), outputs, options, providers)
     is_plain = not optimize or profile is not None
     model, saturated = _prepared(model, is_plain)
     if is_plain:
@@ -175,7 +175,13 @@ def _prepared(model: Model, is_plain: bool) -> tuple[Model, bool]:
     saturated = not is_plain and saturates() and not has_blocks(held)
     if saturated:
         held = with_zero_points(held)
-    return (model if held is loaded else held), saturated
+    return (model if held is loaded and not held.meta.get(TRIMMED) else held), saturated
+
+
+def _trimmed(model: Model) -> Model:
+    """Return a model whose last inputs have names: ONNX Runtime's fusions take no others."""
+    loaded = as_model(model)
+    return loaded if loaded.meta.get(TRIMMED) else model
 
 
 def _open_unfused(

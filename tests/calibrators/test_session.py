@@ -247,3 +247,15 @@ def test_no_other_provider_takes_the_place_of_one_that_does_not_start(model, mon
     with pytest.raises(CalibrationError, match="does not start"):
         open_session(model, providers=["CUDAExecutionProvider"])
     assert not caplog.records
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_last_inputs_without_a_name_do_not_end_the_process(tmp_path, exact):
+    """ONNX Runtime fuses the two nodes, and reads the bias that is not there."""
+    graph = """g (float[N,3,8] x) => (float[N,3,8] y) <float[8] gamma>
+    { r = Add(x, x) y = LayerNormalization(r, gamma) }"""
+    proto = ir.to_proto(parse(graph, opset=17))
+    proto.graph.node[1].input.append("")
+    onnx.save(proto, tmp_path / "m.onnx")
+    session = open_session(tmp_path / "m.onnx", exact=exact)
+    assert session.run(None, {"x": np.ones((1, 3, 8), np.float32)})[0].shape == (1, 3, 8)
