@@ -19,6 +19,12 @@ def _shared() -> Path:
     return Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
 
 
+@pytest.fixture(autouse=True)
+def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Int8 is faster than float wherever `--autotune auto` looks: no test depends on this machine's speed."""
+    monkeypatch.setattr("onnxq.algorithms.autotune.apply.is_fast", lambda *_: True)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with evaluation data: ``ONNXQ_SHARED``, or ``../shared/data`` beside the checkout."""

@@ -35,6 +35,14 @@ class Draft:
         """Return the Q/DQ model."""
         return insert_qdq(self.model, self.plan)
 
+    def explained(self, reasons: Mapping[str, str]) -> Draft:
+        """Return a copy with other ``reasons`` for float nodes in its plan, by the names of the nodes."""
+        told = {
+            name: replace(node, reason=reasons.get(name, node.reason))
+            for name, node in self.plan.float_nodes.items()
+        }
+        return replace(self, plan=replace(self.plan, float_nodes=told))
+
     def with_constants(self, arrays: Mapping[str, NDArray[np.generic]]) -> Draft:
         """Return a copy whose ``model`` has new values in some initializers; their types are kept."""
         return replace(self, model=with_constants(self.model, arrays))

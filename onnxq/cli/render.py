@@ -18,6 +18,7 @@ from calibrators.session import saturates
 from calibrators.statistics import Statistics
 from calibrators.statistics.stability import Stability, run_stability, stability
 from onnxq.algorithms.autotune.tuner import Tuning
+from onnxq.algorithms.mixed_precision.floor import Rescue
 from onnxq.algorithms.mixed_precision.search import Search
 from onnxq.algorithms.mixed_precision.trials import TrialResult
 from onnxq.algorithms.sensitivity.analysis import Sensitivity
@@ -276,6 +277,8 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     yield from (("correction", text) for text in _correction_rows(result))
     if result.search is not None:
         yield from (("goal", text) for text in _search_rows(result.search))
+    if result.rescue is not None:
+        yield "floor", _rescue_row(result.rescue)
     if result.tuning is not None:
         yield from (("autotune", text) for text in _tuning_rows(result.tuning))
     if result.speed is not None:
@@ -332,6 +335,14 @@ def _attempt(search: Search, attempt: TrialResult) -> Iterator[str]:
         yield f"{attempt.speed:.2f} times as fast"
     if search.chosen.widened:
         yield f"constants {decimal(attempt.size)}"
+
+
+def _rescue_row(rescue: Rescue) -> str:
+    """Return what was done where the accuracy was below the floor."""
+    if not rescue.floats:
+        return f"SQNR {rescue.before:.2f} dB is below {rescue.floor}, and no few nodes in float help"
+    nodes = f"{_counted(len(rescue.floats), 'node')} kept in float: {shorten(list(rescue.floats))}"
+    return f"{nodes}; SQNR {rescue.before:.2f} -> {rescue.after:.2f} dB"
 
 
 def _tuning_rows(tuning: Tuning) -> Iterator[str]:

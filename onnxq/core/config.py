@@ -23,6 +23,7 @@ from calibrators.atomic import staged
 from calibrators.data.preprocess import parse_preprocess
 from calibrators.errors import CalibrationError
 from onnxq.core.errors import ConfigError
+from onnxq.core.floor import LEAST_SQNR
 from onnxq.core.goal import parse_goal
 from onnxq.core.option_errors import explain
 from onnxq.core.overrides import Override, parse_override
@@ -33,6 +34,7 @@ Correction = Literal["center", "equalize", "ranges", "rounding", "adaround", "bi
 ActivationType = Literal["uint8", "int8", "uint16", "int16"]
 WeightType = Literal["uint8", "int8", "uint4", "int4", "float16"]
 Mode = Literal["static", "dynamic"]
+Autotune = Literal["auto", "off", "full"]
 WeightMethod = Literal["mse", "absmax"]
 Verify = Literal["auto", "full", "off"]
 TableFormat = Literal[
@@ -55,6 +57,11 @@ def _named(path: Any) -> Any:
     if path == "":
         raise PydanticCustomError("path_type", "an empty path")
     return path
+
+
+def _switched(value: Any) -> Any:
+    """Read a switch: YAML reads ``off`` as false, and earlier versions had no other values."""
+    return {True: "full", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 def _several(names: Any) -> Any:
@@ -160,6 +167,17 @@ class QuantConfig(BaseModel):
         "sqnr>=25 (dB), agreement>=0.99",
         "GOAL",
     )
+    floor: float = _option(
+        "goal",
+        LEAST_SQNR,
+        "keep nodes in float where an output would be of no use: below this SQNR in dB, or with less than "
+        "90% equal decisions below 20 dB; 0: never",
+        "DB",
+        ge=0,
+    )
+    strict: bool = _option(
+        "goal", False, "write nothing, and exit with 1, where a result should not be trusted"
+    )
     search_log: _Path | None = _option(
         "goal", None, "log the search for --goal; the same command resumes it from there", "FILE"
     )
@@ -184,10 +202,11 @@ class QuantConfig(BaseModel):
         ".yaml file that describes a target",
         "NAME",
     )
-    autotune: bool = _option(
+    autotune: Annotated[Autotune, BeforeValidator(_switched)] = _option(
         "speed",
-        False,
-        "keep nodes in float where float is faster, measured on this machine with ONNX Runtime and --threads",
+        "auto",
+        "keep nodes in float where float is faster, measured on this machine with ONNX Runtime and "
+        "--threads; auto: only if int8 is hardly faster than float; full: always, as long as it takes",
     )
     mode: Mode = _option(
         "mode",
@@ -378,7 +397,7 @@ def _parsed(overrides: tuple[str, ...]) -> tuple[Override, ...]:
 
 
 STATIC_ONLY = (
-    *("method", "percentile", "every_element", "time_limit", "goal", "search_log", "autotune"),
+    *("method", "percentile", "every_element", "time_limit", "goal", "search_log", "floor", "autotune"),
     *("from_table", "table", "table_format", "save_statistics", "activation", "block_size"),
     *("quantize_outputs", "override"),
 )

@@ -11,7 +11,7 @@ from onnxq.core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_SEARCH = ("goal", "search_log", "autotune")
+_SEARCH = ("goal", "search_log", "floor", "autotune")
 _CORRECTIONS = ("correct", "time_limit")
 _TABLES = ("table", "table_format")
 _SAMPLES = ("preprocess", "samples", "batch_size", "skip_bad_samples", "every_element")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,23 +18,21 @@ from onnxq.algorithms.autotune.apply import CPU_PROVIDER, runs_here, timing_samp
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError
+from onnxq.core.floor import GOOD_SQNR, Floor
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import load, size_on_disk
 from onnxq.targets.lookup import get_target
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.checkers import ask_runtimes
-from onnxq.verify.latency import Speed, significantly_faster, time_interleaved
+from onnxq.verify.latency import NEGLIGIBLE_SECONDS, Speed, significantly_faster, time_interleaved
 from onnxq.verify.legality import LEGALITY, check
 from onnxq.verify.subject import Subject
 from onnxq.verify.verdict import Verdict
 
 logger = logging.getLogger(__name__)
 
-POOR_SQNR = 10.0
-"""dB; below it, the error has more than a tenth of the power of the output itself."""
-
-GOOD_SQNR = 20.0
-"""dB; the advised goal, with an error of a hundredth of the power."""
+_FLOOR = Floor()
+"""Warnings do not depend on the options: no floor is no reason to say nothing."""
 
 BUILD_SECONDS = {"auto": 60.0, "full": 3600.0, "off": 0.0}
 """How long a runtime may take to build the model, by `QuantConfig.verify`."""
@@ -46,14 +43,16 @@ VERIFIED_ON = 2
 NAMED = 3
 """The number of broken rules that a message names."""
 
+NO_DATA = (
+    "NO CALIBRATION DATA: ranges come from synthetic inputs and the accuracy is UNKNOWN. "
+    "Give real samples with --data."
+)
+
 MOSTLY_FLOAT = 0.9
 """Share of the bytes of all weights: if more are kept in float, users would not call the model quantized."""
 
 RACE_SECONDS, LEAST_TURNS, MOST_TURNS = 0.5, 3, 50
 """Duration of the final speed check, and its least and greatest number of turns."""
-
-NEGLIGIBLE_SECONDS = 1e-4
-"""If a run takes less, most of it is the overhead of the call."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def with_speed(
 ) -> Acceptance:
     """Add the final speed check to ``accepted``: time the file against its original.
 
-    Nothing is timed if another runtime runs the target, or if there are no samples.
+    Nothing is timed if another runtime runs the target, or if there are no samples and nothing was tuned.
 
     Args:
         accepted: the result of the other checks.
@@ -108,7 +107,7 @@ def with_speed(
         context: holds the original, the samples and the options.
     """
     config, original = context.config, context.evaluator.float_model
-    has_sample = bool(context.samples.given) or config.autotune
+    has_sample = bool(context.samples.given) or config.autotune != "off"
     if not has_sample or not runs_here(config) or config.providers != (CPU_PROVIDER,):
         return accepted
     sessions = [open_session(model, threads=config.threads, exact=False) for model in (original, draft)]
@@ -134,12 +133,40 @@ def accept_static(
 
     Raises:
         CalibrationError: a model does not load, or does not take a sample.
-        ModelError: the model breaks rules of its target, which is a bug in onnxq.
+        ModelError: the model breaks rules of its target, which is a bug in onnxq; or ``--strict``, and the
+            result should not be trusted.
     """
     accepted = accept(
         draft, context.evaluator, lambda path: verify_static(path, plan, context.config, context.evaluator)
     )
+    check_trusted(accepted, context)
     return with_speed(accepted, draft, reference, context)
+
+
+def check_trusted(accepted: Acceptance, context: CorrectionContext) -> None:
+    """Check with ``--strict`` that the result of the acceptance check can be trusted.
+
+    Raises:
+        ModelError: it cannot; the message says why.
+    """
+    if context.config.strict:
+        refuse_doubts(accepted, synthetic=context.samples.synthetic)
+
+
+def refuse_doubts(accepted: Acceptance, *, synthetic: bool) -> None:
+    """Refuse a model whose accuracy is unknown or below the floor, or that a runtime does not run as planned.
+
+    Args:
+        accepted: the result of its acceptance check.
+        synthetic: whether it was measured on synthetic inputs.
+
+    Raises:
+        ModelError: there are doubts; the message says which.
+    """
+    doubts = [*verdict_warnings(accepted.verdicts), *output_warnings(accepted.quality, "")]
+    doubts = [NO_DATA, *doubts] if synthetic else doubts
+    if doubts:
+        raise ModelError(f"--strict, so nothing is written: {'; '.join(map(str.strip, doubts))}")
 
 
 def verify_static(
@@ -212,13 +239,11 @@ def static_warnings(
     """
     config, samples = context.config, context.samples
     yield from speed_warnings(
-        accepted, "" if config.autotune else " --autotune keeps nodes in float where float is faster."
+        accepted,
+        "" if config.autotune == "full" else " --autotune full keeps nodes in float where float is faster.",
     )
     if samples.synthetic:
-        yield (
-            "NO CALIBRATION DATA: ranges come from synthetic inputs and the accuracy is UNKNOWN. "
-            "Give real samples with --data."
-        )
+        yield NO_DATA
     yield from samples.warnings
     advice = "Synthetic inputs may not tell." if samples.synthetic else _advice(plan, config)
     yield from model_warnings(accepted, plan, reference, advice)
@@ -238,7 +263,8 @@ def model_warnings(accepted: Acceptance, plan: QuantPlan, reference: ir.Model, a
             f"planned for integers but run in float on this ONNX Runtime ({len(floats)} nodes): "
             f"{shorten(floats)}. The model is right, but slower than it could be."
         )
-    share = float_weights(reference, plan)
+    yield from verdict_warnings(accepted.verdicts)
+    share = float_weights(reference, plan) if plan.integer_nodes else 0.0
     if share > MOSTLY_FLOAT:
         yield (
             f"{share:.0%} of the weights are kept in float: expect little gain in size or speed. "
@@ -247,14 +273,24 @@ def model_warnings(accepted: Acceptance, plan: QuantPlan, reference: ir.Model, a
     yield from output_warnings(accepted.quality, advice)
 
 
+def verdict_warnings(verdicts: Iterable[Verdict]) -> Iterator[str]:
+    """Yield a warning for each check that failed because of the whole model; `unfused` is about its nodes."""
+    for verdict in verdicts:
+        if whole := [finding for finding in verdict.errors if not finding.node]:
+            yield f"CHECK FAILED: {verdict.runtime}: {'; '.join(map(str, whole[:NAMED]))}"
+
+
 def output_warnings(quality: Quality | None, advice: str) -> Iterator[str]:
     """Yield a warning for each output that is far from the float model's, with advice, or incomparable."""
     yield from shape_warnings(quality)
     for name, output in (quality.outputs if quality else {}).items():
+        poor = f"INACCURATE: output {name!r}"
         if not output.finite:
             yield f"output {name!r} of the quantized model holds NaN or infinite numbers"
-        elif not math.isnan(output.sqnr) and output.sqnr < POOR_SQNR:
-            yield f"output {name!r} is far from the float model's: SQNR {output.sqnr:.1f} dB. {advice}"
+        elif output.sqnr < _FLOOR.sqnr:
+            yield f"{poor} is far from the float model's: SQNR {output.sqnr:.1f} dB. {advice}"
+        elif output.agreement is not None and not _FLOOR.holds(output.sqnr, output.agreement):
+            yield f"{poor} decides otherwise: agreement with float {output.agreement:.1%}. {advice}"
 
 
 def shape_warnings(quality: Quality | None) -> Iterator[str]:

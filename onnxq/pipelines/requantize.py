@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -38,7 +39,7 @@ from onnxq.graph.operators import MOVING
 from onnxq.graph.qdq.insert_qdq import as_written
 from onnxq.graph.qdq.strip_qdq import RecordedQParams, StrippedModel, strip
 from onnxq.graph.walks import upstream
-from onnxq.pipelines.acceptance import Acceptance, accept, model_warnings, verify_static
+from onnxq.pipelines.acceptance import Acceptance, accept, model_warnings, refuse_doubts, verify_static
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, quantized_node
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.pipelines.report.report import Request
@@ -128,7 +129,13 @@ def _written(simple: ir.Model, plan: QuantPlan, samples: Samples, request: Reque
     config = request.config
     evaluator = AccuracyEvaluator(request.model, samples.eval_samples or list(samples))
     verify = partial(verify_static, plan=plan, config=config, evaluator=evaluator)
-    check = partial(accept, evaluator=evaluator, verify=verify)
+
+    def check(draft: Path) -> Acceptance:
+        accepted = accept(draft, evaluator, verify)
+        if config.strict:
+            refuse_doubts(accepted, synthetic=samples.synthetic)
+        return accepted
+
     written = with_ranks(as_written(simple, plan), simple, samples, config)
     return write_validated(written, request.output, check)
 

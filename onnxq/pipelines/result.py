@@ -11,6 +11,7 @@ from calibrators.statistics import Statistics
 from onnxq.algorithms.autotune.derived_plan import without
 from onnxq.algorithms.autotune.tuner import Tuning
 from onnxq.algorithms.corrections import Effect
+from onnxq.algorithms.mixed_precision.floor import Rescue
 from onnxq.algorithms.mixed_precision.search import Search
 from onnxq.calibration.tables.table import Table
 from onnxq.core.config import QuantConfig
@@ -52,7 +53,8 @@ class QuantResult:
             calibrated.
         corrections: the effect of each correction on held-out samples, in the order in which they were tried.
         search: how the goal was reached; None if there was none.
-        tuning: the nodes that are kept in float because float is faster; None without ``--autotune``.
+        rescue: the nodes that are kept in float for the sake of the floor; None if it held.
+        tuning: the nodes that are kept in float because float is faster; None if nothing was tuned.
         float_bytes, int8_bytes: file sizes, external weights included.
         seconds: duration of the whole quantization.
     """
@@ -72,6 +74,7 @@ class QuantResult:
     statistics: Statistics | None = None
     corrections: tuple[Effect, ...] = ()
     search: Search | None = None
+    rescue: Rescue | None = None
     tuning: Tuning | None = None
     float_bytes: int = 0
     int8_bytes: int = 0
@@ -84,11 +87,11 @@ class QuantResult:
 
     @property
     def repeatable(self) -> QuantConfig:
-        """Options that give the same model on any machine: nodes that autotune kept in float are excluded."""
+        """Options that give the same model on any machine: nodes that were kept in float are excluded."""
         config = self.request.config
-        if self.tuning is None:
-            return config
-        return without(config, self.tuning.floats).model_copy(update={"autotune": False})
+        if self.tuning is not None:
+            config = without(config, self.tuning.floats).model_copy(update={"autotune": "off"})
+        return config if self.rescue is None else without(config, self.rescue.floats)
 
     @property
     def report(self) -> Report:

@@ -11,12 +11,13 @@ from functools import cache, partial
 import onnx_ir as ir
 
 from calibrators.statistics import Statistics
-from onnxq.algorithms.autotune.apply import check_measurable, explained, tuned
+from onnxq.algorithms.autotune.apply import check_measurable, tuned
 from onnxq.algorithms.autotune.tuner import Tuning
 from onnxq.algorithms.context import CorrectionContext, channel_means, make_context
 from onnxq.algorithms.corrections import Effect, check_correctable, corrected
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
+from onnxq.algorithms.mixed_precision.floor import Rescue, hold
 from onnxq.algorithms.mixed_precision.search import Search, chosen_goal, reach
 from onnxq.calibration import tables
 from onnxq.calibration.declared_shapes import with_ranks
@@ -27,6 +28,7 @@ from onnxq.calibration.tables.sources import check_plan, of_plan
 from onnxq.calibration.tables.table import Table
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
+from onnxq.core.floor import Floor
 from onnxq.core.goal import Goal
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
@@ -151,7 +153,8 @@ class _Improved:
         table: makes the table of the ranges before corrections.
         effects: the effect of each correction.
         search: how the goal was reached; None if there was none.
-        tuning: the nodes that are kept in float because float is faster; None without autotuning.
+        rescue: the nodes that are kept in float for the sake of the floor; None if it held.
+        tuning: the nodes that are kept in float because float is faster; None if nothing was tuned.
         warnings: warnings about the draft.
     """
 
@@ -161,6 +164,7 @@ class _Improved:
     table: Callable[[], Table]
     effects: tuple[Effect, ...]
     search: Search | None
+    rescue: Rescue | None
     tuning: Tuning | None
     warnings: tuple[str, ...]
 
@@ -174,13 +178,19 @@ def _improved(
     plan = compute_qparams(reference, plan, calibrated.source)
     context = make_context(model, reference, calibrated.samples, config, progress)
     draft = Draft(reference, reference, plan, channel_means(statistics or {}))
-    draft, context, tuning = tuned(draft, context)
+    draft, context, tuning = tuned(draft, context, time.perf_counter() - calibrated.started)
     table = cache(partial(_table, model, reference, draft.plan))
     draft, effects = corrected(draft, context)
     draft, search = reach(draft, goal, context)
-    draft = explained(draft, tuning)
+    draft, rescue = hold(draft, _floor(config, goal), context, time.perf_counter() - calibrated.started)
+    draft = draft.explained({**(tuning.floats if tuning else {}), **(rescue.floats if rescue else {})})
     warnings = (*empty, *(search.warnings if search else ()), *(tuning.warnings if tuning else ()))
-    return _Improved(config, draft, context, table, effects, search, tuning, warnings)
+    return _Improved(config, draft, context, table, effects, search, rescue, tuning, warnings)
+
+
+def _floor(config: QuantConfig, goal: Goal | None) -> Floor | None:
+    """Return the floor; None if there is none, or a goal, which the user has chosen."""
+    return Floor(config.floor) if config.floor and goal is None else None
 
 
 def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathLike[str]) -> QuantResult:
@@ -210,6 +220,7 @@ def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathL
         statistics=calibrated.statistics,
         corrections=improved.effects,
         search=improved.search,
+        rescue=improved.rescue,
         tuning=improved.tuning,
     )
 

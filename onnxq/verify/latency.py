@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from calibrators.data.samples import Sample
 from calibrators.session import Model, open_session
 
+NEGLIGIBLE_SECONDS = 1e-4
+"""If a run takes less, most of it is the overhead of the call."""
+
 
 @dataclass(frozen=True)
 class Speed:

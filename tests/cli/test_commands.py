@@ -96,7 +96,7 @@ def test_a_poor_result_is_told(folder, capsys):
     spread[4::5] = 1e-6  # judged on what the range is far too wide for
     save_data(folder / "d.npz", x=spread)
     assert run("quantize", "m.onnx", "o.onnx", "--data", "d.npz", "--method", "minmax", "--quiet") == 0
-    assert "warning: output 'y' is far from the float model's: SQNR" in capsys.readouterr().err
+    assert "warning: INACCURATE: output 'y' is far from the float model's: SQNR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("files", [("quantize", "m.onnx", "o.onnx"), ("calibrate", "m.onnx", "s.npz")])

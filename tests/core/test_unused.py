@@ -18,7 +18,7 @@ DATA = np.random.default_rng(0).standard_normal((10, 3, 8, 8)).astype(np.float32
 OPTIONS = {
     "goal": "sqnr>=10",
     "search_log": "log.json",
-    "autotune": True,
+    "autotune": "full",
     "table": "t.cache",
     "report": "r.html",
     "correct": "bias",

@@ -1,17 +1,30 @@
 """What is said of a written model that is not worth much."""
 
+import re
 from types import SimpleNamespace
 
+import numpy as np
 import onnx_ir as ir
 import pytest
+from graphs import parse
 
+import onnxq
 from onnxq.core.config import QuantConfig
+from onnxq.core.errors import ModelError
+from onnxq.core.floor import LEAST_SQNR
 from onnxq.core.plan import Group, QuantPlan, QuantSpec
-from onnxq.pipelines.acceptance import POOR_SQNR, Acceptance, output_warnings, static_warnings
+from onnxq.pipelines.acceptance import (
+    Acceptance,
+    output_warnings,
+    refuse_doubts,
+    static_warnings,
+    verdict_warnings,
+)
 from onnxq.verify.accuracy import OutputQuality, Quality
+from onnxq.verify.verdict import refused, unchecked
 
 
-def said(sqnr=POOR_SQNR - 1, weight=ir.DataType.INT8, synthetic=False, finite=True, **options):
+def said(sqnr=LEAST_SQNR - 1, weight=ir.DataType.INT8, synthetic=False, finite=True, **options):
     group = Group("w", QuantSpec(weight, symmetric=True), ("w",), (), constant=True)
     plan = QuantPlan("onnxruntime", (), (), {"w": group}, {"n": "Conv"}, {})
     quality = Quality({"y": OutputQuality(sqnr, None, finite)}, 4)
@@ -25,7 +38,7 @@ def said(sqnr=POOR_SQNR - 1, weight=ir.DataType.INT8, synthetic=False, finite=Tr
 
 
 def test_a_good_result_is_not_doubted():
-    assert said(sqnr=POOR_SQNR + 1) == []
+    assert said(sqnr=LEAST_SQNR + 1) == []
 
 
 def test_a_poor_result_comes_with_what_to_do():
@@ -70,3 +83,58 @@ def test_what_was_not_compared_is_told():
     quality = Quality({"y": OutputQuality(30.0, None, incomparable=2), "z": OutputQuality(30.0, None)}, 4)
     (text,) = output_warnings(quality, "")
     assert text.startswith("output 'y' has other shapes than the float model's in 2 batches")
+
+
+# --- --strict -------------------------------------------------------------------------------------
+
+
+def judged(sqnr=30.0, agreement=None, verdicts=(), synthetic=False, **more):
+    quality = Quality({"y": OutputQuality(sqnr, agreement, **more)}, 4)
+    refuse_doubts(Acceptance(quality, verdicts), synthetic=synthetic)
+
+
+def test_what_can_be_trusted_is_not_refused():
+    judged()
+    judged(agreement=0.95)
+
+
+@pytest.mark.parametrize(
+    ("doubt", "told"),
+    [
+        ({"sqnr": 9.0}, "output 'y' is far from"),
+        ({"sqnr": 15.0, "agreement": 0.5}, "output 'y' decides otherwise: agreement with float 50.0%"),
+        ({"finite": False}, "NaN or infinite"),
+        ({"incomparable": 2}, "in 2 batches"),
+        ({"synthetic": True}, "accuracy is UNKNOWN"),
+        ({"verdicts": (refused("tensorrt", "no such layer"),)}, "CHECK FAILED: tensorrt: no such layer"),
+    ],
+)
+def test_what_cannot_be_trusted_is_refused(doubt, told):
+    with pytest.raises(ModelError, match=re.escape(told)) as error:
+        judged(**doubt)
+    assert "--strict, so nothing is written" in str(error.value)
+
+
+def test_a_failed_check_is_a_warning():
+    (text,) = verdict_warnings((refused("tensorrt", "no such layer"), unchecked("openvino", "not installed")))
+    assert text == "CHECK FAILED: tensorrt: no such layer"
+
+
+@pytest.mark.parametrize("run", [onnxq.quantize_static, onnxq.quantize_dynamic])
+def test_nothing_is_written_that_should_not_be_trusted(tmp_path, run):
+    """Products that are alike cancel, and nothing but their noise is left."""
+    rng = np.random.default_rng(0)
+    model = parse(
+        "g (float[N,64] x) => (float[N,64] y) <float[64,64] w, float[64,64] v> "
+        "{ a = MatMul(x, w) b = MatMul(x, v) y = Sub(a, b) }",
+        w=(weights := rng.normal(size=(64, 64)).astype(np.float32)),
+        v=weights + rng.normal(0, 0.003, (64, 64)).astype(np.float32),
+    )
+    ir.save(model, tmp_path / "m.onnx")
+    data = [{"x": rng.normal(size=(1, 64)).astype(np.float32)} for _ in range(20)]
+    config = QuantConfig(
+        strict=True, **({"floor": 0} if run is onnxq.quantize_static else {"mode": "dynamic"})
+    )
+    with pytest.raises(ModelError, match="--strict, so nothing is written: INACCURATE"):
+        run(tmp_path / "m.onnx", tmp_path / "o.onnx", data=data, config=config)
+    assert not (tmp_path / "o.onnx").exists()

@@ -1,4 +1,8 @@
-"""``--autotune``: keep the nodes of a draft in float that are faster in float on this machine."""
+"""``--autotune``: keep the nodes of a draft in float that are faster in float on this machine.
+
+With ``auto``, the default, a short look comes first: where integers are clearly faster, nothing is searched.
+The search may then take as long again as the work before it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from calibrators.data.synthetic import synthetic_samples
 from calibrators.errors import CalibrationError
 from calibrators.session import open_session
 from onnxq.algorithms.autotune.derived_plan import derive_plan, without
-from onnxq.algorithms.autotune.tuner import Tuning, tune
+from onnxq.algorithms.autotune.tuner import EFFORTS, Tuning, is_fast, tune
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.mixed_precision.replan import Replanner
@@ -24,24 +28,26 @@ from onnxq.algorithms.mixed_precision.steps import keep_float
 from onnxq.calibration.sample_split import in_batches
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
-from onnxq.core.plan import FloatNode
 from onnxq.targets import TARGETS
 from onnxq.targets.lookup import get_target
 
 logger = logging.getLogger(__name__)
 
 
+LEAST_SECONDS = 2.0
+"""The time that an automatic search may take at least: with less, times are too noisy to decide."""
+
 _RUNTIME, CPU_PROVIDER = "onnxruntime", "CPUExecutionProvider"
 
 
 def check_measurable(config: QuantConfig) -> None:
-    """Check before any work is done that ``--autotune`` can measure on this machine.
+    """Check before any work is done that ``--autotune full`` can measure on this machine.
 
     Raises:
-        ConfigError: ``--autotune`` for a target that ONNX Runtime does not run, or with another execution
-            provider than the CPU.
+        ConfigError: ``--autotune full`` for a target that ONNX Runtime does not run, or with another
+            execution provider than the CPU.
     """
-    if not config.autotune:
+    if config.autotune != "full":
         return
     if not runs_here(config):
         able = ", ".join(name for name, target in TARGETS.items() if _RUNTIME in target.runtimes)
@@ -53,23 +59,30 @@ def check_measurable(config: QuantConfig) -> None:
         raise ConfigError(f"autotune measures with {CPU_PROVIDER} only, got {', '.join(config.providers)}")
 
 
-def tuned(draft: Draft, context: CorrectionContext) -> tuple[Draft, CorrectionContext, Tuning | None]:
-    """Keep nodes in float where float is faster, if ``--autotune`` is given.
+def tuned(
+    draft: Draft, context: CorrectionContext, spent: float
+) -> tuple[Draft, CorrectionContext, Tuning | None]:
+    """Keep nodes in float where float is faster, unless ``--autotune off`` is given.
+
+    Args:
+        draft: the draft with all planned nodes in integers, with parameters.
+        context: the samples and the options.
+        spent: the time that the work took before, in seconds: an automatic search takes as long at most.
 
     Returns:
-        The draft, the context with the options that reproduce it, and the result of the tuning (None without
-        ``--autotune``).
+        The draft, the context with the options that reproduce it, and the result of the tuning (None if
+        nothing was tuned).
 
     Raises:
-        CalibrationError: ONNX Runtime refuses the model, or all samples.
+        CalibrationError: ``--autotune full``, and ONNX Runtime refuses the model, or all samples.
     """
     config = context.config
-    if not config.autotune:
+    if config.autotune == "off" or not _measurable(config) or not draft.plan.integer_nodes:
         return draft, context, None
-    session = open_session(draft.reference, threads=config.threads)
-    sample = timing_sample(session, draft.reference, context)
-    del session
-    tuning = tune(draft, sample, context)
+    search = _search if config.autotune == "full" else _search_if_slow
+    tuning = search(draft, context, spent)
+    if tuning is None:
+        return draft, context, None
     if context.samples.fit_samples:
         draft = Replanner(draft, context)(keep_float(tuning.floats))
     else:
@@ -77,16 +90,28 @@ def tuned(draft: Draft, context: CorrectionContext) -> tuple[Draft, CorrectionCo
     return draft, context.with_config(without(config, tuning.floats)), tuning
 
 
-def explained(draft: Draft, tuning: Tuning | None) -> Draft:
-    """Return ``draft`` with the reasons of ``tuning`` for the float nodes in its plan."""
-    if tuning is None:
-        return draft
-    told = {name: _explained(name, node, tuning) for name, node in draft.plan.float_nodes.items()}
-    return replace(draft, plan=replace(draft.plan, float_nodes=told))
+def _search(draft: Draft, context: CorrectionContext, spent: float) -> Tuning:
+    return tune(draft, _sample(draft, context), context, EFFORTS["full"])
 
 
-def _explained(name: str, node: FloatNode, tuning: Tuning) -> FloatNode:
-    return replace(node, reason=tuning.floats[name]) if name in tuning.floats else node
+def _search_if_slow(draft: Draft, context: CorrectionContext, spent: float) -> Tuning | None:
+    """Search where integers are hardly faster than float; a failure is no reason to write no model."""
+    try:
+        sample = _sample(draft, context)
+        if is_fast(draft, sample, context):
+            return None
+        return tune(draft, sample, context, replace(EFFORTS["auto"], seconds=max(spent, LEAST_SECONDS)))
+    except CalibrationError as error:
+        logger.info("not autotuned: %s", error)
+    except Exception as error:
+        logger.warning("not autotuned, because it failed (%s: %s)", type(error).__name__, error)
+        logger.debug("where autotuning failed", exc_info=True)
+    return None
+
+
+def _sample(draft: Draft, context: CorrectionContext) -> Sample:
+    session = open_session(draft.reference, threads=context.config.threads)
+    return timing_sample(session, draft.reference, context)
 
 
 def timing_sample(session: ort.InferenceSession, reference: ir.Model, context: CorrectionContext) -> Sample:
@@ -118,6 +143,11 @@ def timing_sample(session: ort.InferenceSession, reference: ir.Model, context: C
 def _synthetic(reference: ir.Model, config: QuantConfig) -> Iterator[Sample]:
     made = synthetic_samples(reference, input_specs(reference), config.batch_size, config.seed)
     yield from in_batches(made, reference, config)
+
+
+def _measurable(config: QuantConfig) -> bool:
+    """Whether the speed of the deployed model can be measured on this machine."""
+    return runs_here(config) and config.providers == (CPU_PROVIDER,)
 
 
 def runs_here(config: QuantConfig) -> bool:

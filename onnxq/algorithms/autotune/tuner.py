@@ -5,14 +5,19 @@
 2. A minimum cut (`partition`) gives the groups that should be in integers. The model of this cut is profiled
    too. Its times improve the next cut, until the cut does not change any more.
 3. All these models race in turns against the float model. The fastest one is taken. If it is not
-   significantly faster than float, nothing is quantized.
+   faster than float, nothing is quantized.
+
+`is_fast` is the short look that decides whether the search is worth its time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from calibrators.data.samples import Sample
@@ -28,13 +33,21 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress
 from onnxq.graph.qdq.insert_qdq import insert_qdq
-from onnxq.verify.latency import Rounds, fastest, gain, lowest_gain, time_interleaved, winner
+from onnxq.verify.latency import (
+    NEGLIGIBLE_SECONDS,
+    Rounds,
+    fastest,
+    gain,
+    lowest_gain,
+    time_interleaved,
+    winner,
+)
 
 ROUNDS = 4
 """The largest number of cuts; mostly the third one is the same as the second one."""
 
-PROFILE_SECONDS, RACE_SECONDS = 1.0, 3.0
-"""The time to profile two models, and the time of the whole race, in seconds; slow models take longer."""
+PROFILE_SECONDS, RACE_SECONDS, LOOK_SECONDS = 1.0, 3.0, 0.4
+"""The time to profile two models, of the whole race, and of a look, in seconds; slow models take longer."""
 
 LEAST_TURNS = 3
 """The smallest number of turns in each round of the race, even if they take longer."""
@@ -42,8 +55,8 @@ LEAST_TURNS = 3
 RACE_ROUNDS = 3
 """The number of rounds of the race, each with new sessions."""
 
-MARGIN = 1.02
-"""The least speed-up over float; it is larger than differences by chance."""
+CLEARLY_FAST = 1.2
+"""The speed-up over float from which on a search is not worth its time: integers pay almost everywhere."""
 
 RACE_TURNS = 1000
 """The largest number of turns of the race; more would not give relevant differences between tiny models."""
@@ -57,17 +70,50 @@ Nodes = frozenset[str]
 
 
 @dataclass(frozen=True)
+class Effort:
+    """How long to search, and when integers are preferred.
+
+    Attributes:
+        sure: whether integers must be faster than float, and more float nodes faster than fewer, with 97.5 %
+            confidence in each round of the race. Otherwise the medians decide, and integers may be as fast.
+        at_least: the least speed-up over float; 2 % are larger than differences by chance.
+        seconds: the time that the search may take; infinite: as long as it needs.
+    """
+
+    sure: bool
+    at_least: float
+    seconds: float = math.inf
+
+    def share(self, part: float, most: float) -> float:
+        """Return a part of the time, but not more than ``most``; in seconds."""
+        return min(self.seconds * part, most)
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "full": Effort(sure=True, at_least=1.02),
+    "auto": Effort(sure=False, at_least=0.98),
+}
+"""`QuantConfig.autotune` -> the effort.
+
+Whoever asks for speed wants more of it. Everybody else also gains from the smaller file, so they get integers
+unless these are slower.
+"""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A model that was timed.
 
     Attributes:
         floats: the names of the planned nodes that are float in it.
         gain: its speed-up over the faster one of the two float models, as given and cleaned.
+        in_worst_round: the same, in the round where it is least.
         at_least: the lower bound of this speed-up, with 97.5 % confidence in each round of the race.
     """
 
     floats: Nodes
     gain: float
+    in_worst_round: float
     at_least: float
 
 
@@ -78,7 +124,7 @@ class Tuning:
     Attributes:
         floats: the names of the nodes to keep in float -> the reasons.
         contestants: the models that were timed; the first one has all planned nodes in integers.
-        chosen: the chosen model; None: no model is significantly faster than float, so nothing is quantized.
+        chosen: the chosen model; None: no model is as fast as it must be, so nothing is quantized.
         threads: the number of threads for timing; 0: all.
     """
 
@@ -96,15 +142,13 @@ class Tuning:
         return (
             "INT8 IS NOT SIGNIFICANTLY FASTER than float on this machine: of the models with integers that "
             f"were timed, the fastest one is {best.gain:.2f} times as fast as float. The output is the "
-            "cleaned float model, with nothing quantized.",
+            "cleaned float model, with nothing quantized. MatMul, Gemm and LSTM may gain by --mode dynamic, "
+            "other machines by their own --target; --autotune off writes the int8 model all the same.",
         )
 
 
-def tune(draft: Draft, sample: Sample, context: CorrectionContext) -> Tuning:
-    """Find the planned nodes that should be float for speed on this machine.
-
-    A model with integers is chosen only if it is significantly faster than both float models: the one as
-    given and the cleaned one, which is the output if nothing is quantized.
+def is_fast(draft: Draft, sample: Sample, context: CorrectionContext) -> bool:
+    """Whether the draft is clearly faster than both float models, or all take so little that none matters.
 
     Args:
         draft: the draft with all planned nodes in integers, with parameters.
@@ -114,20 +158,58 @@ def tune(draft: Draft, sample: Sample, context: CorrectionContext) -> Tuning:
     Raises:
         CalibrationError: ONNX Runtime refuses a model.
     """
+    config = context.config
+    models = [context.evaluator.float_model, draft.reference, draft.quantized()]
+    rounds = _race(models, sample, config, _thread_counts(config), LOOK_SECONDS)
+    base = fastest(rounds, _FLOAT_MODELS)
+    if float(np.median(np.concatenate(rounds)[:, base])) < NEGLIGIBLE_SECONDS:
+        return True
+    return min(gain([times], len(_FLOAT_MODELS), base) for times in rounds) >= CLEARLY_FAST
+
+
+def tune(draft: Draft, sample: Sample, context: CorrectionContext, effort: Effort) -> Tuning:
+    """Find the planned nodes that should be float for speed on this machine.
+
+    A model with integers is chosen only if it is fast enough compared with both float models: the one as
+    given and the cleaned one, which is the output if nothing is quantized.
+
+    Args:
+        draft: the draft with all planned nodes in integers, with parameters.
+        sample: the batch that models are timed on; only its shapes matter.
+        context: provides the float model as given, and the options for running models.
+        effort: how long to search, and how fast the model must be.
+
+    Raises:
+        CalibrationError: ONNX Runtime refuses a model.
+    """
     plan, config = draft.plan, context.config
-    tuner = _Tuner(draft.reference, plan, sample, config, context.progress)
+    tuner = _Tuner(draft.reference, plan, sample, config, context.progress, effort)
     tuner.search()
     rounds = tuner.race(context.evaluator.float_model)
     base = fastest(rounds, _FLOAT_MODELS)
-    drafts = dict(enumerate(tuner.drafts, start=len(_FLOAT_MODELS)))
     contestants = {
-        i: Candidate(floats, gain(rounds, i, base), lowest_gain(rounds, i, base))
-        for i, floats in drafts.items()
+        i: _candidate(floats, rounds, i, base)
+        for i, floats in enumerate(tuner.drafts, start=len(_FLOAT_MODELS))
     }
-    best = contestants[winner(rounds, sorted(drafts, key=lambda i: len(drafts[i])))]
-    chosen = best if best.at_least > MARGIN else None
-    floats = best.floats if chosen else Nodes(plan.integer_nodes)
+    chosen = _chosen(contestants, rounds, effort)
+    floats = chosen.floats if chosen else Nodes(plan.integer_nodes)
     return Tuning(dict(tuner.reasons(floats, chosen)), tuple(contestants.values()), chosen, config.threads)
+
+
+def _candidate(floats: Nodes, rounds: Rounds, index: int, base: int) -> Candidate:
+    worst = min(gain([times], index, base) for times in rounds)
+    return Candidate(floats, gain(rounds, index, base), worst, lowest_gain(rounds, index, base))
+
+
+def _chosen(contestants: Mapping[int, Candidate], rounds: Rounds, effort: Effort) -> Candidate | None:
+    """Choose the fastest contestant; of those that are as fast, the one with the most integers."""
+    order = sorted(contestants, key=lambda i: len(contestants[i].floats))
+    if effort.sure:
+        best = contestants[winner(rounds, order)]
+        return best if best.at_least > effort.at_least else None
+    most = max(one.in_worst_round for one in contestants.values())
+    least = max(most * effort.at_least, effort.at_least)
+    return next((one for i in order if (one := contestants[i]).in_worst_round >= least), None)
 
 
 @dataclass
@@ -140,6 +222,7 @@ class _Tuner:
         sample: the batch that models are timed on.
         config: the options for running models.
         progress: told how far the work is.
+        effort: how long the search may take.
         drafts: nodes kept in float -> plan; the first one has no such nodes.
     """
 
@@ -148,13 +231,17 @@ class _Tuner:
     sample: Sample
     config: QuantConfig
     progress: Progress
+    effort: Effort
     drafts: dict[Nodes, QuantPlan] = field(default_factory=dict)
     _costs: Costs | None = None
+    _started: float = field(default_factory=time.perf_counter)
 
     def search(self) -> None:
         """Profile models and cut again, until the cut gives a model that was already tried."""
         floats = Nodes()
         for number in range(ROUNDS + 1):
+            if number and self._is_late(number):
+                return
             self.progress(STAGE, number, ROUNDS + 2)
             plan = derive_plan(self.model, self.plan, self.config, floats)
             if floats in self.drafts or not plan.integer_nodes:
@@ -166,22 +253,13 @@ class _Tuner:
         """Time the original, the cleaned model and all drafts in turns."""
         self.progress(STAGE, ROUNDS + 1, ROUNDS + 2)
         models = [original, self.model, *(insert_qdq(self.model, plan) for plan in self.drafts.values())]
-        rounds = []
-        for _ in range(RACE_ROUNDS):
-            sessions = [
-                open_session(model, providers=self.config.providers, threads=self.config.threads, exact=False)
-                for model in models
-            ]
-            rounds.append(
-                time_interleaved(
-                    sessions,
-                    self.sample,
-                    seconds=RACE_SECONDS / RACE_ROUNDS,
-                    least=LEAST_TURNS,
-                    most=RACE_TURNS // RACE_ROUNDS,
-                )
-            )
-        return rounds
+        counts = [_thread_counts(self.config)[i % 2] for i in range(RACE_ROUNDS)]
+        return _race(models, self.sample, self.config, counts, self.effort.share(1 / 3, RACE_SECONDS))
+
+    def _is_late(self, done: int) -> bool:
+        """Whether another profile would leave too little time for the race, judging by the ``done`` ones."""
+        spent = time.perf_counter() - self._started
+        return spent * (done + 1) / done > self.effort.share(2 / 3, math.inf)
 
     def reasons(self, floats: Collection[str], chosen: Candidate | None) -> Iterator[tuple[str, str]]:
         """Yield the name of each of ``floats`` and the reason why it is float, in graph order."""
@@ -197,8 +275,8 @@ class _Tuner:
             [self.model, model],
             self.sample,
             providers=self.config.providers,
-            threads=self.config.threads,
-            seconds=PROFILE_SECONDS,
+            threads=_thread_counts(self.config)[0],
+            seconds=self.effort.share(1 / 10, PROFILE_SECONDS),
         )
         traced = trace(other, model.graph, self.model.graph)
         if self._costs is None:
@@ -207,6 +285,28 @@ class _Tuner:
             self._costs.learn(reference, (), in_float.seconds)
         self._costs.learn(traced, plan.integer_nodes, in_float.seconds)
         return self._costs
+
+
+def _thread_counts(config: QuantConfig) -> tuple[int, int]:
+    """Return the numbers of threads to time with: if the user gives none, one thread and all (0).
+
+    One thread shows all the work that a model makes. Threads may hide it, or be worth little to small nodes.
+    """
+    return (config.threads, config.threads) if config.threads else (1, 0)
+
+
+def _race(
+    models: Sequence[Model], sample: Sample, config: QuantConfig, threads: Sequence[int], seconds: float
+) -> Rounds:
+    """Time models in turns, in one round with new sessions for each of ``threads``."""
+    rounds = []
+    for count in threads:
+        sessions = [
+            open_session(model, providers=config.providers, threads=count, exact=False) for model in models
+        ]
+        share, most = seconds / len(threads), RACE_TURNS // len(threads)
+        rounds.append(time_interleaved(sessions, sample, seconds=share, least=LEAST_TURNS, most=most))
+    return rounds
 
 
 def _planned(units: Collection[FusionGroup]) -> Nodes:

@@ -8,7 +8,7 @@ little about the accuracy.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeAlias
@@ -64,6 +64,7 @@ def sensitivities(
     context: CorrectionContext,
     groups: Collection[str] | None = None,
     samples: int = RANKED_SAMPLES,
+    is_late: Callable[[], bool] = lambda: False,
 ) -> list[Sensitivity]:
     """Measure the sensitivity of the groups of ``draft.plan``, without biases.
 
@@ -72,6 +73,7 @@ def sensitivities(
         context: the samples to fit on and the options.
         groups: the names of the groups to measure; None: all.
         samples: the approximate number of samples to measure on.
+        is_late: whether the time is over; the groups that are left then have no sensitivity.
 
     Returns:
         The sensitivities, the group with the largest noise first.
@@ -95,6 +97,8 @@ def sensitivities(
         readers = dict.fromkeys(p.consumer for p in draft.plan.points if p.group == group.name)
         found.append(Sensitivity(group, {n: operators.get(n, GRAPH_OUTPUT) for n in readers}, quality))
         context.progress(STAGE, len(found), len(chosen))
+        if is_late():
+            break
     return sorted(found, key=lambda one: (-one.quality.noise, one.group.name))
 
 

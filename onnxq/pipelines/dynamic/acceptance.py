@@ -21,7 +21,14 @@ from onnxq.calibration.sample_split import Samples
 from onnxq.core.config import QuantConfig
 from onnxq.core.progress import Progress
 from onnxq.graph.nodes import all_nodes
-from onnxq.pipelines.acceptance import Acceptance, accept, output_warnings, speed_warnings, with_speed
+from onnxq.pipelines.acceptance import (
+    Acceptance,
+    accept,
+    check_trusted,
+    output_warnings,
+    speed_warnings,
+    with_speed,
+)
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
 from onnxq.verify.onnxruntime import RUNTIME
 from onnxq.verify.verdict import Verdict, make_verdict
@@ -53,8 +60,10 @@ def accept_dynamic(
 
     Raises:
         CalibrationError: the model does not load, or one of the two does not take a given sample.
+        ModelError: ``--strict``, and the result should not be trusted.
     """
     accepted = accept(draft, context.evaluator, partial(_verdicts, scheme=scheme, config=context.config))
+    check_trusted(accepted, context)
     return accepted if accepted.quality is None else with_speed(accepted, draft, reference, context)
 
 

@@ -43,7 +43,7 @@ def test_any_graph_can_be_tuned(seed):
         return
     sample = Sample("s", flow.feeds)
     context = CorrectionContext([sample], AccuracyEvaluator(flow.model, [sample]), config=CONFIG)
-    found = tuner.tune(Draft(flow.simple, flow.simple, flow.plan, {}), sample, context)
+    found = tuner.tune(Draft(flow.simple, flow.simple, flow.plan, {}), sample, context, tuner.EFFORTS["full"])
     assert found.floats.keys() <= flow.plan.integer_nodes.keys()
     assert all("in integers on this machine" in reason for reason in found.floats.values())
     assert found.contestants[0].floats == frozenset()

@@ -55,7 +55,7 @@ def run(context, machine, **prices):
     costs, sample_of = machine
     costs |= prices
     sample_of.append(workbench.fit[0])
-    return tuner.tune(draft, workbench.fit[0], workbench.with_config(CONFIG))
+    return tuner.tune(draft, workbench.fit[0], workbench.with_config(CONFIG), tuner.EFFORTS["full"])
 
 
 def test_all_in_integers_where_that_is_fastest(context, machine):
@@ -88,3 +88,51 @@ def test_one_slow_kernel_alone_is_float(context, machine):
     assert tuning.floats[slow].endswith(" ms instead of 0.001 ms")
     convs = {node.name for node in draft.reference.graph if node.op_type == "Conv"}
     assert not convs & tuning.floats.keys()
+
+
+def test_a_short_look_tells_whether_integers_are_fast(context, machine):
+    draft, workbench = context
+    costs, sample_of = machine
+    sample_of.append(workbench.fit[0])
+    prices = dict.fromkeys(("Conv", "FusedConv"), 500.0)
+    for slow, wanted in (({}, True), ({"QLinearConv": 450.0}, False), ({"QLinearConv": 900.0}, False)):
+        costs |= {**prices, **slow}
+        assert tuner.is_fast(draft, workbench.fit[0], workbench.with_config(CONFIG)) is wanted
+
+
+def test_what_takes_no_time_at_all_is_fast(context, machine):
+    draft, workbench = context
+    costs, sample_of = machine
+    sample_of.append(workbench.fit[0])
+    costs |= {"QLinearConv": 9.0}
+    assert tuner.is_fast(draft, workbench.fit[0], workbench.with_config(CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("gains", "sure", "wanted"),
+    [
+        ((0.99, 0.98), False, 0),  # the smaller file, at the same speed
+        ((0.90, 0.97), False, None),
+        ((1.10, 1.30), False, 1),
+        ((1.29, 1.30), False, 0),
+        ((1.01, 1.0), True, None),
+        ((1.10, 1.30), True, 1),
+    ],
+)
+def test_integers_need_not_be_faster_unless_speed_is_asked_for(gains, sure, wanted):
+    rounds = [np.tile([1.0, 1 / gains[0], 1 / gains[1]], (30, 1))] * 3
+    names = [frozenset(), frozenset("a")]
+    contestants = {i + 1: tuner._candidate(names[i], rounds, i + 1, 0) for i in range(2)}
+    effort = tuner.EFFORTS["full" if sure else "auto"]
+    chosen = tuner._chosen(contestants, rounds, effort)
+    assert chosen is (None if wanted is None else contestants[wanted + 1])
+
+
+def test_the_search_keeps_to_its_time(context, machine):
+    draft, workbench = context
+    costs, sample_of = machine
+    sample_of.append(workbench.fit[0])
+    costs |= {"QLinearConv": 50.0}
+    effort = replace(tuner.EFFORTS["auto"], seconds=0.0)
+    tuning = tuner.tune(draft, workbench.fit[0], workbench.with_config(CONFIG), effort)
+    assert len(tuning.contestants) == 1

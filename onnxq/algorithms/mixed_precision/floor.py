@@ -1,0 +1,168 @@
+"""``--floor``: keep the few nodes in float that make most of the noise where a model is of little use.
+
+The nodes are ordered by the noise that they make alone (`sensitivities`, `candidates`). More and more of them
+are kept in float. Often one or two make all the noise: a spectrogram, a logarithm of small energies, a first
+layer that reads inputs of unlike size.
+
+Below the floor, as many nodes become float as it needs. Above it, but below `GOOD_SQNR`, a few do, if they
+gain much.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxq.algorithms.context import CorrectionContext
+from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.mixed_precision.priorities import candidates
+from onnxq.algorithms.mixed_precision.replan import Replanner
+from onnxq.algorithms.mixed_precision.steps import keep_float
+from onnxq.algorithms.sensitivity.analysis import sensitivities
+from onnxq.core.floor import GOOD_SQNR, Floor
+from onnxq.verify.accuracy import Quality
+
+STAGE = "searching for the nodes that make most of the noise"
+
+RANKED_SAMPLES = 4
+"""The number of samples to rank nodes on: they differ by powers of ten where a model is useless."""
+
+LEAST_SECONDS = 10.0
+"""The time that the search may take at least; otherwise as long as the work before it."""
+
+LARGE_GAIN = 3.0
+"""By how many dB nodes in float must be better, unless the floor needs them: it halves the noise."""
+
+FEW, FEW_SHARE = 2, 0.1
+"""How many nodes may become float that the floor does not need, and which share of all nodes."""
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """What was done where the accuracy was below the floor, or not far above it.
+
+    Attributes:
+        floor: the floor.
+        before: SQNR of the worst output in dB, without this.
+        after: the same with the nodes in float.
+        floats: the names of the nodes that are kept in float -> the reasons.
+        held: whether the floor holds now.
+        finished: whether the time was enough to try all nodes.
+    """
+
+    floor: Floor
+    before: float
+    after: float
+    floats: Mapping[str, str]
+    held: bool
+    finished: bool
+
+
+def holds(floor: Floor, quality: Quality) -> bool:
+    """Whether all outputs are above the floor; what cannot be measured is."""
+    return all(floor.holds(one.sqnr, one.agreement) for one in quality.outputs.values())
+
+
+def hold(
+    draft: Draft, floor: Floor | None, context: CorrectionContext, spent: float
+) -> tuple[Draft, Rescue | None]:
+    """Keep nodes in float until the floor holds, or nothing more helps, or the time is over.
+
+    Args:
+        draft: the corrected draft.
+        floor: the floor; None: nothing is done.
+        context: samples and options.
+        spent: the time that the work before it took, in seconds.
+
+    Returns:
+        The draft, and what was done; None if the floor held from the start, or cannot be measured.
+
+    Raises:
+        CalibrationError: a model does not load, or rejects every sample.
+    """
+    if floor is None or not draft.plan.points or not context.can_validate:
+        return draft, None
+    first = _Tried((), draft, context.evaluate(draft))
+    if not first.quality.samples or _is_good(first, floor):
+        return draft, None
+    deadline = time.perf_counter() + max(spent, LEAST_SECONDS)
+    tried = [first]
+    for one in _attempts(draft, context, lambda: time.perf_counter() > deadline):
+        tried.append(one)
+        if _is_good(one, floor) or len(one.nodes) >= _most_nodes(tried, floor):
+            break
+    best = _best(tried, floor)
+    held = holds(floor, best.quality)
+    if best is first and held:
+        return draft, None
+    finished = time.perf_counter() <= deadline
+    return best.draft, Rescue(floor, first.sqnr, best.sqnr, _reasons(first, best), held, finished)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A draft, the nodes that were kept in float for it, and its quality on the held-out samples."""
+
+    nodes: tuple[str, ...]
+    draft: Draft
+    quality: Quality
+
+    @property
+    def sqnr(self) -> float:
+        return self.quality.sqnr
+
+
+def _attempts(draft: Draft, context: CorrectionContext, is_late: Callable[[], bool]) -> Iterator[_Tried]:
+    """Yield drafts with more and more nodes in float, until all are tried or it is late."""
+    ranking = sensitivities(draft, context, samples=RANKED_SAMPLES, is_late=is_late)
+    noises = dict.fromkeys(draft.plan.groups, 0.0) | {one.group.name: one.quality.noise for one in ranking}
+    ranked = candidates(draft.reference, draft.plan, noises)
+    nodes = tuple(name for one in ranked for name in one.nodes)
+    make = Replanner(draft, context)
+    for number, count in enumerate(_counts(len(nodes))):
+        context.progress(STAGE, number)
+        changed = make(keep_float(nodes[:count]))
+        if is_late() or not changed.plan.points:
+            return
+        yield _Tried(nodes[:count], changed, context.evaluate(changed))
+
+
+def _counts(total: int) -> Iterator[int]:
+    """Yield 1, 2, 3, 4, 6, 8, 12, 16 ... below the total."""
+    count = 1
+    while count < total:
+        yield count
+        count += max(1, 2 ** (count.bit_length() - 2))
+
+
+def _is_good(one: _Tried, floor: Floor) -> bool:
+    return holds(floor, one.quality) and not one.sqnr < GOOD_SQNR
+
+
+def _most_nodes(tried: Sequence[_Tried], floor: Floor) -> float:
+    """How many nodes may become float: as many as the floor needs, and a few more."""
+    needed = next((len(one.nodes) for one in tried if holds(floor, one.quality)), math.inf)
+    return needed + max(FEW, FEW_SHARE * len(tried[0].draft.plan.integer_nodes))
+
+
+def _best(tried: Sequence[_Tried], floor: Floor) -> _Tried:
+    """Return the attempt with the fewest float nodes that holds the floor, or a later one that gains much."""
+    first = tried[0]
+    holding = [one for one in tried if holds(floor, one.quality)]
+    best = holding[0] if holding else first
+    for one in holding or tried:
+        if one.sqnr >= best.sqnr + LARGE_GAIN:
+            best = one
+    return best
+
+
+def _reasons(first: _Tried, best: _Tried) -> Mapping[str, str]:
+    """Map the nodes that became float to the reason."""
+    left = best.draft.plan.integer_nodes
+    reason = (
+        "it makes much of the noise: with such nodes in integers the SQNR is "
+        f"{first.sqnr:.1f} dB, without {best.sqnr:.1f} dB"
+    )
+    return {name: reason for name in first.draft.plan.integer_nodes if name not in left}

@@ -1,0 +1,94 @@
+"""What becomes float where a model is of little use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from benches import CHAIN, bench_for
+
+from onnxq.algorithms.mixed_precision import floor as module
+from onnxq.algorithms.mixed_precision.floor import hold, holds
+from onnxq.core.floor import GOOD_SQNR, Floor
+
+LOUDNESS = """g (float[N,64] x) => (float[N,16] y)
+<float[64,32] w1, float[32,32] w2, float[32,16] w3, float two = {2}, float little = {0.0001}>
+{
+    a = MatMul (x, w1)  p = Pow (a, two)  b = MatMul (p, w2)  c = Relu (b)  d = Add (c, little)
+    l = Log (d)  y = MatMul (l, w3)
+}"""
+"""Energies: small ones count as much as large ones, once their logarithm is taken."""
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    def made(text, **options):
+        draft, context = bench_for(text, **options)
+        monkeypatch.setattr(type(context), "can_validate", True)
+        return draft, context
+
+    return made
+
+
+def test_few_nodes_make_the_noise(bench):
+    draft, context = bench(LOUDNESS)
+    before = context.evaluate(draft)
+    floor = Floor(before.sqnr + 3)
+    better, rescue = hold(draft, floor, context, 0.0)
+    assert rescue.held
+    assert rescue.finished
+    assert holds(floor, context.evaluate(better))
+    assert rescue.before == pytest.approx(before.sqnr)
+    assert rescue.after == pytest.approx(context.evaluate(better).sqnr)
+    assert rescue.floats.keys() == draft.plan.integer_nodes.keys() - better.plan.integer_nodes.keys()
+    assert 0 < len(rescue.floats) < len(draft.plan.integer_nodes)
+    assert all(f"{before.sqnr:.1f} dB" in reason for reason in rescue.floats.values())
+
+
+def test_a_good_model_is_left_alone(bench):
+    draft, context = bench(CHAIN)
+    assert context.evaluate(draft).sqnr > GOOD_SQNR
+    assert hold(draft, Floor(), context, 0.0) == (draft, None)
+
+
+@pytest.mark.parametrize("floor", [None, Floor(100.0)])
+def test_without_real_samples_or_a_floor_nothing_is_tried(monkeypatch, floor):
+    draft, context = bench_for(LOUDNESS)
+    monkeypatch.setattr(type(context), "can_validate", floor is None)
+    assert hold(draft, floor, context, 0.0) == (draft, None)
+
+
+def test_what_no_float_node_helps_stays_as_it_is(bench):
+    draft, context = bench("g (float[N,64] x) => (float[N,16] y) <float[64,16] w> { y = MatMul (x, w) }")
+    same, rescue = hold(draft, Floor(200.0), context, 0.0)
+    assert same is draft
+    assert not rescue.held
+    assert not rescue.floats
+
+
+def test_the_search_ends_when_its_time_is_over(bench, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_SECONDS", -1.0)
+    draft, context = bench(LOUDNESS)
+    same, rescue = hold(draft, Floor(100.0), context, 0.0)
+    assert same is draft
+    assert not rescue.finished
+
+
+def test_decisions_count_below_a_good_sqnr():
+    floor = Floor()
+    assert not floor.holds(15.0, 0.8)
+    assert floor.holds(15.0, 0.95)
+    assert floor.holds(25.0, 0.8)
+    assert floor.holds(float("nan"), None)
+    assert not floor.holds(9.0, None)
+
+
+def test_above_the_floor_only_a_few_nodes_may_become_float(bench, monkeypatch):
+    draft, context = bench(LOUDNESS)
+    sqnr = context.evaluate(draft).sqnr
+    monkeypatch.setattr(module, "GOOD_SQNR", 200.0)
+    monkeypatch.setattr(module, "LARGE_GAIN", 0.1)
+    _, rescue = hold(draft, replace(Floor(), sqnr=sqnr - 1, agreement=0.0), context, 0.0)
+    assert rescue.held
+    assert len(rescue.floats) <= module.FEW
+    assert rescue.after > rescue.before
