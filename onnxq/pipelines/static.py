@@ -183,7 +183,10 @@ def _improved(
     draft, effects = corrected(draft, context)
     draft, search = reach(draft, goal, context)
     draft, rescue = hold(draft, _floor(config, goal), context, time.perf_counter() - calibrated.started)
-    draft = draft.explained({**(tuning.floats if tuning else {}), **(rescue.floats if rescue else {})})
+    reasons = {name: node.reason for name, node in plan.float_nodes.items()}
+    draft = draft.explained(
+        {**(rescue.floats if rescue else {}), **(tuning.floats if tuning else {}), **reasons}
+    )
     warnings = (*empty, *(search.warnings if search else ()), *(tuning.warnings if tuning else ()))
     return _Improved(config, draft, context, table, effects, search, rescue, tuning, warnings)
 
