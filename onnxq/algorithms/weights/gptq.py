@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +31,10 @@ from onnxq.core.numerics import dequantize, quantize, spread
 from onnxq.core.plan import QuantParams, QuantSpec
 
 Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32]
+Reals = Doubles | Floats
 
+_Real = TypeVar("_Real", np.float32, np.float64)
 
 Columns = tuple[NDArray[np.intp] | slice, slice, NDArray[np.intp] | int]
 """The index of one column of each group of ``[G, O, K]``."""
@@ -38,6 +42,9 @@ Columns = tuple[NDArray[np.intp] | slice, slice, NDArray[np.intp] | int]
 
 BLOCK = 64
 """The number of columns whose errors are propagated to the later columns in one matrix product."""
+
+SOLVED_BYTES = 2**25
+"""The memory limit for the Hessians of a layer, in double precision, that are solved together."""
 
 
 def gptq(draft: Draft, context: CorrectionContext) -> Draft | None:
@@ -57,30 +64,43 @@ def gptq(draft: Draft, context: CorrectionContext) -> Draft | None:
     # Layers run in parallel on one thread each, because most matrices are too small for several threads.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(context.config.threads or processors()) as pool:
         for part in gather_moments(draft.reference, able, context):
-            rounded.update(pool.map(one, part))
-            context.progress("rounding weights", len(rounded), len(able))
+            for name, values in pool.map(one, part):
+                rounded[name] = values
+                context.progress("rounding weights", len(rounded), len(able))
     return draft.with_constants(rounded) if rounded else None
 
 
 def _rounded(node: ir.Node, layer: MatrixLayer, moments: SecondMoments, draft: Draft) -> NDArray[np.float32]:
     """Round the layer's weights to their grid; the result has the layout of the operator's weights.
 
-    Each output channel keeps rounding to nearest where GPTQ does not reduce its output error.
+    Each output channel keeps rounding to nearest where GPTQ does not reduce its output error. Blocks of
+    inputs are rounded one after the other, to save memory.
     """
     values = weights_of(node)
     assert values is not None
     params, spec = draft.plan.params[layer.weight.group], layer.weight.spec
-    second = moments.damped
+    width = moments.mean.shape[1]
 
-    def blocks(array: NDArray[np.generic]) -> Doubles:
-        return in_blocks(matrices(node, array).astype(np.float64), second.shape[1])
+    def blocks(array: NDArray[np.generic]) -> Floats:
+        return in_blocks(matrices(node, array), width)
 
     exact, grid = blocks(values), grid_of_weights(params, spec, values.shape, blocks)
-    nearest = blocks(dequantize(quantize(values, params, spec), params, spec))
+    chosen = blocks(dequantize(quantize(values, params, spec), params, spec)).copy()
+    together = max(1, SOLVED_BYTES // (8 * width * width))
+    for start in range(0, len(exact), together):
+        part = slice(start, start + together)
+        chosen[part] = _better(
+            exact[part], chosen[part], moments.of(part).damped, grid.of((part, slice(None)))
+        )
+    return weights(node, out_of_blocks(chosen, layer.shape[2]), values.shape)
+
+
+def _better(exact: Floats, nearest: Floats, second: Doubles, grid: WeightGrid) -> Floats:
+    """Round each row with GPTQ, or to nearest if that has the smaller output error; ``[G, O, K]``."""
     rounded = gptq_columns(exact, second, grid)
-    better = output_error(rounded - exact, second) < output_error(nearest - exact, second)
-    chosen = out_of_blocks(np.where(better[:, :, None], rounded, nearest), layer.shape[2])
-    return weights(node, chosen.astype(np.float32), values.shape)
+    weight = (second / np.trace(second, axis1=1, axis2=2)[:, None, None]).astype(np.float32)
+    better = output_error(rounded - exact, weight) < output_error(nearest - exact, weight)
+    return np.where(better[:, :, None], rounded, nearest)
 
 
 @dataclass(frozen=True)
@@ -93,26 +113,26 @@ class WeightGrid:
         highest: the highest level of each weight, zero point subtracted, ``[G, O, K]``.
     """
 
-    scale: Doubles
-    lowest: Doubles
-    highest: Doubles
+    scale: Reals
+    lowest: Reals
+    highest: Reals
 
     def of(self, part: tuple[slice, slice]) -> WeightGrid:
         """Return the grid of some groups and some of their output channels."""
         return WeightGrid(self.scale[part], self.lowest[part], self.highest[part])
 
-    def nearest(self, values: Doubles, column: Columns) -> Doubles:
+    def nearest(self, values: NDArray[_Real], column: Columns) -> NDArray[_Real]:
         """Round ``values [G, O]`` of one column to the nearest values of the grid."""
         scale = self.scale[column]
         levels = np.rint(values / scale).clip(self.lowest[column], self.highest[column])
-        return np.asarray(levels * scale)
+        return np.asarray(levels * scale, values.dtype)
 
 
 def grid_of_weights(
     params: QuantParams,
     spec: QuantSpec,
     shape: tuple[int, ...],
-    blocks: Callable[[NDArray[np.generic]], Doubles],
+    blocks: Callable[[NDArray[np.generic]], Reals],
 ) -> WeightGrid:
     """Build the grid of a weight tensor.
 
@@ -130,12 +150,12 @@ def grid_of_weights(
     return WeightGrid(np.where(scale == 0, 1.0, scale), lowest - middle, highest - middle)  # 0: padding
 
 
-def output_error(errors: Doubles, second: Doubles) -> Doubles:
+def output_error(errors: NDArray[_Real], second: NDArray[_Real]) -> NDArray[_Real]:
     """Compute ``e H e^T`` of every row: errors ``[G, O, K]``, second ``[G, K, K]`` -> ``[G, O]``."""
     return np.asarray(((errors @ second) * errors).sum(axis=2))
 
 
-def gptq_columns(exact: Doubles, second: Doubles, grid: WeightGrid) -> Doubles:
+def gptq_columns(exact: NDArray[_Real], second: Doubles, grid: WeightGrid) -> NDArray[_Real]:
     """Round weights to the grid with GPTQ, so that ``tr(E H E^T)`` of the rounding errors E is small.
 
     Columns are rounded in the order of decreasing diagonal of H ("act order" in GPTQ): the errors of the most
@@ -147,11 +167,11 @@ def gptq_columns(exact: Doubles, second: Doubles, grid: WeightGrid) -> Doubles:
         grid: the grid of the weights.
 
     Returns:
-        The rounded weights, ``[G, O, K]``.
+        The rounded weights, ``[G, O, K]``, computed in the precision of ``exact``.
     """
     order = np.argsort(-np.einsum("gkk->gk", second), axis=1, kind="stable")
-    factor = _upper(_permuted(second, order))
-    factor /= np.einsum("gkk->gk", factor)[:, None, :]
+    triangle = _upper(_permuted(second, order))
+    factor = (triangle / np.einsum("gkk->gk", triangle)[:, None, :]).astype(exact.dtype)
     rounded, errors = np.empty_like(exact), np.empty_like(exact)
     carried = np.zeros_like(exact)
     groups, size = np.arange(len(exact)), exact.shape[2]

@@ -12,6 +12,7 @@ the independent observations are batches or sets of batches, because the rows of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -20,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from calibrators.collect import processors
 from onnxq.algorithms.context import Arrays, CorrectionContext
 from onnxq.algorithms.layers.im2col import Floats, finite, im2col_rows
 from onnxq.algorithms.layers.matrices import MatrixLayer, in_parts
@@ -27,7 +29,7 @@ from onnxq.algorithms.layers.matrices import MatrixLayer, in_parts
 Doubles = NDArray[np.float64]
 
 ROWS = 16
-"""The number of rows for each input of a layer.
+"""The number of rows for each input of a block.
 
 The moments of K inputs have K^2 entries, so their estimate needs several times K rows.
 """
@@ -41,11 +43,21 @@ UNITS = 16
 More sets would take longer without a better estimate.
 """
 
-MOST_BYTES = 2**28
-"""The memory limit for the moments that are gathered in one pass over the samples.
+WIDEST = 1024
+"""The largest number of inputs of a block.
 
 A layer with more inputs has a block diagonal matrix: inputs of different blocks are treated as uncorrelated.
+So memory and time of a layer grow with its inputs, not with their square and their cube.
 """
+
+MOST_BYTES = 2**28
+"""The memory limit for what is gathered in one pass over the samples.
+
+It also limits the blocks of a layer of many groups or very many inputs.
+"""
+
+ROW_BYTES = 2**26
+"""The memory limit for the rows of a layer in one batch."""
 
 LEAST = 1e-5
 """The damping, relative to the mean of the diagonal and added to it.
@@ -77,6 +89,10 @@ class SecondMoments:
     doubt: Doubles
     rows: int
 
+    def of(self, part: slice) -> SecondMoments:
+        """Return the moments of some of the G (times B) matrices."""
+        return SecondMoments(self.covariance[part], self.mean[part], self.doubt[part], self.rows)
+
     @property
     def second(self) -> Doubles:
         """The matrix ``E[x x^T]`` of these rows."""
@@ -105,19 +121,63 @@ def gather_moments(
         layers: the layers.
         context: the samples to fit on and the options.
     """
-    for part in in_parts(layers, _bytes, MOST_BYTES):
-        yield _together(model, part, context)
+    samples = max(1, sum(batch.count for batch in context.fit))
+    largest = max((batch.count for batch in context.fit), default=1)
+    threads = context.config.threads or processors()
+    picks = {layer.name: _Pick.of(layer, samples, largest) for layer in layers}
+    under_way = threads + 1 + _together(len(context.fit))
+
+    def size(layer: MatrixLayer) -> int:
+        pick = picks[layer.name]
+        return pick.moment_bytes + under_way * largest * pick.row_bytes
+
+    with ThreadPoolExecutor(threads) as pool:
+        for part in in_parts(layers, size, MOST_BYTES):
+            yield _in_one_pass(model, [picks[layer.name] for layer in part], context, pool)
 
 
-def _bytes(layer: MatrixLayer) -> int:
-    return 4 * layer.shape[0] * layer.shape[2] * _width(layer)
+def _together(batches: int) -> int:
+    """Return how many batches are one unit."""
+    return max(1, batches // UNITS)
 
 
-def _width(layer: MatrixLayer) -> int:
-    """Return the number of columns of a block: all columns, unless their moments exceed the memory limit."""
-    groups, _, inputs = layer.shape
-    blocks = -(-4 * groups * inputs * inputs // MOST_BYTES)
-    return -(-inputs // min(blocks, inputs))
+@dataclass(frozen=True)
+class _Pick:
+    """What is gathered of a layer.
+
+    Attributes:
+        layer: the layer.
+        width: the number of inputs of a block.
+        limit: the largest number of rows of a sample.
+    """
+
+    layer: MatrixLayer
+    width: int
+    limit: int
+
+    @classmethod
+    def of(cls, layer: MatrixLayer, samples: int, largest: int) -> _Pick:
+        """Choose the width of the blocks and the number of rows.
+
+        Args:
+            layer: the layer.
+            samples: the number of all samples.
+            largest: the number of samples of the largest batch.
+        """
+        groups, _, inputs = layer.shape
+        blocks = max(-(-inputs // WIDEST), -(-4 * groups * inputs * inputs // MOST_BYTES))
+        width = -(-inputs // min(blocks, inputs))
+        most = ROW_BYTES // (4 * groups * inputs * largest)
+        return cls(layer, width, max(1, min(most, max(FEWEST, ROWS * width // samples))))
+
+    @property
+    def moment_bytes(self) -> int:
+        return 4 * self.layer.shape[0] * self.layer.shape[2] * self.width
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of the rows of a sample."""
+        return 4 * self.layer.shape[0] * self.layer.shape[2] * self.limit
 
 
 def in_blocks(matrices: NDArray[_Number], width: int) -> NDArray[_Number]:
@@ -138,50 +198,76 @@ def out_of_blocks(blocks: NDArray[_Number], inputs: int) -> NDArray[_Number]:
     return np.asarray(joined.reshape(-1, count, number * width)[:, :, :inputs])
 
 
-def _together(
-    model: ir.Model, layers: Sequence[MatrixLayer], context: CorrectionContext
+def _in_one_pass(
+    model: ir.Model, picks: Sequence[_Pick], context: CorrectionContext, pool: ThreadPoolExecutor
 ) -> list[tuple[MatrixLayer, SecondMoments]]:
-    nodes = {node.name: node for node in model.graph}
-    samples = max(1, sum(batch.count for batch in context.fit))
-    limits = [max(FEWEST, ROWS * layer.shape[2] // samples) for layer in layers]
-    picks = [(layer, nodes[layer.name], limit) for layer, limit in zip(layers, limits, strict=True)]
-    look = partial(_rows, picks, context.config.seed)
-    sums = [_Sums(layer.shape[0], layer.shape[2], _width(layer), len(context.fit)) for layer in layers]
-    for found in context.watch(model, [layer.data.tensor for layer in layers], look):
-        for total, rows in zip(sums, found, strict=True):
-            total.add(rows)
-    return [(layer, total.moments()) for layer, total in zip(layers, sums, strict=True)]
+    """Run the samples once, and add up the rows of several layers at a time: their sums are independent."""
+    nodes = [model.graph.node(pick.layer.name) for pick in picks]
+    look = partial(_rows, list(zip(picks, nodes, strict=True)), context.config.seed)
+    sums = [_LayerSums(pick, len(context.fit)) for pick in picks]
+    tensors = [pick.layer.data.tensor for pick in picks]
+    for done, found in enumerate(context.watch(model, tensors, look)):
+        context.progress("measuring inputs of layers", done, len(context.fit))
+        steps = [step for total, rows in zip(sums, found, strict=True) for step in total.steps(rows)]
+        list(pool.map(_Sums.add, *zip(*steps, strict=True)))
+    return [(pick.layer, total.moments()) for pick, total in zip(picks, sums, strict=True)]
 
 
-def _rows(
-    picks: Sequence[tuple[MatrixLayer, ir.Node, int]], seed: int, number: int, arrays: Arrays
-) -> list[Floats]:
+def _rows(picks: Sequence[tuple[_Pick, ir.Node]], seed: int, number: int, arrays: Arrays) -> list[Floats]:
     """Select the rows of each layer in one batch, ``[G, n, K]``."""
-    rng = np.random.default_rng((seed, number))
-    found = (im2col_rows(node, arrays[layer.data.tensor], limit, rng) for layer, node, limit in picks)
-    return [np.ascontiguousarray(finite(rows).transpose(1, 0, 2)) for rows in found]
+    return [
+        rows_of(node, arrays[pick.layer.data.tensor], pick.limit, np.random.default_rng((seed, number)))
+        for pick, node in picks
+    ]
+
+
+def rows_of(node: ir.Node, data: NDArray[np.generic], limit: int, rng: np.random.Generator) -> Floats:
+    """Select rows of a layer, ``[G, n, K]``, without NaN and infinities; arguments as for `im2col_rows`."""
+    return np.ascontiguousarray(finite(im2col_rows(node, data, limit, rng)).transpose(1, 0, 2))
 
 
 def moments_of(parts: Iterable[Floats]) -> SecondMoments:
     """Compute the moments of the rows of some batches, ``[G, n, K]`` each."""
     parts = list(parts)
-    total = _Sums(parts[0].shape[0], parts[0].shape[2], parts[0].shape[2], len(parts))
+    total = _Sums(parts[0].shape[0], parts[0].shape[2], len(parts))
     for rows in parts:
         total.add(rows)
     return total.moments()
 
 
+class _LayerSums:
+    """The sums of one layer; the blocks of its inputs are independent."""
+
+    def __init__(self, pick: _Pick, batches: int) -> None:
+        self._width = pick.width
+        groups, _, inputs = pick.layer.shape
+        self._sums = [_Sums(groups, pick.width, batches) for _ in range(-(-inputs // pick.width))]
+
+    def steps(self, rows: Floats) -> list[tuple[_Sums, Floats]]:
+        """Return what is to be added to which sums for ``rows [G, n, K]`` of the next batch."""
+        return list(zip(self._sums, np.split(in_blocks(rows, self._width), len(self._sums)), strict=True))
+
+    def moments(self) -> SecondMoments:
+        """Return the moments of all rows."""
+        found = [total.moments() for total in self._sums]
+        if len(found) == 1:
+            return found[0]
+        covariance, mean, doubt = (
+            np.concatenate(part)
+            for part in zip(*((one.covariance, one.mean, one.doubt) for one in found), strict=True)
+        )
+        return SecondMoments(covariance, mean, doubt, found[0].rows)
+
+
 class _Sums:
     """Sums over the rows so far, minus an approximate mean: differences of large numbers would be inexact."""
 
-    def __init__(self, groups: int, inputs: int, width: int, batches: int) -> None:
-        self._width = width
-        self._together = max(1, batches // UNITS)
-        blocks = groups * -(-inputs // width)
-        self._second = np.zeros((blocks, width, width), np.float32)
-        self._first = np.zeros((blocks, width))
-        self._squares = np.zeros(blocks)
-        self._moves = np.zeros(blocks)
+    def __init__(self, groups: int, inputs: int, batches: int) -> None:
+        self._together = _together(batches)
+        self._second = np.zeros((groups, inputs, inputs), np.float32)
+        self._first = np.zeros((groups, inputs))
+        self._squares = np.zeros(groups)
+        self._moves = np.zeros(groups)
         self._origin: Floats | None = None
         self._counts: list[int] = []
         self._waiting: list[Floats] = []
@@ -189,7 +275,7 @@ class _Sums:
     def add(self, rows: Floats) -> None:
         """Add ``rows [G, n, K]`` of the next batch; n may be 0."""
         if rows.shape[1]:
-            self._waiting.append(in_blocks(rows, self._width))
+            self._waiting.append(rows)
         if len(self._waiting) == self._together:
             self._fold()
 

@@ -1,5 +1,6 @@
 """Rounding by second moments: less output error than to nearest, on the grid, within memory."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from benches import CHAIN, bench_for, damped
 from onnxq.algorithms.layers.matrices import layers, matrices, weights_of
 from onnxq.algorithms.weights import hessian
 from onnxq.algorithms.weights.gptq import BLOCK, WeightGrid, gptq, gptq_columns, output_error
+from onnxq.algorithms.weights.hessian import in_blocks, out_of_blocks
 from onnxq.core.numerics import dequantize, quantize
 
 MATRIX = """g (float[N,16,24] x) => (float[N,16,6] y) <float[24,40] w1, float[40] b1, float[40,6] w2>
@@ -85,6 +87,28 @@ def test_of_inputs_that_have_nothing_to_do_with_each_other_each_goes_to_nearest(
     grid = grid_for(exact, 4)
     second = np.stack([np.diag(np.random.default_rng(i).uniform(0.5, 2, 70)) for i in range(2)])
     assert np.array_equal(gptq_columns(exact, second, grid), nearest(exact, grid))
+
+
+def test_blocks_that_do_not_interact_give_the_same_as_the_whole():
+    blocks = correlated(3, 20)
+    whole = np.zeros((1, 60, 60))
+    for number, block in enumerate(damped(blocks)):
+        whole[0, 20 * number :, 20 * number :][:20, :20] = block
+    exact = normal(1, 5, 60)
+    grid = grid_for(exact, 4)
+    apart = WeightGrid(*(in_blocks(part, 20) for part in (grid.scale, grid.lowest, grid.highest)))
+    found = out_of_blocks(gptq_columns(in_blocks(exact, 20), damped(blocks), apart), 60)
+    assert np.array_equal(found, gptq_columns(exact, whole, grid))
+    assert not np.array_equal(found, nearest(exact, grid))
+
+
+def test_single_precision_rounds_like_double_precision():
+    exact, second = normal(2, 8, 100).astype(np.float32), damped(correlated(2, 100))
+    grid = grid_for(exact, 4)
+    found = gptq_columns(exact, second, grid)
+    assert found.dtype == np.float32
+    same = gptq_columns(exact.astype(np.float64), second, grid)
+    np.testing.assert_allclose(output_error(found - exact, second), output_error(same - exact, second), 0.05)
 
 
 def test_one_input_goes_to_nearest():
@@ -224,21 +248,34 @@ def test_without_layers_there_is_nothing_to_do():
     assert gptq(draft, context) is None
 
 
-def test_a_huge_layer_is_rounded_in_blocks_and_still_comes_closer(monkeypatch):
+@pytest.mark.parametrize(("name", "limit"), [("MOST_BYTES", 4 * 72 * 24), ("WIDEST", 24)])
+def test_a_huge_layer_is_rounded_in_blocks_and_still_comes_closer(name, limit, monkeypatch):
     draft, context = bench_for(bits=4, count=40, held=16)
     whole = gptq(draft, context)
-    limit = 4 * 72 * 24
-    monkeypatch.setattr(hessian, "MOST_BYTES", limit)
+    monkeypatch.setattr(hessian, name, limit)
     held = []
     gathered = hessian.gather_moments
 
     def watched(*given):
         for part in gathered(*given):
-            held.append(sum(found.covariance.nbytes for _, found in part))
+            held.extend(found.covariance.nbytes for _, found in part)
             yield part
 
     monkeypatch.setattr("onnxq.algorithms.weights.gptq.gather_moments", watched)
     rounded = gptq(draft, context)
-    assert max(held) <= 1.25 * limit
+    assert max(held) <= 1.25 * 4 * 72 * 24
     assert changed(whole, rounded), "inputs of different blocks know nothing of each other"
     assert context.error(rounded) < 0.9 * context.error(draft)
+
+
+def test_memory_grows_neither_with_the_square_of_a_layer_nor_with_the_length_of_a_sample(monkeypatch):
+    monkeypatch.setattr(hessian, "WIDEST", 128)
+    monkeypatch.setattr(hessian, "ROW_BYTES", 2**22)
+    text = "g (float[N,64,9000] x) => (float[N,2,M] y) <float[2,64,64] w> { c = Conv (x, w)  y = Abs (c) }"
+    draft, context = bench_for(text, count=2, held=1)
+    tracemalloc.start()
+    assert gptq(draft, context) is not None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    whole = 8 * 4096**2  # the Hessian in double precision
+    assert peak < 0.6 * whole

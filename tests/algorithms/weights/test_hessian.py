@@ -36,7 +36,7 @@ def all_rows(draft, context, layer):
 
 @pytest.mark.parametrize("text", [CHAIN, DEPTHWISE], ids=["chain", "depthwise"])
 def test_moments_are_the_mean_of_products_of_rows(text, monkeypatch):
-    monkeypatch.setattr(hessian, "FEWEST", 10**6)
+    monkeypatch.setattr(hessian, "FEWEST", 10**3)
     draft, context = bench_for(text)
     found, parts = gathered(draft, context)
     assert parts == 1
@@ -68,12 +68,13 @@ def test_what_does_not_fit_in_memory_together_is_gathered_apart(monkeypatch):
     assert all(apart[name].second.shape == together[name].second.shape for name in apart)
 
 
-def test_of_a_huge_layer_only_blocks_along_the_diagonal_are_kept(monkeypatch):
-    monkeypatch.setattr(hessian, "FEWEST", 10**6)
+@pytest.mark.parametrize("by_bytes", [True, False])
+def test_of_a_huge_layer_only_blocks_along_the_diagonal_are_kept(by_bytes, monkeypatch):
+    monkeypatch.setattr(hessian, "FEWEST", 10**3)
     draft, context = bench_for()
     (whole,) = (m.second for name, m in gathered(draft, context)[0].items() if name == "Conv_c")
     limit = 4 * 72 * 10
-    monkeypatch.setattr(hessian, "MOST_BYTES", limit)
+    monkeypatch.setattr(hessian, "MOST_BYTES" if by_bytes else "WIDEST", limit if by_bytes else 10)
     (blocks,) = (m.second for name, m in gathered(draft, context)[0].items() if name == "Conv_c")
     count, width, _ = blocks.shape
     assert count > 1
@@ -84,6 +85,16 @@ def test_of_a_huge_layer_only_blocks_along_the_diagonal_are_kept(monkeypatch):
             block[: end - start, : end - start], whole[0, start:end, start:end], rtol=1e-4
         )
         assert not block[end - start :].any()
+
+
+def test_one_long_sample_gives_no_more_rows_than_fit_into_memory(monkeypatch):
+    text = "g (float[N,8,4000] x) => (float[N,2,M] y) <float[2,8,20] w> { c = Conv (x, w)  y = Abs (c) }"
+    draft, context = bench_for(text, count=1)
+    ((layer, found),) = next(gather_moments(draft.reference, layers(draft.reference, draft.plan), context))
+    assert found.rows == 16 * 160
+    monkeypatch.setattr(hessian, "ROW_BYTES", 4 * 160 * 100)
+    ((layer, found),) = next(gather_moments(draft.reference, [layer], context))
+    assert found.rows == 100
 
 
 def test_infinities_are_passed_over():
