@@ -67,6 +67,7 @@ SHORT = {
     *("onnxq.quantize", "onnxq.cli.__main__", "onnxq.targets.__main__"),
     *(
         "onnxq.core.errors",
+        "onnxq.core.parallel",
         "onnxq.core.progress",
         "calibrators.errors",
         "calibrators.grid",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
@@ -24,6 +22,7 @@ from onnxq.algorithms.layers.matrices import channel_axes
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.calibration.sample_split import Samples, in_batches
 from onnxq.core.config import QuantConfig
+from onnxq.core.parallel import in_order
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load
 from onnxq.graph.passes.leftovers.training_mode import training_nodes
@@ -133,7 +132,8 @@ class CorrectionContext:
         count = self.config.threads or processors()
         session = open_session(model, outputs=names, providers=self.config.providers, threads=1, alone=False)
 
-        def one(number: int, batch: Sample) -> list[_Found]:
+        def one(numbered: tuple[int, Sample]) -> list[_Found]:
+            number, batch = numbered
             try:
                 arrays = run_batch(session, names, batch)
             except CalibrationError as error:
@@ -143,14 +143,8 @@ class CorrectionContext:
                 return []
             return [look(number, dict(zip(names, arrays, strict=True)))]
 
-        with ThreadPoolExecutor(count) as pool:
-            pending: deque[Future[list[_Found]]] = deque()
-            for number, batch in enumerate(self.fit if samples is None else samples):
-                pending.append(pool.submit(one, number, batch))
-                if len(pending) > count:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
+        for found in in_order(one, enumerate(self.fit if samples is None else samples), count):
+            yield from found
 
 
 def make_evaluator(

@@ -6,15 +6,17 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnxruntime as ort
 
-from calibrators.collect import run_batch
+from calibrators.collect import processors, run_batch
 from calibrators.data.bad_samples import OnBad, refuse
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 from calibrators.session import Model, open_session
+from onnxq.core.parallel import in_order
 from onnxq.verify.outputs.output_kinds import OutputKind, output_kinds
 from onnxq.verify.outputs.tally import OutputQuality, Tally
 
@@ -22,6 +24,13 @@ __all__ = ["AccuracyEvaluator", "OutputQuality", "Quality", "outcome"]
 
 KEPT_BYTES = 256 * 2**20
 """Bytes of float outputs to keep; for the samples beyond, the float model runs again in each evaluation."""
+
+AT_ONCE = 4
+"""The largest number of batches that run at a time.
+
+Some parts of a run use one thread only, so a few batches together use the processors better than one. More
+would only take more memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,14 @@ class Quality:
         return min((o.agreement for o in self.outputs.values() if o.agreement is not None), default=None)
 
 
+@dataclass(eq=False)
+class _Known:
+    """A sample with the float model's outputs, if they are kept."""
+
+    sample: Sample
+    outputs: list[Any] | None = None
+
+
 class AccuracyEvaluator:
     """Compares quantized models with the float model on a set of samples.
 
@@ -93,18 +110,19 @@ class AccuracyEvaluator:
             CalibrationError: the model does not load.
         """
         self.float_model = float_model
-        self._reference = open_session(float_model, providers=providers, threads=threads)
+        self._open = partial(open_session, providers=providers, threads=threads, alone=False)
+        self._reference = self._open(float_model)
         self.kinds = output_kinds(float_model)
         self._stream = iter(samples)
-        self._options = {"providers": providers, "threads": threads}
+        self._at_once = min(threads or processors(), AT_ONCE)
         self._on_bad = on_bad
-        self._known: list[tuple[Sample, list[Any] | None]] = []
+        self._known: list[_Known] = []
         self._kept = 0
 
     @property
     def samples(self) -> list[Sample]:
         """The samples that the float model takes, as far as they have been read."""
-        return [sample for sample, _ in self._known]
+        return [known.sample for known in self._known]
 
     def on(self, samples: Iterable[Sample]) -> AccuracyEvaluator:
         """A copy of this evaluator that uses other ``samples``."""
@@ -136,34 +154,46 @@ class AccuracyEvaluator:
         Raises:
             CalibrationError: ``model`` does not load, or one of the two models does not take a sample.
         """
-        actual = open_session(model, **self._options)  # type: ignore[arg-type]
+        actual = self._open(model)
         tallies = {name: Tally(kind) for name, kind in self.kinds.items()}
         seen = 0
-        for sample, expected in self._expected():
-            given = _run(actual, sample)
+        for known, expected, given in in_order(partial(self._both, actual), self._read(), self._at_once):
+            if isinstance(expected, CalibrationError):
+                self._leave_out(known, expected)
+                continue
+            if known.outputs is None:
+                known.outputs = self._if_small(expected)
             for tally, one, other in zip(tallies.values(), expected, given, strict=True):
                 tally.add(one, other)
             if look is not None:
                 look(expected, given)
-            seen += sample.count
+            seen += known.sample.count
             if on_sample is not None:
                 on_sample(seen)
         return _quality(tallies, seen)
 
-    def _expected(self) -> Iterator[tuple[Sample, list[Any]]]:
-        """Yield each sample with the float model's outputs for it."""
-        for sample, outputs in self._known:
-            yield sample, _run(self._reference, sample) if outputs is None else outputs
+    def _read(self) -> Iterator[_Known]:
+        """Yield the samples read so far, then the others."""
+        yield from tuple(self._known)
         for sample in self._stream:
-            try:
-                outputs = _run(self._reference, sample)
-            except CalibrationError as error:
-                if self._on_bad is None:
-                    refuse(error)
-                self._on_bad(error, sample.count)
-                continue
-            self._known.append((sample, self._if_small(outputs)))
-            yield sample, outputs
+            self._known.append(_Known(sample))
+            yield self._known[-1]
+
+    def _both(
+        self, actual: ort.InferenceSession, known: _Known
+    ) -> tuple[_Known, list[Any] | CalibrationError, list[Any]]:
+        """Run both models; where the float model does not take the sample, return its error."""
+        try:
+            expected = _run(self._reference, known.sample) if known.outputs is None else known.outputs
+        except CalibrationError as error:
+            return known, error, []
+        return known, expected, _run(actual, known.sample)
+
+    def _leave_out(self, known: _Known, error: CalibrationError) -> None:
+        self._known.remove(known)
+        if self._on_bad is None:
+            refuse(error)
+        self._on_bad(error, known.sample.count)
 
     def _if_small(self, outputs: list[Any]) -> list[Any] | None:
         """``outputs``, if there is room to keep them."""

@@ -190,3 +190,14 @@ def test_a_race_has_times():
     assert speed.float_seconds > 0
     assert speed.int8_seconds > 0
     assert 0.05 < speed.ratio < 20
+
+
+def test_a_model_that_refuses_a_sample_loses_none_for_the_next_model():
+    """Several samples are under way when the first one is refused."""
+    evaluator = AccuracyEvaluator(scaled(1.0), (feed([float(i), 2.0])[0] for i in range(9)))
+    wants_three = scaled(1.0, "float[N,3] y", "float[N,3] x")
+    with pytest.raises(CalibrationError):
+        evaluator.evaluate(wants_three)
+    assert evaluator.evaluate(scaled(1.1)).samples == 9
+    assert evaluator.evaluate(scaled(1.1)).samples == 9
+    assert [sample.feeds["x"][0, 0] for sample in evaluator.samples] == list(range(9))
