@@ -113,7 +113,7 @@ class Samples:
         block: how many successive samples stay together: the batch size that the model fixes.
         unreadable: counts bad samples that ``source`` leaves out; None: they are errors.
         refused: counts samples that the model does not take; None: they are errors.
-        holds: whether samples are held out at all.
+        holds: whether samples are kept in memory: some to evaluate on, others to fit on.
         given: the number of samples that came out of ``source`` so far.
     """
 
@@ -141,7 +141,9 @@ class Samples:
         self._taken += 1
         self.given += sample.count
         self._blank = self._blank and _is_blank(sample)
-        if self.holds and turn % HOLD_EVERY == HOLD_EVERY - 1 and self._has_room(sample):
+        if not self.holds:
+            return True
+        if turn % HOLD_EVERY == HOLD_EVERY - 1 and self._has_room(sample):
             self._held.append(sample)
             return False
         if turn < HOLD_EVERY:

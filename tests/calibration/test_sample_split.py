@@ -93,6 +93,7 @@ def test_none_is_held_out_if_none_is_wanted():
     samples = Samples(source(12), 12, holds=False)
     assert len(names(samples)) == 12
     assert not samples.has_held_out
+    assert samples.fit_samples == samples.eval_samples == [], "memory does not grow with the samples"
 
 
 def test_bad_samples_are_counted_once_and_named(caplog):
