@@ -17,6 +17,7 @@ from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 from calibrators.session import Model, open_session
 from calibrators.statistics import TensorStatistics
+from onnxq.algorithms.budget import Budget
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
@@ -50,6 +51,7 @@ class CorrectionContext:
         progress: called with the name of a step and the number of batches done.
         on_bad: called for each batch that a model rejects; the batch is then skipped. If None, a rejected
             batch is an error.
+        budget: the time that corrections may take; unlimited unless they are being chosen.
     """
 
     fit: Sequence[Sample]
@@ -58,6 +60,7 @@ class CorrectionContext:
     config: QuantConfig = field(default_factory=QuantConfig)
     progress: Progress = silent
     on_bad: OnBad | None = None
+    budget: Budget = field(default_factory=Budget)
 
     def with_config(self, config: QuantConfig) -> CorrectionContext:
         """Return a copy with the same samples and other options."""

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from itertools import groupby, permutations
 
@@ -14,6 +14,7 @@ import numpy as np
 
 import calibrators.errors
 from onnxq.algorithms.activation_clipping import tighten_ranges
+from onnxq.algorithms.budget import Budget, TooLongError, time_limit
 from onnxq.algorithms.channels.center import center
 from onnxq.algorithms.channels.equalize import equalize
 from onnxq.algorithms.context import CorrectionContext
@@ -52,6 +53,18 @@ CORRECTIONS: Mapping[str, Correction] = {
 """The corrections by name, in the order in which they are tried, but for `ANY_ORDER`."""
 
 
+PASSES: Mapping[str, Callable[[Draft], float]] = {
+    "center": lambda draft: 3,
+    "equalize": lambda draft: 3,
+    "ranges": lambda draft: 2 * len(draft.plan.groups),
+    "full-bias": lambda draft: 3,
+}
+"""About how many passes over the samples to fit on a correction and its evaluation take.
+
+The others take next to nothing, or know best themselves.
+"""
+
+
 ANY_ORDER = ("center", "equalize")
 """Corrections each of which may leave the other nothing to do, and which are tried in every order.
 
@@ -79,6 +92,7 @@ class Effect:
         fitted_gain: the gain in SQNR on the samples that were fitted on, in dB. Set only where the change on
             the held-out samples was within one standard error, so that both kinds of samples decided.
         failed: whether the correction failed unexpectedly, and so was left out.
+        too_long: why there was no time for the correction; empty if there was.
     """
 
     name: str
@@ -88,6 +102,7 @@ class Effect:
     kept: bool
     fitted_gain: float | None = None
     failed: bool = False
+    too_long: str = ""
 
     @property
     def gain(self) -> float:
@@ -98,7 +113,8 @@ class Effect:
     def outcome(self) -> str:
         """The effect in words, for the report."""
         if self.after is None:
-            return "left out: it failed" if self.failed else "nothing to do"
+            reason = "it failed" if self.failed else self.too_long
+            return f"left out: {reason}" if reason else "nothing to do"
         if self.fitted_gain is not None:
             kept = "kept" if self.kept else "dropped"
             fitted = f"{self.fitted_gain:+.2f} dB on samples that were fitted on"
@@ -115,7 +131,7 @@ def _gain(before: float, after: float) -> float:
 
 
 def correct(
-    draft: Draft, names: Collection[str], context: CorrectionContext
+    draft: Draft, names: Collection[str], context: CorrectionContext, quality: Quality | None = None
 ) -> tuple[Draft, tuple[Effect, ...]]:
     """Try the corrections called ``names`` one after the other, and keep those that reduce the noise.
 
@@ -126,12 +142,13 @@ def correct(
     Args:
         draft: the calibrated draft without corrections.
         names: the corrections to try, keys of `CORRECTIONS`; their order does not matter.
-        context: the samples to fit on, and the held-out samples to validate on.
+        context: the samples to fit on, the held-out samples to validate on, and the time there is.
+        quality: the quality of the draft on the held-out samples, if it is known.
 
     Returns:
         The draft with the kept corrections, and the effect of each correction that was tried.
     """
-    chain = _Chain(draft, _Evaluated(draft, context))
+    chain = _Chain(draft, _Evaluated(draft, context, quality))
     for stage in _stages(names):
         trials = _Trials(correct_biases if FINISH in names else _no_correction, context)
         chain = reduce(_better, [reduce(trials.extended, order, chain) for order in permutations(stage)])
@@ -150,10 +167,11 @@ class _Evaluated:
 
     draft: Draft
     context: CorrectionContext
+    known: Quality | None = None
 
     @cached_property
     def quality(self) -> Quality:
-        return self.context.evaluate(self.draft)
+        return self.context.evaluate(self.draft) if self.known is None else self.known
 
     @cached_property
     def fitted(self) -> Quality:
@@ -173,12 +191,14 @@ class _Trial:
         draft: the corrected draft; None where there was nothing to correct, or the correction failed.
         best: the same draft, with corrected biases if they help.
         failed: whether the correction failed unexpectedly.
+        too_long: why there was no time for the correction; empty if there was.
     """
 
     seconds: float
     draft: Draft | None = None
     best: _Evaluated | None = None
     failed: bool = False
+    too_long: str = ""
 
 
 @dataclass(frozen=True)
@@ -233,10 +253,15 @@ class _Trials:
         return _Chain(base, best, (*chain.effects, effect))
 
     def _trial(self, base: Draft, name: str) -> _Trial:
-        started = time.perf_counter()
+        started, budget = time.perf_counter(), self.context.budget
         try:
+            if name in PASSES:
+                budget.check(PASSES[name](base))
             draft = CORRECTIONS[name](base, self.context)
             best = None if draft is None else self._evaluated(name, draft)
+        except TooLongError as error:
+            reason = f"{error}, {max(budget.left, 0):.0f} of {budget.limit:.0f} s are left; see --time-limit"
+            return _Trial(time.perf_counter() - started, too_long=reason)
         except (OnnxqError, calibrators.errors.CalibrationError, MemoryError):
             raise
         except Exception as error:
@@ -254,7 +279,15 @@ class _Trials:
 
 def _effect(name: str, before: _Evaluated, trial: _Trial) -> Effect:
     if trial.best is None:
-        return Effect(name, before.noise, None, trial.seconds, kept=False, failed=trial.failed)
+        return Effect(
+            name,
+            before.noise,
+            None,
+            trial.seconds,
+            kept=False,
+            failed=trial.failed,
+            too_long=trial.too_long,
+        )
     kept, fitted = _compare(before, trial.best)
     return Effect(name, before.noise, trial.best.noise, trial.seconds, kept=kept, fitted_gain=fitted)
 
@@ -324,10 +357,23 @@ def check_correctable(config: QuantConfig) -> None:
         check_torch()
 
 
-def corrected(draft: Draft, context: CorrectionContext) -> tuple[Draft, tuple[Effect, ...]]:
-    """Return ``draft`` with the requested corrections that help; unchanged without real held-out samples."""
+def corrected(draft: Draft, context: CorrectionContext, spent: float) -> tuple[Draft, tuple[Effect, ...]]:
+    """Return ``draft`` with the requested corrections that help; unchanged without real held-out samples.
+
+    Args:
+        draft: the calibrated draft.
+        context: the samples and the options, among them the time limit.
+        spent: how long calibration took, in seconds.
+    """
     names = to_try(context)
-    return correct(draft, names, context) if names else (draft, ())
+    if not names:
+        return draft, ()
+    started = time.perf_counter()
+    quality = context.evaluate(draft)
+    seconds = time.perf_counter() - started
+    passes = sum(batch.count for batch in context.fit) / max(quality.samples, 1)
+    budget = Budget(time_limit(context.config, draft.plan, spent + seconds), passes * seconds)
+    return correct(draft, names, replace(context, budget=budget), quality)
 
 
 def to_try(context: CorrectionContext) -> tuple[str, ...]:

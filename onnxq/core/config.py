@@ -153,10 +153,11 @@ class QuantConfig(BaseModel):
         "adaround (slow; for few bits), bias, full-bias, or none; in mode dynamic equalize or none",
         "NAME",
     )
-    time_limit: float = _option(
+    time_limit: float | None = _option(
         "accuracy",
-        600.0,
-        "time limit for adaround; if it is reached, the result depends on the machine",
+        None,
+        "time limit for all corrections together; one that would take longer is left out; default: as long "
+        "as calibration and evaluation took, at least 10, and 600 for weights of few bits or adaround",
         "SECONDS",
         ge=0,
     )

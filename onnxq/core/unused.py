@@ -82,7 +82,10 @@ def _uses_percentile(request: Wanted) -> bool:
 
 _NEEDS: Mapping[tuple[str, ...], tuple[Callable[[Wanted], bool], str]] = {
     ("percentile",): (_uses_percentile, "it is for method percentile"),
-    ("time_limit",): (lambda r: "adaround" in r.config.correct, "it is for the correction adaround"),
+    ("time_limit",): (
+        lambda r: r.has_data and "none" not in r.config.correct,
+        "it is for corrections, and none is tried",
+    ),
     ("search_log",): (lambda r: r.has_goal, "there is no goal"),
     ("preprocess", "skip_bad_samples"): (lambda r: r.has_data, "there is no data"),
     ("per_tensor", "weight_method"): (

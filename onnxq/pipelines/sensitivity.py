@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 
 from onnxq.algorithms.context import channel_means, make_context
 from onnxq.algorithms.corrections import check_correctable, corrected
@@ -38,6 +39,7 @@ def rank(
     Raises:
         OnnxqError: the model or the data cannot be used.
     """
+    started = time.perf_counter()
     if config.mode != "static":
         raise ConfigError(f"mode {config.mode} has no quantization points to rank: use mode static")
     if config.save_statistics is not None:
@@ -56,5 +58,5 @@ def rank(
         plan = compute_qparams(simple, plan, from_statistics(statistics, calibrator(config)))
         context = make_context(model, simple, samples, config, progress)
         draft = Draft(simple, simple, plan, channel_means(statistics))
-        draft, _ = corrected(draft, context)
+        draft, _ = corrected(draft, context, time.perf_counter() - started)
         return sensitivities(draft, context)

@@ -173,6 +173,7 @@ def _improved(
     calibrated: Calibrated, config: QuantConfig, progress: Progress, goal: Goal | None
 ) -> _Improved:
     """Compute the parameters, and run the requested algorithms."""
+    spent = time.perf_counter() - calibrated.started
     model, reference, statistics = calibrated.path, calibrated.reference, calibrated.statistics
     plan, config, empty = float_where_empty(reference, calibrated.plan, statistics, config)
     plan = compute_qparams(reference, plan, calibrated.source)
@@ -180,7 +181,7 @@ def _improved(
     draft = Draft(reference, reference, plan, channel_means(statistics or {}))
     draft, context, tuning = tuned(draft, context, time.perf_counter() - calibrated.started)
     table = cache(partial(_table, model, reference, draft.plan))
-    draft, effects = corrected(draft, context)
+    draft, effects = corrected(draft, context, spent)
     draft, search = reach(draft, goal, context)
     draft, rescue = hold(draft, _floor(config, goal), context, time.perf_counter() - calibrated.started)
     reasons = {name: node.reason for name, node in plan.float_nodes.items()}

@@ -11,6 +11,7 @@ from cli import save_data, save_model
 from graphs import parse
 
 from onnxq.algorithms import corrections
+from onnxq.algorithms.budget import Budget
 from onnxq.algorithms.corrections import CORRECTIONS, Effect, correct
 from onnxq.cli import commands
 from onnxq.core.config import QuantConfig
@@ -33,8 +34,9 @@ class Stand:
 class Bench:
     """In for a workbench."""
 
-    def __init__(self, fitted=None):
+    def __init__(self, fitted=None, budget=None):
         self.evaluated = []
+        self.budget = budget or Budget()
         self._fitted = fitted or {}
 
     def evaluate(self, draft):
@@ -86,6 +88,44 @@ def test_one_that_fails_is_left_out_with_a_warning(monkeypatch, caplog):
     assert draft.done == ("good", "better")
     assert [(v.kept, v.outcome) for v in effects if v.name == "bad"] == [(False, "left out: it failed")]
     assert "correction bad is left out: it failed (IndexError: list index out of range)" in caplog.text
+
+
+class Clock:
+    """Each correction takes some seconds of it."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def taking(self, seconds, correction):
+        def slow(draft, context):
+            self.now += seconds
+            return correction(draft, context)
+
+        return slow
+
+
+def test_what_would_take_too_long_is_left_out_and_told(monkeypatch):
+    clock = Clock()
+    names = {
+        "first": clock.taking(4.0, times("first", 0.5)),
+        "long": times("long", 0.1),
+        "last": clock.taking(2.0, times("last", 0.5)),
+        "late": times("late", 0.5),
+        "free": times("free", 0.5),
+    }
+    monkeypatch.setattr(corrections, "CORRECTIONS", names)
+    passes = {"first": 10, "long": 13, "last": 12, "late": 9}
+    monkeypatch.setattr(corrections, "PASSES", {k: lambda draft, n=n: n for k, n in passes.items()})
+    budget = Budget(10.0, pass_seconds=0.5, clock=clock)
+    draft, effects = correct(Stand((), 1.0), names, Bench(budget=budget))
+    assert draft.done == ("first", "last", "free")
+    told = {effect.name: effect.outcome for effect in effects if effect.after is None}
+    assert told == {
+        "long": "left out: would take about 6 s, 6 of 10 s are left; see --time-limit",
+        "late": "left out: would take about 4 s, 4 of 10 s are left; see --time-limit",
+    }
 
 
 def test_the_order_is_not_that_of_the_names(fakes):
@@ -247,6 +287,15 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path):
         (v.name, v.after) for v in results[1].corrections
     ]
     assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_time_limit_of_zero_leaves_out_all_but_the_biases(tmp_path):
+    model = save_model(tmp_path / "m.onnx")
+    result = quantize_static(model, tmp_path / "o.onnx", samples(), QuantConfig(time_limit=0))
+    outcomes = {effect.name: effect.outcome for effect in result.corrections}
+    assert all("--time-limit" in outcomes[name] for name in ("center", "equalize", "rounding"))
+    assert "left out" not in outcomes["bias"]
+    assert quantize_static(model, tmp_path / "o.onnx", samples()).corrections[-1].after is not None
 
 
 def test_too_few_samples_to_hold_any_out_prove_nothing(tmp_path):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from calibrators.collect import processors
+from onnxq.algorithms.budget import LONG
 from onnxq.algorithms.context import Arrays, CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import bias_and_activation, bias_of
@@ -77,7 +78,7 @@ def learn_rounding(draft: Draft, context: CorrectionContext) -> Draft | None:
     """
     check_torch()
     found = with_own_weights(draft.reference, draft.plan)
-    clock = _Clock(time.monotonic() + context.config.time_limit, sum(map(_cost, found)))
+    clock = _Clock(time.monotonic() + _seconds(context), sum(map(_cost, found)))
     changed = draft
     for part in in_parts(found, aim_bytes, AIM_BYTES):
         if clock.left <= 0:
@@ -109,6 +110,11 @@ def _with_learned(
     if bias is not None:
         arrays[bias.tensor] = learned.bias.reshape(bias.values.shape)
     return draft.with_constants(arrays)
+
+
+def _seconds(context: CorrectionContext) -> float:
+    limit = context.config.time_limit
+    return min(context.budget.left, LONG if limit is None else limit)
 
 
 @dataclass

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrators.collect import processors
+from onnxq.algorithms.budget import TooLongError
 from onnxq.algorithms.context import Arrays, CorrectionContext
 from onnxq.algorithms.layers.im2col import Floats, finite, im2col_rows
 from onnxq.algorithms.layers.matrices import MatrixLayer, in_parts
@@ -43,11 +44,17 @@ UNITS = 16
 More sets would take longer without a better estimate.
 """
 
-WIDEST = 1024
-"""The largest number of inputs of a block.
+WIDTHS = (1024, 512, 256, 128)
+"""The largest number of inputs of a block; less where there is no time for more.
 
 A layer with more inputs has a block diagonal matrix: inputs of different blocks are treated as uncorrelated.
 So memory and time of a layer grow with its inputs, not with their square and their cube.
+"""
+
+PASSES = 3
+"""About how many passes of the samples it takes to round weights, besides matrix products.
+
+The inputs of all layers are kept in one of them; the others are the evaluation.
 """
 
 MOST_BYTES = 2**28
@@ -119,12 +126,14 @@ def gather_moments(
     Args:
         model: the float model.
         layers: the layers.
-        context: the samples to fit on and the options.
+        context: the samples to fit on, the options, and the time there is.
+
+    Raises:
+        TooLongError: there is no time for it.
     """
-    samples = max(1, sum(batch.count for batch in context.fit))
-    largest = max((batch.count for batch in context.fit), default=1)
     threads = context.config.threads or processors()
-    picks = {layer.name: _Pick.of(layer, samples, largest) for layer in layers}
+    picks = {pick.layer.name: pick for pick in _affordable(layers, context, threads)}
+    largest = max((batch.count for batch in context.fit), default=1)
     under_way = threads + 1 + _together(len(context.fit))
 
     def size(layer: MatrixLayer) -> int:
@@ -134,6 +143,20 @@ def gather_moments(
     with ThreadPoolExecutor(threads) as pool:
         for part in in_parts(layers, size, MOST_BYTES):
             yield _in_one_pass(model, [picks[layer.name] for layer in part], context, pool)
+
+
+def _affordable(layers: Sequence[MatrixLayer], context: CorrectionContext, threads: int) -> list[_Pick]:
+    """Choose what to gather of each layer: the widest blocks for which there is time."""
+    counts = [batch.count for batch in context.fit] or [1]
+    for width in WIDTHS:
+        picks = [_Pick.of(layer, width, counts) for layer in layers]
+        try:
+            context.budget.check(PASSES, sum(pick.work for pick in picks), threads)
+        except TooLongError as error:
+            shortest = error
+        else:
+            return picks
+    raise shortest
 
 
 def _together(batches: int) -> int:
@@ -149,26 +172,34 @@ class _Pick:
         layer: the layer.
         width: the number of inputs of a block.
         limit: the largest number of rows of a sample.
+        samples: the number of samples.
     """
 
     layer: MatrixLayer
     width: int
     limit: int
+    samples: int
 
     @classmethod
-    def of(cls, layer: MatrixLayer, samples: int, largest: int) -> _Pick:
+    def of(cls, layer: MatrixLayer, widest: int, counts: Sequence[int]) -> _Pick:
         """Choose the width of the blocks and the number of rows.
 
         Args:
             layer: the layer.
-            samples: the number of all samples.
-            largest: the number of samples of the largest batch.
+            widest: the largest width of a block.
+            counts: the number of samples of each batch.
         """
         groups, _, inputs = layer.shape
-        blocks = max(-(-inputs // WIDEST), -(-4 * groups * inputs * inputs // MOST_BYTES))
+        blocks = max(-(-inputs // widest), -(-4 * groups * inputs * inputs // MOST_BYTES))
         width = -(-inputs // min(blocks, inputs))
-        most = ROW_BYTES // (4 * groups * inputs * largest)
-        return cls(layer, width, max(1, min(most, max(FEWEST, ROWS * width // samples))))
+        most, samples = ROW_BYTES // (4 * groups * inputs * max(counts)), sum(counts)
+        return cls(layer, width, max(1, min(most, max(FEWEST, ROWS * width // samples))), samples)
+
+    @property
+    def work(self) -> float:
+        """The multiply-adds of the moments, of their triangular factors, and of rounding; at most so many."""
+        groups, outputs, inputs = self.layer.shape
+        return groups * inputs * self.width * (self.limit * self.samples + self.width / 3 + 2 * outputs)
 
     @property
     def moment_bytes(self) -> int:

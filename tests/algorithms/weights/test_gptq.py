@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from benches import CHAIN, bench_for, damped
 
+from onnxq.algorithms.budget import SPEED, Budget, TooLongError
 from onnxq.algorithms.layers.matrices import layers, matrices, weights_of
 from onnxq.algorithms.weights import hessian
 from onnxq.algorithms.weights.gptq import BLOCK, WeightGrid, gptq, gptq_columns, output_error
@@ -248,7 +249,7 @@ def test_without_layers_there_is_nothing_to_do():
     assert gptq(draft, context) is None
 
 
-@pytest.mark.parametrize(("name", "limit"), [("MOST_BYTES", 4 * 72 * 24), ("WIDEST", 24)])
+@pytest.mark.parametrize(("name", "limit"), [("MOST_BYTES", 4 * 72 * 24), ("WIDTHS", (24,))])
 def test_a_huge_layer_is_rounded_in_blocks_and_still_comes_closer(name, limit, monkeypatch):
     draft, context = bench_for(bits=4, count=40, held=16)
     whole = gptq(draft, context)
@@ -268,9 +269,30 @@ def test_a_huge_layer_is_rounded_in_blocks_and_still_comes_closer(name, limit, m
     assert context.error(rounded) < 0.9 * context.error(draft)
 
 
-def test_memory_grows_neither_with_the_square_of_a_layer_nor_with_the_length_of_a_sample(monkeypatch):
-    monkeypatch.setattr(hessian, "WIDEST", 128)
-    monkeypatch.setattr(hessian, "ROW_BYTES", 2**22)
+def test_with_little_time_blocks_are_narrower_and_with_less_there_is_no_rounding():
+    draft, context = bench_for(bits=4)
+    whole = gptq(draft, context)
+
+    def within(seconds):
+        return gptq(draft, replace(context, budget=Budget(seconds, clock=lambda: 0.0)))
+
+    def work(width):
+        picks = [hessian._Pick.of(layer, width, [1] * 12) for layer in layers(draft.reference, draft.plan)]
+        return sum(pick.work for pick in picks) / SPEED
+
+    assert not changed(whole, within(work(128)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hessian, "WIDTHS", (100, 24, 12))
+        narrower = within(0.99 * work(100))
+        assert changed(whole, narrower)
+        assert not changed(narrower, within(work(24)))
+        with pytest.raises(TooLongError) as caught:
+            within(0.99 * work(12))
+        assert caught.value.seconds == pytest.approx(work(12))
+
+
+def test_memory_does_not_grow_with_the_square_of_the_inputs(monkeypatch):
+    monkeypatch.setattr(hessian, "WIDTHS", (128,))
     text = "g (float[N,64,9000] x) => (float[N,2,M] y) <float[2,64,64] w> { c = Conv (x, w)  y = Abs (c) }"
     draft, context = bench_for(text, count=2, held=1)
     tracemalloc.start()

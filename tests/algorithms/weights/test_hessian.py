@@ -74,7 +74,7 @@ def test_of_a_huge_layer_only_blocks_along_the_diagonal_are_kept(by_bytes, monke
     draft, context = bench_for()
     (whole,) = (m.second for name, m in gathered(draft, context)[0].items() if name == "Conv_c")
     limit = 4 * 72 * 10
-    monkeypatch.setattr(hessian, "MOST_BYTES" if by_bytes else "WIDEST", limit if by_bytes else 10)
+    monkeypatch.setattr(hessian, "MOST_BYTES" if by_bytes else "WIDTHS", limit if by_bytes else (10,))
     (blocks,) = (m.second for name, m in gathered(draft, context)[0].items() if name == "Conv_c")
     count, width, _ = blocks.shape
     assert count > 1

@@ -1,0 +1,101 @@
+"""The time that corrections may take together, and what a correction will take, estimated before it starts.
+
+Estimates count work (passes over the samples, multiply-adds) rather than time, with coarse speeds. So on an
+unloaded machine the same correction is tried in every run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from onnxq.core.config import QuantConfig
+from onnxq.core.plan import QuantPlan
+
+LEAST = 10.0
+"""Seconds; the smallest default limit."""
+
+LONG = 600.0
+"""Seconds; the default limit where corrections are worth minutes.
+
+Weights of few bits are of little use before they are corrected, and adaround is only tried on request.
+"""
+
+FEW_BITS = 5
+"""Weights of at most this many bits are weights of few bits."""
+
+SPEED = 2e10
+"""Multiply-adds per second and thread of matrix products in single precision; most processors do more."""
+
+
+class TooLongError(Exception):
+    """A correction would take longer than there is time left.
+
+    Attributes:
+        seconds: what it would take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Keep ``seconds``."""
+        super().__init__(f"would take about {seconds:.0f} s")
+        self.seconds = seconds
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time for all corrections together; it starts to run when this is made.
+
+    Attributes:
+        limit: the time in seconds.
+        pass_seconds: how long the float and the quantized model take for the samples to fit on.
+        clock: returns the time in seconds.
+        started: when the time began to run.
+    """
+
+    limit: float = math.inf
+    pass_seconds: float = 0.0
+    clock: Callable[[], float] = time.perf_counter
+    started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start the clock."""
+        object.__setattr__(self, "started", self.clock())
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left."""
+        return self.limit - (self.clock() - self.started)
+
+    def check(self, passes: float, work: float = 0.0, threads: int = 1) -> None:
+        """Check that there is time for some work.
+
+        Args:
+            passes: passes over the samples to fit on.
+            work: multiply-adds besides.
+            threads: the number of threads for these.
+
+        Raises:
+            TooLongError: there is not.
+        """
+        seconds = passes * self.pass_seconds + work / (SPEED * threads)
+        if seconds > self.left:
+            raise TooLongError(seconds)
+
+
+def time_limit(config: QuantConfig, plan: QuantPlan, spent: float) -> float:
+    """Return how long corrections may take together, in seconds.
+
+    Args:
+        config: the options, which may give the limit.
+        plan: the plan of the model.
+        spent: how long calibration and the first evaluation took, in seconds.
+    """
+    if config.time_limit is not None:
+        return config.time_limit
+    few = any(
+        group.constant and group.spec.limits[1] - group.spec.limits[0] < 2**FEW_BITS
+        for group in plan.groups.values()
+    )
+    return LONG if few or "adaround" in config.correct else max(LEAST, spent)

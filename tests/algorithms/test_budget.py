@@ -1,0 +1,39 @@
+"""The time that corrections share: what is allowed by default, and what still fits."""
+
+import pytest
+from benches import bench_for
+
+from onnxq.algorithms.budget import LEAST, LONG, SPEED, Budget, TooLongError, time_limit
+from onnxq.core.config import QuantConfig
+
+
+@pytest.mark.parametrize(
+    ("options", "bits", "spent", "seconds"),
+    [
+        ({}, None, 3.0, LEAST),
+        ({}, None, 33.0, 33.0),
+        ({}, 4, 33.0, LONG),
+        ({"correct": ("bias", "adaround")}, None, 33.0, LONG),
+        ({"time_limit": 5}, None, 33.0, 5.0),
+        ({"time_limit": 0, "correct": ("adaround",)}, 4, 33.0, 0.0),
+    ],
+)
+def test_the_limit_follows_what_was_spent_and_what_is_gained(options, bits, spent, seconds):
+    draft, _ = bench_for(bits=bits)
+    assert time_limit(QuantConfig(**options), draft.plan, spent) == seconds
+
+
+def test_what_fits_depends_on_the_time_that_has_passed():
+    now = [100.0]
+    budget = Budget(10.0, pass_seconds=2.0, clock=lambda: now[0])
+    budget.check(passes=5)
+    budget.check(passes=3, work=8 * SPEED, threads=2)
+    now[0] = 103.0
+    assert budget.left == 7.0
+    with pytest.raises(TooLongError, match="would take about 8 s"):
+        budget.check(passes=4)
+    budget.check(passes=3, work=SPEED)
+
+
+def test_without_a_limit_everything_fits():
+    Budget(pass_seconds=1.0).check(passes=1e9, work=1e30)
