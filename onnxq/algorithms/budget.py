@@ -1,7 +1,7 @@
 """The time that corrections may take together, and what a correction will take, estimated before it starts.
 
-Estimates count work (passes over the samples, multiply-adds) rather than time, with coarse speeds. So on an
-unloaded machine the same correction is tried in every run.
+Estimates count work (passes over the samples, multiply-adds) with coarse speeds, and the default limit is far
+above what most models need. So the same corrections are tried in every run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from calibrators.collect import processors
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
 
@@ -28,6 +29,10 @@ FEW_BITS = 5
 
 SPEED = 2e10
 """Multiply-adds per second and thread of matrix products in single precision; most processors do more."""
+
+
+BUSY = 2
+"""Processors that corrections keep busy at least, where there are so many."""
 
 
 class TooLongError(Exception):
@@ -49,7 +54,7 @@ class Budget:
 
     Attributes:
         limit: the time in seconds.
-        pass_seconds: how long the float and the quantized model take for the samples to fit on.
+        pass_seconds: how long a model takes for the samples to fit on.
         clock: returns the time in seconds.
         started: when the time began to run.
     """
@@ -82,6 +87,19 @@ class Budget:
         seconds = passes * self.pass_seconds + work / (SPEED * threads)
         if seconds > self.left:
             raise TooLongError(seconds)
+
+
+def clock_of(config: QuantConfig) -> Callable[[], float]:
+    """Return the clock for the time limit, in seconds.
+
+    If the user gave no limit, other processes on the machine shall not decide which corrections are tried. So
+    the clock follows the processor time of this process, where that is less.
+    """
+    if config.time_limit is not None:
+        return time.perf_counter
+    wall, own = time.perf_counter(), time.process_time()
+    busy = min(BUSY, config.threads or processors())
+    return lambda: min(time.perf_counter() - wall, (time.process_time() - own) / busy)
 
 
 def time_limit(config: QuantConfig, plan: QuantPlan, spent: float) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 
 import calibrators.errors
 from onnxq.algorithms.activation_clipping import tighten_ranges
-from onnxq.algorithms.budget import Budget, TooLongError, time_limit
+from onnxq.algorithms.budget import Budget, TooLongError, clock_of, time_limit
 from onnxq.algorithms.channels.center import center
 from onnxq.algorithms.channels.equalize import equalize
 from onnxq.algorithms.context import CorrectionContext
@@ -54,14 +54,15 @@ CORRECTIONS: Mapping[str, Correction] = {
 
 
 PASSES: Mapping[str, Callable[[Draft], float]] = {
-    "center": lambda draft: 3,
-    "equalize": lambda draft: 3,
+    "center": lambda draft: 5,
+    "equalize": lambda draft: 5,
     "ranges": lambda draft: 2 * len(draft.plan.groups),
-    "full-bias": lambda draft: 3,
+    "full-bias": lambda draft: 4,
 }
-"""About how many passes over the samples to fit on a correction and its evaluation take.
+"""About how many passes over the samples to fit on a correction and its evaluation take at most.
 
-The others take next to nothing, or know best themselves.
+A pass in which statistics are gathered counts twice. The other corrections take next to nothing, or know best
+themselves.
 """
 
 
@@ -368,11 +369,13 @@ def corrected(draft: Draft, context: CorrectionContext, spent: float) -> tuple[D
     names = to_try(context)
     if not names:
         return draft, ()
-    started = time.perf_counter()
-    quality = context.evaluate(draft)
-    seconds = time.perf_counter() - started
-    passes = sum(batch.count for batch in context.fit) / max(quality.samples, 1)
-    budget = Budget(time_limit(context.config, draft.plan, spent + seconds), passes * seconds)
+    clock = clock_of(context.config)
+    done = [clock()]
+    quality = context.evaluator.evaluate(draft.quantized(), lambda _: done.append(clock()))
+    limit = time_limit(context.config, draft.plan, spent + done[-1] - done[0])
+    ran = done[1:] if len(done) > 2 else done  # before the first one, a model was loaded
+    each = (ran[-1] - ran[0]) / max(len(ran) - 1, 1)
+    budget = Budget(limit, each / 2 * len(context.fit), clock)  # both models ran
     return correct(draft, names, replace(context, budget=budget), quality)
 
 

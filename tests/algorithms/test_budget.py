@@ -3,7 +3,8 @@
 import pytest
 from benches import bench_for
 
-from onnxq.algorithms.budget import LEAST, LONG, SPEED, Budget, TooLongError, time_limit
+from onnxq.algorithms import budget as module
+from onnxq.algorithms.budget import LEAST, LONG, SPEED, Budget, TooLongError, clock_of, time_limit
 from onnxq.core.config import QuantConfig
 
 
@@ -33,6 +34,20 @@ def test_what_fits_depends_on_the_time_that_has_passed():
     with pytest.raises(TooLongError, match="would take about 8 s"):
         budget.check(passes=4)
     budget.check(passes=3, work=SPEED)
+
+
+def test_other_processes_count_only_where_the_user_gave_a_limit(monkeypatch):
+    wall, own = [50.0], [7.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: wall[0])
+    monkeypatch.setattr(module.time, "process_time", lambda: own[0])
+    limited, free, single = (
+        clock_of(QuantConfig(**options)) for options in ({"time_limit": 9}, {"threads": 2}, {"threads": 1})
+    )
+    assert (limited(), free(), single()) == (50.0, 0.0, 0.0)
+    wall[0], own[0] = 70.0, 11.0
+    assert (limited(), free(), single()) == (70.0, 2.0, 4.0)
+    own[0] = 90.0
+    assert (limited(), free(), single()) == (70.0, 20.0, 20.0)
 
 
 def test_without_a_limit_everything_fits():

@@ -51,11 +51,8 @@ A layer with more inputs has a block diagonal matrix: inputs of different blocks
 So memory and time of a layer grow with its inputs, not with their square and their cube.
 """
 
-PASSES = 3
-"""About how many passes of the samples it takes to round weights, besides matrix products.
-
-The inputs of all layers are kept in one of them; the others are the evaluation.
-"""
+PASSES = 4
+"""About how many passes over the samples it takes to round weights and to evaluate that, besides products."""
 
 MOST_BYTES = 2**28
 """The memory limit for what is gathered in one pass over the samples.
