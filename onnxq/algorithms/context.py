@@ -26,6 +26,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.parallel import in_order
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load
+from onnxq.graph.float_types import computes_in_half
 from onnxq.graph.passes.leftovers.training_mode import training_nodes
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
@@ -155,7 +156,8 @@ def make_evaluator(
 ) -> AccuracyEvaluator:
     """Return an evaluator that compares models with ``original`` on the held-out samples.
 
-    An original in training mode would give other outputs in every run, so ``reference`` takes its place.
+    An original in training mode would give other outputs in every run, and ONNX Runtime has no kernels for
+    one in bfloat16, so ``reference`` takes its place.
 
     Args:
         original: the float model as the user supplied it, or its path.
@@ -164,8 +166,9 @@ def make_evaluator(
         config: the options.
     """
     loaded = original if isinstance(original, ir.Model) else load(original)
+    replaced = training_nodes(loaded) or computes_in_half(loaded, (ir.DataType.BFLOAT16,))
     return AccuracyEvaluator(
-        reference if training_nodes(loaded) else original,
+        reference if replaced else original,
         in_batches(samples.eval_samples, reference, config),
         providers=config.providers,
         threads=config.threads,

@@ -182,6 +182,8 @@ class QuantPlan:
             the rows are looked up in integers (see `look_up_integers`).
         channel_padding: name -> number of which its input channels should be a multiple (see
             `pad_input_channels`).
+        half_constants: whether float constants are stored in float16 where it holds them exactly (see
+            `store_in_half`).
     """
 
     target: str
@@ -198,6 +200,7 @@ class QuantPlan:
     unfused_products: frozenset[str] = frozenset()
     integer_tables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     channel_padding: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    half_constants: bool = False
 
     @property
     def observed(self) -> tuple[str, ...]:

@@ -1,19 +1,79 @@
 """Turn a model in float16 or bfloat16 into one in float32 that takes and gives the types that it had.
 
-Quantizers for TensorRT write what stays in float in half precision; plans are made for float32.
+Some models are exported in half precision, and quantizers for TensorRT write what stays in float in it; plans
+are made for float32. Constants that stay in float are stored in half precision again, where it holds them
+exactly: so the file does not grow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from onnxq.graph.nodes import all_nodes, insert_after, unused_name, unused_node
+from calibrators.onnx_files import stored_tensors
+from onnxq.graph.nodes import (
+    add_initializer,
+    all_nodes,
+    constant_value,
+    insert_after,
+    is_op,
+    name_of,
+    unused_name,
+    unused_node,
+)
 
 HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
-TYPE_ATTRIBUTES = ("to", "dtype")
-"""Attributes that name the type of an output: of Cast, and of generators such as RandomNormal."""
+TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype", "stash_type", "softmax_precision")
+"""Attributes that name a type: of outputs (Cast, generators such as RandomNormal, windows), and of sums."""
+
+LEAST_BYTES = 1024
+"""Smaller constants stay in float32: the Cast that unpacks them takes some hundred bytes."""
+
+
+def computes_in_half(model: ir.Model, types: Collection[ir.DataType] = HALF) -> bool:
+    """Whether an operator other than Cast reads float16 or bfloat16, or one of other ``types``."""
+    return any(
+        value is not None and value.dtype in types
+        for node in all_nodes(model)
+        if not is_op(node, "Cast")
+        for value in node.inputs
+    )
+
+
+def stores_half(model: ir.Model) -> bool:
+    """Whether a stored tensor is in float16 or bfloat16."""
+    return any(tensor.dtype in HALF for tensor in stored_tensors(model))
+
+
+def store_in_half(model: ir.Model) -> None:
+    """Store the float32 constants that float16 holds exactly in float16, with a Cast after each; in place.
+
+    Runtimes fold the Casts when they load the model. Scales of QuantizeLinear and DequantizeLinear stay, and
+    so do small constants.
+    """
+    for value in list(model.graph.initializers.values()):
+        array = constant_value(value)
+        if array is None or value.dtype != ir.DataType.FLOAT or not _is_worth_it(value, array):
+            continue
+        half = add_initializer(model, f"{value.name}_half", array.astype(np.float16))
+        wide = _cast(half, ir.DataType.FLOAT, model)
+        value.replace_all_uses_with(wide)
+        del model.graph.initializers[name_of(value)]
+        wide.name = value.name
+
+
+def _is_worth_it(value: ir.Value, array: NDArray[np.generic]) -> bool:
+    """Whether the constant is large, exact in float16, and no scale of Q or DQ."""
+    if array.nbytes < LEAST_BYTES or value.is_graph_output():
+        return False
+    if any(is_op(use.node, "QuantizeLinear", "DequantizeLinear") for use in value.uses()):
+        return False
+    with np.errstate(over="ignore"):
+        return np.array_equal(array.astype(np.float16).astype(np.float32), array, equal_nan=True)
 
 
 def use_float32(model: ir.Model) -> None:
@@ -21,7 +81,8 @@ def use_float32(model: ir.Model) -> None:
 
     Constants become float32. Graph inputs and outputs keep their types, with a Cast after or before them.
     """
-    given = {value: value.dtype for value in model.graph.outputs if value.dtype in HALF}
+    outputs = [value for value in model.graph.outputs if not value.is_graph_input()]
+    given = {value: value.dtype for value in outputs if value.dtype in HALF}
     for graph in model.graphs():
         inner = () if graph is model.graph else graph.inputs
         for value in (*inner, *graph.initializers.values()):
@@ -42,7 +103,14 @@ def _widen(value: ir.Value) -> None:
         return
     if value.const_value is not None:
         value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-    value.type = ir.TensorType(ir.DataType.FLOAT)
+    value.type = _wide(value.type)
+
+
+def _wide(kind: ir.TypeProtocol | None) -> ir.TypeProtocol:
+    """Return the same type with float32 elements; clones share types, so none is changed."""
+    if isinstance(kind, ir.SequenceType | ir.OptionalType):
+        return type(kind)(_wide(kind.elem_type))
+    return ir.TensorType(ir.DataType.FLOAT)
 
 
 def _widen_attributes(node: ir.Node) -> None:

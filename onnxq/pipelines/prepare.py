@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -12,7 +15,10 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError, TargetError
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import load
+from onnxq.graph.float_types import stores_half
 from onnxq.graph.passes import simplify
+from onnxq.pipelines.dynamic.planning import plan_nodes
+from onnxq.pipelines.dynamic.scheme import find_scheme
 from onnxq.pipelines.preflight import check_is_float, check_patterns
 from onnxq.planner import make_plan
 from onnxq.planner.number_formats import Formats, find_formats
@@ -30,9 +36,9 @@ def prepare(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, QuantPlan]
         ModelError: the model cannot be read, is quantized already, or has nothing to quantize.
         TargetError: the target is unknown or does not take the requested types.
     """
-    target = get_target(config.target)
-    simple = _clean(model, config, find_formats(target, config).opset)
-    return simple, _planned(simple, model, target, config)
+    original = load(model)
+    check_is_float(original, model)
+    return prepare_loaded(original, os.fspath(model), config)
 
 
 def prepare_loaded(original: ir.Model, name: str, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
@@ -50,15 +56,27 @@ def prepare_loaded(original: ir.Model, name: str, config: QuantConfig) -> tuple[
     target = get_target(config.target)
     simple = simplify(original, find_formats(target, config).opset)
     check_patterns(simple, config)
-    return simple, _planned(simple, name, target, config)
-
-
-def _planned(simple: ir.Model, name: ModelPath, target: Target, config: QuantConfig) -> QuantPlan:
     plan = make_plan(simple, target, config)
     if not plan.points:
-        raise _nothing(name, [plan])
+        raise _nothing(name, [plan], _dynamic_advice(simple, name, target, config))
     check_weights(simple, plan)
-    return plan
+    return simple, replace(plan, half_constants=stores_half(original))
+
+
+def _dynamic_advice(simple: ir.Model, name: str, target: Target, config: QuantConfig) -> str:
+    """Give the command that quantizes the model dynamically; empty if that finds nothing either."""
+    try:
+        scheme = find_scheme(target, QuantConfig(include=config.include, exclude=config.exclude))
+    except TargetError:
+        return ""
+    plan = plan_nodes(simple, scheme)
+    found = Counter(plan.integer_nodes.values())
+    if not found:
+        return ""
+    counts = ", ".join(f"{count} {kind}" for kind, count in found.most_common())
+    given = f" --target {config.target}" if "target" in config.model_fields_set else ""
+    command = f"onnxq quantize {shlex.quote(name)} OUTPUT --mode dynamic{given}"
+    return f" Dynamic quantization, which observes no tensors, finds {counts}: {command}"
 
 
 def prepare_for_all(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, tuple[str, ...]]:
@@ -106,10 +124,10 @@ def _clean(model: ModelPath, config: QuantConfig, opset: int) -> ir.Model:
     return simple
 
 
-def _nothing(model: ModelPath, plans: list[QuantPlan]) -> ModelError:
+def _nothing(model: ModelPath, plans: list[QuantPlan], advice: str = "") -> ModelError:
     reasons = list(dict.fromkeys(node.reason for plan in plans for node in plan.float_nodes.values()))
     targets = ", ".join(plan.target for plan in plans)
     return ModelError(
         f"{model}: nothing to quantize for target {targets}: "
-        f"{'; '.join(reasons[:3]) or 'no node computes float numbers'}."
+        f"{'; '.join(reasons[:3]) or 'no node computes float numbers'}.{advice}"
     )

@@ -172,14 +172,14 @@ def test_readers_bound_a_range():
     assert plan.groups["c"].bounds == (-3, math.inf)
 
 
-def test_float16_is_refused_with_its_reason():
+def test_double_is_refused_with_its_reason():
     plan = plan_of(
         "y = MatMul (x, h)",
-        inputs="float16[N, 2] x",
-        outputs="float16[N, 2] y",
-        constants="float16[2, 2] h = {1, 2, 3, 4}",
+        inputs="double[N, 2] x",
+        outputs="double[N, 2] y",
+        constants="double[2, 2] h = {1, 2, 3, 4}",
     )
-    assert "FLOAT16" in next(iter(plan.float_nodes.values())).reason
+    assert "DOUBLE" in next(iter(plan.float_nodes.values())).reason
 
 
 def test_tensorrt_quantizes_inputs_only_and_leaves_the_bias_float():

@@ -7,6 +7,7 @@ can. Where its pattern does not match, it leaves the graph unchanged.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from onnx_ir.passes import common
 
 from onnxq.core.errors import ModelError
 from onnxq.core.plan import OPSET
+from onnxq.graph.float_types import computes_in_half, use_float32
 from onnxq.graph.passes.canonical import (
     PlainAveragePoolPass,
     ReduceMeanToPoolPass,
@@ -47,6 +49,8 @@ from onnxq.graph.passes.redundancy import (
     RemoveUnusedPass,
 )
 from onnxq.graph.passes.shapes import ForgetStaleShapesPass, InferForeignTypesPass, InferShapesPass
+
+logger = logging.getLogger(__name__)
 
 CONSTANTS: tuple[ir.passes.PassBase, ...] = (
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -116,6 +120,8 @@ MOST_ROUNDS = 20
 def simplify(model: ir.Model, opset: int = OPSET) -> ir.Model:
     """Make a simplified copy of the model that computes the same; the caller's model is not changed.
 
+    What the model computes in float16 or bfloat16 becomes float32, which is more exact, with a warning.
+
     Args:
         model: the model.
         opset: the lowest acceptable opset.
@@ -127,6 +133,7 @@ def simplify(model: ir.Model, opset: int = OPSET) -> ir.Model:
     with _model_errors():
         ir.passes.Sequential(*OLD)(copy)
         _raise(copy, opset)
+        _widen(copy)
         ir.passes.PassManager(SIMPLIFY, steps=MOST_ROUNDS, early_stop=True)(copy)
     return copy
 
@@ -153,6 +160,15 @@ def _raise(model: ir.Model, opset: int) -> None:
         ir.passes.PassManager(PLAIN, steps=MOST_ROUNDS, early_stop=True)(model)
         if has_hard_swish(model):
             ir.passes.Sequential(RaiseOpsetPass(OPSET_OF_HARD_SWISH), *NEW)(model)
+
+
+def _widen(model: ir.Model) -> None:
+    if computes_in_half(model):
+        logger.warning(
+            "the model computes in half precision: what is not quantized is widened to float32; its inputs "
+            "and outputs keep their types"
+        )
+        use_float32(model)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from onnxq.core.numerics import dequantize, quantize, quantize_bias
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
+from onnxq.graph.float_types import store_in_half
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
 from onnxq.graph.ort_rewrites import (
     keep_layout_of_cubic,
@@ -53,6 +54,8 @@ def as_written(model: ir.Model, plan: QuantPlan) -> ir.Model:
     quantized = insert_qdq(model, plan)
     pad_input_channels(quantized, plan.channel_padding)
     share_transposed(quantized)
+    if plan.half_constants:
+        store_in_half(quantized)
     return quantized
 
 

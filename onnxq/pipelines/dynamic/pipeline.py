@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
@@ -27,6 +28,7 @@ from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import Wanted, tell_unused
 from onnxq.graph.files import load, write_validated, written_together
+from onnxq.graph.float_types import stores_half
 from onnxq.graph.passes import simplify
 from onnxq.pipelines.dynamic.acceptance import (
     accept_dynamic,
@@ -143,7 +145,7 @@ def _prepare(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan, Dyn
             f"{model}: nothing to quantize dynamically for target {scheme.target.name}: "
             f"{'; '.join(reasons[:3]) or 'no operator has weights'}."
         )
-    return simple, plan, scheme
+    return simple, replace(plan, half_constants=stores_half(original)), scheme
 
 
 def _open(model: ir.Model, data: Data | None, config: QuantConfig) -> Samples:

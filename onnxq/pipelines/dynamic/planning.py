@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.core.plan import FloatNode, QuantPlan
+from onnxq.graph.float_types import store_in_half
 from onnxq.graph.nodes import all_nodes, is_op, name_of
 from onnxq.graph.ort_rewrites import adds_before_layernorm, unfuse_layernorm_adds
 from onnxq.pipelines.dynamic.attention import is_fused_attention
@@ -71,7 +72,10 @@ def rewrite(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme, known: Know
         assert operator is not None
         operator.rewrite(node, rewriter)
     unfuse_layernorm_adds(rewriter.model, plan.unfused_sums)
-    return rewriter.finish()
+    rewritten = rewriter.finish()
+    if plan.half_constants:
+        store_in_half(rewritten)
+    return rewritten
 
 
 def _has_weights(node: ir.Node) -> bool:

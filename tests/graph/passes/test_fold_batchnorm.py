@@ -168,9 +168,9 @@ def test_inside_a_body_with_outer_weights():
         assert_same_outputs(before, after, feeds)
 
 
-def test_float16_is_stored_as_float16():
+def test_float16_is_folded_in_float32():
     text = CONV.replace("float", "float16")
     before = parse(text, opset=15)
     after = simplify(before)
-    assert op_counts(after) == {"Conv": 1}
+    assert op_counts(after) == {"Cast": 2, "Conv": 1}
     assert_same_outputs(before, after, tolerance=5e-3)
