@@ -45,6 +45,7 @@ from onnxq.graph.passes.names import UniqueNamesPass
 from onnxq.graph.passes.opset import OPSET_OF_HARD_SWISH, RaiseOpsetPass
 from onnxq.graph.passes.redundancy import (
     EliminateCommonSubexpressionsPass,
+    FreeLoopConstantsPass,
     RemoveIdentityPass,
     RemoveUnusedPass,
 )
@@ -89,6 +90,7 @@ PLAIN: tuple[ir.passes.PassBase, ...] = (
 
 SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
     *PLAIN,
+    FreeLoopConstantsPass(),
     SumToAddPass(),
     ReduceMeanToPoolPass(),
     PlainAveragePoolPass(),

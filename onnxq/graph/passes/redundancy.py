@@ -1,13 +1,21 @@
-"""Remove redundant nodes: identities, common subexpressions, and what nothing needs."""
+"""Remove what is redundant: identities, equal nodes, constant states of loops, and what nothing needs."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxq.graph.nodes import STANDARD_DOMAIN, all_nodes, constant_value, input_at, is_op, replace_value
+from onnxq.graph.nodes import (
+    STANDARD_DOMAIN,
+    all_nodes,
+    constant_value,
+    input_at,
+    int_attribute,
+    is_op,
+    replace_value,
+)
 from onnxq.graph.passes.constants import NOT_DETERMINED
 from onnxq.graph.walks import is_read
 
@@ -111,6 +119,66 @@ def _merge(first: ir.Node, second: ir.Node) -> None:
         gone.replace_all_uses_with(kept)
     if second.graph is not None:
         second.graph.remove(second, safe=True)
+
+
+class FreeLoopConstantsPass(ir.passes.InPlacePass):
+    """Let bodies of Loop and Scan read constants from outside, instead of carrying them from run to run.
+
+        Loop(m, c, W) <(i, k, V) => (k, V) { … f(x, V) … }>  ->  Loop(m, c) <(i, k) => (k) { … f(x, W) … }>
+
+    Some exporters pass weights to a body as a state that never changes. Only constants of the graph can be
+    quantized, and are stored once.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every Loop and Scan with such a state."""
+        freed = [_free_constants(node) for node in list(all_nodes(model)) if is_op(node, *_FIRST_STATE)]
+        return ir.passes.PassResult(model, modified=any(freed))
+
+
+_FIRST_STATE = {"Loop": (2, 1), "Scan": (0, 0)}
+"""Operator -> the index of its first state among inputs, its own and its body's, and among body outputs."""
+
+
+def _free_constants(node: ir.Node) -> bool:
+    (body,), (first, first_out) = _bodies(node), _FIRST_STATE[node.op_type]
+    if len(node.inputs) != len(body.inputs):  # Scan of opset 8 has one more
+        return False
+    count = len(node.inputs) - first - int_attribute(node, "num_scan_inputs", 0)
+    states = [i for i in range(count) if _is_constant_state(node, body, first + i, first_out + i)]
+    states = [i for i in states if not node.outputs[i].is_graph_output()]
+    for i in states:
+        outer = node.inputs[first + i]
+        assert outer is not None
+        for use in tuple(body.inputs[first + i].uses()):
+            use.node.replace_input_with(use.idx, outer)
+        node.outputs[i].replace_all_uses_with(outer)
+    if not states or not any(map(is_read, node.outputs)):
+        return bool(states)
+    for i in reversed(states):
+        del body.inputs[first + i], body.outputs[first_out + i]
+    _without(node, [first + i for i in states], states)
+    return True
+
+
+def _is_constant_state(node: ir.Node, body: ir.Graph, index: int, index_out: int) -> bool:
+    """Whether a state begins as a constant, and the body gives it back as it got it, and nowhere else."""
+    given, inner, out = node.inputs[index], body.inputs[index], body.outputs[index_out]
+    producer = out.producer()
+    source = producer.inputs[0] if producer is not None and is_op(producer, "Identity") else out
+    return constant_value(given) is not None and source is inner and list(body.outputs).count(out) == 1
+
+
+def _without(node: ir.Node, inputs: Collection[int], outputs: Collection[int]) -> None:
+    """Replace a node by one without the inputs and outputs at these positions."""
+    assert node.graph is not None
+    kept = [output for i, output in enumerate(node.outputs) if i not in outputs]
+    sources = [value for i, value in enumerate(node.inputs) if i not in inputs]
+    new = ir.node(node.op_type, sources, node.attributes, num_outputs=len(kept), name=node.name)
+    node.graph.insert_before(node, new)
+    for old, output in zip(kept, new.outputs, strict=True):
+        replace_value(old, output)
+    node.graph.remove(node, safe=True)
 
 
 class RemoveUnusedPass(ir.passes.InPlacePass):

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.core.numerics import dequantize, quantize, quantize_bias
+from onnxq.core.numerics import dequantize, quantize, quantize_bias, spread
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
 from onnxq.graph.float_types import store_in_half
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
@@ -32,6 +32,9 @@ from onnxq.graph.qdq.integer_tables import look_up_integers
 from onnxq.graph.share_transposed import share_transposed
 from onnxq.graph.walks import is_read
 
+LEAST_SHARED = 1024
+"""Smaller constants are stored in both forms: their float numbers take about as much as two nodes."""
+
 
 def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
     """Copy ``model`` and insert the Q/DQ pairs of ``plan``, which must have parameters."""
@@ -40,6 +43,7 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
         inserter.quantize_edge(point)
     for bias in plan.biases:
         inserter.quantize_bias(bias)
+    inserter.share_with_bodies()
     look_up_integers(inserter.model, plan, inserter.stored)
     quantized = inserter.finish()
     unfuse_layernorm_adds(quantized, plan.unfused_sums)
@@ -107,6 +111,26 @@ class _Inserter:
             self._integers[key] = self._constant(f"{point.tensor}_quantized", quantize_bias(values, scale))
             self._scales[key] = (self._constant(f"{point.tensor}_scale", scale),)
         self._read(point, self._integers[key], self._scales[key], {"axis": 0 if scale.ndim else None})
+
+    def share_with_bodies(self) -> None:
+        """Let bodies of control flow read the stored integers, dequantized: else the file has both forms.
+
+        Cast and Mul dequantize them, which runtimes fold when they load the model, unlike DequantizeLinear.
+        """
+        for (tensor, name, *_), stored in list(self._integers.items()):
+            uses = [use for use in self._values[tensor].uses() if use.node.graph is not self._graph]
+            group = self._plan.groups.get(name)
+            if uses and group is not None and _is_shareable(group, stored):
+                real = self._dequantized(stored, group)
+                for use in uses:
+                    use.node.replace_input_with(use.idx, real)
+
+    def _dequantized(self, stored: ir.Value, group: Group) -> ir.Value:
+        array, scale = constant_value(stored), self._plan.params[group.name].scale
+        assert array is not None
+        factor = spread(scale, group.spec, array.shape)
+        real = self._unpacked(stored, array.ndim, group, ir.DataType.FLOAT)
+        return self._before_all("Mul", [real, self._constant(f"{stored.name}_factor", factor)], {})
 
     def finish(self) -> ir.Model:
         """Remove the initializers that are no longer read, and return the model."""
@@ -261,6 +285,13 @@ class _Inserter:
 def _copy(point: QuantPoint, group: Group) -> tuple[str, ...]:
     """Return the key of the stored copy of integers and scales that ``point`` reads; empty if shared."""
     return (point.consumer,) if group.copied else ()
+
+
+def _is_shareable(group: Group, stored: ir.Value) -> bool:
+    """Whether nodes that read floats may read the integers of a constant, dequantized by Cast and Mul."""
+    array = constant_value(stored)
+    plain = group.constant and group.spec.block_size is None
+    return plain and array is not None and array.size >= LEAST_SHARED
 
 
 def _known(node: ir.Node | None) -> ir.Node:

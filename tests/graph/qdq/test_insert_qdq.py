@@ -243,3 +243,29 @@ def test_bits_that_stay_unused_are_cut_off_before_q():
             low, high = (v.const_value.numpy() for v in clips[tensor].inputs[1:])
             assert low == pytest.approx((0 - float(params.zero_point)) * params.scale)
             assert high == pytest.approx((15 - float(params.zero_point)) * params.scale)
+
+
+SHARED_WITH_BODY = """h = MatMul (x, big) k = ReduceSum <keepdims = 0> (h) c = Less (k, zero)
+y = If (c) <then_branch = t () => (float[2, 32] a) { a = MatMul (h, big) },
+            else_branch = e () => (float[2, 32] d) { n = MatMul (x, big) d = Neg (n) }>"""
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": "uint8"}, {"per_tensor": True}])
+def test_bodies_read_the_integers_of_the_main_graph(options):
+    rng = np.random.default_rng(0)
+    numbers = ",".join(map(str, rng.normal(size=32 * 32).round(3)))
+    graph = {
+        "inputs": "float[2, 32] x",
+        "outputs": "float[2, 32] y",
+        "constants": f"float[32, 32] big = {{{numbers}}}, float zero = {{0}}",
+    }
+    values = rng.normal(size=(2, 32)).astype(np.float32)
+    for feeds in ({"x": values}, {"x": -values}):
+        model, int8, plan = quantized(SHARED_WITH_BODY, feeds, options=options, **graph)
+        onnx.checker.check_model(ir.to_proto(int8), full_check=True)
+        assert list(plan.integer_nodes.values()) == ["MatMul"]
+        matrices = [v for v in int8.graph.initializers.values() if v.const_value.size == 32 * 32]
+        assert len(matrices) == 1
+        assert matrices[0].dtype != ir.DataType.FLOAT
+        (expected,), (actual,) = run(model, feeds), run(int8, feeds)
+        assert sqnr(expected, actual) > 30

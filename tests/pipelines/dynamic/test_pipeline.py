@@ -48,6 +48,10 @@ BODY = """g (float[N,64] x, bool flag) => (float[N,48] y) <float[64,48] w>
 { y = If(flag) <then_branch = t () => (float[N,48] a) { a = MatMul(x, w) },
                 else_branch = e () => (float[N,48] d) { m = MatMul(x, w)  d = Neg(m) }> }"""
 
+LOOP = """g (float[N,64] x, int64 n) => (float[N,64] y) <float[64,64] w, bool yes = {1}>
+{ y, last = Loop(n, yes, x, w) <body = l (int64 i, bool c, float[N,64] s, float[64,64] v)
+    => (bool o, float[N,64] t, float[64,64] u) { o = Identity(c)  m = MatMul(s, v)  t = Tanh(m)  u = Identity(v) }> }"""
+
 DIRECTIONS = {"forward": "1", "bidirectional": "2"}
 
 
@@ -565,3 +569,13 @@ def test_angles_of_positions_stay_float(make, operator, options):
     kept = {node.op_type: node.reason for node in made.result.plan.float_nodes.values()}
     assert "angles" in kept[operator]
     assert made.closeness(ids=np.array([[0, 77, 463], [5, 300, 511]])) > 25
+
+
+def test_weights_that_a_loop_carries_along_are_quantized(make):
+    """tf2onnx writes recurrent layers like this."""
+    weights = np.random.default_rng(0).standard_normal((64, 64)) / 8
+    made = make(LOOP, {"opset": 15, "w": weights}, target="onnxruntime-avx2")
+    assert made.operators["MatMulInteger"] == 1
+    stored = made.model.graph.initializers.values()
+    assert [v.dtype for v in stored if v.const_value.size == 64 * 64] == [ir.DataType.INT8]
+    assert made.closeness(n=np.array(3)) > 25
