@@ -25,6 +25,7 @@ from onnxq.graph.nodes import (
 )
 from onnxq.graph.operators import attribute_value
 from onnxq.graph.passes._weighted import FLOATS
+from onnxq.graph.walks import producer_of
 
 
 class ReduceMeanToPoolPass(ir.passes.InPlacePass):
@@ -32,11 +33,13 @@ class ReduceMeanToPoolPass(ir.passes.InPlacePass):
 
     ReduceMean(x[N, C, d1 … dn], axes=2…n+1, keepdims=1)  ->  GlobalAveragePool(x)
     ReduceMean(x[N, C, d1 … dn], axes=2…n+1, keepdims=0)  ->  Flatten(GlobalAveragePool(x), axis=1)
+
+    The means of a normalization that is written in primitives stay: runtimes know LayerNormalization by them.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every ReduceMean over exactly the spatial axes of a tensor of known rank."""
-        means = [node for node in all_nodes(model) if _is_spatial_mean(node)]
+        means = [node for node in all_nodes(model) if _is_spatial_mean(node) and not _normalizes(node)]
         for node in means:
             _rewrite(node)
         return ir.passes.PassResult(model, modified=bool(means))
@@ -47,6 +50,15 @@ def _is_spatial_mean(node: ir.Node) -> bool:
         return False
     dims, axes = rank(node.inputs[0]), _axes(node)
     return dims is not None and dims >= 3 and sorted(a % dims for a in axes) == list(range(2, dims))
+
+
+def _normalizes(mean: ir.Node) -> bool:
+    """Whether a mean is subtracted from its own input, or is one of squares."""
+    source = mean.inputs[0]
+    square = producer_of(source)
+    if square is not None and (is_op(square, "Pow") or (is_op(square, "Mul") and len({*square.inputs}) == 1)):
+        return True
+    return any(is_op(use.node, "Sub") and source in use.node.inputs for use in mean.outputs[0].uses())
 
 
 def _axes(node: ir.Node) -> tuple[int, ...]:

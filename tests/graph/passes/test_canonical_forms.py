@@ -77,6 +77,33 @@ def test_a_mean_of_other_ranks(sequence, axis, mean, expected):
     )
 
 
+@pytest.mark.parametrize("square", ["Mul(d, d)", "Pow(d, two)"])
+def test_the_means_of_a_normalization_stay(square):
+    both(
+        f"""g (float[N,3,5] x) => (float[N,3,5] y) <float two = {{2}}> {{
+            m = ReduceMean <axes=[2]> (x)
+            d = Sub(x, m)
+            s = {square}
+            v = ReduceMean <axes=[2]> (s)
+            r = Sqrt(v)
+            y = Div(d, r)
+        }}""",
+        {"ReduceMean": 2, "Sub": 1, square[:3]: 1, "Sqrt": 1, "Div": 1},
+    )
+
+
+def test_the_mean_of_a_square_root_mean_square_stays():
+    both(
+        """g (float[N,3,5] x) => (float[N,3,5] y) <float two = {2}> {
+            s = Pow(x, two)
+            v = ReduceMean <axes=[2]> (s)
+            r = Sqrt(v)
+            y = Div(x, r)
+        }""",
+        {"ReduceMean": 1, "Pow": 1, "Sqrt": 1, "Div": 1},
+    )
+
+
 def test_integer_means_stay():
     both("g (int32[N,3,4,5] x) => (int32[N,3,1,1] y) { y = ReduceMean <axes=[2,3]> (x) }", {"ReduceMean": 1})
 
