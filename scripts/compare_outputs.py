@@ -21,7 +21,7 @@ from rich.table import Table
 import bench
 import cases
 from cases import Case
-from onnxq.core.config import TableFormat
+from onnxq.core.option_types import TableFormat
 
 HERE = Path(__file__).resolve().parent.parent
 

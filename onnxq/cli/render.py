@@ -17,11 +17,8 @@ from calibrators.errors import shorten
 from calibrators.session import saturates
 from calibrators.statistics import Statistics
 from calibrators.statistics.stability import Stability, run_stability, stability
-from onnxq.algorithms.autotune.tuner import Tuning
-from onnxq.algorithms.mixed_precision.floor import Rescue
-from onnxq.algorithms.mixed_precision.search import Search
-from onnxq.algorithms.mixed_precision.trials import TrialResult
 from onnxq.algorithms.sensitivity.analysis import Sensitivity
+from onnxq.cli.search_rows import counted, rescue_row, search_rows, tuning_rows
 from onnxq.cli.terminal import ERR, OUT, print_json, warn
 from onnxq.cli.tree import counts, tree, without_names
 from onnxq.core.plan import QuantPlan
@@ -99,7 +96,7 @@ def show_statistics(
     """
     table = _table(file)
     table.add_row(
-        "collected", f"{_counted(statistics.samples, 'sample')}, {_counted(len(statistics), 'tensor')}"
+        "collected", f"{counted(statistics.samples, 'sample')}, {counted(len(statistics), 'tensor')}"
     )
     for row in _stability_rows({name: stability(t) for name, t in statistics.items()}, every_tensor):
         table.add_row(*row)
@@ -121,7 +118,7 @@ def show_comparison(float_path: str, int8_path: str, quality: Quality, speed: Sp
     table = _table(f"{int8_path} against {float_path}")
     for text in _quality_rows(quality):
         table.add_row("accuracy", text)
-    table.add_row("measured on", _counted(quality.samples, "sample"))
+    table.add_row("measured on", counted(quality.samples, "sample"))
     table.add_row("size", _sizes(size_on_disk(float_path), size_on_disk(int8_path)))
     table.add_row("speed", _times(speed, threads))
     OUT.print(table)
@@ -276,15 +273,15 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     yield from (("verified", f"{v.runtime}: {v.status}, {v.summary}") for v in result.verdicts)
     yield from (("correction", text) for text in _correction_rows(result))
     if result.search is not None:
-        yield from (("goal", text) for text in _search_rows(result.search))
+        yield from (("goal", text) for text in search_rows(result.search))
     if result.rescue is not None:
-        yield "floor", _rescue_row(result.rescue)
+        yield "floor", rescue_row(result.rescue)
     if result.tuning is not None:
-        yield from (("autotune", text) for text in _tuning_rows(result.tuning))
+        yield from (("autotune", text) for text in tuning_rows(result.tuning))
     if result.speed is not None:
         yield "speed", _times(result.speed, result.request.config.threads)
     if result.skipped:
-        yield "skipped", _counted(result.skipped, "bad sample")
+        yield "skipped", counted(result.skipped, "bad sample")
     if result.statistics is not None and not result.request.synthetic:
         yield from _stability_rows(stabilities(result.plan, result.statistics), every_node)
     yield "time", f"{result.seconds:.1f} s"
@@ -302,57 +299,6 @@ def _correction_rows(result: QuantResult) -> Iterator[str]:
     wanted = result.request.config.mode == "static" and result.request.config.correct != ("none",)
     if not result.corrections and wanted:
         yield "none: there are no held-out samples to validate them on"
-
-
-def _search_rows(search: Search) -> Iterator[str]:
-    """Yield how the goal was reached, and what cheaper and costlier models give."""
-    chosen, trials = search.chosen, _counted(len(search.attempts), "trial")
-    float_nodes = f"{_counted(len(chosen.floats), 'more node')} in float"
-    yield f"{search.goal} holds with {', '.join((float_nodes, *_wider(chosen)))}, after {trials}"
-    for attempt in search.curve:
-        mark = " (chosen)" if attempt.key == chosen.key else ""
-        forms = ", ".join((f"{len(attempt.floats)} in float", *_wider(attempt)))
-        yield f"{forms}: {', '.join(_attempt(search, attempt))}{mark}"
-    if chosen.widened:
-        yield f"wider weights: {shorten(list(chosen.widened))}; --search-log FILE lists them all"
-
-
-def _wider(attempt: TrialResult) -> Iterator[str]:
-    """Yield the number of nodes with wider weights, type by type."""
-    for name, count in Counter(attempt.widened.values()).items():
-        yield f"{count} in {name}"
-
-
-def _attempt(search: Search, attempt: TrialResult) -> Iterator[str]:
-    if search.goal.name == "agreement":
-        yield f"expected agreement {attempt.value:.2%}"
-    elif search.goal.name != "sqnr":
-        yield f"{search.goal.name} {attempt.value:.4g}"
-    yield f"SQNR {attempt.sqnr:.2f} dB"
-    if attempt.agreement is not None:
-        yield f"counted agreement {attempt.agreement:.1%}"
-    if attempt.speed is not None:
-        yield f"{attempt.speed:.2f} times as fast"
-    if search.chosen.widened:
-        yield f"constants {decimal(attempt.size)}"
-
-
-def _rescue_row(rescue: Rescue) -> str:
-    """Return what was done where the accuracy was below the floor."""
-    if not rescue.floats:
-        return f"SQNR {rescue.before:.2f} dB is below {rescue.floor}, and no few nodes in float help"
-    nodes = f"{_counted(len(rescue.floats), 'node')} kept in float: {shorten(list(rescue.floats))}"
-    return f"{nodes}; SQNR {rescue.before:.2f} -> {rescue.after:.2f} dB"
-
-
-def _tuning_rows(tuning: Tuning) -> Iterator[str]:
-    """Yield the models that were timed, and the nodes that are kept in float because of it."""
-    for one in tuning.contestants:
-        mark = " (chosen)" if one is tuning.chosen else ""
-        nodes = _counted(len(one.floats), "node")
-        yield f"{nodes} kept in float: {one.gain:.2f} times as fast as float{mark}"
-    if tuning.floats:
-        yield f"kept in float: {shorten(list(tuning.floats))}; --save-config lists them all under exclude"
 
 
 def _stability_rows(tensors: Mapping[str, Stability], every_tensor: bool) -> Iterator[tuple[str, str]]:
@@ -391,11 +337,7 @@ def _times(speed: Speed, threads: int) -> str:
 
 
 def _threads(threads: int) -> str:
-    return _counted(threads, "thread") if threads else "all threads"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" + ("" if count == 1 else "s")
+    return counted(threads, "thread") if threads else "all threads"
 
 
 def _quality_rows(quality: Quality, reference: str = "float") -> Iterator[str]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -17,7 +16,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from calibrators.atomic import staged
 from calibrators.data.preprocess import parse_preprocess
@@ -26,54 +24,22 @@ from onnxq.core.errors import ConfigError
 from onnxq.core.floor import LEAST_SQNR
 from onnxq.core.goal import parse_goal
 from onnxq.core.option_errors import explain
+from onnxq.core.option_types import (
+    ActivationType,
+    AutotuneSwitch,
+    Corrections,
+    FilePath,
+    FilePaths,
+    Method,
+    Mode,
+    Names,
+    TableFormats,
+    Verify,
+    WeightMethod,
+    WeightType,
+)
 from onnxq.core.overrides import Override, parse_override
 from onnxq.core.yaml_files import read_mapping
-
-Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
-Correction = Literal["center", "equalize", "ranges", "rounding", "adaround", "bias", "full-bias", "none"]
-ActivationType = Literal["uint8", "int8", "uint16", "int16"]
-WeightType = Literal["uint8", "int8", "uint4", "int4", "float16"]
-Mode = Literal["static", "dynamic"]
-Autotune = Literal["auto", "off", "full"]
-WeightMethod = Literal["mse", "absmax"]
-Verify = Literal["auto", "full", "off"]
-TableFormat = Literal[
-    "tensorrt",
-    "ort",
-    "ncnn",
-    "snpe",
-    "qnn",
-    "mqbench",
-    "mqbench-snpe",
-    "mqbench-vitis",
-    "mqbench-ppl",
-    "ppq",
-    "json",
-]
-
-
-def _named(path: Any) -> Any:
-    """Refuse an empty path: it comes from an unset variable and does not mean the current folder."""
-    if path == "":
-        raise PydanticCustomError("path_type", "an empty path")
-    return path
-
-
-def _switched(value: Any) -> Any:
-    """Read a switch: YAML reads ``off`` as false, and earlier versions had no other values."""
-    return {True: "full", False: "off"}.get(value, value) if isinstance(value, bool) else value
-
-
-def _several(names: Any) -> Any:
-    """Make a single name a tuple of one, so it is not read as a sequence of letters."""
-    return (names,) if isinstance(names, str | Path) else names
-
-
-_Path = Annotated[Path, BeforeValidator(_named)]
-_Paths = Annotated[tuple[_Path, ...], BeforeValidator(_several)]
-_Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
-_Formats = Annotated[tuple[TableFormat, ...], BeforeValidator(_several)]
-_Corrections = Annotated[tuple[Correction, ...], BeforeValidator(_several)]
 
 
 def _option(group: str, default: Any, text: str, metavar: str | None = None, **limits: Any) -> Any:
@@ -116,7 +82,7 @@ class QuantConfig(BaseModel):
         except ValidationError as error:
             raise ConfigError(explain(error, type(self).model_fields)) from error
 
-    data: _Path | None = _option(
+    data: FilePath | None = _option(
         "data",
         None,
         "calibration inputs: .npz, .npy, a directory of either, or a directory of images",
@@ -146,7 +112,7 @@ class QuantConfig(BaseModel):
         "mse",
         "how weight scales are chosen: mse (least rounding error) or absmax (cover the largest weight)",
     )
-    correct: _Corrections = _option(
+    correct: Corrections = _option(
         "accuracy",
         ("center", "equalize", "rounding", "bias"),
         "a correction to try, kept if it helps on held-out samples: center, equalize, ranges, rounding, "
@@ -179,22 +145,24 @@ class QuantConfig(BaseModel):
     strict: bool = _option(
         "goal", False, "write nothing, and exit with 1, where a result should not be trusted"
     )
-    search_log: _Path | None = _option(
+    search_log: FilePath | None = _option(
         "goal", None, "log the search for --goal; the same command resumes it from there", "FILE"
     )
-    from_table: _Path | None = _option(
+    from_table: FilePath | None = _option(
         "tables", None, "take ranges from a table or saved statistics; no data, no corrections", "FILE"
     )
-    table: _Paths = _option("tables", (), "also write a calibration table", "FILE")
-    table_format: _Formats = _option(
+    table: FilePaths = _option("tables", (), "also write a calibration table", "FILE")
+    table_format: TableFormats = _option(
         "tables",
         (),
         "the format of each table, if the file name does not tell: tensorrt, ort, ncnn, snpe, qnn, mqbench, "
         "mqbench-snpe, mqbench-vitis, mqbench-ppl, ppq, json",
         "NAME",
     )
-    save_statistics: _Path | None = _option("tables", None, "save the calibration statistics (.npz)", "FILE")
-    report: _Path | None = _option("tables", None, "also write a report (a single HTML file)", "FILE.html")
+    save_statistics: FilePath | None = _option(
+        "tables", None, "save calibration statistics (.npz)", "FILE"
+    )
+    report: FilePath | None = _option("tables", None, "also write a report (a single HTML file)", "FILE.html")
     target: str = _option(
         "plan",
         "onnxruntime",
@@ -203,7 +171,7 @@ class QuantConfig(BaseModel):
         ".yaml file that describes a target",
         "NAME",
     )
-    autotune: Annotated[Autotune, BeforeValidator(_switched)] = _option(
+    autotune: AutotuneSwitch = _option(
         "speed",
         "auto",
         "keep nodes in float where float is faster, measured on this machine with ONNX Runtime and "
@@ -228,21 +196,21 @@ class QuantConfig(BaseModel):
         ge=1,
     )
     per_tensor: bool = _option("plan", False, "per-tensor weight scales instead of per-channel ones")
-    exclude: _Names = _option(
+    exclude: Names = _option(
         "plan", (), "keep matching nodes in float: a name glob, or op:Softmax", "PATTERN"
     )
-    override: _Names = _option(
+    override: Names = _option(
         "plan",
         (),
         "other options for matching nodes: 'head/*: method=entropy, weight=int4, weight_method=absmax, "
         "per_tensor'; if several match, the last one counts",
         "PATTERN: ...",
     )
-    include: _Names = _option("plan", (), "quantize only matching nodes", "PATTERN")
+    include: Names = _option("plan", (), "quantize only matching nodes", "PATTERN")
     quantize_outputs: bool = _option(
         "plan", False, "also quantize the graph outputs and the nodes that produce them"
     )
-    provider: _Names = _option("running", (), "ONNX Runtime execution provider; default: the CPU", "NAME")
+    provider: Names = _option("running", (), "ONNX Runtime execution provider; default: the CPU", "NAME")
     threads: int = _option("running", 0, "number of threads; default: all", "N", ge=0)
     verify: Verify = _option(
         "running",

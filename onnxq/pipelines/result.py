@@ -11,7 +11,7 @@ from calibrators.statistics import Statistics
 from onnxq.algorithms.autotune.derived_plan import without
 from onnxq.algorithms.autotune.tuner import Tuning
 from onnxq.algorithms.corrections import Effect
-from onnxq.algorithms.mixed_precision.floor import Rescue
+from onnxq.algorithms.mixed_precision.noisy_nodes import Rescue
 from onnxq.algorithms.mixed_precision.search import Search
 from onnxq.calibration.tables.table import Table
 from onnxq.core.config import QuantConfig

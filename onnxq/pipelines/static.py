@@ -17,7 +17,7 @@ from onnxq.algorithms.context import CorrectionContext, channel_means, make_cont
 from onnxq.algorithms.corrections import Effect, check_correctable, corrected
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
-from onnxq.algorithms.mixed_precision.floor import Rescue, hold
+from onnxq.algorithms.mixed_precision.noisy_nodes import Rescue, hold
 from onnxq.algorithms.mixed_precision.search import Search, chosen_goal, reach
 from onnxq.calibration import tables
 from onnxq.calibration.declared_shapes import with_ranks

@@ -8,9 +8,10 @@ from pydantic import ValidationError
 
 from calibrators.data.preprocess import PRESETS
 from calibrators.methods import CALIBRATORS
-from onnxq.core.config import Method, QuantConfig
+from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.option_errors import explain
+from onnxq.core.option_types import Method
 from onnxq.core.overrides import Override, parse_override
 from onnxq.core.overrides import written as override_text
 from onnxq.targets import TARGETS

@@ -8,7 +8,7 @@ from typing import get_args
 
 import onnx_ir as ir
 
-from onnxq.core.config import WeightType
+from onnxq.core.option_types import WeightType
 from onnxq.core.plan import QuantSpec
 from onnxq.targets.target import Target
 

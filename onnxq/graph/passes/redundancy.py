@@ -205,3 +205,8 @@ def _forget_removed_readers(model: ir.Model) -> bool:
     for node in removed:
         node.resize_inputs(0)
     return bool(removed)
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    own = (each for each in node.attributes.values() if not each.is_ref())
+    return [each.as_graph() for each in own if each.type == ir.AttributeType.GRAPH]

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from benches import CHAIN, bench_for
 
-from onnxq.algorithms.mixed_precision import floor as module
-from onnxq.algorithms.mixed_precision.floor import hold, holds
+from onnxq.algorithms.mixed_precision import noisy_nodes as module
+from onnxq.algorithms.mixed_precision.noisy_nodes import hold, holds
 from onnxq.core.floor import GOOD_SQNR, Floor
 
 LOUDNESS = """g (float[N,64] x) => (float[N,16] y)

@@ -1,0 +1,70 @@
+"""The rows of the closing table about searches: for a goal, for the floor, for speed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from rich.filesize import decimal
+
+from calibrators.errors import shorten
+from onnxq.algorithms.autotune.tuner import Tuning
+from onnxq.algorithms.mixed_precision.noisy_nodes import Rescue
+from onnxq.algorithms.mixed_precision.search import Search
+from onnxq.algorithms.mixed_precision.trials import TrialResult
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def search_rows(search: Search) -> Iterator[str]:
+    """Yield how the goal was reached, and what cheaper and costlier models give."""
+    chosen, trials = search.chosen, counted(len(search.attempts), "trial")
+    float_nodes = f"{counted(len(chosen.floats), 'more node')} in float"
+    yield f"{search.goal} holds with {', '.join((float_nodes, *_wider(chosen)))}, after {trials}"
+    for attempt in search.curve:
+        mark = " (chosen)" if attempt.key == chosen.key else ""
+        forms = ", ".join((f"{len(attempt.floats)} in float", *_wider(attempt)))
+        yield f"{forms}: {', '.join(_attempt(search, attempt))}{mark}"
+    if chosen.widened:
+        yield f"wider weights: {shorten(list(chosen.widened))}; --search-log FILE lists them all"
+
+
+def _wider(attempt: TrialResult) -> Iterator[str]:
+    """Yield the number of nodes with wider weights, type by type."""
+    for name, count in Counter(attempt.widened.values()).items():
+        yield f"{count} in {name}"
+
+
+def _attempt(search: Search, attempt: TrialResult) -> Iterator[str]:
+    if search.goal.name == "agreement":
+        yield f"expected agreement {attempt.value:.2%}"
+    elif search.goal.name != "sqnr":
+        yield f"{search.goal.name} {attempt.value:.4g}"
+    yield f"SQNR {attempt.sqnr:.2f} dB"
+    if attempt.agreement is not None:
+        yield f"counted agreement {attempt.agreement:.1%}"
+    if attempt.speed is not None:
+        yield f"{attempt.speed:.2f} times as fast"
+    if search.chosen.widened:
+        yield f"constants {decimal(attempt.size)}"
+
+
+def rescue_row(rescue: Rescue) -> str:
+    """Return what was done where the accuracy was below the floor."""
+    if not rescue.floats:
+        return f"SQNR {rescue.before:.2f} dB is below {rescue.floor}, and no few nodes in float help"
+    nodes = f"{counted(len(rescue.floats), 'node')} kept in float: {shorten(list(rescue.floats))}"
+    return f"{nodes}; SQNR {rescue.before:.2f} -> {rescue.after:.2f} dB"
+
+
+def tuning_rows(tuning: Tuning) -> Iterator[str]:
+    """Yield the models that were timed, and the nodes that are kept in float because of it."""
+    for one in tuning.contestants:
+        mark = " (chosen)" if one is tuning.chosen else ""
+        nodes = counted(len(one.floats), "node")
+        yield f"{nodes} kept in float: {one.gain:.2f} times as fast as float{mark}"
+    if tuning.floats:
+        yield f"kept in float: {shorten(list(tuning.floats))}; --save-config lists them all under exclude"

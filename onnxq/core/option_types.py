@@ -1,0 +1,56 @@
+"""The types of options: the values that they may have, and how they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
+Correction = Literal["center", "equalize", "ranges", "rounding", "adaround", "bias", "full-bias", "none"]
+ActivationType = Literal["uint8", "int8", "uint16", "int16"]
+WeightType = Literal["uint8", "int8", "uint4", "int4", "float16"]
+Mode = Literal["static", "dynamic"]
+Autotune = Literal["auto", "off", "full"]
+WeightMethod = Literal["mse", "absmax"]
+Verify = Literal["auto", "full", "off"]
+TableFormat = Literal[
+    "tensorrt",
+    "ort",
+    "ncnn",
+    "snpe",
+    "qnn",
+    "mqbench",
+    "mqbench-snpe",
+    "mqbench-vitis",
+    "mqbench-ppl",
+    "ppq",
+    "json",
+]
+
+
+def _named(path: Any) -> Any:
+    """Refuse an empty path: it comes from an unset variable and does not mean the current folder."""
+    if path == "":
+        raise PydanticCustomError("path_type", "an empty path")
+    return path
+
+
+def _switched(value: Any) -> Any:
+    """Read a switch: YAML reads ``off`` as false, and earlier versions had no other values."""
+    return {True: "full", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+def _several(names: Any) -> Any:
+    """Make a single name a tuple of one, so it is not read as a sequence of letters."""
+    return (names,) if isinstance(names, str | Path) else names
+
+
+FilePath = Annotated[Path, BeforeValidator(_named)]
+FilePaths = Annotated[tuple[FilePath, ...], BeforeValidator(_several)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
+TableFormats = Annotated[tuple[TableFormat, ...], BeforeValidator(_several)]
+Corrections = Annotated[tuple[Correction, ...], BeforeValidator(_several)]
+AutotuneSwitch = Annotated[Autotune, BeforeValidator(_switched)]
