@@ -1,9 +1,9 @@
 """The bare default command beside onnxruntime.quantization on a folder of networks of others.
 
-Each network is a folder with ``model.onnx`` and the inputs ``calib`` and ``eval``: an ``.npz`` file of stacked
-samples, or a folder of one ``.npz`` for each run. Printed for both tools: SQNR of the worst output on ``eval``,
-size and speed relative to float (one thread, in turns), seconds of the whole command and its peak memory. The
-accuracy is that of plain sessions on this machine, as deployed.
+Each network is a folder with ``model.onnx`` and the inputs ``calib`` and ``eval``: an ``.npz`` file of
+stacked samples, or a folder of one ``.npz`` for each run. Printed for both tools: SQNR of the worst output on
+``eval``, size and speed relative to float (one thread, in turns), seconds of the whole command and its peak
+memory. The accuracy is that of plain sessions on this machine, as deployed.
 """
 
 from __future__ import annotations
@@ -78,9 +78,8 @@ def worst_sqnr(reference: Path, model: Path, case: Case) -> float:
     sessions = [open_session(path, threads=1, exact=False) for path in (reference, model)]
     pairs: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for sample in case.evaluation():
-        for index, (one, other) in enumerate(
-            zip(*(s.run(None, dict(sample)) for s in sessions), strict=True)
-        ):
+        given = zip(*(session.run(None, dict(sample)) for session in sessions), strict=True)
+        for index, (one, other) in enumerate(given):
             if np.issubdtype(one.dtype, np.floating) and one.shape == other.shape:
                 pairs.setdefault(index, []).append((one.ravel(), other.ravel()))
     joined = ([np.concatenate(part) for part in zip(*pair, strict=True)] for pair in pairs.values())
@@ -144,8 +143,7 @@ def row(name: str, found: Mapping[str, Figures], errors: Mapping[str, str]) -> l
 
 
 def _picked(figures: Figures, name: str) -> float:
-    value: float = getattr(figures, name, None) or getattr(figures.run, name, 0.0)
-    return value
+    return float(getattr(figures if hasattr(figures, name) else figures.run, name))
 
 
 def main() -> int:
