@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import calibrators.errors
 from calibrators.methods import CALIBRATORS
 from calibrators.methods.calibrator import Calibrator
+from calibrators.methods.flat_end import useful_low
 from calibrators.methods.percentile import percentile
 from calibrators.statistics import TensorStatistics
 from onnxq.calibration.tables.table import Encoding, Table
@@ -156,7 +157,10 @@ def _range(
     calibrator = calibrator if group.method is None else _named(group.method, group.percentile)
     joined = reduce(TensorStatistics.join, (statistics[name] for name in group.observed_tensors))
     try:
-        return calibrator(joined.clipped(*group.bounds), grid_of(group.spec), group.averaging_window)
+        grid, useful = grid_of(group.spec), joined.clipped(*group.bounds)
+        if group.flat is not None:
+            useful = useful.clipped(useful_low(useful, grid, group.flat), np.inf)
+        return calibrator(useful, grid, group.averaging_window)
     except calibrators.errors.CalibrationError as error:
         raise CalibrationError(f"tensor {group.name!r}: {error}") from error
 

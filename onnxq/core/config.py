@@ -159,9 +159,7 @@ class QuantConfig(BaseModel):
         "mqbench-snpe, mqbench-vitis, mqbench-ppl, ppq, json",
         "NAME",
     )
-    save_statistics: FilePath | None = _option(
-        "tables", None, "save calibration statistics (.npz)", "FILE"
-    )
+    save_statistics: FilePath | None = _option("tables", None, "save calibration statistics (.npz)", "FILE")
     report: FilePath | None = _option("tables", None, "also write a report (a single HTML file)", "FILE.html")
     target: str = _option(
         "plan",

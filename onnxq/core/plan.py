@@ -122,6 +122,8 @@ class Group:
             values give it, and for a fixed range. A tensor that only passes on the data of another one is
             not observed.
         bounds: limits (low, high) that the range cannot usefully exceed.
+        flat: the function that all readers compute, whose value hardly changes below some value, as
+            `calibrators.methods.flat_end` names it; None: there is no such function.
         fixed: the exact range to use, whatever was observed; None: not fixed.
         constant: whether it is an initializer (weights, or a constant operand).
         cast_to: the type to which the stored integers, minus their zero points, are cast before they are
@@ -140,6 +142,7 @@ class Group:
     tensors: tuple[str, ...]
     observed_tensors: tuple[str, ...]
     bounds: tuple[float, float] = (-np.inf, np.inf)
+    flat: str | None = None
     fixed: tuple[float, float] | None = None
     constant: bool = False
     cast_to: ir.DataType | None = None

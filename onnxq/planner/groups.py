@@ -177,12 +177,41 @@ def _group(
         tensors=tuple(name_of(value) for value in values),
         observed_tensors=() if constant or fixed is not None else tuple(name for name, _ in observe),
         bounds=UNLIMITED if constant else (min(low for low, _ in bounds), max(high for _, high in bounds)),
+        flat=None if constant else _flat(list(observe.values())),
         fixed=None if fixed is None else _without_last_step(fixed, root[1]),
         constant=constant,
         cast_to=context.target.weight_cast.get(root[1].dtype) if root[1].block_size is None else None,
         copied=root[1].block_size is not None and blocks is not None and blocks.unshared,
         stored_as_float=constant and context.target.storage is Storage.REALS,
     )
+
+
+def _flat(values: Sequence[ir.Value | None]) -> str | None:
+    """The function that the readers of all values compute, if it is the same one."""
+    functions = {_flat_function(value) if value is not None else None for value in values}
+    return functions.pop() if len(functions) == 1 else None
+
+
+def _flat_function(value: ir.Value) -> str | None:
+    """Return the function that all readers of ``value`` compute, if it is flat for very negative values.
+
+        x → Sigmoid → s,  Mul(x, s)      SiLU
+        x → Gelu                         (also in the domain of ONNX Runtime)
+
+    It is a key of `calibrators.methods.flat_end.FUNCTIONS`.
+    """
+    readers = [use.node for use in value.uses()]
+    if not readers or value.is_graph_output():
+        return None
+    if all(node.op_type == "Gelu" for node in readers):
+        return "gelu"
+    gates = [node for node in readers if is_op(node, "Sigmoid")]
+    products = [node for node in readers if is_op(node, "Mul")]
+    if len(gates) != 1 or len(products) != 1 or len(readers) != 2:
+        return None
+    gate = gates[0].outputs[0]
+    only_there = not gate.is_graph_output() and [use.node for use in gate.uses()] == products
+    return "silu" if only_there and {value, gate} == set(products[0].inputs) else None
 
 
 def _without_last_step(span: Range, spec: QuantSpec) -> Range:

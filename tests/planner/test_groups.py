@@ -103,3 +103,23 @@ def test_the_range_is_solved_from_all_the_values(method):
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
 def test_they_load_and_run(nodes, target):
     check(quantize(model_of(nodes), target), 15)
+
+
+SILU = "g (float[N,4,6,6] x) => (float[N,4,6,6] y) <float[4,4,1,1] w, float[4,4,1,1] v> {{ {body} y = Conv(m, v) }}"
+
+
+@pytest.mark.parametrize(
+    ("body", "flat"),
+    [
+        ("c = Conv(x, w) s = Sigmoid(c) m = Mul(c, s)", "silu"),
+        ("c = Conv(x, w) s = Sigmoid(c) m = Mul(s, c)", "silu"),
+        ("c = Conv(x, w) s = Sigmoid(c) p = Mul(c, s) m = Add(p, c)", None),
+        ("c = Conv(x, w) s = Sigmoid(c) m = Mul(s, s)", None),
+        ("c = Conv(x, w) s = Sigmoid(c) p = Mul(c, s) m = Add(p, s)", None),
+    ],
+)
+def test_what_only_a_silu_reads_need_not_reach_where_it_is_flat(body, flat):
+    model = simplify(parse(SILU.format(body=body)))
+    plan = make_plan(model, get_target("onnxruntime"), QuantConfig())
+    group = next(group for group in plan.groups.values() if "c" in group.tensors)
+    assert group.flat == flat
