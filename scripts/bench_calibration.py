@@ -17,6 +17,7 @@ import numpy as np
 import bench
 import cases
 import evaldata
+import speed_models
 from bench import Figure, Place, Sections, at_least, at_most
 from calibrators.methods import CALIBRATORS
 from calibrators.statistics import Statistics
@@ -25,6 +26,7 @@ from measure import measured
 from onnxq.calibration.qparams import calibrator, from_statistics
 from onnxq.core.config import QuantConfig
 from onnxq.core.numerics import sqnr
+from onnxq.pipelines.inspection import inspect
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.static import quantize_static
 
@@ -132,6 +134,24 @@ def growth(place: Place) -> list[Figure]:
     ]
 
 
+def chains(place: Place) -> list[Figure]:
+    """Processor time of the plan (`onnxq inspect`) of chains of 1,000 nodes to 8,000."""
+
+    def seconds(nodes: int) -> float:
+        model = speed_models.chain(place.work / f"{nodes}.onnx", nodes // 3)
+        start = time.process_time()
+        inspect(model, QuantConfig())
+        return time.process_time() - start
+
+    seconds(100)  # loads what is loaded once
+    points = {1000 * n: seconds(1000 * n) for n in SCALES}
+    each = {nodes: 1e3 * took / nodes for nodes, took in points.items()}
+    return [
+        *(Figure(f"{nodes} nodes, ms each", took) for nodes, took in each.items()),
+        at_most("8,000 nodes against 1,000, time for each", each[8000] / each[1000], 1.5, form="{:.2f} ×"),
+    ]
+
+
 def methods(place: Place) -> list[Figure]:
     """SQNR in dB by method: each model is calibrated once, and all methods use these statistics."""
     figures: list[Figure] = []
@@ -169,7 +189,7 @@ def _by_method(case: Case, statistics: Path, method: str, place: Place) -> Path:
     return output
 
 
-SECTIONS: Sections = {"cost": cost, "shapes": shapes, "growth": growth, "methods": methods}
+SECTIONS: Sections = {"cost": cost, "shapes": shapes, "growth": growth, "chains": chains, "methods": methods}
 
 
 def _pictures(place: Place, batch: int) -> Path:

@@ -105,6 +105,18 @@ def mobile(path: Path) -> Path:
     return net.save(path)
 
 
+def chain(path: Path, blocks: int) -> Path:
+    """Write a chain of residual blocks, of three nodes each: only their number matters."""
+    net = Network(size=8)
+    net.conv(8)
+    for _ in range(blocks):
+        before = net.tensor
+        net.conv(8, 3)
+        net.add("Relu")
+        net.add("Add", before)
+    return net.save(path)
+
+
 def _inverted_residual(net: Network, block: Block) -> None:
     inside, given, kernel, stride = block
     skip, channels = net.tensor, net.channels

@@ -129,9 +129,10 @@ def of_plan(title: str, model: ir.Model, plan: QuantPlan) -> Inspection:
     """
     heads: dict[str, list[ir.Node]] = {}
     head_of: dict[ir.Node, str] = {}
+    known = {*plan.integer_nodes, *plan.float_nodes, *plan.passthrough_nodes}
     for node in model.graph:
         name = name_of(node)
-        if name not in plan.integer_nodes.keys() | plan.float_nodes.keys() | plan.passthrough_nodes.keys():
+        if name not in known:
             name = _head(node, head_of)
         if name:
             heads.setdefault(name, []).append(node)

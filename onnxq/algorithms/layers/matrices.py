@@ -76,11 +76,13 @@ def in_parts(
         most: the largest total size of a part. A single layer that is larger is a part of its own.
     """
     part: list[MatrixLayer] = []
+    total = 0
     for layer in found:
-        if part and sum(map(size, (*part, layer))) > most:
+        if part and total + size(layer) > most:
             yield part
-            part = []
+            part, total = [], 0
         part.append(layer)
+        total += size(layer)
     if part:
         yield part
 

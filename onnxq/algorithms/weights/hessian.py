@@ -230,8 +230,8 @@ def _in_one_pass(
     model: ir.Model, picks: Sequence[_Pick], context: CorrectionContext, pool: ThreadPoolExecutor
 ) -> list[tuple[MatrixLayer, SecondMoments]]:
     """Run the samples once, and add up the rows of several layers at a time: their sums are independent."""
-    nodes = [model.graph.node(pick.layer.name) for pick in picks]
-    look = partial(_rows, list(zip(picks, nodes, strict=True)), context.config.seed)
+    nodes = {node.name: node for node in model.graph}
+    look = partial(_rows, [(pick, nodes[pick.layer.name]) for pick in picks], context.config.seed)
     sums = [_LayerSums(pick, len(context.fit)) for pick in picks]
     tensors = [pick.layer.data.tensor for pick in picks]
     for done, found in enumerate(context.watch(model, tensors, look)):
