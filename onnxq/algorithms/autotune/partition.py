@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import networkx
 import numpy as np
 
 from onnxq.algorithms.autotune.fusion_groups import Boundary, FusionGroup, Parts
 from onnxq.algorithms.autotune.kernel_trace import Traced
+
+if TYPE_CHECKING:
+    import networkx
 
 
 @dataclass
@@ -125,6 +128,8 @@ _NANO = 1e9
 
 def cheapest(costs: Costs) -> frozenset[FusionGroup]:
     """Return the groups that the fastest assignment has in integers."""
+    import networkx  # here, because it takes long and few models need it
+
     graph = networkx.DiGraph()
     graph.add_nodes_from((_INTEGERS, _FLOAT))
     for unit in costs.parts.units:

@@ -85,7 +85,7 @@ def _rounded(node: ir.Node, layer: MatrixLayer, moments: SecondMoments, draft: D
         return in_blocks(matrices(node, array), width)
 
     exact, grid = blocks(values), grid_of_weights(params, spec, values.shape, blocks)
-    chosen = blocks(dequantize(quantize(values, params, spec), params, spec)).copy()
+    chosen = blocks(dequantize(quantize(values, params, spec), params, spec))
     together = max(1, SOLVED_BYTES // (8 * width * width))
     for start in range(0, len(exact), together):
         part = slice(start, start + together)
