@@ -63,7 +63,7 @@ def gptq(draft: Draft, context: CorrectionContext) -> Draft | None:
 
     # Layers run in parallel on one thread each, because most matrices are too small for several threads.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(context.config.threads or processors()) as pool:
-        for part in gather_moments(draft.reference, able, context):
+        for part in gather_moments(draft.reference, able, context, pool):
             for name, values in pool.map(one, part):
                 rounded[name] = values
                 context.progress("rounding weights", len(rounded), len(able))

@@ -12,7 +12,7 @@ the independent observations are batches or sets of batches, because the rows of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -116,7 +116,7 @@ class SecondMoments:
 
 
 def gather_moments(
-    model: ir.Model, layers: Sequence[MatrixLayer], context: CorrectionContext
+    model: ir.Model, layers: Sequence[MatrixLayer], context: CorrectionContext, pool: Executor
 ) -> Iterator[list[tuple[MatrixLayer, SecondMoments]]]:
     """Yield the moments of layers in order, for as many layers at a time as fit into memory.
 
@@ -124,6 +124,7 @@ def gather_moments(
         model: the float model.
         layers: the layers.
         context: the samples to fit on, the options, and the time there is.
+        pool: threads that add up the rows of several layers at a time.
 
     Raises:
         TooLongError: there is no time for it.
@@ -137,9 +138,8 @@ def gather_moments(
         pick = picks[layer.name]
         return pick.moment_bytes + under_way * largest * pick.row_bytes
 
-    with ThreadPoolExecutor(threads) as pool:
-        for part in in_parts(layers, size, MOST_BYTES):
-            yield _in_one_pass(model, [picks[layer.name] for layer in part], context, pool)
+    for part in in_parts(layers, size, MOST_BYTES):
+        yield _in_one_pass(model, [picks[layer.name] for layer in part], context, pool)
 
 
 def _affordable(layers: Sequence[MatrixLayer], context: CorrectionContext, threads: int) -> list[_Pick]:
@@ -227,7 +227,7 @@ def out_of_blocks(blocks: NDArray[_Number], inputs: int) -> NDArray[_Number]:
 
 
 def _in_one_pass(
-    model: ir.Model, picks: Sequence[_Pick], context: CorrectionContext, pool: ThreadPoolExecutor
+    model: ir.Model, picks: Sequence[_Pick], context: CorrectionContext, pool: Executor
 ) -> list[tuple[MatrixLayer, SecondMoments]]:
     """Run the samples once, and add up the rows of several layers at a time: their sums are independent."""
     nodes = {node.name: node for node in model.graph}

@@ -1,6 +1,7 @@
 """Rounding by second moments: less output error than to nearest, on the grid, within memory."""
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -181,7 +182,8 @@ def output_errors(draft, other, context):
         params, spec = draft.plan.params[layer.weight.group], layer.weight.spec
         stored = dequantize(quantize(weights_of(new), params, spec), params, spec)
         off = (matrices(node, stored) - matrices(node, weights_of(node))).astype(np.float64)
-        (found,) = next(hessian.gather_moments(draft.reference, [layer], context))
+        with ThreadPoolExecutor(1) as pool:
+            (found,) = next(hessian.gather_moments(draft.reference, [layer], context, pool))
         if found[1].mean.shape[1] == layer.shape[2]:
             errors[layer.name] = output_error(off, found[1].damped).sum()
     return errors

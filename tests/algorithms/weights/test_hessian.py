@@ -1,5 +1,6 @@
 """Second moments are those of the rows, however they are gathered; blocks are cut and joined again."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -18,8 +19,13 @@ DEPTHWISE = """g (float[N,4,6,6] x) => (float[N,4] y) <float[4,1,3,3] w, float[4
 { a = Conv <group = 4> (x, w, b)  p = GlobalAveragePool (a)  f = Flatten (p)  y = MatMul (f, v) }"""
 
 
+def gather(draft, chosen, context):
+    with ThreadPoolExecutor(2) as pool:
+        yield from gather_moments(draft.reference, chosen, context, pool)
+
+
 def gathered(draft, context):
-    parts = list(gather_moments(draft.reference, layers(draft.reference, draft.plan), context))
+    parts = list(gather(draft, layers(draft.reference, draft.plan), context))
     return {layer.name: found for part in parts for layer, found in part}, len(parts)
 
 
@@ -90,10 +96,10 @@ def test_of_a_huge_layer_only_blocks_along_the_diagonal_are_kept(by_bytes, monke
 def test_one_long_sample_gives_no_more_rows_than_fit_into_memory(monkeypatch):
     text = "g (float[N,8,4000] x) => (float[N,2,M] y) <float[2,8,20] w> { c = Conv (x, w)  y = Abs (c) }"
     draft, context = bench_for(text, count=1)
-    ((layer, found),) = next(gather_moments(draft.reference, layers(draft.reference, draft.plan), context))
+    ((layer, found),) = next(gather(draft, layers(draft.reference, draft.plan), context))
     assert found.rows == 16 * 160
     monkeypatch.setattr(hessian, "ROW_BYTES", 4 * 160 * 100)
-    ((layer, found),) = next(gather_moments(draft.reference, [layer], context))
+    ((layer, found),) = next(gather(draft, [layer], context))
     assert found.rows == 100
 
 
