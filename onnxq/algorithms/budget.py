@@ -54,13 +54,13 @@ class Budget:
 
     Attributes:
         limit: the time in seconds.
-        pass_seconds: how long a model takes for the samples to fit on.
+        batch_seconds: how long a model takes for a batch.
         clock: returns the time in seconds.
         started: when the time began to run.
     """
 
     limit: float = math.inf
-    pass_seconds: float = 0.0
+    batch_seconds: float = 0.0
     clock: Callable[[], float] = time.perf_counter
     started: float = field(init=False)
 
@@ -73,18 +73,18 @@ class Budget:
         """The seconds that are left."""
         return self.limit - (self.clock() - self.started)
 
-    def check(self, passes: float, work: float = 0.0, threads: int = 1) -> None:
+    def check(self, batches: float, work: float = 0.0, threads: int = 1) -> None:
         """Check that there is time for some work.
 
         Args:
-            passes: passes over the samples to fit on.
+            batches: how many batches a model runs.
             work: multiply-adds besides.
             threads: the number of threads for these.
 
         Raises:
             TooLongError: there is not.
         """
-        seconds = passes * self.pass_seconds + work / (SPEED * threads)
+        seconds = batches * self.batch_seconds + work / (SPEED * threads)
         if seconds > self.left:
             raise TooLongError(seconds)
 

@@ -19,6 +19,7 @@ from onnxq.algorithms.channels.center import center
 from onnxq.algorithms.channels.equalize import equalize
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.effect import Effect, gain
 from onnxq.algorithms.weights.adaround import learn_rounding
 from onnxq.algorithms.weights.bias_correction import correct_biases, correct_biases_in_order
 from onnxq.algorithms.weights.sequential_gptq import sequential_gptq
@@ -66,6 +67,10 @@ themselves.
 """
 
 
+FEWEST = 8
+"""The smallest number of batches that a correction is fitted on to save time."""
+
+
 ANY_ORDER = ("center", "equalize")
 """Corrections each of which may leave the other nothing to do, and which are tried in every order.
 
@@ -78,57 +83,6 @@ LEAD = 1.0
 
 The orders are compared before the later corrections, which often gain more and may reverse a small lead.
 """
-
-
-@dataclass(frozen=True)
-class Effect:
-    """The effect of one correction, measured on held-out samples.
-
-    Attributes:
-        name: the name of the correction.
-        before: the noise-to-signal ratio (power) at the outputs without it.
-        after: the same ratio with it; None where there was nothing to correct, or the correction failed.
-        seconds: the time that the correction and its evaluation took.
-        kept: whether the correction was kept.
-        fitted_gain: the gain in SQNR on the samples that were fitted on, in dB. Set only where the change on
-            the held-out samples was within one standard error, so that both kinds of samples decided.
-        failed: whether the correction failed unexpectedly, and so was left out.
-        too_long: why there was no time for the correction; empty if there was.
-    """
-
-    name: str
-    before: float
-    after: float | None
-    seconds: float
-    kept: bool
-    fitted_gain: float | None = None
-    failed: bool = False
-    too_long: str = ""
-
-    @property
-    def gain(self) -> float:
-        """The gain in SQNR, in dB; negative if the SQNR fell."""
-        return 0.0 if self.after is None else _gain(self.before, self.after)
-
-    @property
-    def outcome(self) -> str:
-        """The effect in words, for the report."""
-        if self.after is None:
-            reason = "it failed" if self.failed else self.too_long
-            return f"left out: {reason}" if reason else "nothing to do"
-        if self.fitted_gain is not None:
-            kept = "kept" if self.kept else "dropped"
-            fitted = f"{self.fitted_gain:+.2f} dB on samples that were fitted on"
-            return f"{kept}, SQNR {self.gain:+.2f} dB may be chance; {fitted}"
-        if self.kept:
-            return f"SQNR {self.gain:+.2f} dB"
-        return f"dropped, SQNR would change by {self.gain:+.2f} dB"
-
-
-def _gain(before: float, after: float) -> float:
-    if after == 0 or before == 0:
-        return 0.0 if after == before else math.inf * (before - after)
-    return 10 * math.log10(before / after)
 
 
 def correct(
@@ -193,6 +147,7 @@ class _Trial:
         best: the same draft, with corrected biases if they help.
         failed: whether the correction failed unexpectedly.
         too_long: why there was no time for the correction; empty if there was.
+        batches: the number of batches that it was fitted on, if there was no time for all; else 0.
     """
 
     seconds: float
@@ -200,6 +155,7 @@ class _Trial:
     best: _Evaluated | None = None
     failed: bool = False
     too_long: str = ""
+    batches: int = 0
 
 
 @dataclass(frozen=True)
@@ -223,7 +179,7 @@ class _Chain:
 
 def _better(one: _Chain, other: _Chain) -> _Chain:
     """Return ``other`` if it is better by `LEAD` and by `_compare`, else ``one``."""
-    if _gain(one.best.noise, other.best.noise) <= LEAD:
+    if gain(one.best.noise, other.best.noise) <= LEAD:
         return one
     return other if _compare(one.best, other.best)[0] else one
 
@@ -256,9 +212,7 @@ class _Trials:
     def _trial(self, base: Draft, name: str) -> _Trial:
         started, budget = time.perf_counter(), self.context.budget
         try:
-            if name in PASSES:
-                budget.check(PASSES[name](base))
-            draft = CORRECTIONS[name](base, self.context)
+            draft, batches = self._fitted(name, base)
             best = None if draft is None else self._evaluated(name, draft)
         except TooLongError as error:
             reason = f"{error}, {max(budget.left, 0):.0f} of {budget.limit:.0f} s are left; see --time-limit"
@@ -269,13 +223,38 @@ class _Trials:
             logger.warning("correction %s is left out: it failed (%s: %s)", name, type(error).__name__, error)
             logger.debug("where correction %s failed", name, exc_info=True)
             return _Trial(time.perf_counter() - started, failed=True)
-        return _Trial(time.perf_counter() - started, draft, best)
+        return _Trial(time.perf_counter() - started, draft, best, batches=batches)
+
+    def _fitted(self, name: str, base: Draft) -> tuple[Draft | None, int]:
+        """Apply a correction; return on how many batches it was fitted, or 0 if there was time for all.
+
+        Raises:
+            TooLongError: there is no time even for few batches.
+        """
+        for context in _thinned(self.context):
+            count = len(context.fit)
+            try:
+                if name in PASSES:
+                    context.budget.check(PASSES[name](base) * count)
+                return CORRECTIONS[name](base, context), 0 if context is self.context else count
+            except TooLongError as error:
+                shortest = error
+        raise shortest
 
     def _evaluated(self, name: str, draft: Draft) -> _Evaluated:
         """Correct the biases of ``draft`` if that helps, and measure the noise."""
         best = _best(_variants(name, draft, self.finish, self.context), self.context)
         _ = best.noise  # evaluated here: it may fail, and its time counts
         return best
+
+
+def _thinned(context: CorrectionContext) -> Iterator[CorrectionContext]:
+    """Yield the context with all batches to fit on, with every second one, with every fourth one, ..."""
+    yield context
+    fit = context.fit
+    while len(fit) >= 2 * FEWEST:
+        fit = fit[::2]
+        yield replace(context, fit=fit)
 
 
 def _effect(name: str, before: _Evaluated, trial: _Trial) -> Effect:
@@ -290,7 +269,15 @@ def _effect(name: str, before: _Evaluated, trial: _Trial) -> Effect:
             too_long=trial.too_long,
         )
     kept, fitted = _compare(before, trial.best)
-    return Effect(name, before.noise, trial.best.noise, trial.seconds, kept=kept, fitted_gain=fitted)
+    return Effect(
+        name,
+        before.noise,
+        trial.best.noise,
+        trial.seconds,
+        kept=kept,
+        fitted_gain=fitted,
+        batches=trial.batches,
+    )
 
 
 def _compare(before: _Evaluated, after: _Evaluated) -> tuple[bool, float | None]:
@@ -303,7 +290,7 @@ def _compare(before: _Evaluated, after: _Evaluated) -> tuple[bool, float | None]
     if helped is not None:
         return helped, None
     together = _helped(_pooled(before), _pooled(after))
-    return together is True, _gain(before.fitted.noise, after.fitted.noise)
+    return together is True, gain(before.fitted.noise, after.fitted.noise)
 
 
 @dataclass(frozen=True)
@@ -375,7 +362,7 @@ def corrected(draft: Draft, context: CorrectionContext, spent: float) -> tuple[D
     limit = time_limit(context.config, draft.plan, spent + done[-1] - done[0])
     ran = done[1:] if len(done) > 2 else done  # before the first one, a model was loaded
     each = (ran[-1] - ran[0]) / max(len(ran) - 1, 1)
-    budget = Budget(limit, each / 2 * len(context.fit), clock)  # both models ran
+    budget = Budget(limit, each / 2, clock)  # both models ran
     return correct(draft, names, replace(context, budget=budget), quality)
 
 

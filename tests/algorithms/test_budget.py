@@ -26,14 +26,14 @@ def test_the_limit_follows_what_was_spent_and_what_is_gained(options, bits, spen
 
 def test_what_fits_depends_on_the_time_that_has_passed():
     now = [100.0]
-    budget = Budget(10.0, pass_seconds=2.0, clock=lambda: now[0])
-    budget.check(passes=5)
-    budget.check(passes=3, work=8 * SPEED, threads=2)
+    budget = Budget(10.0, batch_seconds=2.0, clock=lambda: now[0])
+    budget.check(batches=5)
+    budget.check(batches=3, work=8 * SPEED, threads=2)
     now[0] = 103.0
     assert budget.left == 7.0
     with pytest.raises(TooLongError, match="would take about 8 s"):
-        budget.check(passes=4)
-    budget.check(passes=3, work=SPEED)
+        budget.check(batches=4)
+    budget.check(batches=3, work=SPEED)
 
 
 def test_other_processes_count_only_where_the_user_gave_a_limit(monkeypatch):
@@ -51,4 +51,4 @@ def test_other_processes_count_only_where_the_user_gave_a_limit(monkeypatch):
 
 
 def test_without_a_limit_everything_fits():
-    Budget(pass_seconds=1.0).check(passes=1e9, work=1e30)
+    Budget(batch_seconds=1.0).check(batches=1e9, work=1e30)

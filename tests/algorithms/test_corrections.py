@@ -2,7 +2,7 @@
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -37,6 +37,7 @@ class Bench:
     def __init__(self, fitted=None, budget=None):
         self.evaluated = []
         self.budget = budget or Budget()
+        self.fit = ["a batch"]
         self._fitted = fitted or {}
 
     def evaluate(self, draft):
@@ -118,7 +119,7 @@ def test_what_would_take_too_long_is_left_out_and_told(monkeypatch):
     monkeypatch.setattr(corrections, "CORRECTIONS", names)
     passes = {"first": 10, "long": 13, "last": 12, "late": 9}
     monkeypatch.setattr(corrections, "PASSES", {k: lambda draft, n=n: n for k, n in passes.items()})
-    budget = Budget(10.0, pass_seconds=0.5, clock=clock)
+    budget = Budget(10.0, batch_seconds=0.5, clock=clock)
     draft, effects = correct(Stand((), 1.0), names, Bench(budget=budget))
     assert draft.done == ("first", "last", "free")
     told = {effect.name: effect.outcome for effect in effects if effect.after is None}
@@ -126,6 +127,27 @@ def test_what_would_take_too_long_is_left_out_and_told(monkeypatch):
         "long": "left out: would take about 6 s, 6 of 10 s are left; see --time-limit",
         "late": "left out: would take about 4 s, 4 of 10 s are left; see --time-limit",
     }
+
+
+def test_with_little_time_a_correction_is_fitted_on_fewer_batches(monkeypatch):
+    draft, context = bench_for(count=40)
+    seen = []
+
+    def spying(draft, context):
+        seen.append([batch.name for batch in context.fit])
+        return context.recalibrate(draft.reference)
+
+    monkeypatch.setattr(corrections, "CORRECTIONS", {"try": spying})
+    monkeypatch.setattr(corrections, "PASSES", {"try": lambda draft: 2})
+    told = []
+    for seconds in (80.0, 79.0, 21.0, 19.0):
+        budget = Budget(seconds, batch_seconds=1.0, clock=lambda: 0.0)
+        told.append(correct(draft, ["try"], replace(context, budget=budget))[1][0].outcome)
+    assert [len(names) for names in seen] == [40, 20, 10]
+    assert seen[2] == [f"sample {4 * n}" for n in range(10)]
+    assert "fitted on" not in told[0]
+    assert told[2].endswith("; fitted on 10 batches only, see --time-limit")
+    assert told[3] == "left out: would take about 20 s, 19 of 19 s are left; see --time-limit"
 
 
 def test_the_order_is_not_that_of_the_names(fakes):

@@ -148,7 +148,7 @@ def _affordable(layers: Sequence[MatrixLayer], context: CorrectionContext, threa
     for width in WIDTHS:
         picks = [_Pick.of(layer, width, counts) for layer in layers]
         try:
-            context.budget.check(PASSES, sum(pick.work for pick in picks), threads)
+            context.budget.check(PASSES * len(counts), sum(pick.work for pick in picks), threads)
         except TooLongError as error:
             shortest = error
         else:
