@@ -205,7 +205,9 @@ LONG = 2**20
 """Number of elements of vectors that are too many for data propagation, which takes 140 bytes for each."""
 
 
-def inferred_types(proto: onnx.ModelProto, careful: bool = False) -> dict[str, onnx.TypeProto]:
+def inferred_types(
+    proto: onnx.ModelProto, careful: bool = False, propagate: bool = True
+) -> dict[str, onnx.TypeProto]:
     """Infer types with ONNX, by tensor name; the result is empty if the inference fails.
 
     ONNX also propagates the values of vectors, from which other shapes follow. That is left out where a
@@ -215,7 +217,10 @@ def inferred_types(proto: onnx.ModelProto, careful: bool = False) -> dict[str, o
         proto: the model, without large initializers.
         careful: leave it out also where vectors might be long, but it is not known yet. After the folding of
             constants it is known.
+        propagate: if False, leave it out in any case.
     """
+    if not propagate:
+        return _infer_types(proto, data_prop=False)
     kinds = {node.op_type for graph in graphs(proto.graph) for node in graph.node}
     declared = (info.type for info in _infos(proto))
     doubtful = kinds & UNFOLDING or _vector_elements(declared) > LONG

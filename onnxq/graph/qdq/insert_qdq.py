@@ -30,10 +30,15 @@ from onnxq.graph.ort_rewrites import (
 )
 from onnxq.graph.qdq.integer_tables import look_up_integers
 from onnxq.graph.share_transposed import share_transposed
+from onnxq.graph.slim import slim
 from onnxq.graph.walks import is_read
 
 LEAST_SHARED = 1024
 """Smaller constants are stored in both forms: their float numbers take about as much as two nodes."""
+
+
+LONGEST_NAME = 48
+"""Of longer names of new tensors and nodes, only the end is kept: some exporters write 400 characters."""
 
 
 def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
@@ -60,6 +65,7 @@ def as_written(model: ir.Model, plan: QuantPlan) -> ir.Model:
     share_transposed(quantized)
     if plan.half_constants:
         store_in_half(quantized)
+    slim(quantized)
     return quantized
 
 
@@ -277,7 +283,7 @@ class _Inserter:
         return value
 
     def _unique(self, name: str) -> str:
-        chosen = unique_name(name, self._names)
+        chosen = unique_name(name[-LONGEST_NAME:], self._names)
         self._names.add(chosen)
         return chosen
 
