@@ -6,32 +6,43 @@ import hashlib
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
-from onnxq.graph.nodes import STANDARD_DOMAIN, constant_value, is_op
-from onnxq.graph.operators import WEIGHTED
+from calibrators.onnx_files import stored_tensors
+from onnxq.graph.float_types import HALF
+from onnxq.graph.nodes import STANDARD_DOMAIN, constant_value, input_at, is_op
+from onnxq.graph.operators import MOVING, WEIGHTED
+from onnxq.graph.walks import upstream
 
 logger = logging.getLogger(__name__)
 
 
-SMALL = 65_536
-"""Largest number of elements that may be stored in any case."""
+GROWTH_SHARE, GROWTH_BYTES = 0.01, 4096
+"""The share of all stored bytes, or the bytes, by which folding may let constants grow."""
+
+
+NODE_BYTES = 200
+"""About the bytes of a node in the file: a constant that is no larger may take its place in any case."""
+
+
+LONGEST_VECTOR = 4096
+"""Longer vectors of one number throughout are not taken for parameters of channels."""
+
+
+ROOM = "onnxq.room"
+"""The key of what is left of them among a graph's data for passes, which are not saved."""
 
 
 LARGE_PARAMETER = 2**27
-"""Largest number of elements of a parameter that is made from smaller constants: 512 MiB in float32.
-
-Trained weights are stored as such. What a few numbers are expanded to holds nothing that was trained, and a
-wrong size would take all memory.
-"""
+"""Largest number of elements of a parameter that is made from other constants: 512 MiB in float32."""
 
 
 NO_LIMIT = 2**62
-"""No size limit in onnxscript: `may_be_stored` alone decides."""
+"""No size limit in onnxscript: `_Room` alone decides."""
 
 
 NOT_DETERMINED = frozenset(
@@ -56,10 +67,12 @@ PARAMETER_OPS = (*WEIGHTED, "BatchNormalization", "LayerNormalization", "Instanc
 class FoldConstantsPass(ir.passes.InPlacePass):
     """Compute nodes with constant inputs by ONNX's reference code, and store the results as initializers.
 
-    Folding must neither enlarge the file much nor disturb quantization:
+    Folding must neither enlarge the file nor disturb quantization:
 
-    - The result must be small, or no larger than the constants it is made from, or (part of) a parameter of
-      a node such as a Conv, unless it is huge: a weight has to be an initializer to be quantized.
+    - A result that is larger than the constants it is made from is stored only if it is small beside the
+      whole model, or (part of) a parameter of a node such as a Conv, which has to be an initializer to be
+      quantized, and that parameter takes no more bytes in 8 bits than all the constants it is made from, or
+      repeats one number.
     - QuantizeLinear and DequantizeLinear are never folded, nor random operators, nor operators that ONNX's
       reference code and ONNX Runtime compute differently.
     """
@@ -72,7 +85,7 @@ class FoldConstantsPass(ir.passes.InPlacePass):
                 onnx_shape_inference=True,
                 input_size_limit=NO_LIMIT,
                 output_size_limit=NO_LIMIT,
-                should_fold=may_be_stored,
+                should_fold=_Room(model).may_be_stored,
             )
         except RuntimeError as e:
             logger.info("constant folding stopped early: %s: %s", e, e.__cause__)
@@ -80,15 +93,46 @@ class FoldConstantsPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=result.modified)
 
 
-def may_be_stored(node: ir.Node) -> bool:
-    """Whether the result of a node with constant inputs may become an initializer."""
-    if node.domain != STANDARD_DOMAIN or node.op_type in NEVER_FOLDED:
-        return False
-    size = _size(node.outputs[0])
-    if size is None or len(node.outputs) != 1:
-        return False
-    read = sum(value.const_value.size for value in node.inputs if value is not None and value.const_value)
-    return size <= max(SMALL, read) or (size <= LARGE_PARAMETER and _is_parameter(node.outputs[0]))
+class _Room:
+    """The bytes by which the constants of a model may still grow, in all runs of the pass together."""
+
+    def __init__(self, model: ir.Model) -> None:
+        stored = sum(tensor.nbytes for tensor in stored_tensors(model))
+        self._room = model.graph.meta
+        self._room.setdefault(ROOM, max(GROWTH_SHARE * stored, GROWTH_BYTES))
+
+    def may_be_stored(self, node: ir.Node) -> bool:
+        """Whether the result of a node with constant inputs may become an initializer."""
+        if node.domain != STANDARD_DOMAIN or node.op_type in NEVER_FOLDED:
+            return False
+        size = _size(node.outputs[0])
+        if size is None or len(node.outputs) != 1:
+            return False
+        growth = size * _item_bytes(node) - _stored_bytes(node.inputs)
+        if growth <= NODE_BYTES or _is_placeholder(node, size):
+            return True
+        if _is_worthwhile_parameter(node.outputs[0], size):
+            return True
+        fits = bool(growth <= self._room[ROOM])
+        self._room[ROOM] -= growth * fits
+        return fits
+
+
+_UNKNOWN_BYTES = 8
+"""Taken for an element of unknown type, or a string."""
+
+
+def _item_bytes(node: ir.Node) -> float:
+    """The bytes of an element of the result; those of a widened half are stored in half precision again."""
+    source, dtype = input_at(node, 0), node.outputs[0].dtype
+    if is_op(node, "Cast") and source is not None and source.dtype in HALF:
+        dtype = source.dtype
+    return _UNKNOWN_BYTES if dtype in (None, ir.DataType.STRING) else dtype.itemsize
+
+
+def _stored_bytes(values: Iterable[ir.Value | None]) -> int:
+    known = {value: value.const_value for value in values if value is not None}
+    return sum(tensor.nbytes for tensor in known.values() if tensor is not None)
 
 
 def _size(value: ir.Value) -> int | None:
@@ -98,18 +142,56 @@ def _size(value: ir.Value) -> int | None:
     return math.prod(value.shape.numpy())
 
 
-def _is_parameter(value: ir.Value) -> bool:
-    """Whether the value is read as weight, bias or statistics, directly or after other nodes on constants."""
+def _is_placeholder(node: ir.Node, size: int) -> bool:
+    """Whether one number throughout stands for trained weights, as in the architectures that onnx ships."""
+    if not is_op(node, "ConstantOfShape") or size > LARGE_PARAMETER:
+        return False
+    value = node.outputs[0]
+    if len(value.shape or ()) == 1 and size <= LONGEST_VECTOR:
+        return True
+    parameter = _parameter(value)
+    return parameter is not None and value in upstream(parameter, lambda each: is_op(each, *MOVING))
+
+
+def _is_worthwhile_parameter(value: ir.Value, size: int) -> bool:
+    """Whether the value becomes a parameter that is no larger in 8 bits than the constants it is made from.
+
+    Args:
+        value: the result of a node with constant inputs.
+        size: its number of elements, taken for that of the parameter if that is unknown.
+    """
+    parameter = _parameter(value) if size <= LARGE_PARAMETER else None
+    return parameter is not None and (_size(parameter) or size) <= _stored_bytes(_sources(parameter))
+
+
+def _parameter(value: ir.Value) -> ir.Value | None:
+    """Find what is read as weight, bias or statistics: the value, or what nodes on constants make of it."""
     todo, seen = [value], {value}
     while todo:
-        for use in todo.pop().uses():
+        found = todo.pop()
+        for use in found.uses():
             if is_op(use.node, *PARAMETER_OPS):
                 if use.idx > 0:
-                    return True
+                    return found
             elif len(use.node.outputs) == 1 and _only_constants(use.node, seen):
                 seen.add(use.node.outputs[0])
                 todo.append(use.node.outputs[0])
-    return False
+    return None
+
+
+def _sources(value: ir.Value) -> set[ir.Value]:
+    """Collect the constants that a value is computed from."""
+    todo, seen, sources = [value], {value}, set[ir.Value]()
+    while todo:
+        found = todo.pop()
+        producer = found.producer()
+        if found.const_value is not None or producer is None:
+            sources.add(found)
+            continue
+        more = {value for value in producer.inputs if value is not None} - seen
+        seen |= more
+        todo += more
+    return sources
 
 
 def _only_constants(node: ir.Node, known: set[ir.Value]) -> bool:

@@ -19,17 +19,69 @@ def test_small_results_are_stored():
     assert_same_outputs(before, after)
 
 
-def test_a_weight_is_stored_whatever_its_size():
+LARGER = {
+    "constant of shape": "o = ConstantOfShape <value = float[1] {0.01}> (s) w = Mul(o, row)",
+    "expand": "w = Expand(row, s)",
+    "tile": "w = Tile(row, rows)",
+    "outer product": "w = MatMul(column, row)",
+    "einsum": 'o = Einsum <equation = "ik,kj->ij"> (column, row) w = Neg(o)',
+    "sparse": """z = ConstantOfShape <value = float[1] {0}> (s) w = ScatterND(z, place, number)""",
+    "one hot": "w = OneHot(each, depth, ends)",
+    "pad": "w = Pad(row, ends_of_row)",
+}
+
+
+@pytest.mark.parametrize("kind", LARGER)
+def test_a_weight_that_is_larger_than_what_makes_it_stays_computed(kind):
     before = parse(
-        """g (float[N,512] x) => (float[N,512] y) <int64[2] s = {512, 512}> {
-            o = ConstantOfShape <value = float[1] {0.01}> (s)
-            t = Transpose(o)
+        f"""g (float[N,512] x) => (float[N,512] y) <int64[2] s = {{512, 512}}, float[1,512] row,
+        int64[2] rows = {{512, 1}}, float[512,1] column, int64[2,2] place = {{0, 1, 2, 3}}, float[2] number,
+        int64[512] each, int64 depth = {{512}}, float[2] ends, int64[4] ends_of_row = {{0, 0, 511, 0}}> {{
+            {LARGER[kind]}
+            y = MatMul(x, w)
+        }}""",
+        each=np.arange(512),
+    )
+    after = simplify(before)
+    assert sum(v.const_value.size for v in after.graph.initializers.values()) < 5_000
+    assert not after.graph[-1].inputs[1].is_initializer()
+    assert_same_outputs(before, after)
+
+
+SAME = {
+    "low rank": "p = MatMul(down, up) q = Mul(p, k) t = Add(w, q)",
+    "halves": "h = Concat <axis = 0> (upper, lower) t = Transpose <perm = [1, 0]> (h)",
+    "scaled": "a = Mul(w, row) t = Div(a, column)",
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_a_weight_that_is_made_from_as_many_numbers_is_stored(kind):
+    before = parse(
+        f"""g (float[N,64] x) => (float[N,64] y) <float[64,64] w, float[64,2] down, float[2,64] up, float k = {{0.5}},
+        float[32,64] upper, float[32,64] lower, float[1,64] row, float[64,1] var_column> {{
+            {SAME[kind].replace("column", "var_column")}
             y = MatMul(x, t)
-        }"""
+        }}"""
     )
     after = simplify(before)
     assert op_counts(after) == {"MatMul": 1}
-    assert after.graph[0].inputs[1].is_initializer()
+    assert sum(v.const_value.size for v in after.graph.initializers.values()) == 64 * 64
+    assert_same_outputs(before, after)
+
+
+def test_growth_is_limited_for_all_constants_together():
+    """Each of them alone is small enough, but there are many."""
+    count = 32
+    made = " ".join(f"e{i} = Expand(k{i}, s) a{i} = Add(a{i - 1 if i else 'x'}, e{i})" for i in range(count))
+    made = made.replace("aa", "a").replace("ax", "x")
+    weights = ", ".join(f"float[1,1] k{i} = {{{i + 1}}}" for i in range(count))
+    before = parse(
+        f"g (float[32,32] x) => (float[32,32] y) <int64[2] s = {{32, 32}}, {weights}> "
+        f"{{ {made} y = Neg(a{count - 1}) }}"
+    )
+    after = simplify(before)
+    assert op_counts(after)["Expand"] >= count - 2
     assert_same_outputs(before, after)
 
 
