@@ -179,6 +179,8 @@ class QuantPlan:
         unfused_sums: names of Adds that are kept in float and written as Sum (see `unfuse_layernorm_adds`).
         separated: names of nodes that read integers, but that the runtime must not fuse with Q/DQ (see
             `separate_from_qdq`).
+        on_integers: names of nodes that are written as operators on the integers themselves (see
+            `work_on_integers`).
         unfused_products: names of products with weights in blocks that are written with an Add after them
             (see `unfuse_products`).
         integer_tables: name of each Gather whose table is a quantized weight too -> the group of that weight;
@@ -200,6 +202,7 @@ class QuantPlan:
     weight_only_nodes: frozenset[str] = frozenset()
     unfused_sums: frozenset[str] = frozenset()
     separated: frozenset[str] = frozenset()
+    on_integers: frozenset[str] = frozenset()
     unfused_products: frozenset[str] = frozenset()
     integer_tables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     channel_padding: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))

@@ -61,6 +61,8 @@ def ineligible_because(node: ir.Node, context: PlanningContext) -> str | None:
         _grouped,
         _narrow,
         _moves_constants,
+        _fills,
+        _signed,
         _float_output,
     )
     return next((reason for check in checks if (reason := check(node, rule, context))), None)
@@ -158,6 +160,21 @@ def _narrow(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None
     if channels is None or channels >= rule.group_channels:
         return None
     return f"with {channels} channels per group it is faster in float"
+
+
+def _fills(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
+    fill = input_at(node, 2) if rule.on_integers and is_op(node, "Pad") else None
+    if fill is None or attribute_value(node, "mode") != "constant":
+        return None
+    filled = constant_value(fill)
+    return None if filled is not None and not filled.any() else "it fills in other numbers than zero"
+
+
+def _signed(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
+    # On x86, ONNX Runtime makes signed integers unsigned only where Q and DQ stand side by side.
+    if not rule.on_integers or context.activation.dtype == ir.DataType.UINT8:
+        return None
+    return "it works on integers of type uint8 only"
 
 
 def _float_output(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:

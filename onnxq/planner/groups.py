@@ -8,7 +8,7 @@ between them that the target moves Q and DQ across.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -46,7 +46,7 @@ def find_groups(
         context: the planning context.
     """
     values = {edge.key: edge.value for edge in edges}
-    sources = _ties(planned, context)
+    sources = _ties(planned, {(edge.node, edge.index) for edge in edges}, context)
     activations = [value for (_, spec), value in values.items() if spec == context.activation]
     found = list(shared_params(activations, context))
     ties, parts = _bridged(sources, found, context), {bridge.part for bridge in found}
@@ -92,7 +92,11 @@ def _bridged(
     return result
 
 
-def _ties(planned: Iterable[ir.Node], context: PlanningContext) -> dict[Key, Key]:
+Uses = Set[tuple[ir.Node | None, int]]
+"""The quantized edges, as reader and input index."""
+
+
+def _ties(planned: Iterable[ir.Node], uses: Uses, context: PlanningContext) -> dict[Key, Key]:
     """Map tensors to the tensor whose parameters they take; each chain ends at the root of a group."""
     ties: dict[Key, Key] = {}
     for node in planned:
@@ -103,7 +107,7 @@ def _ties(planned: Iterable[ir.Node], context: PlanningContext) -> dict[Key, Key
         if rule.inputs_follow:
             output = fused_output(node.outputs[0], rule, context)
             goal = (name_of(output), context.activation)
-            followers = _followers(node, output, context)
+            followers = _followers(node, output, uses, context)
             ties |= {_root((name_of(value), context.activation), ties): goal for value in followers}
     return ties
 
@@ -114,14 +118,14 @@ def _root(key: Key, ties: Mapping[Key, Key]) -> Key:
     return key
 
 
-def _followers(node: ir.Node, output: ir.Value, context: PlanningContext) -> Iterator[ir.Value]:
+def _followers(node: ir.Node, output: ir.Value, uses: Uses, context: PlanningContext) -> Iterator[ir.Value]:
     """Yield the inputs that lose nothing when they take the parameters of ``node``'s output.
 
-    Nothing else reads them, so a finer grid of their own would be lost here anyway. A Relu or Clip before
-    them still fuses, because the output's range has the same limits.
+    Nothing else reads their integers, so a finer grid of their own would be lost here anyway. A Relu or Clip
+    before them still fuses, because the output's range has the same limits.
     """
     for value in dict.fromkeys(node.inputs):
-        if value is None or value.is_initializer() or not _is_private(value, node, context):
+        if value is None or value.is_initializer() or not _is_private(value, node, uses, context):
             continue
         if _fixed_range(value, context) is not None:
             continue
@@ -129,16 +133,26 @@ def _followers(node: ir.Node, output: ir.Value, context: PlanningContext) -> Ite
             yield value
 
 
-def _is_private(value: ir.Value, reader: ir.Node, context: PlanningContext) -> bool:
-    """Whether only ``reader`` reads ``value`` and the tensors before it that share its parameters."""
-    if value.is_graph_output() or any(use.node is not reader for use in value.uses()):
+def _is_private(value: ir.Value, reader: ir.Node, uses: Uses, context: PlanningContext) -> bool:
+    """Whether only ``reader`` reads the integers of ``value`` and of those that share its parameters."""
+    if value.is_graph_output() or not _leads_to(value, reader, uses, context):
         return False
     producer = value.producer()
     rule = context.rule(producer) if producer is not None else None
     if producer is None or rule is None or not rule.same_params:
         return True
     source = producer.inputs[0]
-    return len(producer.outputs) == 1 and source is not None and _is_private(source, producer, context)
+    return len(producer.outputs) == 1 and source is not None and _is_private(source, reader, uses, context)
+
+
+def _leads_to(value: ir.Value, reader: ir.Node, uses: Uses, context: PlanningContext) -> bool:
+    """Whether all integers of ``value`` end in ``reader``, perhaps after operators that only move them."""
+    readers = {use.node for use in value.uses() if (use.node, use.idx) in uses} - {reader}
+    rules = [context.rule(node) for node in readers]
+    ends = [out for node in readers for out in node.outputs]
+    return all(rule is not None and rule.same_params for rule in rules) and all(
+        not out.is_graph_output() and _leads_to(out, reader, uses, context) for out in ends
+    )
 
 
 def limits(value: ir.Value) -> Range:

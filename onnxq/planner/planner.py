@@ -92,6 +92,7 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         passthrough_nodes={name_of(n): n.op_type for n in model.graph if is_carried(n, context)},
         unfused_sums=_sums(model, planned, target),
         separated=_separated(edges, target),
+        on_integers=frozenset(name_of(n) for n in planned if target.rules[n.op_type].on_integers),
         unfused_products=fused_products(context),
         integer_tables=tables,
         weight_only_nodes=frozenset(tables),

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxq.graph.nodes import is_broadcast, is_op, name_of
 from onnxq.graph.walks import upstream
 from onnxq.planner.context import PlanningContext, integer_inputs, integer_outputs
+from onnxq.planner.moving import quantized_before_moves
 from onnxq.targets.target import FloatInputs
 
 
@@ -26,11 +27,13 @@ class _Integers:
         made: tensors that a quantized node gives in integers.
         read: tensors that an anchor reads in integers, so they have a Q anyway.
         wanted: tensors that any quantized node reads in integers.
+        moved: float tensors that are quantized before links that only move their values.
     """
 
     made: Set[ir.Value | None]
     read: Set[ir.Value | None]
     wanted: Set[ir.Value | None]
+    moved: Set[ir.Value]
 
 
 def join(
@@ -59,9 +62,10 @@ def join(
 def _integers(anchors: Sequence[ir.Node], links: Sequence[ir.Node], context: PlanningContext) -> _Integers:
     made = {value for node in (*anchors, *links) for value in integer_outputs(node, context)}
     read = {node.inputs[i] for node in anchors for i in integer_inputs(node, context)}
-    return _Integers(
-        made, read, read | {node.inputs[i] for node in links for i in integer_inputs(node, context)}
-    )
+    wanted = read | {node.inputs[i] for node in links for i in integer_inputs(node, context)}
+    planned = sorted((*anchors, *links), key=context.position.__getitem__)
+    moved = quantized_before_moves(planned, read | made, context)
+    return _Integers(made, read, wanted, moved)
 
 
 def _no_gain(node: ir.Node, integers: _Integers, context: PlanningContext) -> str | None:
@@ -75,6 +79,7 @@ def _no_gain(node: ir.Node, integers: _Integers, context: PlanningContext) -> st
         if (
             value not in made
             and value not in integers.read
+            and value not in integers.moved
             and not _quantized_here(value, made, node, context)
         ):
             return f"its input {value.name!r} is in float"

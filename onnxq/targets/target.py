@@ -137,10 +137,11 @@ class Output(Choice):
 
 
 class FloatInputs(Choice):
-    """Which float inputs a link quantizes for the sake of the integers that it also reads."""
+    """Which float inputs a link quantizes for the sake of the integers that it also reads, or gives."""
 
     NONE = "none", "none: all its inputs must be integers already"
     BROADCAST = "broadcast", "those that are broadcast to an integer input: few elements beside many"
+    MOVED = "moved", "all, if it only moves values and no more elements are quantized than after it"
     ANY = "any", "any: their elements would be quantized after the operator anyway"
 
 
@@ -186,6 +187,8 @@ class OpRule:
             (missing: they have); None: they may not.
         group_channels: the fewest input channels per group of a grouped convolution (depthwise ones
             aside) for which the integer kernel is not slower than float.
+        on_integers: the runtime computes it on integers, but fuses no Q/DQ with it: it is written between Q
+            and DQ.
         single_group: it has an integer kernel only without groups.
         channels: its integer kernel is faster if the number of input channels is a multiple of this: where
             it is the only consumer of a quantized graph input, channels of zeros are added.
@@ -214,6 +217,7 @@ class OpRule:
     blocked: Mapping[str, Scalar] | None = None
     group_channels: Count = 0
     single_group: StrictBool = False
+    on_integers: StrictBool = False
     channels: Size = 1
     fused_in_float: Names = frozenset()
     sums_with: Names = frozenset()

@@ -92,7 +92,7 @@ BLOCKS = {
             "float[8, 8] m, int64[2] spatial",
             spatial=[2, 3],
         ),
-        {"Sigmoid", "Unsqueeze"},
+        {"Sigmoid"},
     ),
     "spatial-attention": (
         net(
@@ -129,7 +129,7 @@ BLOCKS = {
             t = HardSwish (d) {HEAD}""",
             "float[8, 1, 3, 3] k",
         ),
-        {"HardSwish", "Conv"},
+        set(),
     ),
     "inception": (
         net(

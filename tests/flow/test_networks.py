@@ -86,10 +86,7 @@ SMALL = {
 FLOATS = {
     "u-net": {"linked": {"ConvTranspose", "Sigmoid"}, "inputs": {"Sigmoid"}, "everywhere": set()},
     "mobile": {
-        # HardSwish has no integer kernel: what stands between two of them, a depthwise Conv too, stays float.
-        "linked": {
-            *("HardSwish", "Conv", "Relu", "GlobalAveragePool", "Mul", "Add", "Flatten"),
-        },
+        "linked": set(),
         "inputs": {"HardSwish", "Mul", "GlobalAveragePool"},
         "everywhere": set(),
     },
@@ -99,7 +96,7 @@ FLOATS = {
         "everywhere": {"Concat"},
     },
     "lstm": {
-        "linked": {"LSTM", "Squeeze", "Tanh"},
+        "linked": {"LSTM", "Tanh"},
         "inputs": {"Add", "LSTM", "Tanh"},
         "everywhere": {"LSTM"},
     },

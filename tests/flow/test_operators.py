@@ -304,6 +304,8 @@ BETWEEN = {
     "mul-constant": "s = Sigmoid (c) t = Mul (s, channel)",
     "mul-scalar": "s = Sigmoid (c) t = Mul (two, s)",
     "leaky-relu": "d = Conv (c, v) t = LeakyRelu <alpha = 0.1> (d)",
+    "hard-swish": "d = Conv (c, v) t = HardSwish (d)",
+    "space-to-depth": "d = SpaceToDepth <blocksize = 2> (c) t = DepthToSpace <blocksize = 2> (d)",
     "silu": "d = Conv (c, v) s = Sigmoid (d) t = Mul (d, s)",
     "softmax": "t = Softmax <axis = 1> (c)",
     "max-pool": "t = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (c)",
@@ -426,7 +428,6 @@ def test_clips_after_a_convolution(name, target):
 STAY_FLOAT = {
     "Tanh": "d = Conv (c, v) t = Tanh (d)",
     "Elu": "d = Conv (c, v) t = Elu (d)",
-    "HardSwish": "d = Conv (c, v) t = HardSwish (d)",
     "Mish": "d = Conv (c, v) t = Mish (d)",
     "Softplus": "d = Conv (c, v) t = Softplus (d)",
     "PRelu": "d = Conv (c, v) t = PRelu (d, channel)",
@@ -437,7 +438,6 @@ STAY_FLOAT = {
     "GlobalMaxPool": "d = Conv (c, v) t = GlobalMaxPool (d)",
     "Resize": 'd = Conv (c, v) t = Resize <mode = "linear"> (d, , twice)',
     "Where": "m = Greater (c, two) d = Conv (c, v) t = Where (m, c, d)",
-    "SpaceToDepth": "d = SpaceToDepth <blocksize = 2> (c) t = DepthToSpace <blocksize = 2> (d)",
 }
 """No integer kernel: the convolutions around them are quantized all the same."""
 

@@ -232,7 +232,7 @@ BLOCKS = {
         v0 = MatMul (p, q) v1 = Transpose <perm = [0, 2, 1, 3]> (v0) v2 = Reshape (v1, joined)
         y = MatMul (v2, m)""",
         {
-            "onnxruntime": "v2>y",
+            "onnxruntime": "v0>v1 v1>v2 v2>y",
             "tensorrt": "k>s p>v0 q>s q>v0 v2>y",
             "qnn": "h>p k>s p>v0 q0>k q0>q q>s q>v0 s>h v0>v1 v1>v2 v2>y x>q0 y>",
             "academic-w4a8": "v2>y",

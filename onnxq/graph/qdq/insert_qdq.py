@@ -29,6 +29,7 @@ from onnxq.graph.ort_rewrites import (
     unfuse_products,
 )
 from onnxq.graph.qdq.integer_tables import look_up_integers
+from onnxq.graph.qdq.on_integers import work_on_integers
 from onnxq.graph.share_transposed import share_transposed
 from onnxq.graph.slim import slim
 from onnxq.graph.walks import is_read
@@ -51,6 +52,7 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
     inserter.share_with_bodies()
     look_up_integers(inserter.model, plan, inserter.stored)
     quantized = inserter.finish()
+    work_on_integers(quantized, plan.on_integers)
     unfuse_layernorm_adds(quantized, plan.unfused_sums)
     separate_from_qdq(quantized, plan.separated)
     unfuse_products(quantized, plan.unfused_products & {point.consumer for point in plan.points})

@@ -26,6 +26,7 @@ from onnxq.graph.nodes import (
     unused_node,
 )
 from onnxq.graph.operators import MOVING, attribute_value, data_inputs
+from onnxq.graph.qdq.on_integers import ramp_of, replace_by_hard_sigmoid
 from onnxq.graph.qdq.read_qdq import (
     DEQUANTIZE,
     QUANTIZE,
@@ -49,6 +50,8 @@ def join_pairs(model: ir.Model) -> None:
     for node in list(all_nodes(model)):
         if node.op_type == QUANTIZE:
             _let_read_reals(node)
+        elif node.op_type == DEQUANTIZE and (made := ramp_of(node)) is not None:
+            replace_by_hard_sigmoid(model, node, made)
     todo = [node for node in all_nodes(model) if node.op_type == DEQUANTIZE]
     while todo:
         node = todo.pop()
