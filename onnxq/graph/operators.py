@@ -162,6 +162,12 @@ def is_depthwise(node: ir.Node) -> bool:
     return node.op_type == "Conv" and groups_of(node) > 1 and group_channels(node) == 1
 
 
+def is_single_channel(node: ir.Node) -> bool:
+    """Whether the node is a Conv with one input and one output channel."""
+    weight = weight_of(node) if node.op_type == "Conv" else None
+    return weight is not None and weight.shape is not None and list(weight.shape[:2]) == [1, 1]
+
+
 def group_channels(node: ir.Node) -> int | None:
     """Return the number of input channels per group of a convolution; None if unknown."""
     weight = weight_of(node)

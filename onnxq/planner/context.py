@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantSpec
 from onnxq.graph.nodes import constant_value, input_at, is_op, name_of, rank
-from onnxq.graph.operators import WEIGHTED, clip_range, data_inputs, is_depthwise
+from onnxq.graph.operators import WEIGHTED, clip_range, data_inputs, is_depthwise, is_single_channel
 from onnxq.graph.walks import downstream, only_reader, sole_producer
 from onnxq.planner.number_formats import Formats
 from onnxq.targets.target import OpRule, Output, Role, Target
@@ -64,7 +64,8 @@ class PlanningContext:
         rule = self.rule(node)
         if rule is None:
             return None
-        return rule.depthwise if rule.depthwise and is_depthwise(node) else rule.role
+        lanes = is_depthwise(node) or is_single_channel(node)
+        return rule.depthwise if rule.depthwise and lanes else rule.role
 
 
 def deselected(node: ir.Node, config: QuantConfig) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.graph.nodes import is_broadcast, is_op, name_of
+from onnxq.graph.operators import is_single_channel
 from onnxq.graph.walks import upstream
 from onnxq.planner.context import PlanningContext, integer_inputs, integer_outputs
 from onnxq.planner.moving import quantized_before_moves
@@ -78,7 +79,7 @@ def _no_gain(node: ir.Node, integers: _Integers, context: PlanningContext) -> st
     for value in computed:
         if (
             value not in made
-            and value not in integers.read
+            and (value not in integers.read or is_single_channel(node))
             and value not in integers.moved
             and not _quantized_here(value, made, node, context)
         ):

@@ -182,7 +182,8 @@ class OpRule:
             the integer kernel with them.
         wrong_together: values of attributes that the integer kernel takes one by one, but not all together:
             it would compute something else.
-        depthwise: the role of a depthwise convolution, if it differs.
+        depthwise: the role of a depthwise convolution, if it differs. One with a single input and a single
+            output channel counts as depthwise; it joins only integers that a node before it gives.
         blocked: its weights may be quantized per block where the node's attributes have these values
             (missing: they have); None: they may not.
         group_channels: the fewest input channels per group of a grouped convolution (depthwise ones

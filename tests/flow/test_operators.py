@@ -34,12 +34,13 @@ CONVOLUTIONS = {
     "valid": convolution("8, 8, 3, 3", 'auto_pad = "VALID"'),
     "padded-unevenly": convolution("8, 8, 3, 3", "pads = [2, 0, 1, 1]"),
     "one-by-one": convolution("8, 8, 1, 1"),
-    "one-channel": convolution("1, 1, 3, 3", "", "float[N, 1, 8, 8] x"),
+    "one-input-channel": convolution("2, 1, 3, 3", "", "float[N, 1, 8, 8] x"),
 }
 
 NARROW = {
     "depthwise": convolution("8, 1, 3, 3", "group = 8"),
     "depthwise-multiplier": convolution("16, 1, 3, 3", "group = 8", bias=False),
+    "one-channel": convolution("1, 1, 3, 3", "", "float[N, 1, 8, 8] x"),
     "narrow-groups": convolution("6, 4, 3, 3", "group = 2"),
 }
 """On ONNX Runtime their integer kernels are no faster."""
@@ -70,6 +71,19 @@ def test_a_depthwise_convolution_between_integers_is_one_of_them():
         "onnxruntime",
     )
     assert flow.planned("Conv") == 3
+
+
+def test_a_convolution_of_one_channel_joins_only_integers_that_a_node_gives():
+    flow = quantize_and_check(
+        parse(
+            """g (float[N, 1, 8, 8] x) => (float[A, B, C, D] y)
+            <float[1, 1, 3, 3] d, float[8, 1, 3, 3] w, float[8, 1, 3, 3] v> {
+                c = Conv (x, w) m = ReduceMean (c) e = Conv (x, d) f = Conv (e, v) p = Mul (f, m) y = Neg (p)
+            }"""
+        ),
+        "onnxruntime",
+    )
+    assert flow.planned("Conv") == 2, "x is quantized for c, but e reads it in float"
 
 
 TRANSPOSED = {
