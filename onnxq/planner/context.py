@@ -223,6 +223,8 @@ def integer_inputs(node: ir.Node, context: PlanningContext) -> list[int]:
         return skip_inputs(node, rule, context)
     if node in context.in_blocks:
         return [WEIGHTED[node.op_type].weight]
+    if rule.on_integers:
+        return [0]
     return [i for i in data_inputs(node) if i != rule.bias and input_at(node, i) is not None]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.batchnorm_statistics import MOST_LOST_BITS, lost_bits, read_batchnorm
-from onnxq.graph.nodes import constant_value, input_at, is_op
+from onnxq.graph.nodes import constant_value, input_at, is_op, rank
 from onnxq.graph.operators import (
     WEIGHTED,
     attribute_value,
@@ -139,6 +139,8 @@ def _bad_batchnorm(node: ir.Node, rule: OpRule, context: PlanningContext) -> str
     norm = read_batchnorm(node)
     if norm is None:
         return "its statistics are computed at run time"
+    if rule.on_integers and rank(node.inputs[0]) not in (3, 4, 5):
+        return "it is written as a convolution, which needs one to three spatial axes"
     if node.inputs[0] not in context.raw or lost_bits(norm, np.ones_like(norm.gamma)) <= MOST_LOST_BITS:
         return None
     return "it reads raw features of very different sizes, and no range suits them all"

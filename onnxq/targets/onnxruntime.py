@@ -112,6 +112,7 @@ ONNXRUNTIME = Target(
         "GlobalAveragePool": _LINK,
         "LeakyRelu": _LINK,
         "HardSwish": OpRule(Role.LINK, on_integers=True),
+        "BatchNormalization": OpRule(Role.LINK, on_integers=True),
         "Sigmoid": _LINK,
         # Its kernel is made for a scale of 1/256; with a smaller one, large values wrap around to 0.
         "Softmax": OpRule(Role.LINK, output_range=(0.0, 1.0)),

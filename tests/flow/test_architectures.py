@@ -65,11 +65,7 @@ BLOCKS = {
             "float[8] s, float[8] variance",
             variance=1,
         ),
-        {
-            "Add",
-            "BatchNormalization",
-            "Relu",
-        },  # the first reads what branches off: it folds into no convolution
+        set(),  # the first BatchNormalization reads what branches off: it is a convolution of its own
     ),
     "squeeze-excite": (
         net(

@@ -628,7 +628,14 @@ def test_a_batchnorm_that_no_layer_takes_in_runs_in_integers(kind, target):
     assert [b.input_index for b in flow.plan.biases if b.consumer == "BatchNormalization_n"] == [2]
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "vitis-xint8"])
+def test_a_batchnorm_behind_a_concat_is_a_convolution_on_onnxruntime():
+    assert (
+        not {"BatchNormalization", "Concat"}
+        & quantize_and_check(normalized("behind a Concat"), "onnxruntime").floats
+    )
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "vitis-xint8"])
 def test_a_batchnorm_stays_float_where_no_kernel_takes_it(target):
     flow = quantize_and_check(normalized("behind a Concat"), target, at_least=15)
     assert "BatchNormalization" in flow.floats

@@ -11,6 +11,11 @@ the ramp are rounded to integers. What is left is a product of two quantized ten
     Q → DQ → HardSwish → Q           ->  Q → DQ → Mul → Q
                                            ↳ Clip → DQ ↗
 
+A BatchNormalization that no layer could take in is a depthwise convolution with one weight a channel, which
+its scale reproduces exactly:
+
+    Q → DQ → BatchNormalization → Q  ->  Q → DQ → Conv → Q
+
 A node whose parameters do not allow it stays, in float between Q/DQ.
 """
 
@@ -21,9 +26,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from onnxq.core.numerics import quantize_bias
 from onnxq.core.plan import QuantSpec
-from onnxq.graph.nodes import add_initializer, input_at, is_op, replace_value, unused_name, unused_node
+from onnxq.graph.batchnorm_statistics import read_batchnorm
+from onnxq.graph.nodes import add_initializer, input_at, is_op, rank, replace_value, unused_name, unused_node
 from onnxq.graph.operators import attribute_value, clip_range
 from onnxq.graph.qdq.read_qdq import (
     DEQUANTIZE,
@@ -87,6 +95,9 @@ def work_on_integers(model: ir.Model, names: Collection[str]) -> None:
         names: names of nodes between Q/DQ.
     """
     for node in [node for node in model.graph if node.name in names]:
+        if node.op_type == "BatchNormalization":
+            _convolve(node, model)
+            continue
         found = _between(node, model)
         if found is not None:
             _FORMS.get(node.op_type, _move)(found)
@@ -146,6 +157,49 @@ def _read_integers(found: _Between) -> None:
         integers.replace_all_uses_with(value)
         _remove(after)
     _remove(found.before)
+
+
+LEVEL = 64
+"""The integer that stands for the factor of a channel; the scale of the channel is a 64th of the factor."""
+
+LARGEST_BIAS = 2.0**30
+"""The largest integer of a bias."""
+
+
+def _convolve(node: ir.Node, model: ir.Model) -> None:
+    """Turn a BatchNormalization after a DequantizeLinear into a depthwise convolution in integers."""
+    before, norm, axes = producer_of(node.inputs[0]), read_batchnorm(node), rank(node.inputs[0])
+    step = None if before is None or before.op_type != DEQUANTIZE else constant(before.inputs[SCALE])
+    if norm is None or axes is None or step is None or step.size != 1:
+        return
+    factor = norm.gamma / norm.deviation
+    shift = norm.beta - norm.mean * factor
+    least = np.maximum(np.abs(shift) / (step.astype(np.float64) * LARGEST_BIAS), np.finfo(np.float32).tiny)
+    scale = np.maximum(np.abs(factor) / LEVEL, least).astype(np.float32)
+    weight = np.rint(factor / scale).astype(np.int8).reshape(-1, *[1] * (axes - 1))
+    steps = (scale * step).astype(np.float32)
+    node.op_type = "Conv"
+    node.attributes.clear()
+    node.attributes["group"] = ir.AttrInt64("group", len(scale))
+    node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", [1] * (axes - 2))
+    node.resize_inputs(3)
+    _read_stored(node, 1, (weight, scale), model)
+    _read_stored(node, 2, (quantize_bias(shift, steps), steps), model)
+
+
+def _read_stored(
+    node: ir.Node, index: int, arrays: tuple[NDArray[np.generic], NDArray[np.float32]], model: ir.Model
+) -> None:
+    """Let an input of a convolution read constant integers with a scale for each channel."""
+    name, ends = f"{node.name}_{('x', 'factor', 'shift')[index]}", ("quantized", "scale")
+    stored = [add_initializer(model, f"{name}_{e}", array) for e, array in zip(ends, arrays, strict=True)]
+    read = ir.node(DEQUANTIZE, stored, attributes={"axis": 0}, name=unused_node(f"{name}_read", model))
+    out = read.outputs[0]
+    out.name, out.type = unused_name(name, model), ir.TensorType(ir.DataType.FLOAT)
+    out.shape = ir.Shape(arrays[0].shape)
+    assert node.graph is not None
+    node.graph.insert_before(node, read)
+    node.replace_input_with(index, out)
 
 
 def _hard_swish(found: _Between) -> None:

@@ -95,6 +95,50 @@ def test_a_hard_swish_of_a_range_above_minus_three_stays():
     assert sqnr(expected, actual) > 20
 
 
+NORMS = {
+    "any": ([1.5, -0.3, 2, 0.1, 1, 1, 0.7, -2], [0.1, -0.2, 0, 1, 0.5, 0, 0.3, 0.2]),
+    "dead channels": ([1, 0, 1e-9, 1, 0, 1, 1e-30, 1], [0.5, 0.7, -0.6, 0, 0, 0.1, 1, 0]),
+}
+
+
+@pytest.mark.parametrize(
+    "after", ["t = LeakyRelu (n)", "t = Relu (n)", "t = MaxPool <kernel_shape = [2, 2]> (n)"]
+)
+@pytest.mark.parametrize("name", NORMS)
+def test_a_batch_normalization_after_relu_is_a_convolution(name, after):
+    gamma, beta = NORMS[name]
+    model = between(
+        f"r = Relu (c) n = BatchNormalization (r, gamma, beta, mean, var) {after}",
+        **{
+            "float[8] gamma": gamma,
+            "float[8] beta": beta,
+            "float[8] mean": [0.2] * 8,
+            "float[8] var": [2] * 8,
+        },
+    )
+    flow = quantize(model)
+    check(flow)
+    assert kernels(flow.int8).count("QLinearConv") == 3
+    pairs, direct = (run(m, flow.feeds, optimize=False)[0] for m in (as_pairs(flow), flow.int8))
+    assert sqnr(pairs, direct) > 45, "single steps where a number lies between two"
+    expected, actual = (run(m, flow.feeds)[0] for m in (model, strip(flow.int8).model))
+    assert sqnr(expected, actual) > 35, "weights only are rounded"
+
+
+def test_a_batch_normalization_of_rows_stays_in_float():
+    model = parse(
+        """g (float[4,8] x) => (float[4,8] y) <float[8,8] w, float[8,8] v, float[8] s, float[8] b, float[8] m, float[8] var> {
+            c = MatMul (x, w) r = Relu (c) n = BatchNormalization (r, s, b, m, var) d = MatMul (n, v) y = Neg (d) }""",
+        opset=20,
+        ir_version=9,
+        s=[1, 2] * 4,
+        b=[1] * 8,
+        m=[0.1] * 8,
+        var=[1] * 8,
+    )
+    assert not quantize(model).plan.on_integers
+
+
 @pytest.mark.parametrize(
     ("nodes", "op_type"),
     [
