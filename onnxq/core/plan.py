@@ -183,6 +183,8 @@ class QuantPlan:
             `work_on_integers`).
         unfused_products: names of products with weights in blocks that are written with an Add after them
             (see `unfuse_products`).
+        join_float_readers: whether float nodes that read the same quantized tensor read it through one
+            DequantizeLinear (see `onnxq.graph.ort_rewrites.join_float_readers`).
         integer_tables: name of each Gather whose table is a quantized weight too -> the group of that weight;
             the rows are looked up in integers (see `look_up_integers`).
         channel_padding: name -> number of which its input channels should be a multiple (see
@@ -204,6 +206,7 @@ class QuantPlan:
     separated: frozenset[str] = frozenset()
     on_integers: frozenset[str] = frozenset()
     unfused_products: frozenset[str] = frozenset()
+    join_float_readers: bool = False
     integer_tables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     channel_padding: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     half_constants: bool = False

@@ -21,6 +21,13 @@ computes nothing, but is not removed:
     DQ -> AveragePool -> Q
     DQ -> Sum -> AveragePool -> Q
 
+`join_float_readers` lets float nodes that read the same quantized tensor read one tensor of reals. The
+runtime gives each reader of a DequantizeLinear one of its own, and its fusions of several nodes (Gelu,
+LayerNormalization, SiLU) do not see that all of them hold the same. A Sum of one tensor between them stays:
+
+    DQ -> Erf, DQ -> Mul
+    DQ -> Sum -> Erf, Mul
+
 `unfuse_products` separates products with weights in blocks from the node after them. ONNX Runtime uses no
 MatMulNBits for a product that it takes for one with a Relu or Clip, or for a Gemm with a computed addend. An
 Add of the bias, or of zeros, prevents both, and becomes part of MatMulNBits:
@@ -40,7 +47,8 @@ which here gives the shape that is there:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Container, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -60,7 +68,7 @@ from onnxq.graph.nodes import (
     unused_node,
 )
 from onnxq.graph.operators import attribute_value, groups_of, weight_shape
-from onnxq.graph.walks import sole_producer
+from onnxq.graph.walks import producer_of, readers_of, sole_producer
 
 FEWEST_OUTPUTS = 16
 """Least number of output channels; with fewer, the Pad takes longer than the convolution gains."""
@@ -174,6 +182,44 @@ def separate_from_qdq(model: ir.Model, names: Collection[str]) -> None:
         out.shape = source.shape
         model.graph.insert_before(node, total)
         node.replace_input_with(0, out)
+
+
+def join_float_readers(model: ir.Model, integer_nodes: Container[str | None]) -> None:
+    """Let float nodes of the main graph that read one quantized tensor do so through one Sum of it.
+
+    Args:
+        model: a Q/DQ model; it is changed.
+        integer_nodes: names of the nodes that need a DequantizeLinear of their own.
+    """
+    alike: dict[tuple[object, ...], list[ir.Node]] = defaultdict(list)
+    for node in model.graph:
+        if is_op(node, "DequantizeLinear") and _is_for_floats(node, integer_nodes):
+            alike[tuple(node.inputs), node.attributes.get_int("axis", 1)].append(node)
+    for nodes in alike.values():
+        if len({reader for node in nodes for reader in readers_of(node)}) > 1:
+            _join(model, nodes)
+
+
+def _is_for_floats(node: ir.Node, integer_nodes: Container[str | None]) -> bool:
+    """Whether a DequantizeLinear of a computed tensor has float nodes as its only readers."""
+    if is_op(producer_of(node.inputs[0]), "QuantizeLinear") and not node.outputs[0].is_graph_output():
+        return not any(reader.name in integer_nodes for reader in readers_of(node))
+    return False
+
+
+def _join(model: ir.Model, nodes: list[ir.Node]) -> None:
+    """Let the readers of these DequantizeLinear nodes read a Sum of the first one; the others are removed."""
+    first = nodes[0].outputs[0]
+    total = ir.node("Sum", [first], name=unused_node(f"{name_of(nodes[0])}_Sum", model))
+    out = total.outputs[0]
+    out.name, out.type, out.shape = unused_name(f"{first.name}_apart", model), first.type, first.shape
+    for node in nodes:
+        for use in tuple(node.outputs[0].uses()):
+            if use.node is not total:
+                use.node.replace_input_with(use.idx, out)
+        if node is not nodes[0]:
+            model.graph.remove(node, safe=True)
+    model.graph.insert_after(nodes[0], total)
 
 
 def keep_layout_of_cubic(model: ir.Model) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 import onnx_ir as ir
@@ -204,7 +204,8 @@ def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathL
     check = partial(accept_static, plan=draft.plan, reference=reference, context=context)
     if config.tables:
         tables.write(tables.encode_all(improved.table(), config.tables))
-    written = with_ranks(as_written(draft.model, draft.plan), reference, samples, config)
+    plan = replace(draft.plan, half_constants=calibrated.plan.half_constants)
+    written = with_ranks(as_written(draft.model, plan), reference, samples, config)
     accepted = write_validated(written, output, check)
     return QuantResult(
         request=Request(calibrated.path, os.fspath(output), calibrated.origin, config),

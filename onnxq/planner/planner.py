@@ -94,6 +94,7 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         separated=_separated(edges, target),
         on_integers=frozenset(name_of(n) for n in planned if target.rules[n.op_type].on_integers),
         unfused_products=fused_products(context),
+        join_float_readers=target.join_float_readers,
         integer_tables=tables,
         weight_only_nodes=frozenset(tables),
         channel_padding={

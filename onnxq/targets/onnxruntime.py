@@ -156,6 +156,7 @@ ONNXRUNTIME = Target(
     weight_cast={ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.INT8},
     keep_float_weights=frozenset({"Conv", "ConvTranspose", "Gemm"}),
     unfuse_layernorm_add=True,
+    join_float_readers=True,
     integer_tables=True,
 )
 

@@ -306,6 +306,9 @@ class Target:
         storage: how weights and other quantized constants are stored.
         unfuse_layernorm_add: the runtime fuses LayerNormalization with the addition before it into a kernel
             that is slower than the two: such an Add is written as Sum, which it does not fuse.
+        join_float_readers: the runtime gives each reader of a DequantizeLinear one of its own, and so misses
+            fusions of float nodes that read the same tensor (Gelu, LayerNormalization, SiLU): these read it
+            through one DequantizeLinear and a Sum of one tensor.
         integer_tables: the runtime looks up rows of an embedding table in int8, if the table is a quantized
             weight too; else the file holds it twice, in float and in integers.
     """
@@ -332,6 +335,7 @@ class Target:
     storage: Annotated[Storage, _member(Storage)] = Storage.INTEGERS
     shifted_weights: StrictBool = False
     unfuse_layernorm_add: StrictBool = False
+    join_float_readers: StrictBool = False
     integer_tables: StrictBool = False
     bias_types: NumberTypes = frozenset({ir.DataType.FLOAT, ir.DataType.INT32})
 

@@ -171,11 +171,20 @@ def _fold_scalars(model: ir.Model, node: ir.Node) -> bool:
         return False
     producer = source.producer()
     affine = scalar_affine(producer)
-    if producer is None or affine is None:
+    if producer is None or affine is None or _ends_gelu(producer):
         return False
     if affine.shift.item() == 0 or not is_padded(node):
         return _into(model, layer, affine, producer)
     return _factor_alone(model, layer, producer, affine)
+
+
+def _ends_gelu(node: ir.Node) -> bool:
+    """Whether a factor is the half of a Gelu, ``x * (1 + erf(x / sqrt(2))) * 0.5``, which runtimes fuse."""
+    makers = [producer_of(value) for value in node.inputs]
+    products = [maker for maker in makers if maker is not None and is_op(maker, "Mul")]
+    factors = [producer_of(value) for product in products for value in product.inputs]
+    sums = [factor for factor in factors if factor is not None and is_op(factor, "Add")]
+    return any(is_op(producer_of(value), "Erf", "Tanh") for each in sums for value in each.inputs)
 
 
 def _into(model: ir.Model, layer: WeightedNode, affine: Affine, producer: ir.Node) -> bool:

@@ -88,6 +88,8 @@ def dynamic_warnings(accepted: Acceptance, samples: Samples) -> Iterator[str]:
             "accuracy was not measured, and the model was loaded but not run: no synthetic inputs suit it. "
             "Give samples with --data."
         )
+    elif samples.synthetic:
+        yield "accuracy was measured on synthetic inputs, which may not tell: give real samples with --data."
     yield from speed_warnings(accepted, " Try another --include or --exclude.")
     yield from output_warnings(accepted.quality, "Keep sensitive nodes in float with --exclude.")
 

@@ -50,6 +50,21 @@ def test_a_spatial_mean_is_a_pool(mean, opset, expected):
     )
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "m = ReduceMean <axes=[2]> (x) y = Sub(x, m)",
+        "s = Mul(x, x) m = ReduceMean <axes=[2]> (s) y = Div(x, m)",
+        "s = Pow(x, two) m = ReduceMean <axes=[2]> (s) y = Div(x, m)",
+    ],
+)
+def test_the_means_of_a_normalization_stay(body):
+    before = parse(f"g (float[N,3,4] x) => (float[N,3,4] y) <float two = {{2}}> {{ {body} }}")
+    after = simplify(before)
+    assert op_counts(after)["ReduceMean"] == 1
+    assert_same_outputs(before, after)
+
+
 def _output(mean):
     if "noop" in mean:
         return "float[N,3,4,5] y"
