@@ -309,6 +309,15 @@ def size_on_disk(path: str | os.PathLike[str]) -> int:
     return sum(file.stat().st_size for file in files_of(path))
 
 
+def constant_bytes(path: str | os.PathLike[str]) -> int:
+    """Sum the bytes of all constants of a model, without names and nodes.
+
+    Raises:
+        ModelError: the model cannot be read.
+    """
+    return sum(tensor.nbytes for tensor in stored_tensors(load(path)))
+
+
 def files_of(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     """List a model file and the external data files that it names.
 

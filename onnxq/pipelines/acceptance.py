@@ -20,7 +20,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError
 from onnxq.core.floor import GOOD_SQNR, Floor
 from onnxq.core.plan import QuantPlan
-from onnxq.graph.files import load, size_on_disk
+from onnxq.graph.files import constant_bytes, load, size_on_disk
 from onnxq.targets.lookup import get_target
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.checkers import ask_runtimes
@@ -65,6 +65,7 @@ class Acceptance:
         speed: of the model and its original; None if nothing was timed.
         is_slower: whether it is significantly slower than its original.
         size: bytes of the file, external weights included.
+        constants: bytes of its constants.
     """
 
     quality: Quality | None
@@ -72,6 +73,7 @@ class Acceptance:
     speed: Speed | None = None
     is_slower: bool = False
     size: int = 0
+    constants: int = 0
 
 
 def accept(
@@ -90,7 +92,12 @@ def accept(
     """
     quality = evaluator.evaluate(draft)
     verdicts = tuple(verify(draft))
-    return Acceptance(quality if quality.samples else None, verdicts, size=size_on_disk(draft))
+    return Acceptance(
+        quality if quality.samples else None,
+        verdicts,
+        size=size_on_disk(draft),
+        constants=constant_bytes(draft),
+    )
 
 
 def with_speed(

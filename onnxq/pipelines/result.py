@@ -16,19 +16,26 @@ from onnxq.algorithms.mixed_precision.search import Search
 from onnxq.calibration.tables.table import Table
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
-from onnxq.graph.files import size_on_disk
+from onnxq.graph.files import constant_bytes, size_on_disk
 from onnxq.pipelines.report.report import Report, Request
 from onnxq.pipelines.report.write import versions, write_report
 from onnxq.verify.accuracy import Quality
 from onnxq.verify.latency import Speed
 from onnxq.verify.verdict import Verdict
 
-NEGLIGIBLE_BYTES, NEGLIGIBLE_SHARE = 2**16, 0.01
+NEGLIGIBLE_BYTES, NEGLIGIBLE_SHARE = 2**12, 0.01
 """Nodes and scales take some bytes; a file that is larger by both numbers is called larger."""
 
-_LARGER = (
-    "LARGER THAN FLOAT: {1:,} bytes instead of {0:,}. Weights that integer and float nodes read are stored "
-    "in both types, such as a table that is embedding and last matrix: --exclude one of the nodes{2}."
+_LARGER = "LARGER THAN FLOAT: {1:,} bytes instead of {0:,}. {2}."
+
+_TWICE = (
+    "Weights that integer and float nodes read are stored in both types, such as a table that is embedding "
+    "and last matrix: --exclude one of the nodes"
+)
+
+_FEW_WEIGHTS = (
+    "Its weights are so few that QuantizeLinear, DequantizeLinear and scales take more than int8 saves: "
+    "--exclude the smallest layers"
 )
 
 Result = TypeVar("Result", bound="QuantResult")
@@ -56,6 +63,7 @@ class QuantResult:
         rescue: the nodes that are kept in float for the sake of the floor; None if it held.
         tuning: the nodes that are kept in float because float is faster; None if nothing was tuned.
         float_bytes, int8_bytes: file sizes, external weights included.
+        constant_bytes: bytes of all constants of the written model.
         seconds: duration of the whole quantization.
     """
 
@@ -78,6 +86,7 @@ class QuantResult:
     tuning: Tuning | None = None
     float_bytes: int = 0
     int8_bytes: int = 0
+    constant_bytes: int = 0
     seconds: float = 0.0
 
     @property
@@ -114,6 +123,13 @@ class QuantResult:
         )
 
 
+def _reason(result: QuantResult, growth: int) -> str:
+    """Say why the written model is ``growth`` bytes larger than the float model, and what to do."""
+    if 2 * (result.constant_bytes - constant_bytes(result.request.model)) < growth:
+        return _FEW_WEIGHTS
+    return _TWICE if result.request.config.mode == "dynamic" else f"{_TWICE}, or try --mode dynamic"
+
+
 def conclude(result: Result, started: float) -> Result:
     """Add the original's size and the time since ``started`` to ``result``; write its report if requested.
 
@@ -124,8 +140,8 @@ def conclude(result: Result, started: float) -> Result:
     """
     before, after = size_on_disk(result.request.model), result.int8_bytes
     if result.from_float and after - before > max(NEGLIGIBLE_BYTES, NEGLIGIBLE_SHARE * before):
-        other = "" if result.request.config.mode == "dynamic" else ", or try --mode dynamic"
-        result = replace(result, warnings=(*result.warnings, _LARGER.format(before, after, other)))
+        warning = _LARGER.format(before, after, _reason(result, after - before))
+        result = replace(result, warnings=(*result.warnings, warning))
     result = replace(result, float_bytes=before, seconds=time.perf_counter() - started)
     if result.request.config.report is not None:
         write_report(result.report, result.request.config.report)

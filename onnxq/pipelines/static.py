@@ -222,6 +222,7 @@ def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathL
         ),
         speed=accepted.speed,
         int8_bytes=accepted.size,
+        constant_bytes=accepted.constants,
         statistics=calibrated.statistics,
         corrections=improved.effects,
         search=improved.search,

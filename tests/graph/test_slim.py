@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 from flow import check, quantize
 from graphs import feeds_for, parse, run
 
+import onnxq
 from onnxq.graph.passes import simplify
 from onnxq.graph.slim import slim
 
@@ -75,3 +78,19 @@ def test_numbers_of_different_types_or_shapes_stay_apart():
     slim(model)
     assert set(model.graph.initializers) == {"a", "b", "c"}
     np.testing.assert_array_equal(expected, run(model, feeds))
+
+
+def test_the_reason_why_a_file_is_larger_is_told(tmp_path):
+    layers = " ".join(
+        f"c{i} = Conv (c{i - 1}, w{i}) t{i} = Tanh (c{i})".replace("c0", "x") for i in range(1, 41)
+    )
+    layers = re.sub(r"Conv \(c(\d+)", r"Conv (t\1", layers)
+    weights = ", ".join(f"float[2, 2, 1, 1] w{i}" for i in range(1, 41))
+    model = parse(f"g (float[1, 2, 8, 8] x) => (float[1, 2, 8, 8] t40) <{weights}> {{ {layers} }}")
+    ir.save(model, tmp_path / "float.onnx")
+    data = [feeds_for(model, seed) for seed in range(4)]
+    config = onnxq.QuantConfig(verify="off", correct=("none",))
+    result = onnxq.quantize_static(tmp_path / "float.onnx", tmp_path / "int8.onnx", data=data, config=config)
+    assert result.int8_bytes > result.float_bytes
+    (told,) = [warning for warning in result.warnings if "LARGER THAN FLOAT" in warning]
+    assert "weights are so few" in told

@@ -106,6 +106,7 @@ def quantize_dynamic(
                 warnings=tuple(dynamic_warnings(accepted, samples)),
                 speed=accepted.speed,
                 int8_bytes=accepted.size,
+                constant_bytes=accepted.constants,
                 corrections=effects,
             ),
             started,
