@@ -92,21 +92,6 @@ def test_a_mean_of_other_ranks(sequence, axis, mean, expected):
     )
 
 
-@pytest.mark.parametrize("square", ["Mul(d, d)", "Pow(d, two)"])
-def test_the_means_of_a_normalization_stay(square):
-    both(
-        f"""g (float[N,3,5] x) => (float[N,3,5] y) <float two = {{2}}> {{
-            m = ReduceMean <axes=[2]> (x)
-            d = Sub(x, m)
-            s = {square}
-            v = ReduceMean <axes=[2]> (s)
-            r = Sqrt(v)
-            y = Div(d, r)
-        }}""",
-        {"ReduceMean": 2, "Sub": 1, square[:3]: 1, "Sqrt": 1, "Div": 1},
-    )
-
-
 def test_the_mean_of_a_square_root_mean_square_stays():
     both(
         """g (float[N,3,5] x) => (float[N,3,5] y) <float two = {2}> {
