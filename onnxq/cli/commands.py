@@ -7,6 +7,7 @@ and an interrupt during an import is caught.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -311,10 +312,18 @@ def _choose(arguments: Sequence[str]) -> None:
 def _run(name: str, arguments: Sequence[str], prog: str) -> None:
     command = _COMMANDS[name]
     args, config = parse(command, arguments, prog)
+    _share_memory_pools()
     from onnxq.cli import terminal
 
     with terminal.messages(verbose=args.verbose):
         command.act(args, config)
+
+
+def _share_memory_pools() -> None:
+    """Let all threads share two pools of memory, where glibc would give each one its own and keep them."""
+    pools = -8  # M_ARENA_MAX in malloc.h
+    with suppress(OSError, AttributeError):  # other C libraries
+        ctypes.CDLL(None).mallopt(pools, 2)
 
 
 def _version() -> str:
