@@ -211,7 +211,8 @@ def test_layers_for_ncnn(folder):
 @pytest.mark.parametrize("weight", ["int4", "uint4"])
 def test_tables_of_4_bit_weights(folder, weight):
     names = LOSSLESS["onnxruntime"]
-    result = quantized(weight=weight, table=tuple(folder / f"t_{name}" for name in names), table_format=names)
+    files = tuple(folder / f"t_{name}" for name in names)
+    result = quantized(weight=weight, table=files, table_format=names, floor=0)
     params = result.plan.params["d"]
     for name in ("snpe", "qnn", "mqbench-ppl", "ppq", "json"):
         encoding = tables.read(folder / f"t_{name}").weights["d"]
@@ -237,7 +238,7 @@ def test_weights_in_blocks_stand_in_no_table(folder, caplog):
         " h = MatMul (x, a) i = Tanh (h) y = Gemm <transB=1> (i, b) }",
     )
     save_data(folder / "d.npz", x=np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32))
-    result = quantized(weight="int4", block_size=32, table="t.json")
+    result = quantized(weight="int4", block_size=32, table="t.json", floor=0)
     assert result.plan.points[0].spec.block_size == 32
     assert "no weights with one scale per block, so these are left out: a" in caplog.text
     assert set(tables.read(folder / "t.json").weights) == {"b"}
