@@ -167,7 +167,9 @@ def test_the_scales_in_the_file_are_those_that_were_trained(trained) -> None:
     module, path, result = trained
     graph = onnx.load(path).graph
     stored = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
-    scales = {n.input[0]: stored[n.input[1]] for n in graph.node if n.op_type == "QuantizeLinear"}
+    unclipped = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Clip"}
+    quantized = {n.input[0]: stored[n.input[1]] for n in graph.node if n.op_type == "QuantizeLinear"}
+    scales = {unclipped.get(name, name): scale for name, scale in quantized.items()} | quantized
     quantizers = module.get_submodule(FAKE_QUANTIZERS)
     checked = 0
     for name, group in result.plan.groups.items():
