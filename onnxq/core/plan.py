@@ -216,6 +216,12 @@ class QuantPlan:
         """The tensors whose statistics calibration must collect, each once."""
         return tuple(dict.fromkeys(t for g in self.groups.values() for t in g.observed_tensors))
 
+    @property
+    def is_compact(self) -> bool:
+        """Whether weights have less than 8 bits or a scale per block, which are chosen for their size."""
+        formats = [group.spec for group in self.groups.values() if group.constant]
+        return any(spec.dtype.bitwidth < 8 or spec.block_size is not None for spec in formats)
+
     def has_range_of(self, group: Group) -> bool:
         """Whether this plan has a group with the same range as ``group``."""
         other = self.groups.get(group.name)

@@ -154,7 +154,9 @@ def test_where_int8_is_fast_nothing_is_searched(model, output, float_nodes, look
     assert "effort" not in float_nodes
 
 
-@pytest.mark.parametrize("options", [{"autotune": "off"}, {"target": "tensorrt"}])
+@pytest.mark.parametrize(
+    "options", [{"autotune": "off"}, {"target": "tensorrt"}, {"weight": "int4"}, {"block_size": 16}], ids=str
+)
 def test_nothing_is_timed_that_does_not_count(model, output, looked, options):
     assert quantize_static(model, output, data(), QuantConfig(**options)).tuning is None
     assert not looked["taken"]

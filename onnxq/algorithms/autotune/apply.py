@@ -95,7 +95,12 @@ def _search(draft: Draft, context: CorrectionContext, spent: float) -> Tuning:
 
 
 def _search_if_slow(draft: Draft, context: CorrectionContext, spent: float) -> Tuning | None:
-    """Search where integers are hardly faster than float; a failure is no reason to write no model."""
+    """Search where integers are hardly faster than float; a failure is no reason to write no model.
+
+    Whoever asks for weights of few bits or in blocks wants a small file, whatever its speed.
+    """
+    if draft.plan.is_compact:
+        return None
     try:
         sample = _sample(draft, context)
         if is_fast(draft, sample, context):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
@@ -84,6 +84,8 @@ def hold(
     """
     if floor is None or not draft.plan.points or not context.can_validate:
         return draft, None
+    if draft.plan.is_compact:  # few bits make noise, but whoever asks for them wants a small file
+        floor = replace(floor, agreement=0.0)
     first = _Tried((), draft, context.evaluate(draft))
     if not first.quality.samples or _is_good(first, floor):
         return draft, None
@@ -138,7 +140,8 @@ def _counts(total: int) -> Iterator[int]:
 
 
 def _is_good(one: _Tried, floor: Floor) -> bool:
-    return holds(floor, one.quality) and not one.sqnr < GOOD_SQNR
+    """Whether no more nodes need be float."""
+    return holds(floor, one.quality) and (one.draft.plan.is_compact or not one.sqnr < GOOD_SQNR)
 
 
 def _most_nodes(tried: Sequence[_Tried], floor: Floor) -> float:

@@ -167,17 +167,25 @@ LARGEST_BIAS = 2.0**30
 
 
 def _convolve(node: ir.Node, model: ir.Model) -> None:
-    """Turn a BatchNormalization after a DequantizeLinear into a depthwise convolution in integers."""
+    """Turn a BatchNormalization after a DequantizeLinear into a depthwise convolution in integers.
+
+    It stays as it is, in float, if float32 cannot hold its scales.
+    """
     before, norm, axes = producer_of(node.inputs[0]), read_batchnorm(node), rank(node.inputs[0])
     step = None if before is None or before.op_type != DEQUANTIZE else constant(before.inputs[SCALE])
     if norm is None or axes is None or step is None or step.size != 1:
         return
-    factor = norm.gamma / norm.deviation
-    shift = norm.beta - norm.mean * factor
-    least = np.maximum(np.abs(shift) / (step.astype(np.float64) * LARGEST_BIAS), np.finfo(np.float32).tiny)
-    scale = np.maximum(np.abs(factor) / LEVEL, least).astype(np.float32)
+    with np.errstate(all="ignore"):
+        factor = norm.gamma / norm.deviation
+        shift = norm.beta - norm.mean * factor
+        least = np.maximum(
+            np.abs(shift) / (step.astype(np.float64) * LARGEST_BIAS), np.finfo(np.float32).tiny
+        )
+        scale = np.maximum(np.abs(factor) / LEVEL, least).astype(np.float32)
+        steps = (scale * step).astype(np.float32)
+    if not np.isfinite([scale, steps, shift]).all() or not steps.all():
+        return
     weight = np.rint(factor / scale).astype(np.int8).reshape(-1, *[1] * (axes - 1))
-    steps = (scale * step).astype(np.float32)
     node.op_type = "Conv"
     node.attributes.clear()
     node.attributes["group"] = ir.AttrInt64("group", len(scale))

@@ -92,3 +92,15 @@ def test_above_the_floor_only_a_few_nodes_may_become_float(bench, monkeypatch):
     assert rescue.held
     assert len(rescue.floats) <= module.FEW
     assert rescue.after > rescue.before
+
+
+@pytest.mark.parametrize("options", [{"weight": "int4"}, {"weight": "int4", "block_size": 32}], ids=str)
+def test_few_bits_are_kept_as_long_as_the_model_is_of_use(bench, options):
+    draft, context = bench(
+        "g (float[N,64] x) => (float[N,64] y) <float[64,64] w1, float[64,64] w2> "
+        "{ a = MatMul (x, w1)  r = Relu (a)  y = MatMul (r, w2) }",
+        **options,
+    )
+    assert draft.plan.is_compact
+    assert Floor().sqnr < context.evaluate(draft).sqnr < GOOD_SQNR
+    assert hold(draft, Floor(), context, 0.0) == (draft, None)
