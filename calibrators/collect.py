@@ -29,7 +29,7 @@ from calibrators.data.samples import Sample, input_specs
 from calibrators.errors import CalibrationError
 from calibrators.fingerprint import fingerprint
 from calibrators.held_noise import noise_feeds
-from calibrators.session import RUNTIME_ERRORS, as_model, brief, open_session
+from calibrators.session import RUNTIME_ERRORS, as_model, brief, check_not_empty, open_session
 from calibrators.statistics import Statistics, TensorStatistics
 
 logger = logging.getLogger(__name__)
@@ -286,10 +286,9 @@ class Collector:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """The result of one batch.
+    """The result of one ``batch``.
 
     Attributes:
-        batch: the batch.
         nonfinite: tensor -> (number of NaN and infinite values, number of all values), if there are any.
         refused: the error with which the model refused the batch; None if it ran.
     """
@@ -313,6 +312,7 @@ def run_batch(
         CalibrationError: the model refuses the batch; the message names the sample.
     """
     try:
+        check_not_empty(session, batch.feeds)
         feeds = {**batch.feeds, **noise_feeds(session, batch.name)}
         return list(session.run(list(outputs), feeds)) if outputs else []
     except RUNTIME_ERRORS as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
+from weakref import WeakSet
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from calibrators.errors import CalibrationError
 from calibrators.exact_kernels import has_blocks, with_own_weights, with_zero_points
 from calibrators.held_noise import hold
-from calibrators.onnx_files import TRIMMED, read_model, save_model, stored_tensors, to_proto
+from calibrators.onnx_files import TRIMMED, read_model, root_graphs, save_model, stored_tensors, to_proto
 
 logger = logging.getLogger(__name__)
 
@@ -99,16 +100,47 @@ def open_session(
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile)
         _save_graph(options, Path(f"{os.fspath(profile)}.onnx"))
-    if not exact or save_fused is not None:
-        return _open(_trimmed(model), outputs, options, providers)
-    is_plain = not optimize or profile is not None
-    model, saturated = _prepared(model, is_plain)
-    if is_plain:
-        return _open(model, outputs, options, providers)
+    loaded = as_model(model)
+    if loaded.meta.get(TRIMMED):  # ONNX Runtime's fusions take no last inputs without a name
+        model = loaded
+    is_plain, saturated = not optimize or profile is not None, False
+    if exact and save_fused is None:
+        model, saturated = _prepared(model, loaded, is_plain)
     try:
-        return (_open_exact if saturated else _open)(model, outputs, options, providers)
+        session = (_open_exact if saturated else _open)(model, outputs, options, providers)
     except CalibrationError as error:
-        return _open_unfused(model, outputs, options, providers, error)
+        if not exact or save_fused is not None or is_plain:
+            raise
+        session = _open_unfused(model, outputs, options, providers, error)
+    if any(map(_is_recurrent, _nodes(loaded))):
+        _RECURRENT.add(session)
+    return session
+
+
+def check_not_empty(session: ort.InferenceSession, feeds: Mapping[str, Any]) -> None:
+    """Check that a recurrent model gets no empty inputs: ONNX Runtime would end the process.
+
+    Raises:
+        ValueError: an input is empty.
+    """
+    empty = [name for name, array in feeds.items() if getattr(array, "size", 1) == 0]
+    if empty and session in _RECURRENT:
+        raise ValueError(
+            f"input {empty[0]!r} is empty, and ONNX Runtime's LSTM, GRU and RNN take no empty input"
+        )
+
+
+_RECURRENT: WeakSet[ort.InferenceSession] = WeakSet()
+"""The sessions of models with LSTM, GRU or RNN."""
+
+
+def _is_recurrent(node: ir.Node) -> bool:
+    return node.op_type in ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
+
+
+def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield all nodes, also those in bodies and functions."""
+    return (node for root in root_graphs(model) for node in ir.traversal.RecursiveGraphIterator(root))
 
 
 @cache
@@ -157,7 +189,7 @@ def _open(
         return _create(str(path), options, providers)
 
 
-def _prepared(model: Model, is_plain: bool) -> tuple[Model, bool]:
+def _prepared(model: Model, loaded: ir.Model, is_plain: bool) -> tuple[Model, bool]:
     """Hold random operators, and find out whether 8-bit kernels would saturate.
 
     The file of a model is read once, and left to ONNX Runtime if nothing in it has to change: so its weights
@@ -165,23 +197,17 @@ def _prepared(model: Model, is_plain: bool) -> tuple[Model, bool]:
 
     Args:
         model: a model, or the path of one.
+        loaded: the same, loaded.
         is_plain: run the model as it is otherwise, without exact kernels.
 
     Returns:
         What to open, and whether to open it with exact kernels.
     """
-    loaded = as_model(model)
     held = hold(loaded)
     saturated = not is_plain and saturates() and not has_blocks(held)
     if saturated:
         held = with_zero_points(held)
-    return (model if held is loaded and not held.meta.get(TRIMMED) else held), saturated
-
-
-def _trimmed(model: Model) -> Model:
-    """Return a model whose last inputs have names: ONNX Runtime's fusions take no others."""
-    loaded = as_model(model)
-    return loaded if loaded.meta.get(TRIMMED) else model
+    return (model if held is loaded else held), saturated
 
 
 def _open_unfused(

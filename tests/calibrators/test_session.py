@@ -13,6 +13,8 @@ import pytest
 from graphs import parse
 
 from calibrators import session as module
+from calibrators.collect import run_batch
+from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 from calibrators.session import brief, open_session
 
@@ -259,3 +261,14 @@ def test_last_inputs_without_a_name_do_not_end_the_process(tmp_path, exact):
     onnx.save(proto, tmp_path / "m.onnx")
     session = open_session(tmp_path / "m.onnx", exact=exact)
     assert session.run(None, {"x": np.ones((1, 3, 8), np.float32)})[0].shape == (1, 3, 8)
+
+
+def test_a_recurrent_model_gets_no_empty_input():
+    model = parse(
+        "g (float[T,N,4] x) => (float[T,1,N,6] y) <float[1,18,4] w, float[1,18,6] r> { y = GRU<hidden_size=6>(x, w, r) }"
+    )
+    session = open_session(model)
+    with pytest.raises(CalibrationError, match="the model cannot run empty: input 'x' is empty"):
+        run_batch(session, ["y"], Sample("empty", {"x": np.zeros((5, 0, 4), np.float32)}))
+    (y,) = run_batch(session, ["y"], Sample("one", {"x": np.zeros((5, 1, 4), np.float32)}))
+    assert y.shape == (5, 1, 1, 6)
