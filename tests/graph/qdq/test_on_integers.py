@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from flow import check, optimized, quantize, run
 from graphs import parse
@@ -10,6 +11,7 @@ from graphs import parse
 from onnxq.core.numerics import sqnr
 from onnxq.graph.passes import simplify
 from onnxq.graph.qdq.insert_qdq import insert_qdq
+from onnxq.graph.qdq.on_integers import work_on_integers
 from onnxq.graph.qdq.strip_qdq import strip
 
 
@@ -123,6 +125,21 @@ def test_a_batch_normalization_after_relu_is_a_convolution(name, after):
     assert sqnr(pairs, direct) > 45, "single steps where a number lies between two"
     expected, actual = (run(m, flow.feeds)[0] for m in (model, strip(flow.int8).model))
     assert sqnr(expected, actual) > 35, "weights only are rounded"
+
+
+@pytest.mark.parametrize("gamma", [np.inf, 3e38])
+def test_a_batch_normalization_whose_scales_float32_cannot_hold_stays(gamma):
+    names = ("gamma", "beta", "mean", "var")
+    constants = {f"float[8] {name}": [0.2] * 8 for name in names}
+    flow = quantize(
+        between("r = Relu (c) n = BatchNormalization (r, gamma, beta, mean, var) t = Relu (n)", **constants)
+    )
+    model = as_pairs(flow)
+    (norm,) = (node for node in model.graph if node.op_type == "BatchNormalization")
+    values = np.array([gamma, *[1] * 7], np.float32)
+    model.graph.initializers["gamma"].const_value = ir.tensor(values)
+    work_on_integers(model, [norm.name])
+    assert norm.op_type == "BatchNormalization"
 
 
 def test_a_batch_normalization_of_rows_stays_in_float():
