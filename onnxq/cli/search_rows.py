@@ -54,10 +54,13 @@ def _attempt(search: Search, attempt: TrialResult) -> Iterator[str]:
 
 def rescue_row(rescue: Rescue) -> str:
     """Return what was done where the accuracy was below the floor."""
+    late = "" if rescue.finished else "; there was no time to try more nodes"
     if not rescue.floats:
-        return f"SQNR {rescue.before:.2f} dB is below {rescue.floor}, and no few nodes in float help"
+        return (
+            f"SQNR {rescue.before:.2f} dB is below the floor ({rescue.floor}); no few float nodes help{late}"
+        )
     nodes = f"{counted(len(rescue.floats), 'node')} kept in float: {shorten(list(rescue.floats))}"
-    return f"{nodes}; SQNR {rescue.before:.2f} -> {rescue.after:.2f} dB"
+    return f"{nodes}; SQNR {rescue.before:.2f} -> {rescue.after:.2f} dB{late}"
 
 
 def tuning_rows(tuning: Tuning) -> Iterator[str]:

@@ -86,6 +86,10 @@ _NEEDS: Mapping[tuple[str, ...], tuple[Callable[[Wanted], bool], str]] = {
         lambda r: r.has_data and "none" not in r.config.correct,
         "it is for corrections, and none is tried",
     ),
+    ("floor",): (
+        lambda r: r.has_data and not r.has_goal,
+        "it is measured on held-out samples, and a goal takes its place",
+    ),
     ("search_log",): (lambda r: r.has_goal, "there is no goal"),
     ("preprocess", "skip_bad_samples"): (lambda r: r.has_data, "there is no data"),
     ("per_tensor", "weight_method"): (

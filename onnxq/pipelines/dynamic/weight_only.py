@@ -91,7 +91,7 @@ def _inner_size(node: ir.Node, shape: tuple[int, ...]) -> int | None:
     if not is_op(node, *SUMMED_AXIS) or len(shape) < 2:
         return None
     if is_constant_first(node):
-        return shape[-1 - int_attribute(node, "transA", 0)]
+        return shape[-2 if int_attribute(node, "transA", 0) else -1]
     return shape[SUMMED_AXIS[node.op_type](node) - 2]
 
 
@@ -102,5 +102,5 @@ def _axis(node: ir.Node, index: int) -> int | None:
     array = constant_value(input_at(node, index))
     assert array is not None
     if is_constant_first(node):
-        return int_attribute(node, "transA", 0) if array.ndim == 2 else None
+        return int(int_attribute(node, "transA", 0) != 0) if array.ndim == 2 else None
     return WEIGHTED[node.op_type].channel_axis(node, array.ndim)

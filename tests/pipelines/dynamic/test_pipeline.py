@@ -308,6 +308,7 @@ FORMS = [{}, {"target": "openvino"}, {"weight": "float16"}]
         LEFT.replace("N,", ""),
         LEFT_GEMM.replace("ROWS", "48,64").replace("T", "0", 1),
         LEFT_GEMM.replace("ROWS", "64,48").replace("=T", "=1"),
+        LEFT_GEMM.replace("ROWS", "64,48").replace("=T", "=2"),
     ],
 )
 def test_a_constant_first_operand_is_stored_and_the_product_runs_in_float(make, tmp_path, text, form):
