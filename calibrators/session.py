@@ -32,7 +32,7 @@ INLINE_BYTES = 256
 """Size of the largest tensor that stays in the model, where shape inference finds it."""
 
 
-INLINE_LIMIT = 2**30
+INLINE_LIMIT = 2**24
 """Largest total size of weights, in bytes, that is passed in memory: a protobuf holds at most 2 GiB."""
 
 

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from bench import quantize, quantize_peer
 from calibrators.data.samples import Sample
+from calibrators.errors import CalibrationError
 from calibrators.session import open_session
 from cases import Case, Feeds, batches
 from measure import Run
@@ -102,8 +103,9 @@ def measure(case: Case, work: Path, options: Sequence[str]) -> tuple[dict[str, F
         output = work / f"{name}.onnx"
         try:
             runs[name] = tool(case, output, *extra)
+            open_session(output, threads=1, exact=False)
             models[name] = output
-        except RuntimeError as error:
+        except (RuntimeError, CalibrationError) as error:
             errors[name] = str(error).strip().splitlines()[-1]
     ratios = speeds(models, case)
     size = case.model.stat().st_size
@@ -112,6 +114,7 @@ def measure(case: Case, work: Path, options: Sequence[str]) -> tuple[dict[str, F
             worst_sqnr(case.model, models[name], case), models[name].stat().st_size / size, ratios[name], run
         )
         for name, run in runs.items()
+        if name in models
     }
     return figures, errors
 

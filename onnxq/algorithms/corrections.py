@@ -103,11 +103,16 @@ def correct(
     Returns:
         The draft with the kept corrections, and the effect of each correction that was tried.
     """
-    chain = _Chain(draft, _Evaluated(draft, context, quality))
+    chain = _tried(_Evaluated(draft, context, quality), names, context)
+    return chain.best.draft, chain.effects
+
+
+def _tried(start: _Evaluated, names: Collection[str], context: CorrectionContext) -> _Chain:
+    chain = _Chain(start.draft, start)
     for stage in _stages(names):
         trials = _Trials(correct_biases if FINISH in names else _no_correction, context)
         chain = reduce(_better, [reduce(trials.extended, order, chain) for order in permutations(stage)])
-    return chain.best.draft, chain.effects
+    return chain
 
 
 def _stages(names: Collection[str]) -> Iterator[tuple[str, ...]]:
@@ -201,7 +206,7 @@ class _Trials:
         """Return ``chain`` with one more correction, which is kept if it helps."""
         key = (*chain.kept, name)
         if key not in self._known:
-            self._known[key] = self._trial(chain.base, name)
+            self._known[key] = self._trial(chain, name)
         trial = self._known[key]
         effect = _effect(name, chain.best, trial)
         base, best = chain.base, chain.best
@@ -209,11 +214,11 @@ class _Trials:
             base, best = base if name == FINISH else trial.draft, trial.best
         return _Chain(base, best, (*chain.effects, effect))
 
-    def _trial(self, base: Draft, name: str) -> _Trial:
+    def _trial(self, chain: _Chain, name: str) -> _Trial:
         started, budget = time.perf_counter(), self.context.budget
         try:
-            draft, batches = self._fitted(name, base)
-            best = None if draft is None else self._evaluated(name, draft)
+            draft, batches = self._fitted(name, chain.base)
+            best = None if draft is None else self._evaluated(name, draft, chain.best)
         except TooLongError as error:
             reason = f"{error}, {max(budget.left, 0):.0f} of {budget.limit:.0f} s are left; see --time-limit"
             return _Trial(time.perf_counter() - started, too_long=reason)
@@ -241,11 +246,20 @@ class _Trials:
                 shortest = error
         raise shortest
 
-    def _evaluated(self, name: str, draft: Draft) -> _Evaluated:
-        """Correct the biases of ``draft`` if that helps, and measure the noise."""
-        best = _best(_variants(name, draft, self.finish, self.context), self.context)
-        _ = best.noise  # evaluated here: it may fail, and its time counts
-        return best
+    def _evaluated(self, name: str, draft: Draft, before: _Evaluated) -> _Evaluated:
+        """Correct the biases of ``draft`` if that helps, and measure the noise.
+
+        Where ``draft`` is better than ``before`` with its biases corrected, it is not tried without that.
+        """
+        finished = None if name == FINISH else self.finish(draft, self.context)
+        plain = _Evaluated(draft, self.context)
+        if finished is None:
+            _ = plain.noise  # evaluated here: it may fail, and its time counts
+            return plain
+        best = _Evaluated(finished, self.context)
+        if _helped(before.quality, best.quality):
+            return best
+        return plain if _helped(best.quality, plain.quality) else best
 
 
 def _thinned(context: CorrectionContext) -> Iterator[CorrectionContext]:
@@ -321,20 +335,6 @@ def _no_correction(draft: Draft, context: CorrectionContext) -> Draft | None:
     return None
 
 
-def _variants(name: str, tried: Draft, finish: Correction, context: CorrectionContext) -> Iterator[Draft]:
-    """Yield ``tried`` with its biases corrected again, where there are any, and ``tried`` itself."""
-    finished = None if name == FINISH else finish(tried, context)
-    if finished is not None:
-        yield finished
-    yield tried
-
-
-def _best(drafts: Iterator[Draft], context: CorrectionContext) -> _Evaluated:
-    """Return the first of ``drafts``, unless a later one is better by `_compare`."""
-    evaluated = (_Evaluated(draft, context) for draft in drafts)
-    return reduce(lambda best, other: other if _compare(best, other)[0] else best, evaluated)
-
-
 def check_correctable(config: QuantConfig) -> None:
     """Check that the packages that the requested corrections need are installed.
 
@@ -345,8 +345,23 @@ def check_correctable(config: QuantConfig) -> None:
         check_torch()
 
 
-def corrected(draft: Draft, context: CorrectionContext, spent: float) -> tuple[Draft, tuple[Effect, ...]]:
-    """Return ``draft`` with the requested corrections that help; unchanged without real held-out samples.
+@dataclass(frozen=True)
+class Corrected:
+    """A draft with the corrections that help.
+
+    Attributes:
+        draft: the draft.
+        effects: the effect of each correction that was tried.
+        quality: the quality of the draft on the held-out samples; None if it was not measured.
+    """
+
+    draft: Draft
+    effects: tuple[Effect, ...] = ()
+    quality: Quality | None = None
+
+
+def corrected(draft: Draft, context: CorrectionContext, spent: float) -> Corrected:
+    """Apply the requested corrections that help; none without real held-out samples.
 
     Args:
         draft: the calibrated draft.
@@ -355,7 +370,7 @@ def corrected(draft: Draft, context: CorrectionContext, spent: float) -> tuple[D
     """
     names = to_try(context)
     if not names:
-        return draft, ()
+        return Corrected(draft)
     clock = clock_of(context.config)
     done = [clock()]
     quality = context.evaluator.evaluate(draft.quantized(), lambda _: done.append(clock()))
@@ -363,7 +378,9 @@ def corrected(draft: Draft, context: CorrectionContext, spent: float) -> tuple[D
     ran = done[1:] if len(done) > 2 else done  # before the first one, a model was loaded
     each = (ran[-1] - ran[0]) / max(len(ran) - 1, 1)
     budget = Budget(limit, each / 2, clock)  # both models ran
-    return correct(draft, names, replace(context, budget=budget), quality)
+    context = replace(context, budget=budget)
+    chain = _tried(_Evaluated(draft, context, quality), names, context)
+    return Corrected(chain.best.draft, chain.effects, chain.best.quality)
 
 
 def to_try(context: CorrectionContext) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 import calibrators.errors
+from calibrators.collect import processors
 from calibrators.methods import CALIBRATORS
 from calibrators.methods.calibrator import Calibrator
 from calibrators.methods.flat_end import useful_low
@@ -22,6 +23,7 @@ from onnxq.calibration.weight_scale import refine_scale
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.numerics import grid_of, params_from_range, usable_scale, weight_range
+from onnxq.core.parallel import in_order
 from onnxq.core.plan import Group, QuantParams, QuantPlan, QuantSpec
 from onnxq.graph.nodes import constant_value
 
@@ -54,17 +56,16 @@ def compute_qparams(
     Raises:
         CalibrationError: ``source`` has no data for a tensor of the plan.
     """
-    params = {
-        group.name: known[group.name]
-        if group.name in known
-        else weight_params(model, group)
-        if group.constant
-        else source(group)
-        if group.fixed is None
-        else params_from_range(*group.fixed, group.spec)
-        for group in plan.groups.values()
-    }
-    return plan.with_params(_fit_biases(model, plan, params))
+
+    def params_of(group: Group) -> QuantParams:
+        if group.name in known:
+            return known[group.name]
+        if group.constant:
+            return weight_params(model, group)
+        return source(group) if group.fixed is None else params_from_range(*group.fixed, group.spec)
+
+    found = in_order(params_of, plan.groups.values(), processors())
+    return plan.with_params(_fit_biases(model, plan, dict(zip(plan.groups, found, strict=True))))
 
 
 def from_statistics(statistics: Mapping[str, TensorStatistics], calibrator: Calibrator) -> QParamSource:

@@ -51,7 +51,7 @@ NO_DATA = (
 MOSTLY_FLOAT = 0.9
 """Share of the bytes of all weights: if more are kept in float, users would not call the model quantized."""
 
-RACE_SECONDS, LEAST_TURNS, MOST_TURNS = 0.5, 3, 50
+RACE_SECONDS, LEAST_TURNS, MOST_TURNS = 0.3, 3, 50
 """Duration of the final speed check, and its least and greatest number of turns."""
 
 

@@ -58,5 +58,5 @@ def rank(
         plan = compute_qparams(simple, plan, from_statistics(statistics, calibrator(config)))
         context = make_context(model, simple, samples, config, progress)
         draft = Draft(simple, simple, plan, channel_means(statistics))
-        draft, _ = corrected(draft, context, time.perf_counter() - started)
+        draft = corrected(draft, context, time.perf_counter() - started).draft
         return sensitivities(draft, context)

@@ -181,15 +181,16 @@ def _improved(
     draft = Draft(reference, reference, plan, channel_means(statistics or {}))
     draft, context, tuning = tuned(draft, context, time.perf_counter() - calibrated.started)
     table = cache(partial(_table, model, reference, draft.plan))
-    draft, effects = corrected(draft, context, spent)
-    draft, search = reach(draft, goal, context)
-    draft, rescue = hold(draft, _floor(config, goal), context, time.perf_counter() - calibrated.started)
+    done = corrected(draft, context, spent)
+    draft, search = reach(done.draft, goal, context)
+    floor, passed = _floor(config, goal), time.perf_counter() - calibrated.started
+    draft, rescue = hold(draft, floor, context, passed, done.quality)
     reasons = {name: node.reason for name, node in plan.float_nodes.items()}
     draft = draft.explained(
         {**(rescue.floats if rescue else {}), **(tuning.floats if tuning else {}), **reasons}
     )
     warnings = (*empty, *(search.warnings if search else ()), *(tuning.warnings if tuning else ()))
-    return _Improved(config, draft, context, table, effects, search, rescue, tuning, warnings)
+    return _Improved(config, draft, context, table, done.effects, search, rescue, tuning, warnings)
 
 
 def _floor(config: QuantConfig, goal: Goal | None) -> Floor | None:

@@ -16,7 +16,9 @@ import onnx_ir as ir
 from onnxq.core.plan import Group, QuantSpec
 from onnxq.graph.nodes import is_op, name_of
 from onnxq.graph.operators import (
+    MOVING,
     Range,
+    attribute_value,
     clip_range,
     data_values,
     useful_range,
@@ -30,6 +32,9 @@ from onnxq.planner.edges import Edge, Key
 from onnxq.targets.target import Storage
 
 UNLIMITED: Range = (-math.inf, math.inf)
+
+_SELECTING = (*sorted(MOVING), "Concat", "MaxPool", "ReduceMax", "ReduceMin")
+"""Operators whose results are values of their operands; Resize may be another one."""
 
 
 # --- Who shares parameters? -------------------------------------------------------------------
@@ -156,18 +161,31 @@ def _leads_to(value: ir.Value, reader: ir.Node, uses: Uses, context: PlanningCon
 
 
 def limits(value: ir.Value) -> Range:
-    """The range that ``value`` cannot exceed because of Relu and Clip before it, also through a Concat."""
+    """The range that ``value`` cannot exceed because of Relu and Clip before it.
+
+    There may be operators in between that only move values, join them, or select some.
+    """
     producer = value.producer()
     if producer is None:
         return UNLIMITED
-    if found := clip_range(producer):
-        inner = limits(producer.inputs[0]) if producer.inputs[0] is not None else UNLIMITED
-        low, high = (min(max(end, found[0]), found[1]) for end in inner)
-        return low, high
-    if producer.op_type != "Concat":
+    found = clip_range(producer)
+    if found is None and not _selects(producer):
         return UNLIMITED
-    ranges = [limits(source) if source is not None else UNLIMITED for source in producer.inputs]
-    return min(low for low, _ in ranges), max(high for _, high in ranges)
+    ranges = [limits(source) for source in data_values(producer)] or [UNLIMITED]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    return (low, high) if found is None else (_clipped(low, found), _clipped(high, found))
+
+
+def _selects(node: ir.Node) -> bool:
+    """Whether all results of ``node`` are values of its operands."""
+    if is_op(node, "Resize"):
+        places = attribute_value(node, "coordinate_transformation_mode")
+        return bool(attribute_value(node, "mode") == "nearest" and places != "tf_crop_and_resize")
+    return is_op(node, *_SELECTING)
+
+
+def _clipped(end: float, span: Range) -> float:
+    return min(max(end, span[0]), span[1])
 
 
 def _fixed_range(value: ir.Value, context: PlanningContext) -> Range | None:

@@ -28,9 +28,10 @@ SPLIT = f"""t0 = {CONV} (x, w) t = Tanh (t0) a, b = Split <axis = 1> (t, halves)
 
 def model_of(nodes):
     text = f"""g (float[N,4,8,8] x) => (float[N,4,8,8] y)
-        <{WEIGHTS}, int64[2] halves, int64[1] from, int64[1] to, int64[1] axis> {{ {nodes} }}"""
+        <{WEIGHTS}, int64[2] halves, int64[1] from, int64[1] to, int64[1] axis, float[4] double> {{ {nodes} }}"""
     given = {"halves": [2, 2], "from": [2], "to": [6], "axis": [1]}
-    return parse(text, **{name: np.array(values) for name, values in given.items()})
+    double = np.array([1, 1, 2, 2], np.float32)
+    return parse(text, **{name: np.array(values) for name, values in given.items()}, double=double)
 
 
 def groups_of(nodes, target="tensorrt"):
@@ -123,3 +124,15 @@ def test_what_only_a_silu_reads_need_not_reach_where_it_is_flat(body, flat):
     plan = make_plan(model, get_target("onnxruntime"), QuantConfig())
     group = next(group for group in plan.groups.values() if "c" in group.tensors)
     assert group.flat == flat
+
+
+def test_what_a_relu_limits_joins_no_negative_values():
+    """Else its zero point would lie in the middle of the grid, and ONNX Runtime would fuse no Relu with it."""
+    groups = groups_of(
+        f"""a0 = {CONV} (x, w) a = Relu (a0) p = Resize <mode = "nearest"> (a, , double)
+        b0 = {CONV} (x, v) b = Resize <mode = "nearest"> (b0, , double) k = Concat <axis = 1> (p, b)
+        c = {CONV} (k, u) y = MaxPool <kernel_shape = [2,2], strides = [2,2]> (c)""",
+        "onnxruntime",
+    )
+    assert groups["a"] == groups["p"] != groups["k"] == groups["b"]
+    assert groups["a"].bounds == (0, np.inf)

@@ -66,7 +66,11 @@ def holds(floor: Floor, quality: Quality) -> bool:
 
 
 def hold(
-    draft: Draft, floor: Floor | None, context: CorrectionContext, spent: float
+    draft: Draft,
+    floor: Floor | None,
+    context: CorrectionContext,
+    spent: float,
+    quality: Quality | None = None,
 ) -> tuple[Draft, Rescue | None]:
     """Keep nodes in float until the floor holds, or nothing more helps, or the time is over.
 
@@ -75,6 +79,7 @@ def hold(
         floor: the floor; None: nothing is done.
         context: samples and options.
         spent: the time that the work before it took, in seconds.
+        quality: the quality of the draft on the held-out samples, if it is known.
 
     Returns:
         The draft, and what was done; None if the floor held from the start, or cannot be measured.
@@ -86,7 +91,7 @@ def hold(
         return draft, None
     if draft.plan.is_compact:  # few bits make noise, but whoever asks for them wants a small file
         floor = replace(floor, agreement=0.0)
-    first = _Tried((), draft, context.evaluate(draft))
+    first = _Tried((), draft, quality or context.evaluate(draft))
     if not first.quality.samples or _is_good(first, floor):
         return draft, None
     deadline = time.perf_counter() + max(spent, LEAST_SECONDS)

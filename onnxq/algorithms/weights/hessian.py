@@ -237,7 +237,7 @@ def _in_one_pass(
     for done, found in enumerate(context.watch(model, tensors, look)):
         context.progress("measuring inputs of layers", done, len(context.fit))
         steps = [step for total, rows in zip(sums, found, strict=True) for step in total.steps(rows)]
-        list(pool.map(_Sums.add, *zip(*steps, strict=True)))
+        list(pool.map(_Sums.fold, [total for total, rows in steps if total.take(rows)]))
     return [(pick.layer, total.moments()) for pick, total in zip(picks, sums, strict=True)]
 
 
@@ -259,7 +259,8 @@ def moments_of(parts: Iterable[Floats]) -> SecondMoments:
     parts = list(parts)
     total = _Sums(parts[0].shape[0], parts[0].shape[2], len(parts))
     for rows in parts:
-        total.add(rows)
+        if total.take(rows):
+            total.fold()
     return total.moments()
 
 
@@ -300,17 +301,16 @@ class _Sums:
         self._counts: list[int] = []
         self._waiting: list[Floats] = []
 
-    def add(self, rows: Floats) -> None:
-        """Add ``rows [G, n, K]`` of the next batch; n may be 0."""
+    def take(self, rows: Floats) -> bool:
+        """Take ``rows [G, n, K]`` of the next batch, n may be 0; return whether it is time to `fold`."""
         if rows.shape[1]:
             self._waiting.append(rows)
-        if len(self._waiting) == self._together:
-            self._fold()
+        return len(self._waiting) == self._together
 
     def moments(self) -> SecondMoments:
         """Return the moments of all rows."""
         if self._waiting:
-            self._fold()
+            self.fold()
         rows, counts = sum(self._counts), np.array(self._counts or [1])
         count = max(rows, 1)
         offset, second = self._first / count, self._second.astype(np.float64) / count
@@ -324,7 +324,7 @@ class _Sums:
         doubt = np.maximum(differing, 0) / free if len(counts) > 1 else np.full(len(second), np.nan)
         return SecondMoments(covariance.astype(np.float32), origin + offset, doubt, rows)
 
-    def _fold(self) -> None:
+    def fold(self) -> None:
         """Add the waiting batches to the sums as one unit."""
         rows = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting, axis=1)
         if self._origin is None:

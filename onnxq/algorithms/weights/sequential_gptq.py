@@ -94,8 +94,8 @@ def sequential_gptq(draft: Draft, context: CorrectionContext) -> Draft | None:
         None if there is no layer to round.
     """
     rounded = gptq(draft, context)
-    if rounded is None:
-        return None
+    if rounded is None or not _few(draft):
+        return rounded
     plain = correct_biases(rounded, context) or rounded
     ordered = round_sequentially(plain, context)
     return rounded if ordered is None or context.error(ordered) >= context.error(plain) else ordered
