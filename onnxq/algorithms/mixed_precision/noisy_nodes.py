@@ -32,6 +32,9 @@ RANKED_SAMPLES = 4
 LEAST_SECONDS = 10.0
 """The time that the search may take at least; otherwise as long as the work before it."""
 
+UNNEEDED_SHARE = 0.25
+"""The share of that time for what the floor does not need."""
+
 LARGE_GAIN = 3.0
 """By how many dB nodes in float must be better, unless the floor needs them: it halves the noise."""
 
@@ -94,7 +97,8 @@ def hold(
     first = _Tried((), draft, quality or context.evaluate(draft))
     if not first.quality.samples or _is_good(first, floor):
         return draft, None
-    deadline = time.perf_counter() + max(spent, LEAST_SECONDS)
+    share = UNNEEDED_SHARE if holds(floor, first.quality) else 1.0
+    deadline = time.perf_counter() + max(share * spent, LEAST_SECONDS)
     tried = [first]
     for one in _attempts(draft, context, lambda: time.perf_counter() > deadline):
         tried.append(one)
