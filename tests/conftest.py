@@ -25,6 +25,12 @@ def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxq.algorithms.autotune.apply.is_fast", lambda *_: True)
 
 
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This processor's integer kernels are exact: no warning depends on it."""
+    monkeypatch.setattr("onnxq.pipelines.acceptance.saturates", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with evaluation data: ``ONNXQ_SHARED``, or ``../shared/data`` beside the checkout."""

@@ -93,7 +93,7 @@ class CorrectionContext:
             on_bad=self.on_bad,
         )
         plan = compute_qparams(model, plan, from_statistics(statistics, calibrator(config)))
-        return Draft(model, model, plan, channel_means(statistics))
+        return Draft(model, model, plan, channel_means(statistics), statistics)
 
     def error(self, draft: Draft) -> float:
         """Return the noise-to-signal ratio (power) at the outputs, on the held-out samples."""
@@ -109,7 +109,12 @@ class CorrectionContext:
 
     @cached_property
     def _fitted(self) -> AccuracyEvaluator:
-        return self.evaluator.on(self.fit[: 2 * len(self.evaluator.samples)])
+        return self.on_fit(2 * len(self.evaluator.samples)).evaluator
+
+    def on_fit(self, batches: int) -> CorrectionContext:
+        """Return a copy that evaluates on the first ``batches`` to fit on."""
+        evaluator = self.evaluator.on(self.fit[:batches])
+        return replace(self, evaluator=evaluator.skipping(self.on_bad) if self.on_bad else evaluator)
 
     def watch(
         self,

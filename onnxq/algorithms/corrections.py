@@ -13,7 +13,7 @@ from itertools import groupby, permutations
 import numpy as np
 
 import calibrators.errors
-from onnxq.algorithms.activation_clipping import tighten_ranges
+from onnxq.algorithms.activation_ranges import choose_ranges
 from onnxq.algorithms.budget import Budget, TooLongError, clock_of, time_limit
 from onnxq.algorithms.channels.center import center
 from onnxq.algorithms.channels.equalize import equalize
@@ -46,7 +46,7 @@ CORRECTIONS: Mapping[str, Correction] = {
     FINISH: correct_biases,
     "center": center,
     "equalize": equalize,
-    "ranges": tighten_ranges,
+    "ranges": choose_ranges,
     "rounding": sequential_gptq,
     "adaround": learn_rounding,
     "full-bias": correct_biases_in_order,
@@ -57,7 +57,7 @@ CORRECTIONS: Mapping[str, Correction] = {
 PASSES: Mapping[str, Callable[[Draft], float]] = {
     "center": lambda draft: 5,
     "equalize": lambda draft: 5,
-    "ranges": lambda draft: 2 * len(draft.plan.groups),
+    "ranges": lambda draft: 3,
     "full-bias": lambda draft: 4,
 }
 """About how many passes over the samples to fit on a correction and its evaluation take at most.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from calibrators.statistics import TensorStatistics
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.qdq.insert_qdq import insert_qdq
 
@@ -24,12 +26,14 @@ class Draft:
         plan: the quantization plan of both models, with scales and zero points.
         channel_means: the channel means, ``[C]`` in double precision, of the tensors that layers read, by
             tensor name.
+        statistics: the calibration statistics of its tensors; none if the ranges come from a table.
     """
 
     reference: ir.Model
     model: ir.Model
     plan: QuantPlan
     channel_means: Mapping[str, NDArray[np.float64]]
+    statistics: Mapping[str, TensorStatistics] = field(default_factory=lambda: MappingProxyType({}))
 
     def quantized(self) -> ir.Model:
         """Return the Q/DQ model."""

@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from calibrators.errors import shorten
-from calibrators.session import saturates
 from calibrators.statistics import Statistics
 from calibrators.statistics.stability import Stability, run_stability, stability
 from onnxq.algorithms.sensitivity.analysis import Sensitivity
@@ -27,16 +26,9 @@ from onnxq.pipelines.inspection import Inspection
 from onnxq.pipelines.report.activations import stabilities
 from onnxq.pipelines.requantize import Requantized
 from onnxq.pipelines.result import QuantResult
-from onnxq.targets.onnxruntime import ONNXRUNTIME
 from onnxq.verify.accuracy import Quality
 from onnxq.verify.latency import Speed
 from onnxq.verify.verdict import Verdict
-
-_SATURATES = (
-    "this processor has no VNNI, so ONNX Runtime's integer kernels saturate on it. The measured accuracy "
-    "holds for processors with VNNI; here it may be far worse. For this processor use --target "
-    "onnxruntime-avx2"
-)
 
 FLOAT_ROWS = 10
 """The number of reasons in the closing table; ``--verbose`` lists all nodes."""
@@ -268,8 +260,11 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     else:
         yield from (("accuracy", text) for text in _quality_rows(result.quality, reference))
         yield "measured on", f"{result.judged_on}: {result.quality.samples}"
-        if result.plan.target == ONNXRUNTIME.name and result.plan.integer_nodes and saturates():
-            yield "CAUTION", _SATURATES
+        if result.here is not None:
+            yield (
+                "here",
+                f"without VNNI, as on this processor: SQNR of the worst output {result.here.sqnr:.2f} dB",
+            )
     yield from (("verified", f"{v.runtime}: {v.status}, {v.summary}") for v in result.verdicts)
     yield from (("correction", text) for text in _correction_rows(result))
     if result.search is not None:

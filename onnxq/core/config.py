@@ -114,7 +114,7 @@ class QuantConfig(BaseModel):
     )
     correct: Corrections = _option(
         "accuracy",
-        ("center", "equalize", "rounding", "bias"),
+        ("center", "equalize", "ranges", "rounding", "bias"),
         "a correction to try, kept if it helps on held-out samples: center, equalize, ranges, rounding, "
         "adaround (slow; for few bits), bias, full-bias, or none; in mode dynamic equalize or none",
         "NAME",

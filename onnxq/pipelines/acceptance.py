@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from calibrators.errors import CalibrationError, shorten
-from calibrators.session import open_session
+from calibrators.session import open_session, saturates
 from onnxq.algorithms.autotune.apply import CPU_PROVIDER, runs_here, timing_sample
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.core.config import QuantConfig
@@ -22,6 +22,7 @@ from onnxq.core.floor import GOOD_SQNR, Floor
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import constant_bytes, load, size_on_disk
 from onnxq.targets.lookup import get_target
+from onnxq.targets.onnxruntime import ONNXRUNTIME
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.checkers import ask_runtimes
 from onnxq.verify.latency import NEGLIGIBLE_SECONDS, Speed, significantly_faster, time_interleaved
@@ -51,6 +52,9 @@ NO_DATA = (
 MOSTLY_FLOAT = 0.9
 """Share of the bytes of all weights: if more are kept in float, users would not call the model quantized."""
 
+SATURATED = 1.0
+"""By how many dB a model must be worse where kernels saturate for that to be worth a warning; if not good."""
+
 RACE_SECONDS, LEAST_TURNS, MOST_TURNS = 0.3, 3, 50
 """Duration of the final speed check, and its least and greatest number of turns."""
 
@@ -66,6 +70,7 @@ class Acceptance:
         is_slower: whether it is significantly slower than its original.
         size: bytes of the file, external weights included.
         constants: bytes of its constants.
+        here: the accuracy on this processor; None if its integer kernels are exact, or do not run the model.
     """
 
     quality: Quality | None
@@ -74,6 +79,7 @@ class Acceptance:
     is_slower: bool = False
     size: int = 0
     constants: int = 0
+    here: Quality | None = None
 
 
 def accept(
@@ -98,6 +104,23 @@ def accept(
         size=size_on_disk(draft),
         constants=constant_bytes(draft),
     )
+
+
+def with_quality_here(
+    accepted: Acceptance, draft: Path, plan: QuantPlan, evaluator: AccuracyEvaluator
+) -> Acceptance:
+    """Add the accuracy on this processor to ``accepted``, if its integer kernels saturate.
+
+    Args:
+        accepted: the result of the other checks.
+        draft: the file.
+        plan: the plan that it was made from.
+        evaluator: holds the original and the samples to compare on.
+    """
+    exact = plan.target != ONNXRUNTIME.name or not plan.integer_nodes or not saturates()
+    if accepted.quality is None or exact:
+        return accepted
+    return replace(accepted, here=evaluator.as_deployed().evaluate(draft))
 
 
 def with_speed(
@@ -147,6 +170,7 @@ def accept_static(
         draft, context.evaluator, lambda path: verify_static(path, plan, context.config, context.evaluator)
     )
     check_trusted(accepted, context)
+    accepted = with_quality_here(accepted, draft, plan, context.evaluator)
     return with_speed(accepted, draft, reference, context)
 
 
@@ -251,6 +275,8 @@ def static_warnings(
     )
     if samples.synthetic:
         yield NO_DATA
+    else:
+        yield from saturation_warnings(accepted)
     yield from samples.warnings
     advice = "Synthetic inputs may not tell." if samples.synthetic else _advice(plan, config)
     yield from model_warnings(accepted, plan, reference, advice)
@@ -308,6 +334,19 @@ def shape_warnings(quality: Quality | None) -> Iterator[str]:
                 f"output {name!r} has other shapes than the float model's in {output.incomparable} batches, "
                 "which were not compared: judge the model by the measure of your task"
             )
+
+
+def saturation_warnings(accepted: Acceptance) -> Iterator[str]:
+    """Yield a warning if the model is less accurate on this processor than on others."""
+    if accepted.quality is None or accepted.here is None:
+        return
+    exact, here = accepted.quality.sqnr, accepted.here.sqnr
+    if here < GOOD_SQNR and exact - here > SATURATED:
+        yield (
+            "LESS ACCURATE ON THIS PROCESSOR: it has no VNNI, so ONNX Runtime's integer kernels saturate: "
+            f"the SQNR of the worst output is {here:.1f} dB instead of {exact:.1f} dB. For processors like "
+            "this one use --target onnxruntime-avx2."
+        )
 
 
 def speed_warnings(accepted: Acceptance, advice: str) -> Iterator[str]:

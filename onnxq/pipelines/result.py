@@ -51,6 +51,7 @@ class QuantResult:
         make_table: makes `table`, which is for the float model: its ranges are those before corrections. It
             reads all weights.
         quality: accuracy against the float model; None if no sample could be evaluated.
+        here: the same on this processor, if ONNX Runtime's integer kernels saturate on it; else None.
         verdicts: what the target's rules and its runtimes say about the written model.
         judged_on: the kind of samples that ``quality`` was measured on.
         skipped: number of bad samples that were skipped.
@@ -79,6 +80,7 @@ class QuantResult:
     skipped: int
     warnings: tuple[str, ...]
     speed: Speed | None
+    here: Quality | None = None
     statistics: Statistics | None = None
     corrections: tuple[Effect, ...] = ()
     search: Search | None = None

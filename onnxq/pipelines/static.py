@@ -178,7 +178,7 @@ def _improved(
     plan, config, empty = float_where_empty(reference, calibrated.plan, statistics, config)
     plan = compute_qparams(reference, plan, calibrated.source)
     context = make_context(model, reference, calibrated.samples, config, progress)
-    draft = Draft(reference, reference, plan, channel_means(statistics or {}))
+    draft = Draft(reference, reference, plan, channel_means(statistics or {}), statistics or {})
     draft, context, tuning = tuned(draft, context, time.perf_counter() - calibrated.started)
     table = cache(partial(_table, model, reference, draft.plan))
     done = corrected(draft, context, spent)
@@ -222,6 +222,7 @@ def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathL
             *static_warnings(accepted, draft.plan, reference, context),
         ),
         speed=accepted.speed,
+        here=accepted.here,
         int8_bytes=accepted.size,
         constant_bytes=accepted.constants,
         statistics=calibrated.statistics,

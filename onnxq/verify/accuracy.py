@@ -136,6 +136,12 @@ class AccuracyEvaluator:
         other._on_bad = on_bad
         return other
 
+    def as_deployed(self) -> AccuracyEvaluator:
+        """A copy of this evaluator that runs models with the kernels that users run, exact or not."""
+        other = copy.copy(self)
+        other._open = partial(self._open, exact=False)
+        return other
+
     def evaluate(
         self,
         model: Model,

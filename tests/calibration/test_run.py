@@ -314,7 +314,7 @@ def test_memory_does_not_grow_with_the_data(folder, source, monkeypatch):
         quantize_static("m.onnx", "o.onnx", data, QuantConfig(threads=2, batch_size=2))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 5 * BYTES, "80 samples more"
+    assert peaks[1] - peaks[0] < 12 * BYTES, "80 samples more; how many are in work at once is chance"
 
 
 # --- what does not fit together -------------------------------------------------------------------

@@ -18,6 +18,7 @@ import onnxq as package
 from onnxq.cli import commands, interrupts, render, terminal
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan
+from onnxq.pipelines import acceptance
 
 
 @pytest.fixture
@@ -405,7 +406,7 @@ def test_help_lists_every_option_with_choices_and_defaults(capsys):
         in out
     )
     assert "default: 99.99" in out
-    assert "or none (repeat for more); default: center, equalize, rounding, bias" in out
+    assert "or none (repeat for more); default: center, equalize, ranges, rounding, bias" in out
 
 
 def test_help_offers_no_goal_where_nothing_is_searched(capsys):
@@ -839,6 +840,6 @@ def test_sensitivity_without_data_warns(folder, capsys):
 
 @pytest.mark.parametrize("given", [True, False])
 def test_kernels_that_saturate_here_are_told(folder, capsys, monkeypatch, given):
-    monkeypatch.setattr(render, "saturates", lambda: given)
+    monkeypatch.setattr(acceptance, "saturates", lambda: given)
     assert run("quantize", "m.onnx", "o.onnx", "--data", "d.npz") == 0
-    assert ("--target onnxruntime-avx2" in capsys.readouterr().out) is given
+    assert ("without VNNI" in capsys.readouterr().out) is given

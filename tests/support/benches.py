@@ -56,7 +56,7 @@ def bench_for(
     statistics = collect(model, [*plan.observed, *axes], fit, channels=axes, threads=1)
     plan = compute_qparams(model, plan, from_statistics(statistics, calibrator(config)))
     context = CorrectionContext(fit, evaluator, config=config.model_copy(update={"threads": 1}))
-    return Draft(model, model, plan, channel_means(statistics)), context
+    return Draft(model, model, plan, channel_means(statistics), statistics), context
 
 
 def with_bits(plan, bits):

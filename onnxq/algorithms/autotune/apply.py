@@ -77,7 +77,7 @@ def tuned(
         CalibrationError: ``--autotune full``, and ONNX Runtime refuses the model, or all samples.
     """
     config = context.config
-    if config.autotune == "off" or not _measurable(config) or not draft.plan.integer_nodes:
+    if config.autotune == "off" or not measurable(config) or not draft.plan.integer_nodes:
         return draft, context, None
     search = _search if config.autotune == "full" else _search_if_slow
     tuning = search(draft, context, spent)
@@ -150,7 +150,7 @@ def _synthetic(reference: ir.Model, config: QuantConfig) -> Iterator[Sample]:
     yield from in_batches(made, reference, config)
 
 
-def _measurable(config: QuantConfig) -> bool:
+def measurable(config: QuantConfig) -> bool:
     """Whether the speed of the deployed model can be measured on this machine."""
     return runs_here(config) and config.providers == (CPU_PROVIDER,)
 

@@ -4,17 +4,18 @@ The nodes are ordered by the noise that they make alone (`sensitivities`, `candi
 are kept in float. Often one or two make all the noise: a spectrogram, a logarithm of small energies, a first
 layer that reads inputs of unlike size.
 
-Below the floor, as many nodes become float as it needs. Above it, but below `GOOD_SQNR`, a few do, if they
-gain much.
+Below the floor, as many nodes become float as it needs. Above it, but below `GOOD_SQNR`, more do if they gain
+much and cost hardly any speed, which is timed where the target runs on this machine.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from calibrators.session import open_session
+from onnxq.algorithms.autotune.apply import measurable, timing_sample
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.mixed_precision.priorities import candidates
@@ -23,6 +24,7 @@ from onnxq.algorithms.mixed_precision.steps import keep_float
 from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.core.floor import GOOD_SQNR, Floor
 from onnxq.verify.accuracy import Quality
+from onnxq.verify.latency import gain, time_interleaved
 
 STAGE = "searching for the nodes that make most of the noise"
 
@@ -32,14 +34,20 @@ RANKED_SAMPLES = 4
 LEAST_SECONDS = 10.0
 """The time that the search may take at least; otherwise as long as the work before it."""
 
-UNNEEDED_SHARE = 0.25
+UNNEEDED_SHARE = 0.5
 """The share of that time for what the floor does not need."""
 
 LARGE_GAIN = 3.0
 """By how many dB nodes in float must be better, unless the floor needs them: it halves the noise."""
 
+KEPT_SPEED = 0.9
+"""The least speed with nodes in float that the floor does not need, as a share of the speed before."""
+
 FEW, FEW_SHARE = 2, 0.1
-"""How many nodes may become float that the floor does not need, and which share of all nodes."""
+"""How many such nodes there may be where the speed is not timed, and which share of all nodes."""
+
+TIMED_SECONDS, TIMED_TURNS = 0.5, (5, 30)
+"""How long two models are timed, and the least and the largest number of turns."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +107,8 @@ def hold(
         return draft, None
     share = UNNEEDED_SHARE if holds(floor, first.quality) else 1.0
     deadline = time.perf_counter() + max(share * spent, LEAST_SECONDS)
-    tried = [first]
-    for one in _attempts(draft, context, lambda: time.perf_counter() > deadline):
-        tried.append(one)
-        if _is_good(one, floor) or len(one.nodes) >= _most_nodes(tried, floor):
-            break
-    best = _best(tried, floor)
+    attempts = _attempts(draft, context, lambda: time.perf_counter() > deadline)
+    best = _best(first, attempts, floor, context)
     held = holds(floor, best.quality)
     if best is first and held:
         return draft, None
@@ -153,21 +157,34 @@ def _is_good(one: _Tried, floor: Floor) -> bool:
     return holds(floor, one.quality) and (one.draft.plan.is_compact or not one.sqnr < GOOD_SQNR)
 
 
-def _most_nodes(tried: Sequence[_Tried], floor: Floor) -> float:
-    """How many nodes may become float: as many as the floor needs, and a few more."""
-    needed = next((len(one.nodes) for one in tried if holds(floor, one.quality)), math.inf)
-    return needed + max(FEW, FEW_SHARE * len(tried[0].draft.plan.integer_nodes))
-
-
-def _best(tried: Sequence[_Tried], floor: Floor) -> _Tried:
-    """Return the attempt with the fewest float nodes that holds the floor, or a later one that gains much."""
-    first = tried[0]
-    holding = [one for one in tried if holds(floor, one.quality)]
-    best = holding[0] if holding else first
-    for one in holding or tried:
-        if one.sqnr >= best.sqnr + LARGE_GAIN:
+def _best(first: _Tried, attempts: Iterable[_Tried], floor: Floor, context: CorrectionContext) -> _Tried:
+    """Return the attempt with the fewest float nodes that holds the floor, or a later one worth it."""
+    best, enough = first, first
+    for one in attempts:
+        if not holds(floor, best.quality):
+            if holds(floor, one.quality) or one.sqnr >= best.sqnr + LARGE_GAIN:
+                best = enough = one
+        elif one.sqnr >= best.sqnr + LARGE_GAIN or _is_good(one, floor):
+            if not _is_affordable(one, enough, context):
+                break
             best = one
+        if _is_good(best, floor):
+            break
     return best
+
+
+def _is_affordable(one: _Tried, enough: _Tried, context: CorrectionContext) -> bool:
+    """Whether ``one`` is hardly slower than ``enough``; untimed: whether it has few more float nodes."""
+    config = context.config
+    if config.autotune == "off" or not measurable(config):
+        few = max(FEW, FEW_SHARE * len(enough.draft.plan.integer_nodes))
+        return len(one.nodes) - len(enough.nodes) <= few
+    threads = config.threads or 1
+    sessions = [open_session(each.draft.quantized(), threads=threads, exact=False) for each in (enough, one)]
+    sample = timing_sample(sessions[0], one.draft.reference, context)
+    least, most = TIMED_TURNS
+    times = time_interleaved(sessions, sample, seconds=TIMED_SECONDS, least=least, most=most)
+    return gain([times], 1, 0) >= KEPT_SPEED
 
 
 def _reasons(first: _Tried, best: _Tried) -> Mapping[str, str]:

@@ -327,6 +327,7 @@ class _Sums:
     def fold(self) -> None:
         """Add the waiting batches to the sums as one unit."""
         rows = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting, axis=1)
+        self._waiting = []
         if self._origin is None:
             self._origin = rows.mean(axis=1, keepdims=True)
         rows = rows - self._origin
@@ -338,4 +339,3 @@ class _Sums:
         self._squares += np.square(product, dtype=np.float64).sum(axis=(1, 2)) / count
         self._moves += np.square(first[:, 0], dtype=np.float64).sum(axis=1) / count
         self._counts.append(count)
-        self._waiting = []

@@ -19,6 +19,7 @@ from calibrators.session import Model, open_session
 from onnxq.algorithms.context import CorrectionContext, make_context
 from onnxq.calibration.sample_split import Samples
 from onnxq.core.config import QuantConfig
+from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress
 from onnxq.graph.nodes import all_nodes
 from onnxq.pipelines.acceptance import (
@@ -26,7 +27,9 @@ from onnxq.pipelines.acceptance import (
     accept,
     check_trusted,
     output_warnings,
+    saturation_warnings,
     speed_warnings,
+    with_quality_here,
     with_speed,
 )
 from onnxq.pipelines.dynamic.scheme import DynamicScheme, WeightForm
@@ -48,12 +51,13 @@ INTEGER_KERNELS = frozenset(
 
 
 def accept_dynamic(
-    draft: Path, scheme: DynamicScheme, reference: ir.Model, context: CorrectionContext
+    draft: Path, plan: QuantPlan, scheme: DynamicScheme, reference: ir.Model, context: CorrectionContext
 ) -> Acceptance:
     """Run the acceptance check of a dynamic model: accuracy, integer kernels, speed.
 
     Args:
         draft: the temporary file of the model.
+        plan: the nodes that are quantized.
         scheme: the form of dynamic quantization for the target.
         reference: the float model, cleaned.
         context: holds the original, the samples and the options.
@@ -64,7 +68,10 @@ def accept_dynamic(
     """
     accepted = accept(draft, context.evaluator, partial(_verdicts, scheme=scheme, config=context.config))
     check_trusted(accepted, context)
-    return accepted if accepted.quality is None else with_speed(accepted, draft, reference, context)
+    if accepted.quality is None:
+        return accepted
+    accepted = with_quality_here(accepted, draft, plan, context.evaluator)
+    return with_speed(accepted, draft, reference, context)
 
 
 def _verdicts(draft: Path, scheme: DynamicScheme, config: QuantConfig) -> Iterator[Verdict]:
@@ -90,6 +97,8 @@ def dynamic_warnings(accepted: Acceptance, samples: Samples) -> Iterator[str]:
         )
     elif samples.synthetic:
         yield "accuracy was measured on synthetic inputs, which may not tell: give real samples with --data."
+    if not samples.synthetic:
+        yield from saturation_warnings(accepted)
     yield from speed_warnings(accepted, " Try another --include or --exclude.")
     yield from output_warnings(accepted.quality, "Keep sensitive nodes in float with --exclude.")
 

@@ -92,7 +92,7 @@ def quantize_dynamic(
         progress("quantizing weights")
         quantized, effects = rewrite_equalized(simple, plan, scheme, context)
         progress("writing and checking the model")
-        check = partial(accept_dynamic, scheme=scheme, reference=simple, context=context)
+        check = partial(accept_dynamic, plan=plan, scheme=scheme, reference=simple, context=context)
         accepted = write_validated(with_ranks(quantized, simple, samples, config), output, check)
         return conclude(
             QuantResult(
@@ -105,6 +105,7 @@ def quantize_dynamic(
                 skipped=samples.skipped,
                 warnings=tuple(dynamic_warnings(accepted, samples)),
                 speed=accepted.speed,
+                here=accepted.here,
                 int8_bytes=accepted.size,
                 constant_bytes=accepted.constants,
                 corrections=effects,

@@ -83,11 +83,25 @@ def test_decisions_count_below_a_good_sqnr():
     assert not floor.holds(9.0, None)
 
 
-def test_above_the_floor_only_a_few_nodes_may_become_float(bench, monkeypatch):
-    draft, context = bench(LOUDNESS)
-    sqnr = context.evaluate(draft).sqnr
+@pytest.fixture
+def worth(monkeypatch):
+    """Float nodes above the floor are worth it."""
     monkeypatch.setattr(module, "GOOD_SQNR", 200.0)
     monkeypatch.setattr(module, "LARGE_GAIN", 0.1)
+
+
+@pytest.mark.parametrize("speed", [1.0, 0.5])
+def test_above_the_floor_nodes_become_float_that_cost_no_speed(bench, worth, monkeypatch, speed):
+    monkeypatch.setattr(module, "gain", lambda *_: speed)
+    draft, context = bench(LOUDNESS)
+    floor = replace(Floor(), sqnr=context.evaluate(draft).sqnr - 1, agreement=0.0)
+    better, rescue = hold(draft, floor, context, 0.0)
+    assert (better is draft) is (rescue is None) is (speed < module.KEPT_SPEED)
+
+
+def test_without_timing_only_a_few_nodes_above_the_floor_become_float(bench, worth):
+    draft, context = bench(LOUDNESS, autotune="off")
+    sqnr = context.evaluate(draft).sqnr
     _, rescue = hold(draft, replace(Floor(), sqnr=sqnr - 1, agreement=0.0), context, 0.0)
     assert rescue.held
     assert len(rescue.floats) <= module.FEW
