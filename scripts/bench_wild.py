@@ -3,12 +3,14 @@
 Each network is a folder with ``model.onnx`` and the inputs ``calib`` and ``eval``: an ``.npz`` file of
 stacked samples, or a folder of one ``.npz`` for each run. Printed for both tools: SQNR of the worst output on
 ``eval``, size and speed relative to float (one thread, in turns), seconds of the whole command and its peak
-memory. The accuracy is that of plain sessions on this machine, as deployed.
+memory. Products of integers are summed exactly, as processors with VNNI do; on others, the SQNR with this
+machine's kernels is printed too.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ from rich.table import Table
 from bench import quantize, quantize_peer
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
-from calibrators.session import open_session
+from calibrators.session import open_session, saturates
 from cases import Case, Feeds, batches
 from measure import Run
 from onnxq.core.numerics import sqnr
@@ -41,12 +43,14 @@ class Figures:
 
     Attributes:
         sqnr: SQNR of the worst output, in dB.
+        here: the same with this machine's kernels, which may saturate.
         size: bytes of the file, of those of the float model.
         speed: float seconds / its seconds, for one run.
         run: the command.
     """
 
     sqnr: float
+    here: float
     size: float
     speed: float
     run: Run
@@ -74,9 +78,9 @@ def opened(folder: Path, work: Path) -> Case:
     return Case(folder / "model.onnx", data, lambda: feeds(folder / "eval"))
 
 
-def worst_sqnr(reference: Path, model: Path, case: Case) -> float:
+def worst_sqnr(reference: Path, model: Path, case: Case, *, exact: bool) -> float:
     """Compute the SQNR of the worst float output over all evaluation samples, in dB."""
-    sessions = [open_session(path, threads=1, exact=False) for path in (reference, model)]
+    sessions = [open_session(path, threads=1, exact=exact) for path in (reference, model)]
     pairs: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for sample in case.evaluation():
         given = zip(*(session.run(None, dict(sample)) for session in sessions), strict=True)
@@ -109,13 +113,12 @@ def measure(case: Case, work: Path, options: Sequence[str]) -> tuple[dict[str, F
             errors[name] = str(error).strip().splitlines()[-1]
     ratios = speeds(models, case)
     size = case.model.stat().st_size
-    figures = {
-        name: Figures(
-            worst_sqnr(case.model, models[name], case), models[name].stat().st_size / size, ratios[name], run
-        )
-        for name, run in runs.items()
-        if name in models
-    }
+    figures = {}
+    for name in models.keys() & runs.keys():
+        exact = worst_sqnr(case.model, models[name], case, exact=True)
+        here = worst_sqnr(case.model, models[name], case, exact=False) if saturates() else exact
+        share = models[name].stat().st_size / size
+        figures[name] = Figures(exact, here, share, ratios[name], runs[name])
     return figures, errors
 
 
@@ -127,9 +130,11 @@ def broken(ours: Figures, peer: Figures | None) -> Iterator[str]:
         yield "larger than float"
     if ours.sqnr < LEAST_SQNR:
         yield "useless"
-    if peer is not None and ours.speed < SLOWER_THAN_PEER * peer.speed:
+    if peer is None or not LEAST_SQNR <= peer.sqnr < math.inf:  # of no use, or not quantized
+        return
+    if ours.speed < SLOWER_THAN_PEER * peer.speed:
         yield "slower than the peer"
-    if peer is not None and ours.sqnr < peer.sqnr - LESS_ACCURATE:
+    if ours.sqnr < peer.sqnr - LESS_ACCURATE:
         yield "less accurate than the peer"
 
 
@@ -141,7 +146,13 @@ def row(name: str, found: Mapping[str, Figures], errors: Mapping[str, str]) -> l
         return " / ".join(cells)
 
     doubts = [errors["ours"]] if "ours" in errors else [*broken(found["ours"], found.get("peer"))]
-    picks = (("{:.1f}", "sqnr"), ("{:.2f}", "size"), ("{:.2f}", "speed"), ("{:.0f}", "seconds"))
+    picks = (
+        ("{:.1f}", "sqnr"),
+        ("{:.1f}", "here"),
+        ("{:.2f}", "size"),
+        ("{:.2f}", "speed"),
+        ("{:.0f}", "seconds"),
+    )
     return [name, *(both(*each) for each in picks), both("{:.0f}", "megabytes"), ", ".join(doubts)]
 
 
@@ -161,7 +172,7 @@ def main() -> int:
     given = parser.parse_args()
     options = {name: text.split() for name, _, text in (each.partition(":") for each in given.options)}
     table = Table(title="onnxq / onnxruntime.quantization", title_justify="left")
-    for heading in ("network", "SQNR, dB", "size", "speed", "seconds", "MB", "broken"):
+    for heading in ("network", "SQNR, dB", "here", "size", "speed", "seconds", "MB", "broken"):
         table.add_column(heading)
     console = Console(width=150)
     with tempfile.TemporaryDirectory() as temporary:

@@ -40,8 +40,15 @@ UNNEEDED_SHARE = 0.5
 LARGE_GAIN = 3.0
 """By how many dB nodes in float must be better, unless the floor needs them: it halves the noise."""
 
-KEPT_SPEED = 0.9
-"""The least speed with nodes in float that the floor does not need, as a share of the speed before."""
+KEPT_SPEED, GOOD_SPEED = 0.9, 0.6
+"""The least speed with nodes in float that the floor does not need, as a share of the speed before; and the
+least where the model becomes good by that."""
+
+FASTER = 1.1
+"""The least speed of a model that becomes good, as a multiple of that of float."""
+
+MARGIN = 1.0
+"""By how many dB more than `GOOD_SQNR` the search aims at, because the samples are few."""
 
 FEW, FEW_SHARE = 2, 0.1
 """How many such nodes there may be where the speed is not timed, and which share of all nodes."""
@@ -103,7 +110,7 @@ def hold(
     if draft.plan.is_compact:  # few bits make noise, but whoever asks for them wants a small file
         floor = replace(floor, agreement=0.0)
     first = _Tried((), draft, quality or context.evaluate(draft))
-    if not first.quality.samples or _is_good(first, floor):
+    if not first.quality.samples or _is_good(first, floor, margin=0.0):
         return draft, None
     share = UNNEEDED_SHARE if holds(floor, first.quality) else 1.0
     deadline = time.perf_counter() + max(share * spent, LEAST_SECONDS)
@@ -152,9 +159,10 @@ def _counts(total: int) -> Iterator[int]:
         count += max(1, 2 ** (count.bit_length() - 2))
 
 
-def _is_good(one: _Tried, floor: Floor) -> bool:
+def _is_good(one: _Tried, floor: Floor, margin: float = MARGIN) -> bool:
     """Whether no more nodes need be float."""
-    return holds(floor, one.quality) and (one.draft.plan.is_compact or not one.sqnr < GOOD_SQNR)
+    good = one.draft.plan.is_compact or not one.sqnr < GOOD_SQNR + margin
+    return good and holds(floor, one.quality)
 
 
 def _best(first: _Tried, attempts: Iterable[_Tried], floor: Floor, context: CorrectionContext) -> _Tried:
@@ -165,7 +173,7 @@ def _best(first: _Tried, attempts: Iterable[_Tried], floor: Floor, context: Corr
             if holds(floor, one.quality) or one.sqnr >= best.sqnr + LARGE_GAIN:
                 best = enough = one
         elif one.sqnr >= best.sqnr + LARGE_GAIN or _is_good(one, floor):
-            if not _is_affordable(one, enough, context):
+            if not _is_affordable(one, enough, context, good=_is_good(one, floor)):
                 break
             best = one
         if _is_good(best, floor):
@@ -173,18 +181,19 @@ def _best(first: _Tried, attempts: Iterable[_Tried], floor: Floor, context: Corr
     return best
 
 
-def _is_affordable(one: _Tried, enough: _Tried, context: CorrectionContext) -> bool:
+def _is_affordable(one: _Tried, enough: _Tried, context: CorrectionContext, *, good: bool) -> bool:
     """Whether ``one`` is hardly slower than ``enough``; untimed: whether it has few more float nodes."""
     config = context.config
     if config.autotune == "off" or not measurable(config):
         few = max(FEW, FEW_SHARE * len(enough.draft.plan.integer_nodes))
         return len(one.nodes) - len(enough.nodes) <= few
-    threads = config.threads or 1
-    sessions = [open_session(each.draft.quantized(), threads=threads, exact=False) for each in (enough, one)]
+    models = [context.evaluator.float_model, *(each.draft.quantized() for each in (enough, one))]
+    sessions = [open_session(model, threads=config.threads or 1, exact=False) for model in models]
     sample = timing_sample(sessions[0], one.draft.reference, context)
     least, most = TIMED_TURNS
     times = time_interleaved(sessions, sample, seconds=TIMED_SECONDS, least=least, most=most)
-    return gain([times], 1, 0) >= KEPT_SPEED
+    kept, faster = gain([times], 2, 1), gain([times], 2, 0)
+    return kept >= KEPT_SPEED or (good and kept >= GOOD_SPEED and faster >= FASTER)
 
 
 def _reasons(first: _Tried, best: _Tried) -> Mapping[str, str]:
