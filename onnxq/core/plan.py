@@ -185,8 +185,8 @@ class QuantPlan:
             (see `unfuse_products`).
         join_float_readers: whether float nodes that read the same quantized tensor read it through one
             DequantizeLinear (see `onnxq.graph.ort_rewrites.join_float_readers`).
-        integer_tables: name of each Gather whose table is a quantized weight too -> the group of that weight;
-            the rows are looked up in integers (see `look_up_integers`).
+        integer_tables: name of each Gather that looks up rows in integers (see `look_up_integers`) -> the
+            group of the weights that the table is too; empty if it is none.
         channel_padding: name -> number of which its input channels should be a multiple (see
             `pad_input_channels`).
         half_constants: whether float constants are stored in float16 where it holds them exactly (see

@@ -21,6 +21,7 @@ from onnxq.core.errors import ModelError
 from onnxq.core.floor import GOOD_SQNR, Floor
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import constant_bytes, load, size_on_disk
+from onnxq.graph.nodes import name_of
 from onnxq.targets.lookup import get_target
 from onnxq.targets.onnxruntime import ONNXRUNTIME
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
@@ -250,6 +251,8 @@ def float_weights(reference: ir.Model, plan: QuantPlan) -> float:
         if value.const_value is not None and value.const_value.dtype.is_floating_point()
     }
     quantized = {tensor for group in plan.groups.values() if group.constant for tensor in group.tensors}
+    look_ups = (node.inputs[0] for node in reference.graph if node.name in plan.integer_tables)
+    quantized |= {name_of(table) for table in look_ups if table is not None}
     left = sum(size for name, size in sizes.items() if name not in quantized)
     return left / max(sum(sizes.values()), 1)
 

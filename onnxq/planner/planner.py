@@ -21,7 +21,7 @@ from onnxq.core.plan import FloatNode, QuantPlan, QuantPoint
 from onnxq.graph.nodes import all_nodes, is_op, name_of
 from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED, misfit
 from onnxq.graph.ort_rewrites import adds_before_layernorm
-from onnxq.graph.qdq.integer_tables import tied_tables
+from onnxq.graph.qdq.integer_tables import lone_tables, tied_tables
 from onnxq.graph.share_transposed import find_transposed
 from onnxq.graph.walks import clips_after, raw_values
 from onnxq.planner.apply_overrides import with_methods
@@ -49,7 +49,7 @@ __all__ = ["make_plan", "matches"]
 
 _IN_BODY = "it is in the body of a control-flow operator, whose tensors calibration cannot observe"
 
-_TIED = "only its table is in integers, because that is the weight of a quantized node too"
+_TABLE = "only its table is in integers: it looks up rows"
 
 _MIXED = (
     "its output is both a float graph output and read in integers, but the kernel gives only one of these"
@@ -88,7 +88,7 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         biases=tuple(find_biases(planned, groups, context)),
         groups=with_methods({group.name: group for group in groups.values()}, points, nodes, context),
         integer_nodes={name_of(node): node.op_type for node in planned},
-        float_nodes=_float_reasons({**floats, **dict.fromkeys(tables, _TIED)}, planned, context, model),
+        float_nodes=_float_reasons({**floats, **dict.fromkeys(tables, _TABLE)}, planned, context, model),
         passthrough_nodes={name_of(n): n.op_type for n in model.graph if is_carried(n, context)},
         unfused_sums=_sums(model, planned, target),
         separated=_separated(edges, target),
@@ -111,9 +111,30 @@ def _float_regions(graph: ir.Graph) -> dict[ir.Node, str]:
 def _integer_tables(
     model: ir.Model, points: Iterable[QuantPoint], nodes: Mapping[str, ir.Node], context: PlanningContext
 ) -> dict[str, str]:
-    """Map each look-up of rows in a quantized weight to the group of the weight, if the target has them."""
+    """Map each look-up of rows in integers, if the target has them, to the group of weights with that table.
+
+    It is empty for a table that is no weight. Such a table stays float where a goal is set: the search for it
+    goes by the noise of nodes between Q/DQ, and would not know of it.
+    """
     if not context.target.integer_tables or not any(is_op(node, "Gather") for node in model.graph):
         return {}
+    same = find_transposed(model)
+    tables = _tied_tables(model, same, points, nodes, context)
+    if context.config.goal is None:
+        taken = {*tables, *(point.consumer for point in points)}
+        lone = (node for node in lone_tables(model.graph, same) if node.name not in taken)
+        tables |= {name_of(node): "" for node in lone if not deselected(node, context.config)}
+    return tables
+
+
+def _tied_tables(
+    model: ir.Model,
+    same: Mapping[ir.Value, ir.Value],
+    points: Iterable[QuantPoint],
+    nodes: Mapping[str, ir.Node],
+    context: PlanningContext,
+) -> dict[str, str]:
+    """Map each look-up of rows in a quantized weight to the group of the weight."""
     weights = {
         point.tensor: point.group
         for point in points
@@ -122,7 +143,7 @@ def _integer_tables(
         and point.input_index == WEIGHTED[node.op_type].weight
         and is_constant(node, point.input_index)
     }
-    tied = tied_tables(model.graph, find_transposed(model), weights) if weights else ()
+    tied = tied_tables(model.graph, same, weights) if weights else ()
     found = {node: group for node, group in tied if not deselected(node, context.config)}
     quantized = {(point.tensor, point.consumer) for point in points}
     return {

@@ -309,8 +309,8 @@ class Target:
         join_float_readers: the runtime gives each reader of a DequantizeLinear one of its own, and so misses
             fusions of float nodes that read the same tensor (Gelu, LayerNormalization, SiLU): these read it
             through one DequantizeLinear and a Sum of one tensor.
-        integer_tables: the runtime looks up rows of an embedding table in int8, if the table is a quantized
-            weight too; else the file holds it twice, in float and in integers.
+        integer_tables: the runtime looks up rows of an embedding table in int8, with a scale for each row;
+            else the table stays float, also beside the integers of a quantized weight with the same numbers.
     """
 
     name: StrictStr

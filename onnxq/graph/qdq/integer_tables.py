@@ -1,11 +1,10 @@
-"""Look up the rows of an embedding table in integers where the table is a quantized weight too (tied).
-
-Else the file would hold the float table beside the integers, and be larger than the float model:
+"""Look up the rows of an embedding table in integers: the file holds a quarter of the bytes.
 
     Gather(table, i)  ->  Mul(Cast(Gather(table_quantized, i)), Gather(scales, i))
 
-Rows have 8 bits and one scale each. They are the same integers as those of the weight, and stored once (see
-`share_transposed`), if the weight has 8 bits and its scales too, and no correction has changed it.
+Rows have 8 bits and one scale each. Where the table is a quantized weight too (tied), they are the same
+integers as those of the weight, and stored once (see `share_transposed`), if the weight has 8 bits and its
+scales too, and no correction has changed it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.core.numerics import params_from_range, quantize, weight_range
+from onnxq.core.numerics import dequantize, params_from_range, quantize, sqnr, weight_range
 from onnxq.core.plan import QuantParams, QuantPlan, QuantSpec
 from onnxq.graph.nodes import (
     add_initializer,
@@ -34,6 +33,12 @@ from onnxq.graph.share_transposed import LEAST
 ROWS = QuantSpec(ir.DataType.INT8, symmetric=True, axis=0, narrow_range=True)
 """The number format of rows."""
 
+LEAST_SQNR = 35.0
+"""The least accuracy of a table in dB: with it, the activations make more noise.
+
+It is missed where some numbers of a row are far larger than the others.
+"""
+
 
 def tied_tables(
     graph: ir.Graph, same: Mapping[ir.Value, ir.Value], weights: Mapping[str, str]
@@ -47,17 +52,45 @@ def tied_tables(
     """
     groups = {name_of(table): weights[name_of(w)] for w, table in same.items() if name_of(w) in weights}
     groups |= weights
+    for node, table in _look_ups(graph):
+        if name_of(table) in groups:
+            yield node, groups[name_of(table)]
+
+
+def lone_tables(graph: ir.Graph, same: Mapping[ir.Value, ir.Value]) -> Iterator[ir.Node]:
+    """Yield each look-up of rows in a table that 8 bits hold well, and that nothing else reads.
+
+    Args:
+        graph: the main graph.
+        same: as for `tied_tables`.
+    """
+    found = dict(_look_ups(graph))
+    tied = {*same, *same.values()}
+    good = {
+        table: table not in tied and all(use.node in found for use in table.uses()) and _is_accurate(table)
+        for table in dict.fromkeys(found.values())
+    }
+    yield from (node for node, table in found.items() if good[table])
+
+
+def _look_ups(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value]]:
+    """Yield each Gather of rows of a constant float matrix that is worth it, and the matrix."""
     for node in graph:
         table = node.inputs[0] if is_op(node, "Gather") else None
         array = constant_value(table)
         if table is None or array is None or array.ndim != 2 or array.size < LEAST:
             continue
-        if (
-            name_of(table) in groups
-            and table.dtype == ir.DataType.FLOAT
-            and not int_attribute(node, "axis", 0)
-        ):
-            yield node, groups[name_of(table)]
+        if table.dtype == ir.DataType.FLOAT and not int_attribute(node, "axis", 0):
+            yield node, table
+
+
+def _is_accurate(table: ir.Value) -> bool:
+    array = constant_value(table)
+    assert array is not None
+    if not np.isfinite(array).all():
+        return False
+    params = params_from_range(*weight_range(array, ROWS), ROWS)
+    return sqnr(array, dequantize(quantize(array, params, ROWS), params, ROWS)) >= LEAST_SQNR
 
 
 def look_up_integers(model: ir.Model, plan: QuantPlan, weights: Mapping[str, ir.Value]) -> None:
@@ -90,7 +123,8 @@ def _stored(model: ir.Model, table: ir.Value, plan: QuantPlan, group: str) -> tu
     """Store the integers, and one scale per row."""
     array = constant_value(table)
     assert array is not None
-    params = _shared_params(model, array, plan, group) or params_from_range(*weight_range(array, ROWS), ROWS)
+    shared = _shared_params(model, array, plan, group) if group else None
+    params = shared or params_from_range(*weight_range(array, ROWS), ROWS)
     scales = np.broadcast_to(params.scale.reshape(-1), len(array)).reshape(-1, 1)
     names = [unused_name(f"{table.name}_rows_{part}", model) for part in ("quantized", "scale")]
     integers = add_initializer(model, names[0], quantize(array, params, ROWS))
