@@ -47,18 +47,16 @@ def test_they_stay_float(options):
 
 
 def test_a_table_that_8_bits_hold_badly_stays_float():
-    uneven = np.random.default_rng(1).standard_normal((1024, 32))
-    uneven[:, 0] *= 1000
-    uneven[:, 1:] *= 10
-    assert look_ups(plan_of(model_of())) == 1
-    spread = np.random.default_rng(1).standard_cauchy((1024, 32)) ** 3
-    assert look_ups(plan_of(model_of(spread / abs(spread).max(axis=0)))) == 0
+    table = np.random.default_rng(1).standard_normal((1024, 32))
+    assert look_ups(plan_of(model_of(table))) == 1
+    table[:, 0] *= 1000
+    assert look_ups(plan_of(model_of(table))) == 0
 
 
 def test_a_small_table_and_one_that_others_read_stay_float():
     small = "g (int64[N,4] i) => (float[N,4,8] y) <float[64,8] table> { y = Gather (table, i) }"
-    shared = """g (int64[N,4] i) => (float[N,4,32] y) <float[1024,32] table>
-        { e = Gather (table, i)  m = ReduceMean <keepdims = 0> (table)  y = Add (e, m) }"""
+    shared = """g (int64[N,4] i, float[32,4] x) => (float[N,4,32] y, float[1024,4] z) <float[1024,32] table>
+        { y = Gather (table, i)  z = MatMul (table, x) }"""
     rng = np.random.default_rng(2)
     assert look_ups(plan_of(parse(small, table=rng.standard_normal((64, 8), np.float32)))) == 0
     assert look_ups(plan_of(parse(shared, table=rng.standard_normal((1024, 32), np.float32)))) == 0
