@@ -10,10 +10,12 @@ much and cost hardly any speed, which is timed where the target runs on this mac
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from calibrators.errors import CalibrationError
 from calibrators.session import open_session
 from onnxq.algorithms.autotune.apply import measurable, timing_sample
 from onnxq.algorithms.context import CorrectionContext
@@ -25,6 +27,8 @@ from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.core.floor import GOOD_SQNR, Floor
 from onnxq.verify.accuracy import Quality
 from onnxq.verify.latency import gain, time_interleaved
+
+logger = logging.getLogger(__name__)
 
 STAGE = "searching for the nodes that make most of the noise"
 
@@ -183,17 +187,29 @@ def _best(first: _Tried, attempts: Iterable[_Tried], floor: Floor, context: Corr
 
 def _is_affordable(one: _Tried, enough: _Tried, context: CorrectionContext, *, good: bool) -> bool:
     """Whether ``one`` is hardly slower than ``enough``; untimed: whether it has few more float nodes."""
-    config = context.config
-    if config.autotune == "off" or not measurable(config):
+    speeds = _speeds(one, enough, context)
+    if speeds is None:
         few = max(FEW, FEW_SHARE * len(enough.draft.plan.integer_nodes))
         return len(one.nodes) - len(enough.nodes) <= few
+    kept, faster = speeds
+    return kept >= KEPT_SPEED or (good and kept >= GOOD_SPEED and faster >= FASTER)
+
+
+def _speeds(one: _Tried, enough: _Tried, context: CorrectionContext) -> tuple[float, float] | None:
+    """Time ``one``: its speed, of that of ``enough`` and of that of float; None if nothing is timed."""
+    config = context.config
+    if config.autotune == "off" or not measurable(config):
+        return None
     models = [context.evaluator.float_model, *(each.draft.quantized() for each in (enough, one))]
-    sessions = [open_session(model, threads=config.threads or 1, exact=False) for model in models]
-    sample = timing_sample(sessions[0], one.draft.reference, context)
+    try:
+        sessions = [open_session(model, threads=config.threads or 1, exact=False) for model in models]
+        sample = timing_sample(sessions[0], one.draft.reference, context)
+    except CalibrationError as error:
+        logger.info("not timed: %s", error)
+        return None
     least, most = TIMED_TURNS
     times = time_interleaved(sessions, sample, seconds=TIMED_SECONDS, least=least, most=most)
-    kept, faster = gain([times], 2, 1), gain([times], 2, 0)
-    return kept >= KEPT_SPEED or (good and kept >= GOOD_SPEED and faster >= FASTER)
+    return gain([times], 2, 1), gain([times], 2, 0)
 
 
 def _reasons(first: _Tried, best: _Tried) -> Mapping[str, str]:
