@@ -38,9 +38,6 @@ RANKED_SAMPLES = 4
 LEAST_SECONDS = 10.0
 """The time that the search may take at least; otherwise as long as the work before it."""
 
-UNNEEDED_SHARE = 0.5
-"""The share of that time for what the floor does not need."""
-
 LARGE_GAIN = 3.0
 """By how many dB nodes in float must be better, unless the floor needs them: it halves the noise."""
 
@@ -116,8 +113,7 @@ def hold(
     first = _Tried((), draft, quality or context.evaluate(draft))
     if not first.quality.samples or _is_good(first, floor, margin=0.0):
         return draft, None
-    share = UNNEEDED_SHARE if holds(floor, first.quality) else 1.0
-    deadline = time.perf_counter() + max(share * spent, LEAST_SECONDS)
+    deadline = time.perf_counter() + max(spent, LEAST_SECONDS)
     attempts = _attempts(draft, context, lambda: time.perf_counter() > deadline)
     best = _best(first, attempts, floor, context)
     held = holds(floor, best.quality)
@@ -176,23 +172,25 @@ def _best(first: _Tried, attempts: Iterable[_Tried], floor: Floor, context: Corr
         if not holds(floor, best.quality):
             if holds(floor, one.quality) or one.sqnr >= best.sqnr + LARGE_GAIN:
                 best = enough = one
-        elif one.sqnr >= best.sqnr + LARGE_GAIN or _is_good(one, floor):
-            if not _is_affordable(one, enough, context, good=_is_good(one, floor)):
-                break
+        elif _is_worth_it(one, best, floor) and _is_affordable(one, enough, floor, context):
             best = one
         if _is_good(best, floor):
             break
     return best
 
 
-def _is_affordable(one: _Tried, enough: _Tried, context: CorrectionContext, *, good: bool) -> bool:
+def _is_worth_it(one: _Tried, best: _Tried, floor: Floor) -> bool:
+    return one.sqnr >= best.sqnr + LARGE_GAIN or _is_good(one, floor)
+
+
+def _is_affordable(one: _Tried, enough: _Tried, floor: Floor, context: CorrectionContext) -> bool:
     """Whether ``one`` is hardly slower than ``enough``; untimed: whether it has few more float nodes."""
     speeds = _speeds(one, enough, context)
     if speeds is None:
         few = max(FEW, FEW_SHARE * len(enough.draft.plan.integer_nodes))
         return len(one.nodes) - len(enough.nodes) <= few
     kept, faster = speeds
-    return kept >= KEPT_SPEED or (good and kept >= GOOD_SPEED and faster >= FASTER)
+    return kept >= KEPT_SPEED or (_is_good(one, floor) and kept >= GOOD_SPEED and faster >= FASTER)
 
 
 def _speeds(one: _Tried, enough: _Tried, context: CorrectionContext) -> tuple[float, float] | None:
