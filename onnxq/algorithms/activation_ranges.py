@@ -30,8 +30,8 @@ BATCHES = 16
 MOST_PARTS = 8
 """The largest number of parts that the model is divided into."""
 
-LEAST_GAIN = 0.5
-"""By how many dB other ranges must be better: smaller gains on few samples may be chance."""
+LEAST_GAIN = 1.0
+"""By how many dB other ranges must be better: smaller gains on few samples are chance."""
 
 Params = Mapping[str, QuantParams]
 """Parameters by name of the group."""
