@@ -33,7 +33,10 @@ INLINE_BYTES = 256
 
 
 INLINE_LIMIT = 2**24
-"""Largest total size of weights, in bytes, that is passed in memory: a protobuf holds at most 2 GiB."""
+"""Largest total size of weights, in bytes, that is passed in memory.
+
+Larger ones go by a file: a protobuf holds at most 2 GiB, and a session keeps what it is given in memory.
+"""
 
 
 NAME_TAKEN = "AddInitializedOrtValue"

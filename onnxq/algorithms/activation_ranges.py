@@ -11,15 +11,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 from calibrators.methods import CALIBRATORS
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.effect import gain
 from onnxq.algorithms.weights.bias_correction import correct_biases
-from onnxq.calibration.qparams import compute_qparams, from_statistics
-from onnxq.core.plan import Group, QuantParams
+from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
+from onnxq.core.plan import Group, QuantParams, QuantPlan
 
 METHODS = ("mse", "minmax")
 """The methods to try besides the one that the draft has its ranges from."""
@@ -54,12 +54,14 @@ def choose_ranges(draft: Draft, context: CorrectionContext) -> Draft | None:
     groups = [group for group in draft.plan.groups.values() if _is_open(group, draft)]
     if context.config.method != "auto" or not groups:
         return None
+    others = [_by_method(draft, groups, method) for method in METHODS]
     best = start = _Trial.of(draft, context)
-    for parts in _levels(groups):
+    for parts in _levels([group.name for group in groups]):
         before = best
-        for part, method in ((part, method) for part in parts for method in METHODS):
-            best = best.or_better(_other(draft, part, method))
-        if best is before or not context.budget.left > 2 * len(parts) * len(METHODS) * best.seconds:
+        for part, other in product(parts, others):
+            best = best.or_better({name: other[name] for name in part})
+        next_level = 2 * len(parts) * len(METHODS)  # evaluations
+        if best is before or context.budget.left < next_level * best.seconds:
             break
     return None if best is start else best.draft
 
@@ -74,20 +76,20 @@ def _is_open(group: Group, draft: Draft) -> bool:
     )
 
 
-def _levels(groups: Sequence[Group]) -> Iterator[list[Sequence[Group]]]:
+def _by_method(draft: Draft, groups: Sequence[Group], method: str) -> Params:
+    """Compute the parameters of ``groups`` by another method."""
+    source = from_statistics(draft.statistics, CALIBRATORS[method])
+    plan = replace(draft.plan, groups={group.name: group for group in groups}, biases=())
+    return compute_qparams(draft.reference, plan, source).params
+
+
+def _levels(names: Sequence[str]) -> Iterator[list[Sequence[str]]]:
     """Yield all groups as one part, as two parts in graph order, as four, ..."""
     count = 1
-    while count <= min(MOST_PARTS, len(groups)):
-        ends = [len(groups) * i // count for i in range(count + 1)]
-        yield [groups[one:other] for one, other in pairwise(ends)]
+    while count <= min(MOST_PARTS, len(names)):
+        ends = [len(names) * i // count for i in range(count + 1)]
+        yield [names[one:other] for one, other in pairwise(ends)]
         count *= 2
-
-
-def _other(draft: Draft, part: Sequence[Group], method: str) -> Params:
-    """Compute the parameters of the groups in ``part`` by another method."""
-    source = from_statistics(draft.statistics, CALIBRATORS[method])
-    plan = replace(draft.plan, groups={group.name: group for group in part}, biases=())
-    return compute_qparams(draft.reference, plan, source).params
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,18 @@ class _Trial:
         """Return the draft with other parameters if that is better, else this one."""
         if all(params[name] == self.draft.plan.params[name] for name in params):
             return self
-        started, plan = time.perf_counter(), self.draft.plan
-        other = replace(self.draft, plan=plan.with_params({**plan.params, **params}))
+        started = time.perf_counter()
+        other = replace(self.draft, plan=self._with(params))
         noise = _noise(other, self.context)
         if not gain(self.noise, noise) > LEAST_GAIN:
             return self
         return _Trial(other, self.context, noise, time.perf_counter() - started)
+
+    def _with(self, params: Params) -> QuantPlan:
+        """Return the plan with other ``params``; weight scales are raised where a bias needs it."""
+        draft, known = self.draft, {**self.draft.plan.params, **params}
+        source = from_statistics(draft.statistics, calibrator(self.context.config))
+        return compute_qparams(draft.reference, draft.plan, source, known)
 
 
 def _noise(draft: Draft, context: CorrectionContext) -> float:

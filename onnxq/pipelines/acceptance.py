@@ -54,7 +54,7 @@ MOSTLY_FLOAT = 0.9
 """Share of the bytes of all weights: if more are kept in float, users would not call the model quantized."""
 
 SATURATED = 1.0
-"""By how many dB a model must be worse where kernels saturate for that to be worth a warning; if not good."""
+"""By how many dB a model must be worse where kernels saturate; a warning also needs less than `GOOD_SQNR`."""
 
 RACE_SECONDS, LEAST_TURNS, MOST_TURNS = 0.3, 3, 50
 """Duration of the final speed check, and its least and greatest number of turns."""

@@ -39,7 +39,15 @@ from onnxq.graph.operators import MOVING
 from onnxq.graph.qdq.insert_qdq import as_written
 from onnxq.graph.qdq.strip_qdq import RecordedQParams, StrippedModel, strip
 from onnxq.graph.walks import upstream
-from onnxq.pipelines.acceptance import Acceptance, accept, model_warnings, refuse_doubts, verify_static
+from onnxq.pipelines.acceptance import (
+    Acceptance,
+    accept,
+    model_warnings,
+    refuse_doubts,
+    saturation_warnings,
+    verify_static,
+    with_quality_here,
+)
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, quantized_node
 from onnxq.pipelines.prepare import prepare_loaded
 from onnxq.pipelines.report.report import Request
@@ -113,9 +121,11 @@ def requantize(
             skipped=samples.skipped,
             warnings=(
                 *_warnings(stripped, samples),
+                *(() if samples.synthetic else saturation_warnings(accepted)),
                 *model_warnings(accepted, plan, simple, "Keep sensitive nodes in float with --exclude."),
             ),
             speed=None,
+            here=accepted.here,
             int8_bytes=accepted.size,
             statistics=statistics or None,
             kept=tuple(stage.known),
@@ -134,7 +144,7 @@ def _written(simple: ir.Model, plan: QuantPlan, samples: Samples, request: Reque
         accepted = accept(draft, evaluator, verify)
         if config.strict:
             refuse_doubts(accepted, synthetic=samples.synthetic)
-        return accepted
+        return with_quality_here(accepted, draft, plan, evaluator)
 
     written = with_ranks(as_written(simple, plan), simple, samples, config)
     return write_validated(written, request.output, check)

@@ -68,7 +68,8 @@ def test_nothing_but_ranges_changes_and_it_is_deterministic(bench):
     first, second = (choose_ranges(bad, context) for _ in range(2))
     assert first.model is bad.model
     assert first.reference is bad.reference
-    assert first.plan.params == second.plan.params
+    for name, one in first.plan.params.items():
+        assert np.array_equal(one.scale, second.plan.params[name].scale), name
     weights = [name for name, group in draft.plan.groups.items() if group.constant]
     assert weights
     assert all(np.array_equal(first.plan.params[n].scale, bad.plan.params[n].scale) for n in weights)

@@ -311,10 +311,11 @@ def test_memory_does_not_grow_with_the_data(folder, source, monkeypatch):
     for number in (40, 120):
         data = source(number)
         tracemalloc.start()
-        quantize_static("m.onnx", "o.onnx", data, QuantConfig(threads=2, batch_size=2))
+        # On two threads it is chance how many batches are loaded at the same time.
+        quantize_static("m.onnx", "o.onnx", data, QuantConfig(threads=1, batch_size=2))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 12 * BYTES, "80 samples more; how many are in work at once is chance"
+    assert peaks[1] - peaks[0] < 5 * BYTES, "80 samples more"
 
 
 # --- what does not fit together -------------------------------------------------------------------

@@ -29,7 +29,7 @@ HEADROOMS = np.geomspace(1.0, 1024.0, 101)
 
 
 ENOUGH = 48
-"""The number of batches from which on every second one will do, or every third one, and so on."""
+"""The largest number of batches to measure; of more, every second one is taken, or every third one, ..."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def headroom(highs: Reals, lows: Reals) -> float:
 def measure(
     model: ir.Model, channels: Channels, tensors: Sequence[str], context: CorrectionContext
 ) -> dict[str, ChannelMoments]:
-    """Run the samples once, or `ENOUGH` of them, and collect statistics of the channels of ``tensors``.
+    """Run at most `ENOUGH` batches, evenly spread, and collect statistics of the channels of ``tensors``.
 
     Args:
         model: the float model.

@@ -5,7 +5,8 @@ are kept in float. Often one or two make all the noise: a spectrogram, a logarit
 layer that reads inputs of unlike size.
 
 Below the floor, as many nodes become float as it needs. Above it, but below `GOOD_SQNR`, more do if they gain
-much and cost hardly any speed, which is timed where the target runs on this machine.
+much and cost little speed, or some speed where the model becomes good by them. Speed is timed where the
+target runs on this machine.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def _is_worth_it(one: _Tried, best: _Tried, floor: Floor) -> bool:
 
 
 def _is_affordable(one: _Tried, enough: _Tried, floor: Floor, context: CorrectionContext) -> bool:
-    """Whether ``one`` is hardly slower than ``enough``; untimed: whether it has few more float nodes."""
+    """Whether ``one`` is fast enough beside ``enough``; untimed: whether it has few more float nodes."""
     speeds = _speeds(one, enough, context)
     if speeds is None:
         few = max(FEW, FEW_SHARE * len(enough.draft.plan.integer_nodes))
