@@ -63,6 +63,10 @@ class CorrectionContext:
     on_bad: OnBad | None = None
     budget: Budget = field(default_factory=Budget)
 
+    def spread(self, most: int) -> CorrectionContext:
+        """Return a copy with at most ``most`` batches to fit on, evenly spread."""
+        return replace(self, fit=self.fit[:: -(-len(self.fit) // most) or 1])
+
     def with_config(self, config: QuantConfig) -> CorrectionContext:
         """Return a copy with the same samples and other options."""
         return replace(self, config=config)

@@ -115,9 +115,9 @@ def measure(
         CalibrationError: the model does not load, or rejects a sample.
     """
     shapes = {name: channels.of(name).shape for name in tensors}
-    batches = context.fit[:: -(-len(context.fit) // ENOUGH) or 1]
-    look = partial(_look, shapes, [batch.count for batch in batches])
-    found = list(context.watch(model, list(shapes), look, batches))
+    context = context.spread(ENOUGH)
+    look = partial(_look, shapes, [batch.count for batch in context.fit])
+    found = list(context.watch(model, list(shapes), look))
     return {name: joined([seen[name] for seen in found]) for name in shapes if found}
 
 

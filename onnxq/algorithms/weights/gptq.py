@@ -40,6 +40,13 @@ Columns = tuple[NDArray[np.intp] | slice, slice, NDArray[np.intp] | int]
 """The index of one column of each group of ``[G, O, K]``."""
 
 
+ENOUGH = 64
+"""The largest number of batches to take rows from, evenly spread.
+
+The number of rows hardly depends on it. Lite0 and ResNet-20 round as well with 24 batches as with all, but a
+layer of 8,192 inputs loses 0.7 dB with 26 of 51.
+"""
+
 BLOCK = 64
 """The number of columns whose errors are propagated to the later columns in one matrix product."""
 
@@ -63,7 +70,7 @@ def gptq(draft: Draft, context: CorrectionContext) -> Draft | None:
 
     # Layers run in parallel on one thread each, because most matrices are too small for several threads.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(context.config.threads or processors()) as pool:
-        for part in gather_moments(draft.reference, able, context, pool):
+        for part in gather_moments(draft.reference, able, context.spread(ENOUGH), pool):
             for name, values in pool.map(one, part):
                 rounded[name] = values
                 context.progress("rounding weights", len(rounded), len(able))
