@@ -26,7 +26,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.parallel import in_order
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load
-from onnxq.graph.float_types import computes_in_half
+from onnxq.graph.half_precision.widen import computes_in_half
 from onnxq.graph.passes.leftovers.training_mode import training_nodes
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target

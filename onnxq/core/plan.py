@@ -21,6 +21,9 @@ GRAPH_OUTPUT = ""
 OPSET = 13
 """The opset in which QuantizeLinear and DequantizeLinear got the per-channel ``axis``."""
 
+OPSET_OF_HALF_SCALES = 19
+"""The opset in which their scales may be in half precision."""
+
 OPSET_OF_BLOCKS = 21
 """The opset in which they got 4 and 16 bits, and ``block_size``."""
 

@@ -15,7 +15,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError, TargetError
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import load
-from onnxq.graph.float_types import stores_half
+from onnxq.graph.half_precision.widen import stores_half
 from onnxq.graph.passes import simplify
 from onnxq.pipelines.dynamic.planning import plan_nodes
 from onnxq.pipelines.dynamic.scheme import find_scheme

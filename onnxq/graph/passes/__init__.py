@@ -16,7 +16,7 @@ from onnx_ir.passes import common
 
 from onnxq.core.errors import ModelError
 from onnxq.core.plan import OPSET
-from onnxq.graph.float_types import computes_in_half, use_float32
+from onnxq.graph.half_precision.widen import computes_in_half, too_precise, use_float32
 from onnxq.graph.passes.canonical import (
     PlainAveragePoolPass,
     ReduceMeanToPoolPass,
@@ -140,6 +140,24 @@ def simplify(model: ir.Model, opset: int = OPSET) -> ir.Model:
     return copy
 
 
+def flat(model: ir.Model, opset: int = OPSET) -> ir.Model:
+    """Make a copy of the model that is one graph with types and folded constants, and otherwise as it was.
+
+    Args:
+        model: the model.
+        opset: the lowest acceptable opset.
+
+    Raises:
+        ModelError: the opset cannot be raised, or the model is inconsistent.
+    """
+    copy = model.clone()
+    with _model_errors():
+        ir.passes.Sequential(*OLD)(copy)
+        _raise(copy, opset)
+        ir.passes.PassManager(PLAIN, steps=MOST_ROUNDS, early_stop=True)(copy)
+    return copy
+
+
 def plain(model: ir.Model) -> ir.Model:
     """Make a copy of the model that is one graph with folded constants, in the opset that it has.
 
@@ -171,6 +189,19 @@ def _widen(model: ir.Model) -> None:
             "and outputs keep their types"
         )
         use_float32(model)
+    if computes_in_half(model, (ir.DataType.DOUBLE,)):
+        _narrow_double(model)
+
+
+def _narrow_double(model: ir.Model) -> None:
+    """Compute in float32 what the model computes in double, in place, if that holds all its constants."""
+    if constant := too_precise(model):
+        logger.warning("what the model computes in double stays so: float32 does not hold %r", constant)
+        return
+    logger.warning(
+        "the model computes in double: narrowed to float32; its inputs and outputs keep their types"
+    )
+    use_float32(model, (ir.DataType.DOUBLE,))
 
 
 @contextmanager

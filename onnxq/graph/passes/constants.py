@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
 from calibrators.onnx_files import stored_tensors
-from onnxq.graph.float_types import HALF
+from onnxq.graph.half_precision.widen import HALF
 from onnxq.graph.nodes import STANDARD_DOMAIN, constant_value, input_at, is_op
 from onnxq.graph.operators import MOVING, WEIGHTED
 from onnxq.graph.walks import upstream

@@ -20,7 +20,7 @@ from calibrators.errors import CalibrationError
 from calibrators.onnx_files import from_proto
 from calibrators.session import open_session
 from onnxq.core.errors import ModelError
-from onnxq.core.plan import OPSET, OPSET_OF_BLOCKS
+from onnxq.core.plan import OPSET, OPSET_OF_BLOCKS, OPSET_OF_HALF_SCALES
 from onnxq.graph.nodes import all_nodes, constant_value, input_at, is_op, name_of
 from onnxq.graph.passes.shapes import light_proto
 from onnxq.graph.runtime_operators import put_back, runtime_nodes, set_apart
@@ -31,10 +31,15 @@ MISTRANSLATED = {"Hardmax": 13, "Scan": 9, "GroupNormalization": 21}
 OPSET_OF_HARD_SWISH = 14
 """The opset in which ONNX got HardSwish, one node instead of four."""
 
+OPSET_OF_BFLOAT16 = 22
+"""The opset in which Conv, pooling and others got bfloat16."""
+
 _NEEDED_FOR = {
     OPSET: "per-channel int8",
     OPSET_OF_HARD_SWISH: "HardSwish",
+    OPSET_OF_HALF_SCALES: "a float type other than float32 beside the integers",
     OPSET_OF_BLOCKS: "int4, int16 or per-block scales",
+    OPSET_OF_BFLOAT16: "bfloat16",
 }
 
 RESIZE_IS_NEW = 11

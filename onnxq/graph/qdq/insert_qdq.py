@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from onnxq.core.numerics import dequantize, quantize, quantize_bias, spread
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
-from onnxq.graph.float_types import store_in_half
+from onnxq.graph.half_precision.widen import store_in_half
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
 from onnxq.graph.ort_rewrites import (
     join_float_readers,

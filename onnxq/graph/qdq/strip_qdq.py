@@ -18,7 +18,7 @@ from onnx_ir.passes import common
 from onnxq.core.errors import ModelError
 from onnxq.core.numerics import spread
 from onnxq.core.plan import QuantSpec
-from onnxq.graph.float_types import use_float32
+from onnxq.graph.half_precision.widen import use_float32
 from onnxq.graph.nodes import (
     add_initializer,
     all_nodes,

@@ -28,7 +28,7 @@ from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import Wanted, tell_unused
 from onnxq.graph.files import load, write_validated, written_together
-from onnxq.graph.float_types import stores_half
+from onnxq.graph.half_precision.widen import stores_half
 from onnxq.graph.passes import simplify
 from onnxq.pipelines.dynamic.acceptance import (
     accept_dynamic,

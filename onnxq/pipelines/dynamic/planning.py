@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.core.plan import FloatNode, QuantPlan
-from onnxq.graph.float_types import store_in_half
+from onnxq.graph.half_precision.widen import store_in_half
 from onnxq.graph.nodes import all_nodes, is_op, name_of
 from onnxq.graph.ort_rewrites import adds_before_layernorm, unfuse_layernorm_adds
 from onnxq.pipelines.dynamic.attention import is_fused_attention

@@ -1,4 +1,4 @@
-"""Turn a model in float16 or bfloat16 into one in float32 that takes and gives the types that it had.
+"""Turn a model in float16, bfloat16 or double into one in float32 that takes and gives the types that it had.
 
 Some models are exported in half precision, and quantizers for TensorRT write what stays in float in it; plans
 are made for float32. Constants that stay in float are stored in half precision again, where it holds them
@@ -26,6 +26,9 @@ from onnxq.graph.nodes import (
 )
 
 HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+OTHERS = HALF | {ir.DataType.DOUBLE}
+"""The float types that become float32."""
 
 TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype", "stash_type", "softmax_precision")
 """Attributes that name a type: of outputs (Cast, generators such as RandomNormal, windows), and of sums."""
@@ -76,30 +79,48 @@ def _is_worth_it(value: ir.Value, array: NDArray[np.generic]) -> bool:
         return np.array_equal(array.astype(np.float16).astype(np.float32), array, equal_nan=True)
 
 
-def use_float32(model: ir.Model) -> None:
-    """Compute in float32 what the model computes in half precision; in place.
+def too_precise(model: ir.Model) -> str | None:
+    """Name a constant in double whose numbers lie beyond the range of float32; None if there is none."""
+    for tensor in stored_tensors(model):
+        if tensor.dtype == ir.DataType.DOUBLE:
+            sizes = np.abs(tensor.numpy())
+            sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+            if sizes.size and not (_FLOAT32.tiny <= sizes.min() and sizes.max() <= _FLOAT32.max):
+                return tensor.name or "(no name)"
+    return None
+
+
+_FLOAT32 = np.finfo(np.float32)
+
+
+def use_float32(model: ir.Model, types: Collection[ir.DataType] = HALF) -> None:
+    """Compute in float32 what the model computes in other float types; in place.
 
     Constants become float32. Graph inputs and outputs keep their types, with a Cast after or before them.
+
+    Args:
+        model: the model.
+        types: the types that become float32.
     """
     outputs = [value for value in model.graph.outputs if not value.is_graph_input()]
-    given = {value: value.dtype for value in outputs if value.dtype in HALF}
+    given = {value: value.dtype for value in outputs if value.dtype in types}
     for graph in model.graphs():
         inner = () if graph is model.graph else graph.inputs
         for value in (*inner, *graph.initializers.values()):
-            _widen(value)
+            _widen(value, types)
     for node in all_nodes(model):
-        _widen_attributes(node)
+        _widen_attributes(node, types)
         for value in node.outputs:
-            _widen(value)
+            _widen(value, types)
     for value in model.graph.inputs:
-        if value.dtype in HALF:
+        if value.dtype in types:
             _cast_input(value, model)
     for value, dtype in given.items():
         _cast_output(value, dtype, model)
 
 
-def _widen(value: ir.Value) -> None:
-    if value.dtype not in HALF:
+def _widen(value: ir.Value, types: Collection[ir.DataType]) -> None:
+    if value.dtype not in types:
         return
     if value.const_value is not None:
         value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
@@ -113,12 +134,12 @@ def _wide(kind: ir.TypeProtocol | None) -> ir.TypeProtocol:
     return ir.TensorType(ir.DataType.FLOAT)
 
 
-def _widen_attributes(node: ir.Node) -> None:
+def _widen_attributes(node: ir.Node, types: Collection[ir.DataType]) -> None:
     for name in TYPE_ATTRIBUTES:
-        if name in node.attributes and node.attributes[name].value in HALF:
+        if name in node.attributes and node.attributes[name].value in types:
             node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT)
     fill = node.attributes.get("value")
-    if fill is not None and isinstance(fill.value, ir.TensorProtocol) and fill.value.dtype in HALF:
+    if fill is not None and isinstance(fill.value, ir.TensorProtocol) and fill.value.dtype in types:
         wide = ir.tensor(fill.value.numpy().astype(np.float32))
         node.attributes["value"] = ir.AttrTensor("value", wide)
 

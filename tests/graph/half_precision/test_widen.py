@@ -11,7 +11,7 @@ from graphs import assert_same_outputs, feeds_for, op_counts, parse, run
 
 import onnxq
 from calibrators.onnx_files import stored_tensors
-from onnxq.graph.float_types import LEAST_BYTES, store_in_half
+from onnxq.graph.half_precision.widen import LEAST_BYTES, store_in_half
 from onnxq.graph.passes import simplify
 
 HALF = ir.DataType.FLOAT16

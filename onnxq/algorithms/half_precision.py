@@ -1,0 +1,153 @@
+"""Choose the nodes that stay in float32 when a model is written in half precision, and check the choice.
+
+Rules decide first (`onnxq.graph.half_precision.keep_float32`), from the extremes of all tensors on samples.
+Then the model runs in both precisions. Where an output is far from float32's, the nodes whose outputs are
+much noisier than their inputs stay in float32 too, and so do the nodes before them: what they subtract or
+divide must not be rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calibrators.collect import run_batch
+from calibrators.data.samples import Sample
+from calibrators.extremes import measure_extremes
+from calibrators.session import open_session
+from onnxq.graph.half_precision.keep_float32 import Knowledge, divisors, float32_nodes
+from onnxq.graph.half_precision.narrow import Narrowing, narrow
+from onnxq.graph.nodes import name_of
+
+MEASURED_ON = 16
+"""The largest number of batches whose extremes are measured; the rules leave a margin for others."""
+
+COMPARED_ON = 4
+"""The number of batches on which the two precisions are compared, tensor by tensor."""
+
+GOOD = 1e-5
+"""Noise-to-signal ratio (power) of an output, 50 dB, up to which nothing is searched for."""
+
+NOISY = 16.0
+"""By how much (power) a node's output must be noisier than its inputs to be what makes the noise."""
+
+ROUNDING = 2.0**-24
+"""Noise-to-signal ratio of rounding to float16, about."""
+
+ROUNDS = 5
+"""How often nodes are added."""
+
+TOGETHER = 8
+"""The largest number of nodes that are added at a time."""
+
+MAKES_NOISE = "its output in half precision is much less exact than its inputs"
+
+
+def choose_float32(
+    model: ir.Model, batches: Sequence[Sample], dtype: ir.DataType, given: Mapping[str, str] | None = None
+) -> Narrowing:
+    """Decide for each node whether it stays in float32.
+
+    Args:
+        model: a model in float32 whose tensors have types; large masks are saturated already.
+        batches: samples; empty if there are none, so that the ranges of tensors are unknown.
+        dtype: float16 or bfloat16.
+        given: nodes that stay in float32 in any case, with reasons.
+
+    Raises:
+        CalibrationError: the model does not take a sample.
+    """
+    spread = batches[:: -(-len(batches) // MEASURED_ON) or 1]
+    known = Knowledge(dtype, measure_extremes(model, spread, divisors(model)) if spread else {}, given or {})
+    chosen = Narrowing(dtype, float32_nodes(model, known))
+    if not batches or dtype != ir.DataType.FLOAT16:
+        return chosen
+    return _refined(model, batches[:COMPARED_ON], chosen, known)
+
+
+def _refined(model: ir.Model, batches: Sequence[Sample], chosen: Narrowing, known: Knowledge) -> Narrowing:
+    """Add the nodes that make noise, as long as that helps."""
+    noise = _compare(model, chosen, batches)
+    for _ in range(ROUNDS):
+        worst = noise.worst(model)
+        culprits = _culprits(model, noise) if worst > GOOD else []
+        if not culprits:
+            break
+        given = {**chosen.float32, **{name: MAKES_NOISE for name in culprits if name not in chosen.float32}}
+        more = replace(chosen, float32=float32_nodes(model, replace(known, given=given)))
+        after = _compare(model, more, batches)
+        if len(more.float32) == len(chosen.float32) or after.worst(model) >= worst:
+            break
+        chosen, noise = more, after
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Noise-to-signal ratios (power) of tensors of the main graph, by name; infinite after an overflow."""
+
+    ratios: Mapping[str, float]
+
+    def of(self, values: Iterable[ir.Value | None]) -> float:
+        """Return the largest ratio of some values; 0 for constants."""
+        return max(
+            (self.ratios.get(name_of(value), 0.0) for value in values if value is not None), default=0.0
+        )
+
+    def worst(self, model: ir.Model) -> float:
+        """Return the largest ratio of the outputs of the model."""
+        return self.of(model.graph.outputs)
+
+
+def _culprits(model: ir.Model, noise: _Noise) -> list[str]:
+    """Name the nodes that make most noise, and the nodes before each of them."""
+    grown = {}
+    for node in model.graph:
+        before, after = noise.of(node.inputs), noise.of(node.outputs)
+        growth = after / (before + ROUNDING)
+        if before < GOOD < after and growth > NOISY:
+            grown[node] = growth
+    worst = sorted(grown, key=grown.__getitem__, reverse=True)[:TOGETHER]
+    sources = [value.producer() for node in worst for value in node.inputs if value is not None]
+    return [name_of(node) for node in dict.fromkeys((*worst, *sources)) if node is not None]
+
+
+def _compare(model: ir.Model, chosen: Narrowing, batches: Sequence[Sample]) -> _Noise:
+    """Run the model in both precisions and compare all tensors of the main graph that both have."""
+    half = model.clone()
+    narrow(half, chosen)
+    outputs = [name_of(value) for value in model.graph.outputs]
+    both = {name_of(v) for node in half.graph for v in node.outputs if v.dtype in _FLOATS}
+    inner = [
+        name_of(v)
+        for node in model.graph
+        for v in node.outputs
+        if v.name in both and v.dtype == ir.DataType.FLOAT and v.name not in outputs
+    ]
+    names = [*(name for name in outputs if name), *inner]
+    sessions = [open_session(each, outputs=inner) for each in (model, half)]
+    signal, lost = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for batch in batches:
+        exact, rounded = (run_batch(session, names, batch) for session in sessions)
+        for name, one, other in zip(names, exact, rounded, strict=True):
+            powers = _powers(np.asarray(one), np.asarray(other))
+            signal[name], lost[name] = signal[name] + powers[0], lost[name] + powers[1]
+    return _Noise({name: lost[name] / signal[name] if signal[name] else 0.0 for name in names})
+
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def _powers(exact: NDArray[np.generic], rounded: NDArray[np.generic]) -> tuple[float, float]:
+    """Return signal and noise, summed over the finite numbers of ``exact``."""
+    if exact.dtype.kind != "f" or exact.shape != rounded.shape:
+        return 0.0, 0.0
+    known = np.isfinite(exact)
+    wide = exact[known].astype(np.float64)
+    off = rounded[known].astype(np.float64) - wide
+    noise = float(np.square(off).sum()) if np.isfinite(off).all() else float("inf")
+    return float(np.square(wide).sum()), noise
