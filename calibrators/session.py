@@ -133,6 +133,21 @@ def check_not_empty(session: ort.InferenceSession, feeds: Mapping[str, Any]) -> 
         )
 
 
+_FLOATS = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
+
+
+def in_float_types(session: ort.InferenceSession, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert float arrays to the float types that a session takes: those of a converted model may differ."""
+    types = {each.name: _FLOATS.get(each.type) for each in session.get_inputs()}
+    return {name: _in_type(array, types.get(name)) for name, array in feeds.items()}
+
+
+def _in_type(array: Any, dtype: Any) -> Any:
+    if dtype is None or getattr(array, "dtype", dtype) == dtype or array.dtype.kind != "f":
+        return array
+    return array.astype(dtype)
+
+
 _RECURRENT: WeakSet[ort.InferenceSession] = WeakSet()
 """The sessions of models with LSTM, GRU or RNN."""
 

@@ -19,8 +19,12 @@ from calibrators.collect import run_batch
 from calibrators.data.samples import Sample
 from calibrators.extremes import measure_extremes
 from calibrators.session import open_session
+from onnxq.algorithms.context import CorrectionContext
+from onnxq.core.plan import QuantPlan
 from onnxq.graph.half_precision.keep_float32 import Knowledge, divisors, float32_nodes
+from onnxq.graph.half_precision.masks import saturate
 from onnxq.graph.half_precision.narrow import Narrowing, narrow
+from onnxq.graph.half_precision.widen import given_types
 from onnxq.graph.nodes import name_of
 
 MEASURED_ON = 16
@@ -29,8 +33,9 @@ MEASURED_ON = 16
 COMPARED_ON = 4
 """The number of batches on which the two precisions are compared, tensor by tensor."""
 
-GOOD = 1e-5
-"""Noise-to-signal ratio (power) of an output, 50 dB, up to which nothing is searched for."""
+GOOD, GOOD_BESIDE_INTEGERS = 1e-4, 1e-3
+"""Noise-to-signal ratio (power) of an output, 40 and 30 dB, up to which nothing is searched for: of a float
+model, and of one whose integers make much more noise."""
 
 NOISY = 16.0
 """By how much (power) a node's output must be noisier than its inputs to be what makes the noise."""
@@ -47,34 +52,65 @@ TOGETHER = 8
 MAKES_NOISE = "its output in half precision is much less exact than its inputs"
 
 
-def choose_float32(
-    model: ir.Model, batches: Sequence[Sample], dtype: ir.DataType, given: Mapping[str, str] | None = None
-) -> Narrowing:
-    """Decide for each node whether it stays in float32.
+def chosen_remainder(model: ir.Model, plan: QuantPlan, context: CorrectionContext) -> Narrowing | None:
+    """Decide in which types to write what ``plan`` leaves in float; None if all of it is float32.
 
     Args:
-        model: a model in float32 whose tensors have types; large masks are saturated already.
-        batches: samples; empty if there are none, so that the ranges of tensors are unknown.
-        dtype: float16 or bfloat16.
-        given: nodes that stay in float32 in any case, with reasons.
+        model: the float model that gets Q/DQ.
+        plan: its plan.
+        context: the samples to fit on, and the options.
 
     Raises:
         CalibrationError: the model does not take a sample.
     """
+    if plan.float_type == ir.DataType.FLOAT:
+        return None
+    batches = () if context.samples.synthetic else context.fit
+    chosen = choose_float32(model, batches, plan.float_type, good=GOOD_BESIDE_INTEGERS)
+    return replace(chosen, keep_io=context.config.io_types == "keep")
+
+
+AS_GIVEN = "it is in float32 in the given model"
+
+
+def choose_float32(
+    model: ir.Model,
+    batches: Sequence[Sample],
+    dtype: ir.DataType,
+    given: Mapping[str, str] | None = None,
+    good: float = GOOD,
+) -> Narrowing:
+    """Decide for each node whether it stays in float32; so do those that were in float32 in a mixed model.
+
+    Args:
+        model: a model in float32 whose tensors have types.
+        batches: samples; empty if there are none, so that the ranges of tensors are unknown.
+        dtype: float16 or bfloat16.
+        given: more nodes that stay in float32 in any case, with reasons.
+        good: the noise-to-signal ratio (power) of an output that is good enough.
+
+    Raises:
+        CalibrationError: the model does not take a sample.
+    """
+    given = {**dict.fromkeys(given_types(model).float32, AS_GIVEN), **(given or {})}
+    model = model.clone()
+    saturate(model)
     spread = batches[:: -(-len(batches) // MEASURED_ON) or 1]
-    known = Knowledge(dtype, measure_extremes(model, spread, divisors(model)) if spread else {}, given or {})
+    known = Knowledge(dtype, measure_extremes(model, spread, divisors(model)) if spread else {}, given)
     chosen = Narrowing(dtype, float32_nodes(model, known))
     if not batches or dtype != ir.DataType.FLOAT16:
         return chosen
-    return _refined(model, batches[:COMPARED_ON], chosen, known)
+    return _refined(model, batches[:COMPARED_ON], chosen, known, good)
 
 
-def _refined(model: ir.Model, batches: Sequence[Sample], chosen: Narrowing, known: Knowledge) -> Narrowing:
+def _refined(
+    model: ir.Model, batches: Sequence[Sample], chosen: Narrowing, known: Knowledge, good: float
+) -> Narrowing:
     """Add the nodes that make noise, as long as that helps."""
     noise = _compare(model, chosen, batches)
     for _ in range(ROUNDS):
         worst = noise.worst(model)
-        culprits = _culprits(model, noise) if worst > GOOD else []
+        culprits = _culprits(model, noise, good) if worst > good else []
         if not culprits:
             break
         given = {**chosen.float32, **{name: MAKES_NOISE for name in culprits if name not in chosen.float32}}
@@ -103,13 +139,13 @@ class _Noise:
         return self.of(model.graph.outputs)
 
 
-def _culprits(model: ir.Model, noise: _Noise) -> list[str]:
+def _culprits(model: ir.Model, noise: _Noise, good: float) -> list[str]:
     """Name the nodes that make most noise, and the nodes before each of them."""
     grown = {}
     for node in model.graph:
         before, after = noise.of(node.inputs), noise.of(node.outputs)
         growth = after / (before + ROUNDING)
-        if before < GOOD < after and growth > NOISY:
+        if before < good < after and growth > NOISY:
             grown[node] = growth
     worst = sorted(grown, key=grown.__getitem__, reverse=True)[:TOGETHER]
     sources = [value.producer() for node in worst for value in node.inputs if value is not None]

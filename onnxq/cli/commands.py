@@ -107,6 +107,18 @@ def _compare(args: argparse.Namespace, config: QuantConfig) -> None:
     render.show_comparison(args.float, args.int8, quality, speed, config.threads or 1)
 
 
+def _convert(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq.cli import render, terminal
+    from onnxq.graph.files import written_together
+    from onnxq.pipelines import convert
+
+    with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
+        result = convert.convert(args.model, args.output, config=config, progress=progress)
+    with suppress(OSError, KeyboardInterrupt):
+        render.show_conversion(args.output, result, quiet=args.quiet, every_node=args.verbose)
+    close_output()
+
+
 def _inspect(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.cli import render
     from onnxq.pipelines.inspection import inspect
@@ -171,7 +183,7 @@ _COMMANDS: Mapping[str, Command] = {
     "quantize": Command(
         help="turn a float ONNX model into an int8 one",
         files={"model": "the float model", "output": "the int8 model to write"},
-        groups=("mode", "data", "ranges", "accuracy", "goal", "speed", "tables", "plan", "running"),
+        groups=("mode", "data", "ranges", "accuracy", "goal", "speed", "tables", "plan", "types", "running"),
         flags={
             **_CONFIG,
             "--save-config FILE.yaml": "write the options used",
@@ -184,7 +196,7 @@ _COMMANDS: Mapping[str, Command] = {
     "requantize": Command(
         help="convert a model that has Q/DQ already for a target; it keeps its scales",
         files={"model": "a model with Q/DQ", "output": "the model to write"},
-        groups=("data", "ranges", "plan", "running"),
+        groups=("data", "ranges", "plan", "types", "running"),
         flags={
             "--report FILE.html": "also write a report, one HTML file",
             **_QUIET,
@@ -224,6 +236,18 @@ _COMMANDS: Mapping[str, Command] = {
         flags={**_NO_PROGRESS, **_VERBOSE},
         act=_compare,
         idle=("every_element", "verify"),
+    ),
+    "convert": Command(
+        help="convert a model to another float type, float16 by default, without quantization",
+        files={"model": "an ONNX model", "output": "the model to write"},
+        groups=("types", "data", "running"),
+        flags={
+            **_QUIET,
+            "--verbose": "log each step, list every node kept in float32, and show the traceback of an error",
+        },
+        act=_convert,
+        idle=("every_element", "verify", "seed"),
+        further=("exclude",),
     ),
     "verify": Command(
         help="check a quantized model against the rules and the runtimes of a target",
@@ -266,7 +290,7 @@ _COMMANDS: Mapping[str, Command] = {
     "inspect": Command(
         help="show which nodes would be quantized and why the others would not, or which are quantized",
         files={"model": "the float model, or one that has Q/DQ"},
-        groups=("mode", "plan"),
+        groups=("mode", "plan", "types"),
         flags={
             **_CONFIG,
             **_JSON,

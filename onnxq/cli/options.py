@@ -23,6 +23,7 @@ _HEADINGS: Mapping[str, str] = {
     "tables": "tables, statistics, report",
     "mode": "static or dynamic",
     "plan": "target, nodes and number formats",
+    "types": "float types",
     "running": "running",
 }
 """Group of options in `QuantConfig` -> its heading in the help."""
@@ -40,6 +41,7 @@ class Command:
             blank. A switch with the name of a `QuantConfig` option replaces that option.
         act: function that runs the command.
         idle: options of these groups that have no meaning for the command.
+        further: options of other groups that it takes.
     """
 
     help: str
@@ -48,6 +50,7 @@ class Command:
     flags: Mapping[str, str]
     act: Callable[[argparse.Namespace, QuantConfig], None]
     idle: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
 
 
 class Parser(argparse.ArgumentParser):
@@ -115,6 +118,7 @@ def _options(command: Command, *, group: str | None = None) -> list[str]:
     wanted = command.groups if group is None else (group,)
     fields: Mapping[str, Any] = QuantConfig.model_fields
     here = [name for name, field in fields.items() if field.json_schema_extra["group"] in wanted]
+    here += command.further if command.groups and group in (None, command.groups[0]) else ()
     own = {flag.split()[0] for flag in command.flags}
     return [name for name in here if _flag(name) not in own and name not in command.idle]
 

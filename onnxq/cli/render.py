@@ -22,6 +22,7 @@ from onnxq.cli.terminal import ERR, OUT, print_json, warn
 from onnxq.cli.tree import counts, tree, without_names
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import size_on_disk
+from onnxq.pipelines.convert import Converted
 from onnxq.pipelines.inspection import Inspection
 from onnxq.pipelines.report.activations import stabilities
 from onnxq.pipelines.requantize import Requantized
@@ -52,6 +53,32 @@ def show_result(output: str, result: QuantResult, *, quiet: bool, every_node: bo
         if not (OUT.is_terminal and ERR.is_terminal):
             for warning in result.warnings:
                 table.add_row("warning", warning)
+        OUT.print(table)
+    for warning in result.warnings:
+        warn(warning)
+
+
+def show_conversion(output: str, result: Converted, *, quiet: bool, every_node: bool) -> None:
+    """Print the closing table of a conversion, then the warnings.
+
+    Args:
+        output: path of the written model.
+        result: the result to print.
+        quiet: print only the warnings.
+        every_node: list every node kept in float32.
+    """
+    if not quiet:
+        table = _table(output)
+        narrowed = ", ".join(f"{count} {op_type}" for op_type, count in result.narrowed.items())
+        table.add_row(result.dtype.name.lower(), narrowed or "no node")
+        for text in _float32_rows(result.float32, every_node):
+            table.add_row("float32", text)
+        table.add_row("casts", str(result.casts))
+        table.add_row("size", _sizes(result.before, result.after, "the given model"))
+        for text in _quality_rows(result.quality, "the given model"):
+            table.add_row("accuracy", text)
+        table.add_row("measured on", f"{result.judged_on}: {result.quality.samples}")
+        table.add_row("time", f"{result.seconds:.1f} s")
         OUT.print(table)
     for warning in result.warnings:
         warn(warning)
@@ -251,6 +278,9 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     if carried := result.plan.passthrough_nodes:
         kinds = ", ".join(f"{n} {op_type}" for op_type, n in Counter(carried.values()).most_common())
         yield "pass-through", f"{kinds}: the runtime moves Q/DQ across them"
+    if result.narrowing is not None:
+        yield "float type", result.narrowing.dtype.name.lower()
+        yield from (("float32", text) for text in _float32_rows(result.narrowing.float32, every_node))
     if isinstance(result, Requantized):
         yield "scales", f"{len(result.kept)} kept, {len(result.calibrated)} calibrated"
     reference = _reference(result)
@@ -318,6 +348,17 @@ def _float_rows(plan: QuantPlan, every_node: bool) -> Iterator[str]:
         return
     kinds = Counter((n.op_type, without_names(n.reason)) for n in plan.float_nodes.values()).most_common()
     yield from (f"{count} {op_type}: {reason}" for (op_type, reason), count in kinds[:FLOAT_ROWS])
+    if rest := sum(count for _, count in kinds[FLOAT_ROWS:]):
+        yield f"{rest} more: --verbose lists them all"
+
+
+def _float32_rows(float32: Mapping[str, str], every_node: bool) -> Iterator[str]:
+    """Yield the reasons for what stays in float32 among half precision."""
+    if every_node:
+        yield from (f"{name}: {reason}" for name, reason in float32.items())
+        return
+    kinds = Counter(map(without_names, float32.values())).most_common()
+    yield from (f"{counted(count, 'node')}: {reason}" for reason, count in kinds[:FLOAT_ROWS])
     if rest := sum(count for _, count in kinds[FLOAT_ROWS:]):
         yield f"{rest} more: --verbose lists them all"
 

@@ -30,6 +30,8 @@ from onnxq.core.option_types import (
     Corrections,
     FilePath,
     FilePaths,
+    FloatType,
+    IOTypes,
     Method,
     Mode,
     Names,
@@ -205,6 +207,15 @@ class QuantConfig(BaseModel):
         "PATTERN: ...",
     )
     include: Names = _option("plan", (), "quantize only matching nodes", "PATTERN")
+    float_type: FloatType | None = _option(
+        "types",
+        None,
+        "type of what is not quantized; keep: as in the given model; default: the target's (tensorrt: "
+        "float16, onnxruntime: float32, others: keep)",
+    )
+    io_types: IOTypes = _option(
+        "types", "keep", "types of float inputs and outputs; keep: as in the given model; float: --float-type"
+    )
     quantize_outputs: bool = _option(
         "plan", False, "also quantize the graph outputs and the nodes that produce them"
     )

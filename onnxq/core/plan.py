@@ -71,6 +71,11 @@ class QuantSpec:
         return int(self.narrow_range), 2**bits - 1
 
 
+LEAST_SCALE = 2.0**-20
+"""The smallest scale that is stored in float16, where numbers are 2^-24 apart: an error of 3 %, which the
+integers make good because they are chosen for the rounded scale."""
+
+
 @dataclass(frozen=True)
 class QuantParams:
     """Quantization parameters: ``real = (q - zero_point) * scale``; both have shape ``()`` or ``[C]``.
@@ -81,6 +86,21 @@ class QuantParams:
 
     scale: NDArray[np.float32]
     zero_point: NDArray[np.generic]
+
+    def rounded(self, dtype: ir.DataType) -> QuantParams:
+        """Round the scale to a half-precision type, if that holds it; see `LEAST_SCALE`."""
+        if dtype == ir.DataType.FLOAT or not fits_scale(self.scale, dtype):
+            return self
+        return replace(self, scale=self.scale.astype(dtype.numpy()).astype(np.float32))
+
+
+def fits_scale(scale: NDArray[np.generic], dtype: ir.DataType) -> bool:
+    """Whether a half-precision type holds all scales well enough."""
+    if dtype == ir.DataType.BFLOAT16:  # it has the range of float32
+        return True
+    return bool(scale.max(initial=0.0) <= np.finfo(np.float16).max) and bool(
+        scale.min(initial=np.inf) >= LEAST_SCALE
+    )
 
 
 @dataclass(frozen=True)
@@ -192,6 +212,7 @@ class QuantPlan:
             group of the weights that the table is too; empty if it is none.
         channel_padding: name -> number of which its input channels should be a multiple (see
             `pad_input_channels`).
+        float_type: the type of what is not quantized, and of scales: float32, float16 or bfloat16.
         half_constants: whether float constants are stored in float16 where it holds them exactly (see
             `store_in_half`).
     """
@@ -213,6 +234,7 @@ class QuantPlan:
     integer_tables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     channel_padding: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     half_constants: bool = False
+    float_type: ir.DataType = ir.DataType.FLOAT
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -233,5 +255,6 @@ class QuantPlan:
         return other.spec == group.spec
 
     def with_params(self, params: Mapping[str, QuantParams]) -> QuantPlan:
-        """Copy the plan with these parameters (by group name)."""
-        return replace(self, params=MappingProxyType(dict(params)))
+        """Copy the plan with these parameters (by group name); scales are rounded to its float type."""
+        rounded = {name: each.rounded(self.float_type) for name, each in params.items()}
+        return replace(self, params=MappingProxyType(rounded))

@@ -15,13 +15,14 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError, TargetError
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import load
-from onnxq.graph.half_precision.widen import stores_half
+from onnxq.graph.half_precision.widen import computes_in_half, stores_half
 from onnxq.graph.passes import simplify
+from onnxq.graph.passes.opset import OPSETS
 from onnxq.pipelines.dynamic.planning import plan_nodes
 from onnxq.pipelines.dynamic.scheme import find_scheme
 from onnxq.pipelines.preflight import check_is_float, check_patterns
 from onnxq.planner import make_plan
-from onnxq.planner.number_formats import Formats, find_formats
+from onnxq.planner.number_formats import Formats, find_formats, float_type
 from onnxq.targets import TARGETS
 from onnxq.targets.lookup import get_target
 from onnxq.targets.target import Target
@@ -54,13 +55,20 @@ def prepare_loaded(original: ir.Model, name: str, config: QuantConfig) -> tuple[
         TargetError: as `prepare`.
     """
     target = get_target(config.target)
-    simple = simplify(original, find_formats(target, config).opset)
+    simple = simplify(original, _opset(original, target, config))
     check_patterns(simple, config)
     plan = make_plan(simple, target, config)
     if not plan.points:
         raise _nothing(name, [plan], _dynamic_advice(simple, name, target, config))
     check_weights(simple, plan)
     return simple, replace(plan, half_constants=stores_half(original))
+
+
+def _opset(original: ir.Model, target: Target, config: QuantConfig) -> int:
+    """Return the lowest opset that has all number formats of the written model."""
+    half = next((dtype for dtype in OPSETS if computes_in_half(original, (dtype,))), ir.DataType.FLOAT)
+    written = float_type(target, config, half)
+    return max(find_formats(target, config).opset, OPSETS.get(written, 0))
 
 
 def _dynamic_advice(simple: ir.Model, name: str, target: Target, config: QuantConfig) -> str:

@@ -17,6 +17,7 @@ from onnxq.calibration.tables.table import Table
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import constant_bytes, size_on_disk
+from onnxq.graph.half_precision.narrow import Narrowing
 from onnxq.pipelines.report.report import Report, Request
 from onnxq.pipelines.report.write import versions, write_report
 from onnxq.verify.accuracy import Quality
@@ -63,6 +64,7 @@ class QuantResult:
         search: how the goal was reached; None if there was none.
         rescue: the nodes that are kept in float for the sake of the floor; None if it held.
         tuning: the nodes that are kept in float because float is faster; None if nothing was tuned.
+        narrowing: what is written in half precision; None: nothing.
         float_bytes, int8_bytes: file sizes, external weights included.
         constant_bytes: bytes of all constants of the written model.
         seconds: duration of the whole quantization.
@@ -86,6 +88,7 @@ class QuantResult:
     search: Search | None = None
     rescue: Rescue | None = None
     tuning: Tuning | None = None
+    narrowing: Narrowing | None = None
     float_bytes: int = 0
     int8_bytes: int = 0
     constant_bytes: int = 0

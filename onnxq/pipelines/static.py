@@ -16,6 +16,7 @@ from onnxq.algorithms.autotune.tuner import Tuning
 from onnxq.algorithms.context import CorrectionContext, channel_means, make_context
 from onnxq.algorithms.corrections import Effect, check_correctable, corrected
 from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.half_precision import chosen_remainder
 from onnxq.algorithms.layers.matrices import channel_axes
 from onnxq.algorithms.mixed_precision.noisy_nodes import Rescue, hold
 from onnxq.algorithms.mixed_precision.search import Search, chosen_goal, reach
@@ -206,7 +207,8 @@ def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathL
     if config.tables:
         tables.write(tables.encode_all(improved.table(), config.tables))
     plan = replace(draft.plan, half_constants=calibrated.plan.half_constants)
-    written = with_ranks(as_written(draft.model, plan), reference, samples, config)
+    narrowing = chosen_remainder(draft.model, plan, context)
+    written = with_ranks(as_written(draft.model, plan, narrowing), reference, samples, config)
     accepted = write_validated(written, output, check)
     return QuantResult(
         request=Request(calibrated.path, os.fspath(output), calibrated.origin, config),
@@ -230,6 +232,7 @@ def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathL
         search=improved.search,
         rescue=improved.rescue,
         tuning=improved.tuning,
+        narrowing=narrowing,
     )
 
 

@@ -61,6 +61,25 @@ def find_formats(target: Target, config: QuantConfig) -> Formats:
     return Formats(replace(target.activation, dtype=activation), plain, blocked, given)
 
 
+def float_type(target: Target, config: QuantConfig, given: ir.DataType) -> ir.DataType:
+    """Return the type of what is not quantized: float32, float16 or bfloat16.
+
+    Args:
+        target: the target.
+        config: the options.
+        given: the type in which the given model computes.
+    """
+    wanted = config.float_type or target.float_type
+    return given if wanted == "keep" else FLOAT_TYPES[wanted]
+
+
+FLOAT_TYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+}
+
+
 def weight_format(target: Target, override: Override) -> QuantSpec | None:
     """The number format, without the axis, that ``override`` requests for weights; None if it requests none.
 

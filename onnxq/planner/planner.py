@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan, QuantPoint
+from onnxq.graph.half_precision.widen import given_types
 from onnxq.graph.nodes import all_nodes, is_op, name_of
 from onnxq.graph.operators import SUMMED_AXIS, WEIGHTED, misfit
 from onnxq.graph.ort_rewrites import adds_before_layernorm
@@ -40,7 +41,7 @@ from onnxq.planner.edges import Edge, find_edges, is_constant
 from onnxq.planner.eligibility import computes_reals, ineligible_because, is_carried
 from onnxq.planner.float_regions import REGIONS
 from onnxq.planner.groups import find_groups
-from onnxq.planner.number_formats import find_formats
+from onnxq.planner.number_formats import find_formats, float_type
 from onnxq.planner.points import find_biases, find_points
 from onnxq.planner.propagation import join
 from onnxq.targets.target import Output, Role, Target
@@ -95,6 +96,7 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
         on_integers=frozenset(name_of(n) for n in planned if target.rules[n.op_type].on_integers),
         unfused_products=fused_products(context),
         join_float_readers=target.join_float_readers,
+        float_type=float_type(target, config, given_types(model).dtype),
         integer_tables=tables,
         weight_only_nodes=frozenset(tables),
         channel_padding={

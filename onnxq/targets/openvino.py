@@ -23,6 +23,7 @@ OPENVINO = Target(
         "kernels take no others.",
     ),
     runtimes=("openvino",),
+    float_type="keep",
     activation=U8,
     weight=S8_NARROW,
     bias=BiasStyle.FLOAT,

@@ -69,6 +69,7 @@ QNN = Target(
     activation=U8,
     weight=S8_NARROW,
     bias=BiasStyle.INT32,
+    float_type="keep",
     rules=EVERYTHING,
     activation_types=frozenset({ir.DataType.UINT8, ir.DataType.UINT16}),
     weight_types={ir.DataType.INT8: S8_NARROW, ir.DataType.UINT8: U8},

@@ -23,6 +23,7 @@ from pydantic import (
     StrictStr,
 )
 
+from onnxq.core.option_types import FloatType
 from onnxq.core.plan import QuantSpec
 
 TYPES: Mapping[str, ir.DataType] = {
@@ -309,6 +310,7 @@ class Target:
         join_float_readers: the runtime gives each reader of a DequantizeLinear one of its own, and so misses
             fusions of float nodes that read the same tensor (Gelu, LayerNormalization, SiLU): these read it
             through one DequantizeLinear and a Sum of one tensor.
+        float_type: the type of what is not quantized; ``keep``: that of the given model.
         integer_tables: the runtime looks up rows of an embedding table in int8, with a scale for each row;
             else the table stays float, also beside the integers of a quantized weight with the same numbers.
     """
@@ -337,6 +339,7 @@ class Target:
     unfuse_layernorm_add: StrictBool = False
     join_float_readers: StrictBool = False
     integer_tables: StrictBool = False
+    float_type: FloatType = "float32"
     bias_types: NumberTypes = frozenset({ir.DataType.FLOAT, ir.DataType.INT32})
 
     __pydantic_config__: ClassVar[ConfigDict] = _NO_MORE

@@ -43,6 +43,7 @@ TENSORRT = Target(
         "MatMul": OpRule(Role.ANCHOR, output=Output.FREE, dynamic_weight=True, blocked={}),
         "Add": OpRule(Role.RESIDUAL, output=Output.FREE, sums_with=frozenset({"Conv", "ConvTranspose"})),
     },
+    float_type="float16",
     activation_types=frozenset({ir.DataType.INT8}),
     weight_types={ir.DataType.INT8: S8_NARROW},
     blocks=Blocks(types={ir.DataType.INT4: S4}, sizes=frozenset({64, 128}), whole=True),
@@ -74,4 +75,5 @@ TENSORRT8 = replace(
     ),
     blocks=None,
     storage=Storage.REALS,
+    float_type="float32",
 )

@@ -11,13 +11,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from calibrators.data.samples import Sample
-from calibrators.session import Model, open_session
+from calibrators.session import Model, in_float_types, open_session
 
 NEGLIGIBLE_SECONDS = 1e-4
 """If a run takes less, most of it is the overhead of the call."""
@@ -86,20 +87,21 @@ def time_interleaved(
     Returns:
         Times [turns, sessions], in seconds.
     """
-    warm = _turn(sessions, sample)
+    each = [(session, in_float_types(session, sample.feeds)) for session in sessions]
+    warm = _turn(each)
     if sum(warm) < seconds:
-        _turn(sessions, sample)
+        _turn(each)
     times: list[list[float]] = []
     end = time.perf_counter() + seconds
     while len(times) < least or (time.perf_counter() < end and len(times) != most):
-        times.append(_turn(sessions, sample))
+        times.append(_turn(each))
     return np.array(times)
 
 
-def _turn(sessions: Sequence[ort.InferenceSession], sample: Sample) -> list[float]:
+def _turn(each: Sequence[tuple[ort.InferenceSession, dict[str, Any]]]) -> list[float]:
     marks = [time.perf_counter()]
-    for session in sessions:
-        session.run(None, dict(sample.feeds))
+    for session, feeds in each:
+        session.run(None, feeds)
         marks.append(time.perf_counter())
     return [after - before for before, after in pairwise(marks)]
 

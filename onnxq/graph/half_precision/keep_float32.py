@@ -51,7 +51,10 @@ float32, whatever the type of the data (their attribute ``stash_type``)."""
 
 ADDING = (*SUMS, *SQUARES, *EXPONENTIAL, *NORMALIZATIONS)
 
-GROWING = ("Exp", "Pow", "ReduceProd", "Reciprocal", "Log", *SQUARES, *SUMS)
+GROWING = (
+    *("Exp", "Pow", "ReduceProd", "Reciprocal", "Log", "ReduceSum", "ReduceL1", "CumSum"),
+    *SQUARES,
+)
 """Operators that may leave the range of float16 for ordinary inputs: without data they stay float32."""
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.core.plan import OPSET_OF_HALF_SCALES
+from onnxq.core.plan import OPSET_OF_HALF_SCALES, fits_scale
 from onnxq.graph.half_precision.half_forms import (
     CONTROL_FLOW,
     HalfForm,
@@ -23,23 +23,22 @@ from onnxq.graph.half_precision.half_forms import (
     is_float32,
 )
 from onnxq.graph.half_precision.keep_float32 import converted
+from onnxq.graph.half_precision.widen import HALF
 from onnxq.graph.nodes import (
     add_initializer,
     all_nodes,
     constant_value,
+    input_at,
     insert_after,
     is_op,
     name_of,
     replace_value,
     unique_name,
 )
-from onnxq.graph.walks import is_read
+from onnxq.graph.operators import WEIGHTED, spatial_rank
+from onnxq.graph.walks import is_read, producer_of
 
 FLOAT = ir.DataType.FLOAT
-
-LEAST_SCALE = 2.0**-20
-"""The smallest scale that is stored in float16, where numbers are 2^-24 apart: an error of 3 %, which the
-integers make good if they were chosen for the rounded scale."""
 
 TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype", "output_dtype")
 """Attributes that name the type of an output."""
@@ -64,17 +63,7 @@ def narrow(model: ir.Model, narrowing: Narrowing) -> None:
     """Convert a model without functions, whose tensors have types, in place."""
     _Narrower(model, narrowing).run()
     remove_casts(model)
-
-
-def fits_scale(value: ir.Value | None, dtype: ir.DataType) -> bool:
-    """Whether a half-precision type holds all scales in ``value``."""
-    array = constant_value(value)
-    if array is None or value is None or value.dtype != FLOAT:
-        return False
-    if dtype == ir.DataType.BFLOAT16:
-        return True
-    half = converted(array, dtype).astype(np.float32)
-    return bool(np.isfinite(half).all() and half.min(initial=np.inf) >= LEAST_SCALE)
+    separate_biases(model)
 
 
 class _Narrower:
@@ -117,7 +106,7 @@ class _Narrower:
         """Decide about Q and DQ: what reads integers with a scale that does not fit stays in float32."""
         pairs = [node for node in self._nodes if is_op(node, "QuantizeLinear", "DequantizeLinear")]
         fitting = self._model.graph.opset_imports[""] >= OPSET_OF_HALF_SCALES
-        able = [node for node in pairs if fitting and fits_scale(node.inputs[1], self._dtype)]
+        able = [node for node in pairs if fitting and self._fits(node.inputs[1])]
         for node in set(pairs).difference(able):
             if is_op(node, "DequantizeLinear"):
                 for use in node.outputs[0].uses():
@@ -128,6 +117,10 @@ class _Narrower:
                 slots = (0, 1) if is_op(node, "QuantizeLinear") else (1,)
                 outputs = () if is_op(node, "QuantizeLinear") else (0,)
                 self._forms[node] = HalfForm(frozenset(slots), frozenset(outputs))
+
+    def _fits(self, scale: ir.Value | None) -> bool:
+        array = constant_value(scale)
+        return is_float32(scale) and array is not None and fits_scale(array, self._dtype)
 
     def _round(self, scale: ir.Value | None) -> None:
         """Round a scale to half precision: Q and DQ of one tensor may be of different types."""
@@ -246,6 +239,39 @@ def _narrow_attributes(node: ir.Node, dtype: ir.DataType) -> None:
     fill = node.attributes.get("value")
     if fill is not None and isinstance(fill.value, ir.TensorProtocol) and fill.value.dtype == FLOAT:
         node.attributes["value"] = ir.AttrTensor("value", ir.tensor(converted(fill.value.numpy(), dtype)))
+
+
+def separate_biases(model: ir.Model) -> None:
+    """Add biases in half precision by an Add of their own, where layers read integers; in place.
+
+    ONNX Runtime's WeightBiasQuantization would make integers of them, and computes ``bias / scale`` in half
+    precision, which overflows. TensorRT builds the same layers from both forms.
+    """
+    for node in list(model.graph):
+        rule = WEIGHTED.get(node.op_type)
+        if rule is None or rule.bias is None or not is_op(producer_of(node.inputs[0]), "DequantizeLinear"):
+            continue
+        bias = input_at(node, rule.bias)
+        if bias is not None and bias.dtype in HALF and constant_value(bias) is not None:
+            _separate(model, node, rule.bias)
+
+
+def _separate(model: ir.Model, node: ir.Node, index: int) -> None:
+    value, output = node.inputs[index], node.outputs[0]
+    bias = constant_value(value)
+    assert bias is not None
+    spread = bias.reshape(bias.shape[:1] + (1,) * spatial_rank(node)) if bias.ndim == 1 else bias
+    shaped = add_initializer(model, f"{name_of(node)}_bias", spread)
+    node.resize_inputs(index)  # the bias is the last input of all layers
+    add = ir.node("Add", [output, shaped], name=f"{name_of(node)}_bias")
+    result = add.outputs[0]
+    model.graph.insert_after(node, add)
+    output.replace_all_uses_with(result, replace_graph_outputs=True)
+    add.replace_input_with(0, output)
+    result.name, result.type, result.shape = output.name, output.type, output.shape
+    output.name = f"{result.name}_before_bias"
+    if value is not None and not is_read(value):
+        del model.graph.initializers[name_of(value)]
 
 
 def remove_casts(model: ir.Model) -> None:

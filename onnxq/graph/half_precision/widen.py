@@ -8,6 +8,8 @@ exactly: so the file does not grow.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -79,6 +81,44 @@ def _is_worth_it(value: ir.Value, array: NDArray[np.generic]) -> bool:
         return np.array_equal(array.astype(np.float16).astype(np.float32), array, equal_nan=True)
 
 
+@dataclass(frozen=True)
+class GivenTypes:
+    """The float types of a model before it became float32.
+
+    Attributes:
+        dtype: the type in which it computed: float16 or bfloat16 if any operator did.
+        float32: names of its nodes that computed in float32 beside them.
+    """
+
+    dtype: ir.DataType = ir.DataType.FLOAT
+    float32: frozenset[str] = frozenset()
+
+
+GIVEN = "onnxq.given_types"
+"""The key of `GivenTypes` among a graph's data for passes, which are not saved."""
+
+
+def given_types(model: ir.Model) -> GivenTypes:
+    """Return the float types that a model had before `use_float32`; float32 if it was not called."""
+    return cast(GivenTypes, model.graph.meta.get(GIVEN, GivenTypes()))
+
+
+def _types_of(model: ir.Model) -> GivenTypes:
+    read = [
+        (node, {value.dtype for value in node.inputs if value is not None})
+        for node in all_nodes(model)
+        if not is_op(node, "Cast")
+    ]
+    dtype = next((dtype for dtype in _HALF_FIRST if any(dtype in types for _, types in read)), _FLOAT)
+    beside = (name_of(node) for node, types in read if _FLOAT in types and not types & HALF)
+    return GivenTypes(dtype, frozenset(beside) if dtype in HALF else frozenset())
+
+
+_FLOAT = ir.DataType.FLOAT
+
+_HALF_FIRST = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
 def too_precise(model: ir.Model) -> str | None:
     """Name a constant in double whose numbers lie beyond the range of float32; None if there is none."""
     for tensor in stored_tensors(model):
@@ -93,17 +133,19 @@ def too_precise(model: ir.Model) -> str | None:
 _FLOAT32 = np.finfo(np.float32)
 
 
-def use_float32(model: ir.Model, types: Collection[ir.DataType] = HALF) -> None:
+def use_float32(model: ir.Model, types: Collection[ir.DataType] = HALF, *, keep_io: bool = True) -> None:
     """Compute in float32 what the model computes in other float types; in place.
 
-    Constants become float32. Graph inputs and outputs keep their types, with a Cast after or before them.
+    Constants become float32.
 
     Args:
         model: the model.
         types: the types that become float32.
+        keep_io: whether graph inputs and outputs keep their types, with a Cast after or before them.
     """
+    model.graph.meta.setdefault(GIVEN, _types_of(model))
     outputs = [value for value in model.graph.outputs if not value.is_graph_input()]
-    given = {value: value.dtype for value in outputs if value.dtype in types}
+    given = {value: dtype for value in outputs if (dtype := value.dtype) is not None and dtype in types}
     for graph in model.graphs():
         inner = () if graph is model.graph else graph.inputs
         for value in (*inner, *graph.initializers.values()):
@@ -113,9 +155,11 @@ def use_float32(model: ir.Model, types: Collection[ir.DataType] = HALF) -> None:
         for value in node.outputs:
             _widen(value, types)
     for value in model.graph.inputs:
-        if value.dtype in types:
+        if not keep_io:
+            _widen(value, types)
+        elif value.dtype in types:
             _cast_input(value, model)
-    for value, dtype in given.items():
+    for value, dtype in given.items() if keep_io else ():
         _cast_output(value, dtype, model)
 
 

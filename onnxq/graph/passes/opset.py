@@ -34,6 +34,9 @@ OPSET_OF_HARD_SWISH = 14
 OPSET_OF_BFLOAT16 = 22
 """The opset in which Conv, pooling and others got bfloat16."""
 
+OPSETS = {ir.DataType.FLOAT16: OPSET_OF_HALF_SCALES, ir.DataType.BFLOAT16: OPSET_OF_BFLOAT16}
+"""Half-precision type -> the lowest opset in which it can surround integers."""
+
 _NEEDED_FOR = {
     OPSET: "per-channel int8",
     OPSET_OF_HARD_SWISH: "HardSwish",

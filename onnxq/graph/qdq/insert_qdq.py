@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from onnxq.core.numerics import dequantize, quantize, quantize_bias, spread
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
+from onnxq.graph.half_precision.masks import saturate
+from onnxq.graph.half_precision.narrow import Narrowing, narrow
 from onnxq.graph.half_precision.widen import store_in_half
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
 from onnxq.graph.ort_rewrites import (
@@ -63,12 +65,21 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
     return quantized
 
 
-def as_written(model: ir.Model, plan: QuantPlan) -> ir.Model:
-    """Make the model as it is written: with Q/DQ pairs, padded input channels, and no matrix stored twice."""
+def as_written(model: ir.Model, plan: QuantPlan, narrowing: Narrowing | None = None) -> ir.Model:
+    """Make the model as it is written: with Q/DQ pairs, padded input channels, and no matrix stored twice.
+
+    Args:
+        model: the float model.
+        plan: its plan, with parameters.
+        narrowing: what is written in half precision; None: nothing.
+    """
     quantized = insert_qdq(model, plan)
     pad_input_channels(quantized, plan.channel_padding)
     share_transposed(quantized)
-    if plan.half_constants:
+    if narrowing is not None:
+        saturate(quantized)
+        narrow(quantized, narrowing)
+    elif plan.half_constants:
         store_in_half(quantized)
     slim(quantized)
     return quantized
