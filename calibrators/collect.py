@@ -29,14 +29,7 @@ from calibrators.data.samples import Sample, input_specs
 from calibrators.errors import CalibrationError
 from calibrators.fingerprint import fingerprint
 from calibrators.held_noise import noise_feeds
-from calibrators.session import (
-    RUNTIME_ERRORS,
-    as_model,
-    brief,
-    check_not_empty,
-    in_float_types,
-    open_session,
-)
+from calibrators.session import RUNTIME_ERRORS, as_model, brief, checked_feeds, open_session
 from calibrators.statistics import Statistics, TensorStatistics
 
 logger = logging.getLogger(__name__)
@@ -319,8 +312,7 @@ def run_batch(
         CalibrationError: the model refuses the batch; the message names the sample.
     """
     try:
-        check_not_empty(session, batch.feeds)
-        feeds = {**in_float_types(session, batch.feeds), **noise_feeds(session, batch.name)}
+        feeds = {**checked_feeds(session, batch.feeds), **noise_feeds(session, batch.name)}
         return list(session.run(list(outputs), feeds)) if outputs else []
     except RUNTIME_ERRORS as error:
         raise CalibrationError(f"the model cannot run {batch.name}: {brief(error)}") from error

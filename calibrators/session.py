@@ -120,32 +120,27 @@ def open_session(
     return session
 
 
-def check_not_empty(session: ort.InferenceSession, feeds: Mapping[str, Any]) -> None:
-    """Check that a recurrent model gets no empty inputs: ONNX Runtime would end the process.
+def checked_feeds(session: ort.InferenceSession, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``feeds`` in the float types that the session takes, which a converted model has changed.
 
     Raises:
-        ValueError: an input is empty.
+        ValueError: an input of a recurrent model is empty: ONNX Runtime would end the process.
     """
     empty = [name for name, array in feeds.items() if getattr(array, "size", 1) == 0]
     if empty and session in _RECURRENT:
         raise ValueError(
             f"input {empty[0]!r} is empty, and ONNX Runtime's LSTM, GRU and RNN take no empty input"
         )
-
-
-_FLOATS = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
-
-
-def in_float_types(session: ort.InferenceSession, feeds: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert float arrays to the float types that a session takes: those of a converted model may differ."""
     types = {each.name: _FLOATS.get(each.type) for each in session.get_inputs()}
     return {name: _in_type(array, types.get(name)) for name, array in feeds.items()}
 
 
+_FLOATS = {"tensor(float16)": np.dtype(np.float16), "tensor(float)": np.dtype(np.float32)}
+
+
 def _in_type(array: Any, dtype: Any) -> Any:
-    if dtype is None or getattr(array, "dtype", dtype) == dtype or array.dtype.kind != "f":
-        return array
-    return array.astype(dtype)
+    known = dtype is not None and getattr(array, "dtype", None) in _FLOATS.values()
+    return array.astype(dtype) if known and array.dtype != dtype else array
 
 
 _RECURRENT: WeakSet[ort.InferenceSession] = WeakSet()

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from calibrators.data.samples import Sample
-from onnxq.algorithms.half_precision import choose_float32
+from onnxq.algorithms.float32_nodes import choose_float32
 from onnxq.calibration.sample_split import Data, Samples, in_batches, open_samples
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
@@ -21,10 +21,10 @@ from onnxq.core.option_types import FloatType
 from onnxq.core.plan import OPSET
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load, size_on_disk, write_validated
-from onnxq.graph.half_precision.masks import saturate
 from onnxq.graph.half_precision.narrow import Narrowing, narrow, remove_casts
+from onnxq.graph.half_precision.saturate import saturate
 from onnxq.graph.half_precision.simulate import runnable
-from onnxq.graph.half_precision.widen import OTHERS, use_float32
+from onnxq.graph.half_precision.widen import HALF, OTHERS, needs_double, use_float32
 from onnxq.graph.nodes import all_nodes, is_op, name_of
 from onnxq.graph.passes import flat
 from onnxq.graph.passes.opset import OPSETS
@@ -151,7 +151,7 @@ def _converted(
     needs_newer = dtype == ir.DataType.BFLOAT16 or _has_pairs(original)
     model = flat(original, OPSETS.get(dtype, OPSET) if needs_newer else OPSET)
     keep_io = config.io_types == "keep"
-    use_float32(model, OTHERS, keep_io=keep_io)
+    use_float32(model, HALF if needs_double(model) else OTHERS, keep_io=keep_io)
     remove_casts(model)
     chosen = Narrowing(dtype, {}, keep_io)
     if dtype != ir.DataType.FLOAT:

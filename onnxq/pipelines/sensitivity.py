@@ -9,6 +9,7 @@ import time
 from onnxq.algorithms.context import channel_means, make_context
 from onnxq.algorithms.corrections import check_correctable, corrected
 from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.empty_tensors import float_where_empty
 from onnxq.algorithms.sensitivity.analysis import Sensitivity, sensitivities
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.calibration.run import gather
@@ -16,7 +17,6 @@ from onnxq.calibration.sample_split import open_samples
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.progress import Progress, silent
-from onnxq.pipelines.empty_tensors import float_where_empty
 from onnxq.pipelines.preflight import as_onnxq_errors, check_written
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.static import observed

@@ -16,7 +16,8 @@ from onnxq.algorithms.autotune.tuner import Tuning
 from onnxq.algorithms.context import CorrectionContext, channel_means, make_context
 from onnxq.algorithms.corrections import Effect, check_correctable, corrected
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.half_precision import chosen_remainder
+from onnxq.algorithms.empty_tensors import float_where_empty
+from onnxq.algorithms.float32_nodes import chosen_remainder
 from onnxq.algorithms.layers.matrices import channel_axes
 from onnxq.algorithms.mixed_precision.noisy_nodes import Rescue, hold
 from onnxq.algorithms.mixed_precision.search import Search, chosen_goal, reach
@@ -37,7 +38,6 @@ from onnxq.core.unused import Wanted, refuse, tell_unused
 from onnxq.graph.files import load, write_validated, written_together
 from onnxq.graph.qdq.insert_qdq import as_written
 from onnxq.pipelines.acceptance import accept_static, static_warnings
-from onnxq.pipelines.empty_tensors import float_where_empty
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.report.report import Request

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from calibrators.data.samples import Sample
-from calibrators.session import Model, in_float_types, open_session
+from calibrators.session import Model, checked_feeds, open_session
 
 NEGLIGIBLE_SECONDS = 1e-4
 """If a run takes less, most of it is the overhead of the call."""
@@ -87,7 +87,7 @@ def time_interleaved(
     Returns:
         Times [turns, sessions], in seconds.
     """
-    each = [(session, in_float_types(session, sample.feeds)) for session in sessions]
+    each = [(session, checked_feeds(session, sample.feeds)) for session in sessions]
     warm = _turn(each)
     if sum(warm) < seconds:
         _turn(each)

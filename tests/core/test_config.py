@@ -31,7 +31,7 @@ def test_every_option_has_a_help_text_and_stands_in_a_group():
     for name, field in QuantConfig.model_fields.items():
         assert field.description, name
         assert field.json_schema_extra["group"] in {
-            *("mode", "data", "ranges", "accuracy", "goal", "speed", "tables", "plan", "running"),
+            *("mode", "data", "ranges", "accuracy", "goal", "speed", "tables", "plan", "types", "running"),
         }, name
 
 
@@ -123,6 +123,8 @@ FULL = QuantConfig(
     method="percentile",
     percentile=99.5,
     goal="sqnr>=25",
+    float_type="float16",
+    io_types="float",
     floor=0,
     strict=True,
     search_log=Path("l.json"),

@@ -19,14 +19,22 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from onnxq.graph.nodes import STANDARD_DOMAIN, is_op
 
-SPELLING = {ir.DataType.FLOAT16: "tensor(float16)", ir.DataType.BFLOAT16: "tensor(bfloat16)"}
+SPELLING = {
+    ir.DataType.FLOAT: "tensor(float)",
+    ir.DataType.FLOAT16: "tensor(float16)",
+    ir.DataType.BFLOAT16: "tensor(bfloat16)",
+}
 
 CONTROL_FLOW = ("If", "Loop", "Scan")
 """Operators with bodies: their values are of the types that the bodies take and give."""
 
 VARIADIC = "Variadic"
 
+_READ_BITS = ("BitCast",)
+"""Operators whose result depends on how numbers are stored."""
+
 _COMPOUND = (ir.SequenceType, ir.OptionalType)
+"""Types whose elements keep their type."""
 
 
 @dataclass(frozen=True)
@@ -42,29 +50,41 @@ class HalfForm:
     outputs: frozenset[int]
 
 
+def is_tensor_of(value: ir.Value | None, dtype: ir.DataType) -> bool:
+    """Whether the value is a tensor with elements of a type."""
+    return value is not None and isinstance(value.type, ir.TensorType) and value.dtype == dtype
+
+
 def is_float32(value: ir.Value | None) -> bool:
     """Whether the value is a tensor in float32."""
-    return value is not None and isinstance(value.type, ir.TensorType) and value.dtype == ir.DataType.FLOAT
+    return is_tensor_of(value, ir.DataType.FLOAT)
 
 
-def half_form(node: ir.Node, dtype: ir.DataType, opsets: Mapping[str, int]) -> HalfForm | None:
+def half_form(
+    node: ir.Node,
+    dtype: ir.DataType,
+    opsets: Mapping[str, int],
+    given: ir.DataType = ir.DataType.FLOAT,
+) -> HalfForm | None:
     """Return what of the node's float32 inputs and outputs may be of a half-precision type.
 
     Args:
         node: the node.
-        dtype: float16 or bfloat16.
+        dtype: float16 or bfloat16; or float32, if ``given`` is double.
         opsets: the opset of each domain.
+        given: the type that the inputs and outputs have.
 
     Returns:
         The positions; None if the operator, or one that no schema is known of, has no such form.
     """
-    inputs = [i for i, value in enumerate(node.inputs) if is_float32(value)]
-    outputs = [i for i, value in enumerate(node.outputs) if is_float32(value)]
+    inputs = [i for i, value in enumerate(node.inputs) if is_tensor_of(value, given)]
+    outputs = [i for i, value in enumerate(node.outputs) if is_tensor_of(value, given)]
     if is_op(node, *CONTROL_FLOW):
         return HalfForm(frozenset(inputs), frozenset(outputs))
     values = (*node.inputs, *node.outputs)
-    if any(value is not None and isinstance(value.type, _COMPOUND) for value in values):
-        return None  # the elements of a sequence stay float32
+    compound = any(value is not None and isinstance(value.type, _COMPOUND) for value in values)
+    if compound or is_op(node, *_READ_BITS) or _has_tables(node, given):
+        return None
     form = _form(node.domain, node.op_type, opsets.get(node.domain, 1), SPELLING[dtype])
     if form is None:
         return None
@@ -73,6 +93,12 @@ def half_form(node: ir.Node, dtype: ir.DataType, opsets: Mapping[str, int]) -> H
         frozenset(i for i in inputs if _at(takes, i)), frozenset(i for i in outputs if _at(gives, i))
     )
     return found if found.inputs or found.outputs else None
+
+
+def _has_tables(node: ir.Node, dtype: ir.DataType) -> bool:
+    """Whether tensors of a type are attributes of the node, as of tree ensembles; single numbers aside."""
+    attributes = [each for each in node.attributes.values() if each.type == ir.AttributeType.TENSOR]
+    return any(each.as_tensor().dtype == dtype and each.as_tensor().size > 1 for each in attributes)
 
 
 _Flags = tuple[bool, ...]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from calibrators.extremes import Extremes
 from onnxq.core.numerics import sqnr
 from onnxq.graph.half_precision.half_forms import CONTROL_FLOW, bodies, half_form, is_float32
-from onnxq.graph.half_precision.masks import LARGEST
+from onnxq.graph.half_precision.saturate import LARGEST
 from onnxq.graph.nodes import all_nodes, constant_value, input_at, is_op, name_of
 from onnxq.graph.operators import MOVING
 from onnxq.graph.walks import producer_of

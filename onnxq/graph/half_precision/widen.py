@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrators.onnx_files import stored_tensors
+from onnxq.graph.half_precision.half_forms import half_form
 from onnxq.graph.nodes import (
     add_initializer,
     all_nodes,
@@ -114,19 +115,25 @@ def _types_of(model: ir.Model) -> GivenTypes:
     return GivenTypes(dtype, frozenset(beside) if dtype in HALF else frozenset())
 
 
-_FLOAT = ir.DataType.FLOAT
+_FLOAT, _DOUBLE = ir.DataType.FLOAT, ir.DataType.DOUBLE
 
 _HALF_FIRST = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-def too_precise(model: ir.Model) -> str | None:
-    """Name a constant in double whose numbers lie beyond the range of float32; None if there is none."""
+def needs_double(model: ir.Model) -> str | None:
+    """Say what keeps a model in double from computing in float32; None if nothing does."""
+    opsets = model.graph.opset_imports
+    for node in all_nodes(model):
+        count = sum(value is not None and value.dtype == _DOUBLE for value in (*node.inputs, *node.outputs))
+        form = half_form(node, _FLOAT, opsets, _DOUBLE) if count else None
+        if count and (form is None or len(form.inputs) + len(form.outputs) < count):
+            return f"node {node.name!r} ({node.op_type}) has no form in float32"
     for tensor in stored_tensors(model):
         if tensor.dtype == ir.DataType.DOUBLE:
             sizes = np.abs(tensor.numpy())
             sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
             if sizes.size and not (_FLOAT32.tiny <= sizes.min() and sizes.max() <= _FLOAT32.max):
-                return tensor.name or "(no name)"
+                return f"constant {tensor.name!r} has numbers beyond the range of float32"
     return None
 
 

@@ -16,7 +16,7 @@ from onnx_ir.passes import common
 
 from onnxq.core.errors import ModelError
 from onnxq.core.plan import OPSET
-from onnxq.graph.half_precision.widen import computes_in_half, too_precise, use_float32
+from onnxq.graph.half_precision.widen import computes_in_half, needs_double, use_float32
 from onnxq.graph.passes.canonical import (
     PlainAveragePoolPass,
     ReduceMeanToPoolPass,
@@ -195,8 +195,8 @@ def _widen(model: ir.Model) -> None:
 
 def _narrow_double(model: ir.Model) -> None:
     """Compute in float32 what the model computes in double, in place, if that holds all its constants."""
-    if constant := too_precise(model):
-        logger.warning("what the model computes in double stays so: float32 does not hold %r", constant)
+    if reason := needs_double(model):
+        logger.warning("what the model computes in double stays in double: %s", reason)
         return
     logger.warning(
         "the model computes in double: narrowed to float32; its inputs and outputs keep their types"

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from onnxq.core.numerics import dequantize, quantize, quantize_bias, spread
 from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
-from onnxq.graph.half_precision.masks import saturate
 from onnxq.graph.half_precision.narrow import Narrowing, narrow
+from onnxq.graph.half_precision.saturate import saturate
 from onnxq.graph.half_precision.widen import store_in_half
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
 from onnxq.graph.ort_rewrites import (

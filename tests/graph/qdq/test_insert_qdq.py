@@ -178,7 +178,7 @@ def test_a_gemm_bias_of_one_value_is_spread_over_the_channels():
 
 def test_weights_stored_in_float_lie_on_the_grid():
     """Their Q gives exactly the integers that other targets store: nothing is rounded a second time."""
-    _, stored, _ = quantized(CLASSIFIER, image(), "tensorrt")
+    _, stored, _ = quantized(CLASSIFIER, image(), "tensorrt", {"float_type": "float32"})
     _, reals, _ = quantized(CLASSIFIER, image(), "tensorrt8")
     onnx.checker.check_model(ir.to_proto(reals), full_check=True)
     on_grid = {name for name in reals.graph.initializers if name.endswith("_on_grid")}

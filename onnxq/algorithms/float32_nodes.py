@@ -22,8 +22,8 @@ from calibrators.session import open_session
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.half_precision.keep_float32 import Knowledge, divisors, float32_nodes
-from onnxq.graph.half_precision.masks import saturate
 from onnxq.graph.half_precision.narrow import Narrowing, narrow
+from onnxq.graph.half_precision.saturate import saturate
 from onnxq.graph.half_precision.widen import given_types
 from onnxq.graph.nodes import name_of
 
