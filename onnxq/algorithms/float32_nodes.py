@@ -19,11 +19,12 @@ from calibrators.collect import run_batch
 from calibrators.data.samples import Sample
 from calibrators.extremes import measure_extremes
 from calibrators.session import open_session
-from onnxq.algorithms.context import CorrectionContext
+from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.half_precision.keep_float32 import Knowledge, divisors, float32_nodes
 from onnxq.graph.half_precision.narrow import Narrowing, narrow
 from onnxq.graph.half_precision.saturate import saturate
+from onnxq.graph.half_precision.simulate import simulated
 from onnxq.graph.half_precision.widen import given_types
 from onnxq.graph.nodes import name_of
 
@@ -52,22 +53,24 @@ TOGETHER = 8
 MAKES_NOISE = "its output in half precision is much less exact than its inputs"
 
 
-def chosen_remainder(model: ir.Model, plan: QuantPlan, context: CorrectionContext) -> Narrowing | None:
+def chosen_remainder(
+    model: ir.Model, plan: QuantPlan, batches: Sequence[Sample], config: QuantConfig
+) -> Narrowing | None:
     """Decide in which types to write what ``plan`` leaves in float; None if all of it is float32.
 
     Args:
         model: the float model that gets Q/DQ.
         plan: its plan.
-        context: the samples to fit on, and the options.
+        batches: samples, real ones; empty if there are none.
+        config: the options.
 
     Raises:
         CalibrationError: the model does not take a sample.
     """
     if plan.float_type == ir.DataType.FLOAT:
         return None
-    batches = () if context.samples.synthetic else context.fit
     chosen = choose_float32(model, batches, plan.float_type, good=GOOD_BESIDE_INTEGERS)
-    return replace(chosen, keep_io=context.config.io_types == "keep")
+    return replace(chosen, keep_io=config.io_types == "keep")
 
 
 AS_GIVEN = "it is in float32 in the given model"
@@ -165,7 +168,7 @@ def _compare(model: ir.Model, chosen: Narrowing, batches: Sequence[Sample]) -> _
         if v.name in both and v.dtype == ir.DataType.FLOAT and v.name not in outputs
     ]
     names = [*(name for name in outputs if name), *inner]
-    sessions = [open_session(each, outputs=inner) for each in (model, half)]
+    sessions = [open_session(each, outputs=inner) for each in (model, simulated(half))]
     signal, lost = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for batch in batches:
         exact, rounded = (run_batch(session, names, batch) for session in sessions)

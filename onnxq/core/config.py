@@ -377,7 +377,7 @@ def _parsed(overrides: tuple[str, ...]) -> tuple[Override, ...]:
 STATIC_ONLY = (
     *("method", "percentile", "every_element", "time_limit", "goal", "search_log", "floor", "autotune"),
     *("from_table", "table", "table_format", "save_statistics", "activation", "block_size"),
-    *("quantize_outputs", "override"),
+    *("quantize_outputs", "override", "float_type", "io_types"),
 )
 """Options that have no meaning in mode dynamic, which finds ranges at run time."""
 

@@ -21,6 +21,7 @@ from onnxq.core.errors import ModelError
 from onnxq.core.floor import GOOD_SQNR, Floor
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import constant_bytes, load, size_on_disk
+from onnxq.graph.half_precision.simulate import runnable
 from onnxq.graph.nodes import name_of
 from onnxq.targets.lookup import get_target
 from onnxq.targets.onnxruntime import ONNXRUNTIME
@@ -97,7 +98,7 @@ def accept(
         CalibrationError: a model does not load, or does not take a sample.
         ModelError: ``verify`` finds that the target does not take the model.
     """
-    quality = evaluator.evaluate(draft)
+    quality = evaluator.evaluate(runnable(draft))
     verdicts = tuple(verify(draft))
     return Acceptance(
         quality if quality.samples else None,

@@ -108,13 +108,15 @@ def convert(
         original = load(model)
         samples = open_samples(original, data, config)
         batches = _batches(samples, original, config, progress)
-        converted, chosen = _converted(original, [] if samples.synthetic else batches, dtype, config)
+        converted, chosen, narrowed = _converted(
+            original, [] if samples.synthetic else batches, dtype, config
+        )
         progress("writing and checking the model")
         check = partial(_checked, model, batches, config)
         quality, size = write_validated(converted, output, check)
     return Converted(
         dtype=dtype,
-        narrowed=_counted(converted, dtype),
+        narrowed=narrowed,
         float32=chosen.float32,
         casts=sum(is_op(node, "Cast") for node in all_nodes(converted)),
         quality=quality,
@@ -146,8 +148,8 @@ def _batches(samples: Samples, model: ir.Model, config: QuantConfig, progress: P
 
 def _converted(
     original: ir.Model, batches: Sequence[Sample], dtype: ir.DataType, config: QuantConfig
-) -> tuple[ir.Model, Narrowing]:
-    """Convert a copy of the model, and say what stays in float32."""
+) -> tuple[ir.Model, Narrowing, dict[str, int]]:
+    """Convert a copy of the model; return what stays in float32, and how many nodes do not."""
     needs_newer = dtype == ir.DataType.BFLOAT16 or _has_pairs(original)
     model = flat(original, OPSETS.get(dtype, OPSET) if needs_newer else OPSET)
     keep_io = config.io_types == "keep"
@@ -161,8 +163,9 @@ def _converted(
         saturate(model)
         narrow(model, Narrowing(dtype, chosen.float32, keep_io))
     RemoveUnusedPass()(model)
+    narrowed = _counted(model, dtype)
     slim(model)
-    return model, chosen
+    return model, chosen, narrowed
 
 
 def _has_pairs(model: ir.Model) -> bool:

@@ -20,10 +20,11 @@ import onnx_ir as ir
 
 from calibrators.errors import shorten
 from calibrators.statistics import Statistics
+from onnxq.algorithms.float32_nodes import chosen_remainder
 from onnxq.calibration.declared_shapes import with_ranks
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics, from_table
 from onnxq.calibration.run import gather
-from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
+from onnxq.calibration.sample_split import Data, Samples, in_batches, open_samples, origin
 from onnxq.calibration.saturation import before, saturating, unsaturated, with_clips
 from onnxq.calibration.tables.sources import of_plan
 from onnxq.calibration.tables.table import Encoding, Table, on_grid
@@ -34,6 +35,7 @@ from onnxq.core.plan import Group, QuantParams, QuantPlan, QuantSpec
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import REQUANTIZE, Wanted, refuse, tell_unused
 from onnxq.graph.files import load, write_validated, written_together
+from onnxq.graph.half_precision.simulate import runnable
 from onnxq.graph.nodes import constant_value, is_op, name_of
 from onnxq.graph.operators import MOVING
 from onnxq.graph.qdq.insert_qdq import as_written
@@ -110,7 +112,10 @@ def requantize(
         plan = compute_qparams(simple, stage.plan, source, stage.known)
         progress("writing and checking the model")
         request = Request(os.fspath(model), os.fspath(output), origin(data), options)
-        accepted = _written(simple, plan, samples, request)
+        batches = () if samples.synthetic else list(in_batches(samples.fit_samples, simple, options))
+        narrowing = chosen_remainder(simple, plan, batches, options)
+        written = with_ranks(as_written(simple, plan, narrowing), simple, samples, options)
+        accepted = _accepted(written, plan, samples, request)
         result = Requantized(
             request=request,
             plan=plan,
@@ -128,16 +133,17 @@ def requantize(
             here=accepted.here,
             int8_bytes=accepted.size,
             statistics=statistics or None,
+            narrowing=narrowing,
             kept=tuple(stage.known),
             calibrated=stage.missing,
         )
         return conclude(result, started)
 
 
-def _written(simple: ir.Model, plan: QuantPlan, samples: Samples, request: Request) -> Acceptance:
+def _accepted(written: ir.Model, plan: QuantPlan, samples: Samples, request: Request) -> Acceptance:
     """Write the model and compare it with the given one."""
     config = request.config
-    evaluator = AccuracyEvaluator(request.model, samples.eval_samples or list(samples))
+    evaluator = AccuracyEvaluator(runnable(request.model), samples.eval_samples or list(samples))
     verify = partial(verify_static, plan=plan, config=config, evaluator=evaluator)
 
     def check(draft: Path) -> Acceptance:
@@ -146,7 +152,6 @@ def _written(simple: ir.Model, plan: QuantPlan, samples: Samples, request: Reque
             refuse_doubts(accepted, synthetic=samples.synthetic)
         return with_quality_here(accepted, draft, plan, evaluator)
 
-    written = with_ranks(as_written(simple, plan), simple, samples, config)
     return write_validated(written, request.output, check)
 
 

@@ -207,7 +207,8 @@ def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathL
     if config.tables:
         tables.write(tables.encode_all(improved.table(), config.tables))
     plan = replace(draft.plan, half_constants=calibrated.plan.half_constants)
-    narrowing = chosen_remainder(draft.model, plan, context)
+    batches = () if samples.synthetic else context.fit
+    narrowing = chosen_remainder(draft.model, plan, batches, config)
     written = with_ranks(as_written(draft.model, plan, narrowing), reference, samples, config)
     accepted = write_validated(written, output, check)
     return QuantResult(

@@ -68,9 +68,18 @@ def float_type(target: Target, config: QuantConfig, given: ir.DataType) -> ir.Da
         target: the target.
         config: the options.
         given: the type in which the given model computes.
+
+    Raises:
+        TargetError: the target has no kernels for it.
     """
     wanted = config.float_type or target.float_type
-    return given if wanted == "keep" else FLOAT_TYPES[wanted]
+    name = NAMES[given] if wanted == "keep" else wanted
+    if name not in target.float_types:
+        raise TargetError(
+            f"target {target.name} has no kernels for {name} (--float-type); "
+            f"valid: {', '.join(sorted(target.float_types))}"
+        )
+    return FLOAT_TYPES[name]
 
 
 FLOAT_TYPES = {
@@ -78,6 +87,9 @@ FLOAT_TYPES = {
     "float16": ir.DataType.FLOAT16,
     "bfloat16": ir.DataType.BFLOAT16,
 }
+
+
+NAMES = {dtype: name for name, dtype in FLOAT_TYPES.items()}
 
 
 def weight_format(target: Target, override: Override) -> QuantSpec | None:

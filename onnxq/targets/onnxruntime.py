@@ -158,6 +158,7 @@ ONNXRUNTIME = Target(
     unfuse_layernorm_add=True,
     join_float_readers=True,
     integer_tables=True,
+    float_types=frozenset(("float32", "float16")),
 )
 
 

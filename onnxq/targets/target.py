@@ -311,6 +311,7 @@ class Target:
             fusions of float nodes that read the same tensor (Gelu, LayerNormalization, SiLU): these read it
             through one DequantizeLinear and a Sum of one tensor.
         float_type: the type of what is not quantized; ``keep``: that of the given model.
+        float_types: the float types that the runtime has kernels for.
         integer_tables: the runtime looks up rows of an embedding table in int8, with a scale for each row;
             else the table stays float, also beside the integers of a quantized weight with the same numbers.
     """
@@ -340,6 +341,7 @@ class Target:
     join_float_readers: StrictBool = False
     integer_tables: StrictBool = False
     float_type: FloatType = "float32"
+    float_types: frozenset[FloatType] = frozenset(("float32", "float16", "bfloat16"))
     bias_types: NumberTypes = frozenset({ir.DataType.FLOAT, ir.DataType.INT32})
 
     __pydantic_config__: ClassVar[ConfigDict] = _NO_MORE

@@ -1,7 +1,8 @@
-"""Simulate bfloat16 in float32, for ONNX Runtime's CPU provider, which has no kernels for it.
+"""Simulate half precision in float32, as hardware computes that has it.
 
-Each tensor in bfloat16 becomes one in float32 that is rounded to bfloat16 by a pair of Casts. Kernels that
-add up in float32 and round the result give the same numbers.
+ONNX Runtime's CPU provider has no kernels for bfloat16, and computes float16 in float32, mostly without
+rounding in between. Here each tensor in half precision becomes one in float32 that is rounded by a pair of
+Casts. Kernels that add up in float32 and round the result give the same numbers.
 """
 
 from __future__ import annotations
@@ -12,44 +13,51 @@ import onnx_ir as ir
 
 from onnxq.graph.files import load
 from onnxq.graph.half_precision.half_forms import CONTROL_FLOW
-from onnxq.graph.half_precision.widen import computes_in_half, use_float32
+from onnxq.graph.half_precision.widen import HALF, computes_in_half, use_float32
 from onnxq.graph.nodes import all_nodes, is_op, unique_name
 from onnxq.graph.operators import MOVING
-
-BFLOAT16 = ir.DataType.BFLOAT16
+from onnxq.graph.passes import plain
 
 
 def runnable(path: str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]:
-    """Return what ONNX Runtime's CPU provider can run: the file, or a simulation if it has bfloat16."""
+    """Return a simulation of a model that computes in half precision, and the path of any other.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
     model = load(path)
-    return simulated(model) if computes_in_half(model, (BFLOAT16,)) else path
+    return simulated(plain(model)) if computes_in_half(model) else path
 
 
 def simulated(model: ir.Model) -> ir.Model:
-    """Return a copy in float32 that rounds what ``model`` computes in bfloat16; tensors must have types."""
+    """Return a copy in float32 that rounds what ``model`` computes in half precision.
+
+    Args:
+        model: a model without functions, whose tensors have types.
+    """
     copy = model.clone()
-    rounded = [
-        value
+    rounded = {
+        value: dtype
         for node in all_nodes(copy)
         if not is_op(node, "Cast", *CONTROL_FLOW, *MOVING)
         for value in node.outputs
-        if value.dtype == BFLOAT16
-    ]
-    use_float32(copy, (BFLOAT16,))
+        if (dtype := value.dtype) in HALF and dtype is not None
+    }
+    use_float32(copy)
     names = {value.name for node in all_nodes(copy) for value in node.outputs}
-    for value in rounded:
-        _round(value, names)
+    for value, dtype in rounded.items():
+        _round(value, dtype, names)
     return copy
 
 
-def _round(value: ir.Value, names: set[str | None]) -> None:
-    """Let all readers of ``value`` read it rounded."""
+def _round(value: ir.Value, narrow_type: ir.DataType, names: set[str | None]) -> None:
+    """Let all readers of ``value`` read it rounded to a type."""
     node = value.producer()
     assert node is not None
     assert node.graph is not None
     uses = tuple(value.uses())
     before = value
-    for dtype in (BFLOAT16, ir.DataType.FLOAT):
+    for dtype in (narrow_type, ir.DataType.FLOAT):
         name = unique_name(f"{value.name}_rounded", names)
         names.add(name)
         cast = ir.node("Cast", [before], attributes={"to": dtype}, name=name)

@@ -25,6 +25,7 @@ from calibrators.data.samples import Array, Sample
 from calibrators.errors import shorten
 from calibrators.held_noise import noisy_outputs
 from calibrators.session import open_session
+from onnxq.algorithms.float32_nodes import chosen_remainder
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.calibration.run import gather
 from onnxq.calibration.sample_split import Data, open_samples
@@ -172,15 +173,16 @@ def convert_qat(module: nn.Module, path: str | os.PathLike[str]) -> QatResult:
     simple, plan = prepare_loaded(recipe.captured.onnx(state), type(inner).__name__, recipe.config)
     plan = compute_qparams(simple, plan, partial(_calibrated_params, recipe), _learned(inner, recipe))
     feeds = _sample(simple, recipe.call)
+    example = [Sample("example inputs", feeds)]
     noisy = noisy_outputs(simple)
     with as_onnxq_errors():
-        evaluator = AccuracyEvaluator(simple, [Sample("example inputs", feeds)])
+        evaluator = AccuracyEvaluator(simple, example)
         expected = {n: a for n, a in zip(evaluator.kinds, outputs, strict=True) if n not in noisy}
         compared = partial(_compared, feeds=feeds, expected=expected, kinds=evaluator.kinds)
         verify = partial(verify_static, plan=plan, config=recipe.config, evaluator=evaluator)
         check = partial(accept, evaluator=evaluator, verify=verify)
         accepted, ratio, agreement = write_validated(
-            as_written(simple, plan),
+            as_written(simple, plan, chosen_remainder(simple, plan, example, recipe.config)),
             path,
             lambda draft: (check(draft), *compared(draft)),
         )
@@ -209,6 +211,8 @@ def _options(config: QuantConfig | None, target: str | None, data: Data | None) 
         check_written([options.save_statistics], None, data, options)
     refuse(options, TRAINING, "quantization-aware training takes no {}: leave them out, or use PTQ")
     get_target(options.target)  # a wrong name raises here
+    if options.float_type is None:  # it computes what was trained; `onnxq convert` changes the rest
+        options = options.model_copy(update={"float_type": "float32"})
     return options
 
 

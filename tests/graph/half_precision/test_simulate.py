@@ -1,0 +1,48 @@
+"""Half precision, simulated in float32."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from graphs import parse, run
+
+from onnxq.graph.half_precision.narrow import Narrowing, narrow
+from onnxq.graph.half_precision.simulate import runnable, simulated
+from onnxq.graph.passes import flat
+
+TEXT = """g (float[N, 4] x) => (float[N, 3] y) <float[4, 3] w>
+{ h = MatMul(x, w)  m = Mul(h, h)  y = Transpose<perm = [1, 0]>(m) }"""
+
+
+def in_bfloat16(text=TEXT):
+    model = flat(parse(text, opset=22, ir_version=10), 22)
+    narrow(model, Narrowing(ir.DataType.BFLOAT16, {}))
+    return model
+
+
+def rounded(array):
+    return array.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def test_each_result_is_rounded():
+    model = in_bfloat16()
+    (weights,) = [value.const_value.numpy() for value in model.graph.initializers.values()]
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    product = rounded(rounded(x) @ weights.astype(np.float32))
+    (actual,) = run(simulated(model), {"x": x})
+    np.testing.assert_array_equal(actual, rounded(product * product).T)
+
+
+def test_the_given_model_stays():
+    model = in_bfloat16()
+    simulated(model)
+    assert {v.dtype for v in model.graph.initializers.values()} == {ir.DataType.BFLOAT16}
+
+
+def test_other_models_are_run_as_they_are(tmp_path):
+    path = tmp_path / "m.onnx"
+    ir.save(parse("g (float[N] x) => (float[N] y) { y = Neg(x) }"), path)
+    assert runnable(path) is path
+    ir.save(in_bfloat16(), path)
+    assert isinstance(runnable(path), ir.Model)
