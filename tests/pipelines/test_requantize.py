@@ -30,6 +30,8 @@ FEEDS = {"x": np.concatenate([each["x"] for each in DATA])}
 
 
 def config(target: str, **options) -> QuantConfig:
+    """Options with which scales, and what is not quantized, stay in float32."""
+    options = {"float_type": "float32", **options}
     return QuantConfig(target=target, verify="off", threads=1, method="minmax", **options)
 
 
@@ -55,6 +57,15 @@ def test_the_same_target_gets_the_same_numbers(target: str, tmp_path) -> None:
     assert len(result.plan.points) == len(given.points)
     assert sqnr(run(tmp_path / "in.onnx"), run(tmp_path / "out.onnx")) > 60
     assert _scales(result.plan) == pytest.approx(_scales(given), rel=1e-6)
+
+
+def test_scales_are_rounded_to_the_float_type_of_the_target(tmp_path) -> None:
+    given = quantized("tensorrt", tmp_path / "in.onnx")
+    options = config("tensorrt", float_type="float16")
+    result = requantize(tmp_path / "in.onnx", tmp_path / "out.onnx", DATA, options)
+    assert result.narrowing is not None
+    assert sqnr(run(tmp_path / "in.onnx"), run(tmp_path / "out.onnx")) > 40
+    assert _scales(result.plan) == [float(np.float16(scale)) for scale in _scales(given)]
 
 
 def _scales(plan: QuantPlan) -> list[float]:
