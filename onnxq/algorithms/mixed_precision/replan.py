@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache, partial
 from glob import escape
@@ -25,6 +25,7 @@ from onnxq.core.overrides import written
 from onnxq.core.plan import Group, QuantParams, QuantPlan, QuantSpec
 from onnxq.graph.nodes import constant_value, name_of
 from onnxq.graph.operators import WEIGHTED
+from onnxq.graph.walks import clips_after
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
 
@@ -73,16 +74,30 @@ class Replanner:
 
     def _plan(self, steps: Steps) -> QuantPlan:
         forms = widest_precision(steps)
-        plan = make_plan(self.draft.reference, get_target(self.context.config.target), self._options(forms))
+        floats = {name for node, form in forms.items() if form == FLOAT for name in (node, *self._fused(node))}
+        options = self._options(forms, floats)
+        plan = make_plan(self.draft.reference, get_target(self.context.config.target), options)
         told = {
-            name: replace(node, reason=REASON) if forms.get(name) == FLOAT else node
+            name: replace(node, reason=REASON) if name in floats else node
             for name, node in plan.float_nodes.items()
         }
         return replace(plan, float_nodes=told)
 
-    def _options(self, forms: Mapping[str, ir.DataType]) -> QuantConfig:
+    def _fused(self, name: str) -> Iterator[str]:
+        """Yield the Relu and Clip that are fused with a node; alone they would be quantized themselves."""
+        planned, rules = self.draft.plan.integer_nodes, get_target(self.draft.plan.target).rules
+        for value in self._nodes[name].outputs:
+            for clip in clips_after(value):
+                if clip.name not in planned and clip.op_type in rules:
+                    yield name_of(clip)
+
+    @cached_property
+    def _nodes(self) -> Mapping[str, ir.Node]:
+        return {name_of(node): node for node in self.draft.reference.graph}
+
+    def _options(self, forms: Mapping[str, ir.DataType], floats: Collection[str]) -> QuantConfig:
         """Return the options with the exclusions and overrides that give nodes these formats."""
-        exclude = tuple(escape(name) for name, form in forms.items() if form == FLOAT)
+        exclude = tuple(map(escape, sorted(floats)))
         override = tuple(
             written(escape(name), {"weight": form.name.lower()})
             for name, form in forms.items()

@@ -169,6 +169,16 @@ def test_names_are_no_patterns():
     assert "Conv[ab]c" in plan.integer_nodes
 
 
+def test_relu_that_was_fused_stays_float_with_its_node_where_the_target_would_quantize_it_alone():
+    config = CONFIG.model_copy(update={"target": "qnn"})
+    draft, context = bench_for(target="qnn")
+    make = Replanner(draft, context.with_config(config))
+    assert "Relu_r" not in draft.plan.integer_nodes
+    plan = make.plan(keep_float({"Conv_a"}))
+    assert plan.float_nodes["Relu_r"].reason.startswith("kept in float")
+    assert not make.plan(keep_float(draft.plan.integer_nodes)).points
+
+
 # --- Weights of more bits ----------------------------------------------------------------------
 
 FOUR = CONFIG.model_copy(update={"weight": "int4"})
