@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.mixed_precision.agreement import Doubles, Margins, float_gaps, joined
-from onnxq.algorithms.mixed_precision.trials import TrialResult
+from onnxq.algorithms.mixed_precision.trials import Changes, TrialResult
 from onnxq.core.errors import CalibrationError, ConfigError
 from onnxq.core.goal import Goal, Metric
 from onnxq.graph.files import write
@@ -39,13 +39,12 @@ class GoalEvaluator:
     context: CorrectionContext
     exact: ir.Model
 
-    def evaluate(self, model: ir.Model, floats: Sequence[str], widened: Mapping[str, str]) -> TrialResult:
+    def evaluate(self, model: ir.Model, changes: Changes) -> TrialResult:
         """Measure the quality and the size of a model.
 
         Args:
             model: the quantized model.
-            floats: the names of the nodes that are kept in float in it.
-            widened: the names of the nodes with wider weights -> the type of these.
+            changes: what differs in it from the model that the search began with.
 
         Raises:
             CalibrationError: there are no samples to measure on.
@@ -66,8 +65,9 @@ class GoalEvaluator:
                 f"the goal {self.goal} needs samples to be measured on: give data (--data)"
             )
         return TrialResult(
-            floats=tuple(floats),
-            widened=widened,
+            floats=changes.floats,
+            widened=changes.widened,
+            wide_activations=changes.wide_activations,
             value=self._value(model, quality, margins),
             sqnr=quality.sqnr,
             agreement=quality.agreement,

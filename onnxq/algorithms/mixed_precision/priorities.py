@@ -1,7 +1,7 @@
-"""The order in which weights get wider formats and nodes are kept in float, in stages.
+"""The order in which weights and activations get wider formats and nodes are kept in float, in stages.
 
-The first stages give weights wider formats, which costs bytes. The last stage keeps nodes in float, which
-costs time.
+The first stages give weights wider formats, which costs bytes. Then activations get wider formats, if the
+target has some, which costs time. The last stage keeps nodes in float, which costs more time.
 
 Weights are ordered by the noise that a wider format removes per additional byte. The power of the rounding
 noise is proportional to the square of the scale, so the noise of a wider format follows from that of the
@@ -10,17 +10,27 @@ current one.
 Nodes are ordered by the noise that is removed per float node. The noise of a group disappears only if all
 nodes that quantize it are in float: its integer consumers, and its producer if the kernel of that gives only
 integers. The noises of the groups are taken as additive, so the order follows from the sensitivities alone.
+
+Wider activations are ordered likewise: a tensor keeps more bits only if the node that gives it and all that
+read it have wider activations. The noise of weights remains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import onnx_ir as ir
 
-from onnxq.algorithms.mixed_precision.steps import Precision, Steps, keep_float, wider_formats
+from onnxq.algorithms.mixed_precision.steps import (
+    Precision,
+    Steps,
+    keep_float,
+    widen_activations,
+    wider_activations,
+    wider_formats,
+)
 from onnxq.core.plan import Group, QuantPlan, QuantSpec
 from onnxq.graph.nodes import name_of
 from onnxq.graph.operators import WEIGHTED, clip_range
@@ -161,6 +171,8 @@ def _points(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> li
     nodes: dict[str, set[str]] = {name: set() for name in plan.groups}
     for point in plan.points:
         nodes[point.group].add(point.consumer)
+        if point.converted_from is not None:
+            nodes[point.converted_from].add(point.consumer)
     for group in plan.groups.values():
         if not group.constant:
             nodes[group.name].update(_maker(values[tensor], plan) for tensor in group.tensors)
@@ -231,7 +243,42 @@ def stages(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> lis
     """
     tiers = widenings(model, plan, noises)
     left = {**noises, **{one.group: one.left for tier in tiers for one in tier}}
-    return [*map(_wider, tiers), [_float(one) for one in candidates(model, plan, left)]]
+    found = list(map(_wider, tiers))
+    for form in _wider_activations(model, plan):
+        gains = _gains(model, plan, left, form)
+        narrow = {name for name, dtype in plan.activation_types.items() if dtype.bitwidth < form.bitwidth}
+        changes = (_changed(one, form, narrow) for one in candidates(model, plan, gains))
+        found.append([change for change in changes if change.steps])
+        left = {name: noise - gains[name] for name, noise in left.items()}
+    return [*found, [_together(keep_float(one.nodes)) for one in candidates(model, plan, left)]]
+
+
+def _wider_activations(model: ir.Model, plan: QuantPlan) -> list[ir.DataType]:
+    """List the wider types that the target has for the narrowest activations of a plan."""
+    weights, target = _readers(model, plan), get_target(plan.target)
+    specs = [group.spec for name, group in plan.groups.items() if name not in weights]
+    if not specs:
+        return []
+    narrowest = min(specs, key=lambda spec: spec.dtype.bitwidth)
+    return [spec.dtype for spec in wider_activations(narrowest, target)]
+
+
+def _gains(
+    model: ir.Model, plan: QuantPlan, noises: Mapping[str, float], form: ir.DataType
+) -> dict[str, float]:
+    """Map each group to the noise that it loses if its tensors get the type ``form``; weights lose none."""
+    weights = _readers(model, plan)
+    left = {
+        name: (_span(group.spec) / _span(replace(group.spec, dtype=form))) ** 2
+        for name, group in plan.groups.items()
+        if name not in weights and group.spec.dtype.bitwidth < form.bitwidth
+    }
+    return {name: noise * (1 - left.get(name, 1.0)) for name, noise in noises.items()}
+
+
+def _changed(candidate: Candidate, form: ir.DataType, narrow: Set[str]) -> PrecisionChange:
+    """Make the change that gives those nodes of a candidate that are ``narrow`` activations of ``form``."""
+    return _together(widen_activations([name for name in candidate.nodes if name in narrow], form))
 
 
 def _wider(tier: Sequence[Widening]) -> SearchStage:
@@ -247,9 +294,8 @@ def _wider(tier: Sequence[Widening]) -> SearchStage:
     ]
 
 
-def _float(candidate: Candidate) -> PrecisionChange:
+def _together(steps: Steps) -> PrecisionChange:
     """Make the change of a candidate; it is undone as a whole, or else node by node."""
-    steps = keep_float(candidate.nodes)
     return PrecisionChange(steps, tuple(dict.fromkeys((steps, *map(Steps, zip(sorted(steps)))))))
 
 

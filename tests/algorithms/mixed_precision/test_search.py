@@ -329,11 +329,11 @@ def stop_after(monkeypatch, count):
     """Ctrl-C when the next model is to be measured after ``count``."""
     measure, done = GoalEvaluator.evaluate, []
 
-    def measured(self, model, floats, widened):
+    def measured(self, model, changes):
         if len(done) >= count:
             raise KeyboardInterrupt
-        done.append(floats)
-        return measure(self, model, floats, widened)
+        done.append(changes)
+        return measure(self, model, changes)
 
     monkeypatch.setattr(GoalEvaluator, "evaluate", measured)
     return done

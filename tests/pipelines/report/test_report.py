@@ -378,9 +378,13 @@ def test_synthetic_inputs_are_told_of_in_the_report(tmp_path):
 
 
 def test_a_goal_is_told_with_what_was_tried():
-    cheap = TrialResult((), {}, 0.91, 21.0, 0.95, 1_500_000, 2.5)
+    cheap = TrialResult(
+        floats=(), widened={}, value=0.91, sqnr=21.0, agreement=0.95, size=1_500_000, speed=2.5
+    )
     wide = {f"conv{i}": "int8" for i in range(7)}
-    chosen = TrialResult(("a", "b", "c"), wide, 0.987, 28.125, None, 2_500_000, None)
+    chosen = TrialResult(
+        floats=("a", "b", "c"), widened=wide, value=0.987, sqnr=28.125, agreement=None, size=2_500_000
+    )
     search = Search(parse_goal("agreement>=0.98"), chosen, (cheap, chosen))
     text = text_of(report(search=search))
     assert "agreement>=0.98 holds with 3 more nodes in float and 7 with wider weights" in text
