@@ -24,6 +24,7 @@ from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import size_on_disk
 from onnxq.pipelines.inspection import Inspection
 from onnxq.pipelines.report.activations import stabilities
+from onnxq.pipelines.report.bits import told_types
 from onnxq.pipelines.requantize import Requantized
 from onnxq.pipelines.result import QuantResult
 from onnxq.verify.accuracy import Quality
@@ -247,6 +248,8 @@ def _table(title: str) -> Table:
 
 def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, str]]:
     yield "quantized", "\n".join(_shares(result.plan))
+    if types := list(told_types(result.plan)):
+        yield "types", "\n".join(types)
     yield from (("float", text) for text in _float_rows(result.plan, every_node))
     if carried := result.plan.passthrough_nodes:
         kinds = ", ".join(f"{n} {op_type}" for op_type, n in Counter(carried.values()).most_common())

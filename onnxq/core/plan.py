@@ -236,6 +236,15 @@ class QuantPlan:
                 found[point.consumer] = max(widest, point.spec.dtype, key=lambda dtype: dtype.bitwidth)
         return found
 
+    def widened_from(self, before: QuantPlan) -> dict[str, str]:
+        """Node name -> type of the activations, for the nodes that read wider ones than in ``before``."""
+        old = before.activation_types
+        return {
+            name: dtype.name.lower()
+            for name, dtype in self.activation_types.items()
+            if name in self.integer_nodes and dtype.bitwidth > old.get(name, dtype).bitwidth
+        }
+
     def points_of(self, group: str) -> tuple[QuantPoint, ...]:
         """The edges whose values are rounded to the grid of ``group``, also those converted afterwards."""
         return tuple(point for point in self.points if group in (point.group, point.converted_from))

@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxq.algorithms.autotune.apply import runs_here
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.mixed_precision.agreement import Doubles, Margins, float_gaps, joined
 from onnxq.algorithms.mixed_precision.trials import Changes, TrialResult
@@ -74,8 +75,10 @@ class GoalEvaluator:
             size=_bytes(model),
         )
 
-    def speed(self, model: ir.Model) -> float:
-        """Measure the speed-up of ``model`` over the float model."""
+    def speed(self, model: ir.Model) -> float | None:
+        """Measure the speed-up of ``model`` over the float model; None for targets that do not run here."""
+        if not runs_here(self.context.config):
+            return None
         config, sample = self.context.config, self.context.evaluator.samples[0]
         models, threads = (self.exact, model), config.threads or 1
         return race(models, sample, providers=config.providers, threads=threads, seconds=RACE_SECONDS).ratio

@@ -24,10 +24,10 @@ from itertools import zip_longest
 import onnx_ir as ir
 
 from onnxq.algorithms.mixed_precision.steps import (
+    FLOAT,
     Precision,
     Steps,
-    keep_float,
-    widen_activations,
+    steps_to,
     wider_activations,
     wider_formats,
 )
@@ -243,14 +243,42 @@ def stages(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> lis
     """
     tiers = widenings(model, plan, noises)
     left = {**noises, **{one.group: one.left for tier in tiers for one in tier}}
-    found = list(map(_wider, tiers))
+    above = rungs(model, plan, left)
+    return [
+        *map(_wider, tiers),
+        *([_together(steps_to(one.nodes, rung.form)) for one in rung.candidates] for rung in above),
+    ]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A wider format of whole nodes.
+
+    Attributes:
+        form: the type of their activations, or `FLOAT`.
+        candidates: the nodes that may take it, in decreasing order of the noise removed per node.
+    """
+
+    form: ir.DataType
+    candidates: tuple[Candidate, ...]
+
+
+def rungs(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> list[Rung]:
+    """List the wider formats of whole nodes, the cheap ones first: wider activations, if any, then float.
+
+    Args:
+        model: the model of ``plan``.
+        plan: the quantization plan.
+        noises: the noise over signal at the outputs, for each group quantized alone.
+    """
+    found, left = list[Rung](), dict(noises)
     for form in _wider_activations(model, plan):
         gains = _gains(model, plan, left, form)
         narrow = {name for name, dtype in plan.activation_types.items() if dtype.bitwidth < form.bitwidth}
-        changes = (_changed(one, form, narrow) for one in candidates(model, plan, gains))
-        found.append([change for change in changes if change.steps])
+        able = (_only(one, narrow) for one in candidates(model, plan, gains))
+        found.append(Rung(form, tuple(one for one in able if one.nodes)))
         left = {name: noise - gains[name] for name, noise in left.items()}
-    return [*found, [_together(keep_float(one.nodes)) for one in candidates(model, plan, left)]]
+    return [*found, Rung(FLOAT, tuple(candidates(model, plan, left)))]
 
 
 def _wider_activations(model: ir.Model, plan: QuantPlan) -> list[ir.DataType]:
@@ -276,9 +304,8 @@ def _gains(
     return {name: noise * (1 - left.get(name, 1.0)) for name, noise in noises.items()}
 
 
-def _changed(candidate: Candidate, form: ir.DataType, narrow: Set[str]) -> PrecisionChange:
-    """Make the change that gives those nodes of a candidate that are ``narrow`` activations of ``form``."""
-    return _together(widen_activations([name for name in candidate.nodes if name in narrow], form))
+def _only(candidate: Candidate, nodes: Set[str]) -> Candidate:
+    return replace(candidate, nodes=tuple(name for name in candidate.nodes if name in nodes))
 
 
 def _wider(tier: Sequence[Widening]) -> SearchStage:

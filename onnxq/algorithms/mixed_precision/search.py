@@ -185,18 +185,12 @@ class _Searcher:
     def _changes(self, steps: Steps) -> Changes:
         """Return what ``steps`` change, with what follows from it."""
         before, plan = self.make.draft.plan, self.make.plan(steps)
-        nodes, old = plan.integer_nodes, before.activation_types
-        forms = widest_precision(steps)
+        nodes, forms = plan.integer_nodes, widest_precision(steps)
         weights = {name: parts["weight"] for name, parts in forms.items() if "weight" in parts}
-        activations = {
-            name: form
-            for name, form in plan.activation_types.items()
-            if name in nodes and form.bitwidth > old.get(name, form).bitwidth
-        }
         return Changes(
             floats=tuple(sorted(before.integer_nodes.keys() - nodes.keys())),
             widened={name: form.name.lower() for name, form in weights.items() if name in nodes},
-            wide_activations={name: form.name.lower() for name, form in activations.items()},
+            wide_activations=plan.widened_from(before),
         )
 
     def _stages(self) -> list[SearchStage]:

@@ -46,6 +46,11 @@ def widen_activations(nodes: Iterable[str], form: ir.DataType) -> Steps:
     return Steps(Precision(node, form, "activation") for node in nodes)
 
 
+def steps_to(nodes: Iterable[str], form: ir.DataType) -> Steps:
+    """Return the steps to a rung above wider weights: activations of type ``form``, or `FLOAT`."""
+    return keep_float(nodes) if form == FLOAT else widen_activations(nodes, form)
+
+
 def float_nodes(steps: Iterable[Precision]) -> frozenset[str]:
     """Return the names of the nodes that ``steps`` keep in float."""
     return frozenset(step.node for step in steps if step.form == FLOAT)
