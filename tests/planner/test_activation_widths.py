@@ -6,6 +6,9 @@ import onnx_ir as ir
 import pytest
 from flow import check, quantize
 from graphs import parse
+from onnxruntime.quantization import CalibrationDataReader, QuantType
+from onnxruntime.quantization import quantize as onnxruntime_quantize
+from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, TargetError
@@ -205,3 +208,31 @@ def test_widths_that_no_kernel_takes_are_told():
         if "bits" in one.message
     )
     assert finding.message == "it reads and gives activations of 8 and 16 bits."
+
+
+class OneSample(CalibrationDataReader):
+    def __init__(self, feeds):
+        self.left = iter([feeds])
+
+    def get_next(self):
+        return next(self.left, None)
+
+
+def test_conversions_are_those_of_onnx_runtimes_own_quantizer(tmp_path):
+    text = """g (float[1,4,6,6] x) => (float[1,4,6,6] y)
+    <float[4,4,1,1] w1, float[4,4,1,1] w2, float[4,4,1,1] w3>
+    { a = Conv (x, w1)  b = Conv (a, w2)  c = Conv (b, w3)  y = Add (c, a) }"""
+    flow = quantize(parse(text), "qnn", override=wide("Conv_b", "Conv_c"))
+    paths = [tmp_path / name for name in ("float.onnx", "theirs.onnx")]
+    ir.save(flow.simple, paths[0])
+    config = get_qnn_qdq_config(
+        paths[0],
+        OneSample(flow.feeds),
+        weight_type=QuantType.QInt8,
+        init_overrides={"b": [{"quant_type": QuantType.QUInt16}]},  # widens who gives it and who reads it
+    )
+    onnxruntime_quantize(str(paths[0]), str(paths[1]), config)
+    theirs = {node.name: node for node in ir.load(paths[1]).graph}
+    for name, inputs in {"Conv_a": [0], "Conv_b": [0], "Conv_c": [0], "Add_y": [0, 1]}.items():
+        for index in inputs:
+            assert before(node_of(flow, name), index) == before(theirs[name], index), (name, index)
