@@ -236,6 +236,11 @@ class QuantPlan:
                 found[point.consumer] = max(widest, point.spec.dtype, key=lambda dtype: dtype.bitwidth)
         return found
 
+    @property
+    def conversions(self) -> int:
+        """The number of DQ -> Q pairs that change the width of a tensor."""
+        return len({(point.tensor, point.group) for point in self.points if point.converted_from is not None})
+
     def widened_from(self, before: QuantPlan) -> dict[str, str]:
         """Node name -> type of the activations, for the nodes that read wider ones than in ``before``."""
         old = before.activation_types

@@ -70,7 +70,7 @@ class Replanner:
 
         The last plans are cached, because callers need the same plan several times in a row.
         """
-        return lru_cache(maxsize=2)(self._plan)
+        return lru_cache(maxsize=4)(self._plan)
 
     def _plan(self, steps: Steps) -> QuantPlan:
         floats = {name for node in float_nodes(steps) for name in (node, *self._fused(node))}

@@ -5,7 +5,7 @@ activations of more bits, where the target has them, and last nodes in float. Th
 until the goal is reached. Then it goes through these stages from the last one to the first one. The changes
 of a stage are in decreasing order of their benefit. The number of changes that the goal needs is found by
 doubling, then by bisection. Finally each of these changes is undone if the goal is still reached without it,
-unless that would save too little.
+unless that would save too little, or add too many conversions between activations of two widths.
 """
 
 from __future__ import annotations
@@ -203,13 +203,31 @@ class _Searcher:
         return stages(draft.reference, draft.plan, self.memory.noises)
 
     def _descend(self, stage: SearchStage) -> None:
-        """Undo all steps of ``stage`` that the goal does not need."""
+        """Undo all steps of ``stage`` that the goal does not need.
+
+        Nodes keep wide activations where narrow ones would add more conversions than nodes: these cost what
+        narrow activations save. Such nodes are looked at again when others have been undone.
+        """
         assert self.best is not None
         others = self.best - taken(stage)
         count = self._count([others | taken(stage[:count]) for count in range(len(stage) + 1)])
-        for move in reversed(stage[:count]):
-            for steps in move.back:
-                self.enough(self.best - steps)
+        pending = [steps for move in reversed(stage[:count]) for steps in move.back]
+        while pending:
+            before, kept = self.best, list[Steps]()
+            for steps in pending:
+                if self._costs_conversions(steps):
+                    kept.append(steps)
+                else:
+                    self.enough(self.best - steps)
+            pending = kept if self.best != before else []
+
+    def _costs_conversions(self, steps: Steps) -> bool:
+        """Whether undoing ``steps``, which widen activations, adds more conversions than it saves nodes."""
+        assert self.best is not None
+        if not all(step.part == "activation" for step in steps):
+            return False
+        more = self.make.plan(self.best - steps).conversions - self.make.plan(self.best).conversions
+        return more > len(steps & self.best)
 
     def _count(self, prefixes: Sequence[Steps]) -> int:
         """Return the index of the first of ``prefixes`` that reaches the goal; the last one is known to."""

@@ -56,5 +56,7 @@ def told_types(plan: QuantPlan) -> Iterator[str]:
     """Yield each kind of nodes in words with their number, the most frequent first, float nodes last."""
     for types, count in counted_types(plan).items():
         yield f"{count} {'node' if count == 1 else 'nodes'}: {types}"
+    if plan.conversions:
+        yield f"conversions between the widths: {plan.conversions}"
     if plan.float_nodes:
         yield f"{len(plan.float_nodes)} float"

@@ -52,13 +52,14 @@ def test_sixteen_bits_come_before_float(qnn, share):
     assert chosen.floats == ()
     assert chosen.wide_activations == found.plan.widened_from(draft.plan)
     assert set(chosen.wide_activations.values()) == {"uint16"}
-    assert 0 < len(chosen.wide_activations) < len(draft.plan.integer_nodes)
+    assert 0 < len(chosen.wide_activations) <= len(draft.plan.integer_nodes)
     assert chosen.speed is None  # this machine does not run what the target runs
     make = Replanner(draft, context)
     for name in chosen.wide_activations:
         less = make(widen_activations(chosen.wide_activations.keys() - {name}, UINT16))
-        followed = less.plan.widened_from(draft.plan) == chosen.wide_activations
-        assert followed or sqnr(less, context) < goal.at_least
+        kept = less.plan.widened_from(draft.plan) == chosen.wide_activations
+        kept |= less.plan.conversions > found.plan.conversions + 1
+        assert kept or sqnr(less, context) < goal.at_least
 
 
 def test_what_sixteen_bits_do_not_reach_float_does(qnn):
