@@ -444,5 +444,5 @@ def test_nodes_are_counted_by_their_types():
     text = text_of(report(replace(made, points=tuple(points))))
     assert (
         "2 nodes: uint8 activations, int8 weights; 1 node: uint16 activations, int8 weights; "
-        "1 node: uint8 activations; 1 float." in text
+        "1 node: uint8 activations; conversions between the widths: 1; 1 float." in text
     )
