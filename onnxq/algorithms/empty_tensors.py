@@ -90,7 +90,7 @@ def _is_empty(group: Group, statistics: Mapping[str, TensorStatistics]) -> bool:
 
 def _readers(plan: QuantPlan, group: Group) -> set[str]:
     """Name the nodes that read the group's tensors in integers."""
-    return {point.consumer for point in plan.points if point.group == group.name} - {GRAPH_OUTPUT}
+    return {point.consumer for point in plan.points_of(group.name)} - {GRAPH_OUTPUT}
 
 
 def _makers(model: ir.Model, group: Group) -> set[str]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import calibrators.errors
 from calibrators.collect import processors
+from calibrators.grid import Grid
 from calibrators.methods import CALIBRATORS
 from calibrators.methods.calibrator import Calibrator
 from calibrators.methods.flat_end import useful_low
@@ -29,6 +30,12 @@ from onnxq.graph.nodes import constant_value
 
 _BIAS_BITS = 24
 """Bits for the bias of a dead channel: as many as the mantissa of a float32 has."""
+
+ROOM = 2.0
+"""The range of 16-bit activations, as a multiple of the one that was seen: one bit."""
+
+FINE = 2**15
+"""The number of levels above which a grid has that room."""
 
 _LARGEST_BIAS = 2.0**30
 """The largest int32 bias: half of the range of an int32 sum, the other half is left for the products."""
@@ -83,7 +90,20 @@ def calibrator(config: QuantConfig) -> Calibrator:
 
 def _named(method: str, share: float) -> Calibrator:
     """The calibrator of this name; ``share`` of the values is kept by the one called percentile."""
-    return partial(percentile, percentile=share) if method == "percentile" else CALIBRATORS[method]
+    if method == "percentile":
+        return partial(percentile, percentile=share)
+    return _auto if method == "auto" else CALIBRATORS[method]
+
+
+def _auto(statistics: TensorStatistics, grid: Grid, averaged: int = 1, /) -> tuple[float, float]:
+    """Choose a range as `auto` does; with 16 bits one bit of it is room for values that were not seen.
+
+    Rounding to 15 bits is far below the noise of 8-bit weights. Values beyond the range are clipped, and that
+    is all the noise that such activations make.
+    """
+    low, high = CALIBRATORS["auto"](statistics, grid, averaged)
+    room = ROOM if grid.levels > FINE else 1.0
+    return low * room, high * room
 
 
 def from_table(table: Table, plan: QuantPlan) -> QParamSource:

@@ -25,6 +25,7 @@ from onnxq.graph.files import size_on_disk
 from onnxq.pipelines.convert import Converted
 from onnxq.pipelines.inspection import Inspection
 from onnxq.pipelines.report.activations import stabilities
+from onnxq.pipelines.report.bits import told_types
 from onnxq.pipelines.requantize import Requantized
 from onnxq.pipelines.result import QuantResult
 from onnxq.verify.accuracy import Quality
@@ -273,14 +274,7 @@ def _table(title: str) -> Table:
 
 
 def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, str]]:
-    yield "quantized", "\n".join(_shares(result.plan))
-    yield from (("float", text) for text in _float_rows(result.plan, every_node))
-    if carried := result.plan.passthrough_nodes:
-        kinds = ", ".join(f"{n} {op_type}" for op_type, n in Counter(carried.values()).most_common())
-        yield "pass-through", f"{kinds}: the runtime moves Q/DQ across them"
-    if result.narrowing is not None:
-        yield "float type", result.narrowing.dtype.name.lower()
-        yield from (("float32", text) for text in _float32_rows(result.narrowing.float32, every_node))
+    yield from _type_rows(result, every_node)
     if isinstance(result, Requantized):
         yield "scales", f"{len(result.kept)} kept, {len(result.calibrated)} calibrated"
     reference = _reference(result)
@@ -310,6 +304,20 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     if result.statistics is not None and not result.request.synthetic:
         yield from _stability_rows(stabilities(result.plan, result.statistics), every_node)
     yield "time", f"{result.seconds:.1f} s"
+
+
+def _type_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, str]]:
+    """Yield which nodes are in which types, and why."""
+    yield "quantized", "\n".join(_shares(result.plan))
+    if types := list(told_types(result.plan)):
+        yield "types", "\n".join(types)
+    yield from (("float", text) for text in _float_rows(result.plan, every_node))
+    if carried := result.plan.passthrough_nodes:
+        kinds = ", ".join(f"{n} {op_type}" for op_type, n in Counter(carried.values()).most_common())
+        yield "pass-through", f"{kinds}: the runtime moves Q/DQ across them"
+    if result.narrowing is not None:
+        yield "float type", result.narrowing.dtype.name.lower()
+        yield from (("float32", text) for text in _float32_rows(result.narrowing.float32, every_node))
 
 
 def _reference(result: QuantResult) -> str:

@@ -28,14 +28,17 @@ def search_rows(search: Search) -> Iterator[str]:
         mark = " (chosen)" if attempt.key == chosen.key else ""
         forms = ", ".join((f"{len(attempt.floats)} in float", *_wider(attempt)))
         yield f"{forms}: {', '.join(_attempt(search, attempt))}{mark}"
-    if chosen.widened:
-        yield f"wider weights: {shorten(list(chosen.widened))}; --search-log FILE lists them all"
+    for part, nodes in {"weights": chosen.widened, "activations": chosen.wide_activations}.items():
+        if nodes:
+            yield f"wider {part}: {shorten(list(nodes))}; --search-log FILE lists them all"
 
 
 def _wider(attempt: TrialResult) -> Iterator[str]:
-    """Yield the number of nodes with wider weights, type by type."""
+    """Yield the number of nodes with wider weights or activations, type by type."""
     for name, count in Counter(attempt.widened.values()).items():
         yield f"{count} in {name}"
+    for name, count in Counter(attempt.wide_activations.values()).items():
+        yield f"{count} with {name} activations"
 
 
 def _attempt(search: Search, attempt: TrialResult) -> Iterator[str]:
@@ -55,12 +58,11 @@ def _attempt(search: Search, attempt: TrialResult) -> Iterator[str]:
 def rescue_row(rescue: Rescue) -> str:
     """Return what was done where the accuracy was below the floor."""
     late = "" if rescue.finished else "; there was no time to try more nodes"
-    if not rescue.floats:
-        return (
-            f"SQNR {rescue.before:.2f} dB is below the floor ({rescue.floor}); no few float nodes help{late}"
-        )
-    nodes = f"{counted(len(rescue.floats), 'node')} kept in float: {shorten(list(rescue.floats))}"
-    return f"{nodes}; SQNR {rescue.before:.2f} -> {rescue.after:.2f} dB{late}"
+    changed = {"kept in float": rescue.floats, "with wider activations": rescue.wide}
+    told = [f"{counted(len(n), 'node')} {how}: {shorten(list(n))}" for how, n in changed.items() if n]
+    if not told:
+        return f"SQNR {rescue.before:.2f} dB is below the floor ({rescue.floor}); no few nodes help{late}"
+    return f"{'; '.join(told)}; SQNR {rescue.before:.2f} -> {rescue.after:.2f} dB{late}"
 
 
 def tuning_rows(tuning: Tuning) -> Iterator[str]:

@@ -132,15 +132,15 @@ class QuantConfig(BaseModel):
     goal: str | None = _option(
         "goal",
         None,
-        "give weights more bits, then keep nodes in float, until the goal is reached on held-out samples: "
-        "sqnr>=25 (dB), agreement>=0.99",
+        "give weights more bits, then activations, then keep nodes in float, until the goal is reached on "
+        "held-out samples: sqnr>=25 (dB), agreement>=0.99",
         "GOAL",
     )
     floor: float = _option(
         "goal",
         LEAST_SQNR,
-        "keep nodes in float where an output would be of no use: below this SQNR in dB, or with less than "
-        "90% equal decisions below 20 dB; 0: never",
+        "give nodes 16-bit activations, if the target has them, or keep them in float, where an output would "
+        "be of no use: below this SQNR in dB, or with less than 90% equal decisions below 20 dB; 0: never",
         "DB",
         ge=0,
     )
@@ -202,8 +202,8 @@ class QuantConfig(BaseModel):
     override: Names = _option(
         "plan",
         (),
-        "other options for matching nodes: 'head/*: method=entropy, weight=int4, weight_method=absmax, "
-        "per_tensor'; if several match, the last one counts",
+        "other options for matching nodes: 'head/*: method=entropy, activation=uint16, weight=int4, "
+        "weight_method=absmax, per_tensor'; if several match, the last one counts",
         "PATTERN: ...",
     )
     include: Names = _option("plan", (), "quantize only matching nodes", "PATTERN")
@@ -362,6 +362,7 @@ class QuantConfig(BaseModel):
 
 _CHOICES = {
     "method": get_args(Method),
+    "activation": get_args(ActivationType),
     "weight": get_args(WeightType),
     "weight_method": get_args(WeightMethod),
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxq.core.errors import ConfigError
 
-FORM = "'PATTERN: option=value, ...' with the options method, weight, weight_method, per_tensor"
+FORM = "'PATTERN: option=value, ...' with the options method, activation, weight, weight_method, per_tensor"
 
 _FLAG = "per_tensor"
 _TRUTH = {"": True, "true": True, "yes": True, "false": False, "no": False}
@@ -21,6 +21,7 @@ class Override:
     Attributes:
         pattern: pattern of node names or operators, as in ``exclude``.
         method: calibration method for the tensors that the nodes read.
+        activation: type of the activations that they read and give.
         weight: type of their weights.
         weight_method: method that chooses their weight scales.
         per_tensor: whether their weights have one scale per tensor.
@@ -28,6 +29,7 @@ class Override:
 
     pattern: str
     method: str | None = None
+    activation: str | None = None
     weight: str | None = None
     weight_method: str | None = None
     per_tensor: bool | None = None

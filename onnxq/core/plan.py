@@ -112,6 +112,9 @@ class QuantPoint:
 
     ``replicated_scale`` is (axis, size) if the DequantizeLinear repeats the single scale for each of ``size``
     channels. The values are the same, but this form keeps the runtime from quantizing a float consumer.
+
+    ``converted_from`` is the group that ``tensor`` is written in, if that has another width: a DQ -> Q pair
+    converts it to ``group``. None: it is quantized from float numbers.
     """
 
     tensor: str
@@ -120,6 +123,7 @@ class QuantPoint:
     spec: QuantSpec
     group: str
     replicated_scale: tuple[int, int] | None = None
+    converted_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -246,6 +250,34 @@ class QuantPlan:
         """Whether weights have less than 8 bits or a scale per block, which are chosen for their size."""
         formats = [group.spec for group in self.groups.values() if group.constant]
         return any(spec.dtype.bitwidth < 8 or spec.block_size is not None for spec in formats)
+
+    @property
+    def activation_types(self) -> Mapping[str, ir.DataType]:
+        """Node name -> type of the activations that the node reads in integers; of several the widest."""
+        found: dict[str, ir.DataType] = {}
+        for point in self.points:
+            if not self.groups[point.group].constant and point.consumer != GRAPH_OUTPUT:
+                widest = found.get(point.consumer, point.spec.dtype)
+                found[point.consumer] = max(widest, point.spec.dtype, key=lambda dtype: dtype.bitwidth)
+        return found
+
+    @property
+    def conversions(self) -> int:
+        """The number of DQ -> Q pairs that change the width of a tensor."""
+        return len({(point.tensor, point.group) for point in self.points if point.converted_from is not None})
+
+    def widened_from(self, before: QuantPlan) -> dict[str, str]:
+        """Node name -> type of the activations, for the nodes that read wider ones than in ``before``."""
+        old = before.activation_types
+        return {
+            name: dtype.name.lower()
+            for name, dtype in self.activation_types.items()
+            if name in self.integer_nodes and dtype.bitwidth > old.get(name, dtype).bitwidth
+        }
+
+    def points_of(self, group: str) -> tuple[QuantPoint, ...]:
+        """The edges whose values are rounded to the grid of ``group``, also those converted afterwards."""
+        return tuple(point for point in self.points if group in (point.group, point.converted_from))
 
     def has_range_of(self, group: Group) -> bool:
         """Whether this plan has a group with the same range as ``group``."""

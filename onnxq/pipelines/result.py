@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeVar
 
 from calibrators.statistics import Statistics
-from onnxq.algorithms.autotune.derived_plan import without
+from onnxq.algorithms.autotune.derived_plan import with_activations, without
 from onnxq.algorithms.autotune.tuner import Tuning
 from onnxq.algorithms.corrections import Effect
 from onnxq.algorithms.mixed_precision.noisy_nodes import Rescue
@@ -62,7 +62,7 @@ class QuantResult:
             calibrated.
         corrections: the effect of each correction on held-out samples, in the order in which they were tried.
         search: how the goal was reached; None if there was none.
-        rescue: the nodes that are kept in float for the sake of the floor; None if it held.
+        rescue: the nodes that are widened or in float for the sake of the floor; None if it held.
         tuning: the nodes that are kept in float because float is faster; None if nothing was tuned.
         narrowing: what is written in half precision; None: nothing.
         float_bytes, int8_bytes: file sizes, external weights included.
@@ -101,11 +101,13 @@ class QuantResult:
 
     @property
     def repeatable(self) -> QuantConfig:
-        """Options that give the same model on any machine: nodes that were kept in float are excluded."""
+        """Options that give the same model on any machine: they exclude the nodes that were kept in float."""
         config = self.request.config
         if self.tuning is not None:
             config = without(config, self.tuning.floats).model_copy(update={"autotune": "off"})
-        return config if self.rescue is None else without(config, self.rescue.floats)
+        if self.rescue is not None:
+            config = with_activations(without(config, self.rescue.floats), self.rescue.wide)
+        return config
 
     @property
     def report(self) -> Report:

@@ -154,7 +154,7 @@ class _Improved:
         table: makes the table of the ranges before corrections.
         effects: the effect of each correction.
         search: how the goal was reached; None if there was none.
-        rescue: the nodes that are kept in float for the sake of the floor; None if it held.
+        rescue: the nodes that are widened or in float for the sake of the floor; None if it held.
         tuning: the nodes that are kept in float because float is faster; None if nothing was tuned.
         warnings: warnings about the draft.
     """

@@ -11,12 +11,18 @@ from onnxq.core.overrides import Override
 from onnxq.core.plan import Group, QuantPoint, QuantSpec
 from onnxq.graph.operators import WEIGHTED
 from onnxq.planner.context import PlanningContext, matches
-from onnxq.planner.number_formats import weight_format
+from onnxq.planner.number_formats import activation_format, weight_format
 
 
 def weight_spec(node: ir.Node, context: PlanningContext) -> QuantSpec | None:
     """The number format of the node's weights, without the axis, if an override requests one."""
     found = (weight_format(context.target, override) for override in _overrides(node, context))
+    return next((spec for spec in found if spec is not None), None)
+
+
+def activation_spec(node: ir.Node, context: PlanningContext) -> QuantSpec | None:
+    """The number format of the node's activations, if an override requests one."""
+    found = (activation_format(context.target, override) for override in _overrides(node, context))
     return next((spec for spec in found if spec is not None), None)
 
 

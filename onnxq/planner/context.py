@@ -33,6 +33,7 @@ class PlanningContext:
         ends: the first and the last node with weights, if the target has separate formats for them.
         float_regions: the nodes that are kept in float because no range suits them -> the reason.
         raw: the float inputs of the graph, and what is computed from them without weights.
+        own_activations: the nodes whose activations have another format than those of all others.
     """
 
     graph: ir.Graph
@@ -44,11 +45,21 @@ class PlanningContext:
     ends: frozenset[ir.Node] = frozenset()
     float_regions: Mapping[ir.Node, str] = field(default_factory=dict)
     raw: frozenset[ir.Value] = frozenset()
+    own_activations: Mapping[ir.Node, QuantSpec] = field(default_factory=dict)
 
     @property
     def activation(self) -> QuantSpec:
-        """The number format of activations."""
+        """The number format of activations, but those of `own_activations`."""
         return self.formats.activation
+
+    @property
+    def activations(self) -> frozenset[QuantSpec]:
+        """All number formats of activations, but those that rules of the target prescribe."""
+        return frozenset((self.activation, *self.own_activations.values()))
+
+    def activation_of(self, node: ir.Node) -> QuantSpec:
+        """The number format of the activations that ``node`` gives, and reads if no rule says otherwise."""
+        return self.own_activations.get(node, self.activation)
 
     @property
     def quantize_outputs(self) -> bool:

@@ -33,21 +33,31 @@ class Edge:
         node: the node that reads it; None for a graph output.
         index: the input index of ``node``, or the position of the graph output.
         spec: the number format.
+        written: the format in which the tensor is written, if that has another width: it is converted.
     """
 
     value: ir.Value
     node: ir.Node | None
     index: int
     spec: QuantSpec
+    written: QuantSpec | None = None
 
     @property
     def key(self) -> Key:
         """The tensor in the edge's number format."""
         return name_of(self.value), self.spec
 
+    @property
+    def source(self) -> Key | None:
+        """The tensor in the format in which it is written, if it is converted."""
+        return None if self.written is None else (name_of(self.value), self.written)
+
 
 def find_edges(planned: Iterable[ir.Node], context: PlanningContext) -> list[Edge]:
-    """List every quantized edge once: inputs of planned nodes, and all readers of their integer outputs."""
+    """List every quantized edge once: inputs of planned nodes, and all readers of their integer outputs.
+
+    A node gives its outputs in the format of its activations, and readers of another width convert them.
+    """
     edges: dict[tuple[ir.Node | None, int], Edge] = {}
     for node in planned:
         for index in integer_inputs(node, context):
@@ -55,11 +65,18 @@ def find_edges(planned: Iterable[ir.Node], context: PlanningContext) -> list[Edg
         if context.target.bias is BiasStyle.OWN:
             edges |= {place: make_edge(*place, _bias_spec(context)) for place in bias_inputs(node, context)}
     read = {edge.value for edge in edges.values()}
+    written: dict[ir.Value, QuantSpec] = {}
     for node in planned:
         for value in dict.fromkeys((*integer_outputs(node, context), *mixed_consumers(node, read, context))):
+            written[value] = context.activation_of(node)
             for reader, index in _readers(value, context.graph):
-                edges.setdefault((reader, index), Edge(value, reader, index, context.activation))
-    return list(edges.values())
+                edges.setdefault((reader, index), Edge(value, reader, index, written[value]))
+    return [_converting(edge, written.get(edge.value, edge.spec)) for edge in edges.values()]
+
+
+def _converting(edge: Edge, written: QuantSpec) -> Edge:
+    """Note in ``edge`` that it converts its tensor, if that is ``written`` with another width."""
+    return edge if written.dtype.bitwidth == edge.spec.dtype.bitwidth else replace(edge, written=written)
 
 
 def make_edge(node: ir.Node, index: int, spec: QuantSpec) -> Edge:
@@ -110,12 +127,12 @@ def input_spec(node: ir.Node, index: int, context: PlanningContext) -> QuantSpec
 
 
 def _activation_spec(node: ir.Node, context: PlanningContext) -> QuantSpec:
-    """The number format of the inputs that ``node`` computes with."""
+    """The number format of the inputs that ``node`` computes with; a rule of the target has precedence."""
     rule, operator = context.target.rules.get(node.op_type), WEIGHTED.get(node.op_type)
     if rule is None:
-        return context.activation
+        return context.activation_of(node)
     dynamic = operator is not None and not is_constant(node, operator.weight)
-    return (rule.dynamic_inputs if dynamic else None) or rule.inputs or context.activation
+    return (rule.dynamic_inputs if dynamic else None) or rule.inputs or context.activation_of(node)
 
 
 def _per_channel(node: ir.Node, spec: QuantSpec, context: PlanningContext) -> bool:

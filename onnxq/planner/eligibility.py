@@ -174,7 +174,7 @@ def _fills(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
 
 def _signed(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
     # On x86, ONNX Runtime makes signed integers unsigned only where Q and DQ stand side by side.
-    if not rule.on_integers or context.activation.dtype == ir.DataType.UINT8:
+    if not rule.on_integers or context.activation_of(node).dtype == ir.DataType.UINT8:
         return None
     return "it works on integers of type uint8 only"
 

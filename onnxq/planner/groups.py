@@ -51,15 +51,20 @@ def find_groups(
         context: the planning context.
     """
     values = {edge.key: edge.value for edge in edges}
+    values |= {edge.source: edge.value for edge in edges if edge.source is not None}
     sources = _ties(planned, {(edge.node, edge.index) for edge in edges}, context)
-    activations = [value for (_, spec), value in values.items() if spec == context.activation]
-    found = list(shared_params(activations, context))
-    ties, parts = _bridged(sources, found, context), {bridge.part for bridge in found}
+    ties, parts = dict(sources), set[Key]()
+    for spec in context.activations:
+        found = list(shared_params([value for (_, own), value in values.items() if own == spec], context))
+        ties = _bridged(ties, found, spec)
+        parts |= {(name_of(bridge.part), spec) for bridge in found if bridge.part is not None}
     averaged = averaged_elements(context.graph)
     taken: set[str] = set()
     groups: dict[Key, Group] = {}
-    for root, keys in _members(values, ties).items():
-        observe = dict.fromkeys(_root(key, sources) for key in keys if values[key] not in parts)
+    members = _members(values, ties)
+    for root in sorted(members, key=lambda root: root[1] in context.own_activations.values()):
+        keys = members[root]
+        observe = dict.fromkeys(_root(key, sources) for key in keys if key not in parts)
         group = _group(root, [values[key] for key in keys], {k: values.get(k) for k in observe}, context)
         name = root[0] if root[0] not in taken else _unique(root)
         group = replace(group, name=name, averaging_window=max(averaged.get(values[key], 1) for key in keys))
@@ -83,14 +88,15 @@ def _unique(key: Key) -> str:
     return f"{name}/{spec.dtype.name.lower()}{bits}/{spec.axis}{blocks}"
 
 
-def _bridged(
-    ties: Mapping[Key, Key], found: Iterable[SharedParams], context: PlanningContext
-) -> dict[Key, Key]:
-    """Add the pairs of ``found`` to ``ties``; the tensor that holds the most values becomes the root."""
+def _bridged(ties: Mapping[Key, Key], found: Iterable[SharedParams], spec: QuantSpec) -> dict[Key, Key]:
+    """Add the pairs of ``found``, which have the format ``spec``, to ``ties``.
+
+    The tensor that holds the most values becomes the root.
+    """
     result = dict(ties)
     for bridge in found:
         pair = (bridge.above, bridge.below)
-        above, below = (_root((name_of(value), context.activation), result) for value in pair)
+        above, below = (_root((name_of(value), spec), result) for value in pair)
         child, parent = (above, below) if bridge.whole is bridge.below else (below, above)
         if child != parent:
             result[child] = parent
@@ -105,15 +111,15 @@ def _ties(planned: Iterable[ir.Node], uses: Uses, context: PlanningContext) -> d
     """Map tensors to the tensor whose parameters they take; each chain ends at the root of a group."""
     ties: dict[Key, Key] = {}
     for node in planned:
-        rule = context.target.rules[node.op_type]
+        rule, spec = context.target.rules[node.op_type], context.activation_of(node)
         if rule.same_params and node.inputs[0] is not None:
-            source = (name_of(node.inputs[0]), context.activation)
-            ties |= {(name_of(out), context.activation): source for out in node.outputs if out.name}
+            source = (name_of(node.inputs[0]), spec)
+            ties |= {(name_of(out), spec): source for out in node.outputs if out.name}
         if rule.inputs_follow:
             output = fused_output(node.outputs[0], rule, context)
-            goal = (name_of(output), context.activation)
+            goal = (name_of(output), spec)
             followers = _followers(node, output, uses, context)
-            ties |= {_root((name_of(value), context.activation), ties): goal for value in followers}
+            ties |= {_root((name_of(value), spec), ties): goal for value in followers}
     return ties
 
 

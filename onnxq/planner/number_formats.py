@@ -22,7 +22,7 @@ class Formats:
         weight: the format of per-tensor and per-channel weights; None: the target takes the type only in
             blocks.
         blocked: the format of weights with one scale per block; None: no blocks are requested.
-        others: the formats of weights that overrides request for single nodes.
+        others: the formats of weights and activations that overrides request for single nodes.
     """
 
     activation: QuantSpec
@@ -56,7 +56,8 @@ def find_formats(target: Target, config: QuantConfig) -> Formats:
         raise TargetError(
             f"target {target.name} does not take {_name(weight)} as weight type; valid: {_valid(target)}"
         )
-    others = (weight_format(target, override) for override in config.overrides)
+    find = (weight_format, activation_format)
+    others = (found(target, override) for override in config.overrides for found in find)
     given = tuple(spec for spec in others if spec is not None)
     return Formats(replace(target.activation, dtype=activation), plain, blocked, given)
 
@@ -107,6 +108,24 @@ def weight_format(target: Target, override: Override) -> QuantSpec | None:
             f"for {override.pattern!r}; valid: {', '.join(sorted(map(_name, target.weight_types)))}"
         )
     return target.weight_types[dtype]
+
+
+def activation_format(target: Target, override: Override) -> QuantSpec | None:
+    """The number format that ``override`` requests for activations; None if it requests none.
+
+    Raises:
+        TargetError: the target does not take it.
+    """
+    dtype = _dtype(override.activation)
+    if dtype is None:
+        return None
+    if dtype not in target.activation_types:
+        valid = ", ".join(sorted(map(_name, target.activation_types)))
+        raise TargetError(
+            f"target {target.name} does not take {_name(dtype)} as activation type, which an override "
+            f"requests for {override.pattern!r}; valid: {valid}"
+        )
+    return replace(target.activation, dtype=dtype)
 
 
 def _blocked(target: Target, weight: ir.DataType, size: int) -> QuantSpec:

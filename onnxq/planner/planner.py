@@ -25,6 +25,7 @@ from onnxq.graph.ort_rewrites import adds_before_layernorm
 from onnxq.graph.qdq.integer_tables import lone_tables, tied_tables
 from onnxq.graph.share_transposed import find_transposed
 from onnxq.graph.walks import clips_after, raw_values
+from onnxq.planner.activation_widths import own_activations
 from onnxq.planner.apply_overrides import with_methods
 from onnxq.planner.blockwise import among_integers, blocked_nodes, fused_products, warn_of_whole
 from onnxq.planner.context import (
@@ -74,8 +75,9 @@ def make_plan(model: ir.Model, target: Target, config: QuantConfig) -> QuantPlan
     context = replace(
         context, in_blocks=blocked_nodes(model.graph, context), ends=_ends(model.graph, context)
     )
+    context = replace(context, own_activations=own_activations(context))
     planned, edges, floats = _decide(model, context)
-    while lost := among_integers(context, {edge.value for edge in edges if edge.spec == context.activation}):
+    while lost := among_integers(context, {edge.value for edge in edges if edge.spec in context.activations}):
         context = replace(context, in_blocks=context.in_blocks - lost)
         planned, edges, floats = _decide(model, context)
     warn_of_whole(planned, context)

@@ -41,6 +41,7 @@ def find_points(
             spec=edge.spec,
             group=groups[edge.key].name,
             replicated_scale=_spread(edge) if guarded else None,
+            converted_from=None if edge.source is None else groups[edge.source].name,
         )
 
 

@@ -122,6 +122,8 @@ def _options(target: Target) -> Iterator[str]:
     """Yield one line per option that has several valid values for this target."""
     if len(target.activation_types) > 1:
         yield f"`--activation` takes {_listed(target.activation_types)}."
+    if len({dtype.bitwidth for dtype in target.activation_types}) > 1:
+        yield "`--goal` and `--floor` give single nodes wider activations before they keep nodes in float."
     if len(target.weight_types) > 1:
         yield f"`--weight` takes {_listed(target.weight_types)}."
     if target.blocks is not None:

@@ -5,6 +5,10 @@ Qualcomm's QNN on the HTP: everything is quantized, what enters and leaves the g
 The operators are those that ONNX Runtime's QNN provider hands to the HTP in integers. An operator that stays
 float runs on the CPU. No engine of QNN was at hand: the table follows the documentation.
 
+Activations of 8 and 16 bits in one model: the provider takes an operator whose inputs and outputs have one
+type, and fuses the DQ -> Q between two types into a Convert (microsoft/onnxruntime, pull requests 19511,
+19925, 20028 and 22205).
+
 Qualcomm's SNPE, as MQBench's backend of that name: unsigned everywhere, one scale per tensor.
 """
 
@@ -64,6 +68,8 @@ QNN = Target(
     notes=(
         "What enters and leaves the graph is quantized too. --activation uint16 gives 16-bit activations, "
         "for accuracy.",
+        "Between nodes with 8-bit and 16-bit activations a DequantizeLinear and a QuantizeLinear convert the "
+        "tensor, which ONNX Runtime's QNN provider makes one Convert.",
         "Signed weights of Conv and ConvTranspose have per-channel scales, all others per-tensor scales.",
     ),
     activation=U8,

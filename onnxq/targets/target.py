@@ -290,7 +290,8 @@ class Target:
             in the type of their neighbours. Quantized tensors with nothing else between them share
             parameters.
         no_shared_params: those of them whose inputs and outputs need not share parameters.
-        activation_types: types that ``--activation`` accepts.
+        activation_types: types that ``--activation`` accepts, for all nodes or in an override for some. Nodes
+            of several widths may stand beside each other: ``--goal`` and ``--floor`` use the wider ones.
         weight_types: types that ``--weight`` accepts, with their number formats.
         blocks: what ``--block-size`` accepts; None: nothing.
         weight_cast: stored type of weights -> type that the integer kernels take, where it differs. A Cast

@@ -236,9 +236,7 @@ def _grid(edge: QdqEdge, view: _View) -> Iterator[Finding]:
 
 
 def _bias(edge: QdqEdge, view: _View) -> Iterator[Finding]:
-    if edge.kind != "bias" or edge.dtype is None:
-        return
-    if view.target.bias is BiasStyle.OWN:
+    if edge.kind != "bias" or edge.dtype is None or view.target.bias is BiasStyle.OWN:
         return
     if edge.dtype not in view.target.bias_types:
         names = ", ".join(sorted(map(_words, view.target.bias_types)))
@@ -334,6 +332,17 @@ def _integer_operator(node: ir.Node, view: _View) -> Iterator[Finding]:
         yield _error(node, text, "Write QuantizeLinear and DequantizeLinear instead (Q/DQ format).")
 
 
+def _widths(node: ir.Node, view: _View) -> Iterator[Finding]:
+    """Report activations of several widths around one node: kernels take and give one."""
+    read = {edge.dtype for edge in edges(node) if edge.kind == "activation"}
+    uses = [use.node for value in node.outputs for use in unclipped(value).uses()]
+    given = {integer_type(one) for one in uses if one.op_type == QUANTIZE}
+    widths = sorted({dtype.bitwidth for dtype in read | given if dtype in view.target.activation_types})
+    if read and len(widths) > 1:
+        text = f"it reads and gives activations of {' and '.join(map(str, widths))} bits."
+        yield Finding(called(node), "warning", text, "Convert them by DQ and Q before or after it.")
+
+
 def _attributes(node: ir.Node, view: _View) -> Iterator[Finding]:
     """Report a node between Q/DQ with attributes that its integer kernel does not compute."""
     rule = view.rule(node)
@@ -384,6 +393,7 @@ OF_EDGES: tuple[Callable[[QdqEdge, _View], Iterator[Finding]], ...] = (_type, _a
 OF_NODES: tuple[Callable[[ir.Node, _View], Iterator[Finding]], ...] = (
     _sides,
     _output,
+    _widths,
     _integer_operator,
     _attributes,
     _ruleless,

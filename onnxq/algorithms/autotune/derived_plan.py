@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from glob import escape
@@ -13,6 +13,7 @@ from onnxq.calibration.qparams import compute_qparams
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError
 from onnxq.core.numerics import params_from_range
+from onnxq.core.overrides import written
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
@@ -21,6 +22,12 @@ from onnxq.targets.lookup import get_target
 def without(config: QuantConfig, nodes: Collection[str]) -> QuantConfig:
     """Return ``config`` with ``nodes`` excluded as well."""
     return config.model_copy(update={"exclude": (*config.exclude, *map(escape, sorted(nodes)))})
+
+
+def with_activations(config: QuantConfig, types: Mapping[str, str]) -> QuantConfig:
+    """Return ``config`` with overrides that give nodes, by name, activations of these types as well."""
+    more = (written(escape(name), {"activation": dtype}) for name, dtype in types.items())
+    return config.model_copy(update={"override": (*config.override, *more)})
 
 
 def derive_plan(model: ir.Model, plan: QuantPlan, config: QuantConfig, nodes: Collection[str]) -> QuantPlan:

@@ -11,9 +11,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxq.algorithms.autotune.apply import runs_here
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.mixed_precision.agreement import Doubles, Margins, float_gaps, joined
-from onnxq.algorithms.mixed_precision.trials import TrialResult
+from onnxq.algorithms.mixed_precision.trials import Changes, TrialResult
 from onnxq.core.errors import CalibrationError, ConfigError
 from onnxq.core.goal import Goal, Metric
 from onnxq.graph.files import write
@@ -39,13 +40,12 @@ class GoalEvaluator:
     context: CorrectionContext
     exact: ir.Model
 
-    def evaluate(self, model: ir.Model, floats: Sequence[str], widened: Mapping[str, str]) -> TrialResult:
+    def evaluate(self, model: ir.Model, changes: Changes) -> TrialResult:
         """Measure the quality and the size of a model.
 
         Args:
             model: the quantized model.
-            floats: the names of the nodes that are kept in float in it.
-            widened: the names of the nodes with wider weights -> the type of these.
+            changes: what differs in it from the model that the search began with.
 
         Raises:
             CalibrationError: there are no samples to measure on.
@@ -66,16 +66,19 @@ class GoalEvaluator:
                 f"the goal {self.goal} needs samples to be measured on: give data (--data)"
             )
         return TrialResult(
-            floats=tuple(floats),
-            widened=widened,
+            floats=changes.floats,
+            widened=changes.widened,
+            wide_activations=changes.wide_activations,
             value=self._value(model, quality, margins),
             sqnr=quality.sqnr,
             agreement=quality.agreement,
             size=_bytes(model),
         )
 
-    def speed(self, model: ir.Model) -> float:
-        """Measure the speed-up of ``model`` over the float model."""
+    def speed(self, model: ir.Model) -> float | None:
+        """Measure the speed-up of ``model`` over the float model; None for targets that do not run here."""
+        if not runs_here(self.context.config):
+            return None
         config, sample = self.context.config, self.context.evaluator.samples[0]
         models, threads = (self.exact, model), config.threads or 1
         return race(models, sample, providers=config.providers, threads=threads, seconds=RACE_SECONDS).ratio

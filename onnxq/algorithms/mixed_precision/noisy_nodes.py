@@ -1,12 +1,13 @@
-"""``--floor``: keep the few nodes in float that make most of the noise where a model is of little use.
+"""``--floor``: change the few nodes that make most of the noise where a model is of little use.
 
-The nodes are ordered by the noise that they make alone (`sensitivities`, `candidates`). More and more of them
-are kept in float. Often one or two make all the noise: a spectrogram, a logarithm of small energies, a first
-layer that reads inputs of unlike size.
+The nodes are ordered by the noise that they make alone (`sensitivities`, `rungs`). If the target has wider
+activations, more and more nodes get these. If that is not enough, more and more are kept in float. Often one
+or two make all the noise: a spectrogram, a logarithm of small energies, a first layer that reads inputs of
+unlike size.
 
-Below the floor, as many nodes become float as it needs. Above it, but below `GOOD_SQNR`, more do if they gain
-much and cost little speed, or some speed where the model becomes good by them. Speed is timed where the
-target runs on this machine.
+Below the floor, as many nodes change as it needs. Above it, but below `GOOD_SQNR`, more do if they gain much
+and cost little speed, or some speed where the model becomes good by them. Speed is timed where the target
+runs on this machine.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from calibrators.session import open_session
 from onnxq.algorithms.autotune.apply import measurable, timing_sample
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.mixed_precision.priorities import candidates
+from onnxq.algorithms.mixed_precision.priorities import Rung, rungs
 from onnxq.algorithms.mixed_precision.replan import Replanner
-from onnxq.algorithms.mixed_precision.steps import keep_float
+from onnxq.algorithms.mixed_precision.steps import FLOAT, Steps, steps_to
 from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.core.floor import GOOD_SQNR, Floor
 from onnxq.verify.accuracy import Quality
@@ -66,8 +67,9 @@ class Rescue:
     Attributes:
         floor: the floor.
         before: SQNR of the worst output in dB, without this.
-        after: the same with the nodes in float.
+        after: the same with the changed nodes.
         floats: the names of the nodes that are kept in float -> the reasons.
+        wide: the names of the nodes that got wider activations -> the type of these.
         held: whether the floor holds now.
         finished: whether the time was enough to try all nodes.
     """
@@ -76,6 +78,7 @@ class Rescue:
     before: float
     after: float
     floats: Mapping[str, str]
+    wide: Mapping[str, str]
     held: bool
     finished: bool
 
@@ -92,7 +95,7 @@ def hold(
     spent: float,
     quality: Quality | None = None,
 ) -> tuple[Draft, Rescue | None]:
-    """Keep nodes in float until the floor holds, or nothing more helps, or the time is over.
+    """Widen nodes, then keep them in float, until the floor holds, or nothing helps, or the time is over.
 
     Args:
         draft: the corrected draft.
@@ -111,24 +114,40 @@ def hold(
         return draft, None
     if draft.plan.is_compact:  # few bits make noise, but whoever asks for them wants a small file
         floor = replace(floor, agreement=0.0)
-    first = _Tried((), draft, quality or context.evaluate(draft))
+    first = _Tried((), Steps(), draft, quality or context.evaluate(draft))
     if not first.quality.samples or _is_good(first, floor, margin=0.0):
         return draft, None
     deadline = time.perf_counter() + max(spent, LEAST_SECONDS)
-    attempts = _attempts(draft, context, lambda: time.perf_counter() > deadline)
-    best = _best(first, attempts, floor, context)
+
+    def is_late() -> bool:
+        return time.perf_counter() > deadline
+
+    best, make = first, Replanner(draft, context)
+    for rung in _ranked(draft, context, is_late):
+        if not _is_good(best, floor):
+            start = replace(best, nodes=())
+            best = _best(start, _attempts(start.steps, rung, make, is_late), floor, context)
     held = holds(floor, best.quality)
-    if best is first and held:
+    if best.draft is draft and held:
         return draft, None
-    finished = time.perf_counter() <= deadline
-    return best.draft, Rescue(floor, first.sqnr, best.sqnr, _reasons(first, best), held, finished)
+    wide = best.draft.plan.widened_from(draft.plan)
+    reasons, finished = _reasons(first, best), not is_late()
+    return best.draft, Rescue(floor, first.sqnr, best.sqnr, reasons, wide, held, finished)
 
 
 @dataclass(frozen=True)
 class _Tried:
-    """A draft, the nodes that were kept in float for it, and its quality on the held-out samples."""
+    """A draft and its quality on the held-out samples.
+
+    Attributes:
+        nodes: the nodes that were changed on the present rung.
+        steps: all steps that lead to the draft.
+        draft: the draft.
+        quality: its quality.
+    """
 
     nodes: tuple[str, ...]
+    steps: Steps
     draft: Draft
     quality: Quality
 
@@ -137,19 +156,31 @@ class _Tried:
         return self.quality.sqnr
 
 
-def _attempts(draft: Draft, context: CorrectionContext, is_late: Callable[[], bool]) -> Iterator[_Tried]:
-    """Yield drafts with more and more nodes in float, until all are tried or it is late."""
+def _ranked(draft: Draft, context: CorrectionContext, is_late: Callable[[], bool]) -> list[Rung]:
+    """Rank the nodes by the noise that they make alone."""
     ranking = sensitivities(draft, context, samples=RANKED_SAMPLES, is_late=is_late)
     noises = dict.fromkeys(draft.plan.groups, 0.0) | {one.group.name: one.quality.noise for one in ranking}
-    ranked = candidates(draft.reference, draft.plan, noises)
-    nodes = tuple(name for one in ranked for name in one.nodes)
-    make = Replanner(draft, context)
-    for number, count in enumerate(_counts(len(nodes))):
-        context.progress(STAGE, number)
-        changed = make(keep_float(nodes[:count]))
+    return rungs(draft.reference, draft.plan, noises)
+
+
+def _attempts(start: Steps, rung: Rung, make: Replanner, is_late: Callable[[], bool]) -> Iterator[_Tried]:
+    """Yield drafts with more and more nodes on ``rung``, until all are tried or it is late.
+
+    Args:
+        start: the steps of the rungs below.
+        rung: the next rung.
+        make: makes the drafts.
+        is_late: whether the time is over.
+    """
+    nodes = tuple(name for one in rung.candidates for name in one.nodes)
+    every = () if rung.form == FLOAT else (len(nodes),)  # a model all in float is no result
+    for number, count in enumerate((*_counts(len(nodes)), *every)):
+        make.context.progress(STAGE, number)
+        steps = start | steps_to(nodes[:count], rung.form)
+        changed = make(steps)
         if is_late() or not changed.plan.points:
             return
-        yield _Tried(nodes[:count], changed, context.evaluate(changed))
+        yield _Tried(nodes[:count], steps, changed, make.context.evaluate(changed))
 
 
 def _counts(total: int) -> Iterator[int]:
@@ -161,13 +192,13 @@ def _counts(total: int) -> Iterator[int]:
 
 
 def _is_good(one: _Tried, floor: Floor, margin: float = MARGIN) -> bool:
-    """Whether no more nodes need be float."""
+    """Whether no more nodes need a wider format."""
     good = one.draft.plan.is_compact or not one.sqnr < GOOD_SQNR + margin
     return good and holds(floor, one.quality)
 
 
 def _best(first: _Tried, attempts: Iterable[_Tried], floor: Floor, context: CorrectionContext) -> _Tried:
-    """Return the attempt with the fewest float nodes that holds the floor, or a later one worth it."""
+    """Return the attempt with the fewest changed nodes that holds the floor, or a later one worth it."""
     best, enough = first, first
     for one in attempts:
         if not holds(floor, best.quality):
@@ -185,7 +216,7 @@ def _is_worth_it(one: _Tried, best: _Tried, floor: Floor) -> bool:
 
 
 def _is_affordable(one: _Tried, enough: _Tried, floor: Floor, context: CorrectionContext) -> bool:
-    """Whether ``one`` is fast enough beside ``enough``; untimed: whether it has few more float nodes."""
+    """Whether ``one`` is fast enough beside ``enough``; untimed: whether few more nodes differ."""
     speeds = _speeds(one, enough, context)
     if speeds is None:
         few = max(FEW, FEW_SHARE * len(enough.draft.plan.integer_nodes))

@@ -1,7 +1,7 @@
-"""The order in which weights get wider formats and nodes are kept in float, in stages.
+"""The order in which weights and activations get wider formats and nodes are kept in float, in stages.
 
-The first stages give weights wider formats, which costs bytes. The last stage keeps nodes in float, which
-costs time.
+The first stages give weights wider formats, which costs bytes. Then activations get wider formats, if the
+target has some, which costs time. The last stage keeps nodes in float, which costs more time.
 
 Weights are ordered by the noise that a wider format removes per additional byte. The power of the rounding
 noise is proportional to the square of the scale, so the noise of a wider format follows from that of the
@@ -10,17 +10,27 @@ current one.
 Nodes are ordered by the noise that is removed per float node. The noise of a group disappears only if all
 nodes that quantize it are in float: its integer consumers, and its producer if the kernel of that gives only
 integers. The noises of the groups are taken as additive, so the order follows from the sensitivities alone.
+
+Wider activations are ordered likewise: a tensor keeps more bits only if the node that gives it and all that
+read it have wider activations. The noise of weights remains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import onnx_ir as ir
 
-from onnxq.algorithms.mixed_precision.steps import Precision, Steps, keep_float, wider_formats
+from onnxq.algorithms.mixed_precision.steps import (
+    FLOAT,
+    Precision,
+    Steps,
+    steps_to,
+    wider_activations,
+    wider_formats,
+)
 from onnxq.core.plan import Group, QuantPlan, QuantSpec
 from onnxq.graph.nodes import name_of
 from onnxq.graph.operators import WEIGHTED, clip_range
@@ -161,6 +171,8 @@ def _points(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> li
     nodes: dict[str, set[str]] = {name: set() for name in plan.groups}
     for point in plan.points:
         nodes[point.group].add(point.consumer)
+        if point.converted_from is not None:
+            nodes[point.converted_from].add(point.consumer)
     for group in plan.groups.values():
         if not group.constant:
             nodes[group.name].update(_maker(values[tensor], plan) for tensor in group.tensors)
@@ -231,7 +243,69 @@ def stages(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> lis
     """
     tiers = widenings(model, plan, noises)
     left = {**noises, **{one.group: one.left for tier in tiers for one in tier}}
-    return [*map(_wider, tiers), [_float(one) for one in candidates(model, plan, left)]]
+    above = rungs(model, plan, left)
+    return [
+        *map(_wider, tiers),
+        *([_together(steps_to(one.nodes, rung.form)) for one in rung.candidates] for rung in above),
+    ]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A wider format of whole nodes.
+
+    Attributes:
+        form: the type of their activations, or `FLOAT`.
+        candidates: the nodes that may take it, in decreasing order of the noise removed per node.
+    """
+
+    form: ir.DataType
+    candidates: tuple[Candidate, ...]
+
+
+def rungs(model: ir.Model, plan: QuantPlan, noises: Mapping[str, float]) -> list[Rung]:
+    """List the wider formats of whole nodes, the cheap ones first: wider activations, if any, then float.
+
+    Args:
+        model: the model of ``plan``.
+        plan: the quantization plan.
+        noises: the noise over signal at the outputs, for each group quantized alone.
+    """
+    found, left = list[Rung](), dict(noises)
+    for form in _wider_activations(model, plan):
+        gains = _gains(model, plan, left, form)
+        narrow = {name for name, dtype in plan.activation_types.items() if dtype.bitwidth < form.bitwidth}
+        able = (_only(one, narrow) for one in candidates(model, plan, gains))
+        found.append(Rung(form, tuple(one for one in able if one.nodes)))
+        left = {name: noise - gains[name] for name, noise in left.items()}
+    return [*found, Rung(FLOAT, tuple(candidates(model, plan, left)))]
+
+
+def _wider_activations(model: ir.Model, plan: QuantPlan) -> list[ir.DataType]:
+    """List the wider types that the target has for the narrowest activations of a plan."""
+    weights, target = _readers(model, plan), get_target(plan.target)
+    specs = [group.spec for name, group in plan.groups.items() if name not in weights]
+    if not specs:
+        return []
+    narrowest = min(specs, key=lambda spec: spec.dtype.bitwidth)
+    return [spec.dtype for spec in wider_activations(narrowest, target)]
+
+
+def _gains(
+    model: ir.Model, plan: QuantPlan, noises: Mapping[str, float], form: ir.DataType
+) -> dict[str, float]:
+    """Map each group to the noise that it loses if its tensors get the type ``form``; weights lose none."""
+    weights = _readers(model, plan)
+    left = {
+        name: (_span(group.spec) / _span(replace(group.spec, dtype=form))) ** 2
+        for name, group in plan.groups.items()
+        if name not in weights and group.spec.dtype.bitwidth < form.bitwidth
+    }
+    return {name: noise * (1 - left.get(name, 1.0)) for name, noise in noises.items()}
+
+
+def _only(candidate: Candidate, nodes: Set[str]) -> Candidate:
+    return replace(candidate, nodes=tuple(name for name in candidate.nodes if name in nodes))
 
 
 def _wider(tier: Sequence[Widening]) -> SearchStage:
@@ -247,9 +321,8 @@ def _wider(tier: Sequence[Widening]) -> SearchStage:
     ]
 
 
-def _float(candidate: Candidate) -> PrecisionChange:
+def _together(steps: Steps) -> PrecisionChange:
     """Make the change of a candidate; it is undone as a whole, or else node by node."""
-    steps = keep_float(candidate.nodes)
     return PrecisionChange(steps, tuple(dict.fromkeys((steps, *map(Steps, zip(sorted(steps)))))))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache, partial
 from glob import escape
@@ -18,13 +18,14 @@ from onnxq.algorithms.corrections import correct
 from onnxq.algorithms.draft import Draft, with_constants
 from onnxq.algorithms.layers.biases import bias_of
 from onnxq.algorithms.mixed_precision.priorities import widenings
-from onnxq.algorithms.mixed_precision.steps import FLOAT, Precision, Steps, widest_precision
+from onnxq.algorithms.mixed_precision.steps import Precision, Steps, float_nodes, widest_precision
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics, weight_params
 from onnxq.core.config import QuantConfig
 from onnxq.core.overrides import written
 from onnxq.core.plan import Group, QuantParams, QuantPlan, QuantSpec
 from onnxq.graph.nodes import constant_value, name_of
 from onnxq.graph.operators import WEIGHTED
+from onnxq.graph.walks import clips_after
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
 
@@ -69,24 +70,36 @@ class Replanner:
 
         The last plans are cached, because callers need the same plan several times in a row.
         """
-        return lru_cache(maxsize=2)(self._plan)
+        return lru_cache(maxsize=4)(self._plan)
 
     def _plan(self, steps: Steps) -> QuantPlan:
-        forms = widest_precision(steps)
-        plan = make_plan(self.draft.reference, get_target(self.context.config.target), self._options(forms))
+        floats = {name for node in float_nodes(steps) for name in (node, *self._fused(node))}
+        options = self._options(steps, floats)
+        plan = make_plan(self.draft.reference, get_target(self.context.config.target), options)
         told = {
-            name: replace(node, reason=REASON) if forms.get(name) == FLOAT else node
+            name: replace(node, reason=REASON) if name in floats else node
             for name, node in plan.float_nodes.items()
         }
         return replace(plan, float_nodes=told)
 
-    def _options(self, forms: Mapping[str, ir.DataType]) -> QuantConfig:
-        """Return the options with the exclusions and overrides that give nodes these formats."""
-        exclude = tuple(escape(name) for name, form in forms.items() if form == FLOAT)
+    def _fused(self, name: str) -> Iterator[str]:
+        """Yield the Relu and Clip that are fused with a node; alone they would be quantized themselves."""
+        planned, rules = self.draft.plan.integer_nodes, get_target(self.draft.plan.target).rules
+        for value in self._nodes[name].outputs:
+            for clip in clips_after(value):
+                if clip.name not in planned and clip.op_type in rules:
+                    yield name_of(clip)
+
+    @cached_property
+    def _nodes(self) -> Mapping[str, ir.Node]:
+        return {name_of(node): node for node in self.draft.reference.graph}
+
+    def _options(self, steps: Steps, floats: Collection[str]) -> QuantConfig:
+        """Return the options with the exclusions and overrides that give nodes the formats of ``steps``."""
+        exclude = tuple(map(escape, sorted(floats)))
         override = tuple(
-            written(escape(name), {"weight": form.name.lower()})
-            for name, form in forms.items()
-            if form != FLOAT
+            written(escape(name), {part: form.name.lower() for part, form in parts.items()})
+            for name, parts in widest_precision(steps).items()
         )
         more = {
             "exclude": (*self.context.config.exclude, *exclude),
@@ -125,33 +138,43 @@ class Replanner:
         known = {name: old.params[name] for name, group in plan.groups.items() if old.has_range_of(group)}
         new = {name: group for name, group in plan.groups.items() if name not in known}
         weights = {name: self._weight_params(group) for name, group in new.items() if group.constant}
-        # The scales of unchanged weights must not be raised for biases: corrections have used these scales.
-        biases = tuple(bias for bias in plan.biases if bias.weight_group in new)
-        source = from_statistics(
-            self._statistics(replace(plan, groups=new).observed), calibrator(self.context.config)
-        )
+        # Corrections have used the scales of unchanged weights: these are raised for biases only where an
+        # input has another scale, with which a bias might not fit into int32.
+        biases = tuple(bias for bias in plan.biases if {bias.weight_group, bias.input_group} & new.keys())
+        self._observe(replace(plan, groups=new).observed)
         return compute_qparams(
-            self.draft.reference, replace(plan, biases=biases), source, {**known, **weights}
+            self.draft.reference, replace(plan, biases=biases), self._range_params, {**known, **weights}
         ).params
+
+    @cached_property
+    def _range_params(self) -> Callable[[Group], QuantParams]:
+        return cache(from_statistics(self._statistics, calibrator(self.context.config)))
 
     @cached_property
     def _weight_params(self) -> Callable[[Group], QuantParams]:
         return cache(partial(weight_params, self.draft.reference))
 
-    def _statistics(self, tensors: Sequence[str]) -> Mapping[str, TensorStatistics]:
-        """Collect the statistics of tensors whose range is not known; mostly there are none."""
+    @cached_property
+    def _statistics(self) -> dict[str, TensorStatistics]:
+        """The statistics that are known so far, by tensor name; at first those of the draft."""
+        return dict(self.draft.statistics)
+
+    def _observe(self, tensors: Sequence[str]) -> None:
+        """Collect the statistics of tensors that are not known yet; mostly there are none."""
         context = self.context
-        if not tensors:
-            return {}
-        return collect(
+        missing = [name for name in tensors if name not in self._statistics]
+        if not missing:
+            return
+        found = collect(
             self.draft.reference,
-            tensors,
+            missing,
             context.fit,
             every_element=self.context.config.every_element,
             providers=context.config.providers,
             threads=context.config.threads,
             on_bad=context.on_bad,
         )
+        self._statistics.update(found)
 
 
 def _changed(draft: Draft, plan: QuantPlan) -> Iterator[tuple[ir.Node, QuantSpec | None]]:

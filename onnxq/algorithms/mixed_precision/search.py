@@ -1,10 +1,11 @@
-"""Search for the wider weights and float nodes that a goal needs, with few measurements.
+"""Search for the wider formats and float nodes that a goal needs, with few measurements.
 
-The possible changes are ordered in stages: first weights of more bits, which cost only bytes, and last nodes
-in float. The search applies whole stages until the goal is reached. Then it goes through these stages from
-the last one to the first one. The changes of a stage are in decreasing order of their benefit. The number of
-changes that the goal needs is found by doubling, then by bisection. Finally each of these changes is undone
-if the goal is still reached without it, unless that would save too little.
+The possible changes are ordered in stages: first weights of more bits, which cost only bytes, then
+activations of more bits, where the target has them, and last nodes in float. The search applies whole stages
+until the goal is reached. Then it goes through these stages from the last one to the first one. The changes
+of a stage are in decreasing order of their benefit. The number of changes that the goal needs is found by
+doubling, then by bisection. Finally each of these changes is undone if the goal is still reached without it,
+unless that would save too little, or add too many conversions between activations of two widths.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from onnxq.algorithms.mixed_precision.evaluator import GoalEvaluator
 from onnxq.algorithms.mixed_precision.priorities import SearchStage, stages, taken
 from onnxq.algorithms.mixed_precision.replan import CLOSED_FORMS, Replanner
 from onnxq.algorithms.mixed_precision.steps import Steps, widest_precision
-from onnxq.algorithms.mixed_precision.trials import SearchLog, TrialResult
+from onnxq.algorithms.mixed_precision.trials import Changes, SearchLog, TrialResult
 from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.calibration.sample_split import Data
 from onnxq.core.config import QuantConfig
@@ -55,7 +56,7 @@ class Search:
             return ()
         return (
             f"SEARCH INTERRUPTED: the goal {self.goal} is reached, but fewer nodes in float or with "
-            "wider weights might be enough.",
+            "more bits might be enough.",
         )
 
     @property
@@ -102,8 +103,12 @@ def search(draft: Draft, goal: Goal, context: CorrectionContext) -> tuple[Draft,
             interrupt.heeded = True
     assert searcher.best is not None
     chosen = searcher.timed(searcher.best)
-    attempts = sorted(memory.attempts.values(), key=lambda one: (one.cost, one.floats, sorted(one.widened)))
+    attempts = sorted(memory.attempts.values(), key=_order)
     return make(searcher.best), Search(goal, chosen, tuple(attempts), interrupted)
+
+
+def _order(one: TrialResult) -> tuple[object, ...]:
+    return one.cost, one.floats, sorted(one.widened), sorted(one.wide_activations)
 
 
 @dataclass
@@ -171,14 +176,22 @@ class _Searcher:
         return bool(self.make.plan(steps).points)
 
     def _attempt(self, steps: Steps) -> TrialResult:
-        nodes = self.make.plan(steps).integer_nodes
-        floats = sorted(self.make.draft.plan.integer_nodes.keys() - nodes.keys())
-        widened = {name: form.name.lower() for name, form in widest_precision(steps).items() if name in nodes}
-        key = frozenset(floats), frozenset(widened.items())
-        if key not in self.memory.attempts:
-            self.memory.add(self.evaluator.evaluate(self.make(steps).quantized(), floats, widened))
+        changes = self._changes(steps)
+        if changes.key not in self.memory.attempts:
+            self.memory.add(self.evaluator.evaluate(self.make(steps).quantized(), changes))
             self.make.context.progress(STAGE, len(self.memory.attempts))
-        return self.memory.attempts[key]
+        return self.memory.attempts[changes.key]
+
+    def _changes(self, steps: Steps) -> Changes:
+        """Return what ``steps`` change, with what follows from it."""
+        before, plan = self.make.draft.plan, self.make.plan(steps)
+        nodes, forms = plan.integer_nodes, widest_precision(steps)
+        weights = {name: parts["weight"] for name, parts in forms.items() if "weight" in parts}
+        return Changes(
+            floats=tuple(sorted(before.integer_nodes.keys() - nodes.keys())),
+            widened={name: form.name.lower() for name, form in weights.items() if name in nodes},
+            wide_activations=plan.widened_from(before),
+        )
 
     def _stages(self) -> list[SearchStage]:
         """Return all stages, the cheap ones first."""
@@ -190,13 +203,31 @@ class _Searcher:
         return stages(draft.reference, draft.plan, self.memory.noises)
 
     def _descend(self, stage: SearchStage) -> None:
-        """Undo all steps of ``stage`` that the goal does not need."""
+        """Undo all steps of ``stage`` that the goal does not need.
+
+        Nodes keep wide activations where narrow ones would add more conversions than nodes: these cost what
+        narrow activations save. Such nodes are looked at again when others have been undone.
+        """
         assert self.best is not None
         others = self.best - taken(stage)
         count = self._count([others | taken(stage[:count]) for count in range(len(stage) + 1)])
-        for move in reversed(stage[:count]):
-            for steps in move.back:
-                self.enough(self.best - steps)
+        pending = [steps for move in reversed(stage[:count]) for steps in move.back]
+        while pending:
+            before, kept = self.best, list[Steps]()
+            for steps in pending:
+                if self._costs_conversions(steps):
+                    kept.append(steps)
+                else:
+                    self.enough(self.best - steps)
+            pending = kept if self.best != before else []
+
+    def _costs_conversions(self, steps: Steps) -> bool:
+        """Whether undoing ``steps``, which widen activations, adds more conversions than it saves nodes."""
+        assert self.best is not None
+        if not all(step.part == "activation" for step in steps):
+            return False
+        more = self.make.plan(self.best - steps).conversions - self.make.plan(self.best).conversions
+        return more > len(steps & self.best)
 
     def _count(self, prefixes: Sequence[Steps]) -> int:
         """Return the index of the first of ``prefixes`` that reaches the goal; the last one is known to."""
@@ -215,6 +246,7 @@ class _Searcher:
         best = max(self.memory.attempts.values(), key=lambda attempt: attempt.value)
         goal, nodes = self.evaluator.goal, self.make.draft.plan.integer_nodes
         wider = f", and {len(best.widened)} with wider weights" if best.widened else ""
+        wider += f", and {len(best.wide_activations)} with wider activations" if best.wide_activations else ""
         return ModelError(
             f"no model with a node in integers reaches the goal {goal}: the best has {goal.name} "
             f"{best.value:.4g} with {len(best.floats)} of {len(nodes)} nodes in float{wider}"

@@ -11,19 +11,44 @@ from typing import Any
 from calibrators.atomic import NOT_PLAIN, drafts, is_special
 from onnxq.core.errors import ConfigError
 
-VERSION = 2
+VERSION = 3
 """The version of the file format."""
 
-Key = tuple[frozenset[str], frozenset[tuple[str, str]]]
+READ = frozenset({2, VERSION})
+"""The versions that are read; version 2 had no wider activations, so its trials have none."""
+
+Key = tuple[frozenset[str], frozenset[tuple[str, str]], frozenset[tuple[str, str]]]
 
 
-@dataclass(frozen=True)
-class TrialResult:
-    """The result of one model.
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What differs in a model from the one that a search began with.
 
     Attributes:
         floats: the nodes that were kept in float, and those that became float as a consequence.
         widened: the nodes with wider weights -> the type of these.
+        wide_activations: the nodes with wider activations -> the type of these.
+    """
+
+    floats: tuple[str, ...]
+    widened: Mapping[str, str]
+    wide_activations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """The changed nodes, which identify the model within a search."""
+        return (
+            frozenset(self.floats),
+            frozenset(self.widened.items()),
+            frozenset(self.wide_activations.items()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult(Changes):
+    """The result of one model.
+
+    Attributes:
         value: the value of the goal's metric; for ``agreement`` a conservative estimate (see `agreement`).
         sqnr: the SQNR of the worst output on held-out samples, in dB.
         agreement: the counted share of equal decisions on held-out samples; None if no output is a decision.
@@ -31,8 +56,6 @@ class TrialResult:
         speed: the speed-up over the float model; None if it was not measured.
     """
 
-    floats: tuple[str, ...]
-    widened: Mapping[str, str]
     value: float
     sqnr: float
     agreement: float | None
@@ -40,14 +63,9 @@ class TrialResult:
     speed: float | None = None
 
     @property
-    def key(self) -> Key:
-        """The changed nodes, which identify the model within a search."""
-        return frozenset(self.floats), frozenset(self.widened.items())
-
-    @property
-    def cost(self) -> tuple[int, int]:
-        """The cost for comparisons: the number of float nodes, then the bytes if there are wider weights."""
-        return len(self.floats), self.size if self.widened else 0
+    def cost(self) -> tuple[int, int, int]:
+        """The cost for comparisons: float nodes, nodes with wider activations, bytes if weights are wider."""
+        return len(self.floats), len(self.wide_activations), self.size if self.widened else 0
 
 
 @dataclass
@@ -111,7 +129,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _of_this_version(content: dict[str, Any], file: Path) -> dict[str, Any]:
-    if content.get("version") != VERSION:
+    if content.get("version") not in READ:
         raise ConfigError(
             f"{file} holds the attempts of a search by another version of onnxq: name another file, or "
             "delete it"

@@ -94,7 +94,7 @@ def sensitivities(
             [new.get(i, a) for i, a in enumerate(old)] for old, new in zip(expected, changed, strict=True)
         )
         quality = outcome(kinds, zip(expected, given, strict=True), sum(s.count for s in taken))
-        readers = dict.fromkeys(p.consumer for p in draft.plan.points if p.group == group.name)
+        readers = dict.fromkeys(p.consumer for p in draft.plan.points_of(group.name))
         found.append(Sensitivity(group, {n: operators.get(n, GRAPH_OUTPUT) for n in readers}, quality))
         context.progress(STAGE, len(found), len(chosen))
         if is_late():

@@ -37,12 +37,12 @@ def quantize_alone(draft: Draft, group: Group) -> SingleGroupModel:
     them.
     """
     copy = draft.reference.clone()
-    points = [point for point in draft.plan.points if point.group == group.name]
+    points = draft.plan.points_of(group.name)
     nodes = {name_of(node): node for node in all_nodes(copy)}
     if group.constant:
         return SingleGroupModel(copy, tuple(_round_weights(copy, draft, group, points, nodes)))
     return SingleGroupModel(
-        copy, tuple(_round_activations(copy, draft.plan.params[group.name], points, nodes))
+        copy, tuple(_round_activations(copy, group.spec, draft.plan.params[group.name], points, nodes))
     )
 
 
@@ -76,13 +76,17 @@ def biases_with(draft: Draft, points: Iterable[QuantPoint]) -> Iterator[Bias]:
 
 
 def _round_activations(
-    copy: ir.Model, params: QuantParams, points: Iterable[QuantPoint], nodes: dict[str, ir.Node]
+    copy: ir.Model,
+    spec: QuantSpec,
+    params: QuantParams,
+    points: Iterable[QuantPoint],
+    nodes: dict[str, ir.Node],
 ) -> Iterable[ir.Node]:
     values = ir.convenience.create_value_mapping(copy.graph)
     rounded: dict[str, ir.Value] = {}
     for point in points:
         if point.tensor not in rounded:
-            chain = _rounding(copy, values[point.tensor], params, point.spec)
+            chain = _rounding(copy, values[point.tensor], params, spec)
             rounded[point.tensor] = chain[-1].outputs[0]
             yield from chain
         if point.consumer == GRAPH_OUTPUT:

@@ -101,7 +101,7 @@ class _Places:
 
     def end_of_stage(self, group: Group) -> int:
         """Return the end of the stage with the last consumer of ``group``."""
-        points = [point for point in self._draft.plan.points if point.group == group.name]
+        points = self._draft.plan.points_of(group.name)
         holders = [bias.holder for bias in biases_with(self._draft, points)] if group.constant else []
         last = max([*map(self._place, points), *(self._places[name] for name in holders)])
         size = math.ceil(self.count / STAGES)

@@ -60,7 +60,7 @@ def check_plan(plan: QuantPlan, goals: Iterable[tuple[Path, str | None]]) -> Non
 
 
 def of_plan(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Table:
-    """Make a table of the parameters of a plan.
+    """Make a table of the parameters of a plan; of a tensor that is converted, those that it is written with.
 
     Args:
         plan: the plan, with parameters.
@@ -73,10 +73,12 @@ def of_plan(plan: QuantPlan, model: ir.Model, original: ir.Model) -> Table:
         logger.warning(
             "tables hold no weights with one scale per block, so these are left out: %s", shorten(blocked)
         )
+    written = {point.tensor: point.converted_from for point in plan.points if point.converted_from}
     for group in (group for group in plan.groups.values() if group.spec.block_size is None):
         encoding = Encoding.of_params(group.spec, plan.params[group.name])
         for tensor in group.tensors:
-            (weights if group.constant else activations).setdefault(tensor, encoding)
+            if written.get(tensor, group.name) == group.name:
+                (weights if group.constant else activations).setdefault(tensor, encoding)
     names = _names(original)
     absent = frozenset(activations.keys() - names) | frozenset(_changed(weights, model, original))
     layers = dict(_layers(plan, model, original))

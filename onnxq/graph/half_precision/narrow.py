@@ -25,6 +25,7 @@ from onnxq.graph.half_precision.half_forms import (
 from onnxq.graph.half_precision.keep_float32 import converted
 from onnxq.graph.half_precision.widen import HALF
 from onnxq.graph.nodes import (
+    STANDARD_DOMAIN,
     add_initializer,
     all_nodes,
     constant_value,
@@ -81,7 +82,7 @@ class _Narrower:
     def run(self) -> None:
         """Decide, change types, and insert the Casts."""
         for node in self._nodes:
-            if not is_op(node, "QuantizeLinear", "DequantizeLinear"):
+            if not _is_pair(node):
                 self._decide(node)
         self._decide_pairs()
         wanted = [(use, self._wanted(*use)) for use in self._uses()]
@@ -104,18 +105,19 @@ class _Narrower:
 
     def _decide_pairs(self) -> None:
         """Decide about Q and DQ: what reads integers with a scale that does not fit stays in float32."""
-        pairs = [node for node in self._nodes if is_op(node, "QuantizeLinear", "DequantizeLinear")]
-        fitting = self._model.graph.opset_imports[""] >= OPSET_OF_HALF_SCALES
-        able = [node for node in pairs if fitting and self._fits(node.inputs[1])]
+        pairs = [node for node in self._nodes if _is_pair(node)]
+        opset = self._model.graph.opset_imports[""]
+        fitting = [node for node in pairs if node.domain or opset >= OPSET_OF_HALF_SCALES]
+        able = [node for node in fitting if self._fits(node.inputs[1])]
         for node in set(pairs).difference(able):
-            if is_op(node, "DequantizeLinear"):
+            if node.op_type == "DequantizeLinear":
                 for use in node.outputs[0].uses():
                     self._forms.pop(use.node, None)
         for node in able:
             self._round(node.inputs[1])
             if self._is_half_pair(node):
-                slots = (0, 1) if is_op(node, "QuantizeLinear") else (1,)
-                outputs = () if is_op(node, "QuantizeLinear") else (0,)
+                slots = (0, 1) if node.op_type == "QuantizeLinear" else (1,)
+                outputs = () if node.op_type == "QuantizeLinear" else (0,)
                 self._forms[node] = HalfForm(frozenset(slots), frozenset(outputs))
 
     def _fits(self, scale: ir.Value | None) -> bool:
@@ -131,7 +133,7 @@ class _Narrower:
         scale.const_value = ir.tensor(rounded, name=scale.name)
 
     def _is_half_pair(self, node: ir.Node) -> bool:
-        if is_op(node, "QuantizeLinear"):
+        if node.op_type == "QuantizeLinear":
             value = node.inputs[0]
             return value is not None and self._computed(value) == self._dtype
         output = node.outputs[0]
@@ -230,6 +232,14 @@ class _Narrower:
                 del self._model.graph.initializers[name]
                 value.name = None
                 made.name = name
+
+
+def _is_pair(node: ir.Node) -> bool:
+    """Whether the node is a Q or DQ, of ONNX or of ONNX Runtime, which had 16 bits earlier."""
+    return node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.domain in _PAIR_DOMAINS
+
+
+_PAIR_DOMAINS = (STANDARD_DOMAIN, "com.microsoft")
 
 
 def _narrow_attributes(node: ir.Node, dtype: ir.DataType) -> None:

@@ -18,7 +18,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.core.numerics import dequantize, quantize, quantize_bias, spread
-from onnxq.core.plan import GRAPH_OUTPUT, BiasPoint, Group, QuantParams, QuantPlan, QuantPoint
+from onnxq.core.plan import (
+    GRAPH_OUTPUT,
+    OPSET_OF_BLOCKS,
+    BiasPoint,
+    Group,
+    QuantParams,
+    QuantPlan,
+    QuantPoint,
+)
 from onnxq.graph.half_precision.narrow import Narrowing, narrow
 from onnxq.graph.half_precision.saturate import saturate
 from onnxq.graph.half_precision.widen import store_in_half
@@ -40,6 +48,11 @@ from onnxq.graph.walks import is_read
 LEAST_SHARED = 1024
 """Smaller constants are stored in both forms: their float numbers take about as much as two nodes."""
 
+
+RUNTIME_DOMAIN = "com.microsoft"
+"""The domain of ONNX Runtime's own operators, where Q and DQ have 16 bits in every opset."""
+
+_WIDE = frozenset({ir.DataType.INT16, ir.DataType.UINT16})
 
 LONGEST_NAME = 48
 """Of longer names of new tensors and nodes, only the end is kept: some exporters write 400 characters."""
@@ -110,13 +123,30 @@ class _Inserter:
         key = (point.tensor, group.name, *_copy(point, group))
         if key not in self._integers:
             make = self._store if group.constant else self._quantize
-            self._integers[key] = make(self._values[point.tensor], group)
+            self._integers[key] = make(self._source(point), group)
         if point.replicated_scale is None:
             place = {"axis": point.spec.axis, "block_size": point.spec.block_size}
             self._read(point, self._integers[key], self._params(group, *_copy(point, group)), place)
         else:
             place = {"axis": point.replicated_scale[0]}
             self._read(point, self._integers[key], self._repeated(group, point.replicated_scale[1]), place)
+
+    def _source(self, point: QuantPoint) -> ir.Value:
+        """The float values to quantize for ``point``: its tensor, or that dequantized, to be converted.
+
+        ONNX Runtime's quantizer writes a change of width as the same pair of DequantizeLinear and
+        QuantizeLinear (``convert`` in its overrides of tensors); its QNN provider makes it one Convert.
+        """
+        value = self._values[point.tensor]
+        if point.converted_from is None:
+            return value
+        key = point.tensor, point.converted_from
+        group = self._plan.groups[point.converted_from]
+        if key not in self._integers:
+            self._integers[key] = self._quantize(value, group)
+        node = self._dequantize(point.tensor, self._integers[key], self._params(group), {})
+        insert_after(self._integers[key], node, self._graph)
+        return node.outputs[0]
 
     def quantize_bias(self, point: BiasPoint) -> None:
         """Store a bias as int32 with scale = input scale x weight scale, ``()`` or ``[C]``.
@@ -213,6 +243,7 @@ class _Inserter:
             [value, *self._params(group)],
             attributes={} if group.spec.axis is None else {"axis": group.spec.axis},
             name=self._unique(f"{value.name}_QuantizeLinear"),
+            domain=self._domain(group.spec.dtype),
         )
         out = node.outputs[0]
         out.name = self._unique(f"{value.name}_quantized")
@@ -239,15 +270,8 @@ class _Inserter:
         params: tuple[ir.Value, ...],
         place: Mapping[str, int | None],
     ) -> None:
-        node = ir.node(
-            "DequantizeLinear",
-            [integers, *params],
-            attributes={name: number for name, number in place.items() if number is not None},
-            name=self._unique(f"{point.tensor}_DequantizeLinear"),
-        )
+        node = self._dequantize(point.tensor, integers, params, place)
         out = node.outputs[0]
-        out.name = self._unique(f"{point.tensor}_dequantized")
-        out.dtype, out.shape = ir.DataType.FLOAT, integers.shape
         producer = integers.producer()
         if point.consumer == GRAPH_OUTPUT:
             self._graph.insert_after(_known(producer), node)
@@ -259,6 +283,29 @@ class _Inserter:
         else:
             self._graph.insert_before(consumer, node)
         consumer.replace_input_with(point.input_index, out)
+
+    def _dequantize(
+        self, tensor: str, integers: ir.Value, params: tuple[ir.Value, ...], place: Mapping[str, int | None]
+    ) -> ir.Node:
+        node = ir.node(
+            "DequantizeLinear",
+            [integers, *params],
+            attributes={name: number for name, number in place.items() if number is not None},
+            name=self._unique(f"{tensor}_DequantizeLinear"),
+            domain=self._domain(integers.dtype),
+        )
+        out = node.outputs[0]
+        out.name = self._unique(f"{tensor}_dequantized")
+        out.dtype, out.shape = ir.DataType.FLOAT, integers.shape
+        return node
+
+    def _domain(self, dtype: ir.DataType | None) -> str:
+        """The domain of Q and DQ: ONNX Runtime's own for 16 bits where the model's opset has only 8."""
+        imports = self._graph.opset_imports
+        if dtype not in _WIDE or imports.get("", OPSET_OF_BLOCKS) >= OPSET_OF_BLOCKS:
+            return ""
+        imports.setdefault(RUNTIME_DOMAIN, 1)
+        return RUNTIME_DOMAIN
 
     def _leave(self, point: QuantPoint | BiasPoint, value: ir.Value) -> None:
         """Make ``value`` the graph output instead of the tensor of ``point``, and give it that name."""

@@ -13,6 +13,8 @@ def goal(search: Search | None) -> Blocks:
         return
     chosen = search.chosen
     wider = f" and {len(chosen.widened)} with wider weights" if chosen.widened else ""
+    if chosen.wide_activations:
+        wider += f" and {len(chosen.wide_activations)} with wider activations"
     told = f"{search.goal} holds with {len(chosen.floats)} more nodes in float{wider}. Other trials:"
     yield Paragraph(told)
     rows = (_row(trial, is_chosen=trial == chosen) for trial in search.curve)
@@ -23,6 +25,7 @@ def _row(trial: TrialResult, *, is_chosen: bool) -> list[Cell]:
     return [
         number(len(trial.floats), "{}"),
         number(len(trial.widened), "{}"),
+        number(len(trial.wide_activations), "{}"),
         number(trial.value),
         number(trial.sqnr, "{:.2f} dB"),
         number(trial.agreement, "{:.1%}"),
@@ -35,6 +38,7 @@ def _row(trial: TrialResult, *, is_chosen: bool) -> list[Cell]:
 _COLUMNS = (
     Column("nodes kept in float", numbers=True),
     Column("with wider weights", "nodes with weights of a wider type than requested", numbers=True),
+    Column("with wider activations", "nodes with activations of a wider type than requested", numbers=True),
     Column(
         "goal's metric",
         "for agreement: the expected value beyond these samples, less its standard error",

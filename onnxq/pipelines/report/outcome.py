@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from rich.filesize import decimal
 
+from onnxq.pipelines.report.bits import told_types
 from onnxq.pipelines.report.blocks import Blocks, Cell, Column, Paragraph, Table, Tiles, number, text
 from onnxq.pipelines.report.goal import goal
 from onnxq.pipelines.report.report import Report
@@ -17,6 +18,8 @@ UNKNOWN = "unknown"
 def outcome(report: Report) -> Blocks:
     """Yield the main figures, the accuracy of each output, the corrections, and the goal."""
     yield Tiles(tuple(_figures(report)))
+    if types := list(told_types(report.plan)):
+        yield Paragraph(f"{'; '.join(types)}.")
     yield from _accuracy(report)
     if report.corrections:
         rows = (

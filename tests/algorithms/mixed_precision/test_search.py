@@ -169,6 +169,16 @@ def test_names_are_no_patterns():
     assert "Conv[ab]c" in plan.integer_nodes
 
 
+def test_relu_that_was_fused_stays_float_with_its_node_where_the_target_would_quantize_it_alone():
+    config = CONFIG.model_copy(update={"target": "qnn"})
+    draft, context = bench_for(target="qnn")
+    make = Replanner(draft, context.with_config(config))
+    assert "Relu_r" not in draft.plan.integer_nodes
+    plan = make.plan(keep_float({"Conv_a"}))
+    assert plan.float_nodes["Relu_r"].reason.startswith("kept in float")
+    assert not make.plan(keep_float(draft.plan.integer_nodes)).points
+
+
 # --- Weights of more bits ----------------------------------------------------------------------
 
 FOUR = CONFIG.model_copy(update={"weight": "int4"})
@@ -319,11 +329,11 @@ def stop_after(monkeypatch, count):
     """Ctrl-C when the next model is to be measured after ``count``."""
     measure, done = GoalEvaluator.evaluate, []
 
-    def measured(self, model, floats, widened):
+    def measured(self, model, changes):
         if len(done) >= count:
             raise KeyboardInterrupt
-        done.append(floats)
-        return measure(self, model, floats, widened)
+        done.append(changes)
+        return measure(self, model, changes)
 
     monkeypatch.setattr(GoalEvaluator, "evaluate", measured)
     return done

@@ -6,17 +6,20 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.algorithms.mixed_precision.steps import (
-    FLOAT,
     Precision,
+    float_nodes,
     keep_float,
+    widen_activations,
+    wider_activations,
     wider_formats,
     widest_precision,
 )
 from onnxq.core.plan import QuantSpec
 from onnxq.targets.lookup import get_target
-from onnxq.targets.target import S4, S8, U4
+from onnxq.targets.target import S4, S8, U4, U8, U16
 
 INT8, UINT8, INT4 = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4
+INT16, UINT16 = ir.DataType.INT16, ir.DataType.UINT16
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,20 @@ INT8, UINT8, INT4 = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4
 )
 def test_wider_formats_of_weights(target, spec, expected):
     assert [wider.dtype for wider in wider_formats(spec, get_target(target))] == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "spec", "expected"),
+    [("qnn", U8, [UINT16]), ("qnn", U16, []), ("onnxruntime", U8, []), ("ppl-w8a16", U16, [])],
+)
+def test_wider_activations_are_those_that_the_table_of_the_target_lists(target, spec, expected):
+    assert [wider.dtype for wider in wider_activations(spec, get_target(target))] == expected
+
+
+def test_of_wide_activations_of_both_signs_those_like_the_narrow_ones_are_taken():
+    both = replace(get_target("qnn"), activation_types=frozenset({UINT8, INT16, UINT16}))
+    assert [wider.dtype for wider in wider_activations(U8, both)] == [UINT16]
+    assert [wider.dtype for wider in wider_activations(S8, both)] == [INT16]
 
 
 def test_the_format_is_the_one_that_the_target_has_for_the_type():
@@ -52,5 +69,7 @@ def test_of_types_of_one_width_the_usual_one_is_taken_and_else_one_of_the_same_s
 
 def test_the_highest_step_counts():
     steps = [Precision("a", INT8), Precision("b", INT8), *keep_float(["b", "c"])]
-    expected = {"a": INT8, "b": FLOAT, "c": FLOAT}
+    steps += [*widen_activations(["a", "c", "d"], UINT16), Precision("a", INT4)]
+    expected = {"a": {"weight": INT8, "activation": UINT16}, "d": {"activation": UINT16}}
     assert widest_precision(steps) == widest_precision(steps[::-1]) == expected
+    assert float_nodes(steps) == {"b", "c"}

@@ -24,7 +24,7 @@ from onnxq.algorithms.mixed_precision.trials import TrialResult
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError
 from onnxq.core.goal import parse_goal
-from onnxq.core.plan import FloatNode, Group, QuantParams, QuantPlan, QuantSpec
+from onnxq.core.plan import FloatNode, Group, QuantParams, QuantPlan, QuantPoint, QuantSpec
 from onnxq.pipelines.report.activations import activations, stabilities
 from onnxq.pipelines.report.blocks import Cell, Span
 from onnxq.pipelines.report.chart import COLUMNS, HEIGHT, cumulative, distribution
@@ -378,9 +378,13 @@ def test_synthetic_inputs_are_told_of_in_the_report(tmp_path):
 
 
 def test_a_goal_is_told_with_what_was_tried():
-    cheap = TrialResult((), {}, 0.91, 21.0, 0.95, 1_500_000, 2.5)
+    cheap = TrialResult(
+        floats=(), widened={}, value=0.91, sqnr=21.0, agreement=0.95, size=1_500_000, speed=2.5
+    )
     wide = {f"conv{i}": "int8" for i in range(7)}
-    chosen = TrialResult(("a", "b", "c"), wide, 0.987, 28.125, None, 2_500_000, None)
+    chosen = TrialResult(
+        floats=("a", "b", "c"), widened=wide, value=0.987, sqnr=28.125, agreement=None, size=2_500_000
+    )
     search = Search(parse_goal("agreement>=0.98"), chosen, (cheap, chosen))
     text = text_of(report(search=search))
     assert "agreement>=0.98 holds with 3 more nodes in float and 7 with wider weights" in text
@@ -421,3 +425,24 @@ def test_the_report_of_a_quantization_says_what_its_verdicts_say(tmp_path):
     assert result.report.verdicts[0].runtime == "legality"
     text = text_of(result.report)
     assert all(one.summary in text for one in result.verdicts)
+
+
+def test_nodes_are_counted_by_their_types():
+    uint16 = QuantSpec(ir.DataType.UINT16, symmetric=False)
+    groups = [
+        (activation("x"), params(0.5)),
+        (Group("wide", uint16, ("wide",), ("wide",)), params(0.5, dtype=np.uint16)),
+        (Group("w", WEIGHT, ("w",), (), constant=True), params(0.5, dtype=np.int8)),
+    ]
+    made = plan(*groups, nodes=("Conv", "Conv", "Conv", "Add"), floats={"n": FloatNode("Exp", "it is rare")})
+    points = [
+        *(QuantPoint("x", f"node_{i}", 0, UINT8, "x") for i in (0, 1)),
+        QuantPoint("wide", "node_2", 0, uint16, "wide", converted_from="x"),
+        *(QuantPoint("w", f"node_{i}", 1, WEIGHT, "w") for i in range(3)),
+        *(QuantPoint("x", "node_3", i, UINT8, "x") for i in (0, 1)),
+    ]
+    text = text_of(report(replace(made, points=tuple(points))))
+    assert (
+        "2 nodes: uint8 activations, int8 weights; 1 node: uint16 activations, int8 weights; "
+        "1 node: uint8 activations; conversions between the widths: 1; 1 float." in text
+    )
