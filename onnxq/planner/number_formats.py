@@ -51,7 +51,8 @@ def find_formats(target: Target, config: QuantConfig) -> Formats:
             f"valid: {', '.join(sorted(map(_name, target.activation_types)))}"
         )
     plain = target.weight_types.get(weight)
-    blocked = _blocked(target, weight, config.block_size) if config.block_size is not None else None
+    size = target.block_size if config.block_size is None else config.block_size
+    blocked = _blocked(target, weight, size) if size is not None else None
     if plain is None and blocked is None:
         raise TargetError(
             f"target {target.name} does not take {_name(weight)} as weight type; valid: {_valid(target)}"

@@ -90,7 +90,10 @@ def page(targets: Iterable[Target]) -> str:
 
 def _overview(targets: Iterable[Target]) -> str:
     """Build the table that compares the targets, one row per target."""
-    heads = ("target", "activations", "weights", "per-channel scales", "biases", "graph outputs", "constants")
+    heads = (
+        *("target", "activations", "weights", "per-channel scales", "biases"),
+        *("graph outputs", "the rest", "constants"),
+    )
     rows = [
         (
             f"`{target.name}`",
@@ -99,11 +102,16 @@ def _overview(targets: Iterable[Target]) -> str:
             _channels(target),
             target.bias.meaning,
             "quantized" if target.quantize_outputs else "float",
+            _REST.get(target.float_type, target.float_type),
             target.storage.meaning,
         )
         for target in targets
     ]
     return _table(heads, rows)
+
+
+_REST = {"keep": "as given"}
+"""Float type of what is not quantized -> how the page says it."""
 
 
 def _section(target: Target, others: Iterable[Target]) -> str:

@@ -294,6 +294,7 @@ class Target:
             of several widths may stand beside each other: ``--goal`` and ``--floor`` use the wider ones.
         weight_types: types that ``--weight`` accepts, with their number formats.
         blocks: what ``--block-size`` accepts; None: nothing.
+        block_size: the default of ``--block-size``; None: no blocks.
         weight_cast: stored type of weights -> type that the integer kernels take, where it differs. A Cast
             before DequantizeLinear converts it, and a Sub takes zero points away, with which kernels may be
             slow; the runtime folds both when it loads the model: the file is small and the kernel an
@@ -328,6 +329,7 @@ class Target:
     transparent: Names = frozenset()
     no_shared_params: Names = frozenset()
     blocks: Blocks | None = None
+    block_size: Size | None = None
     weight_cast: Mapping[NumberType, NumberType] = field(default_factory=dict)
     about: StrictStr = ""
     notes: tuple[StrictStr, ...] = ()
