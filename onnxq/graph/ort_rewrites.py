@@ -36,6 +36,13 @@ Add of the bias, or of zeros, prevents both, and becomes part of MatMulNBits:
     Gemm(x[M, K], DQ(w), b[N]) -> Relu         Gemm(x, DQ(w)) -> Add(b) -> Relu
     MatMul(x[M, K], DQ(w)) -> Add(m[M, N])     Gemm(x, DQ(w)) -> Add(zeros[N]) -> Add(m)
 
+`keep_clamps` keeps a Relu or Clip before a QuantizeLinear to floating-point numbers. ONNX Runtime takes these
+for integers: it drops the Relu, which changes the result, and does not load a model with the Clip (release
+1.32). A Max of one tensor between them computes nothing, and also has a kernel for float16:
+
+    Relu -> Q
+    Relu -> Max -> Q
+
 `keep_layout_of_cubic` keeps the channels of a cubic Resize where they are. Integer convolutions have their
 channels last, and ONNX Runtime moves a Resize between two of them to that layout too. But its cubic kernel
 takes channels second only, and the model does not load (release 1.31). Nothing is moved across a Reshape,
@@ -55,6 +62,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from onnxq.core.plan import FLOATING
 from onnxq.graph.nodes import (
     add_initializer,
     all_nodes,
@@ -67,7 +75,7 @@ from onnxq.graph.nodes import (
     unused_name,
     unused_node,
 )
-from onnxq.graph.operators import attribute_value, groups_of, weight_shape
+from onnxq.graph.operators import attribute_value, clip_range, groups_of, weight_shape
 from onnxq.graph.walks import producer_of, readers_of, sole_producer
 
 FEWEST_OUTPUTS = 16
@@ -181,6 +189,25 @@ def separate_from_qdq(model: ir.Model, names: Collection[str]) -> None:
         out.name, out.type = unused_name(f"{source.name}_apart", model), source.type
         out.shape = source.shape
         model.graph.insert_before(node, total)
+        node.replace_input_with(0, out)
+
+
+def keep_clamps(model: ir.Model) -> None:
+    """Insert a Max of one tensor between each Relu or Clip and a QuantizeLinear to floating-point numbers.
+
+    Args:
+        model: a Q/DQ model; it is changed.
+    """
+    for node in [node for node in model.graph if is_op(node, "QuantizeLinear")]:
+        clamp = producer_of(node.inputs[0])
+        if node.outputs[0].dtype not in FLOATING or clamp is None or clip_range(clamp) is None:
+            continue
+        source = clamp.outputs[0]
+        same = ir.node("Max", [source], name=unused_node(f"{name_of(clamp)}_Max", model))
+        out = same.outputs[0]
+        out.name, out.type = unused_name(f"{source.name}_kept", model), source.type
+        out.shape = source.shape
+        model.graph.insert_before(node, same)
         node.replace_input_with(0, out)
 
 

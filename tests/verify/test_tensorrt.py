@@ -112,7 +112,11 @@ def test_without_tensorrt_nothing_has_passed(monkeypatch, tmp_path):
             "not checked",
             "it did not end within 60 s",
         ),
-        (process.Answer({"version": "1", "built": False, "errors": []}), "failed", "gives no reason"),
+        (
+            process.Answer({"version": "1", "capability": "SM86", "built": False, "errors": []}),
+            "failed",
+            "gives no reason",
+        ),
     ],
 )
 def test_a_build_that_fails_is_no_error_of_ours(monkeypatch, tmp_path, answer, status, words):
@@ -127,14 +131,15 @@ def test_a_build_that_fails_is_no_error_of_ours(monkeypatch, tmp_path, answer, s
 def test_what_a_gpu_computes_is_compared(monkeypatch, tmp_path, error, status):
     """The worker's part is played: no GPU is needed."""
     one = subject(conv(SIGNED, NO_Q), "tensorrt", tmp_path / "m.onnx", samples=1)
-    layer = {"type": "correlation", "integer": True, "nodes": ["n_y"]}
+    layer = {"type": "correlation", "kernel": "", "reads": ["Int8"], "nodes": ["n_y"]}
 
     def played(_worker, arguments, _seconds):
-        path, feeds, outputs = arguments
+        path, feeds, outputs, _capability = arguments
         session = open_session(path, optimize=False)
         y = session.run(["y"], dict(np.load(feeds)))[0]
         np.savez(outputs, y=y * (1 + error))
-        return process.Answer({"version": "1", "built": True, "layers": [layer], "ran": True, "why_not": ""})
+        content = {"version": "1", "capability": "", "built": True, "layers": [layer]}
+        return process.Answer({**content, "ran": True, "why_not": ""})
 
     monkeypatch.setattr(tensorrt, "installed", lambda *modules: "tensorrt")
     monkeypatch.setattr(tensorrt, "run_in_process", played)

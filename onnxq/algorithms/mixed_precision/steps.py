@@ -48,14 +48,16 @@ def wider_formats(spec: QuantSpec, target: Target) -> tuple[QuantSpec, ...]:
     """List the wider number formats of a target for weights in ``spec``, the narrowest first, without axis.
 
     There is one format for each bit width: the target's default type, or else preferably a type that has the
-    signedness of ``spec``. Block-wise quantized weights stay block-wise quantized.
+    signedness of ``spec``. Block-wise quantized weights stay block-wise quantized, and floating-point numbers
+    floating-point numbers.
     """
     types = target.weight_types
     if spec.block_size is not None:
         types = target.blocks.types if target.blocks is not None else {}
     by_width: dict[int, QuantSpec] = {}
     for dtype in sorted(types, key=lambda dtype: (dtype != target.weight.dtype, _unlike(dtype, spec))):
-        if dtype.bitwidth > spec.dtype.bitwidth and dtype.name.lower() in get_args(WeightType):
+        wider = dtype.bitwidth > spec.dtype.bitwidth and types[dtype].is_floating == spec.is_floating
+        if wider and dtype.name.lower() in get_args(WeightType):
             by_width.setdefault(dtype.bitwidth, types[dtype])
     return tuple(by_width[width] for width in sorted(by_width))
 
