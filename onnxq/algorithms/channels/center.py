@@ -9,10 +9,9 @@ quantization through weight equalization and bias correction, 2019), but exact, 
 `shift_rules` has the rules for which channels may be shifted, and `padding` handles the zero padding of
 convolutions.
 
-With asymmetric integers the zero point has the same effect for the whole tensor.
-
-The rounding errors of floating-point numbers are relative to the values. So their channels are shifted by
-their means, which leaves the smallest mean square.
+With asymmetric integers the zero point has the same effect for the whole tensor. Floating-point numbers gain
+next to nothing: shifted by their means, which leaves the smallest mean square, the channels of
+EfficientNet-Lite0 gave 0.2 dB more, and those of MiniLM 0.1 dB less.
 """
 
 from __future__ import annotations
@@ -59,7 +58,9 @@ def center(draft: Draft, context: CorrectionContext) -> Draft | None:
         CalibrationError: the model rejects a sample.
     """
     groups = [
-        g for g in draft.plan.groups.values() if g.observed_tensors and g.spec.symmetric and not g.constant
+        g
+        for g in draft.plan.groups.values()
+        if g.observed_tensors and g.spec.symmetric and not (g.constant or g.spec.is_floating)
     ]
     padded = worth_a_pad(draft, groups, context)
     channels = find_channels(draft.reference, shifts(padded))
@@ -68,9 +69,7 @@ def center(draft: Draft, context: CorrectionContext) -> Draft | None:
         return None
     context.progress("measuring channels")
     seen = measure(draft.reference, channels, tuple(tensors), context)
-    integers = {name: group for name, group in tensors.items() if not group.spec.is_floating}
-    offsets = middles(channels, {name: _ends(draft, group, seen[name]) for name, group in integers.items()})
-    offsets += means(channels, {name: seen[name] for name in tensors if name not in integers})
+    offsets = middles(channels, {name: _ends(draft, group, seen[name]) for name, group in tensors.items()})
     context.progress("calibrating the centered model")
     return context.recalibrate(shifted(draft.reference, channels, offsets, padded))
 
@@ -92,17 +91,6 @@ def middles(channels: Channels, ends: Mapping[str, tuple[Offsets, Offsets]]) -> 
     known = low <= high
     known[0] = False
     return np.where(known, (np.where(known, low, 0.0) + np.where(known, high, 0.0)) / 2, 0.0)
-
-
-def means(channels: Channels, seen: Mapping[str, ChannelMoments]) -> Offsets:
-    """Return the mean value of all channels with the same label, for each label; 0 where nothing was seen."""
-    total, count = np.zeros(channels.count), np.zeros(channels.count)
-    for name, moments in seen.items():
-        labels = channels.of(name).reshape(-1)
-        total += np.bincount(labels, moments.total, channels.count)
-        count += np.bincount(labels, minlength=channels.count) * moments.count
-    count[0] = 0
-    return np.divide(total, count, out=np.zeros(channels.count), where=count > 0)
 
 
 def shifted(model: ir.Model, channels: Channels, offsets: Offsets, padded: Collection[str] = ()) -> ir.Model:
