@@ -185,7 +185,10 @@ def weight_sizes(node: ir.Node) -> tuple[int, ...]:
 
 def window_elements(node: ir.Node) -> int | None:
     """Count the elements of the window of a convolution, 9 for 3x3; 1 for a matrix, None if unknown."""
-    return _product(_shape(weight_of(node))[2:]) if spatial_rank(node) else 1
+    if node.op_type not in ("Conv", "ConvTranspose"):
+        return 1
+    sizes = ints_attribute(node, "kernel_shape", ()) or _shape(weight_of(node))[2:]
+    return _product(sizes) if sizes else None
 
 
 MOVING = frozenset(

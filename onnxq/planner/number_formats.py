@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import TargetError
 from onnxq.core.overrides import Override
-from onnxq.core.plan import QuantSpec
+from onnxq.core.plan import FLOATING, QuantSpec
 from onnxq.targets.target import Target
 
 
@@ -41,7 +41,7 @@ def find_formats(target: Target, config: QuantConfig) -> Formats:
     """Find the formats that ``config`` requests, or the target's own where it requests none.
 
     Raises:
-        TargetError: the target does not take a requested format.
+        TargetError: the target does not take a requested format, or a method has no meaning for it.
     """
     activation = _dtype(config.activation) or target.activation.dtype
     weight = _dtype(config.weight) or target.weight.dtype
@@ -50,6 +50,7 @@ def find_formats(target: Target, config: QuantConfig) -> Formats:
             f"target {target.name} does not take {_name(activation)} as activation type; "
             f"valid: {', '.join(sorted(map(_name, target.activation_types)))}"
         )
+    _check_methods(activation, config)
     plain = target.weight_types.get(weight)
     blocked = _blocked(target, weight, config.block_size) if config.block_size is not None else None
     if plain is None and blocked is None:
@@ -59,6 +60,20 @@ def find_formats(target: Target, config: QuantConfig) -> Formats:
     others = (weight_format(target, override) for override in config.overrides)
     given = tuple(spec for spec in others if spec is not None)
     return Formats(replace(target.activation, dtype=activation), plain, blocked, given)
+
+
+def _check_methods(activation: ir.DataType, config: QuantConfig) -> None:
+    """Refuse a calibration method that has no meaning for floating-point numbers.
+
+    Raises:
+        TargetError: one is requested.
+    """
+    methods = {config.method, *(override.method for override in config.overrides)}
+    if activation in FLOATING and "entropy" in methods:
+        raise TargetError(
+            f"method entropy counts evenly wide buckets, and {_name(activation)} has none: choose auto, mse, "
+            "percentile, minmax or moving-average"
+        )
 
 
 def weight_format(target: Target, override: Override) -> QuantSpec | None:
