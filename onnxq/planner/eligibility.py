@@ -50,7 +50,8 @@ def ineligible_because(node: ir.Node, context: PlanningContext) -> str | None:
     if rule is None and clip_range(node) is not None:
         return "it does not follow a quantized node that it could be fused with"
     if rule is None:
-        return f"target {context.target.name} has no integer kernel for {node.op_identifier()[1]}"
+        kind = "FP8" if context.activation.is_floating else "integer"
+        return f"target {context.target.name} has no {kind} kernel for {node.op_identifier()[1]}"
     checks = (
         _not_selected,
         _in_float_region,

@@ -106,6 +106,7 @@ TENSORRT_FP8 = replace(
     activation_types=frozenset({E4M3.dtype}),
     weight_types={E4M3.dtype: E4M3},
     blocks=None,
+    transparent=TENSORRT.transparent - {"MaxPool"},
 )
 
 

@@ -84,7 +84,7 @@ def test_what_is_quantized():
     assert set(flow.plan.integer_nodes) == {f"{kind}_{x}" for kind, x in INTEGERS}
     reasons = {name: node.reason for name, node in flow.plan.float_nodes.items()}
     assert "with 1 channels" in reasons["Conv_d"]
-    assert "no integer kernel for Add" in reasons["Add_t"]
+    assert "no FP8 kernel for Add" in reasons["Add_t"]
 
 
 INTEGERS = (("Conv", "c"), ("Conv", "e"), ("Conv", "f"), ("Conv", "h"), ("MatMul", "y"))

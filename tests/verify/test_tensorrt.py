@@ -1,6 +1,7 @@
 """What TensorRT itself says, and that legality agrees with it. Skipped where it is not installed."""
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,39 @@ def test_a_transposed_convolution_runs_in_float_and_is_told(tmp_path):
     (told,) = found.findings
     assert (told.node, told.severity, found.status) == ("n_y", "warning", "passed")
     assert "TensorRT-RTX has no int8 kernel" in told.message
+
+
+@HERE
+@pytest.mark.parametrize("side", [5, 7])
+def test_fp8_has_kernels_for_small_windows(tmp_path, side):
+    """On both GPU types that the target names; legality says the same without an engine."""
+    text = f"""g (float[1,32,9,9] x) => (float[1,32,9,9] y)
+    <float s, float8e4m3fn z, float8e4m3fn[32,32,{side},{side}] w, float[32] t, float8e4m3fn[32] o> {{
+        q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) v = DequantizeLinear <axis = 0> (w, t, o)
+        y = Conv <kernel_shape = [{side}, {side}], pads = [{", ".join([str(side // 2)] * 4)}]> (d, v)
+    }}"""
+    model = named(parse(text, opset=19, s=0.1, z=0, t=0.1, o=0))
+    one = subject(model, "tensorrt-fp8", tmp_path / "m.onnx")
+    verdicts = legality.check(one), tensorrt.check(one)
+    assert [v.status for v in verdicts] == ["passed" if side == 5 else "failed"] * 2
+    assert "for SM89 and SM120" in verdicts[1].summary
+    assert f"{int(side == 5)} of 1 operators with weights run in FP8" in verdicts[1].summary
+    if side == 7:
+        assert "49 elements" in messages(verdicts[0])
+        assert "windows of at most 32 elements" in messages(verdicts[1])
+
+
+@HERE
+def test_a_gpu_type_without_fp8_is_refused_by_name(monkeypatch, tmp_path):
+    text = """g (float[8,32] x) => (float[8,32] y) <float s, float8e4m3fn z, float8e4m3fn[32,32] w, float t, float8e4m3fn o> {
+        q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) v = DequantizeLinear (w, t, o)
+        y = MatMul (d, v)
+    }"""
+    one = subject(named(parse(text, opset=19, s=0.1, z=0, t=0.1, o=0)), "tensorrt-fp8", tmp_path / "m.onnx")
+    older = replace(one, target=replace(one.target, capabilities=("SM86",)))
+    found = tensorrt.check(older)
+    assert found.status == "failed"
+    assert "refuses the model for SM86" in found.summary
 
 
 def test_without_tensorrt_nothing_has_passed(monkeypatch, tmp_path):

@@ -63,17 +63,16 @@ def build(model: str, inputs: Mapping[str, Any], outputs: str, capability: str) 
     network = builder.create_network(_strongly_typed())
     parser = trt.OnnxParser(network, log)
     answer: dict[str, Any] = {"version": trt.__version__, "errors": [], "built": False, "layers": []}
-    answer |= {"ran": False, "why_not": "the engine was not built", "capability": ""}
+    devices = gpus()
+    capability = "" if devices or not hasattr(trt, "ComputeCapability") else capability
+    answer |= {"ran": False, "why_not": "the engine was not built", "capability": capability}
     if not parser.parse_from_file(model):
         return answer | {"errors": [_refusal(parser.get_error(i)) for i in range(parser.num_errors)]}
     log.errors.clear()  # drops complaints about a missing driver
-    devices = gpus()
-    capability = "" if devices else capability
     engine = builder.build_serialized_network(network, _config(builder, network, inputs, capability))
     if engine is None:
         return answer | {"errors": [{"node": "", "text": text} for text in log.errors]}
     answer |= {"built": True, "layers": list(layers(log.lines)), "why_not": "there is no GPU"}
-    answer |= {"capability": capability if hasattr(trt, "ComputeCapability") else ""}
     if devices:
         np.savez(outputs, **run(trt.Runtime(log).deserialize_cuda_engine(engine), inputs))
         answer |= {"ran": True, "why_not": ""}
