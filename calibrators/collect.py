@@ -28,6 +28,7 @@ from calibrators.data.batching import parts
 from calibrators.data.samples import Sample, input_specs
 from calibrators.errors import CalibrationError
 from calibrators.fingerprint import fingerprint
+from calibrators.float8 import run
 from calibrators.held_noise import noise_feeds
 from calibrators.session import RUNTIME_ERRORS, as_model, brief, checked_feeds, open_session
 from calibrators.statistics import Statistics, TensorStatistics
@@ -313,7 +314,7 @@ def run_batch(
     """
     try:
         feeds = {**checked_feeds(session, batch.feeds), **noise_feeds(session, batch.name)}
-        return list(session.run(list(outputs), feeds)) if outputs else []
+        return run(session, outputs, feeds) if outputs else []
     except RUNTIME_ERRORS as error:
         raise CalibrationError(f"the model cannot run {batch.name}: {brief(error)}") from error
 

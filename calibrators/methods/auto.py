@@ -15,6 +15,9 @@ comes close to the whole range.
 ``r`` is taken as 1, because a patch is larger than most windows. ``weight`` is held between `LEAST` and
 `MOST`, which were found by measurement (docs/calibration.md). It is above 1 because values that calibration
 did not see are clipped too, and are not counted. It is bounded because a pool averages over many patches.
+
+On a floating-point grid a wider range costs next to nothing. There the weight mostly keeps the largest values
+below the largest number, and the search places the others well between powers of two.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from calibrators.statistics import TensorStatistics
 class Calibrator(Protocol):
     """A calibration method: ``(statistics, grid) -> (low, high)``.
 
-    The range lies within the extremes that were seen; it need not hold zero. ``averaged`` is the number of
-    elements of the tensor that one result downstream averages.
+    The range lies within the extremes that were seen, but for floating-point grids; it need not hold zero.
+    ``averaged`` is the number of elements of the tensor that one result downstream averages.
     """
 
     def __call__(self, statistics: TensorStatistics, grid: Grid, averaged: int = 1, /) -> tuple[float, float]:

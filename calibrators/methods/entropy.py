@@ -22,6 +22,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrators.errors import CalibrationError
 from calibrators.grid import Grid
 from calibrators.methods.range_search import best_shares
 from calibrators.statistics import TensorStatistics
@@ -53,8 +54,13 @@ def entropy(statistics: TensorStatistics, grid: Grid, averaged: int = 1) -> tupl
         averaged: not used by this method.
 
     Raises:
-        CalibrationError: no finite value was seen.
+        CalibrationError: no finite value was seen, or the grid is one of floating-point numbers.
     """
+    if grid.floating is not None:
+        raise CalibrationError(
+            "method entropy compares evenly wide buckets, and floating-point numbers have none: choose "
+            "another method, such as auto or mse"
+        )
     statistics.require_data()
     low, high = statistics.low, statistics.high
     if not statistics.amax:

@@ -67,9 +67,10 @@ def useful_low(statistics: TensorStatistics, grid: Grid, function: str) -> float
         function: a key of `FUNCTIONS`.
 
     Returns:
-        The low end, at most 0; minus infinity if nothing is known, or if no cut makes the steps smaller.
+        The low end, at most 0; minus infinity if nothing is known, or if no cut makes the steps smaller, as
+        on floating-point grids.
     """
-    if not statistics.count or statistics.low >= 0:
+    if not statistics.count or statistics.low >= 0 or grid.floating is not None:
         return -np.inf
     counts, width = statistics.histogram.counts, statistics.histogram.width
     used = np.flatnonzero(counts)

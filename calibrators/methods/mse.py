@@ -1,9 +1,13 @@
 """Method ``mse``: the range with the least squared quantization error on the deployed grid.
 
+On a floating-point grid, the range may also be wider than the values, by less than a factor of two: it
+decides where the values lie between powers of two. There numbers are relatively closest just below one.
+
 The error is exact for the histogram, whose values count as evenly spread within each bin. With
 ``u = x / scale`` and ``n = clip(round(u))`` the squared error ``scale**2 (u - n)**2`` has the integral
-``scale**3 (n / 12 + (u - n)**3 / 3)``, for rounding and for clipping. So the error of a histogram is a sum
-over its bin edges of that integral times the drop in density at the edge.
+``scale**3 (n / 12 + (u - n)**3 / 3)``, for rounding and for clipping. On a floating-point grid, the sum of
+the cubed gaps between zero and the number n takes the place of n in the first term. So the error of a
+histogram is a sum over its bin edges of that integral times the drop in density at the edge.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrators.grid import Grid
-from calibrators.methods.range_search import best_shares
+from calibrators.methods.range_search import best_share, best_shares
 from calibrators.statistics import TensorStatistics
 from calibrators.statistics.histogram import SIDE
 
@@ -64,7 +68,10 @@ def least_error(statistics: TensorStatistics, grid: Grid, clipping: float = 1.0)
     def loss(shares: Floats) -> Floats:
         return squared_errors(density, grid, *_cut(low, high, shares, grid.symmetric), clipping)
 
-    best = best_shares(loss, (grid.symmetric or low < 0, not grid.symmetric and high > 0))
+    if grid.floating is not None:
+        best = best_share(loss)
+    else:
+        best = best_shares(loss, (grid.symmetric or low < 0, not grid.symmetric and high > 0))
     lows, highs = _cut(low, high, best[None], grid.symmetric)
     return float(lows[0]), float(highs[0])
 
@@ -87,20 +94,20 @@ def squared_errors(
         part = slice(start, start + CHUNK)
         steps = density.edges / scale[part, None]
         below, above = (level - zero_point[part, None] for level in (grid.qmin, grid.qmax))
-        errors[part] = scale[part] ** 3 * (_integral(steps, below, above, clipping) @ density.falls)
+        errors[part] = scale[part] ** 3 * (_integral(grid, steps, (below, above), clipping) @ density.falls)
     return errors
 
 
-def _integral(steps: Floats, below: Floats, above: Floats, clipping: float) -> Floats:
+def _integral(grid: Grid, steps: Floats, ends: tuple[Floats, Floats], clipping: float) -> Floats:
     """Integrate the squared error, in units of the scale, from zero to ``steps``.
 
-    The grid ends at ``below`` and ``above``. ``steps`` is overwritten.
+    ``ends`` are the lowest and highest numbers, zero point subtracted. ``steps`` is overwritten.
     """
-    inside = np.clip(steps, below, above)
-    level = np.rint(inside)
+    inside = np.clip(steps, *ends)
+    level = grid.rounded(inside)
     beyond = steps - inside
     steps -= level
-    level /= 12
+    level = grid.cubed_gaps(level) / 12
     level += steps * steps * steps / 3
     if clipping != 1:
         level += (clipping - 1) / 3 * (beyond * beyond * beyond)
@@ -117,10 +124,13 @@ def _parameters(grid: Grid, lows: Floats, highs: Floats) -> tuple[Floats, Floats
 
 
 def _cut(low: float, high: float, shares: Floats, symmetric: bool) -> tuple[Floats, Floats]:
-    """Cut the ends of ``[low, high]`` to ``shares``, ``[K, 2]``; ``symmetric``: one limit for both ends."""
+    """Cut the ends of ``[low, high]`` to ``shares``, ``[K, 2]``; ``symmetric``: one limit for both ends.
+
+    Shares above 1 widen both ends.
+    """
     if symmetric:
-        limit = max(-low, high) * shares[:, 0]
-        return np.maximum(low, -limit), np.minimum(high, limit)
+        limit, wider = max(-low, high) * shares[:, 0], np.maximum(shares[:, 0], 1.0)
+        return np.maximum(low * wider, -limit), np.minimum(high * wider, limit)
     shrunk_low = low * shares[:, 0] if low < 0 else np.full(len(shares), low)
     shrunk_high = high * shares[:, 1] if high > 0 else np.full(len(shares), high)
     return shrunk_low, shrunk_high

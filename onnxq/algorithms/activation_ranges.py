@@ -67,9 +67,13 @@ def choose_ranges(draft: Draft, context: CorrectionContext) -> Draft | None:
 
 
 def _is_open(group: Group, draft: Draft) -> bool:
-    """Whether the range is observed, by the method for all groups."""
+    """Whether the range is observed, by the method for all groups.
+
+    On floating-point grids the methods differ too little to be worth the time.
+    """
     return bool(
         group.observed_tensors
+        and not group.spec.is_floating
         and group.method is None
         and group.fixed is None
         and all(name in draft.statistics for name in group.observed_tensors)

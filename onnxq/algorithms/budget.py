@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from calibrators.collect import processors
 from onnxq.core.config import QuantConfig
-from onnxq.core.plan import QuantPlan
+from onnxq.core.plan import QuantPlan, QuantSpec
 
 LEAST = 10.0
 """Seconds; the smallest default limit."""
@@ -112,8 +112,10 @@ def time_limit(config: QuantConfig, plan: QuantPlan, spent: float) -> float:
     """
     if config.time_limit is not None:
         return config.time_limit
-    few = any(
-        group.constant and group.spec.limits[1] - group.spec.limits[0] < 2**FEW_BITS
-        for group in plan.groups.values()
-    )
+    few = any(group.constant and _has_few_bits(group.spec) for group in plan.groups.values())
     return LONG if few or "adaround" in config.correct else max(LEAST, spent)
+
+
+def _has_few_bits(spec: QuantSpec) -> bool:
+    """Whether numbers are so coarse that their rounding matters most, as with a mantissa of few bits."""
+    return spec.is_floating or spec.limits[1] - spec.limits[0] < 2**FEW_BITS

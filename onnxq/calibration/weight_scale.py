@@ -3,20 +3,27 @@
 ``min over s of sum (w - s * (clip(round(w / s) + z) - z))^2``, tried at multiples of the scale that just
 covers the largest weight. With many levels, rounding errors depend on how the weights happen to fall on the
 grid. A slightly larger scale is then best as often as a smaller one, which clips. With few levels, steps are
-so wide that clipping the largest weights is worth it for all the others.
+so wide that clipping the largest weights is worth it for all the others. On a floating-point grid, the scale
+decides where the weights lie between powers of two.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrators.grid import Grid
+from onnxq.core.numerics import grid_of
 from onnxq.core.plan import QuantParams, QuantSpec
 
 LARGEST = 1.2
-"""The largest multiple that is tried."""
+"""The largest multiple that is tried on an integer grid."""
+
+FLOATING = (0.5, 2.0)
+"""The least and the largest multiple that are tried on a floating-point grid: an octave to either side."""
 
 SPARED = 10.0
 """Sets the smallest multiple, ``L / (L + 10)`` for ``L`` levels per side. Measured on trained networks: the
@@ -55,7 +62,8 @@ def refine_scale(weight: NDArray[np.generic], params: QuantParams, spec: QuantSp
     limits = np.array(spec.limits, np.float32)[:, None] - zeros
     step = max(1, BLOCK // rows.shape[1])
     blocks = (slice(start, start + step) for start in range(0, len(rows), step))
-    best = [_best(rows[b].astype(np.float32), scales[b], limits[:, b]) for b in blocks]
+    grid = grid_of(spec)
+    best = [_best(grid, rows[b].astype(np.float32), scales[b], limits[:, b]) for b in blocks]
     return QuantParams(_unflat(np.concatenate(best), params.scale.shape, spec), params.zero_point)
 
 
@@ -83,30 +91,38 @@ def _unflat(values: NDArray[_Scalar], shape: tuple[int, ...], spec: QuantSpec) -
     return np.moveaxis(values.reshape(*shape[:axis], *shape[axis + 1 :], shape[axis]), -1, axis)
 
 
-def _best(rows: Floats, scales: Floats, limits: Floats) -> Floats:
+def _best(grid: Grid, rows: Floats, scales: Floats, limits: Floats) -> Floats:
     """Find the best scale of each row: rows [R, K], scales [R], limits [2, R] minus zero points -> [R]."""
-    levels = float(limits[1, 0] - limits[0, 0]) / 2
     sample = rows[:, :: -(-rows.shape[1] // SAMPLE)]
-    coarse, width = np.linspace(levels / (levels + SPARED), LARGEST, COARSE, retstep=True)
+
+    def error(multiple: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _error(grid, sample, (scales * multiple).astype(np.float32), limits)
+
+    levels = float(limits[1, 0] - limits[0, 0]) / 2
+    ends = (levels / (levels + SPARED), LARGEST) if grid.floating is None else FLOATING
+    coarse, width = np.linspace(*ends, COARSE, retstep=True)
     near = np.linspace(-width, width, FINE + 2)[1:-1]
-    best = _tried(sample, scales, limits, np.ones(len(rows)), coarse[:, None])
-    best = _tried(sample, scales, limits, best, best + near[:, None])
+    best = _tried(error, np.ones(len(rows)), coarse[:, None])
+    best = _tried(error, best, best + near[:, None])
     refined = (scales * best).astype(np.float32)
-    return np.where(_error(rows, refined, limits) < _error(rows, scales, limits), refined, scales)
+    better = _error(grid, rows, refined, limits) < _error(grid, rows, scales, limits)
+    return np.where(better, refined, scales)
 
 
 def _tried(
-    rows: Floats, scales: Floats, limits: Floats, start: NDArray[np.float64], multiples: NDArray[np.float64]
+    error: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    start: NDArray[np.float64],
+    multiples: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Find the multiple with the least error per row, among ``start`` [R] and ``multiples`` [n, 1 or R]."""
-    best, least = start, _error(rows, (scales * start).astype(np.float32), limits)
+    best, least = start, error(start)
     for multiple in multiples:
-        error = _error(rows, (scales * multiple).astype(np.float32), limits)
-        best, least = np.where(error < least, multiple, best), np.minimum(error, least)
+        tried = error(multiple)
+        best, least = np.where(tried < least, multiple, best), np.minimum(tried, least)
     return best
 
 
-def _error(rows: Floats, scales: Floats, limits: Floats) -> NDArray[np.float64]:
+def _error(grid: Grid, rows: Floats, scales: Floats, limits: Floats) -> NDArray[np.float64]:
     """Sum the squared rounding errors of each row: [R, K], [R], [2, R] -> [R]."""
-    levels = np.rint(rows / scales[:, None]).clip(limits[0, :, None], limits[1, :, None])
+    levels = grid.rounded(rows / scales[:, None]).clip(limits[0, :, None], limits[1, :, None])
     return np.asarray(np.square(rows - levels * scales[:, None]).sum(axis=1, dtype=np.float64))

@@ -166,9 +166,9 @@ class QuantConfig(BaseModel):
     target: str = _option(
         "plan",
         "onnxruntime",
-        "deployment target: onnxruntime, onnxruntime-avx2, onnxruntime-arm, tensorrt, tensorrt-int4, "
-        "tensorrt8, openvino, qnn, vitis-xint8, snpe, ppl-w8a16, tvm, academic-w4a8, academic-w4a4, "
-        "academic-w2a4, or a .yaml file that describes a target",
+        "deployment target: onnxruntime, onnxruntime-avx2, onnxruntime-arm, tensorrt, tensorrt-fp8, "
+        "tensorrt-int4, tensorrt8, openvino, qnn, vitis-xint8, snpe, ppl-w8a16, tvm, academic-w4a8, "
+        "academic-w4a4, academic-w2a4, or a .yaml file that describes a target",
         "NAME",
     )
     autotune: AutotuneSwitch = _option(

@@ -9,12 +9,14 @@ int8           no        -128,127 -128 … 127     (high - low) / 255, zero in t
 int8           yes       -128,127 0              amax / 127
 int8 narrow    yes       -127,127 0              amax / 127
 int8 7-bit     yes       -64, 63  0              amax / 63
+float8e4m3fn   yes       ±448     0              amax / 448, or what a search finds
 int32 (bias)   yes       ±2^31    0              input scale x weight scale
 ============== ========= ======== ============== ==========================================
 
 If scales are powers of two, the scale is the least power of two that is not below that of the table.
 16- and 4-bit types follow the same rows. With per-block scales (``[…, K, …]`` cut along one axis), scale and
 zero point have the shape ``[…, ceil(K / block_size), …]``. Rounding is half to even, as in QuantizeLinear.
+Floating-point numbers are rounded to their own grid (see `Grid`), and saturate at its ends.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calibrators.grid import Grid
-from onnxq.core.plan import QuantParams, QuantSpec
+from onnxq.core.plan import FLOATING, QuantParams, QuantSpec
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -36,9 +38,9 @@ UNBOUNDED = (-np.inf, np.inf)
 
 
 def grid_of(spec: QuantSpec) -> Grid:
-    """Make the integer grid on which calibration methods measure errors."""
+    """Make the grid that numbers are rounded to, and on which calibration methods measure errors."""
     qmin, qmax = spec.limits
-    return Grid(qmin, qmax, spec.symmetric)
+    return Grid(qmin, qmax, spec.symmetric, FLOATING.get(spec.dtype))
 
 
 def params_from_range(
@@ -49,7 +51,8 @@ def params_from_range(
     The range is widened to hold zero, so that padding and ReLU are exact, and cut to ``bounds``. The
     *rounded* grid does not exceed the bounds either, unless it is symmetric or its scales are powers of two:
     ONNX Runtime drops a Relu or Clip before QuantizeLinear only if the grid lies within its limits. An empty
-    range (a tensor that is always zero) gets scale 1.
+    range (a tensor that is always zero) gets scale 1. Floating-point numbers may exceed the bounds: a wider
+    range loses no precision, and may place them better.
 
     Args:
         low: low ends of any shape.
@@ -60,6 +63,7 @@ def params_from_range(
     Raises:
         ValueError: an end of the range is NaN or infinite.
     """
+    bounds = UNBOUNDED if spec.is_floating else bounds
     low64 = np.minimum(np.maximum(np.asarray(low, dtype=np.float64), bounds[0]), 0.0)
     high64 = np.maximum(np.minimum(np.asarray(high, dtype=np.float64), bounds[1]), 0.0)
     if not (np.isfinite(low64).all() and np.isfinite(high64).all()):
@@ -117,7 +121,7 @@ def spread(values: NDArray[_Scalar], spec: QuantSpec, shape: tuple[int, ...]) ->
 
 
 def quantize(real: NDArray[np.generic], params: QuantParams, spec: QuantSpec) -> NDArray[np.generic]:
-    """Quantize: ``clip(round(real / scale) + zero_point)`` in the type of ``spec``.
+    """Quantize: ``clip(round(real / scale) + zero_point)`` in the type of ``spec``, rounded to its grid.
 
     https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html
 
@@ -129,7 +133,7 @@ def quantize(real: NDArray[np.generic], params: QuantParams, spec: QuantSpec) ->
     scale = spread(params.scale, spec, real.shape)
     zero_point = spread(params.zero_point.astype(np.float64), spec, real.shape)
     qmin, qmax = spec.limits
-    levels = np.rint(real.astype(np.float32) / scale).astype(np.float64)
+    levels = grid_of(spec).rounded(real.astype(np.float32) / scale).astype(np.float64)
     clipped = np.clip(levels + zero_point, qmin, qmax)
     return np.asarray(clipped, dtype=spec.dtype.numpy())
 
@@ -138,7 +142,7 @@ def dequantize(levels: NDArray[np.generic], params: QuantParams, spec: QuantSpec
     """Dequantize: ``(q - zero_point) * scale`` as float32. `quantize` restores exactly ``levels``.
 
     Args:
-        levels: integers of any shape; the result has the same shape.
+        levels: numbers of the grid, of any shape; the result has the same shape.
         params: scale and zero point.
         spec: the number format.
     """

@@ -10,8 +10,8 @@ from pydantic_core import PydanticCustomError
 
 Method = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
 Correction = Literal["center", "equalize", "ranges", "rounding", "adaround", "bias", "full-bias", "none"]
-ActivationType = Literal["uint8", "int8", "uint16", "int16"]
-WeightType = Literal["uint8", "int8", "uint4", "int4", "float16"]
+ActivationType = Literal["uint8", "int8", "uint16", "int16", "float8e4m3fn"]
+WeightType = Literal["uint8", "int8", "uint4", "int4", "float16", "float8e4m3fn"]
 FloatType = Literal["keep", "float32", "float16", "bfloat16"]
 IOTypes = Literal["keep", "float"]
 Mode = Literal["static", "dynamic"]

@@ -15,6 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from calibrators.grid import E4M3, FloatFormat
+
 GRAPH_OUTPUT = ""
 """The ``consumer`` of an edge that leads to a graph output."""
 
@@ -27,6 +29,12 @@ OPSET_OF_HALF_SCALES = 19
 OPSET_OF_BLOCKS = 21
 """The opset in which they got 4 and 16 bits, and ``block_size``."""
 
+OPSET_OF_FP8 = 19
+"""The opset in which they got 8-bit floating-point numbers."""
+
+FLOATING: Mapping[ir.DataType, FloatFormat] = MappingProxyType({ir.DataType.FLOAT8E4M3FN: E4M3})
+"""The types that hold floating-point numbers, with their formats."""
+
 _FIRST_TYPES = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32})
 
 
@@ -35,8 +43,9 @@ class QuantSpec:
     """A number format.
 
     Attributes:
-        dtype: the type of the integers.
+        dtype: the type of the stored numbers: integers, or floating-point numbers of 8 bits.
         symmetric: whether the zero point is fixed: 0 for signed types, the middle for unsigned ones.
+            Floating-point numbers are always symmetric.
         axis: the per-channel axis of the tensor, or None for a per-tensor scale. With a block size, the axis
             that is cut into blocks.
         narrow_range: leave out the lowest integer (-128), so that the grid is symmetric.
@@ -60,11 +69,23 @@ class QuantSpec:
     @property
     def opset(self) -> int:
         """The lowest opset whose QuantizeLinear and DequantizeLinear support the format."""
-        return OPSET if self.dtype in _FIRST_TYPES and self.block_size is None else OPSET_OF_BLOCKS
+        if self.block_size is not None:
+            return OPSET_OF_BLOCKS
+        if self.is_floating:
+            return OPSET_OF_FP8
+        return OPSET if self.dtype in _FIRST_TYPES else OPSET_OF_BLOCKS
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether the stored numbers are floating-point numbers."""
+        return self.dtype in FLOATING
 
     @property
     def limits(self) -> tuple[int, int]:
-        """The lowest and highest integer of the grid."""
+        """The lowest and highest number of the grid."""
+        if self.is_floating:
+            largest = FLOATING[self.dtype].largest
+            return -largest, largest
         bits = self.dtype.bitwidth - self.reduce_bits
         if self.dtype.is_signed():
             return -(2 ** (bits - 1)) + int(self.narrow_range), 2 ** (bits - 1) - 1

@@ -175,6 +175,22 @@ def group_channels(node: ir.Node) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def weight_sizes(node: ir.Node) -> tuple[int, ...]:
+    """Return the known channels of a weight: outputs and inputs per group, or both axes of a matrix."""
+    weight = weight_of(node)
+    sizes = () if weight is None or weight.shape is None else tuple(weight.shape)
+    chosen = sizes[:2] if node.op_type in ("Conv", "ConvTranspose") else sizes[-2:]
+    return tuple(size for size in chosen if isinstance(size, int))
+
+
+def window_elements(node: ir.Node) -> int | None:
+    """Count the elements of the window of a convolution, 9 for 3x3; 1 for a matrix, None if unknown."""
+    if node.op_type not in ("Conv", "ConvTranspose"):
+        return 1
+    sizes = ints_attribute(node, "kernel_shape", ()) or _shape(weight_of(node))[2:]
+    return _product(sizes) if sizes else None
+
+
 MOVING = frozenset(
     (
         *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "GatherElements"),

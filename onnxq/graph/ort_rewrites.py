@@ -36,6 +36,14 @@ Add of the bias, or of zeros, prevents both, and becomes part of MatMulNBits:
     Gemm(x[M, K], DQ(w), b[N]) -> Relu         Gemm(x, DQ(w)) -> Add(b) -> Relu
     MatMul(x[M, K], DQ(w)) -> Add(m[M, N])     Gemm(x, DQ(w)) -> Add(zeros[N]) -> Add(m)
 
+`keep_apart_from_fp8` keeps nodes unfused beside 8-bit floating-point numbers. ONNX Runtime takes these for
+integers (release 1.32): it drops a Relu before Q, which changes the result, and does not load a model with a
+Clip or Transpose there, with a Conv between DQ and Q, or with a MatMul after two DQ. A Max of one tensor
+computes nothing, has a kernel for float16 too, and TensorRT drops it:
+
+    Relu -> Q             Relu -> Max -> Q
+    MatMul(DQ, DQ)        MatMul(Max(DQ), DQ)
+
 `keep_layout_of_cubic` keeps the channels of a cubic Resize where they are. Integer convolutions have their
 channels last, and ONNX Runtime moves a Resize between two of them to that layout too. But its cubic kernel
 takes channels second only, and the model does not load (release 1.31). Nothing is moved across a Reshape,
@@ -55,6 +63,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from onnxq.core.plan import FLOATING
 from onnxq.graph.nodes import (
     add_initializer,
     all_nodes,
@@ -182,6 +191,36 @@ def separate_from_qdq(model: ir.Model, names: Collection[str]) -> None:
         out.shape = source.shape
         model.graph.insert_before(node, total)
         node.replace_input_with(0, out)
+
+
+def keep_apart_from_fp8(model: ir.Model) -> None:
+    """Insert a Max of one tensor where ONNX Runtime would fuse a node with 8-bit floating-point numbers.
+
+    Args:
+        model: a Q/DQ model; it is changed.
+    """
+    for node in list(model.graph):
+        maker = producer_of(input_at(node, 0))
+        before_q = is_op(node, "QuantizeLinear") and node.outputs[0].dtype in FLOATING
+        if maker is not None and (before_q or (is_op(node, "MatMul") and _reads_fp8(maker))):
+            _insert_max(model, node)
+
+
+def _reads_fp8(maker: ir.Node) -> bool:
+    value = maker.inputs[0]
+    return is_op(maker, "DequantizeLinear") and value is not None and value.dtype in FLOATING
+
+
+def _insert_max(model: ir.Model, node: ir.Node) -> None:
+    """Insert a Max of one tensor before the first input of ``node``."""
+    source = node.inputs[0]
+    assert source is not None
+    same = ir.node("Max", [source], name=unused_node(f"{source.name}_Max", model))
+    out = same.outputs[0]
+    out.name, out.type = unused_name(f"{source.name}_apart", model), source.type
+    out.shape = source.shape
+    model.graph.insert_before(node, same)
+    node.replace_input_with(0, out)
 
 
 def join_float_readers(model: ir.Model, integer_nodes: Container[str | None]) -> None:

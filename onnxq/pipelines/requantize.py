@@ -186,17 +186,26 @@ def _warnings(stripped: StrippedModel, samples: Samples) -> Iterator[str]:
 
 
 def _known(simple: ir.Model, plan: QuantPlan, stripped: StrippedModel) -> dict[str, QuantParams]:
-    """Collect the parameters of every group that has some in the given model."""
+    """Collect the parameters of every group that has some in the given model.
+
+    A range of floating-point numbers says little about one of integers, and the other way round: then there
+    are none.
+    """
     known = dict(_known_weights(simple, plan, stripped.weights))
     values = ir.convenience.create_value_mapping(simple.graph)
     computed = [group for group in plan.groups.values() if not group.constant and group.fixed is None]
     for group in computed:
         recorded = {n: _recorded(values[n], stripped.activations) for n in _names(group) if n in values}
-        found = {name: each for name, each in recorded.items() if each is not None}
+        found = {name: each for name, each in recorded.items() if each is not None and _alike(each, group)}
         table = Table({name: _encoding(each, group.spec.symmetric) for name, each in found.items()})
         if found and not any(encoding.per_channel for encoding in table.activations.values()):
             known[group.name] = from_table(table, replace(plan, groups={group.name: group}))(group)
     return known
+
+
+def _alike(recorded: RecordedQParams, group: Group) -> bool:
+    """Whether both are integers, or both floating-point numbers."""
+    return recorded.spec.is_floating == group.spec.is_floating
 
 
 def _names(group: Group) -> tuple[str, ...]:
@@ -229,7 +238,7 @@ def _known_weights(
         if not group.constant or name not in recorded or recorded[name].block_size != group.spec.block_size:
             continue
         values = constant_value(simple.graph.initializers[name])
-        if values is None:
+        if values is None or not _alike(recorded[name], group):
             continue
         for params in _same_scale(recorded[name], group.spec):
             each = _by_channel(params, group, values.shape)

@@ -18,6 +18,8 @@ from onnxq.graph.operators import (
     groups_of,
     is_depthwise,
     misfit,
+    weight_sizes,
+    window_elements,
 )
 from onnxq.graph.walks import holds_reals
 from onnxq.planner.apply_overrides import weight_spec
@@ -48,7 +50,8 @@ def ineligible_because(node: ir.Node, context: PlanningContext) -> str | None:
     if rule is None and clip_range(node) is not None:
         return "it does not follow a quantized node that it could be fused with"
     if rule is None:
-        return f"target {context.target.name} has no integer kernel for {node.op_identifier()[1]}"
+        kind = "FP8" if context.activation.is_floating else "integer"
+        return f"target {context.target.name} has no {kind} kernel for {node.op_identifier()[1]}"
     checks = (
         _not_selected,
         _in_float_region,
@@ -60,6 +63,8 @@ def ineligible_because(node: ir.Node, context: PlanningContext) -> str | None:
         _bad_batchnorm,
         _grouped,
         _narrow,
+        _small,
+        _wide_window,
         _moves_constants,
         _fills,
         _signed,
@@ -162,6 +167,21 @@ def _narrow(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None
     if channels is None or channels >= rule.group_channels:
         return None
     return f"with {channels} channels per group it is faster in float"
+
+
+def _small(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
+    """Few channels, or a small matrix: both sides of a product count, where they are known."""
+    if not rule.least_channels:
+        return None
+    least = min(weight_sizes(node), default=rule.least_channels)
+    return None if least >= rule.least_channels else f"with {least} channels it is faster in float"
+
+
+def _wide_window(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:
+    count = window_elements(node) if rule.kernel_elements is not None else None
+    if rule.kernel_elements is None or count is None or count <= rule.kernel_elements:
+        return None
+    return f"its window has {count} elements, and there are kernels for at most {rule.kernel_elements}"
 
 
 def _fills(node: ir.Node, rule: OpRule, context: PlanningContext) -> str | None:

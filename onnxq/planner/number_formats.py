@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import TargetError
 from onnxq.core.overrides import Override
-from onnxq.core.plan import QuantSpec
+from onnxq.core.plan import FLOATING, QuantSpec
 from onnxq.targets.target import Target
 
 
@@ -41,7 +41,7 @@ def find_formats(target: Target, config: QuantConfig) -> Formats:
     """Find the formats that ``config`` requests, or the target's own where it requests none.
 
     Raises:
-        TargetError: the target does not take a requested format.
+        TargetError: the target does not take a requested format, or a method has no meaning for it.
     """
     activation = _dtype(config.activation) or target.activation.dtype
     weight = _dtype(config.weight) or target.weight.dtype
@@ -50,6 +50,7 @@ def find_formats(target: Target, config: QuantConfig) -> Formats:
             f"target {target.name} does not take {_name(activation)} as activation type; "
             f"valid: {', '.join(sorted(map(_name, target.activation_types)))}"
         )
+    _check_methods(activation, config)
     plain = target.weight_types.get(weight)
     size = target.block_size if config.block_size is None else config.block_size
     blocked = _blocked(target, weight, size) if size is not None else None
@@ -92,6 +93,20 @@ FLOAT_TYPES = {
 
 
 NAMES = {dtype: name for name, dtype in FLOAT_TYPES.items()}
+
+
+def _check_methods(activation: ir.DataType, config: QuantConfig) -> None:
+    """Refuse a calibration method that has no meaning for floating-point numbers.
+
+    Raises:
+        TargetError: one is requested.
+    """
+    methods = {config.method, *(override.method for override in config.overrides)}
+    if activation in FLOATING and "entropy" in methods:
+        raise TargetError(
+            f"method entropy counts evenly wide buckets, and {_name(activation)} has none: choose auto, mse, "
+            "percentile, minmax or moving-average"
+        )
 
 
 def weight_format(target: Target, override: Override) -> QuantSpec | None:

@@ -161,6 +161,8 @@ _DETAILS: tuple[Callable[[OpRule], str], ...] = (
     lambda rule: f"depthwise: {rule.depthwise.value}" if rule.depthwise else "",
     lambda rule: "without groups" if rule.single_group else "",
     lambda rule: f"at least {rule.group_channels} channels per group" if rule.group_channels else "",
+    lambda rule: f"at least {rule.least_channels} channels" if rule.least_channels else "",
+    lambda rule: f"kernels of at most {rule.kernel_elements} elements" if rule.kernel_elements else "",
     lambda rule: f"channels filled up to a multiple of {rule.channels}" if rule.channels > 1 else "",
     lambda rule: "products of two activations too" if rule.dynamic_weight else "",
     lambda rule: f"inputs in {_format(rule.inputs)}" if rule.inputs else "",

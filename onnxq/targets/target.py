@@ -30,7 +30,7 @@ TYPES: Mapping[str, ir.DataType] = {
     dtype.name.lower(): dtype
     for dtype in (
         *(ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8),
-        *(ir.DataType.INT16, ir.DataType.UINT16),
+        *(ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.FLOAT8E4M3FN),
     )
 }
 """The number types that a YAML file may name."""
@@ -53,6 +53,15 @@ def _number_format(value: Any) -> Any:
         except ValueError as error:
             raise ValueError(f".dtype: {error}") from error
     return value
+
+
+def _possible(spec: QuantSpec) -> QuantSpec:
+    """``spec``, if floating-point numbers have no fields that only integers have."""
+    if spec.is_floating and not (spec.symmetric and not spec.narrow_range and spec.reduce_bits == 0):
+        raise ValueError(
+            f"{spec.dtype.name.lower()} is always symmetric, without narrow_range and reduce_bits"
+        )
+    return spec
 
 
 def _scalar(value: Any) -> Any:
@@ -80,7 +89,7 @@ Count = Annotated[StrictInt, Field(ge=0)]
 Size = Annotated[StrictInt, Field(ge=1)]
 Scalar = Annotated[int | float | str, BeforeValidator(_scalar)]
 NumberType = Annotated[ir.DataType, BeforeValidator(_number_type)]
-NumberFormat = Annotated[QuantSpec, BeforeValidator(_number_format)]
+NumberFormat = Annotated[QuantSpec, BeforeValidator(_number_format), AfterValidator(_possible)]
 Names = frozenset[StrictStr]
 NumberTypes = frozenset[NumberType]
 
@@ -191,6 +200,10 @@ class OpRule:
             aside) for which the integer kernel is not slower than float.
         on_integers: the runtime computes it on integers, but fuses no Q/DQ with it: it is written between Q
             and DQ.
+        least_channels: the fewest output channels, and input channels per group, with which its kernel is
+            not slower than float; of matrices the sizes of both axes. Depthwise convolutions have one.
+        kernel_elements: the most elements of a window (a 5x5 kernel has 25) that it has a kernel for; None:
+            any number.
         single_group: it has an integer kernel only without groups.
         channels: its integer kernel is faster if the number of input channels is a multiple of this: where
             it is the only consumer of a quantized graph input, channels of zeros are added.
@@ -218,6 +231,8 @@ class OpRule:
     depthwise: Annotated[Role, _member(Role)] | None = None
     blocked: Mapping[str, Scalar] | None = None
     group_channels: Count = 0
+    least_channels: Count = 0
+    kernel_elements: Size | None = None
     single_group: StrictBool = False
     on_integers: StrictBool = False
     channels: Size = 1
@@ -277,6 +292,8 @@ class Target:
         about: one sentence about it, for the documentation.
         notes: what else a user should know, one or two sentences each.
         runtimes: names of the runtimes that can check a model for it.
+        capabilities: the types of NVIDIA GPUs, by compute capability (SM86), that TensorRT builds the model
+            for on a machine without a GPU.
         activation: number format of activations (always per tensor).
         weight: default number format of weights; the axis follows from the operator.
         per_channel_types: types of weights that may be quantized per channel; None: all.
@@ -334,6 +351,7 @@ class Target:
     about: StrictStr = ""
     notes: tuple[StrictStr, ...] = ()
     runtimes: tuple[StrictStr, ...] = ()
+    capabilities: tuple[StrictStr, ...] = ()
     per_channel_types: NumberTypes | None = None
     first_last_formats: Ends | None = None
     fused_clips: Count = 2
@@ -357,6 +375,7 @@ S8_NARROW = replace(S8, narrow_range=True)
 S8_OF_7_BITS = replace(S8, reduce_bits=1)
 S8_POWER_OF_TWO = replace(S8, power_of_two=True)
 S4 = QuantSpec(ir.DataType.INT4, symmetric=True)
+E4M3 = QuantSpec(ir.DataType.FLOAT8E4M3FN, symmetric=True)
 U4 = QuantSpec(ir.DataType.UINT4, symmetric=False)
 
 AVERAGE_POOL = OpRule(

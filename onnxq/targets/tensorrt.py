@@ -1,4 +1,4 @@
-"""TensorRT 10 and later, and TensorRT 8 and 9.
+"""TensorRT 10 and later in 8-bit integers and in FP8, and TensorRT 8 and 9.
 
 TensorRT 10 and later, explicit quantization: signed, zero point 0, inputs of weighted operators.
 
@@ -7,6 +7,17 @@ divide; there is no 4-bit convolution, and none beside quantized activations. Th
 sizes of blocks; TensorRT-RTX 1.7 builds engines with those given here (no engine was run).
 
 TensorRT 8 and 9: as 10, but weights are float in the file, with Q and DQ after them, and no 4 bits.
+
+FP8 (E4M3), for GPUs from compute capability 8.9 (Ada, Hopper, Blackwell) on. Tried on engines of TensorRT-RTX
+1.7, built for SM89 and SM120, with a float32 and a float16 remainder:
+
+- Conv in one to three axes, Gemm, and MatMul with weights or two activations compute in FP8. ConvTranspose
+  does not, and neither do kernels of more than 32 elements: weights and data are dequantized before them.
+- Input channels are filled up to a multiple of 4, in each group: depthwise convolutions move four times the
+  data. NVIDIA's ModelOpt (``find_nodes_from_convs_to_exclude``) leaves Convs with at most 16 input channels
+  per group or output channels in float16, and products of less than 16 rows or columns.
+- An Add after a Conv is computed in float, by a kernel of its own, whether its other input is FP8 or float.
+- MaxPool computes in float: Q/DQ around it stay.
 """
 
 from __future__ import annotations
@@ -15,7 +26,19 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnxq.targets.target import S4, S8, S8_NARROW, BiasStyle, Blocks, OpRule, Output, Role, Storage, Target
+from onnxq.targets.target import (
+    E4M3,
+    S4,
+    S8,
+    S8_NARROW,
+    BiasStyle,
+    Blocks,
+    OpRule,
+    Output,
+    Role,
+    Storage,
+    Target,
+)
 
 _INPUTS = OpRule(Role.ANCHOR, output=Output.FREE)
 
@@ -34,6 +57,7 @@ TENSORRT = Target(
         "or Clip between Conv and Q keeps the convolution in float. --target onnxruntime is for that.",
     ),
     runtimes=("tensorrt",),
+    capabilities=("SM86",),
     activation=S8,
     weight=S8_NARROW,
     bias=BiasStyle.FLOAT,
@@ -63,6 +87,29 @@ TENSORRT = Target(
             "Expand",
         )
     ),
+)
+
+
+TENSORRT_FP8 = replace(
+    TENSORRT,
+    name="tensorrt-fp8",
+    about="TensorRT 10, 11 and TensorRT-RTX in FP8 (E4M3), for Ada, Hopper, Blackwell and later GPUs.",
+    notes=(
+        "Scales are searched on the E4M3 grid, for activations and for each channel of weights.",
+        "Not for ONNX Runtime's CPU provider, which computes it right, but in float and slowly.",
+    ),
+    capabilities=("SM89", "SM120"),
+    activation=E4M3,
+    weight=E4M3,
+    rules={
+        "Conv": replace(_INPUTS, least_channels=17, kernel_elements=32),
+        "Gemm": replace(_INPUTS, least_channels=16),
+        "MatMul": replace(_INPUTS, least_channels=16, dynamic_weight=True),
+    },
+    activation_types=frozenset({E4M3.dtype}),
+    weight_types={E4M3.dtype: E4M3},
+    blocks=None,
+    transparent=TENSORRT.transparent - {"MaxPool"},
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.nodes import input_at
-from onnxq.graph.operators import WEIGHTED, groups_of
+from onnxq.graph.operators import WEIGHTED, groups_of, window_elements
 from onnxq.graph.qdq.read_qdq import (
     QUANTIZE,
     ZERO_POINT,
@@ -102,6 +102,16 @@ def _a_scale_a_channel(node: ir.Node) -> bool:
 
 def _wide(node: ir.Node) -> bool:
     return any(edge.dtype not in _BITS for edge in (*_activations(node), *_weights(node)))
+
+
+FP8_WINDOW = 32
+"""The most elements of the window of a convolution for which TensorRT-RTX builds FP8 kernels."""
+
+
+def _wide_window_of_fp8(node: ir.Node) -> bool:
+    if node.op_type != "Conv" or all(edge.dtype != ir.DataType.FLOAT8E4M3FN for edge in _activations(node)):
+        return False
+    return (window_elements(node) or 0) > FP8_WINDOW
 
 
 def _wrong_axis(node: ir.Node) -> bool:
@@ -290,6 +300,11 @@ FALLBACK_REASONS: Mapping[str, tuple[FallbackReason, ...]] = {
             "TensorRT-RTX has no int8 kernel for it",
             "Other versions may run it in int8. For this one, keep it in float: Q/DQ only cost time.",
             of_some=True,
+        ),
+        FallbackReason(
+            _wide_window_of_fp8,
+            f"TensorRT has FP8 kernels for windows of at most {FP8_WINDOW} elements",
+            "Keep it in float, without Q/DQ.",
         ),
         _RUN_TIME,
         _CHANNELS,

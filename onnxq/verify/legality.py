@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxq.core.plan import OPSET, OPSET_OF_BLOCKS, QuantSpec
 from onnxq.graph.nodes import input_at
-from onnxq.graph.operators import WEIGHTED, misfit
+from onnxq.graph.operators import WEIGHTED, misfit, window_elements
 from onnxq.graph.qdq.read_qdq import (
     DEQUANTIZE,
     QUANTIZE,
@@ -107,15 +107,11 @@ def _opset(node: ir.Node, view: _View) -> Iterator[Finding]:
 
 
 def _no_zero_point(node: ir.Node, view: _View) -> Iterator[Finding]:
-    if (
-        node.op_type != QUANTIZE
-        or input_at(node, ZERO_POINT) is not None
-        or "output_dtype" in node.attributes
-    ):
-        return
-    if view.target.activation.symmetric:
-        text = f"it has no zero point, so it gives uint8, but {view.target.name} reads that as int8."
-        yield _error(node, text, "Give it an explicit zero point: int8, 0.")
+    typed = input_at(node, ZERO_POINT) is not None or "output_dtype" in node.attributes
+    if node.op_type == QUANTIZE and not typed and view.target.activation.symmetric:
+        kind = _words(view.target.activation.dtype)
+        text = f"it has no zero point, so it gives uint8, but {view.target.name} reads that as {kind}."
+        yield _error(node, text, f"Give it an explicit zero point: {kind}, 0.")
 
 
 # --- Edges ------------------------------------------------------------------------------------
@@ -326,6 +322,16 @@ def _output(node: ir.Node, view: _View) -> Iterator[Finding]:
         yield Finding(called(node), severity, text, advice)
 
 
+def _window(node: ir.Node, view: _View) -> Iterator[Finding]:
+    """Report a quantized convolution whose window is too large for the kernels of the target."""
+    rule = view.rule(node)
+    if rule is None or rule.kernel_elements is None or not any(edges(node)):
+        return
+    if (count := window_elements(node) or 0) > (most := rule.kernel_elements):
+        text = f"its window has {count} elements, and {view.target.name} has kernels for at most {most}."
+        yield _error(node, text, "Keep it in float, without Q/DQ.")
+
+
 def _integer_operator(node: ir.Node, view: _View) -> Iterator[Finding]:
     if OPERATORS.fullmatch(node.op_type) and RUNTIME not in view.target.runtimes:
         text = f"{node.op_type} is an operator that {view.target.name} does not read."
@@ -394,6 +400,7 @@ OF_NODES: tuple[Callable[[ir.Node, _View], Iterator[Finding]], ...] = (
     _sides,
     _output,
     _widths,
+    _window,
     _integer_operator,
     _attributes,
     _ruleless,

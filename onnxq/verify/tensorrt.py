@@ -1,4 +1,4 @@
-"""Check with TensorRT which nodes of a Q/DQ model run in int8.
+"""Check with TensorRT which nodes of a Q/DQ model run in int8 or FP8.
 
 The engine is built with or without a GPU, and run if there is one.
 """
@@ -6,7 +6,7 @@ The engine is built with or without a GPU, and run if there is one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,16 @@ MODULES = ("tensorrt_rtx", "tensorrt")
 """The modules of TensorRT-RTX and of TensorRT; either one is enough."""
 
 _MATRICES = re.compile("correlation|conv|gemm|mha", re.IGNORECASE)
-"""Types of engine layers that multiply matrices. Other layers with integer inputs only dequantize them."""
+"""Types of engine layers that multiply matrices. Other layers with 8-bit inputs only dequantize them."""
+
+_FUSED = "gemm_mha"
+"""Part of the name of a generated kernel that computes a whole attention."""
+
+_EIGHT_BITS = (["Int8"], ["FP8"])
+"""The types of numbers that all inputs of a layer have if it computes in 8 bits."""
+
+CAPABILITIES = ("SM86",)
+"""The compute capabilities to build for if the target names none."""
 
 _ADVICE: Mapping[str, str] = {
     "zero point": "Quantize symmetrically, to int8 with zero point 0.",
@@ -40,32 +49,60 @@ _ADVICE: Mapping[str, str] = {
 
 
 def check(subject: Subject) -> Verdict:
-    """Check that TensorRT builds the model, which quantized layers run in float, and what a GPU computes."""
+    """Check that TensorRT builds the model, which quantized layers run in float, and what a GPU computes.
+
+    Without a GPU, an engine is built for each compute capability of the target, and a layer counts if it is
+    quantized in all of them.
+    """
     if installed(*MODULES) is None:
         return unchecked(RUNTIME, "TensorRT is not installed: pip install 'onnxq[tensorrt]'")
+    built: list[Any] = []
     with files(subject) as (feeds, outputs):
-        answer = run_in_process("build_engine", [subject.path, feeds, outputs], subject.seconds)
-        if answer.timed_out:
-            return unchecked(RUNTIME, f"no engine was built: {answer.failure}")
-        if answer.content is None:
-            return refused(RUNTIME, f"no engine was built: {answer.failure}.", "See the legality findings.")
-        return _verdict(subject, answer.content, outputs)
+        for capability in subject.target.capabilities or CAPABILITIES:
+            arguments = [subject.path, feeds, outputs, capability]
+            answer = run_in_process("build_engine", arguments, subject.seconds)
+            if answer.timed_out:
+                return unchecked(RUNTIME, f"no engine was built: {answer.failure}")
+            if answer.content is None:
+                return refused(
+                    RUNTIME, f"no engine was built: {answer.failure}.", "See the legality findings."
+                )
+            if not answer.content["built"]:
+                return _refusal(answer.content)
+            built.append(answer.content)
+            if answer.content["ran"]:  # every engine is for the GPU that is there
+                break
+        return _verdict(subject, built, outputs)
 
 
-def _verdict(subject: Subject, content: Any, outputs: Path) -> Verdict:
-    if not content["built"]:
-        return make_verdict(RUNTIME, f"{content['version']} refuses the model", _refusals(content["errors"]))
-    integers = _integer_nodes(content["layers"])
-    floats = [node for node in _in_8_bits(subject) if called(node) not in integers]
-    count, layers = len(_in_8_bits(subject)) - len(floats), len(content["layers"])
-    ran, different = _ran(subject, content, outputs)
+def _refusal(content: Any) -> Verdict:
+    text = f"{content['version']} refuses the model{_for([content])}"
+    return make_verdict(RUNTIME, text, _refusals(content["errors"]))
+
+
+def _for(built: Sequence[Any]) -> str:
+    """For which GPUs these engines are, if for others than the one that is there."""
+    names = [content["capability"] for content in built if content["capability"]]
+    return f" for {' and '.join(names)}" if names else ""
+
+
+def _verdict(subject: Subject, built: Sequence[Any], outputs: Path) -> Verdict:
+    narrow = set.intersection(*(_in_8_bits(content["layers"]) for content in built))
+    wanted = _wanted(subject)
+    floats = [node for node in wanted if called(node) not in narrow]
+    count, layers = len(wanted) - len(floats), max(len(content["layers"]) for content in built)
+    ran, different = _ran(subject, built[-1], outputs)
     return make_verdict(
         RUNTIME,
-        f"built by {content['version']}: {count} of {subject.weighted} operators with weights run in int8, "
-        f"{layers} engine layers; {ran}",
+        f"built by {built[0]['version']}{_for(built)}: {count} of {subject.weighted} operators with weights "
+        f"run in {_form(subject)}, {layers} engine layers; {ran}",
         (*(finding(RUNTIME, node, "error") for node in floats), *different),
         {"integer layers": count, "weighted": subject.weighted, "engine layers": layers},
     )
+
+
+def _form(subject: Subject) -> str:
+    return "FP8" if subject.target.activation.is_floating else "int8"
 
 
 def _refusals(errors: list[Any]) -> list[Finding]:
@@ -73,8 +110,8 @@ def _refusals(errors: list[Any]) -> list[Finding]:
     return found or [Finding("", "error", "no engine was built, and TensorRT gives no reason.")]
 
 
-def _in_8_bits(subject: Subject) -> list[ir.Node]:
-    """The layers that should run in int8: all but those with weights in blocks, which read float data."""
+def _wanted(subject: Subject) -> list[ir.Node]:
+    """The layers that should run in 8 bits: all but those with weights in blocks, which read float data."""
     return [node for node in subject.layers if not _in_blocks(node)]
 
 
@@ -84,12 +121,12 @@ def _in_blocks(node: ir.Node) -> bool:
     return maker is not None and "block_size" in maker.attributes
 
 
-def _integer_nodes(layers: list[Any]) -> set[str]:
-    """The ONNX nodes whose products the engine computes in int8."""
+def _in_8_bits(layers: list[Any]) -> set[str]:
+    """The ONNX nodes whose products the engine computes in int8 or FP8."""
     return {
         name
         for layer in layers
-        if layer["integer"] and _MATRICES.search(layer["type"])
+        if layer["reads"] in _EIGHT_BITS and (_MATRICES.search(layer["type"]) or _FUSED in layer["kernel"])
         for name in layer["nodes"]
     }
 

@@ -5,10 +5,14 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
+from graphs import parse
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from onnx.reference import ReferenceEvaluator
 
+from calibrators.float8 import run
+from calibrators.session import open_session
 from onnxq.core.numerics import (
     SMALLEST_SCALE,
     dequantize,
@@ -18,7 +22,7 @@ from onnxq.core.numerics import (
     sqnr,
     weight_range,
 )
-from onnxq.core.plan import QuantSpec
+from onnxq.core.plan import QuantParams, QuantSpec
 
 UINT8 = QuantSpec(ir.DataType.UINT8, symmetric=False)
 INT8 = QuantSpec(ir.DataType.INT8, symmetric=True, narrow_range=True)
@@ -221,3 +225,48 @@ def test_sqnr():
     assert sqnr(reference, reference) == np.inf
     assert sqnr(reference, reference + 0.5) == pytest.approx(10 * np.log10(25 / 0.5))
     assert sqnr(np.zeros(2), np.ones(2)) == -np.inf
+
+
+# --- 8-bit floating-point numbers -------------------------------------------------------------------
+
+FP8 = QuantSpec(ir.DataType.FLOAT8E4M3FN, symmetric=True)
+
+Q_FP8 = """g (float[N] x) => (float8e4m3fn[N] y) <float s, float8e4m3fn z> {
+    y = QuantizeLinear (x, s, z)
+}"""
+
+
+def awkward(scale):
+    """Multiples of ``scale``: numbers of E4M3, the middles between them, subnormal and too large ones."""
+    numbers = np.arange(127).astype(np.uint8).view(FP8.dtype.numpy()).astype(np.float32)
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    rest = np.array([2.0**-11, 449, 463.9, 464, 1e6, 1e30, 1.17], np.float32)
+    values = np.concatenate([numbers, middles, rest]) * np.float32(scale)
+    return np.concatenate([values, -values]).astype(np.float32)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.0131, 3.7e-5, 719.0])
+def test_fp8_is_rounded_as_onnx_and_its_runtime_do(scale):
+    params = QuantParams(np.array(scale, np.float32), np.zeros((), FP8.dtype.numpy()))
+    x = awkward(scale)
+    levels = quantize(x, params, FP8)
+    model = parse(Q_FP8, opset=19, s=scale, z=params.zero_point)
+    (runtime,) = run(open_session(model), ["y"], {"x": x})
+    bits = np.where(runtime.view(np.uint8) == 128, 0, runtime.view(np.uint8))  # -0
+    np.testing.assert_array_equal(levels.view(np.uint8), bits)
+    (reference,) = ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x})
+    np.testing.assert_array_equal(levels.astype(np.float32), reference.astype(np.float32))
+    np.testing.assert_array_equal(quantize(dequantize(levels, params, FP8), params, FP8), levels)
+
+
+def test_fp8_covers_the_range_and_has_no_zero_point():
+    params = params_from_range([-1.0, 0.0], [0.5, 7.0], FP8)
+    np.testing.assert_array_equal(params.scale, np.array([1 / 448, 7 / 448], np.float32))
+    assert not params.zero_point.any()
+    assert (FP8.limits, FP8.opset) == ((-448, 448), 19)
+    assert replace(FP8, axis=0, block_size=32).opset == 21
+
+
+def test_fp8_may_reach_further_than_the_bounds():
+    """A wider range loses nothing, and a Clip before it stays."""
+    assert params_from_range(0.0, 7.0, FP8, (0.0, 6.0)).scale == np.float32(7 / 448)

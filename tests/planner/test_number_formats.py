@@ -21,7 +21,8 @@ def test_without_options_they_are_the_targets_own(name):
     found = formats(name)
     assert (found.activation, found.weight, found.blocked) == (target.activation, target.weight, None)
     assert target.weight_types[target.weight.dtype] == target.weight
-    assert found.opset == (21 if found.activation.dtype == ir.DataType.UINT16 else 13)
+    opsets = {ir.DataType.UINT16: 21, ir.DataType.FLOAT8E4M3FN: 19}
+    assert found.opset == opsets.get(found.activation.dtype, 13)
 
 
 @pytest.mark.parametrize(

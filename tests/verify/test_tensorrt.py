@@ -1,6 +1,7 @@
 """What TensorRT itself says, and that legality agrees with it. Skipped where it is not installed."""
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,39 @@ def test_a_transposed_convolution_runs_in_float_and_is_told(tmp_path):
     assert "TensorRT-RTX has no int8 kernel" in told.message
 
 
+@HERE
+@pytest.mark.parametrize("side", [5, 7])
+def test_fp8_has_kernels_for_small_windows(tmp_path, side):
+    """On both GPU types that the target names; legality says the same without an engine."""
+    text = f"""g (float[1,32,9,9] x) => (float[1,32,9,9] y)
+    <float s, float8e4m3fn z, float8e4m3fn[32,32,{side},{side}] w, float[32] t, float8e4m3fn[32] o> {{
+        q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) v = DequantizeLinear <axis = 0> (w, t, o)
+        y = Conv <kernel_shape = [{side}, {side}], pads = [{", ".join([str(side // 2)] * 4)}]> (d, v)
+    }}"""
+    model = named(parse(text, opset=19, s=0.1, z=0, t=0.1, o=0))
+    one = subject(model, "tensorrt-fp8", tmp_path / "m.onnx")
+    verdicts = legality.check(one), tensorrt.check(one)
+    assert [v.status for v in verdicts] == ["passed" if side == 5 else "failed"] * 2
+    assert "for SM89 and SM120" in verdicts[1].summary
+    assert f"{int(side == 5)} of 1 operators with weights run in FP8" in verdicts[1].summary
+    if side == 7:
+        assert "49 elements" in messages(verdicts[0])
+        assert "windows of at most 32 elements" in messages(verdicts[1])
+
+
+@HERE
+def test_a_gpu_type_without_fp8_is_refused_by_name(monkeypatch, tmp_path):
+    text = """g (float[8,32] x) => (float[8,32] y) <float s, float8e4m3fn z, float8e4m3fn[32,32] w, float t, float8e4m3fn o> {
+        q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) v = DequantizeLinear (w, t, o)
+        y = MatMul (d, v)
+    }"""
+    one = subject(named(parse(text, opset=19, s=0.1, z=0, t=0.1, o=0)), "tensorrt-fp8", tmp_path / "m.onnx")
+    older = replace(one, target=replace(one.target, capabilities=("SM86",)))
+    found = tensorrt.check(older)
+    assert found.status == "failed"
+    assert "refuses the model for SM86" in found.summary
+
+
 def test_without_tensorrt_nothing_has_passed(monkeypatch, tmp_path):
     monkeypatch.setattr(tensorrt, "MODULES", ("no_such_runtime",))
     found = tensorrt.check(subject(conv(SIGNED, NO_Q), "tensorrt", tmp_path / "m.onnx"))
@@ -112,7 +146,11 @@ def test_without_tensorrt_nothing_has_passed(monkeypatch, tmp_path):
             "not checked",
             "it did not end within 60 s",
         ),
-        (process.Answer({"version": "1", "built": False, "errors": []}), "failed", "gives no reason"),
+        (
+            process.Answer({"version": "1", "capability": "SM86", "built": False, "errors": []}),
+            "failed",
+            "gives no reason",
+        ),
     ],
 )
 def test_a_build_that_fails_is_no_error_of_ours(monkeypatch, tmp_path, answer, status, words):
@@ -127,14 +165,15 @@ def test_a_build_that_fails_is_no_error_of_ours(monkeypatch, tmp_path, answer, s
 def test_what_a_gpu_computes_is_compared(monkeypatch, tmp_path, error, status):
     """The worker's part is played: no GPU is needed."""
     one = subject(conv(SIGNED, NO_Q), "tensorrt", tmp_path / "m.onnx", samples=1)
-    layer = {"type": "correlation", "integer": True, "nodes": ["n_y"]}
+    layer = {"type": "correlation", "kernel": "", "reads": ["Int8"], "nodes": ["n_y"]}
 
     def played(_worker, arguments, _seconds):
-        path, feeds, outputs = arguments
+        path, feeds, outputs, _capability = arguments
         session = open_session(path, optimize=False)
         y = session.run(["y"], dict(np.load(feeds)))[0]
         np.savez(outputs, y=y * (1 + error))
-        return process.Answer({"version": "1", "built": True, "layers": [layer], "ran": True, "why_not": ""})
+        content = {"version": "1", "capability": "", "built": True, "layers": [layer]}
+        return process.Answer({**content, "ran": True, "why_not": ""})
 
     monkeypatch.setattr(tensorrt, "installed", lambda *modules: "tensorrt")
     monkeypatch.setattr(tensorrt, "run_in_process", played)

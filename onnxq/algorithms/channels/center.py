@@ -9,7 +9,9 @@ quantization through weight equalization and bias correction, 2019), but exact, 
 `shift_rules` has the rules for which channels may be shifted, and `padding` handles the zero padding of
 convolutions.
 
-With asymmetric integers the zero point has the same effect for the whole tensor.
+With asymmetric integers the zero point has the same effect for the whole tensor. Floating-point numbers gain
+next to nothing: shifted by their means, which leaves the smallest mean square, the channels of
+EfficientNet-Lite0 gave 0.2 dB more, and those of MiniLM 0.1 dB less.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ def center(draft: Draft, context: CorrectionContext) -> Draft | None:
         CalibrationError: the model rejects a sample.
     """
     groups = [
-        g for g in draft.plan.groups.values() if g.observed_tensors and g.spec.symmetric and not g.constant
+        g
+        for g in draft.plan.groups.values()
+        if g.observed_tensors and g.spec.symmetric and not (g.constant or g.spec.is_floating)
     ]
     padded = worth_a_pad(draft, groups, context)
     channels = find_channels(draft.reference, shifts(padded))

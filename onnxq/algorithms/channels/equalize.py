@@ -55,11 +55,14 @@ logger = logging.getLogger(__name__)
 def equalize(draft: Draft, context: CorrectionContext) -> Draft | None:
     """Return a draft with equalized channels; None if the predicted gain is too small.
 
-    The equalized model is calibrated again. Its weights are rounded to nearest.
+    Factors change no relative error, so they are of no use to floating-point numbers. The equalized model is
+    calibrated again. Its weights are rounded to nearest.
 
     Raises:
         CalibrationError: the model rejects a sample.
     """
+    if any(group.spec.is_floating for group in draft.plan.groups.values()):
+        return None
     context.progress("measuring channels")
     found = _scalable(draft, context)
     if found is None:

@@ -19,6 +19,7 @@ _FEEDABLE = frozenset(
         *(ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BOOL),
         *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
         *(ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64),
+        ir.DataType.FLOAT8E4M3FN,
     }
 )
 """Element types that the runtime both accepts and returns as arrays."""

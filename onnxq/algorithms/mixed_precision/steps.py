@@ -71,7 +71,8 @@ def wider_formats(spec: QuantSpec, target: Target) -> tuple[QuantSpec, ...]:
     """List the wider number formats of a target for weights in ``spec``, the narrowest first, without axis.
 
     There is one format for each bit width: the target's default type, or else preferably a type that has the
-    signedness of ``spec``. Block-wise quantized weights stay block-wise quantized.
+    signedness of ``spec``. Block-wise quantized weights stay block-wise quantized, and floating-point numbers
+    floating-point numbers.
     """
     types = target.weight_types
     if spec.block_size is not None:
@@ -96,7 +97,8 @@ def _wider_types(types: Iterable[ir.DataType], spec: QuantSpec, usual: QuantSpec
     """List those of ``types`` that are wider than ``spec``, one for each bit width, the narrowest first."""
     by_width: dict[int, ir.DataType] = {}
     for dtype in sorted(types, key=lambda dtype: (dtype != usual.dtype, _unlike(dtype, spec))):
-        if dtype.bitwidth > spec.dtype.bitwidth:
+        wider = dtype.bitwidth > spec.dtype.bitwidth
+        if wider and dtype.is_floating_point() == spec.is_floating:
             by_width.setdefault(dtype.bitwidth, dtype)
     return [by_width[width] for width in sorted(by_width)]
 

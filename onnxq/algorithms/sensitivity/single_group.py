@@ -15,6 +15,9 @@ from onnxq.core.plan import GRAPH_OUTPUT, Group, QuantParams, QuantPoint, QuantS
 from onnxq.graph.nodes import add_initializer, all_nodes, constant_value, insert_after, name_of
 from onnxq.graph.operators import WEIGHTED
 
+_Step = tuple[str, list[ir.Value], ir.DataType | None]
+"""An operator, its inputs besides the data, and for a Cast the type that it casts to."""
+
 
 @dataclass(frozen=True)
 class SingleGroupModel:
@@ -98,7 +101,7 @@ def _round_activations(
 def _rounding(model: ir.Model, value: ir.Value, params: QuantParams, spec: QuantSpec) -> list[ir.Node]:
     """Insert nodes after ``value`` that compute ``clip(round(x / scale)) * scale``.
 
-    They compute the same as `quantize` and `dequantize`.
+    They compute the same as `quantize` and `dequantize`. Floating-point numbers are rounded by Casts.
     """
     zero = params.zero_point.astype(np.float32)
     numbers = {"scale": params.scale, "low": spec.limits[0] - zero, "high": spec.limits[1] - zero}
@@ -106,12 +109,18 @@ def _rounding(model: ir.Model, value: ir.Value, params: QuantParams, spec: Quant
         add_initializer(model, f"{value.name}_{name}", np.asarray(number, np.float32))
         for name, number in numbers.items()
     )
+    steps: list[_Step] = [("Div", [scale], None), ("Round", [], None), ("Clip", [low, high], None)]
+    if spec.is_floating:
+        steps = [("Div", [scale], None), ("Clip", [low, high], None)]
+        steps += [("Cast", [], spec.dtype), ("Cast", [], ir.DataType.FLOAT)]
     nodes: list[ir.Node] = []
     source = value
-    for op_type, others in (("Div", [scale]), ("Round", []), ("Clip", [low, high]), ("Mul", [scale])):
-        node = ir.node(op_type, [source, *others], name=f"{value.name}_rounding_{op_type}")
+    for op_type, others, to in (*steps, ("Mul", [scale], None)):
+        name = f"{value.name}_rounding_{op_type}_{len(nodes)}"
+        node = ir.node(op_type, [source, *others], {} if to is None else {"to": to}, name=name)
         source = node.outputs[0]
-        source.name, source.type, source.shape = f"{node.name}_output", value.type, value.shape
+        source.name, source.shape = f"{node.name}_output", value.shape
+        source.type = value.type if to is None else ir.TensorType(to)
         nodes.append(node)
     insert_after(value, nodes, model.graph)
     return nodes

@@ -37,9 +37,10 @@ from onnxq.algorithms.layers.matrices import (
     with_own_weights,
 )
 from onnxq.algorithms.weights.soft_rounding import LayerProblem, check_torch, learn
+from onnxq.core.errors import ConfigError
 from onnxq.core.numerics import dequantize, quantize, spread
 from onnxq.graph.nodes import name_of
-from onnxq.graph.walks import producer_of
+from onnxq.graph.qdq.read_qdq import dequantizer
 
 Floats = NDArray[np.float32]
 
@@ -74,10 +75,12 @@ def learn_rounding(draft: Draft, context: CorrectionContext) -> Draft | None:
         The draft with the learned rounding; None if no layer was improved.
 
     Raises:
-        ConfigError: PyTorch is not installed.
+        ConfigError: PyTorch is not installed, or weights are floating-point numbers.
     """
     check_torch()
     found = with_own_weights(draft.reference, draft.plan)
+    if any(layer.weight.spec.is_floating for layer in found):
+        raise ConfigError("adaround (correct) learns to round to integers, not to FP8: leave it out")
     clock = _Clock(time.monotonic() + _seconds(context), sum(map(_cost, found)))
     changed = draft
     for part in in_parts(found, aim_bytes, AIM_BYTES):
@@ -252,7 +255,7 @@ def _rows(draft: Draft, layer: MatrixLayer, context: CorrectionContext) -> Float
 def _integers(quantized: ir.Model, layer: MatrixLayer) -> tuple[str, ir.Model]:
     """Return the name of the integer input of the layer, and ``quantized`` reduced to the nodes before it."""
     value = quantized.graph.node(layer.name).inputs[layer.data.input_index]
-    reader = producer_of(value)
+    reader = dequantizer(value)
     integers = None if reader is None else reader.inputs[0]
     assert integers is not None
     quantized.graph.outputs.clear()

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from calibrators.collect import processors
+from calibrators.grid import Grid
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import MatrixLayer, matrices, weights, weights_of, with_own_weights
 from onnxq.algorithms.weights.hessian import SecondMoments, gather_moments, in_blocks, out_of_blocks
-from onnxq.core.numerics import dequantize, quantize, spread
+from onnxq.core.numerics import dequantize, grid_of, quantize, spread
 from onnxq.core.plan import QuantParams, QuantSpec
 
 Doubles = NDArray[np.float64]
@@ -46,6 +47,9 @@ ENOUGH = 64
 The number of rows hardly depends on it. Lite0 and ResNet-20 round as well with 24 batches as with all, but a
 layer of 8,192 inputs loses 0.7 dB with 26 of 51.
 """
+
+INTEGERS = Grid(-128, 127, symmetric=True)
+"""A grid that rounds to integers; the limits are those of each weight."""
 
 BLOCK = 64
 """The number of columns whose errors are propagated to the later columns in one matrix product."""
@@ -112,26 +116,28 @@ def _better(exact: Floats, nearest: Floats, second: Doubles, grid: WeightGrid) -
 
 @dataclass(frozen=True)
 class WeightGrid:
-    """The quantized values of weights: ``level * scale`` for integer levels between two limits.
+    """The quantized values of weights: ``level * scale`` for levels of a grid between two limits.
 
     Attributes:
         scale: the scale of each weight, ``[G, O, K]``.
         lowest: the lowest level of each weight, zero point subtracted, ``[G, O, K]``.
         highest: the highest level of each weight, zero point subtracted, ``[G, O, K]``.
+        grid: the grid of the levels: integers, or floating-point numbers.
     """
 
     scale: Reals
     lowest: Reals
     highest: Reals
+    grid: Grid = INTEGERS
 
     def of(self, part: tuple[slice, slice]) -> WeightGrid:
         """Return the grid of some groups and some of their output channels."""
-        return WeightGrid(self.scale[part], self.lowest[part], self.highest[part])
+        return WeightGrid(self.scale[part], self.lowest[part], self.highest[part], self.grid)
 
     def nearest(self, values: NDArray[_Real], column: Columns) -> NDArray[_Real]:
         """Round ``values [G, O]`` of one column to the nearest values of the grid."""
-        scale = self.scale[column]
-        levels = np.rint(values / scale).clip(self.lowest[column], self.highest[column])
+        scale = np.asarray(self.scale[column], values.dtype)
+        levels = self.grid.rounded(values / scale).clip(self.lowest[column], self.highest[column])
         return np.asarray(levels * scale, values.dtype)
 
 
@@ -154,7 +160,8 @@ def grid_of_weights(
         for part in (params.scale, params.zero_point.astype(np.float64))
     )
     lowest, highest = spec.limits
-    return WeightGrid(np.where(scale == 0, 1.0, scale), lowest - middle, highest - middle)  # 0: padding
+    filled = np.where(scale == 0, 1.0, scale)  # 0: padding
+    return WeightGrid(filled, lowest - middle, highest - middle, grid_of(spec))
 
 
 def output_error(errors: NDArray[_Real], second: NDArray[_Real]) -> NDArray[_Real]:

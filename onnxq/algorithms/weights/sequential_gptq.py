@@ -39,7 +39,7 @@ from onnxq.core.numerics import dequantize
 from onnxq.core.plan import QuantSpec
 from onnxq.graph.nodes import name_of
 from onnxq.graph.qdq.insert_qdq import insert_qdq
-from onnxq.graph.walks import producer_of
+from onnxq.graph.qdq.read_qdq import dequantizer
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -161,7 +161,7 @@ def _stops(quantized: ir.Model, found: Sequence[MatrixLayer]) -> dict[str, list[
     stops: dict[str, list[MatrixLayer]] = {}
     for layer in found:
         value = quantized.graph.node(layer.name).inputs[layer.data.input_index]
-        reader = producer_of(value)
+        reader = dequantizer(value)
         integers = None if reader is None else reader.inputs[0]
         assert integers is not None
         stops.setdefault(name_of(integers), []).append(layer)

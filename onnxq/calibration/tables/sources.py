@@ -15,6 +15,7 @@ from calibrators.methods.calibrator import Calibrator
 from calibrators.statistics import Statistics
 from onnxq.calibration.tables.table import Encoding, NcnnLayer, Table
 from onnxq.calibration.tables.table_files import check_names, format_for
+from onnxq.core.errors import CalibrationError
 from onnxq.core.numerics import grid_of, weight_range
 from onnxq.core.plan import QuantParams, QuantPlan, QuantSpec
 from onnxq.graph.nodes import all_nodes, constant_value, input_at, ints_attribute, name_of
@@ -43,19 +44,25 @@ def of_statistics(statistics: Statistics, calibrator: Calibrator, spec: QuantSpe
 
 
 def check_plan(plan: QuantPlan, goals: Iterable[tuple[Path, str | None]]) -> None:
-    """Check before the work that tables can hold the names in a plan.
+    """Check before the work that tables can hold the names in a plan, and its number formats.
 
     Args:
         plan: the plan.
         goals: (path, format name or None) of each table.
 
     Raises:
-        CalibrationError: a table cannot hold a name.
+        CalibrationError: a table cannot hold a name, or is a table of integers for floating-point numbers.
     """
+    floating = any(group.spec.is_floating for group in plan.groups.values())
     tensors = [t for group in plan.groups.values() if not group.constant for t in group.tensors]
     layers = [name for name, op_type in plan.integer_nodes.items() if op_type in _LAYERS]
     for path, name in goals:
         known = format_for(path, name)
+        if floating and not known.ours:
+            raise CalibrationError(
+                f"{path}: {known.name} tables hold scales of integers, and target {plan.target} quantizes to "
+                "FP8: write a table of format json"
+            )
         check_names(layers if known.layers else tensors, path, known)
 
 

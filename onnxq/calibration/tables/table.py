@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
 
 from onnxq.core.numerics import SMALLEST_SCALE, UNBOUNDED, grid_of, params_from_range
-from onnxq.core.plan import QuantParams, QuantSpec
+from onnxq.core.plan import FLOATING, QuantParams, QuantSpec
 
 LARGEST = float(np.finfo(np.float32).max)
 """The largest end of a range: runtimes keep ranges in float32."""
@@ -19,8 +19,8 @@ TYPES: Mapping[str, ir.DataType] = {
     f"{sign}int{bits}": ir.DataType[f"{sign}int{bits}".upper()]
     for bits in (4, 8, 16, 32)
     for sign in ("", "u")
-}
-"""The integer types by name; those of 32 bits are for biases."""
+} | {dtype.name.lower(): dtype for dtype in FLOATING}
+"""The types by name; integers of 32 bits are for biases."""
 
 
 INT8 = QuantSpec(ir.DataType.INT8, symmetric=True)

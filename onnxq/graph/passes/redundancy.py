@@ -21,7 +21,7 @@ from onnxq.graph.walks import is_read
 
 
 class RemoveIdentityPass(ir.passes.InPlacePass):
-    """Remove Identity, and Dropout at inference, which pass on their input unchanged.
+    """Remove what passes on its input unchanged: Identity, Dropout at inference, and Max of one tensor.
 
         x → Identity → f  ->  x → f
 
@@ -30,13 +30,13 @@ class RemoveIdentityPass(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Remove every Identity and idle Dropout that is not needed for a name."""
+        """Remove each such node that is not needed for a name."""
         removed = [_remove(node) for node in list(all_nodes(model)) if _is_idle(node)]
         return ir.passes.PassResult(model, modified=any(removed))
 
 
 def _is_idle(node: ir.Node) -> bool:
-    if is_op(node, "Identity"):
+    if is_op(node, "Identity") or (is_op(node, "Max") and len(node.inputs) == 1):
         return True
     if not is_op(node, "Dropout") or _mask_is_used(node):
         return False

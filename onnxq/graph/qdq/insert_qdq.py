@@ -33,6 +33,7 @@ from onnxq.graph.half_precision.widen import store_in_half
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
 from onnxq.graph.ort_rewrites import (
     join_float_readers,
+    keep_apart_from_fp8,
     keep_layout_of_cubic,
     pad_input_channels,
     separate_from_qdq,
@@ -71,6 +72,7 @@ def insert_qdq(model: ir.Model, plan: QuantPlan) -> ir.Model:
     work_on_integers(quantized, plan.on_integers)
     unfuse_layernorm_adds(quantized, plan.unfused_sums)
     separate_from_qdq(quantized, plan.separated)
+    keep_apart_from_fp8(quantized)
     if plan.join_float_readers:
         join_float_readers(quantized, {*plan.integer_nodes, *plan.passthrough_nodes})
     unfuse_products(quantized, plan.unfused_products & {point.consumer for point in plan.points})

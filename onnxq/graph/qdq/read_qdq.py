@@ -117,7 +117,12 @@ def quantizer(value: ir.Value | None) -> ir.Node | None:
 
 
 def dequantizer(value: ir.Value | None) -> ir.Node | None:
-    """Return the DequantizeLinear that produces ``value``, else None; a constant may pass Transposes."""
+    """Return the DequantizeLinear that produces ``value``, else None.
+
+    A constant may pass Transposes, and any tensor a Max of this tensor alone (see `keep_apart_from_fp8`).
+    """
+    alone = _made_by(value, "Max")
+    value = alone.inputs[0] if alone is not None and len(alone.inputs) == 1 else value
     turned = _transposes(value)
     return _made_by(turned[0].inputs[0] if turned else value, DEQUANTIZE)
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from onnxq.core.errors import ModelError
-from onnxq.core.numerics import spread
-from onnxq.core.plan import QuantSpec
+from onnxq.core.numerics import grid_of, spread
+from onnxq.core.plan import FLOATING, QuantSpec
 from onnxq.graph.half_precision.widen import use_float32
 from onnxq.graph.nodes import (
     add_initializer,
@@ -71,7 +71,8 @@ class RecordedQParams:
     @property
     def spec(self) -> QuantSpec:
         """The number format; with ``limits`` the smallest that holds them."""
-        full = QuantSpec(self.dtype, symmetric=False, axis=self.axis, block_size=self.block_size)
+        symmetric = self.dtype in FLOATING
+        full = QuantSpec(self.dtype, symmetric, axis=self.axis, block_size=self.block_size)
         if self.limits is None:
             return full
         low, high = self.limits
@@ -196,13 +197,13 @@ def _is_one(array: NDArray[np.generic]) -> bool:
 
 
 def _levels(reals: NDArray[np.generic], recorded: RecordedQParams) -> NDArray[np.float64]:
-    """Compute the integer levels that QuantizeLinear makes of a float constant."""
+    """Compute the numbers of the grid that QuantizeLinear makes of a float constant."""
     scale = spread(recorded.scale, recorded.spec, reals.shape)
     zero = spread(recorded.zero_point, recorded.spec, reals.shape)
     qmin, qmax = recorded.spec.limits
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(scale == 0, 0, reals.astype(np.float32) / scale)
-    steps = np.rint(ratio).astype(np.float64)
+    steps = grid_of(recorded.spec).rounded(ratio).astype(np.float64)
     return np.asarray(np.clip(steps + zero, qmin, qmax))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from calibrators.statistics import TensorStatistics
 from calibrators.statistics.stability import Stability, stability
+from onnxq.core.numerics import grid_of
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.pipelines.report.chart import cumulative
 
@@ -57,7 +58,9 @@ def _activation(group: Group, params: QuantParams, statistics: Mapping[str, Tens
     if not observed:
         return Activation(group, params, low, high)
     seen = reduce(TensorStatistics.join, observed).clipped(*group.bounds)
-    clipped = _outside(seen, low - scale / 2, high + scale / 2)
+    last = np.array([group.spec.limits[1]], np.float64)
+    half = scale * grid_of(group.spec).spacing(last).item() / 2
+    clipped = _outside(seen, low - half, high + half)
     known = stability(seen.clipped(low, high), symmetric=group.spec.symmetric)
     return Activation(group, params, low, high, seen, clipped, known)
 

@@ -30,7 +30,7 @@ from onnxq.calibration.qparams import calibrator, compute_qparams, from_statisti
 from onnxq.calibration.run import gather
 from onnxq.calibration.sample_split import Data, open_samples
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import ModelError
+from onnxq.core.errors import ModelError, TargetError
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 from onnxq.core.progress import silent
 from onnxq.core.unused import TRAINING, refuse
@@ -123,8 +123,8 @@ def prepare_qat(
         output_names: names for its outputs.
 
     Raises:
-        OnnxqError: the target is unknown, the module cannot be exported or has nothing to quantize, or the
-            data does not fit.
+        OnnxqError: the target is unknown or needs FP8, the module cannot be exported or has nothing to
+            quantize, or the data does not fit.
     """
     options = _options(config, target, data)
     check_float(module)
@@ -136,6 +136,8 @@ def prepare_qat(
     simple, plan = prepare_loaded(seen.onnx, type(module).__name__, options)
     data = options.data if data is None else data
     batches = [_sample(simple, call)] if data is None else batches_for(ours, call, _names(simple), data)
+    if any(group.spec.is_floating for group in plan.groups.values()):
+        raise TargetError(f"target {plan.target} quantizes to FP8, which training does not simulate")
     plan = _calibrated(simple, plan, batches, options)
     placement = find_places(plan, simple, seen)
     _tell(placement, plan)

@@ -1,7 +1,11 @@
-"""Build a TensorRT engine of a model, with or without a GPU. Arguments: RESULT MODEL INPUTS.npz OUTPUTS.npz.
+"""Build a TensorRT engine of a model, with or without a GPU.
 
-Writes ``{"version", "errors", "built", "layers": [{"type", "integer", "nodes"}], "ran", "why_not"}`` to
-RESULT. If there is a GPU, the engine runs on the inputs, and its outputs are written to OUTPUTS.npz.
+Arguments: RESULT MODEL INPUTS.npz OUTPUTS.npz CAPABILITY. Without a GPU, the engine is for GPUs of this
+compute capability, such as SM86, if this TensorRT can build for them; the builder then times no kernels.
+
+Writes ``{"version", "capability", "errors", "built", "layers": [{"type", "kernel", "reads", "nodes"}],
+"ran", "why_not"}`` to RESULT. ``capability`` is empty if the engine is for the GPU that is there. If there is
+one, the engine runs on the inputs, and its outputs are written to OUTPUTS.npz.
 """
 
 from __future__ import annotations
@@ -21,11 +25,9 @@ try:
 except ImportError:
     import tensorrt as trt
 
-CAPABILITY = "SM86"
-"""The GPU type that engines are built for without a GPU; the builder then times no kernels."""
-
 _NODES = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _TYPE = re.compile(r"LayerType: (\w+)")
+_TACTIC = re.compile(r"TacticName: (\w+)")
 _DATATYPE = re.compile(r"Datatype: (\w+)")
 
 
@@ -44,13 +46,14 @@ class Log(trt.ILogger):  # type: ignore[misc]
             self.errors.append(message)
 
 
-def build(model: str, inputs: Mapping[str, Any], outputs: str) -> dict[str, Any]:
+def build(model: str, inputs: Mapping[str, Any], outputs: str, capability: str) -> dict[str, Any]:
     """Parse the model, build an engine, list its layers, and run it if there is a GPU.
 
     Args:
         model: path of the ONNX file.
         inputs: arrays by input name.
         outputs: path of the file to write the outputs to.
+        capability: the GPU type to build for without a GPU.
 
     Returns:
         The content of RESULT.
@@ -60,12 +63,13 @@ def build(model: str, inputs: Mapping[str, Any], outputs: str) -> dict[str, Any]
     network = builder.create_network(_strongly_typed())
     parser = trt.OnnxParser(network, log)
     answer: dict[str, Any] = {"version": trt.__version__, "errors": [], "built": False, "layers": []}
-    answer |= {"ran": False, "why_not": "the engine was not built"}
+    devices = gpus()
+    capability = "" if devices or not hasattr(trt, "ComputeCapability") else capability
+    answer |= {"ran": False, "why_not": "the engine was not built", "capability": capability}
     if not parser.parse_from_file(model):
         return answer | {"errors": [_refusal(parser.get_error(i)) for i in range(parser.num_errors)]}
     log.errors.clear()  # drops complaints about a missing driver
-    devices = gpus()
-    engine = builder.build_serialized_network(network, _config(builder, network, inputs, devices))
+    engine = builder.build_serialized_network(network, _config(builder, network, inputs, capability))
     if engine is None:
         return answer | {"errors": [{"node": "", "text": text} for text in log.errors]}
     answer |= {"built": True, "layers": list(layers(log.lines)), "why_not": "there is no GPU"}
@@ -85,12 +89,12 @@ def _refusal(error: Any) -> dict[str, str]:
     return {"node": str(error.node_name()), "text": str(error.desc())}
 
 
-def _config(builder: Any, network: Any, inputs: Mapping[str, Any], devices: int) -> Any:
+def _config(builder: Any, network: Any, inputs: Mapping[str, Any], capability: str) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if not devices and hasattr(config, "set_compute_capability"):
+    if capability and hasattr(config, "set_compute_capability"):
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, CAPABILITY), 0)
+        config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
     profile, dynamic = builder.create_optimization_profile(), False
     for tensor in (network.get_input(i) for i in range(network.num_inputs)):
         if any(size < 0 for size in tensor.shape):
@@ -103,14 +107,15 @@ def _config(builder: Any, network: Any, inputs: Mapping[str, Any], devices: int)
 
 
 def layers(lines: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the engine's layers: type, whether all inputs are 8-bit integers, and the original ONNX nodes."""
+    """Yield the engine's layers: type, kernel, types of the numbers that they read, and ONNX nodes."""
     for line in (line for text in lines if "LayerType: " in text for line in text.splitlines()):
         kind = _TYPE.search(line)
         if kind is None:
             continue
         read = _DATATYPE.findall(line.split("Outputs: [")[0].split("Constants: [")[0])
-        integer = bool(read) and set(read) == {"Int8"}
-        yield {"type": kind[1], "integer": integer, "nodes": _NODES.findall(line)}
+        kernel = _TACTIC.search(line)
+        name = "" if kernel is None else kernel[1]
+        yield {"type": kind[1], "kernel": name, "reads": sorted(set(read)), "nodes": _NODES.findall(line)}
 
 
 # --- With a GPU -------------------------------------------------------------------------------
@@ -189,7 +194,7 @@ def _seat(gpu: Gpu, context: Any, name: str, array: Any) -> int:
 
 
 if __name__ == "__main__":
-    result, path, feeds, given = sys.argv[1:]
+    result, path, feeds, given, capability = sys.argv[1:]
     with np.load(feeds) as arrays:
-        content = build(path, dict(arrays), given)
+        content = build(path, dict(arrays), given, capability)
     Path(result).write_text(json.dumps(content), "utf-8")

@@ -4,16 +4,26 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import pytest
 from benches import CHAIN, bench_for, damped
 
 from onnxq.algorithms.budget import SPEED, Budget, TooLongError
 from onnxq.algorithms.layers.matrices import layers, matrices, weights_of
 from onnxq.algorithms.weights import hessian
-from onnxq.algorithms.weights.gptq import BLOCK, WeightGrid, gptq, gptq_columns, output_error
+from onnxq.algorithms.weights.gptq import (
+    BLOCK,
+    WeightGrid,
+    coordinate_descent,
+    gptq,
+    gptq_columns,
+    output_error,
+)
 from onnxq.algorithms.weights.hessian import in_blocks, out_of_blocks
-from onnxq.core.numerics import dequantize, quantize
+from onnxq.core.numerics import dequantize, grid_of, quantize
+from onnxq.core.plan import QuantSpec
 
 MATRIX = """g (float[N,16,24] x) => (float[N,16,6] y) <float[24,40] w1, float[40] b1, float[40,6] w2>
 { p = MatMul (x, w1)  s = Add (p, b1)  r = Relu (s)  y = MatMul (r, w2) }"""
@@ -303,3 +313,26 @@ def test_memory_does_not_grow_with_the_square_of_the_inputs(monkeypatch):
     tracemalloc.stop()
     whole = 8 * 4096**2  # the Hessian in double precision
     assert peak < 0.6 * whole
+
+
+# --- 8-bit floating-point numbers -------------------------------------------------------------------
+
+
+def fp8_grid(exact):
+    scale = np.broadcast_to(np.abs(exact).max(axis=2, keepdims=True) / 448, exact.shape)
+    full = np.full(exact.shape, 448.0)
+    return WeightGrid(scale, -full, full, grid_of(QuantSpec(ir.DataType.FLOAT8E4M3FN, symmetric=True)))
+
+
+def test_fp8_is_rounded_by_its_second_moments():
+    """Every row is better than rounded to nearest, or as it was; and all lie on the grid."""
+    exact, second = normal(2, 16, 24), damped(correlated(2, 24))
+    grid = fp8_grid(exact)
+    to_nearest = grid.grid.rounded(exact / grid.scale) * grid.scale
+    rounded = gptq_columns(exact, second, grid)
+    levels = rounded / grid.scale
+    np.testing.assert_allclose(levels, levels.astype(ml_dtypes.float8_e4m3fn).astype(np.float64), rtol=1e-12)
+    before, after = (output_error(each - exact, second) for each in (to_nearest, rounded))
+    assert after.sum() < 0.6 * before.sum()
+    best = coordinate_descent(exact, to_nearest, second, grid)
+    assert (output_error(best - exact, second) <= before + 1e-12).all()
