@@ -8,7 +8,7 @@ in float whose scales lie along another axis than the output channels.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ from onnxq.graph.qdq.read_qdq import (
 )
 from onnxq.graph.walks import unclipped
 from onnxq.targets.target import BiasStyle, OpRule, Output, Target
+from onnxq.verify.allowed_types import allowed_types
 from onnxq.verify.subject import Subject
 from onnxq.verify.verdict import Finding, Severity, Verdict, make_verdict, unchecked
 
@@ -121,7 +122,7 @@ def _type(edge: QdqEdge, view: _View) -> Iterator[Finding]:
     """Check the number format of an activation or of weights."""
     if edge.kind == "bias" or edge.dtype is None:
         return
-    allowed = _blocked_types(view) if edge.in_blocks else _types(edge, view)
+    allowed = allowed_types(edge, view.target)
     if edge.dtype not in allowed:
         names = ", ".join(sorted(map(_words, allowed))) or "float"
         yield _error(
@@ -138,39 +139,6 @@ def _type(edge: QdqEdge, view: _View) -> Iterator[Finding]:
             f"{_middle(allowed[edge.dtype])}, the only one that {view.target.name} takes.",
             "Quantize symmetrically.",
         )
-
-
-def _types(edge: QdqEdge, view: _View) -> Mapping[ir.DataType, QuantSpec]:
-    target = view.target
-    if edge.kind == "weight":
-        unpacked = {new: target.weight_types[old] for old, new in target.weight_cast.items()}
-        ends = _by_type(target.first_last_formats.weight) if target.first_last_formats is not None else {}
-        return {**unpacked, **ends, **target.weight_types}
-    rule = view.rule(edge.node)
-    own = _own_inputs(edge.node, rule) if rule is not None else None
-    return _activations(target) if own is None else _by_type(own)
-
-
-def _own_inputs(node: ir.Node, rule: OpRule) -> QuantSpec | None:
-    """The format of the inputs of ``node``, if it is not that of all activations."""
-    operator = WEIGHTED.get(node.op_type)
-    dynamic = operator is not None and not is_stored(input_at(node, operator.weight))
-    return rule.dynamic_inputs if dynamic and rule.dynamic_inputs is not None else rule.inputs
-
-
-def _activations(target: Target) -> Mapping[ir.DataType, QuantSpec]:
-    """The formats of activations for operators without a format of their own."""
-    ends = (target.first_last_formats.activation,) if target.first_last_formats is not None else ()
-    asked = (QuantSpec(dtype, target.activation.symmetric) for dtype in target.activation_types)
-    return _by_type(*ends, *asked, target.activation)
-
-
-def _by_type(*specs: QuantSpec) -> Mapping[ir.DataType, QuantSpec]:
-    return {spec.dtype: spec for spec in specs}
-
-
-def _blocked_types(view: _View) -> Mapping[ir.DataType, QuantSpec]:
-    return view.target.blocks.types if view.target.blocks is not None else {}
 
 
 def _wrong_zero_point(edge: QdqEdge, spec: QuantSpec) -> bool:

@@ -16,7 +16,7 @@ from onnxq.graph.half_precision.half_forms import CONTROL_FLOW
 from onnxq.graph.half_precision.widen import HALF, computes_in_half, use_float32
 from onnxq.graph.nodes import all_nodes, is_op, unique_name
 from onnxq.graph.operators import MOVING
-from onnxq.graph.passes import plain
+from onnxq.graph.passes import typed
 
 
 def runnable(path: str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]:
@@ -26,7 +26,7 @@ def runnable(path: str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]:
         ModelError: the file cannot be read.
     """
     model = load(path)
-    return simulated(plain(model)) if computes_in_half(model) else path
+    return simulated(typed(model)) if computes_in_half(model) else path
 
 
 def simulated(model: ir.Model) -> ir.Model:

@@ -70,6 +70,15 @@ OLD: tuple[ir.passes.PassBase, ...] = (
 )
 """Makes the model one graph. Runs once, before the opset is raised."""
 
+TYPED: tuple[ir.passes.PassBase, ...] = (
+    common.InlinePass(),
+    common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+    UniqueNamesPass(),
+    InferForeignTypesPass(),
+    InferShapesPass(),
+)
+"""Infers types and shapes, without changing nodes."""
+
 NEW: tuple[ir.passes.PassBase, ...] = (
     *CONSTANTS,
     UnfuseRuntimeFusionsPass(),
@@ -170,6 +179,18 @@ def plain(model: ir.Model) -> ir.Model:
     with _model_errors():
         ir.passes.Sequential(*OLD)(copy)
         ir.passes.PassManager(PLAIN, steps=MOST_ROUNDS, early_stop=True)(copy)
+    return copy
+
+
+def typed(model: ir.Model) -> ir.Model:
+    """Make a copy of the model without functions, whose tensors have types; its nodes stay as they are.
+
+    Raises:
+        ModelError: the model is inconsistent.
+    """
+    copy = model.clone()
+    with _model_errors():
+        ir.passes.Sequential(*TYPED)(copy)
     return copy
 
 
