@@ -102,7 +102,7 @@ WRONG_FOR_TENSORRT = {
     ),
     "an int32 bias": (
         [INT32_BIAS, {"layer": "y = Conv (d, v, k)"}],
-        "its bias is int32; tensorrt takes float",
+        "its bias is int32; tensorrt takes bfloat16, float, float16",
         "n_k: ",
     ),
     "a scale a channel": (
