@@ -56,7 +56,7 @@ MAKES_NOISE = "its output in half precision is much less exact than its inputs"
 def chosen_remainder(
     model: ir.Model, plan: QuantPlan, batches: Sequence[Sample], config: QuantConfig
 ) -> Narrowing | None:
-    """Decide in which types to write what ``plan`` leaves in float; None if all of it is float32.
+    """Decide in which types to write what ``plan`` leaves in float; None if nothing changes.
 
     Args:
         model: the float model that gets Q/DQ.
@@ -67,10 +67,11 @@ def chosen_remainder(
     Raises:
         CalibrationError: the model does not take a sample.
     """
+    keep_io = config.io_types == "keep"
     if plan.float_type == ir.DataType.FLOAT:
-        return None
+        return None if keep_io else Narrowing(plan.float_type, {}, keep_io)
     chosen = choose_float32(model, batches, plan.float_type, good=GOOD_BESIDE_INTEGERS)
-    return replace(chosen, keep_io=config.io_types == "keep")
+    return replace(chosen, keep_io=keep_io)
 
 
 AS_GIVEN = "it is in float32 in the given model"

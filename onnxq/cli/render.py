@@ -9,6 +9,7 @@ from dataclasses import asdict
 from shlex import quote
 from typing import Any, Literal
 
+from onnx_ir import DataType
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
@@ -315,7 +316,7 @@ def _type_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, str
     if carried := result.plan.passthrough_nodes:
         kinds = ", ".join(f"{n} {op_type}" for op_type, n in Counter(carried.values()).most_common())
         yield "pass-through", f"{kinds}: the runtime moves Q/DQ across them"
-    if result.narrowing is not None:
+    if result.narrowing is not None and result.narrowing.dtype != DataType.FLOAT:
         yield "float type", result.narrowing.dtype.name.lower()
         yield from (("float32", text) for text in _float32_rows(result.narrowing.float32, every_node))
 

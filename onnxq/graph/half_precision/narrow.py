@@ -23,7 +23,8 @@ from onnxq.graph.half_precision.half_forms import (
     is_float32,
 )
 from onnxq.graph.half_precision.keep_float32 import converted
-from onnxq.graph.half_precision.widen import HALF
+from onnxq.graph.half_precision.saturate import saturate
+from onnxq.graph.half_precision.widen import HALF, OTHERS
 from onnxq.graph.nodes import (
     STANDARD_DOMAIN,
     add_initializer,
@@ -50,7 +51,7 @@ class Narrowing:
     """What to write in half precision.
 
     Attributes:
-        dtype: float16 or bfloat16.
+        dtype: float16 or bfloat16; float32 if only graph inputs and outputs change.
         float32: name of each node that stays in float32 -> the reason.
         keep_io: whether graph inputs and outputs keep their types.
     """
@@ -62,9 +63,26 @@ class Narrowing:
 
 def narrow(model: ir.Model, narrowing: Narrowing) -> None:
     """Convert a model without functions, whose tensors have types, in place."""
-    _Narrower(model, narrowing).run()
+    if narrowing.dtype == ir.DataType.FLOAT16:
+        saturate(model)
+    if narrowing.dtype == FLOAT:
+        _widen_io(model)
+    else:
+        _Narrower(model, narrowing).run()
     remove_casts(model)
     separate_biases(model)
+
+
+def _widen_io(model: ir.Model) -> None:
+    """Let a model that `use_float32` has changed take and give float32; its Casts are left without effect."""
+    for value in model.graph.inputs:
+        if value.dtype in OTHERS:
+            value.type = ir.TensorType(FLOAT)
+    for value in model.graph.outputs:
+        cast = value.producer()
+        if value.dtype in OTHERS and cast is not None and is_op(cast, "Cast"):
+            cast.attributes["to"] = ir.AttrInt64("to", FLOAT)
+            value.type = ir.TensorType(FLOAT)
 
 
 class _Narrower:

@@ -28,7 +28,6 @@ from onnxq.core.plan import (
     QuantPoint,
 )
 from onnxq.graph.half_precision.narrow import Narrowing, narrow
-from onnxq.graph.half_precision.saturate import saturate
 from onnxq.graph.half_precision.widen import store_in_half
 from onnxq.graph.nodes import constant_value, insert_after, unique_name
 from onnxq.graph.ort_rewrites import (
@@ -92,9 +91,8 @@ def as_written(model: ir.Model, plan: QuantPlan, narrowing: Narrowing | None = N
     pad_input_channels(quantized, plan.channel_padding)
     share_transposed(quantized)
     if narrowing is not None:
-        saturate(quantized)
         narrow(quantized, narrowing)
-    elif plan.half_constants:
+    if plan.half_constants and plan.float_type == ir.DataType.FLOAT:
         store_in_half(quantized)
     slim(quantized)
     return quantized

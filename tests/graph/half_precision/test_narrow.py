@@ -190,3 +190,13 @@ def test_below_opset_19_scales_stay_in_float32():
         ("QuantizeLinear", FLOAT),
         ("DequantizeLinear", FLOAT),
     }
+
+
+def test_a_model_that_was_widened_may_take_and_give_float32():
+    model = model_of(
+        "g (float16[N, 4] x) => (float16[N, 3] y) <float16[4, 3] w> { h = MatMul(x, w)  y = Relu(h) }"
+    )
+    use_float32(model)
+    after = narrowed(model, dtype=FLOAT, keep_io=False)
+    assert op_counts(after) == {"MatMul": 1, "Relu": 1}
+    assert {value.dtype for value in (*after.graph.inputs, *after.graph.outputs)} == {FLOAT}
