@@ -30,7 +30,9 @@ def runnable(path: str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]:
 
 
 def simulated(model: ir.Model) -> ir.Model:
-    """Return a copy in float32 that rounds what ``model`` computes in half precision.
+    """Return a copy in float32 that rounds what ``model`` computes in half precision, or casts to it.
+
+    A rounded tensor has the name that it has in ``model``, also as an output.
 
     Args:
         model: a model without functions, whose tensors have types.
@@ -39,7 +41,7 @@ def simulated(model: ir.Model) -> ir.Model:
     rounded = {
         value: dtype
         for node in all_nodes(copy)
-        if not is_op(node, "Cast", *CONTROL_FLOW, *MOVING)
+        if not is_op(node, *CONTROL_FLOW, *MOVING)
         for value in node.outputs
         if (dtype := value.dtype) in HALF and dtype is not None
     }
@@ -70,3 +72,4 @@ def _round(value: ir.Value, narrow_type: ir.DataType, names: set[str | None]) ->
     for graph in (value.graph,) if value.is_graph_output() else ():
         if graph is not None:
             graph.outputs[graph.outputs.index(value)] = before
+    value.name, before.name = before.name, value.name

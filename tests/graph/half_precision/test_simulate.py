@@ -46,3 +46,16 @@ def test_other_models_are_run_as_they_are(tmp_path):
     assert runnable(path) is path
     ir.save(in_bfloat16(), path)
     assert isinstance(runnable(path), ir.Model)
+
+
+def test_a_cast_rounds_and_names_stay():
+    model = flat(
+        parse("g (float[N, 3] x) => (float[N, 3] y) { h = Cast<to = 10>(x)  n = Neg(h)  y = Cast<to = 1>(n) }")
+    )
+    copy = simulated(model)
+    x = np.array([[2049, 0.1, 1e5]], np.float32)
+    (actual,) = run(copy, {"x": x})
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(actual, -x.astype(np.float16).astype(np.float32))
+    rounded_to = {value.name: value.producer().op_type for node in copy.graph for value in node.outputs}
+    assert rounded_to["n"] == "Cast"
