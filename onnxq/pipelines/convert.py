@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from calibrators.data.samples import Sample
+from calibrators.session import open_session
 from onnxq.algorithms.float32_nodes import choose_float32
 from onnxq.calibration.sample_split import Data, Samples, in_batches, open_samples
 from onnxq.core.config import QuantConfig
@@ -23,7 +24,7 @@ from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load, size_on_disk, write_validated
 from onnxq.graph.half_precision.narrow import Narrowing, narrow, remove_casts
 from onnxq.graph.half_precision.saturate import saturate
-from onnxq.graph.half_precision.simulate import runnable
+from onnxq.graph.half_precision.simulate import runnable, unrounded
 from onnxq.graph.half_precision.widen import HALF, OTHERS, needs_double, use_float32
 from onnxq.graph.nodes import all_nodes, is_op, name_of
 from onnxq.graph.passes import flat
@@ -178,9 +179,14 @@ def _checked(
     config: QuantConfig,
     draft: Path,
 ) -> tuple[Quality, int]:
-    """Compare the written file with the given model, and measure its size."""
+    """Compare the written file with the given model, and measure its size.
+
+    Half precision is simulated in float32. The file itself must open too, where ONNX Runtime has kernels.
+    """
+    if config.float_type != "bfloat16":
+        open_session(draft, providers=config.providers, threads=config.threads, exact=False)
     evaluator = AccuracyEvaluator(
-        runnable(original), batches, providers=config.providers, threads=config.threads
+        unrounded(original), batches, providers=config.providers, threads=config.threads
     )
     return evaluator.evaluate(runnable(draft)), size_on_disk(draft)
 

@@ -25,8 +25,29 @@ def runnable(path: str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]:
     Raises:
         ModelError: the file cannot be read.
     """
-    model = load(path)
-    return simulated(typed(model)) if computes_in_half(model) else path
+    model = _in_half(path)
+    return path if model is None else simulated(model)
+
+
+def unrounded(path: str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]:
+    """Return a model that computes in half precision as one in float32, and the path of any other.
+
+    It is what other forms of the model are compared with: the rounding of the given one is not theirs.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    model = _in_half(path)
+    if model is None:
+        return path
+    use_float32(model)
+    return model
+
+
+def _in_half(path: str | os.PathLike[str]) -> ir.Model | None:
+    """Load a model with the types that its file leaves out; None if it does not compute in half precision."""
+    model = typed(load(path))
+    return model if computes_in_half(model) else None
 
 
 def simulated(model: ir.Model) -> ir.Model:

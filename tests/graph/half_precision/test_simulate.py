@@ -5,10 +5,11 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import pytest
 from graphs import parse, run
 
 from onnxq.graph.half_precision.narrow import Narrowing, narrow
-from onnxq.graph.half_precision.simulate import runnable, simulated
+from onnxq.graph.half_precision.simulate import runnable, simulated, unrounded
 from onnxq.graph.passes import flat
 
 TEXT = """g (float[N, 4] x) => (float[N, 3] y) <float[4, 3] w>
@@ -50,7 +51,9 @@ def test_other_models_are_run_as_they_are(tmp_path):
 
 def test_a_cast_rounds_and_names_stay():
     model = flat(
-        parse("g (float[N, 3] x) => (float[N, 3] y) { h = Cast<to = 10>(x)  n = Neg(h)  y = Cast<to = 1>(n) }")
+        parse(
+            "g (float[N, 3] x) => (float[N, 3] y) { h = Cast<to = 10>(x)  n = Neg(h)  y = Cast<to = 1>(n) }"
+        )
     )
     copy = simulated(model)
     x = np.array([[2049, 0.1, 1e5]], np.float32)
@@ -59,3 +62,14 @@ def test_a_cast_rounds_and_names_stay():
         np.testing.assert_array_equal(actual, -x.astype(np.float16).astype(np.float32))
     rounded_to = {value.name: value.producer().op_type for node in copy.graph for value in node.outputs}
     assert rounded_to["n"] == "Cast"
+
+
+@pytest.mark.parametrize("dtype", [10, 16])
+def test_types_that_a_file_leaves_out_are_inferred(tmp_path, dtype):
+    text = """g (float[N, 3] x) => (float[N, 3] y) { h = Cast<to = TYPE>(x)  q = Mul(h, h)  y = Cast<to = 1>(q) }"""
+    path = tmp_path / "m.onnx"
+    ir.save(parse(text.replace("TYPE", str(dtype)), opset=18), path)
+    x = np.array([[1.001, 3.14159, 0.1]], np.float32)
+    half = x.astype(ir.DataType(dtype).numpy())
+    np.testing.assert_array_equal(run(runnable(path), {"x": x})[0], (half * half).astype(np.float32))
+    np.testing.assert_allclose(run(unrounded(path), {"x": x})[0], x * x, rtol=1e-6)
