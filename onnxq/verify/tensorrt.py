@@ -121,12 +121,17 @@ def _in_blocks(node: ir.Node) -> bool:
     return maker is not None and "block_size" in maker.attributes
 
 
+def multiplies(layer: Any) -> bool:
+    """Whether a layer of an engine multiplies matrices."""
+    return bool(_MATRICES.search(layer["type"])) or _FUSED in layer["kernel"]
+
+
 def _in_8_bits(layers: list[Any]) -> set[str]:
     """The ONNX nodes whose products the engine computes in int8 or FP8."""
     return {
         name
         for layer in layers
-        if layer["reads"] in _EIGHT_BITS and (_MATRICES.search(layer["type"]) or _FUSED in layer["kernel"])
+        if layer["reads"] in _EIGHT_BITS and multiplies(layer)
         for name in layer["nodes"]
     }
 

@@ -1,11 +1,12 @@
 """Build a TensorRT engine of a model, with or without a GPU.
 
-Arguments: RESULT MODEL INPUTS.npz OUTPUTS.npz CAPABILITY. Without a GPU, the engine is for GPUs of this
+Arguments: RESULT MODEL INPUTS.npz OUTPUTS.npz CAPABILITY [RUNS]. Without a GPU, the engine is for GPUs of this
 compute capability, such as SM86, if this TensorRT can build for them; the builder then times no kernels.
 
 Writes ``{"version", "capability", "errors", "built", "layers": [{"type", "kernel", "reads", "nodes"}],
 "ran", "why_not"}`` to RESULT. ``capability`` is empty if the engine is for the GPU that is there. If there is
-one, the engine runs on the inputs, and its outputs are written to OUTPUTS.npz.
+one, the engine runs on the inputs, and its outputs are written to OUTPUTS.npz. RUNS more runs are timed
+there, and so is each layer: ``{"milliseconds": [], "profile": {layer: milliseconds}}``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import ctypes
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ try:
     import tensorrt_rtx as trt
 except ImportError:
     import tensorrt as trt
+
+PROFILED_RUNS = 20
+"""The largest number of runs of which each layer is timed."""
 
 _NODES = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _TYPE = re.compile(r"LayerType: (\w+)")
@@ -46,7 +51,9 @@ class Log(trt.ILogger):  # type: ignore[misc]
             self.errors.append(message)
 
 
-def build(model: str, inputs: Mapping[str, Any], outputs: str, capability: str) -> dict[str, Any]:
+def build(
+    model: str, inputs: Mapping[str, Any], outputs: str, capability: str, runs: int = 0
+) -> dict[str, Any]:
     """Parse the model, build an engine, list its layers, and run it if there is a GPU.
 
     Args:
@@ -54,6 +61,7 @@ def build(model: str, inputs: Mapping[str, Any], outputs: str, capability: str) 
         inputs: arrays by input name.
         outputs: path of the file to write the outputs to.
         capability: the GPU type to build for without a GPU.
+        runs: the number of runs to time on a GPU.
 
     Returns:
         The content of RESULT.
@@ -74,8 +82,9 @@ def build(model: str, inputs: Mapping[str, Any], outputs: str, capability: str) 
         return answer | {"errors": [{"node": "", "text": text} for text in log.errors]}
     answer |= {"built": True, "layers": list(layers(log.lines)), "why_not": "there is no GPU"}
     if devices:
-        np.savez(outputs, **run(trt.Runtime(log).deserialize_cuda_engine(engine), inputs))
-        answer |= {"ran": True, "why_not": ""}
+        loaded = Loaded(trt.Runtime(log).deserialize_cuda_engine(engine), inputs)
+        np.savez(outputs, **loaded.run())
+        answer |= {"ran": True, "why_not": "", **(loaded.timed(runs) if runs else {})}
     return answer
 
 
@@ -167,34 +176,69 @@ class Gpu:
         self.call("cuMemcpyDtoH_v2", array.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(address), size)
 
 
-def run(engine: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the engine on ``inputs`` and return its outputs by name."""
-    gpu, context, given = Gpu(), engine.create_execution_context(), {}
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    fed = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    for name in fed:
-        array = np.ascontiguousarray(inputs[name], trt.nptype(engine.get_tensor_dtype(name)))
-        context.set_input_shape(name, array.shape)
-        gpu.put(_seat(gpu, context, name, array), array)
-    for name in (name for name in names if name not in fed):  # output shapes follow from input shapes
-        array = np.empty(tuple(context.get_tensor_shape(name)), trt.nptype(engine.get_tensor_dtype(name)))
-        given[name] = (_seat(gpu, context, name, array), array)
-    if not context.execute_async_v3(0):
-        raise RuntimeError("the engine did not run")
-    gpu.call("cuCtxSynchronize")
-    for address, array in given.values():
-        gpu.get(address, array)
-    return {name: array for name, (_, array) in given.items()}
+class Profile(trt.IProfiler):  # type: ignore[misc]
+    """Keeps the milliseconds of each layer, in the order of the engine."""
+
+    def __init__(self) -> None:
+        trt.IProfiler.__init__(self)
+        self.layers: dict[str, list[float]] = {}
+
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        """Keep a time; TensorRT calls this."""
+        self.layers.setdefault(layer_name, []).append(ms)
 
 
-def _seat(gpu: Gpu, context: Any, name: str, array: Any) -> int:
-    address = gpu.allocate(array.nbytes)
-    context.set_tensor_address(name, address)
-    return address
+class Loaded:
+    """An engine on the first GPU, with its inputs in place."""
+
+    def __init__(self, engine: Any, inputs: Mapping[str, Any]) -> None:
+        self.gpu, self.context = Gpu(), engine.create_execution_context()
+        self.engine = engine  # the context does not keep it alive
+        self.outputs: dict[str, tuple[int, Any]] = {}
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        fed = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        for name in fed:
+            array = np.ascontiguousarray(inputs[name], trt.nptype(engine.get_tensor_dtype(name)))
+            self.context.set_input_shape(name, array.shape)
+            self.gpu.put(self._seat(name, array), array)
+        for name in (name for name in names if name not in fed):  # their shapes follow from the inputs
+            dtype = trt.nptype(engine.get_tensor_dtype(name))
+            array = np.empty(tuple(self.context.get_tensor_shape(name)), dtype)
+            self.outputs[name] = (self._seat(name, array), array)
+
+    def _seat(self, name: str, array: Any) -> int:
+        address = self.gpu.allocate(array.nbytes)
+        self.context.set_tensor_address(name, address)
+        return address
+
+    def run(self) -> dict[str, Any]:
+        """Run once and return the outputs by name."""
+        self._execute()
+        for address, array in self.outputs.values():
+            self.gpu.get(address, array)
+        return {name: array for name, (_, array) in self.outputs.items()}
+
+    def _execute(self) -> None:
+        if not self.context.execute_async_v3(0):
+            raise RuntimeError("the engine did not run")
+        self.gpu.call("cuCtxSynchronize")
+
+    def timed(self, runs: int) -> dict[str, Any]:
+        """Return the milliseconds of each of some runs, and the median of each layer by name."""
+        milliseconds = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            self._execute()
+            milliseconds.append(1e3 * (time.perf_counter() - start))
+        self.context.profiler = profile = Profile()  # its runs are slower
+        for _ in range(min(runs, PROFILED_RUNS)):
+            self._execute()
+        layers = {name: float(np.median(times)) for name, times in profile.layers.items()}
+        return {"milliseconds": milliseconds, "profile": layers}
 
 
 if __name__ == "__main__":
-    result, path, feeds, given, capability = sys.argv[1:]
+    result, path, feeds, given, capability, *runs = sys.argv[1:]
     with np.load(feeds) as arrays:
-        content = build(path, dict(arrays), given, capability)
+        content = build(path, dict(arrays), given, capability, *map(int, runs))
     Path(result).write_text(json.dumps(content), "utf-8")
