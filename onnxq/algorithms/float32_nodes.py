@@ -8,7 +8,7 @@ divide must not be rounded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,6 +46,9 @@ ROUNDING = 2.0**-24
 
 ROUNDS = 5
 """How often nodes are added."""
+
+HELPS = 0.9
+"""The noise that may be left (power), of that before, where more nodes stay in float32 for it."""
 
 TOGETHER = 8
 """The largest number of nodes that are added at a time."""
@@ -110,19 +113,18 @@ def choose_float32(
 def _refined(
     model: ir.Model, batches: Sequence[Sample], chosen: Narrowing, known: Knowledge, good: float
 ) -> Narrowing:
-    """Add the nodes that make noise, as long as that helps."""
-    noise = _compare(model, chosen, batches)
+    """Add the nodes that make noise, and more and more nodes before them; return the best choice."""
+    trial, noise = chosen, _compare(model, chosen, batches)
+    worst = noise.worst(model)
     for _ in range(ROUNDS):
-        worst = noise.worst(model)
-        culprits = _culprits(model, noise, good) if worst > good else []
+        culprits = _culprits(model, noise, good, trial.float32) if worst > good else []
         if not culprits:
             break
-        given = {**chosen.float32, **{name: MAKES_NOISE for name in culprits if name not in chosen.float32}}
-        more = replace(chosen, float32=float32_nodes(model, replace(known, given=given)))
-        after = _compare(model, more, batches)
-        if len(more.float32) == len(chosen.float32) or after.worst(model) >= worst:
-            break
-        chosen, noise = more, after
+        given = {**trial.float32, **dict.fromkeys(culprits, MAKES_NOISE)}
+        trial = replace(trial, float32=float32_nodes(model, replace(known, given=given)))
+        noise = _compare(model, trial, batches)
+        if noise.worst(model) < HELPS * worst:
+            chosen, worst = trial, noise.worst(model)
     return chosen
 
 
@@ -143,8 +145,8 @@ class _Noise:
         return self.of(model.graph.outputs)
 
 
-def _culprits(model: ir.Model, noise: _Noise, good: float) -> list[str]:
-    """Name the nodes that make most noise, and the nodes before each of them."""
+def _culprits(model: ir.Model, noise: _Noise, good: float, wide: Collection[str]) -> list[str]:
+    """Name the nodes that make most noise, and the nearest nodes before each that are not ``wide`` yet."""
     grown = {}
     for node in model.graph:
         before, after = noise.of(node.inputs), noise.of(node.outputs)
@@ -152,8 +154,23 @@ def _culprits(model: ir.Model, noise: _Noise, good: float) -> list[str]:
         if before < good < after and growth > NOISY:
             grown[node] = growth
     worst = sorted(grown, key=grown.__getitem__, reverse=True)[:TOGETHER]
-    sources = [value.producer() for node in worst for value in node.inputs if value is not None]
-    return [name_of(node) for node in dict.fromkeys((*worst, *sources)) if node is not None]
+    found = {name_of(node) for node in worst} - set(wide)
+    for node in worst:
+        found.update(_nearest_before(node, wide))
+    return sorted(found)
+
+
+def _nearest_before(node: ir.Node, wide: Collection[str]) -> Iterator[str]:
+    """Name the nodes before ``node``, back to the first that are not in float32."""
+    ahead, seen = [node], {node}
+    while ahead:
+        sources = {value.producer() for value in ahead.pop().inputs if value is not None} - seen - {None}
+        seen |= sources
+        for source in sources:
+            if source is not None and source.name in wide:
+                ahead.append(source)
+            elif source is not None:
+                yield name_of(source)
 
 
 def _compare(model: ir.Model, chosen: Narrowing, batches: Sequence[Sample]) -> _Noise:

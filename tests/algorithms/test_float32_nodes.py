@@ -83,3 +83,20 @@ def test_the_given_model_stays():
     )
     choose_float32(model, batches(4, 2), HALF)
     assert model.graph.initializers["w"].const_value.numpy() == np.float32(1e30)
+
+
+SMALL_ROWS = """g (float[N, 8] x) => (float[N, 8] y) <float eps>
+{
+    s = Mul(x, x)  v = ReduceMean<axes = [1], keepdims = 1>(s)  e = Add(v, eps)  r = Sqrt(e)
+    y = Div(x, r)
+}"""
+"""RMS normalization of rows of all sizes: the squares of small ones are lost long before the division."""
+
+
+def test_noise_is_followed_back_over_several_nodes():
+    model = flat(parse(SMALL_ROWS, opset=17, eps=1e-7), 17)
+    sizes = np.geomspace(1e-5, 1, 16, dtype=np.float32)[:, None]
+    samples = [Sample(s.name, {"x": s.feeds["x"] * sizes}) for s in batches(16, 8)]
+    chosen = choose_float32(model, samples, HALF)
+    wide = {n.op_type for n in model.graph if chosen.float32.get(n.name) == MAKES_NOISE}
+    assert wide == {"ReduceMean", "Sqrt", "Div"}

@@ -86,7 +86,7 @@ def float32_nodes(model: ir.Model, known: Knowledge) -> dict[str, str]:
         known: what is known of it.
     """
     tensors = _float32_tensors(model, known)
-    found = dict(known.given)
+    found = {**_before_angles(model, known), **known.given}
     for node in all_nodes(model):
         if _has_floats(node) and node.name not in found:
             reason = _reason(node, model, known, tensors)
@@ -153,8 +153,9 @@ def _tensor_reason(value: ir.Value, known: Knowledge) -> str | None:
     readers = [(use.node, use.idx) for use in value.uses()]
     if seen.largest > EXACT[known.dtype] and any(map(_makes_integers, (node for node, _ in readers))):
         return f"integers up to {seen.largest:.6g} are made of {value.name!r}"
-    if seen.largest > LARGEST_ANGLE[known.dtype] and any(is_op(node, *_PERIODIC) for node, _ in readers):
-        return f"{value.name!r} has angles up to {seen.largest:.3g}"
+    source = value.producer()
+    if source is not None and _reads_integers(source) and seen.largest > EXACT[known.dtype]:
+        return f"{value.name!r} has integers up to {seen.largest:.6g}"
     if known.is_narrow and seen.least < SMALLEST and any(_divides(*reader) for reader in readers):
         return f"{value.name!r} is divided by, and is as small as {seen.least:.3g}"
     return None
@@ -168,9 +169,52 @@ def _makes_integers(node: ir.Node) -> bool:
     return is_op(node, "Cast") and not ir.DataType(target).is_floating_point()
 
 
+def _reads_integers(node: ir.Node) -> bool:
+    """Whether the node makes floats of integers."""
+    data = input_at(node, 0)
+    return is_op(node, "Cast") and data is not None and data.dtype in _INTEGERS
+
+
 def _divides(node: ir.Node, index: int) -> bool:
     """Whether the input at ``index`` is what another is divided by, or a logarithm is taken of."""
     return is_op(node, "Reciprocal", "Log") or (is_op(node, "Div") and index == 1)
+
+
+# --- angles -----------------------------------------------------------------------------------------
+
+_LINEAR = ("Mul", "Div", "Add", "Sub", "Neg", "MatMul", "Concat", "Cast", *sorted(MOVING))
+"""Operators that compute angles from positions."""
+
+
+def _before_angles(model: ir.Model, known: Knowledge) -> dict[str, str]:
+    """Map the nodes that read large angles, or those of unknown size, and those before them to the reason.
+
+    The error of an angle is the relative error of what it is computed from, times the angle: so rounding
+    positions or frequencies is no better than rounding the angle itself.
+    """
+    found: dict[str, str] = {}
+    for node in all_nodes(model):
+        angle = input_at(node, 0) if is_op(node, *_PERIODIC) else None
+        if angle is not None and (reason := _angle_reason(angle, known)):
+            found.update(dict.fromkeys(map(name_of, (node, *_linear_before(angle))), reason))
+    return found
+
+
+def _angle_reason(angle: ir.Value, known: Knowledge) -> str | None:
+    seen = known.extremes.get(name_of(angle))
+    if seen is not None:
+        large = seen.largest > LARGEST_ANGLE[known.dtype]
+        return f"angles reach {seen.largest:.3g}" if large else None
+    return None if known.extremes else "without data, nothing is known of the size of its angles"
+
+
+def _linear_before(angle: ir.Value) -> Iterator[ir.Node]:
+    """Yield the nodes back from an angle, as long as each reads one computed tensor only."""
+    value: ir.Value | None = angle
+    while value is not None and (node := producer_of(value)) is not None and is_op(node, *_LINEAR):
+        yield node
+        computed = [each for each in node.inputs if is_float32(each) and constant_value(each) is None]
+        value = computed[0] if len(computed) == 1 else None
 
 
 # --- nodes ------------------------------------------------------------------------------------------
@@ -270,10 +314,9 @@ def _product(sizes: tuple[int | ir.SymbolicDim, ...] | ir.Shape) -> int | None:
 
 def _unknown(node: ir.Node, known: Knowledge) -> str | None:
     """A node whose result may be of any size, while nothing is known of its tensors."""
-    data = input_at(node, 0)
     divides = is_op(node, "Div") and constant_value(input_at(node, 1)) is None
-    from_integers = is_op(node, "Cast") and data is not None and data.dtype in _INTEGERS
-    if not known.is_narrow or known.extremes or not (divides or from_integers or is_op(node, *GROWING)):
+    grows = divides or _reads_integers(node) or is_op(node, *GROWING)
+    if not known.is_narrow or known.extremes or not grows:
         return None
     return "without data, nothing is known of the range of its result"
 

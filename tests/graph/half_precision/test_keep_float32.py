@@ -46,7 +46,7 @@ CASES = {
     "angle": (
         "g (float[N] x) => (float[N] y) { h = Neg(x)  y = Sin(h) }",
         ones(2, times=100),
-        {"Neg": "'h' has angles up to 100", "Sin": "'h' has angles up to 100"},
+        {"Neg": "angles reach 100", "Sin": "angles reach 100"},
     ),
     "integers": (
         "g (float[N] x) => (int64[N] y) { h = Neg(x)  y = Cast<to=7>(h) }",
@@ -150,3 +150,26 @@ def test_bodies_are_judged_too():
     found = float32_nodes(model, Knowledge(HALF, measure_extremes(model, [Sample("s", feeds)])))
     kinds = {n.op_type for n in ir.traversal.RecursiveGraphIterator(model.graph) if n.name in found}
     assert kinds == {"Mul", "Sqrt"}
+
+
+ROTARY = """g (int64[N] p) => (float[N, 4] y) <float[1, 4] f, int64[1] last = {-1}>
+{ x = Cast<to = 1>(p)  u = Unsqueeze(x, last)  a = MatMul(u, f)  y = Sin(a) }"""
+
+
+@pytest.mark.parametrize(("last", "dtype", "chain"), [
+    (3000, HALF, True),
+    (3000, BFLOAT, True),
+    (3, HALF, False),
+    (None, HALF, True),
+    (None, BFLOAT, True),
+])  # fmt: skip
+def test_what_large_angles_are_computed_from_stays_in_float32(last, dtype, chain):
+    feeds = None if last is None else {"p": np.arange(last)}
+    found = kept(ROTARY, feeds, dtype, opset=17, f=[1, 0.5, 0.25, 0.125])
+    assert {"Cast", "Unsqueeze", "MatMul", "Sin"} <= found.keys() if chain else not found
+
+
+def test_integers_that_half_precision_does_not_hold_stay_in_float32():
+    text = "g (int64[N] p) => (float[N] y) { x = Cast<to = 1>(p)  y = Neg(x) }"
+    assert "integers up to 2999" in kept(text, {"p": np.arange(3000)})["Cast"]
+    assert not kept(text, {"p": np.arange(2000)})
