@@ -27,11 +27,13 @@ class Run:
         seconds: duration by wall clock.
         megabytes: peak memory, in units of 10^6 bytes.
         output: its standard output and error together.
+        processor_seconds: the time of all its threads; other programs on the machine hardly change it.
     """
 
     seconds: float
     megabytes: float
     output: str
+    processor_seconds: float = 0.0
 
 
 def measured(command: Sequence[str], env: Mapping[str, str] | None = None) -> Run:
@@ -53,21 +55,22 @@ def measured(command: Sequence[str], env: Mapping[str, str] | None = None) -> Ru
                 check=True,
             )
         output = log.read_text("utf-8", errors="replace")
-        code, seconds, megabytes = json.loads(result.read_text("utf-8"))
+        code, seconds, megabytes, processor = json.loads(result.read_text("utf-8"))
     if code != 0:
         raise RuntimeError(f"{' '.join(command)} failed ({code}):\n{output[-3000:]}")
-    return Run(seconds, megabytes, output)
+    return Run(seconds, megabytes, output, processor)
 
 
 def main(result: str, command: Sequence[str]) -> None:
-    """Start the command, wait for it, and write its exit code, duration and peak memory to ``result``."""
+    """Start the command, wait for it, and write its exit code, durations and peak memory to ``result``."""
     start = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     unit = 1 if sys.platform == "darwin" else 1024
     code = os.waitstatus_to_exitcode(status)
-    Path(result).write_text(json.dumps([code, seconds, usage.ru_maxrss * unit / 1e6]), "utf-8")
+    figures = [code, seconds, usage.ru_maxrss * unit / 1e6, usage.ru_utime + usage.ru_stime]
+    Path(result).write_text(json.dumps(figures), "utf-8")
 
 
 if __name__ == "__main__":

@@ -114,15 +114,18 @@ def _refined(
     model: ir.Model, batches: Sequence[Sample], chosen: Narrowing, known: Knowledge, good: float
 ) -> Narrowing:
     """Add the nodes that make noise, and more and more nodes before them; return the best choice."""
-    trial, noise = chosen, _compare(model, chosen, batches)
-    worst = noise.worst(model)
+    worst = _compare(model, chosen, batches, ()).worst(model)
+    if worst <= good:
+        return chosen
+    inner = [name_of(value) for node in model.graph for value in node.outputs]
+    trial, noise = chosen, _compare(model, chosen, batches, inner)
     for _ in range(ROUNDS):
         culprits = _culprits(model, noise, good, trial.float32) if worst > good else []
         if not culprits:
             break
         given = {**trial.float32, **dict.fromkeys(culprits, MAKES_NOISE)}
         trial = replace(trial, float32=float32_nodes(model, replace(known, given=given)))
-        noise = _compare(model, trial, batches)
+        noise = _compare(model, trial, batches, inner)
         if noise.worst(model) < HELPS * worst:
             chosen, worst = trial, noise.worst(model)
     return chosen
@@ -164,29 +167,27 @@ def _nearest_before(node: ir.Node, wide: Collection[str]) -> Iterator[str]:
     """Name the nodes before ``node``, back to the first that are not in float32."""
     ahead, seen = [node], {node}
     while ahead:
-        sources = {value.producer() for value in ahead.pop().inputs if value is not None} - seen - {None}
+        makers = {value.producer() for value in ahead.pop().inputs if value is not None}
+        sources = {maker for maker in makers if maker is not None} - seen
         seen |= sources
-        for source in sources:
-            if source is not None and source.name in wide:
-                ahead.append(source)
-            elif source is not None:
-                yield name_of(source)
+        ahead.extend(source for source in sources if source.name in wide)
+        yield from (name_of(source) for source in sources if source.name not in wide)
 
 
-def _compare(model: ir.Model, chosen: Narrowing, batches: Sequence[Sample]) -> _Noise:
-    """Run the model in both precisions and compare all tensors of the main graph that both have."""
+def _compare(model: ir.Model, chosen: Narrowing, batches: Sequence[Sample], inner: Collection[str]) -> _Noise:
+    """Run the model in both precisions; compare the outputs, and the ``inner`` tensors that both have."""
     half = model.clone()
     narrow(half, chosen)
     outputs = [name_of(value) for value in model.graph.outputs]
     both = {name_of(v) for node in half.graph for v in node.outputs if v.dtype in _FLOATS}
-    inner = [
+    more = [
         name_of(v)
         for node in model.graph
         for v in node.outputs
-        if v.name in both and v.dtype == ir.DataType.FLOAT and v.name not in outputs
+        if v.name in both.intersection(inner) and v.dtype == ir.DataType.FLOAT and v.name not in outputs
     ]
-    names = [*(name for name in outputs if name), *inner]
-    sessions = [open_session(each, outputs=inner) for each in (model, simulated(half))]
+    names = [*(name for name in outputs if name), *more]
+    sessions = [open_session(each, outputs=more) for each in (model, simulated(half))]
     signal, lost = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for batch in batches:
         exact, rounded = (run_batch(session, names, batch) for session in sessions)

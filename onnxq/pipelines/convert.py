@@ -41,6 +41,9 @@ EXCLUDED = "it is excluded"
 ENOUGH = {ir.DataType.FLOAT: 60.0, ir.DataType.FLOAT16: 40.0, ir.DataType.BFLOAT16: 25.0}
 """Type -> the SQNR in dB of the worst output below which a converted model is warned of."""
 
+JUDGED_ON = 16
+"""The largest number of batches that the written model is compared on."""
+
 NO_DATA = (
     "NO DATA: the ranges of tensors are unknown, so nodes whose results may be of any size stay in float32; "
     "others may overflow on real samples. Give some with --data."
@@ -113,7 +116,7 @@ def convert(
             original, [] if samples.synthetic else batches, dtype, config
         )
         progress("writing and checking the model")
-        check = partial(_checked, model, batches, config)
+        check = partial(_checked, model, batches[:: -(-len(batches) // JUDGED_ON) or 1], config)
         quality, size = write_validated(converted, output, check)
     return Converted(
         dtype=dtype,
