@@ -154,7 +154,10 @@ def tensorrt(place: Place) -> Iterator[Row]:
 
 
 def _engine(path: Path, feeds: Feeds, gpu: str) -> tuple[str, collections.Counter[str]]:
-    """Build an engine; return the number of layers, or why there are none, and products by input type."""
+    """Build an engine; return the number of layers, or why there are none, and products by type of input.
+
+    A product is a Conv, Gemm or MatMul of the file; one layer of the engine may compute several.
+    """
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs.npz"
         arrays: dict[str, Any] = checked_feeds(open_session(path, exact=False), feeds)
@@ -163,9 +166,10 @@ def _engine(path: Path, feeds: Feeds, gpu: str) -> tuple[str, collections.Counte
     content = answer.content or {"built": False, "errors": [{"text": answer.failure}]}
     if not content["built"]:
         return f"not built: {content['errors'][0]['text'].splitlines()[0]}", collections.Counter()
-    products = [layer for layer in content["layers"] if multiplies(layer)]
-    kinds = collections.Counter("+".join(layer["reads"]) for layer in products)
-    return str(len(content["layers"])), kinds
+    matrices = [layer for layer in content["layers"] if multiplies(layer)]
+    kinds = {name: "+".join(layer["reads"]) for layer in matrices for name in layer["nodes"]}
+    products = (node.name for node in load(path).graph if node.op_type in WEIGHTED)
+    return str(len(content["layers"])), collections.Counter(kinds.get(name, "?") for name in products)
 
 
 def _weighted(path: Path) -> int:

@@ -96,6 +96,10 @@ LEAST_SCALE = 2.0**-20
 """The smallest scale that is stored in float16, where numbers are 2^-24 apart: an error of 3 %, which the
 integers make good because they are chosen for the rounded scale."""
 
+BESIDE = 64.0
+"""How much larger another channel's scale must be for one below `LEAST_SCALE` to be raised to it. The channel's
+error then stays 36 dB below that of the other."""
+
 
 @dataclass(frozen=True)
 class QuantParams:
@@ -109,10 +113,17 @@ class QuantParams:
     zero_point: NDArray[np.generic]
 
     def rounded(self, dtype: ir.DataType) -> QuantParams:
-        """Round the scale to a half-precision type, if that holds it; see `LEAST_SCALE`."""
-        if dtype == ir.DataType.FLOAT or not fits_scale(self.scale, dtype):
+        """Round the scale to a half-precision type, if that holds it; see `LEAST_SCALE`.
+
+        Tiny scales of single channels, whose weights are almost zero, are raised: for them, no layer should
+        be in float32.
+        """
+        scale = self.scale
+        if dtype == ir.DataType.FLOAT16 and scale.max(initial=0.0) >= BESIDE * LEAST_SCALE:
+            scale = np.maximum(scale, LEAST_SCALE)
+        if dtype == ir.DataType.FLOAT or not fits_scale(scale, dtype):
             return self
-        return replace(self, scale=self.scale.astype(dtype.numpy()).astype(np.float32))
+        return replace(self, scale=scale.astype(dtype.numpy()).astype(np.float32))
 
 
 def fits_scale(scale: NDArray[np.generic], dtype: ir.DataType) -> bool:
