@@ -160,7 +160,7 @@ def _engine(path: Path, feeds: Feeds, gpu: str) -> tuple[str, collections.Counte
     """
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs.npz"
-        arrays: dict[str, Any] = checked_feeds(open_session(path, exact=False), feeds)
+        arrays: dict[str, Any] = checked_feeds(open_session(path), feeds)
         np.savez(inputs, **arrays)
         answer = run_in_process("build_engine", [path, inputs, Path(folder) / "outputs.npz", gpu], SECONDS)
     content = answer.content or {"built": False, "errors": [{"text": answer.failure}]}

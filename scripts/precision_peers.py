@@ -112,7 +112,7 @@ def accuracy(case: Case, made: Made, feeds: Sequence[Feeds] | None = None) -> fl
     feeds = list(case.evaluation()) if feeds is None else feeds
     reference = outputs(unrounded(case.model), feeds)
     try:
-        open_session(made.path, exact=False)
+        open_session(made.path)
         found = outputs(runnable(made.path), feeds)
     except RUNS_NOT as error:
         print(f"{made.path.name}: {str(error).splitlines()[0]}", file=sys.stderr)

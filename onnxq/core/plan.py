@@ -97,8 +97,8 @@ LEAST_SCALE = 2.0**-20
 integers make good because they are chosen for the rounded scale."""
 
 BESIDE = 64.0
-"""How much larger another channel's scale must be for one below `LEAST_SCALE` to be raised to it. The channel's
-error then stays 36 dB below that of the other."""
+"""How much larger another channel's scale must be for one below `LEAST_SCALE` to be raised to it. The
+channel's error then stays 36 dB below that of the other."""
 
 
 @dataclass(frozen=True)

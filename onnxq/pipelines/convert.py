@@ -187,7 +187,7 @@ def _checked(
     Half precision is simulated in float32. The file itself must open too, where ONNX Runtime has kernels.
     """
     if config.float_type != "bfloat16":
-        open_session(draft, providers=config.providers, threads=config.threads, exact=False)
+        open_session(draft, providers=config.providers, threads=config.threads)
     evaluator = AccuracyEvaluator(
         unrounded(original), batches, providers=config.providers, threads=config.threads
     )
