@@ -106,7 +106,7 @@ def _fill(model: ir.Model, conv: ir.Node, multiple: int) -> None:
     if quantize is None or data is None or weight is None or levels is None or stored is None:
         return
     real, scale = quantize.inputs[0], constant_value(data.inputs[1])
-    if real is None or not real.is_graph_input() or real.shape is None:
+    if real is None or not _is_given(real) or real.shape is None:
         return  # elsewhere Q fuses with the node before it, and a Pad would separate them
     if scale is None or scale.size != 1:
         return  # with per-channel scales, the new channels would have none
@@ -122,6 +122,13 @@ def _fill(model: ir.Model, conv: ir.Node, multiple: int) -> None:
         node.outputs[0].shape = padded.shape
     if not levels.uses():
         del model.graph.initializers[name_of(levels)]
+
+
+def _is_given(value: ir.Value) -> bool:
+    """Whether the value is a graph input, or one in another type."""
+    maker = value.producer()
+    source = maker.inputs[0] if maker is not None and is_op(maker, "Cast") else value
+    return source is not None and source.is_graph_input()
 
 
 def _source(value: ir.Value | None, op_type: str) -> ir.Node | None:

@@ -173,3 +173,13 @@ def test_dynamic_quantization_does_it_too(tmp_path):
     write(encoder(), tmp_path / "float.onnx")
     onnxq.quantize_dynamic(tmp_path / "float.onnx", tmp_path / "int8.onnx")
     assert op_counts(load(tmp_path / "int8.onnx"))["Sum"] == 1
+
+
+def test_pictures_in_half_precision_get_channels_of_zeros_too():
+    before = parse(
+        """g (float16[N, 3, 14, 14] x) => (float16[N, 10] y)
+        <float16[16, 3, 3, 3] w, float16[16] b, float16[16, 10] v>
+        { c = Conv<pads=[1, 1, 1, 1]>(x, w, b)  r = Relu(c)  p = GlobalAveragePool(r)
+          f = Flatten(p)  y = MatMul(f, v) }"""
+    )
+    assert op_counts(written(before)[1])["Pad"] == 1

@@ -145,7 +145,8 @@ def _float32_tensors(model: ir.Model, known: Knowledge) -> dict[ir.Value, str]:
 def _tensor_reason(value: ir.Value, known: Knowledge) -> str | None:
     seen = known.extremes.get(name_of(value))
     if seen is None:
-        return None
+        maker = value.producer()
+        return None if maker is None else _unknown(maker, known)
     if known.is_narrow and seen.largest * MARGIN > LARGEST:
         return f"values of {value.name!r} reach {seen.largest:.3g}, and float16 ends at {LARGEST:.0f}"
     if known.is_narrow and 0 < seen.largest < SMALLEST:
@@ -313,12 +314,12 @@ def _product(sizes: tuple[int | ir.SymbolicDim, ...] | ir.Shape) -> int | None:
 
 
 def _unknown(node: ir.Node, known: Knowledge) -> str | None:
-    """A node whose result may be of any size, while nothing is known of its tensors."""
+    """A node whose result may be of any size, while nothing is known of its tensors; so is what reads it."""
     divides = is_op(node, "Div") and constant_value(input_at(node, 1)) is None
     grows = divides or _reads_integers(node) or is_op(node, *GROWING)
     if not known.is_narrow or known.extremes or not grows:
         return None
-    return "without data, nothing is known of the range of its result"
+    return f"without data, nothing is known of the range of {node.outputs[0].name!r}"
 
 
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT32, ir.DataType.UINT64)
