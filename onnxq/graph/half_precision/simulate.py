@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.graph.files import load
 from onnxq.graph.half_precision.half_forms import CONTROL_FLOW
-from onnxq.graph.half_precision.widen import HALF, computes_in_half, use_float32
+from onnxq.graph.half_precision.widen import HALF, computes_in_half, stores_half, use_float32
 from onnxq.graph.nodes import all_nodes, is_op, unique_name
 from onnxq.graph.operators import MOVING
 from onnxq.graph.passes import typed
@@ -46,8 +46,23 @@ def unrounded(path: str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]
 
 def _in_half(path: str | os.PathLike[str]) -> ir.Model | None:
     """Load a model with the types that its file leaves out; None if it does not compute in half precision."""
-    model = typed(load(path))
+    model = load(path)
+    if not _mentions_half(model):
+        return None
+    model = typed(model)
     return model if computes_in_half(model) else None
+
+
+def _mentions_half(model: ir.Model) -> bool:
+    """Whether half precision enters the model anywhere, which costs little to find out."""
+    values = (*model.graph.inputs, *model.graph.outputs)
+    casts = (node for node in all_nodes(model) if is_op(node, "Cast"))
+    return (
+        any(value.dtype in HALF for value in values)
+        or stores_half(model)
+        or any(node.attributes.get_int("to", 0) in HALF for node in casts)
+        or bool(model.functions)
+    )
 
 
 def simulated(model: ir.Model) -> ir.Model:

@@ -1,7 +1,7 @@
 """Build a TensorRT engine of a model, with or without a GPU.
 
-Arguments: RESULT MODEL INPUTS.npz OUTPUTS.npz CAPABILITY [RUNS]. Without a GPU, the engine is for GPUs of this
-compute capability, such as SM86, if this TensorRT can build for them; the builder then times no kernels.
+Arguments: RESULT MODEL INPUTS.npz OUTPUTS.npz CAPABILITY [RUNS]. Without a GPU, the engine is for GPUs of
+this compute capability, such as SM86, if this TensorRT can build for them; the builder then times no kernels.
 
 Writes ``{"version", "capability", "errors", "built", "layers": [{"type", "kernel", "reads", "nodes"}],
 "ran", "why_not"}`` to RESULT. ``capability`` is empty if the engine is for the GPU that is there. If there is
