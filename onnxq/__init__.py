@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxq import torch as torch
-    from onnxq.api import calibrate, quantize_dynamic, quantize_static, requantize
+    from onnxq.api import calibrate, convert, quantize_dynamic, quantize_static, requantize
     from onnxq.core.config import QuantConfig
     from onnxq.core.errors import CalibrationError, ConfigError, ModelError, OnnxqError, TargetError
     from onnxq.core.goal import Goal
     from onnxq.pipelines.calibrate import Calibration
+    from onnxq.pipelines.convert import Converted
     from onnxq.pipelines.requantize import Requantized
     from onnxq.pipelines.result import QuantResult
 
@@ -24,6 +25,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "ConfigError",
+    "Converted",
     "Goal",
     "ModelError",
     "OnnxqError",
@@ -33,6 +35,7 @@ __all__ = [
     "TargetError",
     "__version__",
     "calibrate",
+    "convert",
     "quantize_dynamic",
     "quantize_static",
     "requantize",
@@ -42,6 +45,7 @@ _HOMES = {
     "Calibration": "pipelines.calibrate",
     "CalibrationError": "core.errors",
     "ConfigError": "core.errors",
+    "Converted": "pipelines.convert",
     "Goal": "core.goal",
     "ModelError": "core.errors",
     "OnnxqError": "core.errors",
@@ -50,6 +54,7 @@ _HOMES = {
     "Requantized": "pipelines.requantize",
     "TargetError": "core.errors",
     "calibrate": "api",
+    "convert": "api",
     "quantize_dynamic": "api",
     "quantize_static": "api",
     "requantize": "api",

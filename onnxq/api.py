@@ -18,8 +18,10 @@ from onnxq.core.goal import Goal
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load
 from onnxq.pipelines import calibrate as calibration
+from onnxq.pipelines import convert as conversion
 from onnxq.pipelines import requantize as requantization
 from onnxq.pipelines import static
+from onnxq.pipelines.convert import Converted
 from onnxq.pipelines.dynamic import pipeline as dynamic
 from onnxq.pipelines.given_model import is_module, is_path, write_given
 from onnxq.pipelines.preflight import files_written
@@ -115,6 +117,33 @@ def calibrate(
     """
     with _given(model, example_inputs, data, config) as given:
         return calibration.calibrate(given.path, given.data, given.config, progress)
+
+
+def convert(
+    model: Any,
+    output: str | os.PathLike[str],
+    data: Data | None = None,
+    config: QuantConfig | None = None,
+    progress: Progress = silent,
+    *,
+    example_inputs: Any = None,
+) -> Converted:
+    """Convert ``model`` to another float type, without quantization, and write it whole or not at all.
+
+    Args:
+        model: as for `quantize_static`; also a model with Q/DQ, whose integers stay.
+        output: path of the model to write.
+        data: as for `quantize_static`: it shows the range of each tensor, and the result is compared on it.
+        config: ``float_type`` (float16 if None), ``io_types``, ``exclude`` (nodes that stay in float32), and
+            how samples are read and run.
+        progress: told how far the work is.
+        example_inputs: what a module is called with, as for `quantize_static`.
+
+    Raises:
+        OnnxqError: with one clear message; ``output`` is then as it was before.
+    """
+    with _given(model, example_inputs, data, config, output) as given:
+        return conversion.convert(given.path, output, given.data, given.config, progress)
 
 
 def requantize(

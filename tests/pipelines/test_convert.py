@@ -11,6 +11,7 @@ import pytest
 from cli import save_data, save_model
 from graphs import op_counts, parse
 
+import onnxq
 from onnxq.cli.commands import main
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
@@ -150,3 +151,9 @@ def test_nothing_is_said_but_warnings_if_quiet(tmp_path, monkeypatch, capsys, ca
     with caplog.at_level(logging.WARNING):
         assert main(["convert", "m.onnx", "o.onnx", "--data", "d.npz", "--quiet"]) == 0
     assert not capsys.readouterr().out
+
+
+def test_a_model_in_memory_is_converted(tmp_path):
+    result = onnxq.convert(parse(NETWORK, opset=17), tmp_path / "out.onnx", samples())
+    assert float_types(tmp_path / "out.onnx") == {ir.DataType.FLOAT16}
+    assert isinstance(result, onnxq.Converted)
