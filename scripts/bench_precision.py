@@ -341,7 +341,7 @@ TOOLS = ("onnxq", *CONVERTERS)
 
 SECTIONS: Mapping[str, Section] = {
     "half-inputs": Section(
-        half_inputs, ("network", "given in float16", "given in float32", "size of float32", "size")
+        half_inputs, ("network", "given in float16", "given in float32", "size", "size from float32")
     ),
     "tensorrt": Section(
         tensorrt,

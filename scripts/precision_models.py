@@ -225,6 +225,9 @@ def detectors(folder: Path) -> tuple[Path, Path]:
 
     torch.manual_seed(0)
     module = _detector().eval()
+    with torch.no_grad():  # else activations fade, and boxes are those of the grid
+        for parameter in (each for each in module.parameters() if each.ndim > 1):
+            torch.nn.init.kaiming_normal_(parameter).mul_(1.2)
     paths = folder / "detector.onnx", folder / "detector-half.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
