@@ -33,7 +33,7 @@ from calibrators.session import checked_feeds, open_session
 from cases import Case, Feeds
 from onnxq.core.errors import OnnxqError
 from onnxq.graph.files import load
-from onnxq.graph.nodes import all_nodes, is_op
+from onnxq.graph.nodes import all_nodes, input_at, is_op
 from onnxq.graph.operators import WEIGHTED
 from onnxq.graph.passes import plain
 from onnxq.graph.walks import producer_of
@@ -299,26 +299,20 @@ def sixteen(place: Place) -> Iterator[Row]:
 
 
 def _wide_nodes(path: Path) -> int:
-    """Count the nodes that read or write activations in 16 bits."""
-    wide = set()
-    for node in load(path).graph:
-        if is_op(node, "QuantizeLinear") and node.inputs[2] is not None and _is_wide(node.inputs[2]):
-            wide.add(producer_of(node.inputs[0]))
+    """Count the nodes whose outputs are quantized to 16 bits, by standard operators or ONNX Runtime's own."""
+    quantizers = (node for node in load(path).graph if node.op_type == "QuantizeLinear")
+    wide = {producer_of(node.inputs[0]) for node in quantizers if _is_wide(input_at(node, 2))}
     return len(wide - {None})
 
 
-def _is_wide(zero: ir.Value) -> bool:
-    return zero.const_value is not None and zero.const_value.dtype in (
-        ir.DataType.UINT16,
-        ir.DataType.INT16,
-    )
+def _is_wide(zero: ir.Value | None) -> bool:
+    given = None if zero is None else zero.const_value
+    return given is not None and given.dtype in (ir.DataType.UINT16, ir.DataType.INT16)
 
 
 def _float_convolutions(path: Path) -> int:
-    return sum(
-        is_op(node, "Conv") and not is_op(producer_of(node.inputs[0]), "DequantizeLinear")
-        for node in load(path).graph
-    )
+    sources = (producer_of(node.inputs[0]) for node in load(path).graph if is_op(node, "Conv"))
+    return sum(source is None or source.op_type != "DequantizeLinear" for source in sources)
 
 
 # --- tables -----------------------------------------------------------------------------------------
