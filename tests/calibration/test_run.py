@@ -551,7 +551,8 @@ def test_its_statistics_serve_every_target_and_method(target, method):
 
 def test_the_tensors_are_those_of_all_targets_or_of_the_one_that_is_given():
     everything = set(calibrate("m.onnx", items()))
-    able = [name for name in TARGETS if name != "tensorrt-fp8"]  # it leaves few channels in float
+    unable = ("tensorrt-fp8", "tensorrt-int4")  # few channels, and convolutions, stay in float
+    able = [name for name in TARGETS if name not in unable]
     each = {name: set(calibrate("m.onnx", items(), QuantConfig(target=name))) for name in able}
     assert everything == set().union(*each.values())
     assert len({frozenset(names) for names in each.values()}) > 1, "or this test shows nothing"

@@ -199,5 +199,5 @@ def test_light(name, target, count, floats):
 
 
 def test_every_target_is_tried_somewhere_above():
-    elsewhere = {"tvm", "tensorrt-fp8"}  # test_fp8.py
+    elsewhere = {"tvm", "tensorrt-fp8", "tensorrt-int4"}  # test_fp8.py, test_low_bits.py
     assert set(TARGETS) == {*LINKED, *INPUTS, *EVERYWHERE, *FEW_BITS, *elsewhere}

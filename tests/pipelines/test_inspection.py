@@ -115,7 +115,7 @@ def test_a_written_model_is_told_as_its_plan(tmp_path, graph, target):
     head = """g (float[N,4,8,8] x) => (float[N,4,8,8] y)
     <float[4,4,1,1] w, float[4,4,1,1] v, float[4,4,1,1] u, float zero = {0.0}, float six = {6.0}> """
     save_model(tmp_path / "m.onnx", head + FUSED[graph])
-    options = ["--target", target, "--verify", "off", "--quiet", "--samples", "2"]
+    options = ["--target", target, "--verify", "off", "--quiet", "--samples", "2", "--float-type", "float32"]
     assert main(["quantize", str(tmp_path / "m.onnx"), str(tmp_path / "q.onnx"), *options]) == 0
     plan, file = (inspect(tmp_path / name, QuantConfig(target=target)) for name in ("m.onnx", "q.onnx"))
     assert [said[:2] for said in told(file)] == [said[:2] for said in told(plan)]

@@ -60,7 +60,8 @@ def save(path, body: str, opset: int = 17, **constants: np.ndarray) -> None:
 
 
 def convert(folder, target: str, data=None) -> Requantized:
-    config = QuantConfig(target=target, verify="off", threads=1, method="minmax", quantize_outputs=True)
+    options = {"verify": "off", "threads": 1, "method": "minmax", "quantize_outputs": True}
+    config = QuantConfig(target=target, float_type="float32", **options)
     return requantize(folder / "in.onnx", folder / "out.onnx", data, config=config)
 
 

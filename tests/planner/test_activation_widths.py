@@ -176,7 +176,9 @@ def test_a_type_that_the_target_lacks_is_refused(target, dtype, valid):
 
 
 def test_a_type_that_does_not_exist_is_refused():
-    with pytest.raises(ConfigError, match="activation: expected uint8, int8, uint16, int16, got 'uint12'"):
+    with pytest.raises(
+        ConfigError, match="activation: expected uint8, int8, uint16, int16, float8e4m3fn, got 'uint12'"
+    ):
         QuantConfig(override="Conv_b: activation=uint12")
 
 

@@ -102,6 +102,7 @@ class _Narrower:
         for node in self._nodes:
             if not _is_pair(node):
                 self._decide(node)
+        self._decide_separators()
         self._decide_pairs()
         wanted = [(use, self._wanted(*use)) for use in self._uses()]
         ends = [(*end, self._wanted_at_end(*end)) for end in self._ends()]
@@ -120,6 +121,18 @@ class _Narrower:
         form = half_form(node, self._dtype, self._model.graph.opset_imports)
         if form is not None and node.name not in self._narrowing.float32:
             self._forms[node] = form
+
+    def _decide_separators(self) -> None:
+        """Decide about nodes that only keep Q and DQ apart from others: they follow these others."""
+        for node in filter(_separates, self._nodes):
+            value, uses = node.inputs[0], node.outputs[0].uses()
+            source = producer_of(value)
+            if source is not None and _is_pair(source):
+                half = all(self._wanted(use.node, use.idx) == self._dtype for use in uses)
+            else:
+                half = value is not None and self._computed(value) == self._dtype
+            if not half:
+                self._forms.pop(node, None)
 
     def _decide_pairs(self) -> None:
         """Decide about Q and DQ: what reads integers with a scale that does not fit stays in float32."""
@@ -250,6 +263,11 @@ class _Narrower:
                 del self._model.graph.initializers[name]
                 value.name = None
                 made.name = name
+
+
+def _separates(node: ir.Node) -> bool:
+    """Whether the node is a maximum or a sum of one tensor, which computes nothing."""
+    return is_op(node, "Max", "Sum") and len(node.inputs) == 1
 
 
 def _is_pair(node: ir.Node) -> bool:

@@ -200,3 +200,23 @@ def test_a_model_that_was_widened_may_take_and_give_float32():
     after = narrowed(model, dtype=FLOAT, keep_io=False)
     assert op_counts(after) == {"MatMul": 1, "Relu": 1}
     assert {value.dtype for value in (*after.graph.inputs, *after.graph.outputs)} == {FLOAT}
+
+
+SEPARATED = """g (float[N, 4] x) => (float[N, 3] y) <float s, int8 z = {0}, int8[4, 3] w, float t, int8 u = {0}>
+{
+    h = Neg(x)  a = Max(h)  q = QuantizeLinear(a, s, z)  d = DequantizeLinear(q, s, z)  m = Max(d)
+    e = DequantizeLinear(w, t, u)  y = MatMul(m, e)
+}"""
+
+
+@pytest.mark.parametrize("operator", ["Neg", "MatMul"])
+def test_what_separates_pairs_from_nodes_follows_the_nodes(operator):
+    """Else a Cast would stand between a DequantizeLinear and its reader."""
+    before = model_of(SEPARATED, 19, s=0.05, t=0.01)
+    after = narrowed(before, next(node.name for node in before.graph if node.op_type == operator))
+    types = {node.op_type: node.outputs[0].dtype for node in after.graph if node.op_type in ("Neg", "MatMul")}
+    for node in after.graph:
+        if node.op_type == "Max":
+            assert node.inputs[0].producer().op_type != "Cast"
+            assert all(use.node.op_type != "Cast" for use in node.outputs[0].uses())
+    assert types[operator] == FLOAT
