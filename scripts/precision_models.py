@@ -46,6 +46,8 @@ class HardNetwork:
         model.graph.initializer.extend(
             numpy_helper.from_array(array, name) for name, array in self.weights.items()
         )
+        for index, node in enumerate(model.graph.node):  # peers make names of these
+            node.name = f"{node.op_type}_{index}"
         onnx.checker.check_model(model)
         onnx.save(model, path)
         return path
@@ -67,7 +69,7 @@ def _small_rows(random: Random) -> Feeds:
 
 
 def _either_branch(random: Random) -> Feeds:
-    return {"cond": np.array(random.random() < 0.5), **_rows(random)}
+    return {**_rows(random), "cond": random.random(1) < 0.5}
 
 
 def _small_channels(random: Random) -> Feeds:
@@ -120,11 +122,11 @@ HARD: Mapping[str, HardNetwork] = {
     ),
     "if": HardNetwork(
         "large activations in a branch of If",
-        """(bool cond, float[N,64] x) => (float[N,32] y) {
+        """(float[16,64] x, bool[1] cond) => (float[16,32] y) {
             h = MatMul(x, u)
             y = If (cond) <
-                then_branch = one () => (float[N,32] a) { b = MatMul(h, w) c = Relu(b) a = MatMul(c, v) },
-                else_branch = other () => (float[N,32] d) { d = MatMul(h, t) }
+                then_branch = one () => (float[16,32] a) { b = MatMul(h, w) c = Relu(b) a = MatMul(c, v) },
+                else_branch = other () => (float[16,32] d) { d = MatMul(h, t) }
             >
         }""",
         _either_branch,
@@ -139,7 +141,7 @@ HARD: Mapping[str, HardNetwork] = {
         "a state that a Loop carries doubles past 65504",
         """(float[N,64] x) => (float[N,32] y) {
             h = MatMul(x, u)
-            s = Loop (times, , h) <
+            s = Loop (times, yes, h) <
                 body = step (int64 i, bool go, float[N,64] before) => (bool on, float[N,64] after) {
                     on = Identity(go) after = Add(before, before)
                 }
@@ -151,6 +153,7 @@ HARD: Mapping[str, HardNetwork] = {
             "u": _normal(64, 64),
             "w": _normal(64, 32),
             "times": np.array(14),
+            "yes": np.array(True),
             "down": np.float32(2**-14),
         },
     ),
