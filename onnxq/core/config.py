@@ -183,8 +183,8 @@ class QuantConfig(BaseModel):
         "mode",
         "static",
         "static: activation ranges from calibration data; dynamic: ranges found at run time, for MatMul, "
-        "Gemm, LSTM, GRU, Gather, and Conv if included; weight-only: matrices in blocks of 2 to 8 bits beside "
-        "float activations, for language models of any size; the last two need no data",
+        "Gemm, LSTM, GRU, Gather, and Conv if included; weight-only: matrices in blocks of 2 to 8 bits "
+        "beside float activations, for language models of any size; the last two need no data",
     )
     activation: ActivationType | None = _option("plan", None, "activation type; default: the target's")
     weight: WeightType | None = _option(

@@ -1,11 +1,11 @@
 """Scales and zero points of weights in blocks, by least squared error, without data.
 
-``min over s, z of sum (w - s * t)^2`` with ``t = clip(round(w / s), -z, L - z)``, for each block by itself; L is
-the highest level. For given levels t, the best scale is ``<w, t> / <t, t>``, and the error left is
+``min over s, z of sum (w - s * t)^2`` with ``t = clip(round(w / s), -z, L - z)``, for each block by itself; L
+is the highest level. For given levels t, the best scale is ``<w, t> / <t, t>``, and the error left is
 ``<w, w> - <w, t>^2 / <t, t>``: so each trial costs one rounding, and gives its best scale too. First some
-multiples of the scale that covers the block are tried, then scale and zero point are fitted in turns: the scale
-as above, the zero point as the mean of ``t - w / s`` (the alternation of HQQ, Badri and Shaji 2023, with the
-squared error in place of a norm below 1).
+multiples of the scale that covers the block are tried, then scale and zero point are fitted in turns: the
+scale as above, the zero point as the mean of ``t - w / s`` (the alternation of HQQ, Badri and Shaji 2023,
+with the squared error in place of a norm below 1).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,23 +43,24 @@ class BlockGrid:
         bits: 2, 4 or 8; levels are 0 to ``2^bits - 1``.
         symmetric: the zero point is the middle level, ``2^(bits - 1)``.
         size: the number of weights in a block.
-        scale_type: the float type that scales are rounded to, before levels are chosen.
+        scale_type: the float type that scales are rounded to, before levels are chosen: ``np.float32``,
+            ``np.float16`` or bfloat16.
     """
 
     bits: int
     symmetric: bool
     size: int
-    scale_type: np.dtype[np.generic] = np.dtype(np.float32)
+    scale_type: Any = np.float32
 
     @property
     def highest(self) -> int:
         """The highest level."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     @property
     def middle(self) -> int:
         """The zero point of symmetric blocks."""
-        return int(2 ** (self.bits - 1))
+        return self.highest // 2 + 1
 
 
 @dataclass(frozen=True)
@@ -193,4 +195,5 @@ def _usable(scale: Floats) -> Floats:
 def _stored(scale: Floats, grid: BlockGrid) -> Floats:
     """Round scales to the type that they are stored in, which is not to make them vanish."""
     least = LEAST_SCALE if grid.scale_type == np.float16 else SMALLEST_SCALE
-    return np.maximum(scale, np.float32(least)).astype(grid.scale_type).astype(np.float32)
+    stored: Floats = np.maximum(scale, np.float32(least)).astype(grid.scale_type).astype(np.float32)
+    return stored

@@ -89,7 +89,7 @@ class BlockScheme:
         return BlockGrid(self.dtype.bitwidth, self.dtype.is_signed(), self.size, scale_type.numpy())
 
     def table_block(self, columns: int) -> int | None:
-        """Return the block size of a tied table with this many columns, which must be whole; None: there is none.
+        """Return the block size of a tied table with this many columns; None: none divides them.
 
         It is as large as possible up to `TABLE_BLOCK`: in 8 bits that costs little.
         """
@@ -110,7 +110,8 @@ def find_block_scheme(target: Target, config: QuantConfig) -> BlockScheme:
     name = blocks.format if config.format == "auto" else config.format
     if name == "matmulnbits" and blocks.format != name:
         raise TargetError(
-            f"target {target.name} has no operator MatMulNBits, which is ONNX Runtime's own: use --format dequantize"
+            f"target {target.name} has no operator MatMulNBits, which is ONNX Runtime's own: "
+            "use --format dequantize"
         )
     rule = FORMATS[name]
     types = [dtype for dtype in rule.types if name == "matmulnbits" or dtype in blocks.types]

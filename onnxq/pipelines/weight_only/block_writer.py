@@ -1,13 +1,14 @@
 """Round stored matrices one after the other, and write them in the layout of their operator.
 
-Each matrix is read from its file, rounded and written before the next one is read. Matrices that several nodes
-read in the same way are written once.
+Each matrix is read from its file, rounded and written before the next one is read. Matrices that several
+nodes read in the same way are written once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,8 @@ from onnxq.graph.nodes import all_nodes, name_of, unique_name
 from onnxq.pipelines.weight_only.products import Product
 from onnxq.pipelines.weight_only.stored_operand import row_reader
 from onnxq.pipelines.weight_only.tensor_store import TensorStore, packed
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class BlockWriter:
         key = ("dequantize", product.operand.value, product.operand.transposed, product.summed, grid)
         if key not in self._made:
             found, base = self._rounded(product, grid), name_of(product.operand.value)
-            count, columns = product.sizes
+            _, columns = product.sizes
             levels = found.levels.reshape(len(found.levels), -1)[:, :columns]
             shift = np.uint8(grid.middle if dtype.is_signed() else 0)
             zero = found.zero if not dtype.is_signed() else None
@@ -146,7 +149,7 @@ class BlockWriter:
         return value
 
 
-def _read_layout(rows: NDArray[np.generic], product: Product) -> NDArray[np.generic]:
-    """Reshape ``[E * N, n]`` to the layout of the operand as its node reads it, with n along the summed axis."""
+def _read_layout(rows: NDArray[_Number], product: Product) -> NDArray[_Number]:
+    """Reshape ``[E * N, n]`` to the operand's layout as its node reads it, with n along the summed axis."""
     stack = rows.reshape(*product.operand.shape[:-2], product.sizes[0], -1)
     return np.ascontiguousarray(stack if product.summed == -1 else np.swapaxes(stack, -1, -2))

@@ -40,8 +40,8 @@ SYNTHETIC_COUNT = 10
 """The number of synthetic samples; a fifth of them is compared on."""
 
 _LARGE = (
-    "accuracy was not measured: the float model has {} MB of weights, which ONNX Runtime would hold in memory. "
-    "Give samples with --data, or --verify full."
+    "accuracy was not measured: the float model has {} MB of weights, which ONNX Runtime would hold in "
+    "memory. Give samples with --data, or --verify full."
 )
 _NO_SAMPLES = "accuracy was not measured: no synthetic inputs suit the model. Give samples with --data."
 _SYNTHETIC = "accuracy was measured on synthetic inputs, which may not tell: give real samples with --data."

@@ -56,8 +56,8 @@ def quantize_weights(
         model: path of a float ONNX model.
         output: path of the model to write.
         config: the options, with or without ``mode="weight-only"``; defaults if None.
-        data: as ``config.data``, or any iterable of ``{input name: array}`` batches, to compare both models on.
-            Synthetic inputs if None, for small models.
+        data: as ``config.data``, or any iterable of ``{input name: array}`` batches, to compare both models
+            on. Synthetic inputs if None, for small models.
         progress: called with the progress of the work.
 
     Raises:

@@ -39,7 +39,7 @@ class Product:
 
     @property
     def rows_last(self) -> bool:
-        """Whether the stored matrix is ``[..., K, N]``, with K the summed axis; else it is ``[..., N, K]``."""
+        """Whether the stored matrix is ``[..., K, N]``, K the summed axis; else it is ``[..., N, K]``."""
         return (self.summed == -2) != self.operand.transposed
 
     @property

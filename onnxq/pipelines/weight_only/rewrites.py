@@ -3,8 +3,8 @@
 MatMulNBits of ONNX Runtime: ``A @ dequantize(B).T + bias``, with B ``[N, blocks, size * bits / 8]``.
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 
-DequantizeLinear with ``block_size`` (opset 21) before the unchanged node: every runtime of that opset takes it, and
-those with kernels for it fuse the two.
+DequantizeLinear with ``block_size`` (opset 21) before the unchanged node: every runtime of that opset takes
+it, and those with kernels for it fuse the two.
 """
 
 from __future__ import annotations

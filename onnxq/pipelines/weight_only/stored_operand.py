@@ -1,7 +1,7 @@
 """Find the stored matrix that a product reads, also through Transpose, Cast and Identity, without reading it.
 
-Exporters differ: some store a matrix as the product reads it, some store its transpose, as in PyTorch, and some
-store it in half precision. Each stored matrix is quantized once, whoever reads it.
+Exporters differ: some store a matrix as the product reads it, some store its transpose, as PyTorch does, and
+some store it in half precision. Each stored matrix is quantized once, whoever reads it.
 """
 
 from __future__ import annotations

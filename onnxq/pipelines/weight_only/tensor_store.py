@@ -110,7 +110,7 @@ def packed(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         padded = np.zeros((len(levels), count * each), np.uint8)
         padded[:, : levels.shape[1]] = levels
     mask = np.uint8(2**bits - 1)
-    result = padded[:, 0::each] & mask
+    result: NDArray[np.uint8] = padded[:, 0::each] & mask
     for place in range(1, each):
         result |= (padded[:, place::each] & mask) << np.uint8(place * bits)
     return result
