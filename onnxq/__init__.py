@@ -35,6 +35,7 @@ __all__ = [
     "calibrate",
     "quantize_dynamic",
     "quantize_static",
+    "quantize_weights",
     "requantize",
 ]
 
@@ -51,6 +52,7 @@ _HOMES = {
     "TargetError": "core.errors",
     "calibrate": "api",
     "quantize_dynamic": "api",
+    "quantize_weights": "api",
     "quantize_static": "api",
     "requantize": "api",
 }

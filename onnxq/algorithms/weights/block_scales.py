@@ -115,8 +115,6 @@ def quantize_blocks(
     with ThreadPoolExecutor(threads or processors()) as pool:
         for _ in pool.map(work, range(0, count, step)):
             pass
-    if not np.isfinite(scale).all():
-        raise ValueError("weights are NaN or infinite")
     return BlockWeights(levels, scale, zero)
 
 
@@ -178,8 +176,14 @@ class _Trials:
 
 
 def _covering(blocks: Floats, grid: BlockGrid) -> tuple[Floats, Floats]:
-    """The scale and zero point whose levels reach from the least to the largest weight, zero included."""
+    """The scale and zero point whose levels reach from the least to the largest weight, zero included.
+
+    Raises:
+        ValueError: a weight is NaN or infinite.
+    """
     low, high = np.minimum(blocks.min(axis=0), 0), np.maximum(blocks.max(axis=0), 0)
+    if not np.isfinite(high - low).all():
+        raise ValueError("weights are NaN or infinite")
     if grid.symmetric:
         scale = np.maximum(-low / grid.middle, high / (grid.highest - grid.middle))
         return _usable(scale), np.full_like(scale, grid.middle)

@@ -179,7 +179,9 @@ def single(model: ir.Model, opset: int = OPSET) -> ir.Model:
     """
     copy = model.clone()
     with _model_errors():
-        ir.passes.Sequential(*OLD, RaiseOpsetPass(opset), *CONSTANTS, UniqueNamesPass())(copy)
+        ir.passes.Sequential(
+            *OLD, RaiseOpsetPass(opset), *CONSTANTS, FreeLoopConstantsPass(), UniqueNamesPass()
+        )(copy)
     return copy
 
 

@@ -109,7 +109,10 @@ def _dequantized(product: Product, scheme: BlockScheme, writer: BlockWriter) -> 
     axes = len(product.operand.shape)
     attributes = {"axis": axes + product.summed, "block_size": scheme.size}
     inputs = _given([blocks.levels, blocks.scale, blocks.zero])
-    weight = add_node("DequantizeLinear", inputs, attributes, product.node, writer)
+    main, node = writer.model.graph, product.node
+    # ONNX Runtime does not load a DequantizeLinear in a body whose constants are outside.
+    before = node if node.graph is main else main[0]
+    weight = add_node("DequantizeLinear", inputs, attributes, before, writer)
     weight.type, weight.shape = ir.TensorType(product.operand.dtype), ir.Shape(product.operand.shape)
     product.node.replace_input_with(product.index, weight)
 
