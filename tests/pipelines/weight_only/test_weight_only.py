@@ -79,7 +79,9 @@ class Made:
     def __init__(self, folder: Path, text: str, given: dict | None = None, **options: object) -> None:
         self.float, self.output = folder / "float.onnx", folder / "blocks.onnx"
         ir.save(parse(text, **(given or {})), self.float)
-        self.result = onnxq.quantize_weights(self.float, self.output, QuantConfig(mode="weight-only", **options))
+        self.result = onnxq.quantize_weights(
+            self.float, self.output, QuantConfig(mode="weight-only", **options)
+        )
         self.model = load(self.output)
 
     @property
