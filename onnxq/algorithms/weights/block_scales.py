@@ -171,11 +171,11 @@ class _Trials:
     """
 
     def __init__(self, blocks: Floats, importance: Floats, grid: BlockGrid) -> None:
+        self.scale, self.zero = _covering(blocks, grid)
         usual = _usable(np.abs(blocks).mean(axis=0))
         self._blocks, self._grid = blocks, grid
         self._importance = (np.abs(blocks) / usual + 1) * importance
         self._weighted = blocks * self._importance
-        self.scale, self.zero = _covering(blocks, grid)
         self._explained = np.zeros_like(self.scale)  # the part of <hw, w> that the levels explain
         self._rounded, self._product = np.empty_like(blocks), np.empty_like(blocks)
 

@@ -123,17 +123,17 @@ class BlockWriter:
         tensor = product.operand.tensor
         read, count, columns = row_reader(tensor, product.rows_last)
         try:
-            return quantize_blocks(read, (count, columns), grid, self._threads)
+            found = quantize_blocks(read, (count, columns), grid, self._threads)
         except ValueError as error:
             raise ModelError(
                 f"node {product.node.name!r} has weights that are NaN or infinite: keep it in float with "
                 "--exclude, or give another model"
             ) from error
-        finally:
-            del read
-            if isinstance(tensor, ir.ExternalTensor):
-                tensor.release()
-            self.done(tensor.nbytes)
+        del read  # it holds the mapped file
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.release()
+        self.done(tensor.nbytes)
+        return found
 
     def _constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
         name = self.name(name)

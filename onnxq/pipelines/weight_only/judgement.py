@@ -43,6 +43,7 @@ _LARGE = (
     "accuracy was not measured: the float model has {} MB of weights, which ONNX Runtime would hold in "
     "memory. Give samples with --data, or --verify full."
 )
+_OFF = "accuracy was not measured: --verify off."
 _NO_SAMPLES = "accuracy was not measured: no synthetic inputs suit the model. Give samples with --data."
 _SYNTHETIC = "accuracy was measured on synthetic inputs, which may not tell: give real samples with --data."
 
@@ -55,13 +56,13 @@ class Judge:
         reference: the float model as one graph.
         context: its samples; None if it is not compared.
         config: the options.
-        bytes: the bytes of its weights.
+        unmeasured: the warning where accuracy could not be measured.
     """
 
     reference: ir.Model
     context: CorrectionContext | None
     config: QuantConfig
-    bytes: int
+    unmeasured: str = _NO_SAMPLES
 
     @property
     def samples(self) -> Samples:
@@ -88,7 +89,7 @@ class Judge:
         """Yield the warnings about a model that was accepted."""
         yield from self.samples.warnings
         if accepted.quality is None:
-            yield _NO_SAMPLES if self.context else _LARGE.format(self.bytes // 10**6)
+            yield self.unmeasured
         elif self.samples.synthetic:
             yield _SYNTHETIC
         yield from speed_warnings(accepted, "")
@@ -111,9 +112,10 @@ def make_judge(
         CalibrationError: given data cannot be read or does not fit the model.
     """
     size = sum(tensor.nbytes for tensor in stored_tensors(reference))
-    is_asked = data is not None or config.verify == "full"
-    if not is_asked and (size > COMPARED_BYTES or config.verify == "off"):
-        return Judge(reference, None, config, size)
+    if data is None and config.verify == "off":
+        return Judge(reference, None, config, _OFF)
+    if data is None and config.verify == "auto" and size > COMPARED_BYTES:
+        return Judge(reference, None, config, _LARGE.format(size // 10**6))
     try:
         samples = open_samples(reference, data, config, default_count=SYNTHETIC_COUNT)
     except CalibrationError:
@@ -121,4 +123,4 @@ def make_judge(
             raise
         samples = Samples((), 0, synthetic=True)
     context = make_dynamic_context(path, reference, samples, config, progress)
-    return Judge(reference, context, config, size)
+    return Judge(reference, context, config)

@@ -228,6 +228,33 @@ def test_what_a_target_does_not_take(options: dict, message: str, tmp_path: Path
         Made(tmp_path, MATMUL, **options)
 
 
+def test_weights_in_an_external_file_that_are_not_finite(tmp_path: Path) -> None:
+    model = parse(MATMUL, w=np.inf)
+    ir.save(model, tmp_path / "in.onnx", external_data="in.bin", size_threshold_bytes=0)
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        onnxq.quantize_weights(tmp_path / "in.onnx", tmp_path / "out.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.bin", "in.onnx"]
+
+
+def test_samples_are_compared_on(tmp_path: Path) -> None:
+    ir.save(parse(MATMUL), tmp_path / "in.onnx")
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((2, 3, 64)).astype(np.float32)} for _ in range(10)]
+    result = onnxq.quantize_weights(tmp_path / "in.onnx", tmp_path / "out.onnx", data=data)
+    assert result.quality is not None
+    assert result.quality.sqnr > 18
+    assert result.judged_on == "held-out samples"
+
+
+def test_a_large_float_model_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxq.pipelines.weight_only.judgement.COMPARED_BYTES", 1000)
+    made = Made(tmp_path, MATMUL)
+    assert made.result.quality is None
+    assert "which ONNX Runtime would hold in memory" in made.result.warnings[0]
+    assert Made(tmp_path, MATMUL, verify="full").result.quality is not None
+    assert "--verify off" in Made(tmp_path, MATMUL, verify="off").result.warnings[0]
+
+
 def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="NaN or infinite: keep it in float with --exclude"):
         Made(tmp_path, MATMUL, {"w": np.nan})
