@@ -47,9 +47,9 @@ FORMATS: Mapping[BlockFormat, FormatRule] = {
     "matmulnbits": FormatRule((*_INTEGERS, ir.DataType.UINT2), _SIZES, OPSET),
     "dequantize": FormatRule(_INTEGERS, _SIZES, OPSET_OF_BLOCKS),
 }
-"""The forms, with their types, the most accurate one of 4 bits first: it is the default.
+"""The forms, with their types; the first one that the target takes is the default.
 
-Zero points are worth a tenth of a bit or more with few levels, and take an eighth of a bit in blocks of 32.
+Zero points take an eighth of a bit a weight in blocks of 32, and are worth more than that with 16 levels.
 """
 
 
