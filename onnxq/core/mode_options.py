@@ -21,31 +21,31 @@ class ModeRule:
     Attributes:
         does: what the mode does, for the message that refuses an option.
         refused: options that have no meaning in it.
-        weights: the types that ``weight`` may be; None stands for the default.
+        weights: the types that ``weight`` may be, if it is given.
         corrections: the names that ``correct`` may have, beside its default.
     """
 
     does: str
     refused: tuple[str, ...]
-    weights: frozenset[str | None]
-    corrections: frozenset[str]
+    weights: tuple[str, ...]
+    corrections: tuple[str, ...]
 
 
 MODES: Mapping[str, ModeRule] = {
     "dynamic": ModeRule(
         "finds ranges at run time",
-        (*STATIC_ONLY, "block_size", "format"),
-        frozenset({None, "int8", "float16"}),
-        frozenset({"equalize", "none"}),
+        (*STATIC_ONLY, "block_size"),
+        ("int8", "float16"),
+        ("equalize", "none"),
     ),
     "weight-only": ModeRule(
         "quantizes no activations",
         (*STATIC_ONLY, "per_tensor", "weight_method"),
-        frozenset({None, "uint2", "int4", "uint4", "int8", "uint8"}),
-        frozenset({"none"}),
+        ("uint2", "int4", "uint4", "int8", "uint8"),
+        ("none",),
     ),
 }
-"""The modes beside static, which takes all options but those of `check_static`."""
+"""The modes beside static, which takes all options but a few values."""
 
 
 def check_mode(options: Any, defaults: Mapping[str, Any]) -> None:
@@ -59,35 +59,25 @@ def check_mode(options: Any, defaults: Mapping[str, Any]) -> None:
         ValueError: an option has no meaning in the mode, or a value that it does not take.
     """
     changed = {name for name, default in defaults.items() if getattr(options, name) != default}
+    if "format" in changed and options.mode != "weight-only":
+        raise ValueError("the form of weights in blocks (format) is for mode weight-only: leave it out")
     if options.mode in MODES:
         _check(options, MODES[options.mode], changed)
-    else:
-        check_static(options, changed)
+    elif options.weight == "float16":
+        raise ValueError("float16 weights (weight) are for mode dynamic: use that, or an integer type")
 
 
 def _check(options: Any, rule: ModeRule, changed: Collection[str]) -> None:
     mode = f"mode {options.mode}"
-    if options.weight not in rule.weights:
-        valid = " or ".join(sorted(filter(None, rule.weights)))
+    if options.weight not in (None, *rule.weights):
+        valid = " or ".join(rule.weights)
         raise ValueError(f"{mode} takes {valid} weights (weight), got {options.weight}")
     if given := [name for name in rule.refused if name in changed]:
         raise ValueError(
-            f"{mode} {rule.does}; options for other modes only: {', '.join(given)}. "
+            f"{mode} {rule.does}; options for mode static only: {', '.join(given)}. "
             "Leave them out, or use mode static"
         )
     tried = set(options.correct) if "correct" in changed else set()
-    if others := tried - rule.corrections:
-        valid = " or ".join(sorted(rule.corrections))
+    if others := tried - set(rule.corrections):
+        valid = " or ".join(rule.corrections)
         raise ValueError(f"{mode} takes {valid} (correct), got {', '.join(sorted(others))}")
-
-
-def check_static(options: Any, changed: Collection[str]) -> None:
-    """Check the options of mode static.
-
-    Raises:
-        ValueError: an option is for another mode.
-    """
-    if options.weight == "float16":
-        raise ValueError("float16 weights (weight) are for mode dynamic: use that, or an integer type")
-    if "format" in changed:
-        raise ValueError("the form of weights in blocks (format) is for mode weight-only: leave it out")
