@@ -38,6 +38,7 @@ __all__ = [
     "convert",
     "quantize_dynamic",
     "quantize_static",
+    "quantize_weights",
     "requantize",
 ]
 
@@ -56,6 +57,7 @@ _HOMES = {
     "calibrate": "api",
     "convert": "api",
     "quantize_dynamic": "api",
+    "quantize_weights": "api",
     "quantize_static": "api",
     "requantize": "api",
 }

@@ -27,6 +27,7 @@ from onnxq.pipelines.given_model import is_module, is_path, write_given
 from onnxq.pipelines.preflight import files_written
 from onnxq.pipelines.requantize import Requantized
 from onnxq.pipelines.result import QuantResult
+from onnxq.pipelines.weight_only import pipeline as weight_only
 
 
 def quantize_static(
@@ -89,6 +90,32 @@ def quantize_dynamic(
     """
     with _given(model, example_inputs, data, config, output) as given:
         return dynamic.quantize_dynamic(given.path, output, given.config, given.data, progress)
+
+
+def quantize_weights(
+    model: Any,
+    output: str | os.PathLike[str],
+    config: QuantConfig | None = None,
+    data: Data | None = None,
+    progress: Progress = silent,
+    *,
+    example_inputs: Any = None,
+) -> QuantResult:
+    """Quantize the matrices of ``model`` in blocks and write it to ``output``, whole or not at all.
+
+    Args:
+        model: as for `quantize_static`. The weights of a path are read one matrix after the other.
+        output: path of the model to write.
+        config: the options, with or without ``mode="weight-only"``; defaults if None.
+        data: as for `quantize_static`, to measure accuracy and speed on; none are needed.
+        progress: told how far the work is.
+        example_inputs: what a module is called with, as for `quantize_static`.
+
+    Raises:
+        OnnxqError: with one clear message; ``output`` is then as it was before.
+    """
+    with _given(model, example_inputs, data, config, output) as given:
+        return weight_only.quantize_weights(given.path, output, given.config, given.data, progress)
 
 
 def calibrate(

@@ -78,7 +78,7 @@ SHORT = {
 
 TWICE = {
     *("__init__", "__main__", "context", "acceptance", "onnxruntime", "tensorrt", "openvino", "qualcomm"),
-    *("goal", "plan", "calibration"),
+    *("goal", "plan", "calibration", "pipeline"),
 }
 """Names that several modules may have: runtimes, sections of the report, what layout and context call so."""
 
@@ -87,6 +87,7 @@ MANY_PARAMETERS = {
     "onnxq.api.quantize_static": "public",
     "onnxq.api.quantize_dynamic": "public",
     "onnxq.api.convert": "public",
+    "onnxq.api.quantize_weights": "public",
     "onnxq.pipelines.static.quantize_static": "public",
     "onnxq.torch.exporting.export": "public",
     "onnxq.torch.qat.workflow.prepare_qat": "public",

@@ -31,6 +31,7 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.pipelines import preflight, static
     from onnxq.pipelines.dynamic import pipeline
     from onnxq.pipelines.inspection import of_plan, planned
+    from onnxq.pipelines.weight_only import quantize_weights
 
     if args.dry_run:
         found = of_plan(args.model, *planned(args.model, config))
@@ -40,7 +41,8 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
         return
     if args.save_config:
         preflight.check_files(args.model, args.output, config.data, config, [args.save_config])
-    quantize = pipeline.quantize_dynamic if config.mode == "dynamic" else static.quantize_static
+    modes = {"dynamic": pipeline.quantize_dynamic, "weight-only": quantize_weights}
+    quantize = modes.get(config.mode, static.quantize_static)
     with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
         result = quantize(args.model, args.output, config=config, progress=progress)
         if args.save_config:

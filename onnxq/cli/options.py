@@ -21,7 +21,7 @@ _HEADINGS: Mapping[str, str] = {
     "goal": "accuracy goal",
     "speed": "speed",
     "tables": "tables, statistics, report",
-    "mode": "static or dynamic",
+    "mode": "static, dynamic or weight-only",
     "plan": "target, nodes and number formats",
     "types": "float types",
     "running": "running",

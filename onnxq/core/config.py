@@ -23,10 +23,12 @@ from calibrators.errors import CalibrationError
 from onnxq.core.errors import ConfigError
 from onnxq.core.floor import LEAST_SQNR
 from onnxq.core.goal import parse_goal
+from onnxq.core.mode_options import check_mode
 from onnxq.core.option_errors import explain
 from onnxq.core.option_types import (
     ActivationType,
     AutotuneSwitch,
+    BlockFormatChoice,
     Corrections,
     FilePath,
     FilePaths,
@@ -181,7 +183,8 @@ class QuantConfig(BaseModel):
         "mode",
         "static",
         "static: activation ranges from calibration data; dynamic: ranges found at run time, for MatMul, "
-        "Gemm, LSTM, GRU, Gather, and Conv if included; needs no data",
+        "Gemm, LSTM, GRU, Gather, and Conv if included; weight-only: matrices in blocks of 2 to 8 bits "
+        "beside float activations, for language models of any size; the last two need no data",
     )
     activation: ActivationType | None = _option("plan", None, "activation type; default: the target's")
     weight: WeightType | None = _option(
@@ -191,9 +194,15 @@ class QuantConfig(BaseModel):
         "plan",
         None,
         "per-block weight scales for MatMul and Gemm, one for each N weights, with float activations; Conv: "
-        "per-channel scales",
+        "per-channel scales; default: none, 32 in mode weight-only",
         "N",
         ge=1,
+    )
+    format: BlockFormatChoice = _option(
+        "plan",
+        "auto",
+        "how mode weight-only writes weights: matmulnbits (ONNX Runtime's operator), dequantize "
+        "(DequantizeLinear of opset 21, for all runtimes); auto: the target's",
     )
     per_tensor: bool = _option("plan", False, "per-tensor weight scales instead of per-channel ones")
     exclude: Names = _option(
@@ -277,21 +286,7 @@ class QuantConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_mode(self) -> QuantConfig:
-        if self.mode == "static" and self.weight == "float16":
-            raise ValueError("float16 weights (weight) are for mode dynamic: use that, or an integer type")
-        if self.mode == "dynamic" and self.weight not in (None, "int8", "float16"):
-            raise ValueError(f"mode dynamic takes int8 or float16 weights (weight), got {self.weight}")
-        given = [name for name in STATIC_ONLY if getattr(self, name) != type(self).model_fields[name].default]
-        if self.mode == "dynamic" and given:
-            raise ValueError(
-                f"mode dynamic finds ranges at run time; options for mode static only: {', '.join(given)}. "
-                "Leave them out, or use mode static"
-            )
-        tried = set() if self.correct == type(self).model_fields["correct"].default else set(self.correct)
-        if self.mode == "dynamic" and (others := tried - {"equalize", "none"}):
-            raise ValueError(
-                f"mode dynamic takes equalize or none (correct), got {', '.join(sorted(others))}"
-            )
+        check_mode(self, {name: field.default for name, field in type(self).model_fields.items()})
         return self
 
     @property
@@ -374,13 +369,6 @@ def _parsed(overrides: tuple[str, ...]) -> tuple[Override, ...]:
     """Parse overrides; cached, because planning needs them for every node."""
     return tuple(parse_override(text, _CHOICES) for text in overrides)
 
-
-STATIC_ONLY = (
-    *("method", "percentile", "every_element", "time_limit", "goal", "search_log", "floor", "autotune"),
-    *("from_table", "table", "table_format", "save_statistics", "activation", "block_size"),
-    *("quantize_outputs", "override", "float_type", "io_types"),
-)
-"""Options that have no meaning in mode dynamic, which finds ranges at run time."""
 
 _RIVALS = {
     "data": ("from_table",),

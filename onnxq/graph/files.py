@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -213,7 +214,7 @@ def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
     Raises:
         ModelError: the path cannot be written, the disk is full, or the model is not valid ONNX.
     """
-    _write(model, path, lambda draft: None, atomic.drafts)
+    _write(partial(save, model), path, lambda draft: None, atomic.drafts)
 
 
 def write_validated(
@@ -234,11 +235,28 @@ def write_validated(
     Raises:
         ModelError: as `write`.
     """
-    return _write(model, path, validate, atomic.staged)
+    return _write(partial(save, model), path, validate, atomic.staged)
+
+
+def write_made(
+    path: str | os.PathLike[str], make: Callable[[Path], None], validate: Callable[[Path], _Validated]
+) -> _Validated:
+    """Write a model as `write_validated` does, by a function that makes the file.
+
+    Args:
+        path: the file to create or replace.
+        make: called with the temporary file, which it writes. Weights may go to the file beside it whose name
+            has ``.data`` appended.
+        validate: called with the temporary file; an error that it raises stops the writing.
+
+    Raises:
+        ModelError: as `write`.
+    """
+    return _write(make, path, validate, atomic.staged)
 
 
 def _write(
-    model: ir.Model,
+    make: Callable[[Path], None],
     path: str | os.PathLike[str],
     validate: Callable[[Path], _Validated],
     drafts: Callable[[Iterable[Path]], AbstractContextManager[Mapping[Path, Path]]],
@@ -248,7 +266,7 @@ def _write(
     data = target.with_name(f"{target.name}.data")  # moved first: the model is useless without it
     with _place_errors(target, atomic.NotWrittenError), drafts((data, target)) as beside:
         with _place_errors(target):
-            save(model, beside[target])
+            make(beside[target])
             check_valid(beside[target], f"{target}: not written, because the model is not valid ONNX")
         return validate(beside[target])
 

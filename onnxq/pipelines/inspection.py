@@ -36,6 +36,7 @@ from onnxq.graph.walks import clips_after, sole_producer, unclipped
 from onnxq.pipelines.dynamic import prepare_dynamic
 from onnxq.pipelines.preflight import QUANTIZED, as_onnxq_errors
 from onnxq.pipelines.prepare import prepare
+from onnxq.pipelines.weight_only import prepare_weights
 from onnxq.planner.eligibility import computes_reals
 
 Runs = Literal["integers", "float", "neighbours"]
@@ -113,7 +114,8 @@ def planned(path: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Model
 
 
 def _planned(path: str | os.PathLike[str], config: QuantConfig) -> tuple[ir.Model, QuantPlan]:
-    return (prepare_dynamic if config.mode == "dynamic" else prepare)(path, config)
+    modes = {"dynamic": prepare_dynamic, "weight-only": prepare_weights}
+    return modes.get(config.mode, prepare)(path, config)
 
 
 # --- a plan ---------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def quantize_static(
     started = time.perf_counter()
     config = config or QuantConfig()
     if config.mode != "static":
-        raise ConfigError(f"mode {config.mode}: call onnxq.quantize_dynamic")
+        raise ConfigError(f"mode {config.mode}: call onnxq.quantize_dynamic or onnxq.quantize_weights")
     data = config.data if data is None else data
     if data is not None and config.from_table is not None:
         raise ConfigError("calibration data and a table (data, from_table) both give the ranges: use one")

@@ -152,6 +152,8 @@ ONNXRUNTIME = Target(
         sizes=frozenset({16, 32, 64, 128, 256}),
         among_floats=True,
         unshared=True,
+        format="matmulnbits",
+        accuracy_level=4,
     ),
     weight_cast={ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.INT8},
     keep_float_weights=frozenset({"Conv", "ConvTranspose", "Gemm"}),

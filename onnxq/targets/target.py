@@ -23,7 +23,7 @@ from pydantic import (
     StrictStr,
 )
 
-from onnxq.core.option_types import FloatType
+from onnxq.core.option_types import BlockFormat, FloatType
 from onnxq.core.plan import QuantSpec
 
 TYPES: Mapping[str, ir.DataType] = {
@@ -257,6 +257,8 @@ class Blocks:
             weights are not quantized per block.
         unshared: the kernel is used only for weights and scales that no other node reads: each of the nodes
             that share weights gets a copy, as long as all copies together are smaller than float weights.
+        format: the form in which mode weight-only writes them: ``dequantize`` or ``matmulnbits``.
+        accuracy_level: the attribute of MatMulNBits: 4 computes with activations in 8 bits, 0 in float.
     """
 
     types: Mapping[NumberType, NumberFormat]
@@ -264,6 +266,8 @@ class Blocks:
     whole: StrictBool = False
     among_floats: StrictBool = False
     unshared: StrictBool = False
+    format: BlockFormat = "dequantize"
+    accuracy_level: Count = 0
 
     __pydantic_config__: ClassVar[ConfigDict] = _NO_MORE
 

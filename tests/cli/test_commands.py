@@ -454,6 +454,7 @@ PUBLIC = [
     "calibrate",
     "quantize_dynamic",
     "quantize_static",
+    "quantize_weights",
     "requantize",
 ]
 

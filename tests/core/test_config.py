@@ -50,7 +50,7 @@ def test_every_option_has_a_help_text_and_stands_in_a_group():
         ({"percentile": 100.1}, "percentile: expected at most 100.0, got 100.1"),
         ({"percentile": "high"}, "percentile: expected a number, got 'high'"),
         ({"activation": "int3"}, "'uint16', 'int16' or 'float8e4m3fn', got 'int3'"),
-        ({"weight": "int3"}, "'int4', 'float16' or 'float8e4m3fn', got 'int3'"),
+        ({"weight": "int3"}, "'int4', 'uint2', 'float16' or 'float8e4m3fn', got 'int3'"),
         ({"block_size": 0}, "block_size: expected at least 1, got 0"),
         ({"per_tensor": "perhaps"}, "per_tensor: expected true or false, got 'perhaps'"),
         ({"target": 8}, "target: expected a string, got 8"),
@@ -165,7 +165,7 @@ def test_everything_is_everything():
     """The round trip above would miss a field that is left at its default."""
     default = QuantConfig().model_dump()
     left = [name for name, value in FULL.model_dump().items() if value == default[name]]
-    assert left == ["from_table", "mode"]
+    assert left == ["from_table", "mode", "format"]
 
 
 def written(tmp_path, text):

@@ -167,6 +167,24 @@ def flat(model: ir.Model, opset: int = OPSET) -> ir.Model:
     return copy
 
 
+def single(model: ir.Model, opset: int = OPSET) -> ir.Model:
+    """Make a copy of the model that is one graph, without functions; no weight is read, and no node changed.
+
+    Args:
+        model: the model.
+        opset: the lowest acceptable opset.
+
+    Raises:
+        ModelError: the opset cannot be raised, or the model is inconsistent.
+    """
+    copy = model.clone()
+    with _model_errors():
+        ir.passes.Sequential(
+            *OLD, RaiseOpsetPass(opset), *CONSTANTS, FreeLoopConstantsPass(), UniqueNamesPass()
+        )(copy)
+    return copy
+
+
 def plain(model: ir.Model) -> ir.Model:
     """Make a copy of the model that is one graph with folded constants, in the opset that it has.
 

@@ -1,0 +1,152 @@
+"""Decide which products get weights in blocks, with a reason for the others; no weight is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxq.graph.nodes import input_at, is_op, rank
+from onnxq.graph.operators import SUMMED_AXIS, attribute_value
+from onnxq.pipelines.weight_only.block_scheme import FLOATS, BlockScheme
+from onnxq.pipelines.weight_only.stored_operand import Operand, stored_operand
+from onnxq.planner.context import deselected, matches
+from onnxq.planner.float_regions.angles import angle_nodes
+
+LEAST_WEIGHTS = 1024
+"""Smaller matrices stay float: there is little to save."""
+
+_SCALING = "its inner size is 1: it scales numbers, such as positions, that may need all their digits"
+_COMPUTED = "both its operands are computed at run time"
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product with a constant operand.
+
+    Attributes:
+        node: a MatMul or Gemm.
+        index: the position of the constant operand.
+        operand: the stored matrix, or stack of matrices, behind it.
+        summed: the axis of the matrix, as the node reads it, that is summed: -1 or -2.
+    """
+
+    node: ir.Node
+    index: int
+    operand: Operand
+    summed: int
+
+    @property
+    def rows_last(self) -> bool:
+        """Whether the stored matrix is ``[..., K, N]``, K the summed axis; else it is ``[..., N, K]``."""
+        return (self.summed == -2) != self.operand.transposed
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """N and K."""
+        last, first = self.operand.shape[-1], self.operand.shape[-2]
+        return (first, last) if self.summed == -1 else (last, first)
+
+    @property
+    def data(self) -> ir.Value | None:
+        """The other operand."""
+        return input_at(self.node, 1 - self.index)
+
+    @property
+    def stacked(self) -> int:
+        """The number of matrices."""
+        return math.prod(self.operand.shape[:-2])
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The products that get weights in blocks, and the reasons for the others.
+
+    Attributes:
+        products: in the order of the graph.
+        float_nodes: node -> reason.
+    """
+
+    products: tuple[Product, ...]
+    float_nodes: dict[ir.Node, str]
+
+
+def plan_products(model: ir.Model, scheme: BlockScheme) -> Planned:
+    """Plan the products of a model, in bodies of control flow too.
+
+    Args:
+        model: a model without functions, whose constants are initializers.
+        scheme: the requested weights.
+    """
+    angles = {node for graph in model.graphs() for node in angle_nodes(graph)}
+    nodes = [node for graph in model.graphs() for node in graph if is_op(node, *SUMMED_AXIS)]
+    chosen, floats = list[Product](), dict[ir.Node, str]()
+    for node in nodes:
+        found = _product(node)
+        reason = deselected(node, scheme.config) or (_COMPUTED if found is None else None)
+        if found is not None and reason is None:
+            reason = "it computes angles" if node in angles else _obstacle(found, scheme)
+        if reason is None and found is not None:
+            chosen.append(found)
+        else:
+            floats[node] = str(reason)
+    return Planned(tuple(chosen), floats)
+
+
+def table_values(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:
+    """Map each matrix whose rows a Gather looks up to these nodes."""
+    found: dict[ir.Value, list[ir.Node]] = {}
+    for node in (node for graph in model.graphs() for node in graph if is_op(node, "Gather")):
+        table = stored_operand(input_at(node, 0))
+        if table is not None and attribute_value(node, "axis") == 0 and len(table.shape) == 2:
+            found.setdefault(table.value, []).append(node)
+    return found
+
+
+def is_named(node: ir.Node, scheme: BlockScheme) -> bool:
+    """Whether the user includes the node by its name, not by its type."""
+    return any(matches(node, pattern) for pattern in scheme.config.include if not pattern.startswith("op:"))
+
+
+def _product(node: ir.Node) -> Product | None:
+    """Find the constant operand: the second one if both are; None if there is none."""
+    for index in (1, 0) if node.op_type == "MatMul" else (1,):
+        operand = stored_operand(input_at(node, index))
+        if operand is not None:
+            gemm = node.op_type == "Gemm" and SUMMED_AXIS["Gemm"](node) == 1
+            return Product(node, index, operand, -1 if index == 0 or gemm else -2)
+    return None
+
+
+def _obstacle(product: Product, scheme: BlockScheme) -> str | None:
+    """Say why the product stays float; None if it does not."""
+    operand = product.operand
+    if not {operand.dtype, operand.tensor.dtype} <= FLOATS:
+        return f"its weights are {operand.tensor.dtype.name}"
+    if len(operand.shape) < 2 or operand.tensor.size == 0:
+        return "its weights are no matrix"
+    if operand.tensor.size < LEAST_WEIGHTS:
+        return f"with less than {LEAST_WEIGHTS} weights there is little to save"
+    if product.sizes[1] == 1:
+        return _SCALING
+    if scheme.whole and product.sizes[1] % scheme.size:
+        return f"its inner size is no multiple of the block size {scheme.size}"
+    return _operator_obstacle(product) if scheme.format == "matmulnbits" else None
+
+
+def _operator_obstacle(product: Product) -> str | None:
+    """Say what MatMulNBits cannot compute; None if it can."""
+    node, data_rank = product.node, rank(product.data)
+    if node.op_type == "Gemm":
+        wanted = {"transA": 0, "alpha": 1.0, "beta": 1.0}
+        others = [name for name, value in wanted.items() if attribute_value(node, name) != value]
+        return f"MatMulNBits has no {', '.join(others)} (--format dequantize)" if others else None
+    if product.stacked > 1:
+        return f"MatMulNBits takes one matrix, not {product.stacked} (--format dequantize)"
+    axes = len(product.operand.shape)
+    if data_rank is None and (product.index == 0 or axes > 2):
+        return "the number of axes of its data is unknown (--format dequantize)"
+    if data_rank is not None and data_rank < max(axes, 2):
+        return f"its data has {data_rank} axes, its weights {axes} (--format dequantize)"
+    return None

@@ -1,0 +1,135 @@
+"""Let nodes read weights in blocks, in each of the two forms.
+
+MatMulNBits of ONNX Runtime: ``A @ dequantize(B).T + bias``, with B ``[N, blocks, size * bits / 8]``.
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+
+DequantizeLinear with ``block_size`` (opset 21) before the unchanged node: every runtime of that opset takes
+it, and those with kernels for it fuse the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxq.core.option_types import BlockFormat
+from onnxq.graph.nodes import input_at, name_of, rank, replace_value
+from onnxq.pipelines.weight_only.block_scheme import BlockScheme
+from onnxq.pipelines.weight_only.block_writer import Blocks, BlockWriter
+from onnxq.pipelines.weight_only.products import Product
+
+CONTRIB = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
+
+def rewrite_product(product: Product, scheme: BlockScheme, writer: BlockWriter) -> None:
+    """Give a product its weights in the form of ``scheme``."""
+    _FORMS[scheme.format](product, scheme, writer)
+
+
+def multiply_blocks(
+    product: Product, blocks: Blocks, sizes: tuple[int, int], scheme: BlockScheme, writer: BlockWriter
+) -> None:
+    """Replace a product by MatMulNBits.
+
+    ``W @ x`` becomes ``(x.T @ W.T).T``; a bias of a Gemm that is no vector is added afterwards.
+
+    Args:
+        product: the product.
+        blocks: its weights.
+        sizes: bits and block size.
+        scheme: has the accuracy level.
+        writer: names new nodes.
+    """
+    node, data = product.node, product.data
+    assert data is not None
+    if product.index == 0:
+        data = _swapped(data, rank(data) or 2, node, writer)
+    bias = input_at(node, 2)
+    inside = bias is not None and bias.is_initializer() and rank(bias) == 1
+    inputs = [data, blocks.levels, blocks.scale, blocks.zero, None, bias if inside else None]
+    count, columns = product.sizes
+    attributes = {"K": columns, "N": count, "bits": sizes[0], "block_size": sizes[1]}
+    attributes["accuracy_level"] = scheme.accuracy_level
+    result = add_node("MatMulNBits", _given(inputs), attributes, node, writer)
+    if bias is not None and not inside:
+        result = add_node("Add", [result, bias], {}, node, writer)
+    if product.index == 0:
+        result = _swapped(result, rank(product.data) or 2, node, writer)
+    replace_node(node, result)
+
+
+def add_node(
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any],
+    before: ir.Node,
+    writer: BlockWriter,
+) -> ir.Value:
+    """Insert a node with one output before another one, and return its output.
+
+    Args:
+        op_type: its operator; one that ONNX does not have is ONNX Runtime's.
+        inputs: its inputs; None for a missing one.
+        attributes: its attributes.
+        before: the node to insert it before.
+        writer: names it.
+    """
+    domain = CONTRIB if op_type in _CONTRIB_OPERATORS else ""
+    if domain:
+        writer.model.graph.opset_imports.setdefault(CONTRIB, 1)
+    name = writer.name(f"{name_of(before)}_{op_type}")
+    node = ir.node(op_type, inputs, attributes=attributes, domain=domain, name=name)
+    node.outputs[0].name = writer.name(f"{name}_out")
+    assert before.graph is not None
+    before.graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def replace_node(node: ir.Node, result: ir.Value) -> None:
+    """Let all readers of a node read ``result``, and remove the node."""
+    replace_value(node.outputs[0], result)
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
+
+
+_CONTRIB_OPERATORS = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+
+
+def _as_operator(product: Product, scheme: BlockScheme, writer: BlockWriter) -> None:
+    grid = scheme.grid(product.operand.dtype)
+    multiply_blocks(product, writer.operator_blocks(product, grid), (grid.bits, grid.size), scheme, writer)
+
+
+def _dequantized(product: Product, scheme: BlockScheme, writer: BlockWriter) -> None:
+    grid = scheme.grid(product.operand.dtype)
+    blocks = writer.dequantize_blocks(product, grid, scheme.dtype)
+    axes = len(product.operand.shape)
+    attributes = {"axis": axes + product.summed, "block_size": scheme.size}
+    inputs = _given([blocks.levels, blocks.scale, blocks.zero])
+    main, node = writer.model.graph, product.node
+    # ONNX Runtime does not load a DequantizeLinear in a body whose constants are outside.
+    before = node if node.graph is main else main[0]
+    weight = add_node("DequantizeLinear", inputs, attributes, before, writer)
+    weight.type, weight.shape = ir.TensorType(product.operand.dtype), ir.Shape(product.operand.shape)
+    product.node.replace_input_with(product.index, weight)
+
+
+_FORMS: Mapping[BlockFormat, Callable[[Product, BlockScheme, BlockWriter], None]] = {
+    "matmulnbits": _as_operator,
+    "dequantize": _dequantized,
+}
+
+
+def _swapped(value: ir.Value, axes: int, before: ir.Node, writer: BlockWriter) -> ir.Value:
+    """Swap the last two axes of ``value``."""
+    perm = [*range(axes - 2), axes - 1, axes - 2]
+    return add_node("Transpose", [value], {"perm": perm}, before, writer)
+
+
+def _given(inputs: Sequence[ir.Value | None]) -> list[ir.Value | None]:
+    """Leave out the last inputs that are missing."""
+    last = max(index for index, value in enumerate(inputs) if value is not None)
+    return list(inputs[: last + 1])

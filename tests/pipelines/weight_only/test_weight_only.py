@@ -1,0 +1,280 @@
+"""Mode weight-only: what each product becomes in both forms, and that outputs are close to float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from cli import onnxq as onnxq_command
+from graphs import op_counts, parse
+
+import onnxq
+from calibrators.session import open_session
+from onnxq.core.config import QuantConfig
+from onnxq.core.errors import ConfigError, ModelError, TargetError
+from onnxq.graph.files import load
+from onnxq.graph.nodes import all_nodes
+
+MATMUL = "g (float[N,M,64] x) => (float[N,M,48] y) <float[64,48] w> { y = MatMul(x, w) }"
+UNEVEN = "g (float[N,M,75] x) => (float[N,M,48] y) <float[75,48] w> { y = MatMul(x, w) }"
+LEFT = "g (float[N,64,M] x) => (float[N,48,M] y) <float[48,64] w> { y = MatMul(w, x) }"
+TURNED = """g (float[N,M,64] x) => (float[N,M,48] y) <float[48,64] w>
+{ t = Transpose<perm=[1,0]>(w)  y = MatMul(x, t) }"""
+ONE = "g (float[N,M,64] x) => (float[N,M,48] y) <float[1,64,48] w> { y = MatMul(x, w) }"
+EXPERTS = "g (float[3,M,64] x) => (float[3,M,48] y) <float[3,64,48] w> { y = MatMul(x, w) }"
+GEMM = "g (float[N,64] x) => (float[N,48] y) <float[64,48] w, float[48] b> { y = Gemm(x, w, b) }"
+GEMM_B = (
+    "g (float[N,64] x) => (float[N,48] y) <float[48,64] w, float[1,48] b> { y = Gemm<transB=1>(x, w, b) }"
+)
+HALF = "g (float16[N,M,64] x) => (float16[N,M,48] y) <float16[64,48] w> { y = MatMul(x, w) }"
+CAST = """g (float[N,M,64] x) => (float[N,M,48] y) <float16[64,48] w>
+{ c = Cast<to=1>(w)  y = MatMul(x, c) }"""
+BODY = """g (float[N,64] x, bool flag) => (float[N,48] y) <float[64,48] w>
+{ y = If(flag) <then_branch = t () => (float[N,48] a) { a = MatMul(x, w) },
+                else_branch = e () => (float[N,48] d) { m = MatMul(x, w)  d = Neg(m) }> }"""
+LOOP = """g (float[N,64] x, int64 n) => (float[N,64] y) <float[64,64] w, bool yes = {1}>
+{ y, last = Loop(n, yes, x, w) <body = l (int64 i, bool c, float[N,64] s, float[64,64] v)
+    => (bool o, float[N,64] t, float[64,64] u) { o = Identity(c)  m = MatMul(s, v)  t = Tanh(m)  u = Identity(v) }> }"""
+TIED = """g (int64[N,M] i) => (float[N,M,300] y) <float[300,64] w>
+{ e = Gather(w, i)  t = Transpose<perm=[1,0]>(w)  y = MatMul(e, t) }"""
+TWICE = """g (float[N,64] x) => (float[N,64] y) <float[64,64] w>
+{ a = MatMul(x, w)  b = Relu(a)  y = MatMul(b, w) }"""
+FUNCTION = "g (float[N,64] x) => (float[N,48] y) <float[64,48] w> { y = local.f(x, w) }"
+BODY_OF_F = '<domain: "local", opset_import: ["" : 13]> f (a, b) => (c) { c = MatMul(a, b) }'
+
+FORMATS = ("matmulnbits", "dequantize")
+KERNELS = {"matmulnbits": "MatMulNBits", "dequantize": "DequantizeLinear"}
+EVERYWHERE = {
+    "matmul": MATMUL,
+    "uneven": UNEVEN,
+    "left": LEFT,
+    "turned": TURNED,
+    "one": ONE,
+    "gemm": GEMM,
+    "gemm_b": GEMM_B,
+    "half": HALF,
+    "cast": CAST,
+    "body": BODY,
+    "loop": LOOP,
+    "twice": TWICE,
+}
+
+
+def feeds(model: ir.Model) -> dict[str, np.ndarray]:
+    rng, made = np.random.default_rng(0), {}
+    for value in model.graph.inputs:
+        shape = [d if isinstance(d, int) else 4 for d in value.shape]
+        kind = value.dtype.numpy()
+        numbers = rng.standard_normal(shape) if kind.kind == "f" else rng.integers(0, 3, shape)
+        made[value.name] = np.asarray(numbers).astype(kind)
+    return made
+
+
+class Made:
+    """A model before and after."""
+
+    def __init__(self, folder: Path, text: str, given: dict | None = None, **options: object) -> None:
+        self.float, self.output = folder / "float.onnx", folder / "blocks.onnx"
+        ir.save(parse(text, **(given or {})), self.float)
+        self.result = onnxq.quantize_weights(
+            self.float, self.output, QuantConfig(mode="weight-only", **options)
+        )
+        self.model = load(self.output)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return op_counts(self.model)
+
+    def error(self) -> float:
+        """The noise-to-signal ratio of the first output, in amplitude."""
+        given = feeds(self.model)
+        before, after = (open_session(path).run(None, given)[0] for path in (self.float, self.output))
+        assert before.shape == after.shape
+        assert before.dtype == after.dtype
+        difference = np.linalg.norm(before.astype(np.float64) - after)
+        return float(difference / np.linalg.norm(before.astype(np.float64)))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_products_get_weights_in_blocks(name: str, form: str, tmp_path: Path) -> None:
+    made = Made(tmp_path, EVERYWHERE[name], format=form, weight="uint8")
+    assert KERNELS[form] in made.counts
+    assert made.error() < 0.05  # MatMulNBits rounds activations to 8 bits, in a loop again and again
+    onnx.checker.check_model(made.output)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    ("weight", "most"), [("int4", 0.12), ("uint4", 0.11), ("int8", 0.02), ("uint8", 0.02)]
+)
+@pytest.mark.parametrize("size", [16, 64])
+def test_types_and_block_sizes(form: str, weight: str, most: float, size: int, tmp_path: Path) -> None:
+    assert Made(tmp_path, MATMUL, format=form, weight=weight, block_size=size).error() < most
+
+
+def test_two_bits(tmp_path: Path) -> None:
+    made = Made(tmp_path, MATMUL, weight="uint2")
+    assert made.error() < 0.5
+    (node,) = made.model.graph
+    assert node.attributes["bits"].as_int() == 2
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_functions_are_inlined(form: str, tmp_path: Path) -> None:
+    made = Made(tmp_path, FUNCTION, {"functions": BODY_OF_F, "check": False}, format=form)
+    assert KERNELS[form] in made.counts
+
+
+def test_the_form_of_the_target_is_the_default(tmp_path: Path) -> None:
+    assert "MatMulNBits" in Made(tmp_path, MATMUL).counts
+    made = Made(tmp_path, MATMUL, target="tensorrt")
+    assert made.counts == {"DequantizeLinear": 1, "MatMul": 1}
+    assert made.model.graph.initializers["w_blocks"].dtype == ir.DataType.INT4
+    assert made.model.graph.opset_imports[""] == 21
+
+
+def test_zero_points_are_the_default_and_packed(tmp_path: Path) -> None:
+    (node,) = Made(tmp_path, MATMUL).model.graph
+    assert [tuple(value.shape) for value in node.inputs[1:]] == [(48, 2, 16), (48, 2), (48, 1)]
+    assert node.attributes["accuracy_level"].as_int() == 4
+
+
+def test_a_stack_of_experts_has_blocks_for_each(tmp_path: Path) -> None:
+    made = Made(tmp_path, EXPERTS, format="dequantize", weight="uint8")
+    assert tuple(made.model.graph.initializers["w_scale"].shape) == (3, 2, 48)
+    assert made.error() < 0.02
+    with pytest.raises(ModelError, match="MatMulNBits takes one matrix, not 3"):
+        Made(tmp_path, EXPERTS)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_shared_weights_are_stored_once(form: str, tmp_path: Path) -> None:
+    made = Made(tmp_path, TWICE, format=form)
+    assert sum(name.startswith("w") for name in made.model.graph.initializers) == 3
+    assert made.counts[KERNELS[form]] == 2
+
+
+def test_a_tied_table_is_one_table_in_8_bits(tmp_path: Path) -> None:
+    made = Made(tmp_path, TIED)
+    assert made.counts == {"GatherBlockQuantized": 1, "Reshape": 1, "MatMulNBits": 1}
+    assert made.error() < 0.02
+    sizes = [v.const_value.nbytes for v in made.model.graph.initializers.values()]
+    assert sum(sizes) == 300 * 64 + 300 * 4 + 3 * 8
+
+
+@pytest.mark.parametrize("options", [{"format": "dequantize"}, {"exclude": "op:Gather"}])
+def test_a_table_that_stays_float_is_not_stored_twice(options: dict, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="its matrix is an embedding table too"):
+        Made(tmp_path, TIED, **options)
+
+
+def test_a_tied_product_that_is_included_by_name(tmp_path: Path) -> None:
+    ir.save(parse(TIED), tmp_path / "named.onnx")
+    name = (
+        next(node.name for node in all_nodes(load(tmp_path / "named.onnx")) if node.op_type == "MatMul")
+        or "*"
+    )
+    made = Made(tmp_path, TIED, format="dequantize", include=name, weight="uint8")
+    assert made.counts == {"Gather": 1, "DequantizeLinear": 1, "MatMul": 1}
+    assert made.error() < 0.02
+
+
+def test_external_data_stays_external(tmp_path: Path) -> None:
+    model = parse(MATMUL)
+    ir.save(model, tmp_path / "in.onnx", external_data="in.bin", size_threshold_bytes=0)
+    onnxq.quantize_weights(tmp_path / "in.onnx", tmp_path / "out.onnx")
+    tensors = [value.const_value for value in load(tmp_path / "out.onnx").graph.initializers.values()]
+    assert all(isinstance(t, ir.ExternalTensor) for t in tensors if t is not None and t.nbytes > 256)
+    assert (tmp_path / "out.onnx.data").exists()
+    open_session(tmp_path / "out.onnx")
+
+
+def test_one_file_stays_one_file(tmp_path: Path) -> None:
+    Made(tmp_path, MATMUL)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blocks.onnx", "float.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "weight-only", "weight": "float16"}, "mode weight-only takes"),
+        ({"mode": "weight-only", "goal": "sqnr>=20"}, "quantizes no activations"),
+        ({"mode": "weight-only", "correct": "rounding"}, "takes none"),
+        ({"format": "dequantize"}, "mode weight-only"),
+        ({"mode": "dynamic", "format": "dequantize"}, "format"),
+    ],
+)
+def test_options_of_other_modes_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        QuantConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "tensorrt", "format": "matmulnbits"}, "no operator MatMulNBits"),
+        ({"target": "tensorrt", "weight": "uint4"}, "takes weights of type int4"),
+        ({"format": "dequantize", "weight": "uint2"}, "takes weights of type"),
+        ({"block_size": 24}, "blocks of 16, 32"),
+        ({"target": "qnn"}, "takes no weights in blocks"),
+    ],
+)
+def test_what_a_target_does_not_take(options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=message):
+        Made(tmp_path, MATMUL, **options)
+
+
+def test_weights_in_an_external_file_that_are_not_finite(tmp_path: Path) -> None:
+    model = parse(MATMUL, w=np.inf)
+    ir.save(model, tmp_path / "in.onnx", external_data="in.bin", size_threshold_bytes=0)
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        onnxq.quantize_weights(tmp_path / "in.onnx", tmp_path / "out.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.bin", "in.onnx"]
+
+
+def test_samples_are_compared_on(tmp_path: Path) -> None:
+    ir.save(parse(MATMUL), tmp_path / "in.onnx")
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((2, 3, 64)).astype(np.float32)} for _ in range(10)]
+    result = onnxq.quantize_weights(tmp_path / "in.onnx", tmp_path / "out.onnx", data=data)
+    assert result.quality is not None
+    assert result.quality.sqnr > 18
+    assert result.judged_on == "held-out samples"
+
+
+def test_a_large_float_model_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxq.pipelines.weight_only.judgement.COMPARED_BYTES", 1000)
+    made = Made(tmp_path, MATMUL)
+    assert made.result.quality is None
+    assert "which ONNX Runtime would hold in memory" in made.result.warnings[0]
+    assert Made(tmp_path, MATMUL, verify="full").result.quality is not None
+    assert "--verify off" in Made(tmp_path, MATMUL, verify="off").result.warnings[0]
+
+
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="NaN or infinite: keep it in float with --exclude"):
+        Made(tmp_path, MATMUL, {"w": np.nan})
+    assert not (tmp_path / "blocks.onnx").exists()
+
+
+def test_what_stays_float_and_why(tmp_path: Path) -> None:
+    text = """g (float[N,64] x) => (float[N,N] y) <float[64,64] w, float[64,2] v>
+    { a = MatMul(x, w)  b = MatMul(a, v)  t = Transpose<perm=[1,0]>(b)  y = MatMul(b, t) }"""
+    reasons = [node.reason for node in Made(tmp_path, text).result.plan.float_nodes.values()]
+    assert reasons == [
+        "with less than 1024 weights there is little to save",
+        "both its operands are computed at run time",
+    ]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    ir.save(parse(MATMUL), tmp_path / "in.onnx")
+    done = onnxq_command("quantize", tmp_path / "in.onnx", tmp_path / "out.onnx", "--mode", "weight-only")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 MatMul" in done.stdout
+    done = onnxq_command("inspect", tmp_path / "in.onnx", "--mode", "weight-only")
+    assert done.returncode == 0, done.stderr
