@@ -26,10 +26,11 @@ Array = NDArray[np.generic]
 _UNKNOWN = np.full(3, np.inf, np.float32)
 """The three numbers of a tensor that was not computed."""
 
-_SCALAR_AXES = 18
+_AXES_ARE_INPUT = 18
 """The opset in which the axes of ReduceMin became an input."""
 
-_LOGICAL, _BOOL = ("Equal", "Not", "Or"), ir.DataType.BOOL
+_LOGICAL = ("Equal", "Not", "Or")
+"""Operators that give truth values."""
 
 TAP = "onnxq_extremes"
 """The names of all tensors that are added begin with this."""
@@ -232,7 +233,7 @@ class _Tapper:
 
     def _least_rows(self, graph: ir.Graph, node: ir.Node, stacked: ir.Value) -> ir.Value:
         both = self._node("Concat", [stacked, self._rows], {"axis": 0})
-        if self._model.graph.opset_imports[""] < _SCALAR_AXES:
+        if self._model.graph.opset_imports[""] < _AXES_ARE_INPUT:
             least = self._node("ReduceMin", [both.outputs[0]], {"axes": [0], "keepdims": 0})
         else:
             least = self._node("ReduceMin", [both.outputs[0], self._first], {"keepdims": 0})
@@ -261,7 +262,7 @@ class _Tapper:
     ) -> ir.Node:
         node = ir.node(op_type, inputs, attributes=attributes, name=self._name())
         node.outputs[0].name = self._name()
-        node.outputs[0].type = ir.TensorType(_BOOL if op_type in _LOGICAL else ir.DataType.FLOAT)
+        node.outputs[0].type = ir.TensorType(ir.DataType.BOOL if op_type in _LOGICAL else ir.DataType.FLOAT)
         return node
 
     def _constant(self, array: Array) -> ir.Value:

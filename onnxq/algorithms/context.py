@@ -21,7 +21,7 @@ from onnxq.algorithms.budget import Budget
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
-from onnxq.calibration.sample_split import Samples, in_batches
+from onnxq.calibration.sample_split import Samples, evenly, in_batches
 from onnxq.core.config import QuantConfig
 from onnxq.core.parallel import in_order
 from onnxq.core.progress import Progress, silent
@@ -65,7 +65,7 @@ class CorrectionContext:
 
     def spread(self, most: int) -> CorrectionContext:
         """Return a copy with at most ``most`` batches to fit on, evenly spread."""
-        return replace(self, fit=self.fit[:: -(-len(self.fit) // most) or 1])
+        return replace(self, fit=evenly(self.fit, most))
 
     def with_config(self, config: QuantConfig) -> CorrectionContext:
         """Return a copy with the same samples and other options."""

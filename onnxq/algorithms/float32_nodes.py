@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from calibrators.collect import run_batch
 from calibrators.data.samples import Sample
-from calibrators.extremes import measure_extremes
+from calibrators.extremes import Extremes, measure_extremes
 from calibrators.session import open_session
+from onnxq.calibration.sample_split import evenly
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.half_precision.keep_float32 import Knowledge, divisors, float32_nodes
@@ -56,6 +57,30 @@ TOGETHER = 8
 MAKES_NOISE = "its output in half precision is much less exact than its inputs"
 
 
+@dataclass(frozen=True)
+class Runs:
+    """Samples, and how to run models on them.
+
+    Attributes:
+        batches: the samples; empty if there are no real ones.
+        providers: execution providers, the preferred one first.
+        threads: the number of threads; 0 uses every processor.
+    """
+
+    batches: Sequence[Sample]
+    providers: Sequence[str] = ("CPUExecutionProvider",)
+    threads: int = 0
+
+    @classmethod
+    def of(cls, batches: Sequence[Sample], config: QuantConfig) -> Runs:
+        """Run as the options say."""
+        return cls(batches, config.providers, config.threads)
+
+    def first(self, count: int) -> Runs:
+        """Return a copy with the first ``count`` batches."""
+        return replace(self, batches=self.batches[:count])
+
+
 def chosen_remainder(
     model: ir.Model, plan: QuantPlan, batches: Sequence[Sample], config: QuantConfig
 ) -> Narrowing | None:
@@ -73,7 +98,8 @@ def chosen_remainder(
     keep_io = config.io_types == "keep"
     if plan.float_type == ir.DataType.FLOAT:
         return None if keep_io else Narrowing(plan.float_type, {}, keep_io)
-    chosen = choose_float32(model, batches, plan.float_type, good=GOOD_BESIDE_INTEGERS)
+    runs = Runs.of(batches, config)
+    chosen = choose_float32(model, runs, plan.float_type, good=GOOD_BESIDE_INTEGERS)
     return replace(chosen, keep_io=keep_io)
 
 
@@ -82,7 +108,7 @@ AS_GIVEN = "it is in float32 in the given model"
 
 def choose_float32(
     model: ir.Model,
-    batches: Sequence[Sample],
+    runs: Runs,
     dtype: ir.DataType,
     given: Mapping[str, str] | None = None,
     good: float = GOOD,
@@ -91,7 +117,7 @@ def choose_float32(
 
     Args:
         model: a model in float32 whose tensors have types.
-        batches: samples; empty if there are none, so that the ranges of tensors are unknown.
+        runs: samples, and how to run them; without samples the ranges of tensors are unknown.
         dtype: float16 or bfloat16.
         given: more nodes that stay in float32 in any case, with reasons.
         good: the noise-to-signal ratio (power) of an output that is good enough.
@@ -100,32 +126,43 @@ def choose_float32(
         CalibrationError: the model does not take a sample.
     """
     given = {**dict.fromkeys(given_types(model).float32, AS_GIVEN), **(given or {})}
-    model = model.clone()
-    saturate(model)
-    spread = batches[:: -(-len(batches) // MEASURED_ON) or 1]
-    known = Knowledge(dtype, measure_extremes(model, spread, divisors(model)) if spread else {}, given)
+    if dtype == ir.DataType.FLOAT16:
+        model = model.clone()
+        saturate(model)
+    known = Knowledge(dtype, _extremes(model, runs), given)
     chosen = Narrowing(dtype, float32_nodes(model, known))
-    if not batches or dtype != ir.DataType.FLOAT16:
+    if not runs.batches or dtype != ir.DataType.FLOAT16:
         return chosen
-    return _refined(model, batches[:COMPARED_ON], chosen, known, good)
+    return _refined(model, runs.first(COMPARED_ON), chosen, known, good)
 
 
-def _refined(
-    model: ir.Model, batches: Sequence[Sample], chosen: Narrowing, known: Knowledge, good: float
-) -> Narrowing:
+def _extremes(model: ir.Model, runs: Runs) -> Mapping[str, Extremes]:
+    """Measure the extremes of all tensors on some of the samples; none without samples."""
+    if not runs.batches:
+        return {}
+    return measure_extremes(
+        model,
+        evenly(runs.batches, MEASURED_ON),
+        divisors(model),
+        providers=runs.providers,
+        threads=runs.threads,
+    )
+
+
+def _refined(model: ir.Model, runs: Runs, chosen: Narrowing, known: Knowledge, good: float) -> Narrowing:
     """Add the nodes that make noise, and more and more nodes before them; return the best choice."""
-    worst = _compare(model, chosen, batches, ()).worst(model)
+    worst = _compare(model, chosen, runs, ()).worst(model)
     if worst <= good:
         return chosen
     inner = [name_of(value) for node in model.graph for value in node.outputs]
-    trial, noise = chosen, _compare(model, chosen, batches, inner)
+    trial, noise = chosen, _compare(model, chosen, runs, inner)
     for _ in range(ROUNDS):
         culprits = _culprits(model, noise, good, trial.float32) if worst > good else []
         if not culprits:
             break
         given = {**trial.float32, **dict.fromkeys(culprits, MAKES_NOISE)}
         trial = replace(trial, float32=float32_nodes(model, replace(known, given=given)))
-        noise = _compare(model, trial, batches, inner)
+        noise = _compare(model, trial, runs, inner)
         if noise.worst(model) < HELPS * worst:
             chosen, worst = trial, noise.worst(model)
     return chosen
@@ -174,7 +211,7 @@ def _nearest_before(node: ir.Node, wide: Collection[str]) -> Iterator[str]:
         yield from (name_of(source) for source in sources if source.name not in wide)
 
 
-def _compare(model: ir.Model, chosen: Narrowing, batches: Sequence[Sample], inner: Collection[str]) -> _Noise:
+def _compare(model: ir.Model, chosen: Narrowing, runs: Runs, inner: Collection[str]) -> _Noise:
     """Run the model in both precisions; compare the outputs, and the ``inner`` tensors that both have."""
     half = model.clone()
     narrow(half, chosen)
@@ -187,9 +224,12 @@ def _compare(model: ir.Model, chosen: Narrowing, batches: Sequence[Sample], inne
         if v.name in both.intersection(inner) and v.dtype == ir.DataType.FLOAT and v.name not in outputs
     ]
     names = [*(name for name in outputs if name), *more]
-    sessions = [open_session(each, outputs=more) for each in (model, simulated(half))]
+    sessions = [
+        open_session(each, outputs=more, providers=runs.providers, threads=runs.threads)
+        for each in (model, simulated(half))
+    ]
     signal, lost = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    for batch in batches:
+    for batch in runs.batches:
         exact, rounded = (run_batch(session, names, batch) for session in sessions)
         for name, one, other in zip(names, exact, rounded, strict=True):
             powers = _powers(np.asarray(one), np.asarray(other))

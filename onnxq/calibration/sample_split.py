@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NoReturn
@@ -45,6 +45,11 @@ BLANK = (
     "is UNKNOWN. Give samples as the model gets them in use."
 )
 """The warning about samples without content: failed downloads, placeholders, buffers that nobody filled."""
+
+
+def evenly(batches: Sequence[Sample], most: int) -> Sequence[Sample]:
+    """Return at most ``most`` of the batches, evenly spread."""
+    return batches[:: -(-len(batches) // most) or 1]
 
 
 @dataclass

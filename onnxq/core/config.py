@@ -220,7 +220,7 @@ class QuantConfig(BaseModel):
         "types",
         None,
         "type of what is not quantized; keep: as in the given model; default: the target's (tensorrt: "
-        "float16, onnxruntime: float32, others: keep)",
+        "float16, onnxruntime: float32, qnn and openvino: keep); onnxq convert: float16",
     )
     io_types: IOTypes = _option(
         "types", "keep", "types of float inputs and outputs; keep: as in the given model; float: --float-type"

@@ -26,6 +26,23 @@ OWN_LOOP = ("mode", "preprocess", "batch_size")
 REQUANTIZE = ("mode", *_SEARCH, *_CORRECTIONS, *_TABLES, "from_table", "save_statistics")
 """Options that do not apply to a model that keeps its scales."""
 
+CONVERT = (
+    *(
+        "mode",
+        *_SEARCH,
+        *_CORRECTIONS,
+        *_TABLES,
+        *_RANGES,
+        "from_table",
+        "save_statistics",
+        "report",
+        "strict",
+    ),
+    *("target", "activation", "weight", "block_size", "format", "per_tensor", "override", "include"),
+    *("quantize_outputs",),
+)
+"""Options that do not apply where nothing is quantized."""
+
 TRAINING = ("mode", *_SEARCH, *_CORRECTIONS, *_TABLES, "from_table", "report")
 """Options that do not apply to quantization-aware training."""
 

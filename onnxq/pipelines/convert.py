@@ -14,20 +14,20 @@ import onnx_ir as ir
 
 from calibrators.data.samples import Sample
 from calibrators.session import open_session
-from onnxq.algorithms.float32_nodes import choose_float32
-from onnxq.calibration.sample_split import Data, Samples, in_batches, open_samples
+from onnxq.algorithms.float32_nodes import Runs, choose_float32
+from onnxq.calibration.sample_split import Data, Samples, evenly, in_batches, open_samples
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.option_types import FloatType
 from onnxq.core.plan import OPSET
 from onnxq.core.progress import Progress, silent
+from onnxq.core.unused import CONVERT, refuse
 from onnxq.graph.files import load, size_on_disk, write_validated
 from onnxq.graph.half_precision.narrow import Narrowing, narrow, remove_casts
-from onnxq.graph.half_precision.saturate import saturate
 from onnxq.graph.half_precision.simulate import runnable, unrounded
 from onnxq.graph.half_precision.widen import HALF, OTHERS, needs_double, use_float32
 from onnxq.graph.nodes import all_nodes, is_op, name_of
-from onnxq.graph.passes import flat
+from onnxq.graph.passes import plain
 from onnxq.graph.passes.opset import OPSETS
 from onnxq.graph.passes.redundancy import RemoveUnusedPass
 from onnxq.graph.slim import slim
@@ -104,6 +104,7 @@ def convert(
     """
     started = time.perf_counter()
     config = config or QuantConfig()
+    refuse(config, CONVERT, "a conversion without quantization takes no {}: leave them out")
     dtype = _float_type(config.float_type)
     data = config.data if data is None else data
     check_files(model, output, data, config)
@@ -116,7 +117,7 @@ def convert(
             original, [] if samples.synthetic else batches, dtype, config
         )
         progress("writing and checking the model")
-        check = partial(_checked, model, batches[:: -(-len(batches) // JUDGED_ON) or 1], config)
+        check = partial(_checked, model, evenly(batches, JUDGED_ON), config)
         quality, size = write_validated(converted, output, check)
     return Converted(
         dtype=dtype,
@@ -155,7 +156,7 @@ def _converted(
 ) -> tuple[ir.Model, Narrowing, dict[str, int]]:
     """Convert a copy of the model; return what stays in float32, and how many nodes do not."""
     needs_newer = dtype == ir.DataType.BFLOAT16 or _has_pairs(original)
-    model = flat(original, OPSETS.get(dtype, OPSET) if needs_newer else OPSET)
+    model = plain(original, OPSETS.get(dtype, OPSET) if needs_newer else OPSET)
     keep_io = config.io_types == "keep"
     use_float32(model, HALF if needs_double(model) else OTHERS, keep_io=keep_io)
     remove_casts(model)
@@ -163,8 +164,7 @@ def _converted(
     if dtype != ir.DataType.FLOAT:
         excluded = (n for n in all_nodes(model) if any(matches(n, each) for each in config.exclude))
         given = {name_of(node): EXCLUDED for node in excluded}
-        chosen = choose_float32(model, batches, dtype, given)
-        saturate(model)
+        chosen = choose_float32(model, Runs.of(batches, config), dtype, given)
         narrow(model, Narrowing(dtype, chosen.float32, keep_io))
     RemoveUnusedPass()(model)
     narrowed = _counted(model, dtype)

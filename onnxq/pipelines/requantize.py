@@ -35,6 +35,7 @@ from onnxq.core.plan import Group, QuantParams, QuantPlan, QuantSpec
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import REQUANTIZE, Wanted, refuse, tell_unused
 from onnxq.graph.files import load, write_validated, written_together
+from onnxq.graph.half_precision.narrow import Narrowing
 from onnxq.graph.half_precision.simulate import runnable
 from onnxq.graph.nodes import constant_value, is_op, name_of
 from onnxq.graph.operators import MOVING
@@ -112,8 +113,7 @@ def requantize(
         plan = compute_qparams(simple, stage.plan, source, stage.known)
         progress("writing and checking the model")
         request = Request(os.fspath(model), os.fspath(output), origin(data), options)
-        batches = () if samples.synthetic else list(in_batches(samples.fit_samples, simple, options))
-        narrowing = chosen_remainder(simple, plan, batches, options)
+        narrowing = _narrowing(simple, plan, samples, options)
         written = with_ranks(as_written(simple, plan, narrowing), simple, samples, options)
         accepted = _accepted(written, plan, samples, request)
         result = Requantized(
@@ -138,6 +138,12 @@ def requantize(
             calibrated=stage.missing,
         )
         return conclude(result, started)
+
+
+def _narrowing(simple: ir.Model, plan: QuantPlan, samples: Samples, config: QuantConfig) -> Narrowing | None:
+    """Decide in which types to write what stays in float."""
+    batches = () if samples.synthetic else list(in_batches(samples.fit_samples, simple, config))
+    return chosen_remainder(simple, plan, batches, config)
 
 
 def _accepted(written: ir.Model, plan: QuantPlan, samples: Samples, request: Request) -> Acceptance:

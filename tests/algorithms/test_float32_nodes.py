@@ -9,10 +9,10 @@ from graphs import parse
 
 from calibrators.data.samples import Sample
 from calibrators.session import open_session
-from onnxq.algorithms.float32_nodes import AS_GIVEN, MAKES_NOISE, choose_float32
+from onnxq.algorithms.float32_nodes import AS_GIVEN, MAKES_NOISE, Runs, choose_float32
 from onnxq.graph.half_precision.narrow import narrow
 from onnxq.graph.half_precision.saturate import saturate
-from onnxq.graph.passes import flat, simplify
+from onnxq.graph.passes import plain, simplify
 
 HALF = ir.DataType.FLOAT16
 
@@ -24,7 +24,7 @@ def batches(*shape, count=4, scale=1.0, **more):
 
 
 def sqnr(model, samples):
-    chosen = choose_float32(model, samples, HALF)
+    chosen = choose_float32(model, Runs(samples), HALF)
     half = model.clone()
     saturate(half)
     narrow(half, chosen)
@@ -45,14 +45,14 @@ VARIANCE = """g (float[N, 8] x) => (float[N, 8] y) <float far, float eps>
 
 
 def test_a_difference_of_large_numbers_is_computed_in_float32():
-    model = flat(parse(VARIANCE, opset=17, far=200.0, eps=1e-5), 17)
+    model = plain(parse(VARIANCE, opset=17, far=200.0, eps=1e-5), 17)
     chosen, quality = sqnr(model, batches(4, 8, scale=0.5))
     assert MAKES_NOISE in chosen.float32.values()
     assert quality > 40
 
 
 def test_a_harmless_model_is_all_half():
-    model = flat(
+    model = plain(
         parse("g (float[N, 8] x) => (float[N, 8] y) <float[8, 8] w> { h = MatMul(x, w)  y = Relu(h) }")
     )
     chosen, quality = sqnr(model, batches(4, 8))
@@ -65,7 +65,7 @@ def test_what_float16_does_not_hold_is_computed_in_float32(scale):
     text = (
         "g (float[N, 8] x) => (float[N, 8] y) <float[8, 8] w> { h = MatMul(x, w)  a = Abs(h)  y = Sqrt(a) }"
     )
-    _, quality = sqnr(flat(parse(text)), batches(4, 8, scale=scale))
+    _, quality = sqnr(plain(parse(text)), batches(4, 8, scale=scale))
     assert quality > 50
 
 
@@ -73,15 +73,15 @@ def test_what_was_float32_in_a_mixed_model_stays():
     text = """g (float16[N, 8] x) => (float16[N, 8] y) <float16[8, 8] w>
     { h = MatMul(x, w)  f = Cast<to=1>(h)  s = Softmax(f)  y = Cast<to=10>(s) }"""
     model = simplify(parse(text, opset=17))
-    chosen = choose_float32(model, [], HALF)
+    chosen = choose_float32(model, Runs(()), HALF)
     assert {n.op_type for n in model.graph if chosen.float32.get(n.name) == AS_GIVEN} == {"Softmax"}
 
 
 def test_the_given_model_stays():
-    model = flat(
+    model = plain(
         parse("g (float[N, 2] x) => (float[N, 2] y) <float w> { a = Min(x, w)  y = Softmax(a) }", w=1e30)
     )
-    choose_float32(model, batches(4, 2), HALF)
+    choose_float32(model, Runs(batches(4, 2)), HALF)
     assert model.graph.initializers["w"].const_value.numpy() == np.float32(1e30)
 
 
@@ -94,9 +94,9 @@ SMALL_ROWS = """g (float[N, 8] x) => (float[N, 8] y) <float eps>
 
 
 def test_noise_is_followed_back_over_several_nodes():
-    model = flat(parse(SMALL_ROWS, opset=17, eps=1e-7), 17)
+    model = plain(parse(SMALL_ROWS, opset=17, eps=1e-7), 17)
     sizes = np.geomspace(1e-5, 1, 16, dtype=np.float32)[:, None]
     samples = [Sample(s.name, {"x": s.feeds["x"] * sizes}) for s in batches(16, 8)]
-    chosen = choose_float32(model, samples, HALF)
+    chosen = choose_float32(model, Runs(samples), HALF)
     wide = {n.op_type for n in model.graph if chosen.float32.get(n.name) == MAKES_NOISE}
     assert wide == {"ReduceMean", "Sqrt", "Div"}

@@ -9,7 +9,7 @@ from graphs import parse
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 from calibrators.extremes import Extremes, measure_extremes
-from onnxq.graph.passes import flat
+from onnxq.graph.passes import plain
 
 BRANCHES = """g (float[N] x, bool k) => (float[N] y)
 {
@@ -34,7 +34,7 @@ SCAN = """g (float[T, M] x, float[M] s) => (float[M] last, float[T, M] ys)
 
 
 def measured(text, *feeds, least_of=(), opset=17):
-    model = flat(parse(text, opset=opset), opset)
+    model = plain(parse(text, opset=opset), opset)
     return measure_extremes(model, [Sample(f"sample {i}", each) for i, each in enumerate(feeds)], least_of)
 
 

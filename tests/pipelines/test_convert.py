@@ -117,6 +117,25 @@ def test_keep_is_no_conversion(tmp_path):
         convert(saved(tmp_path / "m.onnx"), tmp_path / "o.onnx", None, QuantConfig(float_type="keep"))
 
 
+@pytest.mark.parametrize(
+    "option", [{"weight": "int4"}, {"method": "minmax"}, {"target": "qnn"}, {"strict": True}]
+)
+def test_options_of_quantization_are_refused(tmp_path, option):
+    with pytest.raises(ConfigError, match=f"takes no {next(iter(option))}"):
+        convert(saved(tmp_path / "m.onnx"), tmp_path / "o.onnx", None, QuantConfig(**option))
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_bfloat16_keeps_numbers_that_float16_does_not_hold(tmp_path):
+    text = "g (float[N, 4] x) => (float[N, 4] y) <float w> { c = Clip(x, , w)  y = Neg(c) }"
+    path, out = saved(tmp_path / "m.onnx", text, w=1e30), tmp_path / "o.onnx"
+    data = [{"x": np.ones((1, 4), np.float32)}]
+    for name, largest in (("bfloat16", 1e30), ("float16", 65504)):
+        convert(path, out, data, QuantConfig(float_type=name))
+        (limit,) = [value.const_value.numpy() for value in load(out).graph.initializers.values()]
+        assert float(limit) == pytest.approx(largest, rel=1e-2)
+
+
 def test_a_model_is_not_overwritten(tmp_path):
     path = saved(tmp_path / "m.onnx")
     before = path.read_bytes()

@@ -149,24 +149,6 @@ def simplify(model: ir.Model, opset: int = OPSET) -> ir.Model:
     return copy
 
 
-def flat(model: ir.Model, opset: int = OPSET) -> ir.Model:
-    """Make a copy of the model that is one graph with types and folded constants, and otherwise as it was.
-
-    Args:
-        model: the model.
-        opset: the lowest acceptable opset.
-
-    Raises:
-        ModelError: the opset cannot be raised, or the model is inconsistent.
-    """
-    copy = model.clone()
-    with _model_errors():
-        ir.passes.Sequential(*OLD)(copy)
-        _raise(copy, opset)
-        ir.passes.PassManager(PLAIN, steps=MOST_ROUNDS, early_stop=True)(copy)
-    return copy
-
-
 def single(model: ir.Model, opset: int = OPSET) -> ir.Model:
     """Make a copy of the model that is one graph, without functions; no weight is read, and no node changed.
 
@@ -185,17 +167,23 @@ def single(model: ir.Model, opset: int = OPSET) -> ir.Model:
     return copy
 
 
-def plain(model: ir.Model) -> ir.Model:
-    """Make a copy of the model that is one graph with folded constants, in the opset that it has.
+def plain(model: ir.Model, opset: int | None = None) -> ir.Model:
+    """Make a copy of the model that is one graph with types and folded constants, and otherwise as it was.
 
     Q and DQ stay where they are.
 
+    Args:
+        model: the model.
+        opset: the lowest acceptable opset; None: the one that it has.
+
     Raises:
-        ModelError: the model is inconsistent.
+        ModelError: the opset cannot be raised, or the model is inconsistent.
     """
     copy = model.clone()
     with _model_errors():
         ir.passes.Sequential(*OLD)(copy)
+        if opset is not None:
+            _raise(copy, opset)
         ir.passes.PassManager(PLAIN, steps=MOST_ROUNDS, early_stop=True)(copy)
     return copy
 

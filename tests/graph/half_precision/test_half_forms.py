@@ -7,13 +7,13 @@ import pytest
 from graphs import parse
 
 from onnxq.graph.half_precision.half_forms import HalfForm, half_form
-from onnxq.graph.passes import flat
+from onnxq.graph.passes import plain
 
 HALF, BFLOAT = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 
 
 def form(text, dtype=HALF, opset=19, **given):
-    model = flat(parse(text, opset=opset, **given), opset)
+    model = plain(parse(text, opset=opset, **given), opset)
     return half_form(model.graph[0], dtype, model.graph.opset_imports)
 
 
@@ -54,7 +54,7 @@ def test_bfloat16_came_later():
 def test_sequences_keep_their_type():
     text = """g (float[N] x, int64 i) => (float[N] y)
     { s = SequenceConstruct(x, x)  y = SequenceAt(s, i) }"""
-    model = flat(parse(text), 13)
+    model = plain(parse(text), 13)
     assert all(half_form(node, HALF, model.graph.opset_imports) is None for node in model.graph)
 
 

@@ -10,14 +10,14 @@ from graphs import parse
 from calibrators.data.samples import Sample
 from calibrators.extremes import measure_extremes
 from onnxq.graph.half_precision.keep_float32 import BETWEEN, Knowledge, divisors, float32_nodes
-from onnxq.graph.passes import flat
+from onnxq.graph.passes import plain
 
 HALF, BFLOAT = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 
 
 def kept(text, feeds, dtype=HALF, opset=17, **given):
     """Operator -> reason of each node that stays in float32."""
-    model = flat(parse(text, opset=opset, **given), opset)
+    model = plain(parse(text, opset=opset, **given), opset)
     extremes = measure_extremes(model, [Sample("sample", feeds)], divisors(model)) if feeds else {}
     found = float32_nodes(model, Knowledge(dtype, extremes))
     return {node.op_type: found[node.name] for node in model.graph if node.name in found}
@@ -145,7 +145,7 @@ def test_bodies_are_judged_too():
     text = """g (float[N] x, bool k) => (float[N] y)
     { y = If(k) <then_branch = t () => (float[N] a) { h = Mul(x, x)  a = Sqrt(h) },
                  else_branch = e () => (float[N] b) { b = Abs(x) }> }"""
-    model = flat(parse(text, opset=17), 17)
+    model = plain(parse(text, opset=17), 17)
     feeds = {**ones(2, times=1000), "k": np.array(True)}
     found = float32_nodes(model, Knowledge(HALF, measure_extremes(model, [Sample("s", feeds)])))
     kinds = {n.op_type for n in ir.traversal.RecursiveGraphIterator(model.graph) if n.name in found}

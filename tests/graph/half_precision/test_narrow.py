@@ -11,7 +11,7 @@ from graphs import feeds_for, op_counts, parse
 from calibrators.session import open_session
 from onnxq.graph.half_precision.narrow import Narrowing, narrow
 from onnxq.graph.half_precision.widen import use_float32
-from onnxq.graph.passes import flat
+from onnxq.graph.passes import plain
 
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
@@ -58,7 +58,7 @@ MODELS = {
 
 
 def model_of(text, opset=17, **given):
-    return flat(parse(text, opset=opset, **given), opset)
+    return plain(parse(text, opset=opset, **given), opset)
 
 
 def narrowed(model, *float32, dtype=HALF, keep_io=True):

@@ -7,7 +7,7 @@ import pytest
 from graphs import assert_same_outputs, feeds_for, parse
 
 from onnxq.graph.half_precision.saturate import LARGEST, LOWEST, saturate
-from onnxq.graph.passes import flat
+from onnxq.graph.passes import plain
 
 LOW = float(np.finfo(np.float32).min)
 
@@ -28,7 +28,7 @@ def lowest(model):
 
 @pytest.mark.parametrize("low", [LOW, -1e9, -1e5])
 def test_masks_before_softmax_fit_float16(low):
-    before = flat(parse(MASKED, w=low))
+    before = plain(parse(MASKED, w=low))
     after = before.clone()
     saturate(after)
     assert lowest(after) == LOWEST
@@ -37,7 +37,7 @@ def test_masks_before_softmax_fit_float16(low):
 
 
 def test_masks_may_be_scaled_and_moved_on_their_way():
-    before = flat(parse(SCALED, opset=11, w=LOW))
+    before = plain(parse(SCALED, opset=11, w=LOW))
     after = before.clone()
     saturate(after)
     assert lowest(after) == LOWEST
@@ -46,7 +46,7 @@ def test_masks_may_be_scaled_and_moved_on_their_way():
 
 
 def test_what_repeats_a_mask_is_changed_too():
-    model = flat(parse(REPEATED))
+    model = plain(parse(REPEATED))
     saturate(model)
     (fill,) = [
         n.attributes["value"].as_tensor().numpy() for n in model.graph if n.op_type == "ConstantOfShape"
@@ -55,13 +55,13 @@ def test_what_repeats_a_mask_is_changed_too():
 
 
 def test_a_large_number_that_counts_stays():
-    model = flat(parse("g (float[N] x) => (float[N] y) <float w> { y = Add(x, w) }", w=-1e9))
+    model = plain(parse("g (float[N] x) => (float[N] y) <float w> { y = Add(x, w) }", w=-1e9))
     saturate(model)
     assert lowest(model) == -1e9
 
 
 def test_limits_that_limit_nothing_become_those_of_float16():
-    model = flat(
+    model = plain(
         parse("g (float[N] x) => (float[N] y) <float a, float b> { y = Clip(x, a, b) }", a=LOW, b=-LOW)
     )
     saturate(model)
@@ -70,6 +70,6 @@ def test_limits_that_limit_nothing_become_those_of_float16():
 
 
 def test_minus_infinity_stays():
-    model = flat(parse(MASKED, w=-np.inf))
+    model = plain(parse(MASKED, w=-np.inf))
     saturate(model)
     assert lowest(model) == -np.inf

@@ -10,14 +10,14 @@ from graphs import parse, run
 
 from onnxq.graph.half_precision.narrow import Narrowing, narrow
 from onnxq.graph.half_precision.simulate import runnable, simulated, unrounded
-from onnxq.graph.passes import flat
+from onnxq.graph.passes import plain
 
 TEXT = """g (float[N, 4] x) => (float[N, 3] y) <float[4, 3] w>
 { h = MatMul(x, w)  m = Mul(h, h)  y = Transpose<perm = [1, 0]>(m) }"""
 
 
 def in_bfloat16(text=TEXT):
-    model = flat(parse(text, opset=22, ir_version=10), 22)
+    model = plain(parse(text, opset=22, ir_version=10), 22)
     narrow(model, Narrowing(ir.DataType.BFLOAT16, {}))
     return model
 
@@ -50,7 +50,7 @@ def test_other_models_are_run_as_they_are(tmp_path):
 
 
 def test_a_cast_rounds_and_names_stay():
-    model = flat(
+    model = plain(
         parse(
             "g (float[N, 3] x) => (float[N, 3] y) { h = Cast<to = 10>(x)  n = Neg(h)  y = Cast<to = 1>(n) }"
         )
