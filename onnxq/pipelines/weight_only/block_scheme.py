@@ -16,7 +16,7 @@ from onnxq.targets import TARGETS
 from onnxq.targets.target import Target
 
 BLOCK_SIZE = 32
-"""The default block size."""
+"""The block size if neither the options nor the target name one."""
 
 TABLE_BLOCK = 128
 """The largest block of a tied table in 8 bits, where a scale for fewer weights gains little."""
@@ -117,7 +117,7 @@ def find_block_scheme(target: Target, config: QuantConfig) -> BlockScheme:
     types = [dtype for dtype in rule.types if name == "matmulnbits" or dtype in blocks.types]
     sizes = [size for size in rule.sizes if size in blocks.sizes]
     wanted = config.weight and ir.DataType[config.weight.upper()]
-    dtype, size = wanted or types[0], config.block_size or BLOCK_SIZE
+    dtype, size = wanted or types[0], config.block_size or target.block_size or BLOCK_SIZE
     if dtype not in types or size not in sizes:
         raise TargetError(
             f"target {target.name} with format {name} takes weights of type "
