@@ -7,7 +7,8 @@ multiples of the scale that covers the block are tried, then scale and zero poin
 scale as above, the zero point as the mean of ``t - w / s`` (the alternation of HQQ, Badri and Shaji 2023,
 with the squared error in place of a norm below 1).
 
-h is the importance of a weight. Without data it is the product of two guesses:
+h is the importance of a weight: the mean square of its input, if that is known. Otherwise it is the product
+of two guesses:
 
 - the inverse of the mean square of the weights of its input channel. A factor can be moved between an input
   channel and the layer before it without a change of the network, and norms are folded into the weights
@@ -98,7 +99,11 @@ class BlockWeights:
 
 
 def quantize_blocks(
-    rows: Callable[[int, int], Floats], shape: tuple[int, int], grid: BlockGrid, threads: int = 0
+    rows: Callable[[int, int], Floats],
+    shape: tuple[int, int],
+    grid: BlockGrid,
+    threads: int = 0,
+    squares: Floats | None = None,
 ) -> BlockWeights:
     """Round a matrix to ``grid``, in parts on several threads.
 
@@ -107,6 +112,8 @@ def quantize_blocks(
         shape: the shape of the matrix, ``(R, K)``.
         grid: the numbers to round to.
         threads: the number of threads; 0: one for each processor.
+        squares: the mean square of each input, ``[K]``, which is the importance of its weights; guessed if
+            None.
 
     Raises:
         ValueError: a weight is NaN or infinite.
@@ -118,15 +125,18 @@ def quantize_blocks(
     zero = np.empty((count, blocks), np.uint8)
     step = max(1, CHUNK // (blocks * grid.size))
     importance = np.ones(blocks * grid.size, np.float32)
-    importance[:columns] = _importance(rows, count)
+    importance[:columns] = _importance(rows, count) if squares is None else _bounded(squares)
     importance = importance.reshape(blocks, grid.size).T
 
     def work(start: int) -> None:
         part = np.zeros((min(step, count - start), blocks * grid.size), np.float32)
         part[:, :columns] = rows(start, start + len(part))
         where = slice(start, start + len(part))
+        turned = np.ascontiguousarray(part.reshape(-1, grid.size).T)
         weighting = np.tile(importance, (1, len(part)))
-        found = _quantized(np.ascontiguousarray(part.reshape(-1, grid.size).T), weighting, grid)
+        if squares is None:
+            weighting *= _relative_magnitude(turned)
+        found = _quantized(turned, weighting, grid)
         levels[where] = found.levels.reshape(len(part), blocks, -1)
         scale[where], zero[where] = (each.reshape(-1, blocks) for each in (found.scale, found.zero))
 
@@ -147,12 +157,22 @@ def _importance(rows: Callable[[int, int], Floats], count: int) -> Floats:
         return np.ones_like(moments) if mean == 0 else mean / np.maximum(moments, LEAST_SHARE * mean)
 
 
+def _bounded(squares: Floats) -> Floats:
+    """Turn mean squares into importance: no input counts for nothing."""
+    mean = float(squares.mean())
+    return np.asarray(squares / mean + LEAST_SHARE, np.float32) if mean > 0 else np.ones_like(squares)
+
+
+def _relative_magnitude(blocks: Floats) -> Floats:
+    """The magnitude of each weight of ``[size, B]`` beside that of its block, plus 1."""
+    with np.errstate(over="ignore", invalid="ignore"):  # weights that are not finite are refused later
+        magnitude = np.abs(blocks)
+        return np.asarray(magnitude / _usable(magnitude.mean(axis=0)) + 1, np.float32)
+
+
 def _quantized(blocks: Floats, importance: Floats, grid: BlockGrid) -> BlockWeights:
     """Round blocks ``[size, B]``: the levels are ``[B, size]``, scales and zero points ``[B]``."""
-    with np.errstate(over="ignore", invalid="ignore"):  # weights that are not finite are refused below
-        usual = _usable(np.abs(blocks).mean(axis=0))
-        weighting = np.asarray((np.abs(blocks) / usual + 1) * importance, np.float32)
-    trials = _fitted(blocks, weighting, grid)
+    trials = _fitted(blocks, importance, grid)
     levels = trials.levels(trials.scale, trials.zero) + trials.zero
     return BlockWeights(levels.T.astype(np.uint8), trials.scale, trials.zero.astype(np.uint8))
 

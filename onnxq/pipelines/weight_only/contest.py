@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from onnxq.algorithms.effect import Effect
 from onnxq.core.progress import Progress
+from onnxq.pipelines.weight_only.input_squares import input_squares
 from onnxq.pipelines.weight_only.judgement import Judge
 from onnxq.pipelines.weight_only.rounding import EachAlone
 from onnxq.pipelines.weight_only.sequential_rounding import SequentialRounding
@@ -34,23 +35,24 @@ def write_better(
     Returns:
         What rounding with data gave; nothing without data.
     """
-    work = prepare()
-    threads = work.scheme.config.threads
-    context = judge.context
-    if context is None or context.samples.synthetic or "none" in work.scheme.config.correct:
-        write_streamed(work, EachAlone(threads), draft, progress)
+    work, context = prepare(), judge.context
+    config = work.scheme.config
+    threads = config.threads
+    alone = EachAlone(threads, input_squares(judge.reference, work.products, config, progress))
+    if context is None or context.samples.synthetic or "none" in config.correct:
+        write_streamed(work, alone, draft, progress)
         return ()
     started = time.perf_counter()
     run = StagedRun(judge.reference, work.products, context.fit, threads)
     if not run.stages:
-        write_streamed(work, EachAlone(threads), draft, progress)
+        write_streamed(work, alone, draft, progress)
         seconds = time.perf_counter() - started
         return (Effect(NAME, 1.0, None, seconds, kept=False, too_long=_NO_STAGES),)
     write_streamed(work, SequentialRounding(run, threads, progress), draft, progress)
     del run
     after = judge.error(draft)
     with _beside(draft) as other:
-        write_streamed(prepare(), EachAlone(threads), other, progress)
+        write_streamed(prepare(), alone, other, progress)
         before = judge.error(other)
         kept = after < before
         if not kept:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from onnxq.algorithms.weights.block_scales import BlockGrid, BlockWeights, quantize_blocks
+from onnxq.algorithms.weights.block_scales import BlockGrid, BlockWeights, Floats, quantize_blocks
+from onnxq.graph.nodes import name_of
 from onnxq.pipelines.weight_only.products import Product
 from onnxq.pipelines.weight_only.stored_operand import row_reader
 
@@ -31,9 +32,11 @@ class EachAlone:
 
     Attributes:
         threads: the number of threads; 0: one for each processor.
+        squares: name of a product's node -> the mean square of each of its inputs, ``[K]``, where known.
     """
 
     threads: int = 0
+    squares: Mapping[str, Floats] = field(default_factory=dict)
 
     def in_order(self, products: Sequence[Product]) -> Sequence[Product]:
         """Return the products as they are."""
@@ -42,4 +45,5 @@ class EachAlone:
     def round(self, product: Product, grid: BlockGrid) -> BlockWeights:
         """Round a matrix to the scales with the least error."""
         read, count, columns = row_reader(product.operand.tensor, product.rows_last)
-        return quantize_blocks(read, (count, columns), grid, self.threads)
+        squares = self.squares.get(name_of(product.node))
+        return quantize_blocks(read, (count, columns), grid, self.threads, squares)

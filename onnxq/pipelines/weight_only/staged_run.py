@@ -63,7 +63,7 @@ class StagedRun:
             CalibrationError: the model does not run.
         """
         self._model, self._threads = typed(model), threads
-        able = _able(self._model, products) if batches else []
+        able = observable(self._model, products) if batches else []
         read = dict.fromkeys(name_of(product.data) for product in able if product.data is not None)
         self._given = [name_of(value) for value in self._model.graph.inputs if value.name in read]
         made = [name_of(value) for node in self._model.graph for value in node.outputs]
@@ -137,8 +137,8 @@ class StagedRun:
         return evenly(batches, max(1, int(HELD_BYTES / (4 * HELD_WIDTHS * widest * max(rows, 1)))))
 
 
-def _able(model: ir.Model, products: Sequence[Product]) -> list[Product]:
-    """Return the products whose inputs can be seen: each matrix alone, in the main graph."""
+def observable(model: ir.Model, products: Sequence[Product]) -> list[Product]:
+    """Return the products whose inputs can be seen: each matrix alone, in a model that can run in parts."""
     if not is_partitionable(model):
         return []
     readers = Counter((product.operand.value, product.data) for product in products)
