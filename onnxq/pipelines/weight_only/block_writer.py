@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnxq.algorithms.weights.block_scales import BlockGrid, BlockWeights
 from onnxq.core.errors import ModelError
 from onnxq.graph.nodes import all_nodes, name_of, unique_name
+from onnxq.pipelines.weight_only.choice.rounding import Rounding
 from onnxq.pipelines.weight_only.products import Product, read_layout
-from onnxq.pipelines.weight_only.rounding import Rounding
 from onnxq.pipelines.weight_only.tensor_store import TensorStore, packed
 
 

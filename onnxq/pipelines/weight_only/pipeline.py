@@ -4,7 +4,7 @@
 
     prepare      make the model one graph, and choose the products (products.py, tied_tables.py)
     write        round each matrix and write it before the next one is read (streaming.py); with data, in the
-                 order in which they run, and once more without, to keep what is better (contest.py)
+                 order in which they run, and once more without, to keep what is better (choice/)
     check        load the file, and compare it with the float model if that is small (judgement.py)
 
 No weight is read before its turn, so that a model may be larger than the memory.
@@ -34,7 +34,7 @@ from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_is_flo
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
 from onnxq.pipelines.weight_only.block_scheme import find_block_scheme
-from onnxq.pipelines.weight_only.contest import write_better
+from onnxq.pipelines.weight_only.choice.contest import write_better
 from onnxq.pipelines.weight_only.judgement import make_judge
 from onnxq.pipelines.weight_only.products import plan_products
 from onnxq.pipelines.weight_only.streaming import WeightWork

@@ -17,9 +17,9 @@ from onnxq.graph.files import INLINE_LIMIT, external_files
 from onnxq.graph.passes.redundancy import RemoveUnusedPass
 from onnxq.pipelines.weight_only.block_scheme import BlockScheme
 from onnxq.pipelines.weight_only.block_writer import BlockWriter
+from onnxq.pipelines.weight_only.choice.rounding import Rounding
 from onnxq.pipelines.weight_only.products import Product
 from onnxq.pipelines.weight_only.rewrites import rewrite_product
-from onnxq.pipelines.weight_only.rounding import Rounding
 from onnxq.pipelines.weight_only.tensor_store import TensorStore
 from onnxq.pipelines.weight_only.tied_tables import TiedTable, rewrite_tied
 

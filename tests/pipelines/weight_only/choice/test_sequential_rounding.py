@@ -15,8 +15,8 @@ from calibrators.session import open_session
 from onnxq.algorithms.weights.block_scales import BlockWeights
 from onnxq.core.config import QuantConfig
 from onnxq.graph.files import load
+from onnxq.pipelines.weight_only.choice.staged_run import StagedRun
 from onnxq.pipelines.weight_only.pipeline import _prepare
-from onnxq.pipelines.weight_only.staged_run import StagedRun
 from onnxq.pipelines.weight_only.streaming import WeightWork
 
 FORMATS = ("matmulnbits", "dequantize")
@@ -113,7 +113,7 @@ def test_weights_that_are_worse_on_held_out_samples_are_dropped(
 
     quantized(tmp_path, MATMUL, correct=("none",))
     plain = (tmp_path / "blocks.onnx").read_bytes()
-    monkeypatch.setattr("onnxq.pipelines.weight_only.sequential_rounding.gptq_blocks", nothing)
+    monkeypatch.setattr("onnxq.pipelines.weight_only.choice.sequential_rounding.gptq_blocks", nothing)
     result, _, output = quantized(tmp_path, MATMUL)
     (effect,) = result.corrections
     assert not effect.kept
@@ -161,7 +161,7 @@ def test_rows_are_evenly_spread_and_memory_is_limited(
     batches = [Sample(f"{i}", each) for i, each in enumerate(samples(work.model, 8, seed=1))]
     run = StagedRun(work.model, work.products, batches)
     assert [len(rows) for rows in run.rows(work.products[0], 80)] == [10] * 8
-    monkeypatch.setattr("onnxq.pipelines.weight_only.staged_run.HELD_BYTES", 4 * 4 * 96 * 144 * 3)
+    monkeypatch.setattr("onnxq.pipelines.weight_only.choice.staged_run.HELD_BYTES", 4 * 4 * 96 * 144 * 3)
     few = StagedRun(work.model, work.products, batches)
     assert len(few.rows(work.products[0], 80)) == 3
 

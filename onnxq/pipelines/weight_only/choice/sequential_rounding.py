@@ -17,9 +17,9 @@ from onnxq.algorithms.weights.block_scales import BlockGrid, BlockWeights
 from onnxq.algorithms.weights.hessian import moments_of
 from onnxq.core.progress import Progress
 from onnxq.graph.nodes import name_of
+from onnxq.pipelines.weight_only.choice.rounding import EachAlone
+from onnxq.pipelines.weight_only.choice.staged_run import StagedRun
 from onnxq.pipelines.weight_only.products import Product
-from onnxq.pipelines.weight_only.rounding import EachAlone
-from onnxq.pipelines.weight_only.staged_run import StagedRun
 from onnxq.pipelines.weight_only.stored_operand import row_reader
 
 Doubles = NDArray[np.float64]

@@ -15,7 +15,7 @@ from calibrators.session import open_session
 from onnxq.core.config import QuantConfig
 from onnxq.core.progress import silent
 from onnxq.graph.files import load
-from onnxq.pipelines.weight_only.input_squares import input_squares
+from onnxq.pipelines.weight_only.choice.input_squares import input_squares
 from onnxq.pipelines.weight_only.pipeline import _prepare
 from onnxq.pipelines.weight_only.streaming import WeightWork
 
@@ -46,7 +46,7 @@ def measured(work: WeightWork) -> dict[str, np.ndarray]:
 def test_mean_squares_are_those_of_the_inputs(
     part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxq.pipelines.weight_only.input_squares.PART_BYTES", part)
+    monkeypatch.setattr("onnxq.pipelines.weight_only.choice.input_squares.PART_BYTES", part)
     work = work_of(tmp_path, TOKENS)
     first, second = (measured(work)[product.node.name] for product in work.products)
     expected = np.square(table()).mean(axis=0)
@@ -69,7 +69,7 @@ def test_models_without_token_ids_are_not_run(tmp_path: Path) -> None:
 def test_large_models_are_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("onnxq.pipelines.weight_only.input_squares.MOST_BYTES", 1000)
+    monkeypatch.setattr("onnxq.pipelines.weight_only.choice.input_squares.MOST_BYTES", 1000)
     caplog.set_level(logging.INFO)
     assert measured(work_of(tmp_path, TOKENS)) == {}
     assert "too large" in caplog.text
@@ -96,5 +96,5 @@ def test_weights_are_better_on_other_ids(tmp_path: Path, monkeypatch: pytest.Mon
         return float(np.square(after - before).mean())
 
     known = error()
-    monkeypatch.setattr("onnxq.pipelines.weight_only.input_squares.MOST_BYTES", 0)
+    monkeypatch.setattr("onnxq.pipelines.weight_only.choice.input_squares.MOST_BYTES", 0)
     assert known < 0.8 * error()

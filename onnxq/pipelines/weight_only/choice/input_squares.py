@@ -23,8 +23,8 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.progress import Progress
 from onnxq.graph.nodes import add_initializer, name_of
 from onnxq.graph.passes import typed
+from onnxq.pipelines.weight_only.choice.staged_run import observable
 from onnxq.pipelines.weight_only.products import Product
-from onnxq.pipelines.weight_only.staged_run import observable
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 
 from onnxq.algorithms.effect import Effect
 from onnxq.core.progress import Progress
-from onnxq.pipelines.weight_only.input_squares import input_squares
+from onnxq.pipelines.weight_only.choice.input_squares import input_squares
+from onnxq.pipelines.weight_only.choice.rounding import EachAlone
+from onnxq.pipelines.weight_only.choice.sequential_rounding import SequentialRounding
+from onnxq.pipelines.weight_only.choice.staged_run import StagedRun
 from onnxq.pipelines.weight_only.judgement import Judge
-from onnxq.pipelines.weight_only.rounding import EachAlone
-from onnxq.pipelines.weight_only.sequential_rounding import SequentialRounding
-from onnxq.pipelines.weight_only.staged_run import StagedRun
 from onnxq.pipelines.weight_only.streaming import WeightWork, write_streamed
 
 NAME = "rounding with data"
