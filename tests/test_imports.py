@@ -86,6 +86,7 @@ TWICE = {
 MANY_PARAMETERS = {
     "onnxq.api.quantize_static": "public",
     "onnxq.api.quantize_dynamic": "public",
+    "onnxq.api.calibrate": "public",
     "onnxq.api.convert": "public",
     "onnxq.api.quantize_weights": "public",
     "onnxq.pipelines.static.quantize_static": "public",
