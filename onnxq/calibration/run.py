@@ -17,7 +17,9 @@ from calibrators.data.batching import cut
 from calibrators.data.samples import Sample, batched, input_specs
 from calibrators.fingerprint import fingerprint, sample_checksum, sum_text
 from calibrators.statistics import Statistics
+from calibrators.statistics.archive import read_header
 from onnxq.calibration.sample_split import BLANK, Samples, in_batches
+from onnxq.calibration.tables.table_files import is_statistics
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError
 from onnxq.core.progress import Progress
@@ -110,6 +112,12 @@ def statistics_warnings(statistics: Statistics, model: ir.Model) -> Iterator[str
     inputs = [tensor for name, tensor in statistics.items() if name in names]
     if inputs and all(tensor.count > tensor.samples and tensor.low == tensor.high for tensor in inputs):
         yield BLANK
+
+
+def carries_inputs(config: QuantConfig) -> bool:
+    """Whether the ranges come from statistics with which a sample of the inputs travels."""
+    file = config.from_table
+    return file is not None and is_statistics(file) and "inputs" in read_header(file)
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,8 @@ class Samples:
         refused: counts samples that the model does not take; None: they are errors.
         holds: whether samples are kept in memory: some to evaluate on, others to fit on.
         travel: whether the kept samples travel with the statistics.
+        elsewhere: how many samples another process has calibrated on; corrections get the time that this
+            would have taken here.
         part: what part of a larger calibration these samples are; see `onnxq.calibration.shards`.
         given: the number of samples that came out of ``source`` so far.
     """
@@ -178,6 +180,7 @@ class Samples:
     refused: BadSampleCounter | None = None
     holds: bool = True
     travel: bool = False
+    elsewhere: int = 0
     part: Mapping[str, Any] = field(default_factory=dict)
     given: int = 0
     _blank: bool = True
@@ -228,13 +231,22 @@ class Samples:
         return KeptInputs(dict(self._held), dict(self._kept.places), self.block)
 
     @staticmethod
-    def of_kept(inputs: KeptInputs) -> Samples:
-        """Make the samples of a quantization from those that travelled with the statistics."""
+    def of_kept(inputs: KeptInputs, calibrated: int) -> Samples:
+        """Make the samples of a quantization from those that travel with statistics of ``calibrated``."""
         kept = ReservoirSample()
         for place, sample in inputs.fit.items():
             kept.take(place, sample)
         first = [kept.places[i] for i in sorted(kept.places) if i // inputs.block < HOLD_EVERY]
-        return Samples((), 0, block=inputs.block, _held=dict(inputs.held), _kept=kept, _first=first)
+        return Samples(
+            (),
+            0,
+            block=inputs.block,
+            refused=BadSampleCounter(),
+            elsewhere=calibrated,
+            _held=dict(inputs.held),
+            _kept=kept,
+            _first=first,
+        )
 
     @property
     def may_be_empty(self) -> bool:
