@@ -193,7 +193,7 @@ class Collector:
             return result
         if not result.samples:
             raise _nothing(refused=result.span[1] - result.span[0])
-        _report(result)
+        tell_nonfinite(result)
         return result
 
     def _measure(self) -> None:
@@ -348,7 +348,7 @@ def _nothing(refused: int) -> CalibrationError:
     return CalibrationError("there is no calibration data: no sample was given")
 
 
-def _report(found: Statistics) -> None:
+def tell_nonfinite(found: Statistics) -> None:
     """Warn at the end of all tensors with NaN or infinite values, or without any finite one."""
     for name, tensor in found.items():
         if not tensor.count:

@@ -121,7 +121,7 @@ def carries_inputs(config: QuantConfig) -> bool:
 
 
 @dataclass(frozen=True)
-class _Checkpoint:
+class Checkpoint:
     """How far the data was read.
 
     Attributes:
@@ -134,7 +134,7 @@ class _Checkpoint:
     end: int = 0
     total: int = 0
 
-    def after(self, batch: Sample, batched_inputs: frozenset[str]) -> _Checkpoint:
+    def after(self, batch: Sample, batched_inputs: frozenset[str]) -> Checkpoint:
         """The checkpoint after ``batch`` is read too. It does not depend on the batch size."""
         numbers = batch.numbers or range(self.end, self.end + batch.count)
         singles = (cut(batch, batched_inputs, i, i + 1) for i in range(batch.count))
@@ -144,12 +144,13 @@ class _Checkpoint:
             sample_checksum({name: one.feeds[name] for name in names}, number)
             for one, number in zip(each, numbers, strict=False)
         )
-        return _Checkpoint(
+        return Checkpoint(
             self.samples + batch.count, max(self.end, *numbers, numbers[-1] + 1), self.total + sum(sums)
         )
 
     @property
     def checksum(self) -> str:
+        """The sum in digits."""
         return sum_text(self.total)
 
 
@@ -159,7 +160,7 @@ class _Reading:
     def __init__(self, batches: Iterator[Sample], batched_inputs: frozenset[str]) -> None:
         self._batches = batches
         self._batched = batched_inputs
-        self.before = self.place = _Checkpoint()
+        self.before = self.place = Checkpoint()
 
     def __iter__(self) -> _Reading:
         return self

@@ -196,6 +196,10 @@ _COMMANDS: Mapping[str, Command] = {
             **_CONFIG,
             "--target NAME": "deployment target; default: statistics for all targets",
             "--shard I/N": "count part I of N only; onnxq merge makes one file of the parts",
+            "--workers N": "count on N processes, or actors of --ray; 0: as many as fit",
+            "--ray [ADDRESS]": "count on a Ray cluster: at ADDRESS, else RAY_ADDRESS, else a new local one",
+            "--cpus-per-worker X": "CPUs of each actor; default: 1",
+            "--gpus-per-worker X": "GPUs of each actor, with --provider; default: 0",
             "--with-moments": "keep what corrections need in the file too: channel means, and a bounded "
             "sample of inputs; every fifth of the first samples is held out",
             **_QUIET,

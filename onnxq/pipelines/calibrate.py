@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import calibrators.errors
-from calibrators.collect import Collector
+from calibrators.collect import Collector, tell_nonfinite
 from calibrators.data.batching import batches, parts
 from calibrators.data.open import from_item
 from calibrators.data.samples import Sample, input_specs
@@ -122,6 +122,7 @@ def merge(
     check_places(files, [output])
     with as_onnxq_errors():
         statistics = merge_parts(files, allow_missing=allow_missing, progress=progress)
+        tell_nonfinite(statistics)
         statistics.save(output)
     return statistics
 

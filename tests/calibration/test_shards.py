@@ -102,7 +102,7 @@ def test_a_part_goes_on_after_an_interrupt(monkeypatch):
 
     expected = merged(parts(2))
     Path("part-2.npz").unlink()
-    after = run._Checkpoint.after
+    after = run.Checkpoint.after
 
     def interrupted(self, batch, names):
         if self.samples == 5:
@@ -110,7 +110,7 @@ def test_a_part_goes_on_after_an_interrupt(monkeypatch):
         return after(self, batch, names)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run._Checkpoint, "after", interrupted)
+        patch.setattr(run.Checkpoint, "after", interrupted)
         with pytest.raises(KeyboardInterrupt):
             statistics("part-2.npz", Scope(Shard(2, 2)))
     with pytest.raises(CalibrationError, match=r"interrupted: part-2\.npz.*--allow-missing"):
