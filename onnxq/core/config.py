@@ -154,7 +154,10 @@ class QuantConfig(BaseModel):
         "goal", None, "log the search for --goal; the same command resumes it from there", "FILE"
     )
     from_table: FilePath | None = _option(
-        "tables", None, "take ranges from a table or saved statistics; no data, no corrections", "FILE"
+        "tables",
+        None,
+        "take ranges from a table or saved statistics; no data; corrections: calibrate --with-moments",
+        "FILE",
     )
     table: FilePaths = _option("tables", (), "also write a calibration table", "FILE")
     table_format: TableFormats = _option(
