@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from onnxq.cli.exit_codes import close_output, run_guarded
 from onnxq.cli.interrupts import INTERRUPTS
 from onnxq.cli.options import Command, Parser, parse
+from onnxq.core.errors import did_you_mean
 
 if TYPE_CHECKING:
     from onnxq.core.config import QuantConfig
@@ -33,14 +34,16 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.pipelines.inspection import of_plan, planned
     from onnxq.pipelines.weight_only import quantize_weights
 
+    if args.save_config:
+        preflight.check_files(args.model, args.output, config.data, config, [args.save_config])
     if args.dry_run:
         found = of_plan(args.model, *planned(args.model, config))
         if not args.quiet:
             render.show_inspection(found, every_group=True)
-        _tell_unwritten(args.save_config, config)
+        _tell_unwritten(config)
+        if args.save_config:
+            config.save(Path(args.save_config))
         return
-    if args.save_config:
-        preflight.check_files(args.model, args.output, config.data, config, [args.save_config])
     modes = {"dynamic": pipeline.quantize_dynamic, "weight-only": quantize_weights}
     quantize = modes.get(config.mode, static.quantize_static)
     with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
@@ -52,12 +55,11 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     close_output()
 
 
-def _tell_unwritten(save_config: str | None, config: QuantConfig) -> None:
+def _tell_unwritten(config: QuantConfig) -> None:
     """Warn about the files that were asked for, but that a dry run does not write."""
-    files = {"save_config": save_config, **{name: getattr(config, name) for name in _WRITTEN}}
-    given = ", ".join(f"--{name.replace('_', '-')}" for name, file in files.items() if file)
+    given = ", ".join(f"--{name.replace('_', '-')}" for name in _WRITTEN if getattr(config, name))
     if given:
-        logger.warning("a dry run writes nothing, so also not: %s", given)
+        logger.warning("a dry run writes no model, so also not: %s", given)
 
 
 def _requantize(args: argparse.Namespace, config: QuantConfig) -> None:
@@ -189,7 +191,7 @@ _COMMANDS: Mapping[str, Command] = {
         flags={
             **_CONFIG,
             "--save-config FILE.yaml": "write the options used",
-            "--dry-run": "print the plan, with a reason for every node kept in float; write nothing",
+            "--dry-run": "print the plan, with a reason for every node kept in float; write only --save-config",
             **_QUIET,
             "--verbose": "log each step, list every node kept in float, and show the traceback of an error",
         },
@@ -328,11 +330,13 @@ def _choose(arguments: Sequence[str]) -> None:
     )
     version = f"onnxq {_version()}" if "--version" in arguments else ""  # looking it up takes a while
     parser.add_argument("--version", action="version", version=version)
-    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="what to do, see below")
-    if arguments:
-        parser.parse_args(arguments)
-    else:
+    parser.add_argument("command", metavar="COMMAND", help="what to do, see below")
+    if not arguments:
         parser.print_help()
+        return
+    name = parser.parse_known_args(arguments)[0].command
+    near = did_you_mean(name, _COMMANDS)
+    parser.error(f"unknown command {name!r}; valid commands: {', '.join(_COMMANDS)}{near}")
 
 
 def _run(name: str, arguments: Sequence[str], prog: str) -> None:

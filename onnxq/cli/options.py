@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from onnxq.cli.exit_codes import WRONG_USAGE, one_line
-from onnxq.core.errors import ConfigError
+from onnxq.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from onnxq.core.config import QuantConfig
@@ -104,7 +104,7 @@ def _unknown(rest: Sequence[str], command: Command) -> str:
     if not options:
         return f"unexpected argument {rest[0]!r}; expected {' '.join(command.files).upper()} and options"
     valid = [*map(_flag, _options(command)), *(flag.split()[0] for flag in command.flags)]
-    return f"unknown option {options[0]}; valid options: {', '.join(valid)}"
+    return f"unknown option {options[0]}; valid options: {', '.join(valid)}{did_you_mean(options[0], valid)}"
 
 
 def _flag(name: str) -> str:

@@ -121,7 +121,7 @@ class QuantConfig(BaseModel):
         ("center", "equalize", "ranges", "rounding", "bias"),
         "a correction to try, kept if it helps on held-out samples: center, equalize, ranges, rounding, "
         "adaround (slow; for few bits), bias, full-bias, or none; in mode dynamic equalize or none",
-        "NAME",
+        "NAME,...",
     )
     time_limit: float | None = _option(
         "accuracy",

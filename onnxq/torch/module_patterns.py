@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from glob import escape
 from typing import Any, TypeAlias
@@ -13,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import ConfigError
+from onnxq.core.errors import ConfigError, did_you_mean
 from onnxq.core.overrides import written
 from onnxq.graph.nodes import all_nodes, name_of
 
@@ -121,6 +120,5 @@ def _unknown(module: torch.nn.Module, which: Which, parts: Iterable[str]) -> str
     kind = type(module).__name__
     if not isinstance(which, str):
         return f"{kind} holds no {which.__name__}"
-    near = get_close_matches(which, list(parts), n=3)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
-    return f"{kind} has no part called {which!r}{hint} (see module.named_modules())"
+    near = did_you_mean(which, parts)
+    return f"{kind} has no part called {which!r}{near} (see module.named_modules())"

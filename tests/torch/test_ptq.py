@@ -168,7 +168,7 @@ def test_no_warning_of_what_left_no_node(net, caplog):
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        ("boddy", r"no part called 'boddy'; did you mean body\?"),
+        ("boddy", r"no part called 'boddy'; did you mean 'body'\?"),
         (nn.LSTM, "holds no LSTM"),
         (3, "is not a layer"),
     ],
