@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -174,6 +175,20 @@ def _export(args: argparse.Namespace, config: QuantConfig) -> None:
         render.show_export(exported.path, exported.inputs, exported.outputs, exported.sqnr)
 
 
+def _doctor(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq.cli import doctor
+
+    doctor.show(_version(), as_json=args.json)
+
+
+def _completion(args: argparse.Namespace, config: QuantConfig) -> None:
+    import sys
+
+    from onnxq.cli import completion
+
+    sys.stdout.write(completion.script(args.shell))
+
+
 _WRITTEN = ("save_statistics", "search_log", "table", "report")
 """Options that name files to write."""
 
@@ -191,7 +206,7 @@ _COMMANDS: Mapping[str, Command] = {
         flags={
             **_CONFIG,
             "--save-config FILE.yaml": "write the options used",
-            "--dry-run": "print the plan, with a reason for every node kept in float; write only --save-config",
+            "--dry-run": "print the plan, with a reason for every node kept in float; write no model",
             **_QUIET,
             "--verbose": "log each step, list every node kept in float, and show the traceback of an error",
         },
@@ -302,17 +317,42 @@ _COMMANDS: Mapping[str, Command] = {
         },
         act=_inspect,
     ),
+    "doctor": Command(
+        help="show versions, processor and runtimes, and which targets can be checked on this machine",
+        files={},
+        groups=(),
+        flags={**_JSON, **_VERBOSE},
+        act=_doctor,
+    ),
+    "completion": Command(
+        help="print a script that lets a shell complete commands, options and their values",
+        files={"shell": "bash, zsh or fish"},
+        groups=(),
+        flags=_VERBOSE,
+        act=_completion,
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the ``onnxq`` command and return the exit code (0 done, 1 failed, 2 wrong usage)."""
+    """Run the ``onnxq`` command and return the exit code (0 done, 1 failed, 2 wrong usage).
+
+    It is also what a shell runs to complete a command; then it offers what may follow.
+    """
+    if "_ARGCOMPLETE" in os.environ:
+        return run_guarded(_complete, argv)
     return run_guarded(_choose, argv)
 
 
 def quantize(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m onnxq.quantize``, which does the same as ``onnxq quantize``."""
     return run_guarded(partial(_run, "quantize", prog="python -m onnxq.quantize"), argv)
+
+
+def _complete(arguments: Sequence[str]) -> None:
+    from onnxq.cli.completion import answer
+
+    answer(_COMMANDS)
 
 
 def _choose(arguments: Sequence[str]) -> None:

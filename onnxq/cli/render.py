@@ -58,7 +58,7 @@ def show_result(output: str, result: QuantResult, *, quiet: bool, every_node: bo
         if not (OUT.is_terminal and ERR.is_terminal):
             for warning in result.warnings:
                 table.add_row("warning", warning)
-        _print(table)
+        print_table(table)
     for warning in result.warnings:
         warn(warning)
 
@@ -84,7 +84,7 @@ def show_conversion(output: str, result: Converted, *, quiet: bool, every_node: 
             table.add_row("accuracy", text)
         table.add_row("measured on", f"{result.judged_on}: {result.quality.samples}")
         table.add_row("time", f"{result.seconds:.1f} s")
-        _print(table)
+        print_table(table)
     for warning in result.warnings:
         warn(warning)
 
@@ -103,7 +103,7 @@ def show_export(path: str, inputs: Sequence[str], outputs: Sequence[str], sqnr: 
     table.add_row("outputs", ", ".join(outputs))
     for size, quality in sqnr.items():
         table.add_row(f"batch of {size}", f"SQNR against PyTorch {quality:.0f} dB")
-    _print(table)
+    print_table(table)
 
 
 def show_statistics(
@@ -125,7 +125,7 @@ def show_statistics(
     for row in _stability_rows({name: stability(t) for name, t in statistics.items()}, every_tensor):
         table.add_row(*row)
     table.add_row("time", f"{seconds:.1f} s")
-    _print(table)
+    print_table(table)
     OUT.print(f"next: onnxq quantize {quote(model)} OUTPUT --from-table {quote(file)}", soft_wrap=True)
 
 
@@ -145,7 +145,7 @@ def show_comparison(float_path: str, int8_path: str, quality: Quality, speed: Sp
     table.add_row("measured on", counted(quality.samples, "sample"))
     table.add_row("size", _sizes(size_on_disk(float_path), size_on_disk(int8_path)))
     table.add_row("speed", speed_row(speed, threads))
-    _print(table)
+    print_table(table)
 
 
 def show_inspection(inspection: Inspection, *, every_group: bool = False) -> None:
@@ -216,7 +216,7 @@ def show_ranking(model: str, ranking: Sequence[Sensitivity]) -> None:
         readers = ", ".join(f"{name} ({op})" if op else "an output" for name, op in one.readers.items())
         figures = f"{one.quality.sqnr:.1f} dB", f"{one.quality.noise / total:.1%}"
         table.add_row(str(place), one.group.name, readers, one.kind, *figures)
-    _print(table)
+    print_table(table)
 
 
 def print_ranking(ranking: Sequence[Sensitivity]) -> None:
@@ -252,7 +252,7 @@ def show_verdicts(model: str, target: str, verdicts: Sequence[Verdict], *, every
         table.add_column(column, overflow="fold")
     for one in verdicts:
         table.add_row(one.runtime, Text(one.status, _STATUS_STYLES[one.status]), one.summary)
-    _print(table)
+    print_table(table)
     for one in verdicts:
         for text in _findings(one, every_node):
             OUT.print(text, soft_wrap=True)
@@ -270,7 +270,8 @@ def print_verdicts(verdicts: Sequence[Verdict]) -> None:
     print_json([asdict(one) for one in verdicts])
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
+    """Print a table, folded to `WIDTH` columns."""
     OUT.print(table, width=min(OUT.width, WIDTH))
 
 

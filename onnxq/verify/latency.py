@@ -30,7 +30,7 @@ class Speed:
 
     Attributes:
         float_seconds: median seconds per run of the float model.
-        int8_seconds: seconds per run of the quantized model in the same conditions: ``float_seconds / ratio``.
+        int8_seconds: seconds per run of the quantized model beside that: ``float_seconds / ratio``.
         ratio: the median over turns of float time / int8 time. Medians of each model alone need not have this
             ratio, because other work on the machine may slow some of the turns.
     """

@@ -19,8 +19,8 @@ from onnxq.cli import commands, interrupts, render, terminal
 from onnxq.cli.search_rows import speed_row
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan
-from onnxq.verify.latency import Speed
 from onnxq.pipelines import acceptance
+from onnxq.verify.latency import Speed
 
 
 @pytest.fixture
