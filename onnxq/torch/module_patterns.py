@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from glob import escape
@@ -30,10 +30,12 @@ class Layers:
     Attributes:
         skip: layers to keep in float.
         override: layer -> its options.
+        only: the only layers to quantize; None: all.
     """
 
     skip: tuple[Which, ...] = ()
     override: Mapping[Which, Mapping[str, Any]] = field(default_factory=dict)
+    only: tuple[Which, ...] | None = None
 
     def added_to(self, config: QuantConfig, module: torch.nn.Module, model: ir.Model) -> QuantConfig:
         """Add these options and the marks on ``module`` to ``config``, as patterns of ONNX node names.
@@ -57,7 +59,24 @@ class Layers:
                 for pattern in patterns(names_of(module, one), nodes)
             ),
         )
-        return config.changed(exclude=exclude, override=override)
+        include = self._included(config, module, nodes)
+        return config.changed(exclude=exclude, override=override, include=include)
+
+    def _included(
+        self, config: QuantConfig, module: torch.nn.Module, nodes: Sequence[str]
+    ) -> tuple[str, ...]:
+        """The patterns of the nodes to quantize.
+
+        Raises:
+            ConfigError: the layers that are named have no nodes, so that nothing would be quantized.
+        """
+        if self.only is None:
+            return config.include
+        found = tuple(patterns((name for one in self.only for name in names_of(module, one)), nodes))
+        if not found:
+            named = ", ".join(one if isinstance(one, str) else one.__name__ for one in self.only)
+            raise ConfigError(f"the exported {type(module).__name__} has no nodes of the layers {named}")
+        return (*config.include, *found)
 
 
 def skip_quant(module: torch.nn.Module, *which: Which) -> None:
