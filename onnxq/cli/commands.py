@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,6 +20,7 @@ from onnxq.cli import scale
 from onnxq.cli.exit_codes import close_output, run_guarded
 from onnxq.cli.interrupts import INTERRUPTS
 from onnxq.cli.options import Command, Parser, parse
+from onnxq.core.errors import did_you_mean
 
 if TYPE_CHECKING:
     from onnxq.core.config import QuantConfig
@@ -34,14 +36,16 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.pipelines.inspection import of_plan, planned
     from onnxq.pipelines.weight_only import quantize_weights
 
+    if args.save_config:
+        preflight.check_files(args.model, args.output, config.data, config, [args.save_config])
     if args.dry_run:
         found = of_plan(args.model, *planned(args.model, config))
         if not args.quiet:
             render.show_inspection(found, every_group=True)
-        _tell_unwritten(args.save_config, config)
+        _tell_unwritten(config)
+        if args.save_config:
+            config.save(Path(args.save_config))
         return
-    if args.save_config:
-        preflight.check_files(args.model, args.output, config.data, config, [args.save_config])
     modes = {"dynamic": pipeline.quantize_dynamic, "weight-only": quantize_weights}
     quantize = modes.get(config.mode, static.quantize_static)
     with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
@@ -53,12 +57,11 @@ def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     close_output()
 
 
-def _tell_unwritten(save_config: str | None, config: QuantConfig) -> None:
+def _tell_unwritten(config: QuantConfig) -> None:
     """Warn about the files that were asked for, but that a dry run does not write."""
-    files = {"save_config": save_config, **{name: getattr(config, name) for name in _WRITTEN}}
-    given = ", ".join(f"--{name.replace('_', '-')}" for name, file in files.items() if file)
+    given = ", ".join(f"--{name.replace('_', '-')}" for name in _WRITTEN if getattr(config, name))
     if given:
-        logger.warning("a dry run writes nothing, so also not: %s", given)
+        logger.warning("a dry run writes no model, so also not: %s", given)
 
 
 def _requantize(args: argparse.Namespace, config: QuantConfig) -> None:
@@ -154,6 +157,20 @@ def _export(args: argparse.Namespace, config: QuantConfig) -> None:
         render.show_export(exported.path, exported.inputs, exported.outputs, exported.sqnr)
 
 
+def _doctor(args: argparse.Namespace, config: QuantConfig) -> None:
+    from onnxq.cli import doctor
+
+    doctor.show(_version(), as_json=args.json)
+
+
+def _completion(args: argparse.Namespace, config: QuantConfig) -> None:
+    import sys
+
+    from onnxq.cli import completion
+
+    sys.stdout.write(completion.script(args.shell))
+
+
 _WRITTEN = ("save_statistics", "search_log", "table", "report")
 """Options that name files to write."""
 
@@ -171,7 +188,7 @@ _COMMANDS: Mapping[str, Command] = {
         flags={
             **_CONFIG,
             "--save-config FILE.yaml": "write the options used",
-            "--dry-run": "print the plan, with a reason for every node kept in float; write nothing",
+            "--dry-run": "print the plan, with a reason for every node kept in float; write no model",
             **_QUIET,
             "--verbose": "log each step, list every node kept in float, and show the traceback of an error",
         },
@@ -300,17 +317,42 @@ _COMMANDS: Mapping[str, Command] = {
         },
         act=_inspect,
     ),
+    "doctor": Command(
+        help="show versions, processor and runtimes, and which targets can be checked on this machine",
+        files={},
+        groups=(),
+        flags={**_JSON, **_VERBOSE},
+        act=_doctor,
+    ),
+    "completion": Command(
+        help="print a script that lets a shell complete commands, options and their values",
+        files={"shell": "bash, zsh or fish"},
+        groups=(),
+        flags=_VERBOSE,
+        act=_completion,
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the ``onnxq`` command and return the exit code (0 done, 1 failed, 2 wrong usage)."""
+    """Run the ``onnxq`` command and return the exit code (0 done, 1 failed, 2 wrong usage).
+
+    It is also what a shell runs to complete a command; then it offers what may follow.
+    """
+    if "_ARGCOMPLETE" in os.environ:
+        return run_guarded(_complete, argv)
     return run_guarded(_choose, argv)
 
 
 def quantize(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m onnxq.quantize``, which does the same as ``onnxq quantize``."""
     return run_guarded(partial(_run, "quantize", prog="python -m onnxq.quantize"), argv)
+
+
+def _complete(arguments: Sequence[str]) -> None:
+    from onnxq.cli.completion import answer
+
+    answer(_COMMANDS)
 
 
 def _choose(arguments: Sequence[str]) -> None:
@@ -328,11 +370,13 @@ def _choose(arguments: Sequence[str]) -> None:
     )
     version = f"onnxq {_version()}" if "--version" in arguments else ""  # looking it up takes a while
     parser.add_argument("--version", action="version", version=version)
-    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="what to do, see below")
-    if arguments:
-        parser.parse_args(arguments)
-    else:
+    parser.add_argument("command", metavar="COMMAND", help="what to do, see below")
+    if not arguments:
         parser.print_help()
+        return
+    name = parser.parse_known_args(arguments)[0].command
+    near = did_you_mean(name, _COMMANDS)
+    parser.error(f"unknown command {name!r}; valid commands: {', '.join(_COMMANDS)}{near}")
 
 
 def _run(name: str, arguments: Sequence[str], prog: str) -> None:

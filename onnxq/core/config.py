@@ -122,7 +122,7 @@ class QuantConfig(BaseModel):
         "a correction to try, kept if it helps on held-out samples: center, equalize, ranges, rounding, "
         "adaround (slow; for few bits), bias, full-bias, or none; in mode dynamic equalize or none, in mode "
         "weight-only none: data chooses no weights",
-        "NAME",
+        "NAME,...",
     )
     time_limit: float | None = _option(
         "accuracy",

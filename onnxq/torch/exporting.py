@@ -22,7 +22,7 @@ from onnxq.torch.calls import output_names as names_in
 from onnxq.torch.faithful import BATCH_SQNR, check_norms, check_same, same
 from onnxq.torch.float_check import check_float, has_modes
 from onnxq.torch.naming import name_axes, name_interface, name_nodes
-from onnxq.torch.tracing import Traced, quiet, root, trace, trace_free
+from onnxq.torch.tracing import Traced, quiet, root, tensor_inputs, trace, trace_free
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def export(
         traced = _traced(task, dynamic_batch, dynamic_shapes)
         model = task.translated(traced.program)
         name_axes(model, traced.shapes)
-        inputs = list(input_names or _input_names(traced.program))
+        inputs = list(input_names or tensor_inputs(traced.program))
         with quiet(), torch.no_grad():
             keys = names_in(module(*call.args, **call.kwargs))
         name_interface(model, inputs, list(output_names or _free(keys, inputs)))
@@ -179,17 +179,6 @@ def _check_batch(task: _Task, doubled: Call) -> None:
                 f"with every sample given twice, output {index} is not repeated: the first axis does not "
                 "count samples. Give the axes that may vary with dynamic_shapes."
             )
-
-
-def _input_names(program: torch.export.ExportedProgram) -> list[str]:
-    """The names of the tensors that the graph takes."""
-    signature = program.graph_signature
-    kinds = {spec.arg.name: spec for spec in signature.input_specs}
-    return [
-        name
-        for name in signature.user_inputs
-        if isinstance(name, str) and isinstance(kinds[name].arg, torch.export.graph_signature.TensorArgument)
-    ]
 
 
 def _free(names: Sequence[str | None], taken: Sequence[str]) -> list[str | None]:

@@ -368,3 +368,34 @@ def test_a_missing_pytorch_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert commands.main(["export", "a:b", "o.onnx"]) == 2
     assert "onnxq.torch needs PyTorch: pip install 'onnxq[torch]'" in capsys.readouterr().err
+
+
+class Moded(nn.Module):
+    """What it computes depends on a text, on None, and on numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x, mode="plain", mask=None, *, scale=1.0):
+        """Apply the layer, and what ``mode`` names."""
+        y = torch.relu(self.fc(x)) if mode == "relu" else self.fc(x)
+        return (y if mask is None else y * mask) * scale
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        {"x": torch.ones(2, 4), "mode": "relu"},
+        (torch.ones(2, 4), "relu", None),
+        {"x": torch.ones(2, 4), "mode": "x", "mask": torch.ones(2, 4)},
+        {"x": torch.ones(2, 4), "mask": None, "scale": 3.0},
+    ],
+    ids=["a text by name", "by position", "a text like an input's name", "None and a number"],
+)
+def test_arguments_of_other_types_are_constants(tmp_path, example):
+    exported = onnxq.torch.export(Moded(), example, tmp_path / "m.onnx")
+    assert exported.inputs == (
+        ("x", "mask") if isinstance(example, dict) and example.get("mask") is not None else ("x",)
+    )
+    assert exported.dynamic
