@@ -392,7 +392,7 @@ def _run(name: str, arguments: Sequence[str], prog: str) -> None:
 def _share_memory_pools() -> None:
     """Let all threads share two pools of memory, where glibc would give each one its own and keep them."""
     pools = -8  # M_ARENA_MAX in malloc.h
-    with suppress(OSError, AttributeError):  # other C libraries
+    with suppress(OSError, AttributeError, TypeError):  # other C libraries; Windows has no CDLL(None)
         ctypes.CDLL(None).mallopt(pools, 2)
 
 
