@@ -24,7 +24,8 @@ import numpy as np, onnx
 from onnx import helper, numpy_helper as nh, TensorProto as T
 assert importlib.util.find_spec("torch") is None, "this environment has PyTorch"
 rng = np.random.default_rng(0)
-arrays = {"w": rng.standard_normal((8, 3, 3, 3)), "b": rng.standard_normal(8), "v": rng.standard_normal((8, 64))}
+shapes = {"w": (8, 3, 3, 3), "b": (8,), "v": (8, 64)}
+arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
 nodes = [
     helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
     helper.make_node("Relu", ["c"], ["r"]),
