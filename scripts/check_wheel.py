@@ -1,7 +1,8 @@
 """Build the package as it is published, check it, and test the wheel in empty environments without PyTorch.
 
 One environment for each Python that is asked for, with the lowest and with the newest versions that setup.cfg
-allows and that have wheels for that Python. uv makes them; a Python that it does not find is told and left out. Exits with 1 if something fails.
+allows and that have wheels for that Python. uv makes them; a Python that it does not find is told and left
+out. Exits with 1 if something fails.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def tested(wheel: Path, python: str, resolution: str, folder: Path) -> bool:
         return True
     inside = home / ("Scripts" if os.name == "nt" else "bin") / "python"
     listed = folder / f"{python}-{resolution}.txt"
-    source = ["--resolution", resolution, "--python", inside, "--only-binary", ":all:", ROOT / "setup.cfg"]
+    source = ["--resolution", resolution, "--python", str(inside), "--only-binary", ":all:", "setup.cfg"]
     resolved = done([*uv, "pip", "compile", *source, "-o", listed])
     passed = (
         resolved
