@@ -12,6 +12,7 @@ from typing import Any
 
 from calibrators.statistics import Statistics
 from onnxq.calibration.sample_split import Data
+from onnxq.calibration.shards import Scope, Shard
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.goal import Goal
@@ -132,12 +133,14 @@ def calibrate(
     progress: Progress = silent,
     *,
     example_inputs: Any = None,
+    shard: str | None = None,
+    with_moments: bool = False,
 ) -> Statistics:
     """Collect statistics, from which `quantize_static` gets the ranges of every method and target.
 
-    Pass their file as ``from_table``. No samples are held out. With ``config.save_statistics`` the statistics
-    are written to that file, and after an interrupt the same call resumes from there. If ``config.target`` is
-    set, they cover that target only.
+    Pass their file as ``from_table``. No samples are held out, unless ``with_moments``. With
+    ``config.save_statistics`` the statistics are written to that file, and after an interrupt the same call
+    resumes from there. If ``config.target`` is set, they cover that target only.
 
     Args:
         model: as for `quantize_static`.
@@ -145,12 +148,16 @@ def calibrate(
         config: the options; defaults if None.
         progress: told how far the work is.
         example_inputs: what a module is called with, as for `quantize_static`.
+        shard: "I/N": count part I of N only; `merge` makes one file of the parts.
+        with_moments: keep channel means, and a bounded sample of inputs, so that `quantize_static` can try
+            corrections with the file alone.
 
     Raises:
         OnnxqError: the model or the data cannot be used; the message says why.
     """
+    scope = Scope(None if shard is None else Shard.parse(shard), with_moments)
     with _given(model, _Asked(example_inputs), data, config) as given:
-        return calibration.calibrate(given.path, given.data, given.config, progress)
+        return calibration.calibrate(given.path, given.data, given.config, progress, scope)
 
 
 def convert(

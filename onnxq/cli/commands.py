@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxq.cli import scale
 from onnxq.cli.exit_codes import close_output, run_guarded
 from onnxq.cli.interrupts import INTERRUPTS
 from onnxq.cli.options import Command, Parser, parse
@@ -74,25 +75,6 @@ def _requantize(args: argparse.Namespace, config: QuantConfig) -> None:
     with suppress(OSError, KeyboardInterrupt):
         render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
     close_output()
-
-
-def _calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
-    from time import perf_counter
-
-    from onnxq.cli import render, terminal
-    from onnxq.core.unused import CALIBRATE, without
-    from onnxq.pipelines import calibrate
-
-    started = perf_counter()
-    target = {} if args.target is None else {"target": args.target}
-    config = without(config, CALIBRATE)  # a file of options may serve other commands too
-    config = config.model_copy(update={"save_statistics": Path(args.statistics), **target})
-    with terminal.progress(quiet=args.quiet) as progress:
-        statistics = calibrate.calibrate(args.model, config=config, progress=progress)
-    INTERRUPTS.finish()
-    if not args.quiet:
-        seconds = perf_counter() - started
-        render.show_statistics(args.model, args.statistics, statistics, seconds, every_tensor=args.verbose)
 
 
 def _table(args: argparse.Namespace, config: QuantConfig) -> None:
@@ -230,11 +212,29 @@ _COMMANDS: Mapping[str, Command] = {
         flags={
             **_CONFIG,
             "--target NAME": "deployment target; default: statistics for all targets",
+            "--shard I/N": "count part I of N only; onnxq merge makes one file of the parts",
+            "--workers N": "count on N processes, or actors of --ray; 0: as many as fit",
+            "--ray [ADDRESS]": "count on a Ray cluster: at ADDRESS, else RAY_ADDRESS, else a new local one",
+            "--cpus-per-worker X": "CPUs of each actor; default: 1",
+            "--gpus-per-worker X": "GPUs of each actor, with --provider; default: 0",
+            "--with-moments": "keep what corrections need in the file too: channel means, and a bounded "
+            "sample of inputs; every fifth of the first samples is held out",
             **_QUIET,
             **_VERBOSE,
         },
-        act=_calibrate,
+        act=scale.calibrate,
         idle=("verify",),
+    ),
+    "merge": Command(
+        help="merge the parts of a calibration (calibrate --shard) into the file of one run",
+        files={"parts...": "the parts (.npz), in any order", "output": "the file to write (.npz)"},
+        groups=(),
+        flags={
+            "--allow-missing": "merge what there is, and say what is lost",
+            **_QUIET,
+            **_VERBOSE,
+        },
+        act=scale.merge,
     ),
     "table": Command(
         help="convert statistics or a table to the table format of another program",

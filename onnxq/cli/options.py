@@ -35,10 +35,11 @@ class Command:
 
     Attributes:
         help: one line.
-        files: positional arguments, name -> help.
+        files: positional arguments, name -> help; "..." after a name: one or more.
         groups: the groups of `QuantConfig` options that the command takes.
         flags: further switches, flag -> help. If a switch takes a value, the value's name follows after a
-            blank. A switch with the name of a `QuantConfig` option replaces that option.
+            blank, in brackets if it may be left out. A switch with the name of a `QuantConfig` option
+            replaces that option.
         act: function that runs the command.
         idle: options of these groups that have no meaning for the command.
         further: options of other groups that it takes.
@@ -128,7 +129,8 @@ def _parser(command: Command, prog: str) -> Parser:
     parser = Parser(prog=prog, usage=usage, description=command.help, allow_abbrev=False, add_help=False)
     files = parser.add_argument_group("arguments")
     for name, text in command.files.items():
-        files.add_argument(name, metavar=name.upper(), help=text)
+        several: dict[str, Any] = {"nargs": "+"} if name.endswith("...") else {}
+        files.add_argument(name.rstrip("."), metavar=name.rstrip(".").upper(), help=text, **several)
     for group in command.groups:
         section = parser.add_argument_group(_HEADINGS[group])
         for name in _options(command, group=group):
@@ -136,7 +138,9 @@ def _parser(command: Command, prog: str) -> Parser:
     section = parser.add_argument_group("this command")
     for flag, text in command.flags.items():
         name, _, value = flag.partition(" ")
-        kind: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+        kind: dict[str, Any] = {"metavar": value.strip("[]")} if value else {"action": "store_true"}
+        if value.startswith("["):
+            kind |= {"nargs": "?", "const": ""}
         section.add_argument(name, help=text, **kind)
     section.add_argument("-h", "--help", action="help", help="show this and exit")
     return parser

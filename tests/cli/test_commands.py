@@ -464,6 +464,7 @@ PUBLIC = [
     "__version__",
     "calibrate",
     "convert",
+    "merge",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weights",
