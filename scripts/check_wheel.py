@@ -12,7 +12,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Sequence
+from email import message_from_bytes
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,7 +101,9 @@ def tested(wheel: Path, python: str, resolution: str, folder: Path) -> bool:
         return True
     inside = home / ("Scripts" if os.name == "nt" else "bin") / "python"
     listed = folder / f"{python}-{resolution}.txt"
-    source = ["--resolution", resolution, "--python", str(inside), "--only-binary", ":all:", "setup.cfg"]
+    wanted = folder / "wanted.in"
+    wanted.write_text("\n".join(requirements(wheel)), "utf-8")
+    source = ["--resolution", resolution, "--python", str(inside), "--only-binary", ":all:", str(wanted)]
     resolved = done([*uv, "pip", "compile", *source, "-o", listed])
     passed = (
         resolved
@@ -109,6 +113,14 @@ def tested(wheel: Path, python: str, resolution: str, folder: Path) -> bool:
     )
     print(f"{name}: {'passed' if passed else 'FAILED'}", flush=True)
     return passed
+
+
+def requirements(wheel: Path) -> list[str]:
+    """Read what the wheel needs without extras: as requirements of our own, so that "lowest" means these."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        needed = message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])
+    return [text for text in needed if "extra ==" not in text]
 
 
 def done(command: Sequence[str | os.PathLike[str]], folder: Path = ROOT) -> bool:

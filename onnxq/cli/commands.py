@@ -10,6 +10,7 @@ import argparse
 import ctypes
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -164,8 +165,6 @@ def _doctor(args: argparse.Namespace, config: QuantConfig) -> None:
 
 
 def _completion(args: argparse.Namespace, config: QuantConfig) -> None:
-    import sys
-
     from onnxq.cli import completion
 
     sys.stdout.write(completion.script(args.shell))
@@ -340,19 +339,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is also what a shell runs to complete a command; then it offers what may follow.
     """
     if "_ARGCOMPLETE" in os.environ:
-        return run_guarded(_complete, argv)
+        from onnxq.cli.completion import answer
+
+        return run_guarded(lambda _: answer(_COMMANDS), argv)
     return run_guarded(_choose, argv)
 
 
 def quantize(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m onnxq.quantize``, which does the same as ``onnxq quantize``."""
     return run_guarded(partial(_run, "quantize", prog="python -m onnxq.quantize"), argv)
-
-
-def _complete(arguments: Sequence[str]) -> None:
-    from onnxq.cli.completion import answer
-
-    answer(_COMMANDS)
 
 
 def _choose(arguments: Sequence[str]) -> None:
