@@ -184,19 +184,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is also what a shell runs to complete a command; then it offers what may follow.
     """
     if "_ARGCOMPLETE" in os.environ:
-        return run_guarded(_complete, argv)
+        from onnxq.cli.completion import answer
+
+        return run_guarded(lambda _: answer(_COMMANDS), argv)
     return run_guarded(_choose, argv)
 
 
 def quantize(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m onnxq.quantize``, which does the same as ``onnxq quantize``."""
     return run_guarded(partial(_run, "quantize", prog="python -m onnxq.quantize"), argv)
-
-
-def _complete(arguments: Sequence[str]) -> None:
-    from onnxq.cli.completion import answer
-
-    answer(_COMMANDS)
 
 
 def _choose(arguments: Sequence[str]) -> None:
@@ -236,5 +232,5 @@ def _run(name: str, arguments: Sequence[str], prog: str) -> None:
 def _share_memory_pools() -> None:
     """Let all threads share two pools of memory, where glibc would give each one its own and keep them."""
     pools = -8  # M_ARENA_MAX in malloc.h
-    with suppress(OSError, AttributeError):  # other C libraries
+    with suppress(OSError, AttributeError, TypeError):  # other C libraries; Windows has no CDLL(None)
         ctypes.CDLL(None).mallopt(pools, 2)

@@ -27,6 +27,10 @@ from onnxq.torch.tracing import Traced, quiet, root, tensor_inputs, trace, trace
 logger = logging.getLogger(__name__)
 
 
+_STEPS = 3
+"""The number of axes of what recurrent layers read: samples, steps, features."""
+
+
 @dataclass(frozen=True)
 class Exported:
     """The result of `export`.
@@ -160,8 +164,32 @@ def _traced(task: _Task, dynamic_batch: bool, shapes: Any) -> Traced:
             "%s is exported for the sizes of its example inputs only, not for any batch size: %s",
             *(task.kind, traced.reason),
         )
+    elif shapes is None and (fixed := _fixed_lengths(task)):
+        logger.warning(
+            "%s is exported for sequences of the length of its example inputs only (%s): give the axes that "
+            "may vary with dynamic_shapes; PyTorch itself fixes the length for LSTM, GRU and RNN",
+            *(task.kind, ", ".join(fixed)),
+        )
     check_norms(task.module, traced.program)
     return traced
+
+
+def _fixed_lengths(task: _Task) -> list[str]:
+    """List the shapes of the inputs whose axis after the batch counts steps of a sequence.
+
+    These are whole numbers, such as tokens, and what recurrent layers may read.
+    """
+    recurrent = any(isinstance(part, torch.nn.RNNBase) for part in task.module.modules())
+    return [
+        "x".join(map(str, tensor.shape))
+        for tensor in task.call.tensors
+        if task.call.is_batched(tensor)
+        and (tensor.ndim == _STEPS if tensor.is_floating_point() and recurrent else _is_tokens(tensor))
+    ]
+
+
+def _is_tokens(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in (torch.int32, torch.int64) and tensor.ndim > 1
 
 
 def _check_batch(task: _Task, doubled: Call) -> None:

@@ -399,3 +399,40 @@ def test_arguments_of_other_types_are_constants(tmp_path, example):
         ("x", "mask") if isinstance(example, dict) and example.get("mask") is not None else ("x",)
     )
     assert exported.dynamic
+
+
+class Recurrent(nn.Module):
+    """Tokens, or vectors, through a GRU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.rnn = nn.Embedding(10, 4), nn.GRU(4, 4, batch_first=True)
+
+    def forward(self, x):
+        """Read a sequence."""
+        return self.rnn(x if x.is_floating_point() else self.words(x))[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "example", "shape"),
+    [
+        (Recurrent, torch.ones(2, 5, 4), "2x5x4"),
+        (Recurrent, torch.ones(2, 5, dtype=torch.long), "2x5"),
+        (lambda: nn.Embedding(10, 4), torch.ones(3, 7, dtype=torch.long), "3x7"),
+        (Moded, torch.ones(2, 5, 4), None),
+        (lambda: nn.Embedding(10, 4), torch.ones(3, dtype=torch.long), None),
+    ],
+    ids=["vectors", "tokens", "an embedding alone", "no sequence", "one token a sample"],
+)
+def test_a_fixed_length_of_sequences_is_told(tmp_path, caplog, module, example, shape):
+    export(module(), (example,), tmp_path / "m.onnx")
+    told = [record.getMessage() for record in caplog.records if "sequences" in record.getMessage()]
+    assert len(told) == (shape is not None)
+    assert all(f"({shape})" in text and "dynamic_shapes" in text for text in told)
+
+
+def test_a_free_length_that_was_asked_for_is_not_told(tmp_path, caplog):
+    axes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},)
+    example = torch.ones(3, 7, dtype=torch.long)
+    export(nn.Embedding(10, 4), (example,), tmp_path / "m.onnx", dynamic_shapes=axes)
+    assert "sequences" not in caplog.text
