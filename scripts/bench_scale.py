@@ -84,13 +84,14 @@ def _identical(name: str, place: Place) -> list[Figure]:
         return exactly(f"{name}: {what}", wrong, 0)
 
     figures = [same(f"{SHARDS} shards, merged in random order", merged(case, work, "--samples", FEW))]
-    for what, job in {
+    jobs: dict[str, dict[str, Any]] = {
         "batches of 4": {"options": {**few, "batch_size": 4}},
         "2 processes": {"options": few, "workers": 2},
         **{f"Ray, {n} workers": {"options": few, "workers": n, "ray": True} for n in (1, 2, 4)},
         "Ray, 2 workers, batches of 4": {"options": {**few, "batch_size": 4}, "workers": 2, "ray": True},
         "Ray, 2 workers, one killed (kill -9)": {"options": few, "workers": 2, "ray": True, "kill": True},
-    }.items():
+    }
+    for what, job in jobs.items():
         driven(case, work / "other.npz", **job)
         figures.append(same(what, work / "other.npz"))
         (work / "other.npz").unlink()
@@ -98,7 +99,7 @@ def _identical(name: str, place: Place) -> list[Figure]:
 
 
 def _shuffled(name: str, case: Case, work: Path) -> list[Figure]:
-    """Datasets name their rows, not files: they are compared with each other, and by their ranges with files."""
+    """Datasets name rows, not files: they are compared with each other, and by their ranges with files."""
     rows = _rows(case)
     np.savez(work / "rows.npz", **rows)
     arrays = Case(case.model, work / "rows.npz", case.evaluation)
@@ -258,7 +259,8 @@ def sweep(place: Place) -> list[Figure]:
     models: dict[str, Any] = {"resnet20": {"model": str(case.model), "data": str(case.data)}}
     for name in ("squeezenet", "shufflenet"):
         data = random_data.with_name(f"{name}.npz")
-        np.savez(data, **{_input(zoo.light(name)): x})
+        given: dict[str, Any] = {_input(zoo.light(name)): x}
+        np.savez(data, **given)
         models[name] = {"model": str(zoo.light(name)), "data": str(data)}
     plan = {
         "models": models,

@@ -1,6 +1,6 @@
 """Calibrate as a process of its own, and print what it cost: pace after start-up, peak memory of the driver.
 
-Arguments: a JSON object with model, data, options, output, and either workers (and ray, kill, shuffle) or none.
+The argument is a JSON object with model, data, options, output; and workers, ray, kill or shuffle.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from onnxq.distributed.ray_actors import RayActors
 from onnxq.pipelines.calibrate import calibrate
 
 WARM = 0.05
-"""The share of the samples after which the pace is taken: until then workers start and sessions are opened."""
+"""The share of the samples after which the pace is taken: until then workers start and open sessions."""
 
 
 class Pace:
