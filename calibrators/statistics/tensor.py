@@ -117,7 +117,8 @@ class TensorStatistics:
         """Add one batch of any shape and number type.
 
         Args:
-            array: the tensor. If its axis 0 has the size ``samples``, that axis counts samples.
+            array: the tensor. If the size of its axis 0 is a multiple of ``samples``, that axis counts
+                samples, or their rows one after the other; if it is 1, all samples share the values.
             samples: number of samples in the batch.
             number: number of each sample in the stream of data, or of the first one if they follow each
                 other; None: they follow the last one seen.
@@ -135,8 +136,9 @@ class TensorStatistics:
         values = _as_float32(array)
         if not values.size:
             return
-        if not values.ndim or len(values) != samples:
-            values, name_of = values[None], partial(_span, name_of, samples)
+        values = _by_sample(values, samples)
+        if len(values) != samples:
+            name_of = partial(_span, name_of, samples)
         if channel_axis is not None:
             means = ChannelMeans.of(values, channel_axis)
             self.channels = means if self.channels is None else self.channels.plus(means)
@@ -230,6 +232,15 @@ class TensorStatistics:
 def _higher(one: Extreme, two: Extreme) -> Extreme:
     """Return the greater value; if equal, that of the earlier sample, and then by name."""
     return min(one, two, key=lambda end: (-end.value, end.number, end.name))
+
+
+def _by_sample(values: Floats, samples: int) -> Floats:
+    """Give the values an axis of samples; of size 1 if it is not known which values belong to which."""
+    if values.ndim and len(values) == samples:
+        return values
+    if not values.ndim or len(values) == 1:
+        return np.broadcast_to(values, (samples, *values.shape[1:]))
+    return values.reshape(samples if len(values) % samples == 0 else 1, -1, *values.shape[1:])
 
 
 def _as_float32(array: NDArray[np.generic]) -> Floats:

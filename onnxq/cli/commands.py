@@ -24,6 +24,13 @@ _NO_PROGRESS = {"--quiet": "show no progress"}
 _QUIET = {"--quiet": "print warnings and errors only"}
 _VERBOSE = {"--verbose": "log each step, and show the traceback of an error"}
 
+_WORKERS = {
+    "--workers N": "run on N processes, or workers of --ray; 0: as many as fit",
+    "--ray [ADDRESS]": "run on a Ray cluster: at ADDRESS, else RAY_ADDRESS, else a new local one",
+    "--cpus-per-worker X": "CPUs of each worker of --ray; default: 1",
+    "--gpus-per-worker X": "GPUs of each worker of --ray, with --provider; default: 0",
+}
+
 _COMMANDS: Mapping[str, Command] = {
     "quantize": Command(
         help="turn a float ONNX model into an int8 one",
@@ -57,10 +64,7 @@ _COMMANDS: Mapping[str, Command] = {
             **_CONFIG,
             "--target NAME": "deployment target; default: statistics for all targets",
             "--shard I/N": "count part I of N only; onnxq merge makes one file of the parts",
-            "--workers N": "count on N processes, or actors of --ray; 0: as many as fit",
-            "--ray [ADDRESS]": "count on a Ray cluster: at ADDRESS, else RAY_ADDRESS, else a new local one",
-            "--cpus-per-worker X": "CPUs of each actor; default: 1",
-            "--gpus-per-worker X": "GPUs of each actor, with --provider; default: 0",
+            **_WORKERS,
             "--with-moments": "keep what corrections need in the file too: channel means, and a bounded "
             "sample of inputs; every fifth of the first samples is held out",
             **_QUIET,
@@ -79,6 +83,16 @@ _COMMANDS: Mapping[str, Command] = {
             **_VERBOSE,
         },
         act=scale.merge,
+    ),
+    "sweep": Command(
+        help="quantize many models for many targets with many options; one table and one page",
+        files={
+            "plan": "the plan (.yaml): models, targets, options",
+            "folder": "the folder for what it makes",
+        },
+        groups=(),
+        flags={**_WORKERS, **_QUIET, **_VERBOSE},
+        act=scale.sweep,
     ),
     "table": Command(
         help="convert statistics or a table to the table format of another program",

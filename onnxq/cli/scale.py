@@ -94,3 +94,16 @@ def merge(args: argparse.Namespace, config: QuantConfig) -> None:
     if not args.quiet:
         seconds = perf_counter() - started
         render.show_statistics("MODEL", args.output, statistics, seconds, every_tensor=args.verbose)
+
+
+def sweep(args: argparse.Namespace, config: QuantConfig) -> None:
+    """Run ``onnxq sweep``."""
+    from onnxq.cli import terminal
+    from onnxq.cli.sweep_table import show_sweep
+    from onnxq.distributed.sweeping import sweep
+
+    with terminal.progress(quiet=args.quiet) as progress:
+        result = sweep(Path(args.plan), Path(args.folder), _workers(args), progress)
+    INTERRUPTS.finish()
+    if not args.quiet:
+        show_sweep(result.rows, str(result.page), result.resumed)
