@@ -416,7 +416,7 @@ def test_help_lists_every_option_with_choices_and_defaults(capsys):
         in out
     )
     assert "default: 99.99" in out
-    assert "or none (repeat for more); default: center, equalize, ranges, rounding, bias" in out
+    assert "(repeat for more); default: center, equalize, ranges, rounding, bias" in out
 
 
 def test_help_offers_no_goal_where_nothing_is_searched(capsys):
