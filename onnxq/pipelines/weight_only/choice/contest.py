@@ -59,6 +59,7 @@ class DataDraftWriter(DraftWriter):
     def write(self, work: WeightWork, draft: Path) -> None:
         """Write a model to ``draft``; the model of ``work`` is changed."""
         assert self.judge.context is not None
+        self.judge.context.evaluator.release()
         threads = self.alone.threads
         run = StagedRun(self.judge.reference, work.products, self.judge.context.fit, threads)
         write_streamed(work, SequentialRounding(run, threads, self.progress), draft, self.progress)

@@ -163,6 +163,8 @@ class _Search:
     def _ladder(self, work: WeightWork, lowest: Sequence[int]) -> Ladder:
         groups = groups_of(work.products)
         judge, progress = self._writer.judge, self._writer.progress
+        if judge.context is not None:
+            judge.context.evaluator.release()
 
         def rounded(product: Product) -> Floats:
             found = self._writer.alone.round(product, work.scheme.grid(product.operand.dtype))
