@@ -305,8 +305,8 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
             )
     yield from (("verified", f"{v.runtime}: {v.status}, {v.summary}") for v in result.verdicts)
     yield from (("correction", text) for text in _correction_rows(result))
-    if result.search is not None:
-        yield from (("goal", text) for text in search_rows(result.search))
+    searched = [] if result.search is None else search_rows(result.search)
+    yield from (("goal", text) for text in (*searched, *result.mix))
     if result.rescue is not None:
         yield "floor", rescue_row(result.rescue)
     if result.tuning is not None:
@@ -396,6 +396,5 @@ def _quality_rows(quality: Quality, reference: str = "float") -> Iterator[str]:
             parts.append(f"SQNR {output.sqnr:.2f} dB")
         if output.agreement is not None:
             parts.append(f"agreement with {reference} {output.agreement:.1%}")
-        if output.next_token is not None:
-            parts.append(output.next_token.describe(reference))
+        parts += [] if output.next_token is None else [output.next_token.describe(reference)]
         yield f"{name}: {', '.join(parts) or 'nothing to compare'}"
