@@ -7,6 +7,7 @@ import os
 import pickle
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -88,13 +89,20 @@ def packed_model(model: ir.Model) -> bytes:
 
 
 def pack(statistics: Statistics) -> bytes:
-    """Serialize statistics for another process: mostly zeros, so a light compression is enough."""
-    return zlib.compress(pickle.dumps(statistics, protocol=5), 1)
+    """Serialize statistics for another process.
+
+    They are mostly zeros, so a light compression is enough; it would only cost time for inputs.
+    """
+    inputs, bare = statistics.inputs, copy(statistics)
+    bare.inputs = None
+    return pickle.dumps((zlib.compress(pickle.dumps(bare, protocol=5), 1), inputs), protocol=5)
 
 
 def unpack(packed: bytes) -> Statistics:
     """Invert `pack`."""
-    statistics: Statistics = pickle.loads(zlib.decompress(packed))
+    bare, inputs = pickle.loads(packed)
+    statistics: Statistics = pickle.loads(zlib.decompress(bare))
+    statistics.inputs = inputs
     return statistics
 
 
