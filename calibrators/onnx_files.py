@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,6 @@ from calibrators.tensor_check import check_tensor
 
 FREE_TEXT = frozenset({"doc_string", "producer_name", "producer_version", "value"})
 """Fields of text that nothing refers to; ``value`` belongs to metadata."""
-
-
-PLAIN = (str, int, float, Message)
-"""Contents of fields that cannot be faulty text themselves."""
 
 MESSAGES = type(onnx.GraphProto().node)
 """The class of a list of protobuf messages."""
@@ -204,6 +201,9 @@ def messages(message: Any) -> Iterator[Any]:
     while todo:
         message = todo.pop()
         yield message
+        if isinstance(message, onnx.TensorProto):  # ListFields would copy its data
+            todo.extend((*message.external_data, *message.metadata_props))
+            continue
         for _, content in message.ListFields():
             if isinstance(content, MESSAGES):
                 todo.extend(content)
@@ -295,16 +295,21 @@ def _check_text(message: Any) -> None:
     Raises:
         UnusableModelError: a name is not UTF-8.
     """
-    for field, content in message.ListFields():
-        if isinstance(content, PLAIN) or field.type != field.TYPE_STRING:
-            continue
-        texts = (content,) if isinstance(content, bytes) else content
+    for name in _text_fields(message.DESCRIPTOR):
+        content = getattr(message, name)
+        texts = (content,) if isinstance(content, str | bytes) else content
         wrong = next((text for text in texts if isinstance(text, bytes)), None)
         if wrong is None:
             continue
-        if field.name not in FREE_TEXT:
+        if name not in FREE_TEXT:
             raise UnusableModelError(
-                f"{wrong!r} ({field.name} of a {message.DESCRIPTOR.name}) is not UTF-8, as ONNX demands of "
+                f"{wrong!r} ({name} of a {message.DESCRIPTOR.name}) is not UTF-8, as ONNX demands of "
                 "all names: the file is damaged, or was written by a faulty tool"
             )
-        setattr(message, field.name, wrong.decode("utf-8", "replace"))
+        setattr(message, name, wrong.decode("utf-8", "replace"))
+
+
+@cache
+def _text_fields(kind: Any) -> tuple[str, ...]:
+    """Name the fields of text of a kind of message, by its descriptor."""
+    return tuple(field.name for field in kind.fields if field.type == field.TYPE_STRING)

@@ -17,6 +17,7 @@ from calibrators.session import RUNTIME_ERRORS, checked_feeds, open_session
 from cases import Case, Feeds
 from measure import Run, measured
 from onnxq.core.numerics import sqnr
+from onnxq.graph.files import load
 from onnxq.graph.half_precision.simulate import runnable, unrounded
 
 Outputs = list[NDArray[Any]]
@@ -110,7 +111,7 @@ def accuracy(case: Case, made: Made, feeds: Sequence[Feeds] | None = None) -> fl
     if made.path is None:
         return made.word
     feeds = list(case.evaluation()) if feeds is None else feeds
-    reference = outputs(unrounded(case.model), feeds)
+    reference = outputs(unrounded(load(case.model)), feeds)
     try:
         open_session(made.path)
         found = outputs(runnable(made.path), feeds)

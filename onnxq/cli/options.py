@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from onnxq.cli.exit_codes import WRONG_USAGE, one_line
-from onnxq.core.errors import ConfigError
+from onnxq.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from onnxq.core.config import QuantConfig
@@ -105,7 +105,7 @@ def _unknown(rest: Sequence[str], command: Command) -> str:
     if not options:
         return f"unexpected argument {rest[0]!r}; expected {' '.join(command.files).upper()} and options"
     valid = [*map(_flag, _options(command)), *(flag.split()[0] for flag in command.flags)]
-    return f"unknown option {options[0]}; valid options: {', '.join(valid)}"
+    return f"unknown option {options[0]}; valid options: {', '.join(valid)}{did_you_mean(options[0], valid)}"
 
 
 def _flag(name: str) -> str:
@@ -125,9 +125,9 @@ def _options(command: Command, *, group: str | None = None) -> list[str]:
 
 
 def _parser(command: Command, prog: str) -> Parser:
-    usage = f"{prog} {' '.join(command.files).upper()} [options]"
+    usage = " ".join((prog, *(name.upper() for name in command.files), "[options]"))
     parser = Parser(prog=prog, usage=usage, description=command.help, allow_abbrev=False, add_help=False)
-    files = parser.add_argument_group("files")
+    files = parser.add_argument_group("arguments")
     for name, text in command.files.items():
         several: dict[str, Any] = {"nargs": "+"} if name.endswith("...") else {}
         files.add_argument(name.rstrip("."), metavar=name.rstrip(".").upper(), help=text, **several)
@@ -146,6 +146,18 @@ def _parser(command: Command, prog: str) -> Parser:
     return parser
 
 
+def whole_parser(commands: Mapping[str, Command]) -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
+    """Make one parser of all commands, and return it with those of the commands by name."""
+    parser = Parser(prog="onnxq", allow_abbrev=False)
+    parser.add_argument("--version", action="store_true")
+    kinds = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+    parsers: dict[str, argparse.ArgumentParser] = {
+        name: kinds.add_parser(name, parents=[_parser(command, name)], add_help=False, help=command.help)
+        for name, command in commands.items()
+    }
+    return parser, parsers
+
+
 def _add_option(section: argparse._ArgumentGroup, name: str) -> None:
     """Add one field of `QuantConfig` as an option; pydantic checks its value, not argparse."""
     from onnxq.core.config import QuantConfig
@@ -155,7 +167,7 @@ def _add_option(section: argparse._ArgumentGroup, name: str) -> None:
     if field.annotation is bool:
         keywords["action"] = "store_true"
     else:
-        choices = "{" + ",".join(_choices(field.annotation)) + "}"
+        choices = "{" + ",".join(choices_of(field.annotation)) + "}"
         keywords["metavar"] = field.json_schema_extra["metavar"] or choices
     text = str(field.description)
     if get_origin(field.annotation) is tuple:
@@ -167,6 +179,6 @@ def _add_option(section: argparse._ArgumentGroup, name: str) -> None:
     section.add_argument(_flag(name), help=text.replace("%", "%%"), **keywords)
 
 
-def _choices(annotation: Any) -> list[str]:
+def choices_of(annotation: Any) -> list[str]:
     """List the strings of a Literal, also inside ``Literal[...] | None``."""
-    return [s for a in get_args(annotation) for s in ([a] if isinstance(a, str) else _choices(a))]
+    return [s for a in get_args(annotation) for s in ([a] if isinstance(a, str) else choices_of(a))]

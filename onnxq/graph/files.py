@@ -342,10 +342,8 @@ def files_of(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     Raises:
         ModelError: the model cannot be read.
     """
-    file, proto = Path(path).absolute(), _read(path)
-    locations = external_locations(proto)  # of sparse tensors too, which the model holds in memory
-    _convert(proto, file)  # checks that all files are there
-    return (Path(path), *(file.parent / name for name in sorted(locations)))
+    folder = Path(path).absolute().parent
+    return (Path(path), *(folder / name for name in sorted(external_locations(_read(path)))))
 
 
 def external_files(model: ir.Model) -> tuple[Path, ...]:

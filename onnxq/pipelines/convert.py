@@ -117,7 +117,7 @@ def convert(
             original, [] if samples.synthetic else batches, dtype, config
         )
         progress("writing and checking the model")
-        check = partial(_checked, model, evenly(batches, JUDGED_ON), config)
+        check = partial(_checked, original, evenly(batches, JUDGED_ON), config)
         quality, size = write_validated(converted, output, check)
     return Converted(
         dtype=dtype,
@@ -177,7 +177,7 @@ def _has_pairs(model: ir.Model) -> bool:
 
 
 def _checked(
-    original: str | os.PathLike[str],
+    original: ir.Model,
     batches: Sequence[Sample],
     config: QuantConfig,
     draft: Path,

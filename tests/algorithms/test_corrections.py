@@ -241,22 +241,16 @@ def test_samples_fitted_on_decide_only_what_may_be_chance(kind, factor, monkeypa
     assert effect.fitted_gain == (pytest.approx(-10 * math.log10(factor)) if helped is None else None)
 
 
-def test_all_samples_together_must_gain_more_than_chance(monkeypatch):
+@pytest.mark.parametrize(("fitted", "kept"), [(8.3, True), (8.8, False)])
+def test_all_samples_together_decide_what_may_be_chance(fitted, kept, monkeypatch):
+    """However small the change: held-out samples gain half a unit here, and those fitted on lose the rest."""
     before, after, _ = CHANGES["gained by chance"]
     start, tried = Stand((), 8.5, before), Stand(("try",), 8.0, after)
     monkeypatch.setattr(corrections, "CORRECTIONS", {"try": lambda draft, context: tried})
-    draft, (effect,) = correct(start, ["try"], Bench({(): start, ("try",): tried}))
-    assert (draft, effect.kept) == (start, False)
-    assert effect.fitted_gain == pytest.approx(10 * math.log10(8.5 / 8.0))
-
-
-def test_what_held_out_samples_gain_counts_together_with_the_others(monkeypatch):
-    """Either alone might be chance; together they are not."""
-    start, tried = Stand((), 8.0, (2.0, 2.0, 2.0, 2.0)), Stand(("try",), 7.4, (1.5, 2.2, 1.5, 2.2))
-    monkeypatch.setattr(corrections, "CORRECTIONS", {"try": lambda draft, context: tried})
-    assert corrections._helped(start, tried) is None
-    _, (effect,) = correct(start, ["try"], Bench({(): start, ("try",): tried}))
-    assert effect.kept
+    both = {(): Stand((), 8.0, (2.0,) * 4), ("try",): Stand(("try",), fitted, (fitted / 4,) * 4)}
+    draft, (effect,) = correct(start, ["try"], Bench(both))
+    assert (draft is tried, effect.kept) == (kept, kept)
+    assert effect.fitted_gain == pytest.approx(10 * math.log10(8.0 / fitted))
 
 
 GAINS = [

@@ -68,7 +68,7 @@ def center(draft: Draft, context: CorrectionContext) -> Draft | None:
     if not tensors:
         return None
     context.progress("measuring channels")
-    seen = measure(draft.reference, channels, tuple(tensors), context)
+    seen = measure(draft, channels, tuple(tensors), context)
     offsets = middles(channels, {name: _ends(draft, group, seen[name]) for name, group in tensors.items()})
     context.progress("calibrating the centered model")
     return context.recalibrate(shifted(draft.reference, channels, offsets, padded))

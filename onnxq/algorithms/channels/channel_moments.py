@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.algorithms.channels.labels import Channels
 from onnxq.algorithms.context import Arrays, CorrectionContext
+from onnxq.algorithms.draft import Draft
 
 Reals = NDArray[np.float64]
 
@@ -29,7 +29,13 @@ HEADROOMS = np.geomspace(1.0, 1024.0, 101)
 
 
 ENOUGH = 48
-"""The largest number of batches to measure; of more, every second one is taken, or every third one, ..."""
+"""The number of batches that are measured of any model."""
+
+MOST_VALUES = 300e6
+"""The number of values up to which more batches are measured, all tensors together. It takes a few seconds.
+
+Outliers of a channel show in few samples: 40 of 160 short sentences cost a sentence encoder 1.8 dB.
+"""
 
 
 @dataclass(frozen=True)
@@ -98,12 +104,14 @@ def headroom(highs: Reals, lows: Reals) -> float:
 
 
 def measure(
-    model: ir.Model, channels: Channels, tensors: Sequence[str], context: CorrectionContext
+    draft: Draft, channels: Channels, tensors: Sequence[str], context: CorrectionContext
 ) -> dict[str, ChannelMoments]:
-    """Run at most `ENOUGH` batches, evenly spread, and collect statistics of the channels of ``tensors``.
+    """Run the float model, and collect statistics of the channels of ``tensors``.
+
+    It runs on `ENOUGH` batches, evenly spread, or on more where the tensors are small.
 
     Args:
-        model: the float model.
+        draft: the float model and its calibration statistics.
         channels: the labels of its channels.
         tensors: names of the tensors to measure.
         context: the samples to run.
@@ -115,10 +123,17 @@ def measure(
         CalibrationError: the model does not load, or rejects a sample.
     """
     shapes = {name: channels.of(name).shape for name in tensors}
-    context = context.spread(ENOUGH)
+    context = context.spread(_batches(draft, context))
     look = partial(_look, shapes, [batch.count for batch in context.fit])
-    found = list(context.watch(model, list(shapes), look))
+    found = list(context.watch(draft.reference, list(shapes), look))
     return {name: joined([seen[name] for seen in found]) for name in shapes if found}
+
+
+def _batches(draft: Draft, context: CorrectionContext) -> int:
+    """Return on how many batches to measure, by the number of values that calibration saw."""
+    seen = sum(tensor.count / max(tensor.samples, 1) for tensor in draft.statistics.values())
+    largest = max((batch.count for batch in context.fit), default=1)
+    return max(ENOUGH, int(MOST_VALUES / (seen * largest))) if seen else ENOUGH
 
 
 def joined(parts: Sequence[ChannelMoments]) -> ChannelMoments:

@@ -104,7 +104,7 @@ def _scalable(draft: Draft, context: CorrectionContext) -> _Scalable | None:
     found = find_channels(draft.reference, RULES)
     skip = _quantized_inputs(draft.reference, context)
     channels, places, builder = _places(draft, found, skip)
-    seen = measure(draft.reference, channels, builder.needed, context) if builder.needed else {}
+    seen = measure(draft, channels, builder.needed, context) if builder.needed else {}
     if not seen:
         return None
     terms = builder.terms(seen)

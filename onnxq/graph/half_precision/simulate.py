@@ -25,28 +25,27 @@ def runnable(path: str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]:
     Raises:
         ModelError: the file cannot be read.
     """
-    model = _in_half(path)
+    model = _in_half(load(path))
     return path if model is None else simulated(model)
 
 
-def unrounded(path: str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]:
-    """Return a model that computes in half precision as one in float32, and the path of any other.
+def unrounded(model: ir.Model) -> ir.Model:
+    """Return a copy in float32 of a model that computes in half precision, and any other as it is.
 
     It is what other forms of the model are compared with: the rounding of the given one is not theirs.
 
     Raises:
-        ModelError: the file cannot be read.
+        ModelError: the model is inconsistent.
     """
-    model = _in_half(path)
-    if model is None:
-        return path
-    use_float32(model)
-    return model
+    wide = _in_half(model)
+    if wide is None:
+        return model
+    use_float32(wide)
+    return wide
 
 
-def _in_half(path: str | os.PathLike[str]) -> ir.Model | None:
-    """Load a model with the types that its file leaves out; None if it does not compute in half precision."""
-    model = load(path)
+def _in_half(model: ir.Model) -> ir.Model | None:
+    """Copy a model with all its types inferred; None if it does not compute in half precision."""
     if not _mentions_half(model):
         return None
     model = typed(model)
