@@ -1,6 +1,7 @@
 """More than one process: the same bytes from shards, processes and Ray; and the cost of it.
 
-Prints a table for each given section (all of them by default) and exits with 1 if a goal is missed.
+Prints a table for each given section (all of them by default) and exits with 1 if a goal is missed. Merging
+keeps one processor busy, so its seconds are those of the processor, which other programs hardly change.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ DRIVER = Path(__file__).with_name("scale_driver.py")
 
 NAMES = ("lite0", "minilm")
 
-FEW = 48
+FEW = 24
 """The number of samples where only the bytes count."""
 
 MANY = 2000
@@ -210,7 +211,8 @@ def merge(place: Place) -> list[Figure]:
         run = onnxq("merge", *files, work / "merged.npz", "--quiet")
         size = sum(file.stat().st_size for file in files) / len(files)
         figures += [
-            at_most(f"{name}: seconds", run.seconds, 60),
+            at_most(f"{name}: seconds of one processor", run.processor_seconds, 60),
+            Figure(f"{name}: seconds by the clock, beside other programs", run.seconds),
             at_most(f"{name}: peak MB", run.megabytes, 500, form="{:.0f}"),
             Figure(f"{name}: kB of a part", size / 1e3, form="{:.0f}"),
         ]
