@@ -213,14 +213,15 @@ class _Heard(logging.Handler):
 _heard = _Heard
 
 
-def units(total: int, block: int) -> Iterator[Unit]:
+def units(numbers: range, block: int) -> Iterator[Unit]:
     """Cut the samples into units; they do not depend on the number of workers.
 
     A unit is small enough that all workers have something to do, and large enough that packing its
     statistics takes little time beside counting.
     """
-    size = -(-min(max(total // 32, 8), 512) // block) * block
-    return (range(start, min(start + size, total)) for start in range(0, total, size))
+    size = -(-min(max(len(numbers) // 32, 8), 512) // block) * block
+    starts = range(numbers.start, numbers.stop, size)
+    return (range(start, min(start + size, numbers.stop)) for start in starts)
 
 
 def check_versions(counted: Counted) -> None:

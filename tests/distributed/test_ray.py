@@ -57,7 +57,7 @@ def whole(moments=False):
 
 @pytest.mark.parametrize("moments", [False, True])
 def test_actors(moments):
-    calibrate_on("m.onnx", config(batch_size=4), Workers(cluster=TWO), moments=moments)
+    calibrate_on("m.onnx", config(batch_size=4), Workers(cluster=TWO), scope=Scope(moments=moments))
     assert Path("s.npz").read_bytes() == whole(moments)
 
 
