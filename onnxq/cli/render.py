@@ -122,11 +122,7 @@ def show_statistics(
     counts = counted(statistics.samples, "sample"), counted(len(statistics), "tensor")
     table.add_row("collected", ", ".join(counts))
     if statistics.inputs is not None:
-        held, fit = len(statistics.inputs.held), len(statistics.inputs.fit)
-        size = statistics.inputs.bytes / 1e6
-        table.add_row(
-            "inputs", f"{counted(held, 'sample')} held out, {fit} to fit corrections: {size:.1f} MB"
-        )
+        table.add_row("inputs", str(statistics.inputs))
     for row in _stability_rows({name: stability(t) for name, t in statistics.items()}, every_tensor):
         table.add_row(*row)
     table.add_row("time", f"{seconds:.1f} s")
