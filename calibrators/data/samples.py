@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -41,6 +42,7 @@ class Sample:
         count: number of samples.
         joinable: whether axis 0 counts samples, so samples may be joined to batches and batches cut.
         members: the names of the samples, if several were joined.
+        labels: one label for each of the `count` samples; empty if some have none.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Sample:
     count: int = 1
     joinable: bool = True
     members: tuple[str, ...] = ()
+    labels: tuple[Any, ...] = field(default=(), compare=False)
 
     def name_of(self, index: int) -> str:
         """The name of one sample of a batch."""

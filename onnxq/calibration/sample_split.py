@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import onnx_ir as ir
 
 from calibrators.data.bad_samples import OnBad
-from calibrators.data.batching import batches
+from calibrators.data.batching import batches, parts
+from calibrators.data.labels import Labelled
 from calibrators.data.open import open_data
 from calibrators.data.samples import Sample, fixed_batch, input_specs
 from calibrators.data.synthetic import synthetic_samples
@@ -262,11 +263,27 @@ def open_samples(
         return Samples((), 0)
     if data is not None:
         bad = (BadSampleCounter(), BadSampleCounter()) if config.skip_bad_samples else (None, None)
-        source = open_data(data, inputs, preprocess=config.preprocess, limit=config.samples, on_bad=bad[0])
+        has_labels = config.labels is not None and not config.pseudo_labels
+        given = Labelled(data, config.labels) if has_labels else data
+        source = open_data(given, inputs, preprocess=config.preprocess, limit=config.samples, on_bad=bad[0])
         block = fixed_batch(inputs) or 1
         return Samples(source, source.total, block=block, unreadable=bad[0], refused=bad[1])
     count = config.samples or default_count
     return Samples(synthetic_samples(model, inputs, count, config.seed), count, synthetic=True)
+
+
+def single(samples: Iterable[Sample], model: ir.Model, config: QuantConfig) -> Iterable[Sample]:
+    """Cut batches into samples if a metric is to be measured, which sees the outputs of each sample alone.
+
+    Args:
+        samples: the samples.
+        model: the float model; if it fixes the batch size, nothing is cut.
+        config: the options, which name the metric.
+    """
+    if config.metric is None:
+        return samples
+    inputs = input_specs(model)
+    return (one for batch in samples for one in parts(batch, inputs))
 
 
 def in_batches(samples: Iterable[Sample], model: ir.Model, config: QuantConfig) -> Iterator[Sample]:
@@ -275,12 +292,13 @@ def in_batches(samples: Iterable[Sample], model: ir.Model, config: QuantConfig) 
     Args:
         samples: the samples.
         model: the float model.
-        config: the options, which hold the requested batch size.
+        config: the options, which hold the requested batch size; with a metric it is 1.
     """
     stream = iter(samples)
     first = next(stream, None)
     if first is not None:  # without samples, inputs that nobody can feed are no error
-        yield from batches(chain([first], stream), input_specs(model), config.batch_size)
+        size = config.batch_size if config.metric is None else 1
+        yield from batches(chain([first], stream), input_specs(model), size)
 
 
 def origin(data: Data | None) -> str:

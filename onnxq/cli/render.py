@@ -209,10 +209,14 @@ def show_ranking(model: str, ranking: Sequence[Sensitivity]) -> None:
     for column, justify in _RANKING.items():
         table.add_column(column, overflow="fold", justify=justify)
     total = sum(one.quality.noise for one in ranking) or 1.0
+    if any(one.quality.metric for one in ranking):
+        table.add_column("metric", justify="right")
     for place, one in enumerate(ranking, start=1):
         readers = ", ".join(f"{name} ({op})" if op else "an output" for name, op in one.readers.items())
         figures = f"{one.quality.sqnr:.1f} dB", f"{one.quality.noise / total:.1%}"
-        table.add_row(str(place), one.group.name, readers, one.kind, *figures)
+        metric = one.quality.metric
+        value = () if metric is None else (f"{metric.value:.4g} ({metric.value - metric.float_value:+.2g})",)
+        table.add_row(str(place), one.group.name, readers, one.kind, *figures, *value)
     OUT.print(table)
 
 
@@ -226,10 +230,15 @@ def print_ranking(ranking: Sequence[Sensitivity]) -> None:
             "noise": one.quality.noise,
             "sqnr": one.quality.sqnr if math.isfinite(one.quality.sqnr) else None,
             "agreement": one.quality.agreement,
+            **_metric(one.quality),
         }
         for one in ranking
     ]
     print_json(content)
+
+
+def _metric(quality: Quality) -> dict[str, Any]:
+    return {} if quality.metric is None else {"metric": asdict(quality.metric)}
 
 
 _STATUS_STYLES: Mapping[str, str] = {"passed": "green", "failed": "bold red", "not checked": "yellow"}
@@ -393,3 +402,5 @@ def _quality_rows(quality: Quality, reference: str = "float") -> Iterator[str]:
         if output.agreement is not None:
             parts.append(f"agreement with {reference} {output.agreement:.1%}")
         yield f"{name}: {', '.join(parts) or 'nothing to compare'}"
+    if quality.metric is not None:
+        yield str(quality.metric)

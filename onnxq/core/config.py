@@ -19,13 +19,13 @@ from pydantic import (
 
 from calibrators.atomic import staged
 from calibrators.data.preprocess import parse_preprocess
-from calibrators.errors import CalibrationError
 from onnxq.core.errors import ConfigError
 from onnxq.core.floor import LEAST_SQNR
 from onnxq.core.goal import parse_goal
 from onnxq.core.mode_options import check_mode
-from onnxq.core.option_errors import explain
+from onnxq.core.option_errors import explain, invalid
 from onnxq.core.option_types import (
+    FROM_FLOAT,
     ActivationType,
     AutotuneSwitch,
     BlockFormatChoice,
@@ -34,7 +34,9 @@ from onnxq.core.option_types import (
     FilePaths,
     FloatType,
     IOTypes,
+    LabelChoice,
     Method,
+    MetricChoice,
     Mode,
     Names,
     TableFormats,
@@ -135,8 +137,24 @@ class QuantConfig(BaseModel):
         "goal",
         None,
         "give weights more bits, then activations, then keep nodes in float, until the goal is reached on "
-        "held-out samples: sqnr>=25 (dB), agreement>=0.99",
+        "held-out samples: sqnr>=25 (dB), agreement>=0.99, metric>=0.37, metric>=0.99x (of the float "
+        "model's value)",
         "GOAL",
+    )
+    metric: MetricChoice = _option(
+        "metric",
+        None,
+        "measure the metric of your task, for --goal too: FILE.py:FUNCTION (of outputs and labels, or of a "
+        "session), or top1, top5, map:yolo, map:detr, map:boxes, miou, wer, cer, cosine, spearman, kl, "
+        "perplexity",
+        "METRIC",
+    )
+    labels: LabelChoice = _option(
+        "metric",
+        None,
+        "for --metric: an array of the .npz data, a .npy, .npz or .csv file (file name, label), COCO "
+        "annotations (.json), or float: the float model's own results",
+        "LABELS",
     )
     floor: float = _option(
         "goal",
@@ -240,31 +258,25 @@ class QuantConfig(BaseModel):
     @field_validator("preprocess")
     @classmethod
     def _check_preprocess(cls, text: str | None) -> str | None:
-        try:
+        with invalid():
             if text is not None:
                 parse_preprocess(text)
-        except CalibrationError as error:
-            raise ValueError(str(error)) from error
         return text
 
     @field_validator("goal")
     @classmethod
     def _check_goal(cls, text: str | None) -> str | None:
-        try:
+        with invalid():
             if text is not None:
                 parse_goal(text)
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
         return text
 
     @field_validator("override")
     @classmethod
     def _check_overrides(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        try:
+        with invalid():
             for text in texts:
                 parse_override(text, _CHOICES)
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
         return texts
 
     @model_validator(mode="after")
@@ -313,6 +325,11 @@ class QuantConfig(BaseModel):
         return tuple(zip(self.table, self.table_format or (None,) * len(self.table), strict=True))
 
     @property
+    def pseudo_labels(self) -> bool:
+        """Whether the float model's own results are the labels."""
+        return isinstance(self.labels, str) and self.labels == FROM_FLOAT
+
+    @property
     def overrides(self) -> tuple[Override, ...]:
         """The parsed ``override`` options."""
         return _parsed(self.override)
@@ -347,6 +364,9 @@ class QuantConfig(BaseModel):
         """
         import yaml
 
+        for name in ("metric", "labels"):
+            if not isinstance(getattr(self, name), str | Path | None):
+                raise ConfigError(f"{name}: an object in Python cannot be written to {path}: name a file")
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
         try:
             with staged([path]) as beside:

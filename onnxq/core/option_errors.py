@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
 
+from calibrators.errors import CalibrationError
+from onnxq.core.errors import ConfigError
+
 _EXPECTED: Mapping[str, str] = {
     "literal_error": "{expected}",
+    "metric": "FILE.py:FUNCTION, a built-in name, or a function in Python",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
@@ -49,3 +54,12 @@ def _explain(problem: Any, valid: str, spell: Callable[[str], str]) -> str:
     else:
         expected = str(problem["msg"]).removeprefix("Input should be ")
     return f"{spell(name)}: expected {expected}, got {problem['input']!r}"
+
+
+@contextmanager
+def invalid() -> Iterator[None]:
+    """Turn errors of ours into the one that pydantic expects of a validator."""
+    try:
+        yield
+    except (CalibrationError, ConfigError) as error:
+        raise ValueError(str(error)) from error

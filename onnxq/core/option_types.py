@@ -52,6 +52,23 @@ def _several(names: Any) -> Any:
     return (names,) if isinstance(names, str | Path) else names
 
 
+def _metric(value: Any) -> Any:
+    """Accept a name or a function."""
+    if value is None or callable(value) or (isinstance(value, str) and value.strip()):
+        return value
+    raise PydanticCustomError("metric", "FILE.py:FUNCTION, a built-in name, or a function in Python")
+
+
+def _labels(value: Any) -> Any:
+    """Make an array a tuple of its rows: options are compared, and arrays compare element by element."""
+    return tuple(value) if hasattr(value, "__array__") else _named(value)
+
+
+FROM_FLOAT = "float"
+"""The value of option ``labels`` that takes the float model's own results as labels."""
+
+MetricChoice = Annotated[Any, BeforeValidator(_metric)]
+LabelChoice = Annotated[Any, BeforeValidator(_labels)]
 FilePath = Annotated[Path, BeforeValidator(_named)]
 FilePaths = Annotated[tuple[FilePath, ...], BeforeValidator(_several)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_several)]

@@ -42,6 +42,7 @@ from onnxq.pipelines.preflight import as_onnxq_errors, check_files
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
+from onnxq.verify.metrics.choice import find_metric, settled
 
 
 def quantize_static(
@@ -73,7 +74,7 @@ def quantize_static(
     data = config.data if data is None else data
     if data is not None and config.from_table is not None:
         raise ConfigError("calibration data and a table (data, from_table) both give the ranges: use one")
-    goal = chosen_goal(goal, data, config)
+    goal, config = settled(chosen_goal(goal, data, config), config)
     tell_unused(Wanted(config, has_data=data is not None, has_goal=goal is not None))
     check_files(model, output, data, config)
     check_measurable(config)
@@ -81,6 +82,7 @@ def quantize_static(
     with as_onnxq_errors(model):
         progress("reading the model")
         simple, plan = prepare(model, config)
+        find_metric(config.metric, simple)  # before long work: there may be no such metric
         check_plan(plan, config.tables)
         samples = open_samples(simple, data, config)
         source, statistics, warnings = _source(simple, plan, samples, config, progress)
