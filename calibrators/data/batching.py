@@ -57,8 +57,14 @@ def cut(sample: Sample, names: frozenset[str], start: int, stop: int) -> Sample:
         stop: index after the last sample.
     """
     feeds = {name: a[start:stop] if name in names else a for name, a in sample.feeds.items()}
-    members, labels = sample.members[start:stop], sample.labels[start:stop]
-    return replace(sample, feeds=feeds, count=stop - start, members=members, labels=labels)
+    return replace(
+        sample,
+        feeds=feeds,
+        count=stop - start,
+        members=sample.members[start:stop],
+        numbers=sample.numbers[start:stop],
+        labels=sample.labels[start:stop],
+    )
 
 
 def parts(batch: Sample, inputs: Sequence[InputSpec]) -> list[Sample]:
@@ -113,9 +119,10 @@ def _join(group: Group, names: frozenset[str]) -> Sample:
     }
     ends = dict.fromkeys((group[0].name, group[-1].name))
     members = tuple(sample.name_of(i) for sample in group for i in range(sample.count))
+    numbers = tuple(number for sample in group for number in sample.numbers)
     labels = tuple(label for sample in group for label in sample.labels)
     known = labels if len(labels) == _count(group) else ()
-    return Sample(" to ".join(ends), feeds, _count(group), members=members, labels=known)
+    return Sample(" to ".join(ends), feeds, _count(group), members=members, numbers=numbers, labels=known)
 
 
 def _exact(groups: Iterable[Group], names: frozenset[str], size: int) -> Iterator[Sample]:

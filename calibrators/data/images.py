@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,11 +132,11 @@ def frame_for(preprocess: Preprocess, spec: InputSpec) -> Frame:
     return Frame(resize, *sides, channels=count, last=last, scale=_scales(preprocess, spec, count))
 
 
-def load_image(path: Path, preprocess: Preprocess, spec: InputSpec) -> Array:
+def load_image(path: Path | IO[bytes], preprocess: Preprocess, spec: InputSpec) -> Array:
     """Load an image as the input takes it: ``[1, C, H, W]`` or ``[1, H, W, C]`` (no 1 if it has 3 axes).
 
     Args:
-        path: the image file.
+        path: the image file, or its open content.
         preprocess: how to preprocess it.
         spec: the input of the model.
 
@@ -146,7 +146,7 @@ def load_image(path: Path, preprocess: Preprocess, spec: InputSpec) -> Array:
     return load_placed(path, preprocess, spec)[0]
 
 
-def load_placed(path: Path, preprocess: Preprocess, spec: InputSpec) -> tuple[Array, Placement]:
+def load_placed(path: Path | IO[bytes], preprocess: Preprocess, spec: InputSpec) -> tuple[Array, Placement]:
     """Do the same as `load_image`, and tell where the picture lies in the input."""
     frame = frame_for(preprocess, spec)
     image, placement = _framed(_decode(path, frame.channels), frame)
@@ -221,7 +221,7 @@ def _scales(p: Preprocess, spec: InputSpec, channels: int) -> bool:
     return False
 
 
-def _decode(path: Path, channels: int) -> Image.Image:
+def _decode(path: Path | IO[bytes], channels: int) -> Image.Image:
     """Decode an image, rotate it upright, and convert it to 8-bit RGB or grey."""
     try:
         with Image.open(path, formats=FORMATS) as file:

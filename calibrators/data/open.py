@@ -18,8 +18,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from calibrators.atomic import NOT_PLAIN, is_special
 from calibrators.data import arrays, images, preprocess
@@ -42,6 +43,7 @@ __all__ = ["DataSource", "InputSpec", "Sample", "batches", "input_specs", "open_
 log = logging.getLogger(__name__)
 
 Inputs = Sequence[InputSpec]
+Load: TypeAlias = Callable[[], Sample]
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def open_data(
         _is_not_used(preprocess)
         opened = open_iterable(source, inputs, labels, on_bad, whole=limit is None)
     total = opened.total if limit is None or opened.total is None else min(limit, opened.total)
-    return DataSource(lambda: _limited(opened, batched(inputs), limit), total)
+    return DataSource(lambda: _limited(opened, batched(inputs), limit), total, opened.read_part)
 
 
 def _limited(samples: Iterable[Sample], names: frozenset[str], limit: int | None) -> Iterator[Sample]:
@@ -181,16 +183,16 @@ def _open_arrays(files: Sequence[arrays.ArrayFile], wanted: _Wanted) -> DataSour
     if ignored := {name: file.path for file in reversed(files) for name in file.ignored}:
         for name, path in ignored.items():
             log.warning("%s: array '%s' is not an input of the model: ignored", path, name)
-    total = sum(f.count for f in files)
+    total = sum(file.count for file in files)
     if book is not None:
         book.check_count(total, limited=wanted.limit is not None)
 
-    def loads() -> Iterator[Callable[[], Sample]]:
+    def loads() -> Iterator[Load]:
         every = ((file, load) for file in files for load in file.loads())
         for place, (file, load) in enumerate(every):
             yield load if book is None else partial(_with_label, load, book, place, file.path)
 
-    return DataSource(lambda: usable(loads(), wanted.on_bad), total)
+    return _numbered(loads, total, wanted)
 
 
 def _labelled(
@@ -213,6 +215,32 @@ def _with_label(load: Callable[[], Sample], book: LabelBook, place: int, path: P
     return replace(load(), labels=book.at(place, path))
 
 
+def _numbered(loads: Callable[[], Iterable[Load]], total: int, wanted: _Wanted) -> DataSource:
+    """Number the samples by their place among all, also among those that cannot be read.
+
+    Args:
+        loads: gives one loader a sample; those that are not called read nothing.
+        total: the number of samples.
+        wanted: what happens to bad samples.
+    """
+
+    def of(numbers: range) -> Iterator[Load]:
+        for number, load in islice(enumerate(loads()), numbers.stop):
+            if number >= numbers.start:
+                yield partial(_with_number, load, number)
+
+    every = range(total if wanted.limit is None else min(total, wanted.limit))
+    return DataSource(
+        lambda: usable(of(every), wanted.on_bad),
+        len(every),
+        lambda part: usable(of(part), wanted.on_bad, may_be_empty=True),
+    )
+
+
+def _with_number(load: Load, number: int) -> Sample:
+    return replace(load(), numbers=(number,))
+
+
 def _is_not_used(preprocess: str | None) -> None:
     if preprocess is not None:
         log.warning("preprocess '%s' is not used: it is for images, and the data are arrays", preprocess)
@@ -233,7 +261,7 @@ def _open_images(paths: Sequence[Path], wanted: _Wanted) -> DataSource:
         book.check_names([paths[place] for place in places])
     labels = {place: book.at(place, paths[place]) if book else () for place in places}
     loads = [partial(_image, paths[place], settings, spec, labels[place]) for place in places]
-    return DataSource(lambda: usable(loads, wanted.on_bad), len(places))
+    return _numbered(lambda: loads, len(places), wanted)
 
 
 def _image(path: Path, settings: preprocess.Preprocess, spec: InputSpec, labels: tuple[Any, ...]) -> Sample:

@@ -122,8 +122,9 @@ class QuantConfig(BaseModel):
         "accuracy",
         ("center", "equalize", "ranges", "rounding", "bias"),
         "a correction to try, kept if it helps on held-out samples: center, equalize, ranges, rounding, "
-        "adaround (slow; for few bits), bias, full-bias, or none; in mode dynamic equalize or none",
-        "NAME",
+        "adaround (slow; for few bits), bias, full-bias, or none; in mode dynamic equalize or none, in mode "
+        "weight-only none: data chooses no weights",
+        "NAME,...",
     )
     time_limit: float | None = _option(
         "accuracy",
@@ -171,7 +172,10 @@ class QuantConfig(BaseModel):
         "goal", None, "log the search for --goal; the same command resumes it from there", "FILE"
     )
     from_table: FilePath | None = _option(
-        "tables", None, "take ranges from a table or saved statistics; no data, no corrections", "FILE"
+        "tables",
+        None,
+        "take ranges from a table or saved statistics; no data; corrections: calibrate --with-moments",
+        "FILE",
     )
     table: FilePaths = _option("tables", (), "also write a calibration table", "FILE")
     table_format: TableFormats = _option(

@@ -244,5 +244,5 @@ def test_metrics_in_python_are_options_but_are_not_written(tmp_path):
     assert (config.metric, config.labels) == (len, (0, 1, 2))
     with pytest.raises(ConfigError, match="metric: an object in Python cannot be written"):
         config.save(tmp_path / "c.yaml")
-    with pytest.raises(ConfigError, match="metric: .*FILE.py:FUNCTION, a built-in name"):
+    with pytest.raises(ConfigError, match=r"metric: .*FILE\.py:FUNCTION, a built-in name"):
         QuantConfig(metric=3)

@@ -20,6 +20,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError
 from onnxq.core.progress import Progress
 from onnxq.graph.files import constant_bytes, size_on_disk
+from onnxq.graph.half_precision.simulate import runnable
 from onnxq.pipelines.acceptance import (
     Acceptance,
     accept,
@@ -29,6 +30,7 @@ from onnxq.pipelines.acceptance import (
     with_speed,
 )
 from onnxq.pipelines.dynamic.acceptance import make_dynamic_context
+from onnxq.verify.accuracy import Quality
 
 COMPARED_BYTES = 2**28
 """The most bytes of weights of a float model that is run without being asked for."""
@@ -84,6 +86,15 @@ class Judge:
         accepted = accept(draft, self.context.judge, lambda path: ())
         check_trusted(accepted, self.context)
         return with_speed(accepted, draft, self.reference, self.context)
+
+    def quality(self, draft: Path) -> Quality:
+        """Compare a written model with the float model on the held-out samples.
+
+        Raises:
+            CalibrationError: a model does not load, or does not take a given sample.
+        """
+        assert self.context is not None
+        return self.context.evaluator.evaluate(runnable(draft))
 
     def warnings(self, accepted: Acceptance) -> Iterator[str]:
         """Yield the warnings about a model that was accepted."""
