@@ -21,7 +21,7 @@ from onnxq.algorithms.budget import Budget
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
-from onnxq.calibration.sample_split import Samples, evenly, in_batches, single
+from onnxq.calibration.sample_split import Samples, evenly, in_batches
 from onnxq.core.config import QuantConfig
 from onnxq.core.goal import Goal
 from onnxq.core.parallel import in_order
@@ -200,7 +200,7 @@ def make_evaluator(
     replaced = training_nodes(loaded) or computes_in_half(loaded, (ir.DataType.BFLOAT16,))
     return AccuracyEvaluator(
         reference if replaced else original,
-        in_batches(single(samples.eval_samples, reference, config), reference, config),
+        in_batches(samples.eval_samples, reference, config),
         providers=config.providers,
         threads=config.threads,
         on_bad=samples.on_refused,

@@ -365,33 +365,23 @@ def open_samples(
     return Samples(synthetic_samples(model, inputs, count, config.seed), count, synthetic=True)
 
 
-def single(samples: Iterable[Sample], model: ir.Model, config: QuantConfig) -> Iterable[Sample]:
-    """Cut batches into samples if a metric is to be measured, which sees the outputs of each sample alone.
-
-    Args:
-        samples: the samples.
-        model: the float model; if it fixes the batch size, nothing is cut.
-        config: the options, which name the metric.
-    """
-    if config.metric is None:
-        return samples
-    inputs = input_specs(model)
-    return (one for batch in samples for one in parts(batch, inputs))
-
-
 def in_batches(samples: Iterable[Sample], model: ir.Model, config: QuantConfig) -> Iterator[Sample]:
     """Join samples to batches of the requested size, or of the size that the model fixes.
 
     Args:
         samples: the samples.
         model: the float model.
-        config: the options, which hold the requested batch size; with a metric it is 1.
+        config: the options, which hold the requested batch size. With a metric, which sees the outputs of
+            each sample alone, it is 1, and larger batches are cut.
     """
     stream = iter(samples)
     first = next(stream, None)
     if first is not None:  # without samples, inputs that nobody can feed are no error
-        size = config.batch_size if config.metric is None else 1
-        yield from batches(chain([first], stream), input_specs(model), size)
+        inputs, every = input_specs(model), chain([first], stream)
+        if config.metric is None:
+            yield from batches(every, inputs, config.batch_size)
+        else:
+            yield from batches((one for batch in every for one in parts(batch, inputs)), inputs, 1)
 
 
 def origin(data: Data | None) -> str:

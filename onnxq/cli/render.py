@@ -316,6 +316,7 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     yield from (("correction", text) for text in _correction_rows(result))
     if result.search is not None:
         yield from (("goal", text) for text in search_rows(result.search))
+    yield from (("goal", text) for text in result.mix)
     if result.rescue is not None:
         yield "floor", rescue_row(result.rescue)
     if result.tuning is not None:

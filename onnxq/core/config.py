@@ -43,6 +43,7 @@ from onnxq.core.option_types import (
     Verify,
     WeightMethod,
     WeightType,
+    is_text,
 )
 from onnxq.core.overrides import Override, parse_override
 from onnxq.core.yaml_files import read_mapping
@@ -138,16 +139,15 @@ class QuantConfig(BaseModel):
         "goal",
         None,
         "give weights more bits, then activations, then keep nodes in float, until the goal is reached on "
-        "held-out samples: sqnr>=25 (dB), agreement>=0.99, metric>=0.37, metric>=0.99x (of the float "
-        "model's value)",
+        "held-out samples: sqnr>=25 (dB), agreement>=0.99, metric>=0.37, metric>=0.99x (of float's); "
+        "in mode weight-only, give matrices more bits, or fewer: kl<=0.05, perplexity<=1.02x, size<=100MB",
         "GOAL",
     )
     metric: MetricChoice = _option(
         "metric",
         None,
-        "measure the metric of your task, for --goal too: FILE.py:FUNCTION (of outputs and labels, or of a "
-        "session), or top1, top5, map:yolo, map:detr, map:boxes, miou, wer, cer, cosine, spearman, kl, "
-        "perplexity",
+        "the metric of your task, for --goal too: FILE.py:FUNCTION (of outputs and labels, or of a session), "
+        "top1, top5, map:yolo, map:detr, map:boxes, miou, wer, cer, cosine, spearman, kl, perplexity",
         "METRIC",
     )
     labels: LabelChoice = _option(
@@ -368,9 +368,8 @@ class QuantConfig(BaseModel):
         """
         import yaml
 
-        for name in ("metric", "labels"):
-            if not isinstance(getattr(self, name), str | Path | None):
-                raise ConfigError(f"{name}: an object in Python cannot be written to {path}: name a file")
+        if objects := [name for name in ("metric", "labels") if not is_text(getattr(self, name))]:
+            raise ConfigError(f"{objects[0]}: an object in Python cannot be written to {path}: name a file")
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
         try:
             with staged([path]) as beside:

@@ -1,4 +1,4 @@
-"""Accuracy goals for a quantized model: ``sqnr>=25``, ``agreement>=0.99``, ``top1>=0.99x``, ``wer<=0.1``."""
+"""Goals for a quantized model: ``sqnr>=25``, ``top1>=0.99x``, ``wer<=0.1``, ``size<=100MB``; one grammar."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Metric = Callable[..., float]
 
 FORMS = (
     "sqnr>=25 (dB at the worst output), agreement>=0.99 (share of equal decisions, 0 ... 1), "
-    "metric>=0.37 (the value of --metric), a built-in metric such as top1>=0.7 or wer<=0.1; "
-    "metric>=0.99x is relative to the float model's value"
+    "metric>=0.37 (the value of --metric), a built-in metric such as top1>=0.99x (x: times the float model's "
+    "value), wer<=0.1, kl<=0.05 (nats); in mode weight-only also perplexity<=1.02x, size<=100MB (or kB, GB)"
 )
 
 OWN = "metric"
@@ -30,6 +30,15 @@ LARGER_IS_BETTER = ("top1", "top5", "map", "miou", "cosine", "spearman")
 
 SMALLER_IS_BETTER = ("wer", "cer", "kl", "perplexity")
 """Built-in metrics that a goal bounds from above."""
+
+SIZE = "size"
+"""The bytes of the file, which a goal bounds in mode weight-only."""
+
+OF_WEIGHTS = (*AGAINST_FLOAT, "kl", "perplexity", SIZE)
+"""The metrics of goals in mode weight-only."""
+
+_BYTES: Mapping[str, float] = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+"""The units of a size."""
 
 
 @dataclass(frozen=True)
@@ -95,26 +104,30 @@ class Goal:
 
     def __str__(self) -> str:
         sign = "<=" if self.at_least is None else ">="
+        if self.metric == SIZE:
+            return f"{self.name}{sign}{self.limit / 1e6:g}MB"
         return f"{self.name}{sign}{self.limit:g}{'x' * self.relative}"
 
 
 def parse_goal(text: str) -> Goal:
-    """Read a goal from text such as ``sqnr>=25`` or ``wer<=1.02x``; blanks do not matter.
+    """Read a goal from text such as ``sqnr>=25``, ``wer<=1.02x`` or ``size<=100MB``; blanks do not matter.
 
     Raises:
         ConfigError: the text has another form; the message lists the valid ones.
     """
-    match = re.fullmatch(r"\s*([a-z]+[0-9]*)(:\S+?)?\s*([<>])=\s*(\S+?)(x?)\s*", text)
-    name, argument, sign, number, relative = match.groups() if match else ("", "", "", "", "")
-    limit = _number(number)
-    known = name in AGAINST_FLOAT or name in (OWN, *LARGER_IS_BETTER, *SMALLER_IS_BETTER)
-    if not known or not _is_allowed(name, limit, bool(relative)) or (argument and name == OWN):
+    match = re.fullmatch(r"([a-z]+[0-9]*)(:\S+?)?([<>])=([-+0-9.eE]+)(x|[kMG]?B)?", "".join(text.split()))
+    name, argument, sign, number, unit = match.groups("") if match else ("",) * 5
+    relative, smaller = unit == "x", (*SMALLER_IS_BETTER, SIZE)
+    limit = _number(number) * _BYTES.get(unit, 1.0)
+    known = name in AGAINST_FLOAT or name in (OWN, *LARGER_IS_BETTER, *smaller)
+    has_unit = unit in _BYTES if name == SIZE else unit in ("", "x")
+    if not known or not has_unit or not _is_allowed(name, limit, relative) or (argument and name == OWN):
         raise ConfigError(f"goal: expected {FORMS}, got {text!r}")
-    if name != OWN and (sign == "<") != (name in SMALLER_IS_BETTER):
+    if name != OWN and (sign == "<") != (name in smaller):
         better, right = ("smaller", "<=") if sign == ">" else ("larger", ">=")
         raise ConfigError(f"goal: expected {FORMS}, got {text!r}: of {name}, {better} is better: use {right}")
     limits: dict[str, Any] = {"at_most" if sign == "<" else "at_least": limit}
-    return Goal(name + (argument or ""), relative=bool(relative), **limits)
+    return Goal(name + argument, relative=relative, **limits)
 
 
 def _number(text: str) -> float:
@@ -130,4 +143,4 @@ def _is_allowed(name: str, limit: float, relative: bool) -> bool:
         return False
     if name in AGAINST_FLOAT:
         return not relative and 0 < limit <= AGAINST_FLOAT[name]
-    return limit > 0 if relative else name == OWN or limit >= 0
+    return limit > 0 or (name == OWN and not relative)

@@ -64,6 +64,11 @@ def _labels(value: Any) -> Any:
     return tuple(value) if hasattr(value, "__array__") else _named(value)
 
 
+def is_text(value: Any) -> bool:
+    """Whether an option can be written to a file of options."""
+    return value is None or isinstance(value, str | Path)
+
+
 FROM_FLOAT = "float"
 """The value of option ``labels`` that takes the float model's own results as labels."""
 

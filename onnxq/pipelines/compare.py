@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from calibrators.data.samples import Sample
-from onnxq.calibration.sample_split import in_batches, open_samples, single
+from onnxq.calibration.sample_split import in_batches, open_samples
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.progress import Progress, silent
@@ -48,7 +48,7 @@ def compare_files(
         samples = open_samples(model, config.data, config)
         if samples.synthetic:
             logger.warning("compared on synthetic inputs, which say little: give real samples as data")
-        batches = _Batches(in_batches(single(samples.source, model, config), model, config))
+        batches = _Batches(in_batches(samples.source, model, config))
 
         def on_sample(done: int) -> None:
             batches.keep_first()

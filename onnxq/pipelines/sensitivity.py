@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import replace
 
 from onnxq.algorithms.context import channel_means, make_context
 from onnxq.algorithms.corrections import check_correctable, corrected
@@ -14,7 +13,7 @@ from onnxq.algorithms.empty_tensors import float_where_empty
 from onnxq.algorithms.sensitivity.analysis import Sensitivity, sensitivities
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.calibration.run import gather
-from onnxq.calibration.sample_split import open_samples, single
+from onnxq.calibration.sample_split import open_samples
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.progress import Progress, silent
@@ -65,7 +64,6 @@ def rank(
             logger.warning("%s", warning)
         plan = compute_qparams(simple, plan, from_statistics(statistics, calibrator(config)))
         context = make_context(model, simple, samples, config, progress)
-        context = replace(context, fit=list(single(context.fit, simple, config)))
         draft = Draft(simple, simple, plan, channel_means(statistics))
         draft = corrected(draft, context, time.perf_counter() - started).draft
         if context.metric is None:

@@ -71,3 +71,34 @@ def test_a_goal_has_one_limit():
     for wrong in ({}, {"at_least": 1, "at_most": 2}):
         with pytest.raises(ConfigError, match="expected one limit"):
             Goal("top1", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "goal"),
+    [
+        ("kl<=0.05", Goal("kl", at_most=0.05)),
+        ("perplexity <= 1.02x", Goal("perplexity", at_most=1.02, relative=True)),
+        ("perplexity<=16", Goal("perplexity", at_most=16)),
+        ("size<=100MB", Goal("size", at_most=1e8)),
+        ("size<= 2 GB", Goal("size", at_most=2e9)),
+    ],
+)
+def test_limits(text: str, goal: Goal) -> None:
+    assert parse_goal(text) == goal
+    assert parse_goal(str(goal)) == goal
+
+
+@pytest.mark.parametrize(
+    "text", ["kl<=0", "kl<=x", "size<=5", "size<=5TB", "sqnr<=5", "kl<=1MB", "perplexity<=-1x", "size>=5MB"]
+)
+def test_wrong_limits(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"kl<=0\.05"):
+        parse_goal(text)
+
+
+def test_goals_of_a_mode() -> None:
+    with pytest.raises(ConfigError, match="mode static takes no size; expected sqnr"):
+        QuantConfig(goal="size<=1MB")
+    with pytest.raises(ConfigError, match="mode weight-only takes no top1"):
+        QuantConfig(mode="weight-only", goal="top1>=0.9")
+    assert QuantConfig(mode="weight-only", goal="kl<=0.05").goal == QuantConfig(goal="kl<=0.05").goal
