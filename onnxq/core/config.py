@@ -25,7 +25,6 @@ from onnxq.core.goal import parse_goal
 from onnxq.core.mode_options import check_mode
 from onnxq.core.option_errors import explain, invalid
 from onnxq.core.option_types import (
-    FROM_FLOAT,
     ActivationType,
     AutotuneSwitch,
     BlockFormatChoice,
@@ -331,7 +330,7 @@ class QuantConfig(BaseModel):
     @property
     def pseudo_labels(self) -> bool:
         """Whether the float model's own results are the labels."""
-        return isinstance(self.labels, str) and self.labels == FROM_FLOAT
+        return isinstance(self.labels, str) and self.labels == "float"
 
     @property
     def overrides(self) -> tuple[Override, ...]:
@@ -368,8 +367,8 @@ class QuantConfig(BaseModel):
         """
         import yaml
 
-        if objects := [name for name in ("metric", "labels") if not is_text(getattr(self, name))]:
-            raise ConfigError(f"{objects[0]}: an object in Python cannot be written to {path}: name a file")
+        if name := next((name for name in ("metric", "labels") if not is_text(getattr(self, name))), ""):
+            raise ConfigError(f"{name}: an object in Python cannot be written to {path}: name a file")
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
         try:
             with staged([path]) as beside:

@@ -69,9 +69,6 @@ def is_text(value: Any) -> bool:
     return value is None or isinstance(value, str | Path)
 
 
-FROM_FLOAT = "float"
-"""The value of option ``labels`` that takes the float model's own results as labels."""
-
 MetricChoice = Annotated[Any, BeforeValidator(_metric)]
 LabelChoice = Annotated[Any, BeforeValidator(_labels)]
 
