@@ -83,6 +83,32 @@ def synthetic_samples(model: ir.Model, inputs: Sequence[InputSpec], count: int, 
     return DataSource(lambda: (_sample(inputs, shapes, bounds, seed, i) for i in range(runs)), count)
 
 
+def token_sample(
+    model: ir.Model, inputs: Sequence[InputSpec], length: int, seed: Sequence[int]
+) -> Sample | None:
+    """Make one sample of random token ids, with empty caches, without running the model.
+
+    Args:
+        model: the model; it is not changed.
+        inputs: its inputs.
+        length: the number of ids, where it is free.
+        seed: the same numbers give the same sample.
+
+    Returns:
+        None if no input is an index into a table, or if an input's rank is unknown or its type not numeric.
+    """
+    bounds = id_bounds(model)
+    if not bounds or any(spec.shape is None or spec.dtype.kind not in "biuf" for spec in inputs):
+        return None
+    integers = [dim for spec in inputs if spec.dtype.kind != "f" for dim in spec.shape or ()]
+    empty = {name: 0 for name in _free_names(inputs) if name not in integers}
+    sizes = {"picture": length, "sequence": length}
+    shapes = _shapes(inputs, sizes, known_sums(model, _free_names(inputs)), empty)
+    if elements(shapes) > MOST_ELEMENTS:
+        return None
+    return _sample(inputs, shapes, bounds, *seed)
+
+
 def _working_shapes(
     model: ir.Model, inputs: Sequence[InputSpec], bounds: Mapping[str, int], seed: int
 ) -> dict[str, tuple[int, ...]]:
@@ -146,9 +172,12 @@ def check_sizes(inputs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]]
         )
 
 
-def _shapes(inputs: Sequence[InputSpec], sizes: Mapping[str, int], sums: Sums) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    inputs: Sequence[InputSpec], sizes: Mapping[str, int], sums: Sums, given: Mapping[str, int] | None = None
+) -> dict[str, tuple[int, ...]]:
     """The shape of each input; a symbol has the same size everywhere, also within ``past + 1``."""
     known = {part: sizes["sequence"] for parts in sums.values() for part in parts if isinstance(part, str)}
+    known |= given or {}
     for total, parts in sums.items():
         known[total] = sum(part if isinstance(part, int) else known[part] for part in parts)
     for spec in inputs:
@@ -217,8 +246,8 @@ def _sample(
 
 
 def _values(spec: InputSpec, shape: tuple[int, ...], bound: int | None, rng: Generator) -> Array:
-    if spec.dtype.kind == "b":
-        return np.ones(shape, bool)
+    if spec.dtype.kind == "b" or 0 in shape:
+        return np.ones(shape, spec.dtype)
     if spec.dtype.kind in "iu":
         if bound is not None:
             return rng.integers(0, bound, shape).astype(spec.dtype)

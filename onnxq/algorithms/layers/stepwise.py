@@ -91,12 +91,20 @@ class _Segment:
     gives: tuple[str, ...]
 
 
-def _segments(model: ir.Model, stops: frozenset[str]) -> list[_Segment]:
-    """Assign each node to the last possible segment.
+def step_numbers(model: ir.Model, stops: Sequence[str]) -> dict[ir.Node, int]:
+    """Map each node that runs before the last stop to the number of the step in which it runs.
 
-    This keeps few tensors in memory, and keeps quantized ones as integers rather than as floats.
+    The stops count from 0 in graph order. Each node runs in the last possible step. This keeps few tensors in
+    memory, and keeps quantized ones as integers rather than as floats.
     """
-    ends = [v for node in model.graph for v in node.outputs if v.name in stops]
+    return _placed(model, _ends(model, frozenset(stops)))
+
+
+def _ends(model: ir.Model, stops: frozenset[str]) -> list[ir.Value]:
+    return [v for node in model.graph for v in node.outputs if v.name in stops]
+
+
+def _placed(model: ir.Model, ends: Sequence[ir.Value]) -> dict[ir.Node, int]:
     number = {end.producer(): i for i, end in enumerate(ends)}
     segment_of: dict[ir.Node, int] = {}
     for node in reversed(list(model.graph)):
@@ -106,6 +114,12 @@ def _segments(model: ir.Model, stops: frozenset[str]) -> list[_Segment]:
         needed += [number[node]] if node in number else []
         if needed:
             segment_of[node] = min(needed)
+    return segment_of
+
+
+def _segments(model: ir.Model, stops: frozenset[str]) -> list[_Segment]:
+    ends = _ends(model, stops)
+    segment_of = _placed(model, ends)
     members: list[list[ir.Node]] = [[] for _ in ends]
     for node in model.graph:
         if node in segment_of:

@@ -1,4 +1,4 @@
-"""Scales and zero points of weights in blocks, by least squared error, without data.
+"""Scales and zero points of weights in blocks, by least squared error; `quantize_blocks` needs no data.
 
 ``min over s, z of sum h * (w - s * t)^2`` with ``t = clip(round(w / s), -z, L - z)``, for each block alone;
 L is the highest level. For given levels t, the best scale is ``<hw, t> / <ht, t>``, and the error left is
@@ -7,7 +7,8 @@ multiples of the scale that covers the block are tried, then scale and zero poin
 scale as above, the zero point as the mean of ``t - w / s`` (the alternation of HQQ, Badri and Shaji 2023,
 with the squared error in place of a norm below 1).
 
-h, the importance of a weight, is the product of two guesses, which stand in for data:
+h is the importance of a weight: the mean square of its input, if that is known. Otherwise it is the product
+of two guesses:
 
 - the inverse of the mean square of the weights of its input channel. A factor can be moved between an input
   channel and the layer before it without a change of the network, and norms are folded into the weights
@@ -98,7 +99,11 @@ class BlockWeights:
 
 
 def quantize_blocks(
-    rows: Callable[[int, int], Floats], shape: tuple[int, int], grid: BlockGrid, threads: int = 0
+    rows: Callable[[int, int], Floats],
+    shape: tuple[int, int],
+    grid: BlockGrid,
+    threads: int = 0,
+    squares: Floats | None = None,
 ) -> BlockWeights:
     """Round a matrix to ``grid``, in parts on several threads.
 
@@ -107,6 +112,8 @@ def quantize_blocks(
         shape: the shape of the matrix, ``(R, K)``.
         grid: the numbers to round to.
         threads: the number of threads; 0: one for each processor.
+        squares: the mean square of each input, ``[K]``, which is the importance of its weights; guessed if
+            None.
 
     Raises:
         ValueError: a weight is NaN or infinite.
@@ -118,15 +125,18 @@ def quantize_blocks(
     zero = np.empty((count, blocks), np.uint8)
     step = max(1, CHUNK // (blocks * grid.size))
     importance = np.ones(blocks * grid.size, np.float32)
-    importance[:columns] = _importance(rows, count)
+    importance[:columns] = _importance(rows, count) if squares is None else _bounded(squares)
     importance = importance.reshape(blocks, grid.size).T
 
     def work(start: int) -> None:
         part = np.zeros((min(step, count - start), blocks * grid.size), np.float32)
         part[:, :columns] = rows(start, start + len(part))
         where = slice(start, start + len(part))
+        turned = np.ascontiguousarray(part.reshape(-1, grid.size).T)
         weighting = np.tile(importance, (1, len(part)))
-        found = _quantized(np.ascontiguousarray(part.reshape(-1, grid.size).T), weighting, grid)
+        if squares is None:
+            weighting *= _relative_magnitude(turned)
+        found = _quantized(turned, weighting, grid)
         levels[where] = found.levels.reshape(len(part), blocks, -1)
         scale[where], zero[where] = (each.reshape(-1, blocks) for each in (found.scale, found.zero))
 
@@ -147,17 +157,53 @@ def _importance(rows: Callable[[int, int], Floats], count: int) -> Floats:
         return np.ones_like(moments) if mean == 0 else mean / np.maximum(moments, LEAST_SHARE * mean)
 
 
+def _bounded(squares: Floats) -> Floats:
+    """Turn mean squares into importance: no input counts for nothing."""
+    mean = float(squares.mean())
+    return np.asarray(squares / mean + LEAST_SHARE, np.float32) if mean > 0 else np.ones_like(squares)
+
+
+def _relative_magnitude(blocks: Floats) -> Floats:
+    """The magnitude of each weight of ``[size, B]`` beside that of its block, plus 1."""
+    with np.errstate(over="ignore", invalid="ignore"):  # weights that are not finite are refused later
+        magnitude = np.abs(blocks)
+        return np.asarray(magnitude / _usable(magnitude.mean(axis=0)) + 1, np.float32)
+
+
 def _quantized(blocks: Floats, importance: Floats, grid: BlockGrid) -> BlockWeights:
     """Round blocks ``[size, B]``: the levels are ``[B, size]``, scales and zero points ``[B]``."""
+    trials = _fitted(blocks, importance, grid)
+    levels = trials.levels(trials.scale, trials.zero) + trials.zero
+    return BlockWeights(levels.T.astype(np.uint8), trials.scale, trials.zero.astype(np.uint8))
+
+
+def fit_scales(blocks: Floats, importance: Floats, grid: BlockGrid) -> tuple[Floats, Floats]:
+    """Find scales and zero points of blocks by least squared error.
+
+    Args:
+        blocks: the weights ``[size, B]``.
+        importance: the weight of each squared error, ``[size, B]``.
+        grid: the numbers to round to.
+
+    Returns:
+        Scales ``[B]``, exact in the grid's scale type, and zero points ``[B]``, whole numbers.
+
+    Raises:
+        ValueError: a weight is NaN or infinite.
+    """
+    trials = _fitted(blocks, importance, grid)
+    return trials.scale, trials.zero
+
+
+def _fitted(blocks: Floats, importance: Floats, grid: BlockGrid) -> _Trials:
     trials = _Trials(blocks, importance, grid)
     scale, zero = trials.scale, trials.zero
     for multiple in MULTIPLES[grid.bits]:
         trials.try_out(scale * np.float32(multiple), zero)
     for _ in range(ROUNDS):
         trials.alternate()
-    scale = _stored(trials.scale, grid)
-    levels = trials.levels(scale, trials.zero) + trials.zero
-    return BlockWeights(levels.T.astype(np.uint8), scale, trials.zero.astype(np.uint8))
+    trials.scale = _stored(trials.scale, grid)
+    return trials
 
 
 class _Trials:
@@ -172,9 +218,7 @@ class _Trials:
 
     def __init__(self, blocks: Floats, importance: Floats, grid: BlockGrid) -> None:
         self.scale, self.zero = _covering(blocks, grid)
-        usual = _usable(np.abs(blocks).mean(axis=0))
-        self._blocks, self._grid = blocks, grid
-        self._importance = (np.abs(blocks) / usual + 1) * importance
+        self._blocks, self._grid, self._importance = blocks, grid, importance
         self._weighted = blocks * self._importance
         self._explained = np.zeros_like(self.scale)  # the part of <hw, w> that the levels explain
         self._rounded, self._product = np.empty_like(blocks), np.empty_like(blocks)

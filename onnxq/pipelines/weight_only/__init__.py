@@ -1,4 +1,4 @@
-"""Weight-only quantization: matrices in blocks of 2 to 8 bits beside float activations, without data."""
+"""Weight-only quantization: matrices in blocks of 2 to 8 bits beside float activations."""
 
 from __future__ import annotations
 

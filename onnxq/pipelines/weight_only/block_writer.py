@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.algorithms.weights.block_scales import BlockGrid, BlockWeights, quantize_blocks
+from onnxq.algorithms.weights.block_scales import BlockGrid, BlockWeights
 from onnxq.core.errors import ModelError
 from onnxq.graph.nodes import all_nodes, name_of, unique_name
-from onnxq.pipelines.weight_only.products import Product
-from onnxq.pipelines.weight_only.stored_operand import row_reader
+from onnxq.pipelines.weight_only.choice.rounding import Rounding
+from onnxq.pipelines.weight_only.products import Product, read_layout
 from onnxq.pipelines.weight_only.tensor_store import TensorStore, packed
-
-_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -48,11 +45,11 @@ class BlockWriter:
     """
 
     def __init__(
-        self, model: ir.Model, store: TensorStore, threads: int, done: Callable[[int], None]
+        self, model: ir.Model, store: TensorStore, rounding: Rounding, done: Callable[[int], None]
     ) -> None:
-        """Write to ``store``, and work on ``threads`` threads; 0: one for each processor."""
+        """Write to ``store`` what ``rounding`` makes of each matrix."""
         self.model, self.done = model, done
-        self._store, self._threads = store, threads
+        self._store, self._rounding = store, rounding
         values = [v for graph in model.graphs() for v in (*graph.inputs, *graph.initializers.values())]
         nodes = list(all_nodes(model))
         self._names = {v.name for v in (*values, *(v for node in nodes for v in node.outputs))}
@@ -108,9 +105,9 @@ class BlockWriter:
             shift = np.uint8(grid.middle if dtype.is_signed() else 0)
             zero = found.zero if not dtype.is_signed() else None
             self._made[key] = Blocks(
-                self._integers(f"{base}_blocks", _read_layout(levels - shift, product), dtype),
-                self._constant(f"{base}_scale", _read_layout(found.scale.astype(grid.scale_type), product)),
-                None if zero is None else self._integers(f"{base}_zero", _read_layout(zero, product), dtype),
+                self._integers(f"{base}_blocks", read_layout(levels - shift, product), dtype),
+                self._constant(f"{base}_scale", read_layout(found.scale.astype(grid.scale_type), product)),
+                None if zero is None else self._integers(f"{base}_zero", read_layout(zero, product), dtype),
             )
         return self._made[key]
 
@@ -121,15 +118,13 @@ class BlockWriter:
             ModelError: a weight is NaN or infinite.
         """
         tensor = product.operand.tensor
-        read, count, columns = row_reader(tensor, product.rows_last)
         try:
-            found = quantize_blocks(read, (count, columns), grid, self._threads)
+            found = self._rounding.round(product, grid)
         except ValueError as error:
             raise ModelError(
                 f"node {product.node.name!r} has weights that are NaN or infinite: keep it in float with "
                 "--exclude, or give another model"
             ) from error
-        del read  # it holds the mapped file
         if isinstance(tensor, ir.ExternalTensor):
             tensor.release()
         self.done(tensor.nbytes)
@@ -147,9 +142,3 @@ class BlockWriter:
         value = ir.val(tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
         self.model.graph.register_initializer(value)
         return value
-
-
-def _read_layout(rows: NDArray[_Number], product: Product) -> NDArray[_Number]:
-    """Reshape ``[E * N, n]`` to the operand's layout as its node reads it, with n along the summed axis."""
-    stack = rows.reshape(*product.operand.shape[:-2], product.sizes[0], -1)
-    return np.ascontiguousarray(stack if product.summed == -1 else np.swapaxes(stack, -1, -2))

@@ -20,6 +20,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError
 from onnxq.core.progress import Progress
 from onnxq.graph.files import constant_bytes, size_on_disk
+from onnxq.graph.half_precision.simulate import runnable
 from onnxq.pipelines.acceptance import (
     Acceptance,
     accept,
@@ -84,6 +85,15 @@ class Judge:
         accepted = accept(draft, self.context.evaluator, lambda path: ())
         check_trusted(accepted, self.context)
         return with_speed(accepted, draft, self.reference, self.context)
+
+    def error(self, draft: Path) -> float:
+        """Return how far a written model is from the float model on the held-out samples; less is better.
+
+        Raises:
+            CalibrationError: a model does not load, or does not take a given sample.
+        """
+        assert self.context is not None
+        return self.context.evaluator.evaluate(runnable(draft)).noise
 
     def warnings(self, accepted: Acceptance) -> Iterator[str]:
         """Yield the warnings about a model that was accepted."""

@@ -1,9 +1,10 @@
-"""Weight-only quantization: matrices in blocks of 2 to 8 bits, written as they are read; no data is needed.
+"""Weight-only quantization: matrices in blocks of 2 to 8 bits, written as they are read.
 
 ::
 
     prepare      make the model one graph, and choose the products (products.py, tied_tables.py)
-    write        round each matrix and write it before the next one is read (streaming.py)
+    write        round each matrix and write it before the next one is read (streaming.py); with data, in the
+                 order in which they run, and once more without, to keep what is better (choice/)
     check        load the file, and compare it with the float model if that is small (judgement.py)
 
 No weight is read before its turn, so that a model may be larger than the memory.
@@ -12,13 +13,14 @@ No weight is read before its turn, so that a model may be larger than the memory
 from __future__ import annotations
 
 import os
+import pathlib
 import time
 from collections.abc import Iterable
-from functools import partial
 from typing import NoReturn
 
 import onnx_ir as ir
 
+from onnxq.algorithms.effect import Effect
 from onnxq.calibration.sample_split import Data, origin
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
@@ -32,9 +34,10 @@ from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_is_flo
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
 from onnxq.pipelines.weight_only.block_scheme import find_block_scheme
+from onnxq.pipelines.weight_only.choice.contest import write_better
 from onnxq.pipelines.weight_only.judgement import make_judge
 from onnxq.pipelines.weight_only.products import plan_products
-from onnxq.pipelines.weight_only.streaming import WeightWork, write_streamed
+from onnxq.pipelines.weight_only.streaming import WeightWork
 from onnxq.pipelines.weight_only.tied_tables import TiedTable, find_tied
 from onnxq.targets.lookup import get_target
 
@@ -57,7 +60,7 @@ def quantize_weights(
         output: path of the model to write.
         config: the options, with or without ``mode="weight-only"``; defaults if None.
         data: as ``config.data``, or any iterable of ``{input name: array}`` batches, to compare both models
-            on. Synthetic inputs if None, for small models.
+            on, and to choose weights with. Synthetic inputs if None, for small models.
         progress: called with the progress of the work.
 
     Raises:
@@ -72,7 +75,12 @@ def quantize_weights(
         progress("reading the model")
         work = _prepare(model, config)
         judge = make_judge(os.fspath(model), work.model.clone(), data, config, progress)
-        accepted = write_made(output, partial(write_streamed, work, progress=progress), judge.accept)
+        effects = list[Effect]()
+
+        def make(draft: pathlib.Path) -> None:
+            effects.extend(write_better(lambda: _prepare(model, config), judge, draft, progress))
+
+        accepted = write_made(output, make, judge.accept)
         return conclude(
             QuantResult(
                 request=Request(os.fspath(model), os.fspath(output), origin(data), config),
@@ -84,6 +92,7 @@ def quantize_weights(
                 skipped=judge.samples.skipped,
                 warnings=tuple(judge.warnings(accepted)),
                 speed=accepted.speed,
+                corrections=tuple(effects),
                 int8_bytes=accepted.size,
                 constant_bytes=accepted.constants,
             ),

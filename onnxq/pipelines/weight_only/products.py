@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxq.graph.nodes import input_at, is_op, rank
 from onnxq.graph.operators import SUMMED_AXIS, attribute_value
@@ -13,6 +16,8 @@ from onnxq.pipelines.weight_only.block_scheme import FLOATS, BlockScheme
 from onnxq.pipelines.weight_only.stored_operand import Operand, stored_operand
 from onnxq.planner.context import deselected, matches
 from onnxq.planner.float_regions.angles import angle_nodes
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 LEAST_WEIGHTS = 1024
 """Smaller matrices stay float: there is little to save."""
@@ -107,6 +112,12 @@ def table_values(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:
 def is_named(node: ir.Node, scheme: BlockScheme) -> bool:
     """Whether the user includes the node by its name, not by its type."""
     return any(matches(node, pattern) for pattern in scheme.config.include if not pattern.startswith("op:"))
+
+
+def read_layout(rows: NDArray[_Number], product: Product) -> NDArray[_Number]:
+    """Reshape ``[E * N, n]`` to the operand's layout as its node reads it, with n along the summed axis."""
+    stack = rows.reshape(*product.operand.shape[:-2], product.sizes[0], -1)
+    return np.ascontiguousarray(stack if product.summed == -1 else np.swapaxes(stack, -1, -2))
 
 
 def _product(node: ir.Node) -> Product | None:

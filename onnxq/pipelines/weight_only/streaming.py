@@ -17,6 +17,7 @@ from onnxq.graph.files import INLINE_LIMIT, external_files
 from onnxq.graph.passes.redundancy import RemoveUnusedPass
 from onnxq.pipelines.weight_only.block_scheme import BlockScheme
 from onnxq.pipelines.weight_only.block_writer import BlockWriter
+from onnxq.pipelines.weight_only.choice.rounding import Rounding
 from onnxq.pipelines.weight_only.products import Product
 from onnxq.pipelines.weight_only.rewrites import rewrite_product
 from onnxq.pipelines.weight_only.tensor_store import TensorStore
@@ -51,13 +52,14 @@ class WeightWork:
         return sum({operand.value: operand.tensor.nbytes for operand in operands}.values())
 
 
-def write_streamed(work: WeightWork, draft: Path, progress: Progress) -> None:
+def write_streamed(work: WeightWork, rounding: Rounding, draft: Path, progress: Progress) -> None:
     """Write the model to ``draft``; its weights go to a file beside it if they do in the given model.
 
     They do so too if they are more than a protobuf can hold.
 
     Args:
         work: the work; its model is changed.
+        rounding: chooses the numbers.
         draft: the file to write.
         progress: called with the megabytes of float weights done.
     """
@@ -65,7 +67,7 @@ def write_streamed(work: WeightWork, draft: Path, progress: Progress) -> None:
     data = draft.with_name(f"{draft.name}.data")
     with data.open("wb") as file:
         store = TensorStore(data, file)
-        _quantize(work, store, progress)
+        _quantize(work, rounding, store, progress)
         RemoveUnusedPass()(work.model)
         for value in list(_remaining(work.model, store)):
             assert value.const_value is not None
@@ -79,7 +81,7 @@ def write_streamed(work: WeightWork, draft: Path, progress: Progress) -> None:
     data.unlink()
 
 
-def _quantize(work: WeightWork, store: TensorStore, progress: Progress) -> None:
+def _quantize(work: WeightWork, rounding: Rounding, store: TensorStore, progress: Progress) -> None:
     total, read = work.bytes // MEGABYTE, 0
 
     def done(count: int) -> None:
@@ -88,10 +90,10 @@ def _quantize(work: WeightWork, store: TensorStore, progress: Progress) -> None:
         progress("quantizing weights (MB)", read // MEGABYTE, total)
 
     progress("quantizing weights (MB)", 0, total)
-    writer = BlockWriter(work.model, store, work.scheme.config.threads, done)
+    writer = BlockWriter(work.model, store, rounding, done)
     for table in work.tied:
         rewrite_tied(table, work.scheme, writer)
-    for product in work.products:
+    for product in rounding.in_order(work.products):
         rewrite_product(product, work.scheme, writer)
 
 

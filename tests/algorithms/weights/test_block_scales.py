@@ -77,3 +77,24 @@ def test_numbers_that_are_not_finite_are_refused(wrong: float) -> None:
     matrix[1, 5] = wrong
     with pytest.raises(ValueError, match="NaN or infinite"):
         rounded(matrix, BlockGrid(4, False, 32))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_known_squares_of_inputs_weigh_errors(bits: int) -> None:
+    rng = np.random.default_rng(8)
+    matrix = rng.standard_normal((40, 75)).astype(np.float32)
+    squares = np.exp(3 * rng.standard_normal(75)).astype(np.float32)
+    grid = BlockGrid(bits, False, 32)
+    known, guessed = (
+        quantize_blocks(lambda start, stop: matrix[start:stop], matrix.shape, grid, squares=each).reals(75)
+        for each in (squares, None)
+    )
+    error, other = (float((np.square(matrix - each) * squares).sum()) for each in (known, guessed))
+    assert error < 0.8 * other
+
+
+def test_inputs_that_are_always_zero_count_a_little() -> None:
+    matrix = np.random.default_rng(8).standard_normal((4, 64)).astype(np.float32)
+    grid = BlockGrid(8, False, 32)
+    found = quantize_blocks(lambda start, stop: matrix[start:stop], matrix.shape, grid, squares=np.zeros(64))
+    np.testing.assert_allclose(found.reals(64), matrix, atol=0.05)

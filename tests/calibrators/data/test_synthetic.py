@@ -14,7 +14,7 @@ import pytest
 from calibrators.data.batching import batches
 from calibrators.data.samples import input_specs
 from calibrators.data.size_sums import known_sums
-from calibrators.data.synthetic import id_bounds, synthetic_samples
+from calibrators.data.synthetic import id_bounds, synthetic_samples, token_sample
 from calibrators.errors import CalibrationError
 from onnxq.graph.passes.shapes import InferShapesPass
 
@@ -225,3 +225,19 @@ def test_a_concat_of_contradicting_ranks_tells_no_sizes():
     node.outputs[0].name, node.outputs[0].shape = "c", ir.Shape(["t", 3])
     graph = ir.Graph(values, node.outputs, nodes=[node], opset_imports={"": 17})
     assert known_sums(ir.Model(graph, ir_version=8), ["p", "q", "t"]) == {}
+
+
+def test_token_ids_come_with_empty_caches():
+    m = model("""g (int64[N,S] ids, int64[N,T] mask, float[N,2,P,8] past) => (float[N,S,4] y, float[N,2,T,8] present)
+    <float[20,4] t, float[N,2,S,8] k> { y = Gather(t, ids)  present = Concat<axis=2>(past, k) }""")
+    sample = token_sample(m, input_specs(m), 24, (0, 1))
+    assert sample is not None
+    shapes = {name: array.shape for name, array in sample.feeds.items()}
+    assert shapes == {"ids": (1, 24), "mask": (1, 24), "past": (1, 2, 0, 8)}
+    assert (sample.feeds["mask"] == 1).all()
+    assert 0 <= sample.feeds["ids"].min() < sample.feeds["ids"].max() < 20
+
+
+def test_no_token_ids_without_a_table():
+    m = model("g (int64[N,S] ids) => (int64[N,S] y) { y = Neg(ids) }")
+    assert token_sample(m, input_specs(m), 24, (0, 1)) is None
