@@ -21,6 +21,7 @@ class Effect:
         failed: whether the correction failed unexpectedly, and so was left out.
         too_long: why there was no time for the correction; empty if there was.
         batches: the number of batches that it was fitted on, if there was no time for all; else 0.
+        divergence: the KL divergence of the next token without it and with it, where that decided.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Effect:
     failed: bool = False
     too_long: str = ""
     batches: int = 0
+    divergence: tuple[float, float] | None = None
 
     @property
     def gain(self) -> float:
@@ -49,6 +51,9 @@ class Effect:
         if self.after is None:
             reason = "it failed" if self.failed else self.too_long
             return f"left out: {reason}" if reason else "nothing to do"
+        if self.divergence is not None:
+            changed = "KL {:.4f} -> {:.4f}".format(*self.divergence)
+            return changed if self.kept else f"dropped, {changed}"
         if self.fitted_gain is not None:
             kept = "kept" if self.kept else "dropped"
             fitted = f"{self.fitted_gain:+.2f} dB on samples that were fitted on"

@@ -392,4 +392,6 @@ def _quality_rows(quality: Quality, reference: str = "float") -> Iterator[str]:
             parts.append(f"SQNR {output.sqnr:.2f} dB")
         if output.agreement is not None:
             parts.append(f"agreement with {reference} {output.agreement:.1%}")
+        if output.next_token is not None:
+            parts.append(output.next_token.describe(reference))
         yield f"{name}: {', '.join(parts) or 'nothing to compare'}"

@@ -17,6 +17,7 @@ from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 from calibrators.session import Model, open_session
 from onnxq.core.parallel import in_order
+from onnxq.verify.outputs.next_token import NextToken
 from onnxq.verify.outputs.output_kinds import OutputKind, output_kinds
 from onnxq.verify.outputs.tally import OutputQuality, Tally
 
@@ -51,6 +52,12 @@ class Quality:
     def sqnr(self) -> float:
         """The worst output's SQNR, in dB."""
         return min((o.sqnr for o in self.outputs.values() if not math.isnan(o.sqnr)), default=math.nan)
+
+    @property
+    def next_token(self) -> NextToken | None:
+        """How the distributions of the next token differ, at the worst output that gives one."""
+        found = [o.next_token for o in self.outputs.values() if o.next_token is not None]
+        return max(found, key=lambda each: each.kl, default=None)
 
     @property
     def noise(self) -> float:
@@ -170,7 +177,7 @@ class AccuracyEvaluator:
             if known.outputs is None:
                 known.outputs = self._if_small(expected)
             for tally, one, other in zip(tallies.values(), expected, given, strict=True):
-                tally.add(one, other)
+                tally.add(one, other, known.sample.feeds)
             if look is not None:
                 look(expected, given)
             seen += known.sample.count

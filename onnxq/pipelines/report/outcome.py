@@ -55,6 +55,8 @@ def _accuracy(report: Report) -> Blocks:
         yield Paragraph("Accuracy was not measured: there were no samples.")
         return
     yield Table(_COLUMNS, _rows(report), "outputs")
+    if quality.next_token is not None:
+        yield Paragraph(f"Distribution of the next token: {quality.next_token.describe()}.")
     source = f"Measured on {report.judged_on}: {quality.samples}." if quality.samples else ""
     caution = " Synthetic inputs say nothing about real use." if report.request.synthetic else ""
     yield Paragraph(source + caution, "quiet")

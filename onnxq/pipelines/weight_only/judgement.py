@@ -30,6 +30,7 @@ from onnxq.pipelines.acceptance import (
     with_speed,
 )
 from onnxq.pipelines.dynamic.acceptance import make_dynamic_context
+from onnxq.verify.accuracy import Quality
 
 COMPARED_BYTES = 2**28
 """The most bytes of weights of a float model that is run without being asked for."""
@@ -86,14 +87,14 @@ class Judge:
         check_trusted(accepted, self.context)
         return with_speed(accepted, draft, self.reference, self.context)
 
-    def error(self, draft: Path) -> float:
-        """Return how far a written model is from the float model on the held-out samples; less is better.
+    def quality(self, draft: Path) -> Quality:
+        """Compare a written model with the float model on the held-out samples.
 
         Raises:
             CalibrationError: a model does not load, or does not take a given sample.
         """
         assert self.context is not None
-        return self.context.evaluator.evaluate(runnable(draft)).noise
+        return self.context.evaluator.evaluate(runnable(draft))
 
     def warnings(self, accepted: Acceptance) -> Iterator[str]:
         """Yield the warnings about a model that was accepted."""

@@ -15,6 +15,7 @@ from onnxq.graph.nodes import name_of
 from onnxq.graph.operators import WEIGHTED, data_values
 from onnxq.graph.passes.names import UniqueNamesPass
 from onnxq.graph.passes.shapes import InferShapesPass
+from onnxq.verify.outputs.next_token import Vocabulary, find_vocabulary
 from onnxq.verify.outputs.row_origin import Rows, selected_rows, selects
 
 _CHOICES = frozenset(
@@ -35,10 +36,12 @@ class OutputKind:
         measured: by distance: float numbers, and integers computed from float ones, such as a picture's
             bytes. Others are indices, ids or truth values, which are equal or not.
         rows: the rows that a selection made, whose order and number have no meaning; None: by position.
+        vocabulary: the ids that the model takes, whose logits the output may be; None if it takes none.
     """
 
     measured: bool
     rows: Rows | None = None
+    vocabulary: Vocabulary | None = None
 
     def rows_of(self, dims: int) -> Rows | None:
         """Return the rows if an output with so many axes has them."""
@@ -57,13 +60,17 @@ def output_kinds(model: ir.Model | str | os.PathLike[str]) -> Mapping[str, Outpu
     loaded = as_model(model)
     outputs = loaded.graph.outputs
     if not selects(loaded) and not loaded.functions and all(map(_is_float, outputs)):
-        return {name_of(value): OutputKind(measured=True) for value in outputs}
+        words = find_vocabulary(loaded)
+        return {name_of(value): OutputKind(measured=True, vocabulary=words) for value in outputs}
     copy = loaded.clone()
     with suppress(ir.passes.PassError, ValueError):  # what a function gives is compared by position then
         common.InlinePass()(copy)
     ir.passes.Sequential(UniqueNamesPass(), InferShapesPass())(copy)
-    rows = selected_rows(copy)
-    return {name_of(value): OutputKind(_is_measured(value), rows.get(value)) for value in copy.graph.outputs}
+    rows, words = selected_rows(copy), find_vocabulary(copy)
+    return {
+        name_of(value): OutputKind(_is_measured(value), rows.get(value), words)
+        for value in copy.graph.outputs
+    }
 
 
 def float_kinds(model: ir.Model) -> Mapping[str, OutputKind]:

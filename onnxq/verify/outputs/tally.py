@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.core.numerics import decibels
+from onnxq.verify.outputs.next_token import NextToken, NextTokenTally
 from onnxq.verify.outputs.output_kinds import OutputKind
 from onnxq.verify.outputs.row_origin import Rows
 from onnxq.verify.outputs.row_sets import differing_axes, equal_rows, measured_rows, paired_sets
 
 Array = NDArray[np.generic]
+
+PART = 2**22
+"""The number of elements that are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,14 @@ class OutputQuality:
             no decision (a single value, or no classes).
         finite: whether the quantized model gave finite numbers wherever the float model did.
         incomparable: the number of batches that were left out, because the output had another shape.
+        next_token: how the distributions of the next token differ; None if the output gives none.
     """
 
     sqnr: float
     agreement: float | None
     finite: bool = True
     incomparable: int = 0
+    next_token: NextToken | None = None
 
 
 @dataclass
@@ -59,9 +66,10 @@ class Tally:
     _decisions: int = 0
     _finite: bool = True
     _incomparable: int = 0
+    _next_token: NextTokenTally = field(default_factory=NextTokenTally)
 
-    def add(self, reference: Any, actual: Any) -> None:
-        """Add one batch. Outputs that are sequences or maps are ignored.
+    def add(self, reference: Any, actual: Any, feeds: Mapping[str, Any] | None = None) -> None:
+        """Add one batch, with what was fed if that is known. Outputs that are sequences or maps are ignored.
 
         The number of rows of an output may depend on its values (detections): if the sizes of one axis
         differ, its rows are compared as a set. Other shapes cannot be compared.
@@ -75,16 +83,23 @@ class Tally:
             self._add_rows(reference, actual, rows)
         elif reference.shape == actual.shape:
             self._add_positions(reference, actual)
+            self._add_tokens(reference, actual, feeds or {})
         else:
             self._incomparable += 1
 
+    def _add_tokens(self, reference: Array, actual: Array, feeds: Mapping[str, Any]) -> None:
+        words = self.kind.vocabulary
+        if words is not None and words.gives_logits(reference):
+            self._next_token.add(reference, actual, words.ids(feeds, reference.shape[:-1]))
+
     def _add_positions(self, reference: Array, actual: Array) -> None:
         if self._is_measured(reference):
-            known = np.isfinite(reference)
-            expected, given = (array[known].astype(np.float64) for array in (reference, actual))
-            self._finite = self._finite and bool(np.isfinite(given).all())
-            self._add_signal(expected, reference.dtype)
-            self.noise[-1] += float(np.square(expected - given).sum())
+            for one, other in _in_parts(reference, actual):
+                known = np.isfinite(one)
+                expected, given = (array[known].astype(np.float64) for array in (one, other))
+                self._finite = self._finite and bool(np.isfinite(given).all())
+                self._add_signal(expected, reference.dtype)
+                self.noise[-1] += float(np.square(expected - given).sum())
         decisions = self._decided(reference)
         self._decisions += decisions.size
         self._agreed += int(np.count_nonzero(decisions == self._decided(actual)))
@@ -133,12 +148,23 @@ class Tally:
             agreement=self._agreed / self._decisions if self._decisions else None,
             finite=self._finite,
             incomparable=self._incomparable,
+            next_token=self._next_token.result(),
         )
 
     def _sqnr(self) -> float:
         if not self._finite:
             return -math.inf
         return decibels(self.signal, sum(self.noise)) if self._reals else math.nan
+
+
+def _in_parts(reference: Array, actual: Array) -> Iterator[tuple[Array, Array]]:
+    """Split large arrays: doubles of all their elements at once would take much memory."""
+    if reference.size <= PART:
+        yield reference, actual
+        return
+    one, other = reference.reshape(-1), actual.reshape(-1)
+    for start in range(0, reference.size, PART):
+        yield one[start : start + PART], other[start : start + PART]
 
 
 def _only(axes: tuple[int, ...] | None) -> Rows | None:

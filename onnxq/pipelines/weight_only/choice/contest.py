@@ -16,6 +16,7 @@ from onnxq.pipelines.weight_only.choice.sequential_rounding import SequentialRou
 from onnxq.pipelines.weight_only.choice.staged_run import StagedRun
 from onnxq.pipelines.weight_only.judgement import Judge
 from onnxq.pipelines.weight_only.streaming import WeightWork, write_streamed
+from onnxq.verify.accuracy import Quality
 
 NAME = "rounding with data"
 """The name of the correction."""
@@ -50,14 +51,22 @@ def write_better(
         return (Effect(NAME, 1.0, None, seconds, kept=False, too_long=_NO_STAGES),)
     write_streamed(work, SequentialRounding(run, threads, progress), draft, progress)
     del run
-    after = judge.error(draft)
+    after = judge.quality(draft)
     with _beside(draft) as other:
         write_streamed(prepare(), alone, other, progress)
-        before = judge.error(other)
-        kept = after < before
+        before = judge.quality(other)
+        kept = figure(after) < figure(before)
         if not kept:
             _move(other, draft)
-    return (Effect(NAME, before, after, time.perf_counter() - started, kept),)
+    seconds = time.perf_counter() - started
+    tokens = before.next_token, after.next_token
+    divergence = None if tokens[0] is None or tokens[1] is None else (tokens[0].kl, tokens[1].kl)
+    return (Effect(NAME, before.noise, after.noise, seconds, kept, divergence=divergence),)
+
+
+def figure(quality: Quality) -> float:
+    """Return what decides, less is better: the KL divergence of the next token, or else the noise."""
+    return quality.noise if quality.next_token is None else quality.next_token.kl
 
 
 _NO_STAGES = "the model cannot be run in parts, because its products are in control flow or it has such nodes"
