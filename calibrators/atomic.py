@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
+WINDOWS = os.name == "nt"
+
 NOT_PLAIN = "is a pipe, a socket or a device"
 """What `is_special` finds, for messages."""
 
@@ -203,8 +205,10 @@ def _kept(draft: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Flush a file or directory to the disk; Windows flushes no directories, and only files open to write."""
+    if WINDOWS and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from calibrators.data.samples import Sample, input_specs
 from calibrators.errors import CalibrationError
 from calibrators.fingerprint import fingerprint
 from calibrators.float8 import run
+from calibrators.gathered import Gathered
 from calibrators.held_noise import noise_feeds
 from calibrators.session import RUNTIME_ERRORS, as_model, brief, checked_feeds, open_session
 from calibrators.statistics import Statistics, TensorStatistics
@@ -161,10 +161,25 @@ class Collector:
             self._measure()
         self._wait(self._room + WAITING if self._room == self._threads else self._room)
 
-    def finish(self) -> Statistics:
+    def finish_part(self) -> Statistics:
+        """Wait for the batches under way, return their statistics, perhaps of no samples, and begin anew.
+
+        The session and the threads are kept for the next part of the data.
+
+        Raises:
+            CalibrationError: as for `observe`.
+        """
+        self._wait(0)
+        part, self._gathered = self._gathered, Gathered(self._gathered.largest)
+        return part.statistics(self._names, self._first, self.fingerprint)
+
+    def finish(self, *, may_be_empty: bool = False) -> Statistics:
         """Wait for the batches under way and return the statistics.
 
         The statistics of all tensors cover the same samples, also after an interrupt.
+
+        Args:
+            may_be_empty: whether having no samples is no error.
 
         Raises:
             CalibrationError: as for `observe`, or no sample was given.
@@ -173,10 +188,12 @@ class Collector:
         self._wait(0)
         result = self._gathered.statistics(self._names, self._first, self.fingerprint)
         if self._resume is not None:
-            result = self._resume.merge(result)
+            result = self._resume.merge(result, same_stream=True)
+        if not result.samples and may_be_empty:
+            return result
         if not result.samples:
             raise _nothing(refused=result.span[1] - result.span[0])
-        _report(result)
+        tell_nonfinite(result)
         return result
 
     def _measure(self) -> None:
@@ -197,15 +214,17 @@ class Collector:
         # A copy: the caller may reuse the arrays for the next batch while this one waits.
         batch = replace(batch, feeds={name: np.array(array) for name, array in batch.feeds.items()})
         self._gathered.ran.clear()
+        if not batch.numbers:
+            batch = replace(batch, numbers=tuple(range(self._number, self._number + batch.count)))
         try:
-            future = self._pool.submit(self._take_in, batch, self._number)
+            future = self._pool.submit(self._take_in, batch)
         except RuntimeError as error:  # the pool was shut down
             raise CalibrationError(
                 f"{batch.name} comes too late: the collector was closed. Open a new one (resume=...)"
             ) from error
         future.add_done_callback(lambda _: self._gathered.ran.set())
         self._under_way.append(future)
-        self._number += batch.count
+        self._number = max(self._number, *_after(batch))
 
     def _wait(self, left: int) -> None:
         """Wait until at most ``left`` batches are under way."""
@@ -235,36 +254,34 @@ class Collector:
                 )
         self._warned |= outcome.nonfinite.keys()
 
-    def _take_in(self, batch: Sample, number: int) -> list[_Outcome]:
+    def _take_in(self, batch: Sample) -> list[_Outcome]:
         """Run one batch and add it to the statistics. If the model refuses it, try its samples one by one."""
-        end = number + batch.count
+        end = max(_after(batch))
         try:
             arrays = run_batch(self._session, self._names, batch)
         except CalibrationError as error:
             tries = parts(batch, self._inputs)
             if len(tries) > 1:
-                return [one for i, part in enumerate(tries) for one in self._take_in(part, number + i)]
+                return [one for part in tries for one in self._take_in(part)]
             self._gathered.count(0, end)
             return [_Outcome(batch, refused=error)]
         with self._folding:
-            return [self._fold_all(arrays, batch, number)]
+            return [self._fold_all(arrays, batch)]
 
-    def _fold_all(self, arrays: list[NDArray[np.generic]], batch: Sample, number: int) -> _Outcome:
+    def _fold_all(self, arrays: list[NDArray[np.generic]], batch: Sample) -> _Outcome:
         found = self._gathered.borrow()
         size = sum(getattr(array, "nbytes", 0) for array in arrays)
-        self._gathered.count(batch.count, number + batch.count, size)
+        self._gathered.count(batch.count, max(_after(batch)), size)
         nonfinite: dict[str, tuple[int, int]] = {}
         for name in reversed(self._names):
             array = arrays.pop()
-            bad = self._fold(found.setdefault(name, TensorStatistics()), name, array, batch, number)
+            bad = self._fold(found.setdefault(name, TensorStatistics()), name, array, batch)
             if bad:
                 nonfinite[name] = bad, array.size
         self._gathered.give_back(found)
         return _Outcome(batch, nonfinite)
 
-    def _fold(
-        self, tensor: TensorStatistics, name: str, array: NDArray[np.generic], batch: Sample, number: int
-    ) -> int:
+    def _fold(self, tensor: TensorStatistics, name: str, array: NDArray[np.generic], batch: Sample) -> int:
         """Add one tensor of a batch to its statistics; return the number of its NaN and infinite values."""
         if not isinstance(array, np.ndarray):
             raise CalibrationError(
@@ -275,7 +292,7 @@ class Collector:
             tensor.update(
                 array,
                 batch.count,
-                number=number,
+                number=batch.numbers,
                 name_of=batch.name_of,
                 selection=self._selection,
                 channel_axis=self._channels.get(name),
@@ -283,6 +300,11 @@ class Collector:
         except (TypeError, ValueError) as error:
             raise CalibrationError(f"{name} cannot be observed: {error}") from error
         return tensor.nonfinite - known
+
+
+def _after(batch: Sample) -> Sequence[int]:
+    """The number after that of each sample of a batch."""
+    return [number + 1 for number in batch.numbers] or [0]
 
 
 @dataclass(frozen=True)
@@ -326,7 +348,7 @@ def _nothing(refused: int) -> CalibrationError:
     return CalibrationError("there is no calibration data: no sample was given")
 
 
-def _report(found: Statistics) -> None:
+def tell_nonfinite(found: Statistics) -> None:
     """Warn at the end of all tensors with NaN or infinite values, or without any finite one."""
     for name, tensor in found.items():
         if not tensor.count:
@@ -340,61 +362,3 @@ def processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-class Gathered:
-    """The statistics that the threads have gathered: several sets, each lent to one thread at a time.
-
-    Attributes:
-        ran: set when a batch has run or was refused.
-        samples: number of samples added so far.
-        end: one more than the number of the last sample that was added or refused.
-        largest: the largest size of the observed tensors of one batch, in bytes.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.ran = threading.Event()
-        self._idle: list[dict[str, TensorStatistics]] = []
-        self.samples = 0
-        self.end = 0
-        self.largest = 0
-
-    def borrow(self) -> dict[str, TensorStatistics]:
-        """Lend a set of statistics, by tensor name, that no other thread uses."""
-        with self._lock:
-            return self._idle.pop() if self._idle else {}
-
-    def give_back(self, found: dict[str, TensorStatistics]) -> None:
-        """Take back a borrowed set, to which a whole batch was added."""
-        with self._lock:
-            self._idle.append(found)
-
-    def count(self, samples: int, end: int, size: int = 0) -> None:
-        """Record a batch that was added or refused.
-
-        Args:
-            samples: number of samples that were added.
-            end: one more than the number of the batch's last sample in the stream of data.
-            size: bytes of the observed tensors.
-        """
-        with self._lock:
-            self.samples += samples
-            self.end = max(self.end, end)
-            self.largest = max(self.largest, size)
-        self.ran.set()
-
-    def statistics(self, names: Sequence[str], first: int, fingerprint: str) -> Statistics:
-        """Merge all sets.
-
-        Args:
-            names: the observed tensors.
-            first: the number of the first sample in the stream of data.
-            fingerprint: fingerprint of the model.
-        """
-        tensors = {
-            name: reduce(TensorStatistics.merge, [part[name] for part in self._idle] or [TensorStatistics()])
-            for name in names
-        }
-        span = (first, max(first, self.end))
-        return Statistics(tensors, self.samples, span=span, fingerprint=fingerprint)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -64,6 +65,32 @@ def content(array: Array) -> bytes | memoryview:
     if array.dtype.hasobject:
         return repr(array.tolist()).encode()
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+SUM_DIGITS = 16
+"""Hexadecimal digits of a sum of checksums: it is taken modulo 2^64."""
+
+
+def sample_checksum(feeds: Mapping[str, Array], number: int) -> int:
+    """Compute a checksum of a sample's arrays and of its number, to be `added` to those of other samples."""
+    parts = [f"{name} {checksum(feeds[name])}" for name in sorted(feeds)]
+    digest = hashlib.blake2b(f"{number} {parts}".encode(), digest_size=SUM_DIGITS // 2)
+    return int.from_bytes(digest.digest(), "big")
+
+
+def added(one: str, other: str) -> str:
+    """Add the checksums of two sets of samples, in hexadecimal digits; the order of samples does not matter.
+
+    "" if one of them is unknown.
+    """
+    if not one or not other:
+        return ""
+    return sum_text(int(one, 16) + int(other, 16))
+
+
+def sum_text(total: int) -> str:
+    """Write a sum of checksums in hexadecimal digits."""
+    return f"{total % 16**SUM_DIGITS:0{SUM_DIGITS}x}"
 
 
 def checksum(array: Array, before: int = 0) -> int:

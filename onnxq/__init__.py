@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnxq.core.config import QuantConfig
     from onnxq.core.errors import CalibrationError, ConfigError, ModelError, OnnxqError, TargetError
     from onnxq.core.goal import Goal
-    from onnxq.pipelines.calibrate import Calibration
+    from onnxq.pipelines.calibrate import Calibration, merge
     from onnxq.pipelines.convert import Converted
     from onnxq.pipelines.requantize import Requantized
     from onnxq.pipelines.result import QuantResult
@@ -36,6 +36,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "convert",
+    "merge",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weights",
@@ -56,6 +57,7 @@ _HOMES = {
     "TargetError": "core.errors",
     "calibrate": "api",
     "convert": "api",
+    "merge": "pipelines.calibrate",
     "quantize_dynamic": "api",
     "quantize_weights": "api",
     "quantize_static": "api",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from calibrators.statistics import Statistics
 from onnxq.calibration.sample_split import Data
+from onnxq.calibration.shards import Scope, Shard
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.goal import Goal
@@ -57,7 +58,7 @@ def quantize_static(
     Raises:
         OnnxqError: with one clear message; ``output`` is then as it was before.
     """
-    with _given(model, example_inputs, data, config, output) as given:
+    with _given(model, _Asked(example_inputs), data, config, output) as given:
         result = static.quantize_static(given.path, output, given.data, given.config, progress, goal)
         if not is_path(model):
             _ = result.table  # it reads the file of the model, which goes with the folder
@@ -72,6 +73,8 @@ def quantize_dynamic(
     progress: Progress = silent,
     *,
     example_inputs: Any = None,
+    only: Iterable[Any] | None = None,
+    skip: Iterable[Any] = (),
 ) -> QuantResult:
     """Quantize the weights of ``model`` and write it to ``output``, whole or not at all.
 
@@ -84,11 +87,16 @@ def quantize_dynamic(
             to measure accuracy and speed on. Synthetic inputs if None.
         progress: told how far the work is.
         example_inputs: what a module is called with, as for `quantize_static`.
+        only: of a module, the layers to quantize, by name, glob of names, or type, as the first set of
+            `torch.ao.quantization.quantize_dynamic` names them: ``{torch.nn.LSTM, torch.nn.Linear, "head"}``.
+            None: all that dynamic mode quantizes.
+        skip: of a module, layers to keep in float, by the same names.
 
     Raises:
         OnnxqError: with one clear message; ``output`` is then as it was before.
     """
-    with _given(model, example_inputs, data, config, output) as given:
+    wanted = _Asked(example_inputs, None if only is None else tuple(only), tuple(skip))
+    with _given(model, wanted, data, config, output) as given:
         return dynamic.quantize_dynamic(given.path, output, given.config, given.data, progress)
 
 
@@ -114,7 +122,7 @@ def quantize_weights(
     Raises:
         OnnxqError: with one clear message; ``output`` is then as it was before.
     """
-    with _given(model, example_inputs, data, config, output) as given:
+    with _given(model, _Asked(example_inputs), data, config, output) as given:
         return weight_only.quantize_weights(given.path, output, given.config, given.data, progress)
 
 
@@ -125,12 +133,14 @@ def calibrate(
     progress: Progress = silent,
     *,
     example_inputs: Any = None,
+    shard: str | None = None,
+    with_moments: bool = False,
 ) -> Statistics:
     """Collect statistics, from which `quantize_static` gets the ranges of every method and target.
 
-    Pass their file as ``from_table``. No samples are held out. With ``config.save_statistics`` the statistics
-    are written to that file, and after an interrupt the same call resumes from there. If ``config.target`` is
-    set, they cover that target only.
+    Pass their file as ``from_table``. No samples are held out, unless ``with_moments``. With
+    ``config.save_statistics`` the statistics are written to that file, and after an interrupt the same call
+    resumes from there. If ``config.target`` is set, they cover that target only.
 
     Args:
         model: as for `quantize_static`.
@@ -138,12 +148,16 @@ def calibrate(
         config: the options; defaults if None.
         progress: told how far the work is.
         example_inputs: what a module is called with, as for `quantize_static`.
+        shard: "I/N": count part I of N only; `merge` makes one file of the parts.
+        with_moments: keep channel means, and a bounded sample of inputs, so that `quantize_static` can try
+            corrections with the file alone.
 
     Raises:
         OnnxqError: the model or the data cannot be used; the message says why.
     """
-    with _given(model, example_inputs, data, config) as given:
-        return calibration.calibrate(given.path, given.data, given.config, progress)
+    scope = Scope(None if shard is None else Shard.parse(shard), with_moments)
+    with _given(model, _Asked(example_inputs), data, config) as given:
+        return calibration.calibrate(given.path, given.data, given.config, progress, scope)
 
 
 def convert(
@@ -169,7 +183,7 @@ def convert(
     Raises:
         OnnxqError: with one clear message; ``output`` is then as it was before.
     """
-    with _given(model, example_inputs, data, config, output) as given:
+    with _given(model, _Asked(example_inputs), data, config, output) as given:
         return conversion.convert(given.path, output, given.data, given.config, progress)
 
 
@@ -200,7 +214,7 @@ def requantize(
             f"{type(model).__name__} is a PyTorch module: export it with its Q and DQ first "
             "(torch.onnx.export), or quantize the float module"
         )
-    with _given(model, None, data, config, output) as given:
+    with _given(model, _Asked(), data, config, output) as given:
         result = requantization.requantize(given.path, output, given.data, given.config, progress)
         if not is_path(model):
             _ = result.table
@@ -222,10 +236,25 @@ class _Given:
     config: QuantConfig
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What the user says about a module.
+
+    Attributes:
+        example: what it is called with.
+        only: the only layers to quantize; None: all.
+        skip: layers to keep in float.
+    """
+
+    example: Any = None
+    only: tuple[Any, ...] | None = None
+    skip: tuple[Any, ...] = ()
+
+
 @contextmanager
 def _given(
     model: Any,
-    example: Any,
+    asked: _Asked,
     data: Data | None,
     config: QuantConfig | None,
     output: str | os.PathLike[str] | None = None,
@@ -237,14 +266,17 @@ def _given(
         ModelError: a module cannot be exported.
     """
     config = config or QuantConfig()
-    if example is not None and not is_module(model):
-        raise ConfigError("example_inputs go with a torch.nn.Module, not with an ONNX model or its path")
+    if asked != _Asked() and not is_module(model):
+        raise ConfigError(
+            "example_inputs go with a torch.nn.Module, not with an ONNX model or its path; so do only and "
+            "skip: select the nodes of a file with include and exclude of QuantConfig"
+        )
     if is_path(model):
         yield _Given(model, data, config)
         return
     with TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as folder:
         if is_module(model):
-            yield _exported(model, example, Path(folder), data, config)
+            yield _exported(model, asked, Path(folder), data, config)
         else:
             yield _Given(write_given(model, folder, _written(output, config)), data, config)
 
@@ -254,9 +286,9 @@ def _written(output: str | os.PathLike[str] | None, config: QuantConfig) -> list
     return statistics if output is None else files_written(output, config)
 
 
-def _exported(module: Any, example: Any, folder: Path, data: Data | None, config: QuantConfig) -> _Given:
+def _exported(module: Any, asked: _Asked, folder: Path, data: Data | None, config: QuantConfig) -> _Given:
     """Export a module."""
-    kind = type(module).__name__
+    kind, example = type(module).__name__, asked.example
     if example is None:
         raise ConfigError(f"{kind} has to be exported first: give example_inputs, what it is called with")
     from onnxq.torch import export
@@ -268,4 +300,5 @@ def _exported(module: Any, example: Any, folder: Path, data: Data | None, config
     exported = export(module, example, path)
     if data is not None:
         data = batches_for(module, example_call(module, example), exported.inputs, data)
-    return _Given(path, data, Layers().added_to(config, module, load(path)))
+    layers = Layers(asked.skip, only=asked.only)
+    return _Given(path, data, layers.added_to(config, module, load(path)))

@@ -21,7 +21,7 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "onnxq-installed"
 SOURCES = ("setup.cfg", "pyproject.toml", "constraints.txt")
 
-EXTRAS = ("torch", "demo", "docs", "test")
+EXTRAS = ("torch", "demo", "docs", "dev", "test")
 """The extras that are always installed. ``ONNXQ_EXTRAS`` adds the large runtimes that some tests use."""
 
 

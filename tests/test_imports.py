@@ -23,7 +23,7 @@ FLOORS = (
     {"onnxq.calibration", "onnxq.planner", "onnxq.verify"},
     {"onnxq.algorithms"},
     {"onnxq.pipelines"},
-    {"onnxq.torch"},
+    {"onnxq.torch", "onnxq.distributed"},
     {"onnxq.api", "onnxq.cli"},
     {"onnxq", "onnxq.quantize"},
 )
@@ -36,6 +36,7 @@ TOP = {
     *(
         "cli",
         "torch",
+        "distributed",
         "pipelines",
         "algorithms",
         "calibration",
@@ -86,10 +87,12 @@ TWICE = {
 MANY_PARAMETERS = {
     "onnxq.api.quantize_static": "public",
     "onnxq.api.quantize_dynamic": "public",
+    "onnxq.api.calibrate": "public",
     "onnxq.api.convert": "public",
     "onnxq.api.quantize_weights": "public",
     "onnxq.pipelines.static.quantize_static": "public",
     "onnxq.torch.exporting.export": "public",
+    "onnxq.distributed.datasets.calibrate_dataset": "public",
     "onnxq.torch.qat.workflow.prepare_qat": "public",
     "calibrators.collect.Collector.__init__": "public",
     "calibrators.session.open_session": "all sessions are opened here, and every setting has a name",

@@ -18,13 +18,16 @@ def refuse(error: CalibrationError) -> NoReturn:
     raise CalibrationError(f"{error} (or skip bad samples: --skip-bad-samples)") from error
 
 
-def usable(loads: Iterable[Callable[[], T]], on_bad: OnBad | None) -> Iterator[T]:
+def usable(
+    loads: Iterable[Callable[[], T]], on_bad: OnBad | None, *, may_be_empty: bool = False
+) -> Iterator[T]:
     """Yield what the ``loads`` return; those that raise `CalibrationError` are reported to ``on_bad``.
 
     Errors while iterating over ``loads`` itself are not caught: they are no bad samples.
 
     Raises:
-        CalibrationError: a sample is bad and there is no ``on_bad``; or no sample could be used.
+        CalibrationError: a sample is bad and there is no ``on_bad``; or no sample could be used, unless there
+            ``may_be_empty`` parts of the data.
     """
     first: CalibrationError | None = None
     found = False
@@ -39,5 +42,5 @@ def usable(loads: Iterable[Callable[[], T]], on_bad: OnBad | None) -> Iterator[T
         else:
             found = True
             yield loaded
-    if first is not None and not found:
+    if first is not None and not found and not may_be_empty:
         raise CalibrationError(f"no sample can be used. The first error: {first}") from first

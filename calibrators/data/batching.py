@@ -57,7 +57,13 @@ def cut(sample: Sample, names: frozenset[str], start: int, stop: int) -> Sample:
         stop: index after the last sample.
     """
     feeds = {name: a[start:stop] if name in names else a for name, a in sample.feeds.items()}
-    return replace(sample, feeds=feeds, count=stop - start, members=sample.members[start:stop])
+    return replace(
+        sample,
+        feeds=feeds,
+        count=stop - start,
+        members=sample.members[start:stop],
+        numbers=sample.numbers[start:stop],
+    )
 
 
 def parts(batch: Sample, inputs: Sequence[InputSpec]) -> list[Sample]:
@@ -112,7 +118,8 @@ def _join(group: Group, names: frozenset[str]) -> Sample:
     }
     ends = dict.fromkeys((group[0].name, group[-1].name))
     members = tuple(sample.name_of(i) for sample in group for i in range(sample.count))
-    return Sample(" to ".join(ends), feeds, _count(group), members=members)
+    numbers = tuple(number for sample in group for number in sample.numbers)
+    return Sample(" to ".join(ends), feeds, _count(group), members=members, numbers=numbers)
 
 
 def _exact(groups: Iterable[Group], names: frozenset[str], size: int) -> Iterator[Sample]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from calibrators.data.samples import Array, Dim, InputSpec, Sample, batched, shape_text
@@ -18,7 +20,7 @@ def fit_sample(sample: Sample, inputs: tuple[InputSpec, ...]) -> Sample:
     feeds = {
         spec.name: fit(sample.feeds[spec.name], spec, sample.name, spec.name in names) for spec in inputs
     }
-    return Sample(sample.name, feeds, sample.count, sample.joinable)
+    return replace(sample, feeds=feeds)
 
 
 def fit(array: Array, spec: InputSpec, where: str, any_count: bool = False) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,11 +104,11 @@ def frame_for(preprocess: Preprocess, spec: InputSpec) -> Frame:
     return Frame(resize, *sides, channels=count, last=last, scale=_scales(preprocess, spec, count))
 
 
-def load_image(path: Path, preprocess: Preprocess, spec: InputSpec) -> Array:
+def load_image(path: Path | IO[bytes], preprocess: Preprocess, spec: InputSpec) -> Array:
     """Load an image as the input takes it: ``[1, C, H, W]`` or ``[1, H, W, C]`` (no 1 if it has 3 axes).
 
     Args:
-        path: the image file.
+        path: the image file, or its open content.
         preprocess: how to preprocess it.
         spec: the input of the model.
 
@@ -186,7 +187,7 @@ def _scales(p: Preprocess, spec: InputSpec, channels: int) -> bool:
     return False
 
 
-def _decode(path: Path, channels: int) -> Image.Image:
+def _decode(path: Path | IO[bytes], channels: int) -> Image.Image:
     """Decode an image, rotate it upright, and convert it to 8-bit RGB or grey."""
     try:
         with Image.open(path, formats=FORMATS) as file:

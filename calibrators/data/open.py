@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -44,6 +45,7 @@ __all__ = ["DataSource", "InputSpec", "Sample", "batches", "input_specs", "open_
 log = logging.getLogger(__name__)
 
 Inputs = Sequence[InputSpec]
+Load: TypeAlias = Callable[[], Sample]
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def open_data(
     else:
         opened = _open_iterable(source, wanted)
     total = opened.total if limit is None or opened.total is None else min(limit, opened.total)
-    return DataSource(lambda: _limited(opened, batched(inputs), limit), total)
+    return DataSource(lambda: _limited(opened, batched(inputs), limit), total, opened.read_part)
 
 
 def _limited(samples: Iterable[Sample], names: frozenset[str], limit: int | None) -> Iterator[Sample]:
@@ -177,10 +179,34 @@ def _open_arrays(files: Sequence[arrays.ArrayFile], wanted: _Wanted) -> DataSour
     if ignored := {name: file.path for file in reversed(files) for name in file.ignored}:
         for name, path in ignored.items():
             log.warning("%s: array '%s' is not an input of the model: ignored", path, name)
+    total = sum(file.count for file in files)
+    return _numbered(lambda: (load for file in files for load in file.loads()), total, wanted)
+
+
+def _numbered(loads: Callable[[], Iterable[Load]], total: int, wanted: _Wanted) -> DataSource:
+    """Number the samples by their place among all, also among those that cannot be read.
+
+    Args:
+        loads: gives one loader a sample; those that are not called read nothing.
+        total: the number of samples.
+        wanted: what happens to bad samples.
+    """
+
+    def of(numbers: range) -> Iterator[Load]:
+        for number, load in islice(enumerate(loads()), numbers.stop):
+            if number >= numbers.start:
+                yield partial(_with_number, load, number)
+
+    every = range(total if wanted.limit is None else min(total, wanted.limit))
     return DataSource(
-        lambda: usable((load for file in files for load in file.loads()), wanted.on_bad),
-        sum(f.count for f in files),
+        lambda: usable(of(every), wanted.on_bad),
+        len(every),
+        lambda part: usable(of(part), wanted.on_bad, may_be_empty=True),
     )
+
+
+def _with_number(load: Load, number: int) -> Sample:
+    return replace(load(), numbers=(number,))
 
 
 def _is_not_used(preprocess: str | None) -> None:
@@ -196,7 +222,7 @@ def _open_images(paths: Sequence[Path], wanted: _Wanted) -> DataSource:
     if limit is not None and limit < len(paths):
         paths = [paths[i * len(paths) // limit] for i in range(limit)]
     loads = [partial(_image, path, settings, spec) for path in paths]
-    return DataSource(lambda: usable(loads, wanted.on_bad), len(paths))
+    return _numbered(lambda: loads, len(paths), wanted)
 
 
 def _image(path: Path, settings: preprocess.Preprocess, spec: InputSpec) -> Sample:

@@ -42,6 +42,7 @@ class Sample:
         count: number of samples.
         joinable: whether axis 0 counts samples, so samples may be joined to batches and batches cut.
         members: the names of the samples, if several were joined.
+        numbers: the samples' numbers in the stream of data; empty: they follow those of the last batch.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Sample:
     count: int = 1
     joinable: bool = True
     members: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
 
     def name_of(self, index: int) -> str:
         """The name of one sample of a batch."""
@@ -64,10 +66,13 @@ class DataSource:
     Attributes:
         read: starts a new pass over the samples.
         total: number of samples; None if it is known only after reading.
+        read_part: starts a pass over the samples with these numbers, and reads no others; None: the samples
+            have no numbers until they are read.
     """
 
     read: Callable[[], Iterator[Sample]] = field(repr=False)
     total: int | None = None
+    read_part: Callable[[range], Iterator[Sample]] | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Sample]:
         return self.read()

@@ -11,6 +11,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from calibrators.errors import CalibrationError
 from calibrators.statistics.channel_means import ChannelMeans
 from calibrators.statistics.exact_sum import WINDOWS, ExactSum
 from calibrators.statistics.histogram import EXPONENTS, SIDE, Histogram
+from calibrators.statistics.kept_inputs import KeptInputs, read_inputs
 from calibrators.statistics.sample_extremes import LENGTH, SampleExtremes
 from calibrators.statistics.tensor import Extreme, TensorStatistics
 
@@ -79,34 +81,45 @@ _ARRAYS: tuple[
 """Concatenated arrays: name, type, shape of a row, column with the number of rows ("": one row), getter."""
 
 
-def write(path: Path, header: Mapping[str, object], tensors: Sequence[TensorStatistics]) -> None:
+def write(
+    path: Path,
+    header: Mapping[str, object],
+    tensors: Sequence[TensorStatistics],
+    inputs: KeptInputs | None = None,
+) -> None:
     """Write statistics to a file, which is replaced only when all is written.
 
     Args:
         path: the file.
         header: JSON values to store.
         tensors: the statistics of each tensor.
+        inputs: samples to store beside them, without compression.
 
     Raises:
         CalibrationError: the file cannot be written.
     """
-    text = json.dumps({"format": FORMAT, "version": VERSION, **header})
+    described = {} if inputs is None else {"inputs": inputs.described()}
+    text = json.dumps({"format": FORMAT, "version": VERSION, **header, **described})
     arrays: dict[str, Any] = {HEADER: np.frombuffer(text.encode(), np.uint8)}
     arrays |= {name: np.array([get(t) for t in tensors], kind) for name, kind, get in _COLUMNS}
     for name, kind, shape, _, get_rows in _ARRAYS:
         parts = [rows for t in tensors if (rows := get_rows(t)) is not None]
         arrays[name] = np.concatenate([np.empty((0, *shape), kind), *parts])
     try:
-        with drafts([path]) as beside, beside[path].open("wb") as file:
+        with drafts([path]) as beside, beside[path].open("wb+") as file:
             np.savez_compressed(file, **arrays)
+            with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
+                for name, array in () if inputs is None else inputs.arrays():
+                    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
     except OSError as error:
         raise CalibrationError(
             f"statistics cannot be written to {path}: {error.strerror or error}"
         ) from error
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[TensorStatistics]]:
-    """Read the header and the tensors of a file that `write` made.
+def read(path: Path) -> tuple[dict[str, Any], list[TensorStatistics], KeptInputs | None]:
+    """Read the header, the tensors and the inputs of a file that `write` made.
 
     An array is read only if its type and shape are those that the number of tensors asks for: a small file
     may declare, and unpack to, more than the memory holds.
@@ -114,15 +127,28 @@ def read(path: Path) -> tuple[dict[str, Any], list[TensorStatistics]]:
     Raises:
         CalibrationError: the file is missing or damaged, or has another format or version.
     """
+    with _opened(path) as archive:
+        header, array = _header(path, archive), partial(_array, archive)
+        try:
+            inputs = read_inputs(header["inputs"], array) if "inputs" in header else None
+            return header, list(_tensors(array, len(header["tensors"]))), inputs
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(path, error) from error
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read only the header of a file; raises as `read`."""
+    with _opened(path) as archive:
+        return _header(path, archive)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     if is_special(path):
         raise CalibrationError(f"statistics cannot be read from {path}: it {NOT_PLAIN}: give a plain file")
     try:
         with zipfile.ZipFile(path) as archive:
-            header = _header(path, archive)
-            try:
-                return header, list(_tensors(partial(_array, archive), len(header["tensors"])))
-            except (KeyError, TypeError, ValueError) as error:
-                raise damaged(path, error) from error
+            yield archive
     except OSError as error:
         raise CalibrationError(f"statistics cannot be read from {path}: {error.strerror or error}") from error
     except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
@@ -154,7 +180,7 @@ def _declared(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.
     return shape, dtype
 
 
-def _array(archive: zipfile.ZipFile, name: str, kind: type, shape: tuple[int, ...]) -> NDArray[Any]:
+def _array(archive: zipfile.ZipFile, name: str, kind: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     """Read an array of this type and shape; ValueError, before it is unpacked, if it has others."""
     found, dtype = _declared(archive, name)
     if found != shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -72,14 +72,13 @@ class TensorStatistics:
         self.histogram = Histogram()
         self.channels: ChannelMeans | None = None
         self._trail = EMPTY
-        self._steps: list[tuple[int, Floats, Floats]] = []
+        self._steps: list[tuple[NDArray[np.int64], Floats, Floats]] = []
 
     @property
     def trail(self) -> SampleExtremes:
         """The extremes of each sample."""
         if self._steps:
-            numbers = [np.arange(first, first + len(lows)) for first, lows, _ in self._steps]
-            _, *ends = zip(*self._steps, strict=True)
+            numbers, *ends = zip(*self._steps, strict=True)
             # Adding zero makes -0.0 positive, so that the sign of a zero cannot depend on the order.
             lows, highs = (np.concatenate(part) + np.float32(0) for part in ends)
             steps = SampleExtremes.of(np.concatenate(numbers), lows, highs)
@@ -110,7 +109,7 @@ class TensorStatistics:
         array: NDArray[np.generic],
         samples: int = 1,
         *,
-        number: int | None = None,
+        number: int | Sequence[int] | None = None,
         name_of: Callable[[int], str] = _nameless,
         selection: int | None = None,
         channel_axis: int | None = None,
@@ -118,9 +117,11 @@ class TensorStatistics:
         """Add one batch of any shape and number type.
 
         Args:
-            array: the tensor. If its axis 0 has the size ``samples``, that axis counts samples.
+            array: the tensor. If the size of its axis 0 is a multiple of ``samples``, that axis counts
+                samples, or their rows one after the other; if it is 1, all samples share the values.
             samples: number of samples in the batch.
-            number: number of the first sample in the stream of data; None: it follows the last one seen.
+            number: number of each sample in the stream of data, or of the first one if they follow each
+                other; None: they follow the last one seen.
             name_of: index of a sample in the batch -> its name.
             selection: count about this many elements of each sample, evenly spread; None: all.
             channel_axis: also collect the means of the channels along this axis.
@@ -129,40 +130,42 @@ class TensorStatistics:
             TypeError: the array does not hold real numbers.
             ValueError: the array has no such axis, or the number of channels changed.
         """
-        number = self.samples if number is None else number
+        first = self.samples if number is None else number
+        numbers = np.arange(first, first + samples) if isinstance(first, int) else np.array(first, np.int64)
         self.samples += samples
         values = _as_float32(array)
         if not values.size:
             return
-        if not values.ndim or len(values) != samples:
-            values, name_of = values[None], partial(_span, name_of, samples)
+        values = _by_sample(values, samples)
+        if len(values) != samples:
+            name_of = partial(_span, name_of, samples)
         if channel_axis is not None:
             means = ChannelMeans.of(values, channel_axis)
             self.channels = means if self.channels is None else self.channels.plus(means)
-        self._fold(digest(values.reshape(len(values), -1), selection), number, name_of)
+        self._fold(digest(values.reshape(len(values), -1), selection), numbers[: len(values)], name_of)
 
-    def _fold(self, batch: BatchSummary, number: int, name_of: Callable[[int], str]) -> None:
-        """Add a batch whose first sample has the number ``number``."""
+    def _fold(self, batch: BatchSummary, numbers: NDArray[np.int64], name_of: Callable[[int], str]) -> None:
+        """Add a batch whose samples have these numbers."""
         self.nonfinite += batch.nonfinite
-        self._remember(number, batch.lows, batch.highs)
+        self._remember(numbers, batch.lows, batch.highs)
         low, high = float(batch.lows.min()), float(batch.highs.max())
         if low > high:  # not one finite value
             return
         # Adding zero makes -0.0 positive, so that the sign of a zero cannot depend on the order.
         if low <= self.low:
             place = int(batch.lows.argmin())
-            self.lowest = min(self.lowest, Extreme(low + 0.0, number + place, name_of(place)))
+            self.lowest = min(self.lowest, Extreme(low + 0.0, int(numbers[place]), name_of(place)))
         if high >= self.high:
             place = int(batch.highs.argmax())
-            self.highest = _higher(self.highest, Extreme(high + 0.0, number + place, name_of(place)))
+            self.highest = _higher(self.highest, Extreme(high + 0.0, int(numbers[place]), name_of(place)))
         self.histogram.reach(low, high)
         for values, weight in batch.counted:
             self.histogram.add(values, low < 0, weight)
             self.count += values.size * weight
 
-    def _remember(self, number: int, lows: Floats, highs: Floats) -> None:
+    def _remember(self, numbers: NDArray[np.int64], lows: Floats, highs: Floats) -> None:
         """Buffer the extremes; adding them to the trail one by one would take as long as counting."""
-        self._steps.append((number, lows, highs))
+        self._steps.append((numbers, lows, highs))
         if len(self._steps) == STEPS:
             self.trail = self.trail.over(EMPTY)
 
@@ -227,8 +230,17 @@ class TensorStatistics:
 
 
 def _higher(one: Extreme, two: Extreme) -> Extreme:
-    """Return the greater value; if equal, that of the earlier sample."""
-    return max(one, two, key=lambda end: (end.value, -end.number))
+    """Return the greater value; if equal, that of the earlier sample, and then by name."""
+    return min(one, two, key=lambda end: (-end.value, end.number, end.name))
+
+
+def _by_sample(values: Floats, samples: int) -> Floats:
+    """Give the values an axis of samples; of size 1 if it is not known which values belong to which."""
+    if values.ndim and len(values) == samples:
+        return values
+    if not values.ndim or len(values) == 1:
+        return np.broadcast_to(values, (samples, *values.shape[1:]))
+    return values.reshape(samples if len(values) % samples == 0 else 1, -1, *values.shape[1:])
 
 
 def _as_float32(array: NDArray[np.generic]) -> Floats:

@@ -367,9 +367,10 @@ def corrected(draft: Draft, context: CorrectionContext, spent: float) -> Correct
     clock = clock_of(context.config)
     done = [clock()]
     quality = context.evaluator.evaluate(draft.quantized(), lambda _: done.append(clock()))
-    limit = time_limit(context.config, draft.plan, spent + done[-1] - done[0])
     ran = done[1:] if len(done) > 2 else done  # before the first one, a model was loaded
     each = (ran[-1] - ran[0]) / max(len(ran) - 1, 1)
+    spent += context.samples.elsewhere * each / 2
+    limit = time_limit(context.config, draft.plan, spent + done[-1] - done[0])
     budget = Budget(limit, each / 2, clock)  # both models ran
     context = replace(context, budget=budget)
     chain = _tried(_Evaluated(draft, context, quality), names, context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import NoReturn
@@ -15,9 +15,11 @@ import calibrators.errors
 from calibrators.collect import Collector
 from calibrators.data.batching import cut
 from calibrators.data.samples import Sample, batched, input_specs
-from calibrators.fingerprint import checksum, fingerprint
+from calibrators.fingerprint import fingerprint, sample_checksum, sum_text
 from calibrators.statistics import Statistics
+from calibrators.statistics.archive import read_header
 from onnxq.calibration.sample_split import BLANK, Samples, in_batches
+from onnxq.calibration.tables.table_files import is_statistics
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError
 from onnxq.core.progress import Progress
@@ -48,7 +50,7 @@ def gather(
     Raises:
         CalibrationError: the samples cannot be used, or the file was begun with other samples.
     """
-    known = _unfinished(config.save_statistics, model, tensors)
+    known = _unfinished(config.save_statistics, model, tensors, samples)
     reading = _Reading(in_batches(samples, model, config), batched(input_specs(model)))
     with open_collector(model, tensors, samples, config, known) as collector:
         if known is not None:
@@ -57,11 +59,11 @@ def gather(
             for batch in reading:
                 collector.observe(batch)
                 progress("calibrating", reading.place.samples + samples.not_calibrated, samples.total)
-            statistics = _finished(collector, reading, complete=True)
+            statistics = _finished(collector, reading, samples, complete=True)
             if config.save_statistics is not None:
                 statistics.save(config.save_statistics)
         except KeyboardInterrupt:
-            _keep(collector, reading, config.save_statistics)
+            _keep(collector, reading, samples, config.save_statistics)
             raise
     return statistics
 
@@ -112,22 +114,44 @@ def statistics_warnings(statistics: Statistics, model: ir.Model) -> Iterator[str
         yield BLANK
 
 
+def carries_inputs(config: QuantConfig) -> bool:
+    """Whether the ranges come from statistics with which a sample of the inputs travels."""
+    file = config.from_table
+    return file is not None and is_statistics(file) and "inputs" in read_header(file)
+
+
 @dataclass(frozen=True)
-class _Checkpoint:
-    """How far the data was read: the number of samples, and a checksum of the data of each input."""
+class Checkpoint:
+    """How far the data was read.
+
+    Attributes:
+        samples: the number of samples.
+        end: one more than the number of the last sample.
+        total: the sum of the checksums of the samples.
+    """
 
     samples: int = 0
-    sums: Mapping[str, int] = field(default_factory=dict)
+    end: int = 0
+    total: int = 0
 
-    def after(self, batch: Sample, batched_inputs: frozenset[str]) -> _Checkpoint:
+    def after(self, batch: Sample, batched_inputs: frozenset[str]) -> Checkpoint:
         """The checkpoint after ``batch`` is read too. It does not depend on the batch size."""
+        numbers = batch.numbers or range(self.end, self.end + batch.count)
+        singles = (cut(batch, batched_inputs, i, i + 1) for i in range(batch.count))
+        each = singles if batch.joinable else [batch]
         names = batch.feeds.keys() & batched_inputs if batch.joinable else batch.feeds.keys()
-        sums = {name: checksum(batch.feeds[name], self.sums.get(name, 0)) for name in names}
-        return _Checkpoint(self.samples + batch.count, {**self.sums, **sums})
+        sums = (
+            sample_checksum({name: one.feeds[name] for name in names}, number)
+            for one, number in zip(each, numbers, strict=False)
+        )
+        return Checkpoint(
+            self.samples + batch.count, max(self.end, *numbers, numbers[-1] + 1), self.total + sum(sums)
+        )
 
     @property
     def checksum(self) -> str:
-        return " ".join(f"{name}:{value:08x}" for name, value in sorted(self.sums.items()))
+        """The sum in digits."""
+        return sum_text(self.total)
 
 
 class _Reading:
@@ -136,7 +160,7 @@ class _Reading:
     def __init__(self, batches: Iterator[Sample], batched_inputs: frozenset[str]) -> None:
         self._batches = batches
         self._batched = batched_inputs
-        self.before = self.place = _Checkpoint()
+        self.before = self.place = Checkpoint()
 
     def __iter__(self) -> _Reading:
         return self
@@ -155,7 +179,9 @@ class _Reading:
         return batch.joinable
 
 
-def _unfinished(file: Path | None, model: ir.Model, tensors: Collection[str]) -> Statistics | None:
+def _unfinished(
+    file: Path | None, model: ir.Model, tensors: Collection[str], samples: Samples
+) -> Statistics | None:
     """Load the statistics of an interrupted run from ``file``; None if there are none."""
     if file is None or not file.exists():
         return None
@@ -166,7 +192,8 @@ def _unfinished(file: Path | None, model: ir.Model, tensors: Collection[str]) ->
         return None
     if known.complete:
         return None
-    if known.fingerprint != fingerprint(model) or known.keys() != set(tensors):
+    same = known.part == samples.part and (known.inputs is not None) == samples.travel
+    if known.fingerprint != fingerprint(model) or known.keys() != set(tensors) or not same:
         _refuse_to_go_on(file, known, "for another model or with other options")
     return known
 
@@ -188,33 +215,36 @@ def _pass_over(
     """
     file, goal = config.save_statistics, known.span[1]
     logger.warning("%s: continuing an interrupted calibration after %d samples", file, known.samples)
-    if refused := goal - known.samples:
+    while reading.place.end < goal:
+        batch = next(reading, None)
+        extra = reading.place.end - goal
+        if batch is None or (extra > 0 and not reading.give_back(batch, batch.count - extra)):
+            _refuse_to_go_on(file, known, "on other data")
+        progress("skipping samples that are already counted", reading.place.end, goal)
+    if refused := reading.place.samples - known.samples:
         if samples.refused is None:
             _refuse_to_go_on(file, known, "where bad samples were skipped (--skip-bad-samples)")
         samples.refused.count += refused
-    while reading.place.samples < goal:
-        batch = next(reading, None)
-        extra = reading.place.samples - goal
-        if batch is None or (extra > 0 and not reading.give_back(batch, batch.count - extra)):
-            _refuse_to_go_on(file, known, "on other data")
-        progress("skipping samples that are already counted", reading.place.samples, goal)
     if known.checksum and known.checksum != reading.place.checksum:
         _refuse_to_go_on(file, known, "on other data or in another order")
     progress("calibrating", goal + samples.not_calibrated, samples.total)
 
 
-def _finished(collector: Collector, reading: _Reading, *, complete: bool) -> Statistics:
-    statistics = collector.finish()
-    place = next(p for p in (reading.place, reading.before) if p.samples == statistics.span[1])
+def _finished(collector: Collector, reading: _Reading, samples: Samples, *, complete: bool) -> Statistics:
+    statistics = collector.finish(may_be_empty=samples.may_be_empty)
+    statistics.part = samples.part
+    if samples.travel:
+        statistics.inputs = samples.kept
+    place = next(p for p in (reading.place, reading.before) if p.end == statistics.span[1])
     statistics.complete, statistics.checksum = complete, place.checksum
     return statistics
 
 
-def _keep(collector: Collector, reading: _Reading, file: Path | None) -> None:
+def _keep(collector: Collector, reading: _Reading, samples: Samples, file: Path | None) -> None:
     """Save the counts after an interrupt, unless it came during the first batch, which may not be counted."""
     if file is None or not reading.before.samples:
         return
-    statistics = _finished(collector, reading, complete=False)
+    statistics = _finished(collector, reading, samples, complete=False)
     statistics.save(file)
     logger.warning(
         "interrupted: %d samples are kept in %s; run the same command again to continue",

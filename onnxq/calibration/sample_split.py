@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from calibrators.data.open import open_data
 from calibrators.data.samples import Sample, fixed_batch, input_specs
 from calibrators.data.synthetic import synthetic_samples
 from calibrators.errors import CalibrationError
+from calibrators.statistics.kept_inputs import KeptInputs
 from onnxq.core.config import QuantConfig
 
 logger = logging.getLogger(__name__)
@@ -79,32 +80,77 @@ class BadSampleCounter:
 class ReservoirSample:
     """Keeps a limited number of samples of a stream of any length, evenly spread over it.
 
-    Every n-th sample is kept. When there are too many, every second one is dropped and n doubles.
-
-    Attributes:
-        samples: the samples that are kept.
+    Those are kept whose place is a multiple of n. When there are too many, n doubles. So the result does not
+    depend on the order of the samples, and the reservoirs of the parts of a stream can be merged.
     """
 
-    def __init__(self) -> None:
-        self.samples: list[Sample] = []
+    def __init__(self, total: int | None = None) -> None:
+        """Begin with the n that ``total`` samples will lead to, if their number is known."""
+        self._kept: dict[int, Sample] = {}
         self._every = 1
-        self._seen = 0
         self._bytes = 0
-
-    def take(self, sample: Sample) -> None:
-        """Take the next sample of the stream, and keep it if it is its turn."""
-        if self._seen % self._every == 0:
-            self.samples.append(sample)
-            self._bytes += _bytes(sample)
-        self._seen += 1
-        while self._too_many():
-            self.samples = self.samples[::2]
+        while total is not None and -(-total // self._every) > KEPT_SAMPLES:
             self._every *= 2
-            self._bytes = sum(map(_bytes, self.samples))
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples that are kept, in order."""
+        return [self._kept[place] for place in sorted(self._kept)]
+
+    @property
+    def places(self) -> Mapping[int, Sample]:
+        """The samples that are kept, by their place in the stream."""
+        return self._kept
+
+    def take(self, place: int, sample: Sample) -> None:
+        """Take the sample at ``place`` of the stream, and keep it if it is its turn."""
+        while place in self._kept:  # only where a sample too large to be held out has taken it
+            place += 1
+        if place % self._every == 0:
+            self._kept[place] = sample
+            self._bytes += _bytes(sample)
+        while self._too_many():
+            self._every *= 2
+            self._kept = {place: kept for place, kept in self._kept.items() if place % self._every == 0}
+            self._bytes = sum(map(_bytes, self._kept.values()))
 
     def _too_many(self) -> bool:
-        count = sum(sample.count for sample in self.samples)
-        return len(self.samples) > 1 and (count > KEPT_SAMPLES or self._bytes > HELD_BYTES)
+        count = sum(sample.count for sample in self._kept.values())
+        return len(self._kept) > 1 and (count > KEPT_SAMPLES or self._bytes > HELD_BYTES)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample goes: every fifth is held out, while there is room. It follows from its number alone.
+
+    Attributes:
+        candidate: whether it is its turn to be held out.
+        before: how many candidates come before it.
+        room: how many samples of its size are held out at most.
+    """
+
+    candidate: bool
+    before: int
+    room: int
+
+    @classmethod
+    def of(cls, number: int, sample: Sample, block: int) -> Place:
+        """Find the place of the sample with this number, where ``block`` successive ones stay together."""
+        turn, inside = divmod(number, block)
+        candidate = turn % HOLD_EVERY == HOLD_EVERY - 1
+        before = turn // HOLD_EVERY * block + (inside if candidate else 0)
+        room = min(-(-HELD_SAMPLES // sample.count), HELD_BYTES // max(_bytes(sample), 1))
+        return cls(candidate, before, room)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the sample is held out."""
+        return self.candidate and self.before < self.room
+
+    @property
+    def held_before(self) -> int:
+        """How many samples before it are held out."""
+        return min(self.before, self.room)
 
 
 @dataclass
@@ -119,6 +165,10 @@ class Samples:
         unreadable: counts bad samples that ``source`` leaves out; None: they are errors.
         refused: counts samples that the model does not take; None: they are errors.
         holds: whether samples are kept in memory: some to evaluate on, others to fit on.
+        travel: whether the kept samples travel with the statistics.
+        elsewhere: how many samples another process has calibrated on; corrections get the time that this
+            would have taken here.
+        part: what part of a larger calibration these samples are; see `onnxq.calibration.shards`.
         given: the number of samples that came out of ``source`` so far.
     """
 
@@ -129,32 +179,79 @@ class Samples:
     unreadable: BadSampleCounter | None = None
     refused: BadSampleCounter | None = None
     holds: bool = True
+    travel: bool = False
+    elsewhere: int = 0
+    part: Mapping[str, Any] = field(default_factory=dict)
     given: int = 0
     _blank: bool = True
     _taken: int = 0
-    _held: list[Sample] = field(default_factory=list)
+    _held: dict[int, Sample] = field(default_factory=dict)
     _first: list[Sample] = field(default_factory=list)
     _kept: ReservoirSample = field(default_factory=lambda: ReservoirSample())
 
     def __iter__(self) -> Iterator[Sample]:
-        """Iterate over the samples to calibrate on, without the held-out ones."""
-        return filter(self.take, self.source)
+        """Iterate over the samples to calibrate on, without the held-out ones, whose numbers close up."""
+        for sample in self.source:
+            place = self._place(sample)
+            if self.take(sample):
+                behind = place.held_before if self.holds else 0
+                yield replace(sample, numbers=tuple(number - behind for number in sample.numbers))
+
+    def _place(self, sample: Sample) -> Place:
+        return Place.of(self._number(sample), sample, self.block if sample.joinable else 1)
+
+    def _number(self, sample: Sample) -> int:
+        """The number of a sample; batches from Python count as one."""
+        return sample.numbers[0] if sample.numbers else self._taken
 
     def take(self, sample: Sample) -> bool:
         """Register the next sample and return whether to calibrate on it. The user's own loop calls this."""
-        turn = self._taken // (self.block if sample.joinable else 1)
+        number, place = self._number(sample), self._place(sample)
         self._taken += 1
         self.given += sample.count
         self._blank = self._blank and _is_blank(sample)
         if not self.holds:
             return True
-        if turn % HOLD_EVERY == HOLD_EVERY - 1 and self._has_room(sample):
-            self._held.append(sample)
+        if place.is_held:
+            self._held[number] = sample
             return False
-        if turn < HOLD_EVERY:
+        if number // (self.block if sample.joinable else 1) < HOLD_EVERY:
             self._first.append(sample)
-        self._kept.take(sample)
+        self._kept.take(number - place.held_before, sample)
         return True
+
+    def thinned_for(self, total: int | None) -> Samples:
+        """Return a copy that keeps no more samples than those of a stream of ``total`` samples."""
+        fewest = None if total is None else max(total - HELD_SAMPLES, 0)
+        return replace(self, _kept=ReservoirSample(fewest))
+
+    @property
+    def kept(self) -> KeptInputs:
+        """The samples that are kept in memory, to travel with the statistics."""
+        return KeptInputs(dict(self._held), dict(self._kept.places), self.block)
+
+    @staticmethod
+    def of_kept(inputs: KeptInputs, calibrated: int) -> Samples:
+        """Make the samples of a quantization from those that travel with statistics of ``calibrated``."""
+        kept = ReservoirSample()
+        for place, sample in inputs.fit.items():
+            kept.take(place, sample)
+        first = [kept.places[i] for i in sorted(kept.places) if i // inputs.block < HOLD_EVERY]
+        return Samples(
+            (),
+            0,
+            block=inputs.block,
+            refused=BadSampleCounter(),
+            elsewhere=calibrated,
+            _held=dict(inputs.held),
+            _kept=kept,
+            _first=first,
+        )
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether having no samples is no error: a part of the data may hold bad ones only."""
+        return bool(self.part)
 
     @property
     def has_held_out(self) -> bool:
@@ -208,7 +305,7 @@ class Samples:
     @property
     def held(self) -> int:
         """The number of samples held out so far."""
-        return sum(sample.count for sample in self._held)
+        return sum(sample.count for sample in self._held.values())
 
     @property
     def fit_samples(self) -> list[Sample]:
@@ -218,11 +315,7 @@ class Samples:
     @property
     def eval_samples(self) -> list[Sample]:
         """The held-out samples; if there were too few samples to hold any out, the first ones."""
-        return self._held or self._first
-
-    def _has_room(self, sample: Sample) -> bool:
-        held = sum(_bytes(other) for other in self._held)
-        return self.held < HELD_SAMPLES and held + _bytes(sample) <= HELD_BYTES
+        return [self._held[number] for number in sorted(self._held)] or self._first
 
 
 def _ask_for_data(error: CalibrationError, _: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Turn command-line arguments into a `QuantConfig` and call the pipeline. There is no logic here.
+"""The commands, their options, and how one is run. `actions` says what each one does.
 
 Only light modules are imported at the top, the others when they are needed. So ``--help`` answers at once,
 and an interrupt during an import is caught.
@@ -8,178 +8,28 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import logging
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from onnxq.cli.exit_codes import close_output, run_guarded
-from onnxq.cli.interrupts import INTERRUPTS
+from onnxq.cli import actions, scale
+from onnxq.cli.exit_codes import run_guarded
 from onnxq.cli.options import Command, Parser, parse
-
-if TYPE_CHECKING:
-    from onnxq.core.config import QuantConfig
-
-logger = logging.getLogger(__name__)
-
-
-def _quantize(args: argparse.Namespace, config: QuantConfig) -> None:
-    from onnxq.cli import render, terminal
-    from onnxq.graph.files import written_together
-    from onnxq.pipelines import preflight, static
-    from onnxq.pipelines.dynamic import pipeline
-    from onnxq.pipelines.inspection import of_plan, planned
-    from onnxq.pipelines.weight_only import quantize_weights
-
-    if args.dry_run:
-        found = of_plan(args.model, *planned(args.model, config))
-        if not args.quiet:
-            render.show_inspection(found, every_group=True)
-        _tell_unwritten(args.save_config, config)
-        return
-    if args.save_config:
-        preflight.check_files(args.model, args.output, config.data, config, [args.save_config])
-    modes = {"dynamic": pipeline.quantize_dynamic, "weight-only": quantize_weights}
-    quantize = modes.get(config.mode, static.quantize_static)
-    with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
-        result = quantize(args.model, args.output, config=config, progress=progress)
-        if args.save_config:
-            result.repeatable.save(Path(args.save_config))
-    with suppress(OSError, KeyboardInterrupt):  # the model is written: a failure to print is no failure
-        render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
-    close_output()
-
-
-def _tell_unwritten(save_config: str | None, config: QuantConfig) -> None:
-    """Warn about the files that were asked for, but that a dry run does not write."""
-    files = {"save_config": save_config, **{name: getattr(config, name) for name in _WRITTEN}}
-    given = ", ".join(f"--{name.replace('_', '-')}" for name, file in files.items() if file)
-    if given:
-        logger.warning("a dry run writes nothing, so also not: %s", given)
-
-
-def _requantize(args: argparse.Namespace, config: QuantConfig) -> None:
-    from onnxq.cli import render, terminal
-    from onnxq.graph.files import written_together
-    from onnxq.pipelines.requantize import requantize
-
-    config = config.model_copy(update={"report": args.report and Path(args.report)})
-    with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
-        result = requantize(args.model, args.output, config=config, progress=progress)
-    with suppress(OSError, KeyboardInterrupt):
-        render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
-    close_output()
-
-
-def _calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
-    from time import perf_counter
-
-    from onnxq.cli import render, terminal
-    from onnxq.core.unused import CALIBRATE, without
-    from onnxq.pipelines import calibrate
-
-    started = perf_counter()
-    target = {} if args.target is None else {"target": args.target}
-    config = without(config, CALIBRATE)  # a file of options may serve other commands too
-    config = config.model_copy(update={"save_statistics": Path(args.statistics), **target})
-    with terminal.progress(quiet=args.quiet) as progress:
-        statistics = calibrate.calibrate(args.model, config=config, progress=progress)
-    INTERRUPTS.finish()
-    if not args.quiet:
-        seconds = perf_counter() - started
-        render.show_statistics(args.model, args.statistics, statistics, seconds, every_tensor=args.verbose)
-
-
-def _table(args: argparse.Namespace, config: QuantConfig) -> None:
-    from onnxq.graph.files import written_together
-    from onnxq.pipelines import convert_table
-
-    with written_together(INTERRUPTS.finish):
-        convert_table.convert(Path(args.source), Path(args.output), args.format, config)
-
-
-def _compare(args: argparse.Namespace, config: QuantConfig) -> None:
-    from onnxq.cli import render, terminal
-    from onnxq.pipelines import compare
-
-    with terminal.progress(quiet=args.quiet) as progress:
-        quality, speed = compare.compare_files(args.float, args.int8, config, progress)
-    render.show_comparison(args.float, args.int8, quality, speed, config.threads or 1)
-
-
-def _convert(args: argparse.Namespace, config: QuantConfig) -> None:
-    from onnxq.cli import render, terminal
-    from onnxq.graph.files import written_together
-    from onnxq.pipelines import convert
-
-    with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
-        result = convert.convert(args.model, args.output, config=config, progress=progress)
-    with suppress(OSError, KeyboardInterrupt):
-        render.show_conversion(args.output, result, quiet=args.quiet, every_node=args.verbose)
-    close_output()
-
-
-def _inspect(args: argparse.Namespace, config: QuantConfig) -> None:
-    from onnxq.cli import render
-    from onnxq.pipelines.inspection import inspect
-
-    found = inspect(args.model, config)
-    if args.json:
-        render.print_inspection(found)
-    else:
-        render.show_inspection(found, every_group=args.verbose)
-
-
-def _sensitivity(args: argparse.Namespace, config: QuantConfig) -> None:
-    from onnxq.cli import render, terminal
-    from onnxq.pipelines import sensitivity
-
-    with terminal.progress(quiet=args.quiet) as progress:
-        found = sensitivity.rank(args.model, config, progress)
-    if args.json:
-        render.print_ranking(found)
-    else:
-        render.show_ranking(args.model, found)
-
-
-def _verify(args: argparse.Namespace, config: QuantConfig) -> None:
-    from onnxq.cli import render, terminal
-    from onnxq.core.errors import ModelError
-    from onnxq.pipelines import verify
-
-    if args.target is not None:
-        config = config.model_copy(update={"target": args.target})
-    with terminal.progress(quiet=args.quiet) as progress:
-        verdicts = verify.verify_file(args.model, config, progress)
-    if args.json:
-        render.print_verdicts(verdicts)
-    else:
-        render.show_verdicts(args.model, config.target, verdicts, every_node=args.verbose)
-    if failed := [verdict.runtime for verdict in verdicts if verdict.status == "failed"]:
-        raise ModelError(f"{args.model} does not suit {config.target}: {', '.join(failed)} failed")
-
-
-def _export(args: argparse.Namespace, config: QuantConfig) -> None:
-    from onnxq.cli import render
-    from onnxq.graph.files import written_together
-    from onnxq.torch import export_made
-
-    with written_together(INTERRUPTS.finish):
-        exported = export_made(args.factory, args.output, args.shape, dynamic_batch=not args.fixed_batch)
-    if not args.quiet:
-        render.show_export(exported.path, exported.inputs, exported.outputs, exported.sqnr)
-
-
-_WRITTEN = ("save_statistics", "search_log", "table", "report")
-"""Options that name files to write."""
+from onnxq.core.errors import did_you_mean
 
 _CONFIG = {"--config FILE.yaml": "read options from a file; options on the command line take precedence"}
 _JSON = {"--json": "print JSON"}
 _NO_PROGRESS = {"--quiet": "show no progress"}
 _QUIET = {"--quiet": "print warnings and errors only"}
 _VERBOSE = {"--verbose": "log each step, and show the traceback of an error"}
+
+_WORKERS = {
+    "--workers N": "run on N processes, or workers of --ray; 0: as many as fit",
+    "--ray [ADDRESS]": "run on a Ray cluster: at ADDRESS, else RAY_ADDRESS, else a new local one",
+    "--cpus-per-worker X": "CPUs of each worker of --ray; default: 1",
+    "--gpus-per-worker X": "GPUs of each worker of --ray, with --provider; default: 0",
+}
 
 _COMMANDS: Mapping[str, Command] = {
     "quantize": Command(
@@ -189,11 +39,11 @@ _COMMANDS: Mapping[str, Command] = {
         flags={
             **_CONFIG,
             "--save-config FILE.yaml": "write the options used",
-            "--dry-run": "print the plan, with a reason for every node kept in float; write nothing",
+            "--dry-run": "print the plan, with a reason for every node kept in float; write no model",
             **_QUIET,
             "--verbose": "log each step, list every node kept in float, and show the traceback of an error",
         },
-        act=_quantize,
+        act=actions.quantize,
     ),
     "requantize": Command(
         help="convert a model that has Q/DQ already for a target; it keeps its scales",
@@ -204,7 +54,7 @@ _COMMANDS: Mapping[str, Command] = {
             **_QUIET,
             **_VERBOSE,
         },
-        act=_requantize,
+        act=actions.requantize,
     ),
     "calibrate": Command(
         help="collect statistics of the tensors, which give the ranges of every method",
@@ -213,11 +63,36 @@ _COMMANDS: Mapping[str, Command] = {
         flags={
             **_CONFIG,
             "--target NAME": "deployment target; default: statistics for all targets",
+            "--shard I/N": "count part I of N only; onnxq merge makes one file of the parts",
+            **_WORKERS,
+            "--with-moments": "keep what corrections need in the file too: channel means, and a bounded "
+            "sample of inputs; every fifth of the first samples is held out",
             **_QUIET,
             **_VERBOSE,
         },
-        act=_calibrate,
+        act=scale.calibrate,
         idle=("verify",),
+    ),
+    "merge": Command(
+        help="merge the parts of a calibration (calibrate --shard) into the file of one run",
+        files={"parts...": "the parts (.npz), in any order", "output": "the file to write (.npz)"},
+        groups=(),
+        flags={
+            "--allow-missing": "merge what there is, and say what is lost",
+            **_QUIET,
+            **_VERBOSE,
+        },
+        act=scale.merge,
+    ),
+    "sweep": Command(
+        help="quantize many models for many targets with many options; one table and one page",
+        files={
+            "plan": "the plan (.yaml): models, targets, options",
+            "folder": "the folder for what it makes",
+        },
+        groups=(),
+        flags={**_WORKERS, **_QUIET, **_VERBOSE},
+        act=scale.sweep,
     ),
     "table": Command(
         help="convert statistics or a table to the table format of another program",
@@ -228,7 +103,7 @@ _COMMANDS: Mapping[str, Command] = {
             "mqbench-ppl, ppq, json; default: by the name of OUTPUT",
             **_VERBOSE,
         },
-        act=_table,
+        act=actions.table,
         idle=("weight_method",),
     ),
     "compare": Command(
@@ -236,7 +111,7 @@ _COMMANDS: Mapping[str, Command] = {
         files={"float": "the float model", "int8": "the quantized model"},
         groups=("data", "running"),
         flags={**_NO_PROGRESS, **_VERBOSE},
-        act=_compare,
+        act=actions.compare,
         idle=("every_element", "verify"),
     ),
     "convert": Command(
@@ -247,7 +122,7 @@ _COMMANDS: Mapping[str, Command] = {
             **_QUIET,
             "--verbose": "log each step, list every node kept in float32, and show the traceback of an error",
         },
-        act=_convert,
+        act=actions.convert,
         idle=("every_element", "verify", "seed"),
         further=("exclude",),
     ),
@@ -261,7 +136,7 @@ _COMMANDS: Mapping[str, Command] = {
             **_NO_PROGRESS,
             **_VERBOSE,
         },
-        act=_verify,
+        act=actions.verify,
         idle=("every_element", "provider", "verify"),
     ),
     "sensitivity": Command(
@@ -269,7 +144,7 @@ _COMMANDS: Mapping[str, Command] = {
         files={"model": "the float model"},
         groups=("data", "ranges", "accuracy", "plan", "running"),
         flags={**_CONFIG, **_JSON, **_NO_PROGRESS, **_VERBOSE},
-        act=_sensitivity,
+        act=actions.sensitivity,
         idle=("verify",),
     ),
     "export": Command(
@@ -287,7 +162,7 @@ _COMMANDS: Mapping[str, Command] = {
             **_QUIET,
             **_VERBOSE,
         },
-        act=_export,
+        act=actions.export,
     ),
     "inspect": Command(
         help="show which nodes would be quantized and why the others would not, or which are quantized",
@@ -298,19 +173,44 @@ _COMMANDS: Mapping[str, Command] = {
             **_JSON,
             "--verbose": "print every group, also repeated ones, and show the traceback of an error",
         },
-        act=_inspect,
+        act=actions.inspect,
+    ),
+    "doctor": Command(
+        help="show versions, processor and runtimes, and which targets can be checked on this machine",
+        files={},
+        groups=(),
+        flags={**_JSON, **_VERBOSE},
+        act=actions.doctor,
+    ),
+    "completion": Command(
+        help="print a script that lets a shell complete commands, options and their values",
+        files={"shell": "bash, zsh or fish"},
+        groups=(),
+        flags=_VERBOSE,
+        act=actions.completion,
     ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the ``onnxq`` command and return the exit code (0 done, 1 failed, 2 wrong usage)."""
+    """Run the ``onnxq`` command and return the exit code (0 done, 1 failed, 2 wrong usage).
+
+    It is also what a shell runs to complete a command; then it offers what may follow.
+    """
+    if "_ARGCOMPLETE" in os.environ:
+        return run_guarded(_complete, argv)
     return run_guarded(_choose, argv)
 
 
 def quantize(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m onnxq.quantize``, which does the same as ``onnxq quantize``."""
     return run_guarded(partial(_run, "quantize", prog="python -m onnxq.quantize"), argv)
+
+
+def _complete(arguments: Sequence[str]) -> None:
+    from onnxq.cli.completion import answer
+
+    answer(_COMMANDS)
 
 
 def _choose(arguments: Sequence[str]) -> None:
@@ -326,13 +226,15 @@ def _choose(arguments: Sequence[str]) -> None:
         epilog=f"commands:\n{listing}\n\n'onnxq COMMAND --help' shows a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    version = f"onnxq {_version()}" if "--version" in arguments else ""  # looking it up takes a while
+    version = f"onnxq {actions.installed_version()}" if "--version" in arguments else ""
     parser.add_argument("--version", action="version", version=version)
-    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="what to do, see below")
-    if arguments:
-        parser.parse_args(arguments)
-    else:
+    parser.add_argument("command", metavar="COMMAND", help="what to do, see below")
+    if not arguments:
         parser.print_help()
+        return
+    name = parser.parse_known_args(arguments)[0].command
+    near = did_you_mean(name, _COMMANDS)
+    parser.error(f"unknown command {name!r}; valid commands: {', '.join(_COMMANDS)}{near}")
 
 
 def _run(name: str, arguments: Sequence[str], prog: str) -> None:
@@ -348,11 +250,5 @@ def _run(name: str, arguments: Sequence[str], prog: str) -> None:
 def _share_memory_pools() -> None:
     """Let all threads share two pools of memory, where glibc would give each one its own and keep them."""
     pools = -8  # M_ARENA_MAX in malloc.h
-    with suppress(OSError, AttributeError):  # other C libraries
+    with suppress(OSError, AttributeError, TypeError):  # other C libraries; Windows has no CDLL(None)
         ctypes.CDLL(None).mallopt(pools, 2)
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("onnxq")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from onnxq.cli.exit_codes import WRONG_USAGE, one_line
-from onnxq.core.errors import ConfigError
+from onnxq.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from onnxq.core.config import QuantConfig
@@ -35,10 +35,11 @@ class Command:
 
     Attributes:
         help: one line.
-        files: positional arguments, name -> help.
+        files: positional arguments, name -> help; "..." after a name: one or more.
         groups: the groups of `QuantConfig` options that the command takes.
         flags: further switches, flag -> help. If a switch takes a value, the value's name follows after a
-            blank. A switch with the name of a `QuantConfig` option replaces that option.
+            blank, in brackets if it may be left out. A switch with the name of a `QuantConfig` option
+            replaces that option.
         act: function that runs the command.
         idle: options of these groups that have no meaning for the command.
         further: options of other groups that it takes.
@@ -104,7 +105,7 @@ def _unknown(rest: Sequence[str], command: Command) -> str:
     if not options:
         return f"unexpected argument {rest[0]!r}; expected {' '.join(command.files).upper()} and options"
     valid = [*map(_flag, _options(command)), *(flag.split()[0] for flag in command.flags)]
-    return f"unknown option {options[0]}; valid options: {', '.join(valid)}"
+    return f"unknown option {options[0]}; valid options: {', '.join(valid)}{did_you_mean(options[0], valid)}"
 
 
 def _flag(name: str) -> str:
@@ -124,11 +125,12 @@ def _options(command: Command, *, group: str | None = None) -> list[str]:
 
 
 def _parser(command: Command, prog: str) -> Parser:
-    usage = f"{prog} {' '.join(command.files).upper()} [options]"
+    usage = " ".join((prog, *(name.upper() for name in command.files), "[options]"))
     parser = Parser(prog=prog, usage=usage, description=command.help, allow_abbrev=False, add_help=False)
-    files = parser.add_argument_group("files")
+    files = parser.add_argument_group("arguments")
     for name, text in command.files.items():
-        files.add_argument(name, metavar=name.upper(), help=text)
+        several: dict[str, Any] = {"nargs": "+"} if name.endswith("...") else {}
+        files.add_argument(name.rstrip("."), metavar=name.rstrip(".").upper(), help=text, **several)
     for group in command.groups:
         section = parser.add_argument_group(_HEADINGS[group])
         for name in _options(command, group=group):
@@ -136,10 +138,24 @@ def _parser(command: Command, prog: str) -> Parser:
     section = parser.add_argument_group("this command")
     for flag, text in command.flags.items():
         name, _, value = flag.partition(" ")
-        kind: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+        kind: dict[str, Any] = {"metavar": value.strip("[]")} if value else {"action": "store_true"}
+        if value.startswith("["):
+            kind |= {"nargs": "?", "const": ""}
         section.add_argument(name, help=text, **kind)
     section.add_argument("-h", "--help", action="help", help="show this and exit")
     return parser
+
+
+def whole_parser(commands: Mapping[str, Command]) -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
+    """Make one parser of all commands, and return it with those of the commands by name."""
+    parser = Parser(prog="onnxq", allow_abbrev=False)
+    parser.add_argument("--version", action="store_true")
+    kinds = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+    parsers: dict[str, argparse.ArgumentParser] = {
+        name: kinds.add_parser(name, parents=[_parser(command, name)], add_help=False, help=command.help)
+        for name, command in commands.items()
+    }
+    return parser, parsers
 
 
 def _add_option(section: argparse._ArgumentGroup, name: str) -> None:
@@ -151,7 +167,7 @@ def _add_option(section: argparse._ArgumentGroup, name: str) -> None:
     if field.annotation is bool:
         keywords["action"] = "store_true"
     else:
-        choices = "{" + ",".join(_choices(field.annotation)) + "}"
+        choices = "{" + ",".join(choices_of(field.annotation)) + "}"
         keywords["metavar"] = field.json_schema_extra["metavar"] or choices
     text = str(field.description)
     if get_origin(field.annotation) is tuple:
@@ -163,6 +179,6 @@ def _add_option(section: argparse._ArgumentGroup, name: str) -> None:
     section.add_argument(_flag(name), help=text.replace("%", "%%"), **keywords)
 
 
-def _choices(annotation: Any) -> list[str]:
+def choices_of(annotation: Any) -> list[str]:
     """List the strings of a Literal, also inside ``Literal[...] | None``."""
-    return [s for a in get_args(annotation) for s in ([a] if isinstance(a, str) else _choices(a))]
+    return [s for a in get_args(annotation) for s in ([a] if isinstance(a, str) else choices_of(a))]

@@ -18,7 +18,7 @@ from calibrators.errors import shorten
 from calibrators.statistics import Statistics
 from calibrators.statistics.stability import Stability, run_stability, stability
 from onnxq.algorithms.sensitivity.analysis import Sensitivity
-from onnxq.cli.search_rows import counted, rescue_row, search_rows, tuning_rows
+from onnxq.cli.search_rows import counted, rescue_row, search_rows, speed_row, tuning_rows
 from onnxq.cli.terminal import ERR, OUT, print_json, warn
 from onnxq.cli.tree import counts, tree, without_names
 from onnxq.core.plan import QuantPlan
@@ -32,6 +32,9 @@ from onnxq.pipelines.result import QuantResult
 from onnxq.verify.accuracy import Quality
 from onnxq.verify.latency import Speed
 from onnxq.verify.verdict import Verdict
+
+WIDTH = 100
+"""The most columns of a table, also where no terminal limits it: longer texts are folded."""
 
 FLOAT_ROWS = 10
 """The number of reasons in the closing table; ``--verbose`` lists all nodes."""
@@ -55,7 +58,7 @@ def show_result(output: str, result: QuantResult, *, quiet: bool, every_node: bo
         if not (OUT.is_terminal and ERR.is_terminal):
             for warning in result.warnings:
                 table.add_row("warning", warning)
-        OUT.print(table)
+        print_table(table)
     for warning in result.warnings:
         warn(warning)
 
@@ -81,7 +84,7 @@ def show_conversion(output: str, result: Converted, *, quiet: bool, every_node: 
             table.add_row("accuracy", text)
         table.add_row("measured on", f"{result.judged_on}: {result.quality.samples}")
         table.add_row("time", f"{result.seconds:.1f} s")
-        OUT.print(table)
+        print_table(table)
     for warning in result.warnings:
         warn(warning)
 
@@ -100,7 +103,7 @@ def show_export(path: str, inputs: Sequence[str], outputs: Sequence[str], sqnr: 
     table.add_row("outputs", ", ".join(outputs))
     for size, quality in sqnr.items():
         table.add_row(f"batch of {size}", f"SQNR against PyTorch {quality:.0f} dB")
-    OUT.print(table)
+    print_table(table)
 
 
 def show_statistics(
@@ -112,18 +115,23 @@ def show_statistics(
         model: path of the float model.
         file: path of the statistics.
         statistics: the statistics.
-        seconds: duration of the calibration.
+        seconds: duration.
         every_tensor: list every tensor whose range still grew.
     """
     table = _table(file)
-    table.add_row(
-        "collected", f"{counted(statistics.samples, 'sample')}, {counted(len(statistics), 'tensor')}"
-    )
+    counts = counted(statistics.samples, "sample"), counted(len(statistics), "tensor")
+    table.add_row("collected", ", ".join(counts))
+    if statistics.inputs is not None:
+        held, fit = len(statistics.inputs.held), len(statistics.inputs.fit)
+        size = statistics.inputs.bytes / 1e6
+        table.add_row(
+            "inputs", f"{counted(held, 'sample')} held out, {fit} to fit corrections: {size:.1f} MB"
+        )
     for row in _stability_rows({name: stability(t) for name, t in statistics.items()}, every_tensor):
         table.add_row(*row)
     table.add_row("time", f"{seconds:.1f} s")
-    table.add_row("next", f"onnxq quantize {quote(model)} OUTPUT --from-table {quote(file)}")
-    OUT.print(table)
+    print_table(table)
+    OUT.print(f"next: onnxq quantize {quote(model)} OUTPUT --from-table {quote(file)}", soft_wrap=True)
 
 
 def show_comparison(float_path: str, int8_path: str, quality: Quality, speed: Speed, threads: int) -> None:
@@ -141,8 +149,8 @@ def show_comparison(float_path: str, int8_path: str, quality: Quality, speed: Sp
         table.add_row("accuracy", text)
     table.add_row("measured on", counted(quality.samples, "sample"))
     table.add_row("size", _sizes(size_on_disk(float_path), size_on_disk(int8_path)))
-    table.add_row("speed", _times(speed, threads))
-    OUT.print(table)
+    table.add_row("speed", speed_row(speed, threads))
+    print_table(table)
 
 
 def show_inspection(inspection: Inspection, *, every_group: bool = False) -> None:
@@ -213,7 +221,7 @@ def show_ranking(model: str, ranking: Sequence[Sensitivity]) -> None:
         readers = ", ".join(f"{name} ({op})" if op else "an output" for name, op in one.readers.items())
         figures = f"{one.quality.sqnr:.1f} dB", f"{one.quality.noise / total:.1%}"
         table.add_row(str(place), one.group.name, readers, one.kind, *figures)
-    OUT.print(table)
+    print_table(table)
 
 
 def print_ranking(ranking: Sequence[Sensitivity]) -> None:
@@ -249,7 +257,7 @@ def show_verdicts(model: str, target: str, verdicts: Sequence[Verdict], *, every
         table.add_column(column, overflow="fold")
     for one in verdicts:
         table.add_row(one.runtime, Text(one.status, _STATUS_STYLES[one.status]), one.summary)
-    OUT.print(table)
+    print_table(table)
     for one in verdicts:
         for text in _findings(one, every_node):
             OUT.print(text, soft_wrap=True)
@@ -265,6 +273,11 @@ def _findings(verdict: Verdict, every_node: bool) -> Iterator[str]:
 def print_verdicts(verdicts: Sequence[Verdict]) -> None:
     """Print the verdicts as JSON."""
     print_json([asdict(one) for one in verdicts])
+
+
+def print_table(table: Table) -> None:
+    """Print a table, folded to `WIDTH` columns."""
+    OUT.print(table, width=min(OUT.width, WIDTH))
 
 
 def _table(title: str) -> Table:
@@ -292,14 +305,14 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
             )
     yield from (("verified", f"{v.runtime}: {v.status}, {v.summary}") for v in result.verdicts)
     yield from (("correction", text) for text in _correction_rows(result))
-    if result.search is not None:
-        yield from (("goal", text) for text in search_rows(result.search))
+    searched = [] if result.search is None else search_rows(result.search)
+    yield from (("goal", text) for text in (*searched, *result.mix))
     if result.rescue is not None:
         yield "floor", rescue_row(result.rescue)
     if result.tuning is not None:
         yield from (("autotune", text) for text in tuning_rows(result.tuning))
     if result.speed is not None:
-        yield "speed", _times(result.speed, result.request.config.threads)
+        yield "speed", speed_row(result.speed, result.request.config.threads)
     if result.skipped:
         yield "skipped", counted(result.skipped, "bad sample")
     if result.statistics is not None and not result.request.synthetic:
@@ -376,15 +389,6 @@ def _sizes(before: int, after: int, reference: str = "float") -> str:
     return f"{decimal(before)} -> {decimal(after)}: {after / before:.2f} of {reference}"
 
 
-def _times(speed: Speed, threads: int) -> str:
-    before, after = f"{speed.float_seconds * 1e3:.2f} ms", f"{speed.int8_seconds * 1e3:.2f} ms"
-    return f"{before} -> {after} a run: {speed.ratio:.2f} times as fast ({_threads(threads)})"
-
-
-def _threads(threads: int) -> str:
-    return counted(threads, "thread") if threads else "all threads"
-
-
 def _quality_rows(quality: Quality, reference: str = "float") -> Iterator[str]:
     for name, output in quality.outputs.items():
         parts = []
@@ -392,6 +396,5 @@ def _quality_rows(quality: Quality, reference: str = "float") -> Iterator[str]:
             parts.append(f"SQNR {output.sqnr:.2f} dB")
         if output.agreement is not None:
             parts.append(f"agreement with {reference} {output.agreement:.1%}")
-        if output.next_token is not None:
-            parts.append(output.next_token.describe(reference))
+        parts += [] if output.next_token is None else [output.next_token.describe(reference)]
         yield f"{name}: {', '.join(parts) or 'nothing to compare'}"

@@ -1,7 +1,8 @@
-"""The rows of the closing table about searches: for a goal, for the floor, for speed."""
+"""The rows of the closing table about searches (for a goal, for the floor, for speed) and about times."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from onnxq.algorithms.autotune.tuner import Tuning
 from onnxq.algorithms.mixed_precision.noisy_nodes import Rescue
 from onnxq.algorithms.mixed_precision.search import Search
 from onnxq.algorithms.mixed_precision.trials import TrialResult
+from onnxq.verify.latency import Speed
 
 
 def counted(count: int, what: str) -> str:
@@ -73,3 +75,16 @@ def tuning_rows(tuning: Tuning) -> Iterator[str]:
         yield f"{nodes} kept in float: {one.gain:.2f} times as fast as float{mark}"
     if tuning.floats:
         yield f"kept in float: {shorten(list(tuning.floats))}; --save-config lists them all under exclude"
+
+
+def speed_row(speed: Speed, threads: int) -> str:
+    """Return the times of both models and their ratio; ``threads`` is 0 for all."""
+    before, after = _milliseconds(speed.float_seconds), _milliseconds(speed.int8_seconds)
+    used = counted(threads, "thread") if threads else "all threads"
+    return f"{before} -> {after} a run: {speed.ratio:.2f} times as fast ({used})"
+
+
+def _milliseconds(seconds: float) -> str:
+    """Write a time with three digits, so that the ratio of two times can be checked."""
+    digits = 2 - math.floor(math.log10(max(seconds * 1e3, 1e-6)))
+    return f"{seconds * 1e3:.{max(digits, 0)}f} ms"

@@ -22,7 +22,7 @@ from calibrators.data.preprocess import parse_preprocess
 from calibrators.errors import CalibrationError
 from onnxq.core.errors import ConfigError
 from onnxq.core.floor import LEAST_SQNR
-from onnxq.core.goal import parse_goal
+from onnxq.core.goal import parse_any_goal
 from onnxq.core.mode_options import check_mode
 from onnxq.core.option_errors import explain
 from onnxq.core.option_types import (
@@ -120,9 +120,9 @@ class QuantConfig(BaseModel):
         "accuracy",
         ("center", "equalize", "ranges", "rounding", "bias"),
         "a correction to try, kept if it helps on held-out samples: center, equalize, ranges, rounding, "
-        "adaround (slow; for few bits), bias, full-bias, or none; in mode dynamic equalize or none, in mode "
-        "weight-only none: data chooses no weights",
-        "NAME",
+        "adaround (slow; for few bits), bias, full-bias, or none; in mode weight-only none (data chooses no "
+        "weights then), in mode dynamic equalize or none",
+        "NAME,...",
     )
     time_limit: float | None = _option(
         "accuracy",
@@ -136,7 +136,8 @@ class QuantConfig(BaseModel):
         "goal",
         None,
         "give weights more bits, then activations, then keep nodes in float, until the goal is reached on "
-        "held-out samples: sqnr>=25 (dB), agreement>=0.99",
+        "held-out samples: sqnr>=25 (dB), agreement>=0.99; in mode weight-only, give matrices more bits, or "
+        "fewer: also kl<=0.05, perplexity<=1.02x, size<=100MB",
         "GOAL",
     )
     floor: float = _option(
@@ -154,7 +155,10 @@ class QuantConfig(BaseModel):
         "goal", None, "log the search for --goal; the same command resumes it from there", "FILE"
     )
     from_table: FilePath | None = _option(
-        "tables", None, "take ranges from a table or saved statistics; no data, no corrections", "FILE"
+        "tables",
+        None,
+        "take ranges from a table or saved statistics; no data; corrections: calibrate --with-moments",
+        "FILE",
     )
     table: FilePaths = _option("tables", (), "also write a calibration table", "FILE")
     table_format: TableFormats = _option(
@@ -253,7 +257,7 @@ class QuantConfig(BaseModel):
     def _check_goal(cls, text: str | None) -> str | None:
         try:
             if text is not None:
-                parse_goal(text)
+                parse_any_goal(text)
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return text

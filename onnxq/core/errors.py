@@ -13,6 +13,9 @@ A message names the file, node or tensor, and says what was expected and what to
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 import calibrators.errors
 
 
@@ -47,3 +50,10 @@ class Interrupted(KeyboardInterrupt):
 
 class TargetError(OnnxqError):
     """The deployment target is unknown, or does not support what was requested."""
+
+
+def did_you_mean(given: str, valid: Iterable[str]) -> str:
+    """Ask "; did you mean 'x'?" for the valid name that is most like ``given``; empty if none is like it."""
+    spellings = {name.lower(): name for name in valid}
+    near = get_close_matches(given.lower(), spellings, n=1)
+    return f"; did you mean {spellings[near[0]]!r}?" if near else ""

@@ -1,4 +1,8 @@
-"""Accuracy goals for a quantized model: ``sqnr>=25``, ``agreement>=0.99``, or a user-defined metric."""
+"""Goals for a quantized model: ``sqnr>=25``, ``agreement>=0.99``, or a user-defined metric; or limits.
+
+Limits, ``kl<=0.05``, ``perplexity<=1.02x`` and ``size<=100MB``, are for weights of few bits beside float
+activations.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,10 @@ from onnxq.core.errors import ConfigError
 
 Metric = Callable[[Path], float]
 """Path of a model -> its quality; larger is better."""
+
+LIMIT_FORMS = (
+    "kl<=0.05 (nats, next token), perplexity<=1.02x (of float's; or a number), size<=100MB (also kB, GB)"
+)
 
 FORMS = "sqnr>=25 (dB at the worst output), agreement>=0.99 (share of equal decisions, 0 ... 1)"
 
@@ -38,6 +46,53 @@ class Goal:
 
     def __str__(self) -> str:
         return f"{self.name}>={self.at_least:g}"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A metric and the value that it must not exceed.
+
+    Attributes:
+        metric: ``kl``, ``perplexity``, or ``size`` in bytes.
+        at_most: the limit.
+        relative: it is a multiple of the float model's value.
+    """
+
+    metric: str
+    at_most: float
+    relative: bool = False
+
+    def __str__(self) -> str:
+        if self.metric == "size":
+            return f"size<={self.at_most / 1e6:g}MB"
+        return f"{self.metric}<={self.at_most:g}{'x' * self.relative}"
+
+
+_UNITS: Mapping[str, Mapping[str, float]] = {
+    "kl": {"": 1.0},
+    "perplexity": {"": 1.0, "x": 1.0},
+    "size": {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9},
+}
+"""Metric -> the units of its limit."""
+
+
+def parse_any_goal(text: str) -> Goal | Limit:
+    """Read a goal, or a limit such as ``kl<=0.05``; blanks do not matter.
+
+    Raises:
+        ConfigError: the text has another form; the message lists the valid ones.
+    """
+    if ">=" in text:
+        return parse_goal(text)
+    match = re.fullmatch(r"([a-z]+)<=([0-9.eE+-]+)([A-Za-z]*)", "".join(text.split()))
+    metric, number, unit = match.groups() if match else ("", "", "")
+    try:
+        most = float(number) * _UNITS[metric][unit]
+    except (ValueError, KeyError):
+        most = math.nan
+    if not 0 < most < math.inf:
+        raise ConfigError(f"goal: expected {FORMS}, or in mode weight-only {LIMIT_FORMS}, got {text!r}")
+    return Limit(metric, most, relative=unit == "x")
 
 
 def parse_goal(text: str) -> Goal:

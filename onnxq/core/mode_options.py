@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onnxq.core.goal import parse_goal
+
 STATIC_ONLY = (
     *("method", "percentile", "every_element", "time_limit", "goal", "search_log", "floor", "autotune"),
     *("from_table", "table", "table_format", "save_statistics", "activation"),
@@ -40,7 +42,7 @@ MODES: Mapping[str, ModeRule] = {
     ),
     "weight-only": ModeRule(
         "quantizes no activations",
-        (*STATIC_ONLY, "per_tensor", "weight_method"),
+        (*(name for name in STATIC_ONLY if name != "goal"), "per_tensor", "weight_method"),
         ("uint2", "int4", "uint4", "int8", "uint8"),
         ("none",),
     ),
@@ -61,6 +63,8 @@ def check_mode(options: Any, defaults: Mapping[str, Any]) -> None:
     changed = {name for name, default in defaults.items() if getattr(options, name) != default}
     if "format" in changed and options.mode != "weight-only":
         raise ValueError("the form of weights in blocks (format) is for mode weight-only: leave it out")
+    if options.mode == "static" and options.goal is not None:
+        parse_goal(options.goal)
     if options.mode in MODES:
         _check(options, MODES[options.mode], changed)
     elif options.weight == "float16":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
+
+from onnxq.core.errors import did_you_mean
 
 _EXPECTED: Mapping[str, str] = {
     "literal_error": "{expected}",
@@ -34,18 +37,24 @@ def explain(error: ValidationError, names: Iterable[str], spell: Callable[[str],
         names: the valid options.
         spell: turns the name of an option into the name that the user knows.
     """
-    valid = ", ".join(map(spell, names))
+    valid = tuple(map(spell, names))
     return "; ".join(_explain(problem, valid, spell) for problem in error.errors())
 
 
-def _explain(problem: Any, valid: str, spell: Callable[[str], str]) -> str:
+def _explain(problem: Any, valid: Collection[str], spell: Callable[[str], str]) -> str:
     name = str(problem["loc"][0]) if problem["loc"] else ""
     if problem["type"] == "extra_forbidden":
-        return f"unknown option {name!r}; valid options: {valid}"
+        return f"unknown option {name!r}; valid options: {', '.join(valid)}{did_you_mean(spell(name), valid)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     if problem["type"] in _EXPECTED:
         expected = _EXPECTED[problem["type"]].format(**problem.get("ctx", {}))
     else:
         expected = str(problem["msg"]).removeprefix("Input should be ")
-    return f"{spell(name)}: expected {expected}, got {problem['input']!r}"
+    near = _nearest(problem) if problem["type"] == "literal_error" else ""
+    return f"{spell(name)}: expected {expected}, got {problem['input']!r}{near}"
+
+
+def _nearest(problem: Any) -> str:
+    """Ask for the nearest of the values that pydantic expected."""
+    return did_you_mean(str(problem["input"]), re.findall("'([^']*)'", problem["ctx"]["expected"]))

@@ -52,9 +52,17 @@ def _several(names: Any) -> Any:
     return (names,) if isinstance(names, str | Path) else names
 
 
+def _listed(names: Any) -> Any:
+    """Split names at commas, in one text or in several."""
+    texts = _several(names)
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        return texts  # pydantic says what is wrong
+    return tuple(name.strip() for text in texts for name in text.split(","))
+
+
 FilePath = Annotated[Path, BeforeValidator(_named)]
 FilePaths = Annotated[tuple[FilePath, ...], BeforeValidator(_several)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
 TableFormats = Annotated[tuple[TableFormat, ...], BeforeValidator(_several)]
-Corrections = Annotated[tuple[Correction, ...], BeforeValidator(_several)]
+Corrections = Annotated[tuple[Correction, ...], BeforeValidator(_listed)]
 AutotuneSwitch = Annotated[Autotune, BeforeValidator(_switched)]

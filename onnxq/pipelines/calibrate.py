@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
 import calibrators.errors
-from calibrators.collect import Collector
+from calibrators.collect import Collector, tell_nonfinite
 from calibrators.data.batching import batches, parts
 from calibrators.data.open import from_item
 from calibrators.data.samples import Sample, input_specs
 from calibrators.statistics import Statistics
 from onnxq.algorithms.autotune.apply import check_measurable
 from onnxq.algorithms.mixed_precision.search import chosen_goal
+from onnxq.calibration.merging import merge_parts
 from onnxq.calibration.qparams import calibrator, from_statistics
 from onnxq.calibration.run import gather, open_collector
 from onnxq.calibration.sample_split import BadSampleCounter, Data, Samples, open_samples
+from onnxq.calibration.shards import WHOLE, Scope, scoped_samples
 from onnxq.calibration.tables.sources import check_plan
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ConfigError
@@ -28,7 +31,7 @@ from onnxq.core.goal import Goal
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import CALIBRATE, OWN_LOOP, Wanted, refuse, tell_unused
 from onnxq.pipelines.given_model import is_module, is_path, write_given
-from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_written
+from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_places, check_written
 from onnxq.pipelines.prepare import ModelPath, prepare, prepare_for_all
 from onnxq.pipelines.result import QuantResult
 from onnxq.pipelines.static import Calibrated, observed, quantize_calibrated
@@ -41,24 +44,46 @@ def calibrate(
     data: Data | None = None,
     config: QuantConfig | None = None,
     progress: Progress = silent,
+    scope: Scope = WHOLE,
 ) -> Statistics:
     """Collect statistics, from which `quantize_static` gets the ranges of every method and target.
 
-    Pass their file as ``from_table``. No samples are held out. With ``config.save_statistics`` the statistics
-    are written to that file, and after an interrupt the same call resumes from there. If ``config.target`` is
-    set, they cover that target only.
+    Pass their file as ``from_table``. No samples are held out, unless ``scope.moments``. With
+    ``config.save_statistics`` the statistics are written to that file, and after an interrupt the same call
+    resumes from there. If ``config.target`` is set, they cover that target only.
 
     Args:
         model: path of a float ONNX model.
         data: as ``config.data``, or any iterable of ``{input name: array}`` batches.
         config: the options; defaults if None.
         progress: called with the progress of the work.
+        scope: a part of the samples (shard), and what travels with the statistics.
 
     Raises:
         OnnxqError: the model or the data cannot be used; the message says why.
     """
     config = config or QuantConfig()
     data = config.data if data is None else data
+    check_calibratable(model, data, config)
+    with as_onnxq_errors(model):
+        progress("reading the model")
+        simple, tensors = prepare_for_all(model, config, means=scope.moments)
+        samples = scoped_samples(open_samples(simple, data, config), scope, config)
+        statistics = gather(simple, tensors, samples, config, progress)
+    for doubt in samples.warnings:
+        logger.warning("%s", doubt)
+    if not statistics.samples:
+        logger.warning("this part holds no samples")
+    return statistics
+
+
+def check_calibratable(model: ModelPath, data: object, config: QuantConfig) -> None:
+    """Check before the work that the options suit a calibration.
+
+    Raises:
+        ConfigError: they do not.
+        ModelError: the file to write cannot be written.
+    """
     if config.mode != "static":
         raise ConfigError(f"mode {config.mode} finds ranges at run time: there is nothing to calibrate")
     if data is None or config.from_table is not None:
@@ -66,13 +91,39 @@ def calibrate(
     refuse(config, CALIBRATE, "statistics are all that calibrate gives, so it takes no {}: leave them out")
     if config.save_statistics is not None:
         check_written([config.save_statistics], model, data, config)
-    with as_onnxq_errors(model):
-        progress("reading the model")
-        simple, tensors = prepare_for_all(model, config)
-        samples = replace(open_samples(simple, data, config), holds=False)
-        statistics = gather(simple, dict.fromkeys(tensors), samples, config, progress)
-    for doubt in samples.warnings:
-        logger.warning("%s", doubt)
+
+
+def merge(
+    parts: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    allow_missing: bool = False,
+    progress: Progress = silent,
+) -> Statistics:
+    """Merge the files of ``onnxq.calibrate(..., shard="I/N")`` and write ``output``, whole or not at all.
+
+    The file has the same bytes as that of a calibration in one run.
+
+    Args:
+        parts: the files of all parts, in any order.
+        output: the file to write (.npz).
+        allow_missing: whether parts may be missing or incomplete; a warning then says what is lost.
+        progress: told how many parts are done.
+
+    Returns:
+        The statistics of all parts.
+
+    Raises:
+        CalibrationError: a part is missing, doubled, incomplete or damaged, or belongs to another
+            calibration; the message names it.
+        ModelError: ``output`` would overwrite a part, or cannot be written.
+    """
+    files = [Path(part) for part in parts]
+    check_places(files, [output])
+    with as_onnxq_errors():
+        statistics = merge_parts(files, allow_missing=allow_missing, progress=progress)
+        tell_nonfinite(statistics)
+        statistics.save(output)
     return statistics
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from onnxq.algorithms.layers.matrices import channel_axes
 from onnxq.calibration.qparams import check_weights
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError, TargetError
@@ -87,10 +88,21 @@ def _dynamic_advice(simple: ir.Model, name: str, target: Target, config: QuantCo
     return f" Dynamic quantization, which observes no tensors, finds {counts}: {command}"
 
 
-def prepare_for_all(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, tuple[str, ...]]:
+def prepare_for_all(
+    model: ModelPath, config: QuantConfig, *, means: bool = False
+) -> tuple[ir.Model, dict[str, int | None]]:
     """Clean the model, and find the tensors whose statistics the targets need.
 
     These are all targets, or only ``config.target`` if it is set.
+
+    Args:
+        model: path of the float model.
+        config: the options.
+        means: also find the tensors whose channel means corrections need.
+
+    Returns:
+        The model, and each tensor with the axis of its channel means; None: no means, or targets that
+        disagree on the axis.
 
     Raises:
         ModelError: as `prepare`, if it applies to every target.
@@ -103,7 +115,12 @@ def prepare_for_all(model: ModelPath, config: QuantConfig) -> tuple[ir.Model, tu
     plans = [make_plan(simple, get_target(name), config) for name in able]
     if not any(plan.points for plan in plans):
         raise _nothing(model, plans)
-    return simple, tuple(dict.fromkeys(tensor for plan in plans for tensor in plan.observed))
+    found: dict[str, int | None] = {tensor: None for plan in plans for tensor in plan.observed}
+    axes: dict[str, set[int]] = {}
+    for plan in plans if means else ():
+        for tensor, axis in channel_axes(simple, plan).items():
+            axes.setdefault(tensor, set()).add(axis)
+    return simple, found | {name: each.pop() if len(each) == 1 else None for name, each in axes.items()}
 
 
 def _able(targets: Iterable[Target], config: QuantConfig) -> dict[str, Formats]:

@@ -24,7 +24,7 @@ from onnxq.algorithms.mixed_precision.search import Search, chosen_goal, reach
 from onnxq.calibration import tables
 from onnxq.calibration.declared_shapes import with_ranks
 from onnxq.calibration.qparams import QParamSource, calibrator, compute_qparams, from_statistics, from_table
-from onnxq.calibration.run import gather, statistics_warnings
+from onnxq.calibration.run import carries_inputs, gather, statistics_warnings
 from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
 from onnxq.calibration.tables.sources import check_plan, of_plan
 from onnxq.calibration.tables.table import Table
@@ -73,8 +73,10 @@ def quantize_static(
     data = config.data if data is None else data
     if data is not None and config.from_table is not None:
         raise ConfigError("calibration data and a table (data, from_table) both give the ranges: use one")
-    goal = chosen_goal(goal, data, config)
-    tell_unused(Wanted(config, has_data=data is not None, has_goal=goal is not None))
+    with as_onnxq_errors():
+        given = data if data is not None or not carries_inputs(config) else config.from_table
+    goal = chosen_goal(goal, given, config)
+    tell_unused(Wanted(config, has_data=given is not None, has_goal=goal is not None))
     check_files(model, output, data, config)
     check_measurable(config)
     check_correctable(config)
@@ -84,8 +86,10 @@ def quantize_static(
         check_plan(plan, config.tables)
         samples = open_samples(simple, data, config)
         source, statistics, warnings = _source(simple, plan, samples, config, progress)
+        if statistics is not None and statistics.inputs is not None:
+            samples = Samples.of_kept(statistics.inputs, statistics.samples)
     calibrated = Calibrated(
-        os.fspath(model), simple, plan, samples, source, statistics, warnings, origin(data), started
+        os.fspath(model), simple, plan, samples, source, statistics, warnings, origin(given), started
     )
     return quantize_calibrated(calibrated, output, config, progress, goal)
 
@@ -179,7 +183,9 @@ def _improved(
     plan, config, empty = float_where_empty(reference, calibrated.plan, statistics, config)
     plan = compute_qparams(reference, plan, calibrated.source)
     context = make_context(model, reference, calibrated.samples, config, progress)
-    draft = Draft(reference, reference, plan, channel_means(statistics or {}), statistics or {})
+    axes, every = channel_axes(reference, calibrated.plan), channel_means(statistics or {})
+    means = {name: mean for name, mean in every.items() if name in axes}  # statistics may serve all targets
+    draft = Draft(reference, reference, plan, means, statistics or {})
     draft, context, tuning = tuned(draft, context, time.perf_counter() - calibrated.started)
     table = cache(partial(_table, model, reference, draft.plan))
     done = corrected(draft, context, spent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from onnxq.core.errors import TargetError
+from onnxq.core.errors import TargetError, did_you_mean
 from onnxq.targets import TARGETS
 from onnxq.targets.academic import academic_named
 from onnxq.targets.target import Target
@@ -25,7 +25,10 @@ def get_target(name: str) -> Target:
         return _from_file(path, path.stat().st_mtime_ns if path.is_file() else 0)
     found = TARGETS.get(name) or academic_named(name)
     if found is None:
-        raise TargetError(f"unknown target {name!r}; valid targets: {', '.join(TARGETS)}, or a .yaml file")
+        raise TargetError(
+            f"unknown target {name!r}; valid targets: {', '.join(TARGETS)}, or a .yaml file"
+            + did_you_mean(name, TARGETS)
+        )
     return found
 
 

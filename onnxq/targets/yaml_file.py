@@ -17,7 +17,7 @@ import onnx.defs
 import onnx_ir as ir
 from pydantic import TypeAdapter, ValidationError
 
-from onnxq.core.errors import TargetError
+from onnxq.core.errors import TargetError, did_you_mean
 from onnxq.core.yaml_files import read_mapping
 from onnxq.targets.target import Target
 
@@ -179,7 +179,8 @@ def _unknown(loc: tuple[Any, ...]) -> str:
     kind = _annotation(loc[:-1])
     names = [field.name for field in fields(kind)]
     valid = ["base", *names[1:]] if kind is Target else names
-    return f"{'.'.join(map(str, loc))}: unknown field; valid: {', '.join(valid)}"
+    near = did_you_mean(str(loc[-1]), valid)
+    return f"{'.'.join(map(str, loc))}: unknown field; valid: {', '.join(valid)}{near}"
 
 
 def _annotation(loc: tuple[Any, ...]) -> Any:

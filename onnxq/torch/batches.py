@@ -1,10 +1,14 @@
 """Find the inputs of a module in the batches that a data loader yields, whatever their form.
 
 The example inputs say where each tensor lies among the arguments. A batch may have the form of these
-arguments, by position or by name, or hold them as its first item, beside labels. Whatever else it holds is
+arguments, by position or by name, or hold them at any depth, beside labels. Whatever else it holds is
 ignored::
 
     x    (x, y)    (a, b)    (a, b, y)    ((a, b), y)    {"a": a, "b": b, "y": y}    ({"a": a, "b": b}, y)
+    (args, kwargs)    {"inputs": (a, b), "labels": y}    ((a, (b,)), y)
+
+Tensors that lie elsewhere than in the example, as in the last form, are taken in their order, if each of them
+has as many axes as the example's and is of the same kind, integers or not.
 """
 
 from __future__ import annotations
@@ -13,12 +17,17 @@ import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
 from onnxq.calibration.sample_split import Data
 from onnxq.torch.calls import Call, Path, tensor_paths, to_numpy
+
+Kind = tuple[int, bool]
+"""The number of axes, and whether the numbers are floating-point."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +40,13 @@ class Batches:
         loader: yields the batches.
         names: the inputs of the ONNX model.
         places: the place of each input among the arguments by position, and by name.
+        kinds: the number of axes of each input, and whether it holds floating-point numbers.
     """
 
     loader: Iterable[Any]
     names: Sequence[str]
     places: tuple[Sequence[Path], Sequence[Path]]
+    kinds: Sequence[Kind | None]
 
     def __iter__(self) -> Iterator[Any]:
         """Convert each batch."""
@@ -46,7 +57,16 @@ class Batches:
             )
 
     def _found(self, batch: Any) -> list[Any] | None:
-        """Find the inputs in a batch; None if it does not hold them."""
+        """Find the inputs in a batch, or at any depth in it; None if it does not hold them."""
+        found = self._here(batch)
+        if found is not None:
+            return found
+        inner = batch.values() if isinstance(batch, Mapping) else batch if _is_sequence(batch) else ()
+        inside = (self._found(item) for item in inner if isinstance(item, Mapping) or _is_sequence(item))
+        return next((found for found in inside if found is not None), None) or self._in_order(batch)
+
+    def _here(self, batch: Any) -> list[Any] | None:
+        """Find the inputs where the example has them."""
         by_position, by_name = self.places
         tries: list[Sequence[Path]] = [[(name,) for name in self.names], by_name, by_position]
         if len({path[0] for path in by_position}) == 1:  # the batch may be the only argument itself
@@ -55,8 +75,17 @@ class Batches:
             found = [_at(batch, path) for path in paths]
             if all(map(_is_array, found)):
                 return found
-        has_labels = isinstance(batch, tuple | list) and batch and not _is_array(batch[0])
-        return self._found(batch[0]) if has_labels else None
+        if _is_sequence(batch) and len(batch) == 2 and isinstance(batch[1], Mapping):
+            args, kwargs = batch
+            pairs = ((_at(args, one), _at(kwargs, other)) for one, other in zip(*self.places, strict=True))
+            found = [one if _is_array(one) else other for one, other in pairs]
+            return found if all(map(_is_array, found)) else None
+        return None
+
+    def _in_order(self, batch: Any) -> list[Any] | None:
+        """Take the first arrays in sequences of sequences, if they may be the inputs."""
+        found = list(islice(_leaves(batch), len(self.names)))
+        return found if [_kind(leaf) for leaf in found] == list(self.kinds) else None
 
 
 def batches_for(module: torch.nn.Module, call: Call, names: Sequence[str], data: Data) -> Data:
@@ -76,7 +105,7 @@ def batches_for(module: torch.nn.Module, call: Call, names: Sequence[str], data:
         (parameters[path[0]], *path[1:]) if isinstance(path[0], int) and path[0] < len(parameters) else path
         for path in by_position
     ]
-    return Batches(data, names, (by_position, named))
+    return Batches(data, names, (by_position, named), [_kind(tensor) for tensor in call.tensors])
 
 
 def _at(value: Any, path: Path) -> Any:
@@ -89,6 +118,26 @@ def _at(value: Any, path: Path) -> Any:
         else:
             value = getattr(value, key, None) if isinstance(key, str) and not _is_array(value) else None
     return value
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield the items of sequences of sequences; a dictionary is an item."""
+    if _is_sequence(value):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _kind(value: Any) -> Kind | None:
+    """The number of axes of an array, and whether it holds floating-point numbers; None: it is none."""
+    if isinstance(value, torch.Tensor):
+        return value.ndim, value.is_floating_point()
+    return (value.ndim, value.dtype.kind == "f") if isinstance(value, np.ndarray) else None
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, tuple | list)
 
 
 def _is_array(value: Any) -> bool:

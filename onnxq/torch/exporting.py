@@ -22,9 +22,13 @@ from onnxq.torch.calls import output_names as names_in
 from onnxq.torch.faithful import BATCH_SQNR, check_norms, check_same, same
 from onnxq.torch.float_check import check_float, has_modes
 from onnxq.torch.naming import name_axes, name_interface, name_nodes
-from onnxq.torch.tracing import Traced, quiet, root, trace, trace_free
+from onnxq.torch.tracing import Traced, quiet, root, tensor_inputs, trace, trace_free
 
 logger = logging.getLogger(__name__)
+
+
+_STEPS = 3
+"""The number of axes of what recurrent layers read: samples, steps, features."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def export(
         traced = _traced(task, dynamic_batch, dynamic_shapes)
         model = task.translated(traced.program)
         name_axes(model, traced.shapes)
-        inputs = list(input_names or _input_names(traced.program))
+        inputs = list(input_names or tensor_inputs(traced.program))
         with quiet(), torch.no_grad():
             keys = names_in(module(*call.args, **call.kwargs))
         name_interface(model, inputs, list(output_names or _free(keys, inputs)))
@@ -160,8 +164,32 @@ def _traced(task: _Task, dynamic_batch: bool, shapes: Any) -> Traced:
             "%s is exported for the sizes of its example inputs only, not for any batch size: %s",
             *(task.kind, traced.reason),
         )
+    elif shapes is None and (fixed := _fixed_lengths(task)):
+        logger.warning(
+            "%s is exported for sequences of the length of its example inputs only (%s): give the axes that "
+            "may vary with dynamic_shapes; PyTorch itself fixes the length for LSTM, GRU and RNN",
+            *(task.kind, ", ".join(fixed)),
+        )
     check_norms(task.module, traced.program)
     return traced
+
+
+def _fixed_lengths(task: _Task) -> list[str]:
+    """List the shapes of the inputs whose axis after the batch counts steps of a sequence.
+
+    These are whole numbers, such as tokens, and what recurrent layers may read.
+    """
+    recurrent = any(isinstance(part, torch.nn.RNNBase) for part in task.module.modules())
+    return [
+        "x".join(map(str, tensor.shape))
+        for tensor in task.call.tensors
+        if task.call.is_batched(tensor)
+        and (tensor.ndim == _STEPS if tensor.is_floating_point() and recurrent else _is_tokens(tensor))
+    ]
+
+
+def _is_tokens(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in (torch.int32, torch.int64) and tensor.ndim > 1
 
 
 def _check_batch(task: _Task, doubled: Call) -> None:
@@ -179,17 +207,6 @@ def _check_batch(task: _Task, doubled: Call) -> None:
                 f"with every sample given twice, output {index} is not repeated: the first axis does not "
                 "count samples. Give the axes that may vary with dynamic_shapes."
             )
-
-
-def _input_names(program: torch.export.ExportedProgram) -> list[str]:
-    """The names of the tensors that the graph takes."""
-    signature = program.graph_signature
-    kinds = {spec.arg.name: spec for spec in signature.input_specs}
-    return [
-        name
-        for name in signature.user_inputs
-        if isinstance(name, str) and isinstance(kinds[name].arg, torch.export.graph_signature.TensorArgument)
-    ]
 
 
 def _free(names: Sequence[str | None], taken: Sequence[str]) -> list[str | None]:

@@ -24,6 +24,9 @@ _INTEGERS = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.
 _FLOAT = ("FloatFunctional", "FXFloatFunctional")
 """Classes of these packages that compute in float."""
 
+_PACKED = ("torchao", "bitsandbytes")
+"""Packages whose tensors hold packed weights, in modules that look like float ones."""
+
 _GRAPH = (
     "quantize_per_tensor",
     "quantize_per_channel",
@@ -79,6 +82,12 @@ def _reasons(name: str, part: nn.Module) -> Iterator[str]:
             f"{where} is a quantized {kind} ({type(part).__module__}), which convert() or quantize_dynamic() "
             "made. Give the module as it was before"
         )
+    for key, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+        if type(tensor).__module__.split(".")[0] in _PACKED:
+            yield (
+                f"{key!r} of {where} is packed ({type(tensor).__module__}.{type(tensor).__name__}), as "
+                "quantize_() of torchao and bitsandbytes leave it. Give the module as it was before"
+            )
     for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
         if node.op == "call_function" and any(word in (operator := _called(node.target)) for word in _GRAPH):
             yield (

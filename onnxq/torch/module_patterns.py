@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from glob import escape
 from typing import Any, TypeAlias
@@ -13,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import ConfigError
+from onnxq.core.errors import ConfigError, did_you_mean
 from onnxq.core.overrides import written
 from onnxq.graph.nodes import all_nodes, name_of
 
@@ -31,10 +30,12 @@ class Layers:
     Attributes:
         skip: layers to keep in float.
         override: layer -> its options.
+        only: the only layers to quantize; None: all.
     """
 
     skip: tuple[Which, ...] = ()
     override: Mapping[Which, Mapping[str, Any]] = field(default_factory=dict)
+    only: tuple[Which, ...] | None = None
 
     def added_to(self, config: QuantConfig, module: torch.nn.Module, model: ir.Model) -> QuantConfig:
         """Add these options and the marks on ``module`` to ``config``, as patterns of ONNX node names.
@@ -58,7 +59,24 @@ class Layers:
                 for pattern in patterns(names_of(module, one), nodes)
             ),
         )
-        return config.changed(exclude=exclude, override=override)
+        include = self._included(config, module, nodes)
+        return config.changed(exclude=exclude, override=override, include=include)
+
+    def _included(
+        self, config: QuantConfig, module: torch.nn.Module, nodes: Sequence[str]
+    ) -> tuple[str, ...]:
+        """The patterns of the nodes to quantize.
+
+        Raises:
+            ConfigError: the layers that are named have no nodes, so that nothing would be quantized.
+        """
+        if self.only is None:
+            return config.include
+        found = tuple(patterns((name for one in self.only for name in names_of(module, one)), nodes))
+        if not found:
+            named = ", ".join(one if isinstance(one, str) else one.__name__ for one in self.only)
+            raise ConfigError(f"the exported {type(module).__name__} has no nodes of the layers {named}")
+        return (*config.include, *found)
 
 
 def skip_quant(module: torch.nn.Module, *which: Which) -> None:
@@ -121,6 +139,5 @@ def _unknown(module: torch.nn.Module, which: Which, parts: Iterable[str]) -> str
     kind = type(module).__name__
     if not isinstance(which, str):
         return f"{kind} holds no {which.__name__}"
-    near = get_close_matches(which, list(parts), n=3)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
-    return f"{kind} has no part called {which!r}{hint} (see module.named_modules())"
+    near = did_you_mean(which, parts)
+    return f"{kind} has no part called {which!r}{near} (see module.named_modules())"

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, TensorArgument
 
 from onnxq.core.errors import ModelError
 from onnxq.torch.calls import Call
@@ -108,10 +109,20 @@ def _batch_shapes(module: torch.nn.Module, call: Call, dim: Any) -> Any:
 
 def _batch_sizes(program: ExportedProgram, call: Call) -> list[Any]:
     """List the batch sizes of the batched inputs: a number each, or a symbol if it is free."""
-    names = set(program.graph_signature.user_inputs)
+    names = set(tensor_inputs(program))
     values = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder") if node.name in names]
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
     return [t.shape[0] for t, given in zip(tensors, call.tensors, strict=True) if call.is_batched(given)]
+
+
+def tensor_inputs(program: ExportedProgram) -> list[str]:
+    """List the names of the tensors that the graph takes; arguments of other types are constants of it."""
+    specs = program.graph_signature.input_specs
+    return [
+        spec.arg.name
+        for spec in specs
+        if spec.kind == InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)
+    ]
 
 
 def root(error: BaseException) -> str:

@@ -118,7 +118,7 @@ class AccuracyEvaluator:
         """
         self.float_model = float_model
         self._open = partial(open_session, providers=providers, threads=threads, alone=False)
-        self._reference = self._open(float_model)
+        self._reference: ort.InferenceSession | None = self._open(float_model)
         self.kinds = output_kinds(float_model)
         self._stream = iter(samples)
         self._at_once = min(threads or processors(), AT_ONCE)
@@ -142,6 +142,12 @@ class AccuracyEvaluator:
         other = copy.copy(self)
         other._on_bad = on_bad
         return other
+
+    def release(self) -> None:
+        """Free the memory of the float model and of its outputs; both come back when they are needed."""
+        self._reference, self._kept = None, 0
+        for known in self._known:
+            known.outputs = None
 
     def as_deployed(self) -> AccuracyEvaluator:
         """A copy of this evaluator that runs models with the kernels that users run, exact or not."""
@@ -167,10 +173,11 @@ class AccuracyEvaluator:
         Raises:
             CalibrationError: ``model`` does not load, or one of the two models does not take a sample.
         """
-        actual = self._open(model)
+        reference = self._reference = self._reference or self._open(self.float_model)
+        actual, both = self._open(model), partial(self._both, reference)
         tallies = {name: Tally(kind) for name, kind in self.kinds.items()}
         seen = 0
-        for known, expected, given in in_order(partial(self._both, actual), self._read(), self._at_once):
+        for known, expected, given in in_order(partial(both, actual), self._read(), self._at_once):
             if isinstance(expected, CalibrationError):
                 self._leave_out(known, expected)
                 continue
@@ -193,11 +200,11 @@ class AccuracyEvaluator:
             yield self._known[-1]
 
     def _both(
-        self, actual: ort.InferenceSession, known: _Known
+        self, reference: ort.InferenceSession, actual: ort.InferenceSession, known: _Known
     ) -> tuple[_Known, list[Any] | CalibrationError, list[Any]]:
         """Run both models; where the float model does not take the sample, return its error."""
         try:
-            expected = _run(self._reference, known.sample) if known.outputs is None else known.outputs
+            expected = _run(reference, known.sample) if known.outputs is None else known.outputs
         except CalibrationError as error:
             return known, error, []
         return known, expected, _run(actual, known.sample)

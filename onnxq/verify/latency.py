@@ -30,8 +30,9 @@ class Speed:
 
     Attributes:
         float_seconds: median seconds per run of the float model.
-        int8_seconds: median seconds per run of the quantized model.
-        ratio: the median over turns of float time / int8 time.
+        int8_seconds: seconds per run of the quantized model beside that: ``float_seconds / ratio``.
+        ratio: the median over turns of float time / int8 time. Medians of each model alone need not have this
+            ratio, because other work on the machine may slow some of the turns.
     """
 
     float_seconds: float
@@ -41,8 +42,9 @@ class Speed:
     @classmethod
     def of(cls, times: NDArray[np.float64]) -> Speed:
         """Summarize ``times``: [turns, (float, int8)], seconds."""
-        before, after = np.median(times, axis=0)
-        return cls(float(before), float(after), float(np.median(times[:, 0] / times[:, 1])))
+        before = float(np.median(times[:, 0]))
+        ratio = float(np.median(times[:, 0] / times[:, 1]))
+        return cls(before, before / ratio, ratio)
 
 
 def race(

@@ -68,7 +68,7 @@ def test_not_more_are_held_out_than_memory_allows(monkeypatch):
 
 
 def test_one_huge_sample_is_not_held_but_those_that_fit_are(monkeypatch):
-    monkeypatch.setattr(module, "HELD_BYTES", 4 * 4)
+    monkeypatch.setattr(module, "HELD_BYTES", 2 * 4 * 4)
     all_samples = source(10)
     all_samples[4] = Sample("huge", {"x": np.zeros((1, 100), np.float32)})
     samples = Samples(all_samples, 10)
@@ -136,8 +136,9 @@ def test_the_batches_that_a_model_fixes_stay_together():
 def test_samples_to_fit_on_are_spread_evenly_over_all_of_them(count):
     first, second = ReservoirSample(), ReservoirSample()
     for sample in source(count):
-        first.take(sample)
-        second.take(sample)
+        first.take(int(sample.name), sample)
+    for sample in reversed(source(count)):
+        second.take(int(sample.name), sample)
     numbers = [int(name) for name in names(first.samples)]
     assert min(count, KEPT_SAMPLES // 2) <= len(numbers) <= KEPT_SAMPLES
     assert numbers[0] == 0
@@ -149,15 +150,15 @@ def test_samples_to_fit_on_are_spread_evenly_over_all_of_them(count):
 def test_batches_to_fit_on_count_their_samples_and_their_bytes(monkeypatch):
     kept = ReservoirSample()
     for sample in source(40, each=20):
-        kept.take(sample)
+        kept.take(int(sample.name), sample)
     assert sum(sample.count for sample in kept.samples) <= KEPT_SAMPLES
     monkeypatch.setattr(module, "HELD_BYTES", 4 * 4 * 4)
     small = ReservoirSample()
     for sample in source(40):
-        small.take(sample)
+        small.take(int(sample.name), sample)
     assert 2 <= len(small.samples) <= 4
     huge = ReservoirSample()
-    huge.take(Sample("huge", {"x": np.zeros((1, 100), np.float32)}))
+    huge.take(0, Sample("huge", {"x": np.zeros((1, 100), np.float32)}))
     assert names(huge.samples) == ["huge"], "one there always is"
 
 

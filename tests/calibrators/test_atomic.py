@@ -148,3 +148,34 @@ def test_the_longest_name_is_not_too_long(folder):
     for text in ("a", "b"):
         write(text, folder / name)
     assert content(folder)[name] == "b"
+
+
+class Windows:
+    """The module ``os`` as on Windows: no handle of a folder, and fsync wants one that may write."""
+
+    def __init__(self):
+        self.flags = {}
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+    def open(self, path, mode):
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        handle = os.open(path, mode)
+        self.flags[handle] = mode
+        return handle
+
+    def fsync(self, handle):
+        if self.flags[handle] & (os.O_RDWR | os.O_WRONLY) == 0:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        os.fsync(handle)
+
+
+def test_files_are_written_where_folders_cannot_be_flushed(folder, monkeypatch):
+    system = Windows()
+    monkeypatch.setattr("calibrators.atomic.os", system)
+    monkeypatch.setattr("calibrators.atomic.WINDOWS", True)
+    write("new", folder / "old", folder / "sub" / "more")
+    assert content(folder) == {"old": "new", "sub/more": "new"}
+    assert system.flags

@@ -295,7 +295,7 @@ def test_branches_and_loops():
     assert (found["h"].low, found["h"].high) == (1, 3)
     assert (found["a"].low, found["a"].high) == (-3, 4)
     assert (found["y"].low, found["y"].high) == (0, 8)
-    assert (found["c"].low, found["c"].high, found["c"].count) == (0, 1, 2)
+    assert (found["c"].low, found["c"].high, found["c"].count) == (0, 1, 4)
 
 
 @pytest.mark.parametrize(("kind", "text"), [(np.float16, "float16"), (np.float64, "double")])

@@ -16,9 +16,11 @@ from rich import text
 
 import onnxq as package
 from onnxq.cli import commands, interrupts, render, terminal
+from onnxq.cli.search_rows import speed_row
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.pipelines import acceptance
+from onnxq.verify.latency import Speed
 
 
 @pytest.fixture
@@ -32,6 +34,12 @@ def folder(tmp_path, monkeypatch):
 
 def run(*arguments):
     return commands.main([*map(str, arguments)])
+
+
+def unfolded(table):
+    """The text of a table with the lines joined that were folded to its width."""
+    rows = [line.strip("│").split("│") for line in table.splitlines() if line.startswith("│")]
+    return "".join((f"\n{name.strip()} " if name.strip() else " ") + text.strip() for name, text in rows)
 
 
 def files(folder):
@@ -107,12 +115,12 @@ def test_a_sample_that_alone_widens_the_ranges_is_told(folder, capsys, files):
     save_data(folder / "d.npz", x=samples)
     options = ("--data", "d.npz", *(("--method", "minmax") if "quantize" in files else ()))
     assert run(*files, *options) == 0
-    brief = capsys.readouterr().out
+    brief = unfolded(capsys.readouterr().out)
     assert "still grew by more than 10% over the last quarter of the samples" in brief
     assert "without d.npz[16] alone" in brief
     assert "x: 80.0%" not in brief
     assert run(*files, *options, "--verbose") == 0
-    full = capsys.readouterr().out
+    full = unfolded(capsys.readouterr().out)
     assert "x: 80.0%" in full
     assert "d.npz[16]: x, " in full
 
@@ -135,13 +143,11 @@ def test_preprocessing_of_arrays_is_told(folder, capsys):
 @pytest.mark.parametrize(
     "options",
     [
-        ("--save-config", "c.yaml"),
         ("--report", "r.html"),
         ("--table", "t.cache"),
         ("--save-statistics", "s.npz"),
         ("--search-log", "l.log", "--goal", "sqnr>=20"),
-        ("--save-config", "c.yaml", "--quiet", "--report", "r.html"),
-        ("--save-config", "c.yaml", "--mode", "dynamic"),
+        ("--quiet", "--report", "r.html"),
     ],
     ids=" ".join,
 )
@@ -149,26 +155,30 @@ def test_a_dry_run_says_which_files_it_does_not_write(folder, capsys, options):
     save_model(
         folder / "m.onnx", "g (float[N,32] x) => (float[N,64] y) <float[32,64] w> { y = MatMul(x, w) }"
     )
-    options = (*options, "--quantize-outputs") if "dynamic" not in options else options
-    assert run("quantize", "m.onnx", "o.onnx", "--dry-run", *options) == 0
+    assert run("quantize", "m.onnx", "o.onnx", "--dry-run", "--quantize-outputs", *options) == 0
     told = capsys.readouterr().err
-    assert "a dry run writes nothing, so also not:" in told
-    for option in set(options) & {
-        "--save-config",
-        "--report",
-        "--table",
-        "--save-statistics",
-        "--search-log",
-    }:
+    assert "a dry run writes no model, so also not:" in told
+    for option in set(options) & {"--report", "--table", "--save-statistics", "--search-log"}:
         assert option in told
     assert files(folder) == ["d.npz", "m.onnx"]
 
 
+def test_a_dry_run_writes_the_options(folder, capsys):
+    """Options are the one thing that a dry run knows as well as a whole run."""
+    options = ("--method", "mse", "--exclude", "op:Conv")
+    assert run("quantize", "m.onnx", "o.onnx", "--dry-run", "--save-config", "c.yaml", *options) == 0
+    assert capsys.readouterr().err == ""
+    assert files(folder) == ["c.yaml", "d.npz", "m.onnx"]
+    assert QuantConfig.load(Path("c.yaml")) == QuantConfig(method="mse", exclude=["op:Conv"])
+    assert run("quantize", "m.onnx", "o.onnx", "--dry-run", "--save-config", "m.onnx", *options) == 1
+    assert "m.onnx" in capsys.readouterr().err
+
+
 def test_a_dry_run_gives_the_plan_needs_no_data_and_writes_nothing(folder, capsys):
     arguments = ("m.onnx", "o.onnx", "--dry-run", "--exclude", "op:MatMul", "--data", "missing")
-    assert run("quantize", *arguments, "--save-config", "c.yaml", "--save-statistics", "s.npz") == 0
+    assert run("quantize", *arguments, "--save-statistics", "s.npz") == 0
     out, err = capsys.readouterr()
-    assert err == "warning: a dry run writes nothing, so also not: --save-config, --save-statistics\n"
+    assert err == "warning: a dry run writes no model, so also not: --save-statistics\n"
     assert "Conv_c" in out
     assert "MatMul_y: excluded by 'op:MatMul'" in out
     assert files(folder) == ["d.npz", "m.onnx"]
@@ -406,7 +416,7 @@ def test_help_lists_every_option_with_choices_and_defaults(capsys):
         in out
     )
     assert "default: 99.99" in out
-    assert "or none (repeat for more); default: center, equalize, ranges, rounding, bias" in out
+    assert "(repeat for more); default: center, equalize, ranges, rounding, bias" in out
 
 
 def test_help_offers_no_goal_where_nothing_is_searched(capsys):
@@ -454,6 +464,7 @@ PUBLIC = [
     "__version__",
     "calibrate",
     "convert",
+    "merge",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weights",
@@ -560,6 +571,67 @@ def test_the_closing_table_fits_a_terminal(folder, terminal_of_80_columns, capsy
     run("quantize", "m.onnx", "o.onnx", "--data", "d.npz", "--exclude", "op:MatMul", "--verbose")
     lines = capsys.readouterr().out.splitlines()
     assert all(len(text.Text.from_ansi(line).plain) <= 80 for line in lines)
+
+
+def test_the_closing_table_fits_100_columns_where_no_terminal_limits_it(folder, capsys):
+    """Names of any length, in the model and of its file, are folded, and none is cut off."""
+    name, output = "layer." * 40, f"{'deep/' * 30}o.onnx"
+    Path(output).parent.mkdir(parents=True)
+    model = onnx.load("m.onnx")
+    model.graph.node[-1].name = name
+    onnx.save(model, "m.onnx")
+    options = ("--data", "d.npz", "--exclude", "op:MatMul", "--verbose")
+    assert run("quantize", "m.onnx", output, *options) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) == render.WIDTH == 100
+    assert name in unfolded(out).replace(" ", "")
+
+
+def test_times_agree_with_their_ratio():
+    """Two of three turns were slowed by other work: each model's own median tells another ratio."""
+    speed = Speed.of(np.array([[2.0, 1.0], [2.2, 2.0], [9.0, 4.5]]) * 1e-5)
+    assert speed_row(speed, threads=1) == "0.0220 ms -> 0.0110 ms a run: 2.00 times as fast (1 thread)"
+    assert "123 ms -> 61.7 ms a run: 2.00" in speed_row(Speed(0.12345, 0.06172, 2.0), threads=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (("quantze",), "'quantize'"),
+        (("quantize", "m.onnx", "o.onnx", "--metod", "mse"), "'--method'"),
+        (("quantize", "m.onnx", "o.onnx", "--save-conf=c.yaml"), "'--save-config'"),
+        (("quantize", "m.onnx", "o.onnx", "--method", "Entropi"), "'entropy'"),
+        (("quantize", "m.onnx", "o.onnx", "--mode", "weights-only"), "'weight-only'"),
+        (("quantize", "m.onnx", "o.onnx", "--correct", "bias,roundng"), "'rounding'"),
+        (("quantize", "m.onnx", "o.onnx", "--target", "tensor-rt"), "'tensorrt'"),
+        (("quantize", "m.onnx", "o.onnx", "--table", "t.x", "--table-format", "mqbnch"), "'mqbench'"),
+        (("table", "s.npz", "t.cache", "--format", "tensort"), "'tensorrt'"),
+        (("inspect", "m.onnx", "--config", "c.yaml"), "'exclude'"),
+    ],
+    ids=" ".join,
+)
+def test_the_name_that_was_meant_is_asked_for(folder, capsys, arguments, suggestion):
+    Path("c.yaml").write_text("exclud: [Conv_c]\n", "utf-8")
+    assert run(*arguments) == 2
+    err = capsys.readouterr().err
+    assert f"; did you mean {suggestion}?" in err
+    assert err.count("\n") == 1
+
+
+def test_nothing_is_suggested_for_what_is_like_nothing(capsys):
+    assert run("fnord") == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_corrections_in_one_list_or_one_by_one_are_the_same(folder, capsys):
+    lists = (["bias,rounding"], ["bias", "rounding"], ["bias, rounding"])
+    for number, names in enumerate(lists):
+        options = [text for name in names for text in ("--correct", name)]
+        file = f"{number}.yaml"
+        assert (
+            run("quantize", "m.onnx", "o.onnx", "--dry-run", "--quiet", "--save-config", file, *options) == 0
+        )
+        assert QuantConfig.load(Path(file)).correct == ("bias", "rounding")
 
 
 def test_few_rows_tell_why_many_nodes_stay_float():
@@ -782,7 +854,7 @@ def test_a_goal_is_reached_and_the_way_to_it_told(folder, capsys):
 def test_weights_of_few_bits_get_more_for_a_goal(folder, capsys):
     options = ("--data", "d.npz", "--weight", "int4", "--correct", "none", "--goal", "sqnr>=25")
     assert run("quantize", "m.onnx", "o.onnx", *options) == 0
-    out = capsys.readouterr().out
+    out = unfolded(capsys.readouterr().out)
     assert re.search(r"sqnr>=25 holds with 0 more nodes in float, \d in int8, after \d+ trials", out)
     assert re.search(r"0 in float, \d in int8: SQNR .* constants [\d.,]+ \w+ \(chosen\)", out)
     assert re.search(r"wider weights: \w+", out)

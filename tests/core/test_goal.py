@@ -4,7 +4,7 @@ import pytest
 
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
-from onnxq.core.goal import Goal, parse_goal
+from onnxq.core.goal import Goal, Limit, parse_any_goal, parse_goal
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,32 @@ def test_an_own_measure_has_a_name():
         return 0.5
 
     assert str(Goal(accuracy, 0.75)) == "accuracy>=0.75"
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("kl<=0.05", Limit("kl", 0.05)),
+        ("perplexity <= 1.02x", Limit("perplexity", 1.02, relative=True)),
+        ("perplexity<=16", Limit("perplexity", 16)),
+        ("size<=100MB", Limit("size", 1e8)),
+        ("size<= 2 GB", Limit("size", 2e9)),
+    ],
+)
+def test_limits(text: str, limit: Limit) -> None:
+    assert parse_any_goal(text) == limit
+    assert parse_any_goal(str(limit)) == limit
+
+
+@pytest.mark.parametrize(
+    "text", ["kl<=0", "kl<=x", "size<=5", "size<=5TB", "sqnr<=5", "kl<=1MB", "perplexity<=-1x"]
+)
+def test_wrong_limits(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"kl<=0\.05"):
+        parse_any_goal(text)
+
+
+def test_limits_are_for_mode_weight_only() -> None:
+    with pytest.raises(ConfigError, match="expected sqnr"):
+        QuantConfig(goal="kl<=0.05")
+    assert QuantConfig(mode="weight-only", goal="kl<=0.05").goal == "kl<=0.05"

@@ -108,6 +108,32 @@ def test_one_input(batch, example):
     assert np.array_equal(read(Pair(), example, batch)["one"], A)
 
 
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"inputs": NAMED, "labels": Y},
+        {"labels": Y, "inputs": (A, B)},
+        {"data": {"views": [A, B]}, "labels": Y},
+        [{"meta": 3}, (NAMED, Y)],
+        ((A, (B,)), Y),
+        (((A.numpy(),), [B.numpy()]), Y),
+        ((A,), {"right": B}),
+        ((), {"right": B, "left": A}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("example", [(A, B), {"left": A, "right": B}], ids=["positional", "by name"])
+def test_at_any_depth(batch, example):
+    found = read(Pair(), example, batch)
+    assert np.array_equal(found["one"], A)
+    assert np.array_equal(found["two"], B)
+
+
+@pytest.mark.parametrize("batch", [((Y, (A,)), B), ((A, (Y,)), B), {"x": A, "y": B}, (("a", (A,)), B)])
+def test_what_may_be_something_else_is_not_taken_for_an_input(batch):
+    assert read(Pair(), (A, B), batch) is batch
+
+
 def test_what_is_not_understood_is_passed_on():
     assert read(Pair(), (A, B), 3) == 3
     assert read(Pair(), (A, B), {"left": A}) == {"left": A}

@@ -368,3 +368,71 @@ def test_a_missing_pytorch_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert commands.main(["export", "a:b", "o.onnx"]) == 2
     assert "onnxq.torch needs PyTorch: pip install 'onnxq[torch]'" in capsys.readouterr().err
+
+
+class Moded(nn.Module):
+    """What it computes depends on a text, on None, and on numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x, mode="plain", mask=None, *, scale=1.0):
+        """Apply the layer, and what ``mode`` names."""
+        y = torch.relu(self.fc(x)) if mode == "relu" else self.fc(x)
+        return (y if mask is None else y * mask) * scale
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        {"x": torch.ones(2, 4), "mode": "relu"},
+        (torch.ones(2, 4), "relu", None),
+        {"x": torch.ones(2, 4), "mode": "x", "mask": torch.ones(2, 4)},
+        {"x": torch.ones(2, 4), "mask": None, "scale": 3.0},
+    ],
+    ids=["a text by name", "by position", "a text like an input's name", "None and a number"],
+)
+def test_arguments_of_other_types_are_constants(tmp_path, example):
+    exported = onnxq.torch.export(Moded(), example, tmp_path / "m.onnx")
+    assert exported.inputs == (
+        ("x", "mask") if isinstance(example, dict) and example.get("mask") is not None else ("x",)
+    )
+    assert exported.dynamic
+
+
+class Recurrent(nn.Module):
+    """Tokens, or vectors, through a GRU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.rnn = nn.Embedding(10, 4), nn.GRU(4, 4, batch_first=True)
+
+    def forward(self, x):
+        """Read a sequence."""
+        return self.rnn(x if x.is_floating_point() else self.words(x))[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "example", "shape"),
+    [
+        (Recurrent, torch.ones(2, 5, 4), "2x5x4"),
+        (Recurrent, torch.ones(2, 5, dtype=torch.long), "2x5"),
+        (lambda: nn.Embedding(10, 4), torch.ones(3, 7, dtype=torch.long), "3x7"),
+        (Moded, torch.ones(2, 5, 4), None),
+        (lambda: nn.Embedding(10, 4), torch.ones(3, dtype=torch.long), None),
+    ],
+    ids=["vectors", "tokens", "an embedding alone", "no sequence", "one token a sample"],
+)
+def test_a_fixed_length_of_sequences_is_told(tmp_path, caplog, module, example, shape):
+    export(module(), (example,), tmp_path / "m.onnx")
+    told = [record.getMessage() for record in caplog.records if "sequences" in record.getMessage()]
+    assert len(told) == (shape is not None)
+    assert all(f"({shape})" in text and "dynamic_shapes" in text for text in told)
+
+
+def test_a_free_length_that_was_asked_for_is_not_told(tmp_path, caplog):
+    axes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},)
+    example = torch.ones(3, 7, dtype=torch.long)
+    export(nn.Embedding(10, 4), (example,), tmp_path / "m.onnx", dynamic_shapes=axes)
+    assert "sequences" not in caplog.text

@@ -163,3 +163,12 @@ def test_a_graph_of_torch_export_is_taken(tmp_path):
     observed = ptq.prepare(module, X, inplace=True)
     observed(X)
     assert ptq.convert(observed, tmp_path / "int8.onnx").plan.points
+
+
+def test_packed_weights_in_a_plain_module_are_refused():
+    """torchao's quantize_() leaves the module's class as it was, and replaces its tensors."""
+    ao = pytest.importorskip("torchao.quantization")
+    module = nn.Sequential(nn.Linear(32, 32)).eval()
+    ao.quantize_(module, ao.Int8WeightOnlyConfig())
+    with pytest.raises(ModelError, match=r"'weight' of '0' is packed \(torchao\..*as it was before"):
+        onnxq.torch.export(module, torch.ones(2, 32), "unused.onnx")

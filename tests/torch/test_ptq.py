@@ -168,7 +168,7 @@ def test_no_warning_of_what_left_no_node(net, caplog):
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        ("boddy", r"no part called 'boddy'; did you mean body\?"),
+        ("boddy", r"no part called 'boddy'; did you mean 'body'\?"),
         (nn.LSTM, "holds no LSTM"),
         (3, "is not a layer"),
     ],
@@ -242,6 +242,54 @@ def test_a_module_is_quantized_dynamically(net, tmp_path):
     assert result.plan.integer_nodes.keys() == {"0/Gemm", "4/Gemm"}
     with pytest.raises(ConfigError, match="has to be exported first: give example_inputs"):
         onnxq.quantize_dynamic(module, tmp_path / "o.onnx")
+
+
+class Recurrent(nn.Module):
+    """An LSTM and two matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(32, 64, batch_first=True)
+        self.fc, self.head = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        """Read a sequence."""
+        return self.head(torch.relu(self.fc(self.rnn(x)[0])))
+
+
+@pytest.mark.parametrize(
+    ("selection", "modules"),
+    [
+        ({}, {"rnn", "fc", "head"}),
+        ({"only": {nn.LSTM}}, {"rnn"}),
+        ({"only": {nn.LSTM, "head"}}, {"rnn", "head"}),
+        ({"only": {nn.Linear}, "skip": ["fc"]}, {"head"}),
+        ({"skip": [nn.LSTM]}, {"fc", "head"}),
+    ],
+    ids=str,
+)
+def test_dynamic_mode_takes_types_and_names_of_modules(tmp_path, selection, modules):
+    example = torch.randn(2, 5, 32)
+    result = onnxq.quantize_dynamic(
+        Recurrent(), tmp_path / "o.onnx", CONFIG, example_inputs=example, **selection
+    )
+    assert {name.split("/")[0] for name in result.plan.integer_nodes} == modules
+
+
+def test_a_selection_that_matches_nothing_is_refused(tmp_path):
+    for only, message in (({nn.Conv2d}, "holds no Conv2d"), ({"hed"}, "did you mean 'head'")):
+        with pytest.raises(ConfigError, match=message):
+            onnxq.quantize_dynamic(
+                Recurrent(), tmp_path / "o.onnx", example_inputs=(torch.ones(2, 5, 32),), only=only
+            )
+    unused = Recurrent()
+    unused.idle = nn.ReLU6()
+    with pytest.raises(ConfigError, match="no nodes of the layers ReLU6"):
+        onnxq.quantize_dynamic(
+            unused, tmp_path / "o.onnx", example_inputs=torch.ones(2, 5, 32), only={nn.ReLU6}
+        )
+    with pytest.raises(ConfigError, match="so do only and skip"):
+        onnxq.quantize_dynamic("m.onnx", tmp_path / "o.onnx", only={nn.Linear})
 
 
 def test_statistics_of_a_module_serve_its_quantization(net, tmp_path):

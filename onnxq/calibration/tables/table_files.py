@@ -16,7 +16,7 @@ from onnxq.calibration.tables import ncnn
 from onnxq.calibration.tables.formats import FORMATS, Format, Part
 from onnxq.calibration.tables.parsing import Document
 from onnxq.calibration.tables.table import INT8, Encoding, Table
-from onnxq.core.errors import CalibrationError, ConfigError, ModelError
+from onnxq.core.errors import CalibrationError, ConfigError, ModelError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,8 @@ def format_for(path: Path, name: str | None = None) -> Format:
     valid = ", ".join(FORMATS)
     if name is not None:
         if name not in FORMATS:
-            raise ConfigError(f"unknown table format {name!r}; valid formats: {valid}")
+            near = did_you_mean(name, FORMATS)
+            raise ConfigError(f"unknown table format {name!r}; valid formats: {valid}{near}")
         return FORMATS[name]
     endings = {suffix: each for each in FORMATS.values() for suffix in each.suffixes}
     for ending in sorted(endings, key=len, reverse=True):

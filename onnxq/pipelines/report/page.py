@@ -5,7 +5,7 @@ The page loads no other files, and works without its few lines of script.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -50,14 +50,37 @@ _SECTIONS = (
 def page(report: Report) -> str:
     """Render the whole page."""
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
-    return _template().render(
-        model=Path(report.request.model).name,
-        output=Path(report.request.output).name,
+    return rendered(
+        titles=(Path(report.request.model).name, Path(report.request.output).name),
         subtitle=f"int8 for {report.plan.target} · {when} · onnxq {report.versions['onnxq']}",
-        css=_resource("page.css"),
-        script=_resource("page.js"),
         warnings=report.warnings,
         sections=list(_filled(report)),
+    )
+
+
+def rendered(
+    *,
+    titles: tuple[str, str],
+    subtitle: str,
+    warnings: Sequence[str],
+    sections: Sequence[Mapping[str, object]],
+) -> str:
+    """Render a page with these contents.
+
+    Args:
+        titles: what was given, and what came of it.
+        subtitle: the line below.
+        warnings: shown first.
+        sections: each with an "anchor", a "heading" and "blocks".
+    """
+    return _template().render(
+        model=titles[0],
+        output=titles[1],
+        subtitle=subtitle,
+        css=_resource("page.css"),
+        script=_resource("page.js"),
+        warnings=warnings,
+        sections=sections,
     )
 
 

@@ -85,6 +85,7 @@ class Judge:
             return Acceptance(None, (), size=size_on_disk(draft), constants=constants)
         accepted = accept(draft, self.context.evaluator, lambda path: ())
         check_trusted(accepted, self.context)
+        self.context.evaluator.release()
         return with_speed(accepted, draft, self.reference, self.context)
 
     def quality(self, draft: Path) -> Quality:

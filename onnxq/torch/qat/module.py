@@ -8,6 +8,7 @@ optimizers, schedulers, checkpoints, hooks, ``train()``, ``eval()`` and its own 
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from onnxq.torch.calls import Call, bind, matching_tensors
 from onnxq.torch.qat.capture import Captured
 from onnxq.torch.qat.fake_quantize import FakeQuantize
 from onnxq.torch.qat.placement import Layout
+
+logger = logging.getLogger(__name__)
 
 FAKE_QUANTIZERS = "fake_quantizers"
 """The name of the child that holds the fake quantizers."""
@@ -62,8 +65,23 @@ class Recipe:
         return self
 
 
+_FOREIGN = ("torch.ao.quantization", "torch.quantization", "torchao.quantization")
+"""Packages whose functions know nothing of these fake quantizers."""
+
+_REMEDIES: Mapping[str, str] = {
+    "disable_fake_quant": "for outputs in float, call the module that prepare_qat() was given",
+    "disable_observer": "call onnxq.torch.freeze_ranges(module)",
+    "enable_observer": "call onnxq.torch.freeze_ranges(module, False)",
+    "freeze_bn_stats": "call onnxq.torch.freeze_batch_norms(module)",
+}
+"""Function of PyTorch -> what to do instead."""
+
+
 class FakeQuantizers(nn.ModuleDict):
     """The fake quantizers of a module by name. Checkpoints also hold what is frozen.
+
+    PyTorch's own functions for such modules find nothing that they know here, and would silently do nothing:
+    ``module.apply(disable_fake_quant)`` passes by in `apply`, ``convert(module)`` looks for ``qconfig``.
 
     Attributes:
         frozen_ranges: whether the ranges of activations are frozen.
@@ -79,6 +97,27 @@ class FakeQuantizers(nn.ModuleDict):
         for child in self.values():
             if isinstance(child, FakeQuantize) and not child.constant:
                 child.observing = not frozen and not child.fixed
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> FakeQuantizers:
+        """Apply ``fn`` as usual; warn if it is one of PyTorch's that has no effect here."""
+        home, name = getattr(fn, "__module__", None) or "", getattr(fn, "__name__", "")
+        if home.startswith(_FOREIGN):
+            logger.warning(
+                "%s.%s has no effect on a module of prepare_qat(): %s",
+                *(home, name, _REMEDIES.get(name, "see onnxq.torch.freeze_ranges and freeze_batch_norms")),
+            )
+        super().apply(fn)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """Get an attribute as usual; warn of ``qconfig``, which only prepare() and convert() ask for."""
+        if name == "qconfig":
+            logger.warning(
+                "prepare() and convert() of torch.ao.quantization have no effect on a module of "
+                "prepare_qat(), which is quantized for its target already: write it with "
+                "onnxq.torch.convert_qat(module, path)"
+            )
+        return super().__getattr__(name)
 
     def get_extra_state(self) -> Tensor:
         """The frozen state for `state_dict`, as a tensor like all its values."""

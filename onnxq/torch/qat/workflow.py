@@ -11,10 +11,11 @@ import copy
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -45,7 +46,7 @@ from onnxq.torch.batches import batches_for
 from onnxq.torch.calls import Call, Example, example_call, to_numpy
 from onnxq.torch.exporting import evaluating
 from onnxq.torch.float_check import check_float
-from onnxq.torch.module_patterns import Layers
+from onnxq.torch.module_patterns import Layers, Which
 from onnxq.torch.qat.batchnorm import fold
 from onnxq.torch.qat.capture import Seen, capture
 from onnxq.torch.qat.fake_quantize import FakeQuantize
@@ -102,6 +103,8 @@ def prepare_qat(
     *,
     data: Data | None = None,
     learn_scales: bool | None = None,
+    skip: Iterable[Which] = (),
+    layers: Mapping[Which, Mapping[str, Any]] | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
 ) -> nn.Module:
@@ -119,6 +122,8 @@ def prepare_qat(
         data: batches to calibrate on, as ``forward`` or `quantize_static` takes them; labels beside the
             inputs are ignored. None: ``config.data``, or else the example inputs.
         learn_scales: whether scales are parameters (LSQ); None: only those of grids with less than 8 bits.
+        skip: layers to keep in float, by name, glob of names, or type, besides the marked ones.
+        layers: other options for some layers, as for `onnxq.torch.PTQ`.
         input_names: names for the ONNX model's inputs.
         output_names: names for its outputs.
 
@@ -132,7 +137,7 @@ def prepare_qat(
     call = example_call(ours, example_inputs)
     with evaluating(ours):
         seen = capture(ours, call, input_names, output_names)
-    options = Layers().added_to(options, module, seen.onnx)
+    options = Layers(tuple(skip), dict(layers or {})).added_to(options, module, seen.onnx)
     simple, plan = prepare_loaded(seen.onnx, type(module).__name__, options)
     data = options.data if data is None else data
     batches = [_sample(simple, call)] if data is None else batches_for(ours, call, _names(simple), data)

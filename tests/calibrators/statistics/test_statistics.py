@@ -678,3 +678,20 @@ def test_clipped_statistics_are_those_of_clipped_values(values, low, high):
     finer.widen(clipped.histogram.exponent)
     inner = slice(used[0] + 1, used[-1])
     np.testing.assert_array_equal(counts[inner], finer.counts[inner])
+
+
+# --- the batch size -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(12, 3), (4, 3, 3), (1, 5), (), (12,)])
+def test_batches_count_as_their_samples_do(shape):
+    """Axis 0 may hold the rows of one sample after the other, and what has no axis of samples is each one's."""
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    whole, single = TensorStatistics(), TensorStatistics()
+    whole.update(values, 4, number=[3, 5, 6, 9], name_of=lambda i: f"s{i}")
+    parts = np.split(values, 4) if shape and shape[0] > 1 else [values] * 4
+    for i, (part, number) in enumerate(zip(parts, [3, 5, 6, 9], strict=True)):
+        single.update(part, 1, number=number, name_of=lambda _, i=i: f"s{i}")
+    assert (whole.lowest, whole.highest, whole.count) == (single.lowest, single.highest, single.count)
+    assert whole.trail == single.trail
+    assert (whole.histogram.counts == single.histogram.counts).all()

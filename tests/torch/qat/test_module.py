@@ -201,3 +201,24 @@ def test_two_processes_have_the_same_parameters_and_ranges(ends) -> None:
     ranges = [name for name in frozen if name.endswith(".high")]
     assert ranges
     assert all(torch.equal(frozen[name], first[name]) for name in ranges)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_functions_of_pytorch_that_do_nothing_here_are_warned_of(
+    module: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch.ao.quantization as tq
+
+    copy.deepcopy(module).apply(lambda part: None).eval()(batch(1))
+    assert caplog.records == []
+    for function, remedy in (
+        (tq.disable_fake_quant, "call the module that prepare_qat() was given"),
+        (tq.disable_observer, "freeze_ranges(module)"),
+    ):
+        caplog.clear()
+        module.apply(function)
+        assert f"{function.__name__} has no effect" in caplog.text
+        assert remedy in caplog.text
+    caplog.clear()
+    tq.convert(module.eval())
+    assert "convert_qat(module, path)" in caplog.text

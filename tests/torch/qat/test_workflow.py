@@ -388,6 +388,18 @@ def test_marked_layers_stay_float_in_training_too(net: Net, tmp_path: Path, skip
     assert any(point.consumer.startswith("mix") for point in plan.points)
 
 
+def test_layers_are_skipped_and_get_options_of_their_own(net: Net, tmp_path: Path) -> None:
+    layers = {"mix": {"per_tensor": True}}
+    module = prepare_qat(net, EXAMPLE, "tensorrt", CONFIG, skip=[Block], layers=layers)
+    quantizers = module.get_submodule(FAKE_QUANTIZERS)
+    assert not any(name.startswith("block_") for name, _ in quantizers.named_children())
+    assert quantizers.get_submodule("mix_weight").scale.ndim == 0
+    plan = convert_qat(module, tmp_path / "out.onnx").plan
+    assert not any(point.consumer.startswith("block.conv") for point in plan.points)
+    with pytest.raises(ConfigError, match="no part called 'blok'; did you mean 'block'"):
+        prepare_qat(net, EXAMPLE, "tensorrt", CONFIG, skip=["blok"])
+
+
 # --- places --------------------------------------------------------------------------------------------
 
 
