@@ -48,11 +48,21 @@ class Cache:
     axis: int | None
     writer: ir.Node
 
+    @property
+    def values(self) -> tuple[ir.Value | None, ...]:
+        """What holds elements of the cache: input and output, and what a node writes into it."""
+        written = () if self.writer.op_type in OPERATORS else (*self.writer.inputs, *self.writer.outputs)
+        return (self.past, self.present, *written)
 
-def find_caches(model: ir.Model) -> list[Cache]:
-    """Find the caches of a model, in the order of its inputs; each input and each output belongs to one."""
+
+def find_caches(graph: ir.Graph) -> list[Cache]:
+    """Find the caches of a model, in the order of its inputs; each input and each output belongs to one.
+
+    Args:
+        graph: its main graph.
+    """
     found, outputs = list[Cache](), set[ir.Value]()
-    for value in model.graph.inputs:
+    for value in graph.inputs:
         if value.dtype is None or not value.dtype.is_floating_point() or value.is_initializer():
             continue
         for cache in _caches(value):

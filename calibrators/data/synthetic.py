@@ -114,7 +114,7 @@ def token_sample(
 
 def with_caches(model: ir.Model, inputs: Sequence[InputSpec]) -> list[InputSpec]:
     """Mark the inputs that are caches, and give their lengths one name."""
-    caches = find_caches(model)
+    caches = find_caches(model.graph)
     names, lengths = {cache.past.name for cache in caches}, cache_lengths(caches)
     return [
         replace(spec, is_cache=True, shape=tuple(lengths.get(str(dim), dim) for dim in spec.shape or ()))

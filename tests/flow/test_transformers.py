@@ -91,7 +91,7 @@ def test_prefill_and_decode_equal_one_pass(exported, tmp_path):
         (*given.inputs, *given.outputs), (*model.graph.inputs, *model.graph.outputs), strict=True
     ):
         assert (old.name, old.dtype, old.shape) == (new.name, new.dtype, new.shape)
-    caches = find_caches(model)
+    caches = find_caches(model.graph)
     assert len(caches) == 2 * tiny_transformers.LAYERS
     session = open_session(out, threads=1)
     names = [value.name for value in model.graph.outputs]

@@ -5,7 +5,7 @@ from calibrators.data.caches import cache_lengths, find_caches
 
 
 def found(text, **given):
-    caches = find_caches(parse(text, opset=17, **given))
+    caches = find_caches(parse(text, opset=17, **given).graph)
     return {c.past.name: (c.present.name, c.axis, c.writer.op_type) for c in caches}
 
 
@@ -53,5 +53,5 @@ def test_operators_with_caches_inside():
 def test_lengths_get_the_name_of_the_first():
     text = """g (float[N,2,P,8] a, float[N,2,Q,8] b, float[N,2,S,8] x) => (float[N,2,R,8] c, float[N,2,T,8] d)
     { c = Concat <axis = 2> (a, x) d = Concat <axis = 2> (b, x) }"""
-    caches = find_caches(parse(text, opset=17))
+    caches = find_caches(parse(text, opset=17).graph)
     assert cache_lengths([c for c in caches if c.past.name in "ab"]) == {"P": "P", "Q": "P"}
