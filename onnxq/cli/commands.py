@@ -198,15 +198,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is also what a shell runs to complete a command; then it offers what may follow.
     """
     if "_ARGCOMPLETE" in os.environ:
-        from onnxq.cli.completion import answer
-
-        return run_guarded(lambda _: answer(_COMMANDS), argv)
+        return run_guarded(_complete, argv)
     return run_guarded(_choose, argv)
 
 
 def quantize(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m onnxq.quantize``, which does the same as ``onnxq quantize``."""
     return run_guarded(partial(_run, "quantize", prog="python -m onnxq.quantize"), argv)
+
+
+def _complete(arguments: Sequence[str]) -> None:
+    from onnxq.cli.completion import answer
+
+    answer(_COMMANDS)
 
 
 def _choose(arguments: Sequence[str]) -> None:
