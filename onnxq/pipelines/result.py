@@ -65,6 +65,7 @@ class QuantResult:
         rescue: the nodes that are widened or in float for the sake of the floor; None if it held.
         tuning: the nodes that are kept in float because float is faster; None if nothing was tuned.
         narrowing: what is written in half precision; None: nothing.
+        mix: how a goal was reached with weights of several widths, in words.
         float_bytes, int8_bytes: file sizes, external weights included.
         constant_bytes: bytes of all constants of the written model.
         seconds: duration of the whole quantization.
@@ -89,6 +90,7 @@ class QuantResult:
     rescue: Rescue | None = None
     tuning: Tuning | None = None
     narrowing: Narrowing | None = None
+    mix: tuple[str, ...] = ()
     float_bytes: int = 0
     int8_bytes: int = 0
     constant_bytes: int = 0

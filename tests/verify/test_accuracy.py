@@ -201,3 +201,13 @@ def test_a_model_that_refuses_a_sample_loses_none_for_the_next_model():
     assert evaluator.evaluate(scaled(1.1)).samples == 9
     assert evaluator.evaluate(scaled(1.1)).samples == 9
     assert [sample.feeds["x"][0, 0] for sample in evaluator.samples] == list(range(9))
+
+
+def test_a_released_evaluator_measures_the_same() -> None:
+    model = parse("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
+    other = parse("g (float[N,4] x) => (float[N,4] y) { y = LeakyRelu(x) }")
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)}
+    evaluator = AccuracyEvaluator(model, [Sample("s", feeds, 3)])
+    before = evaluator.evaluate(other)
+    evaluator.release()
+    assert evaluator.evaluate(other) == before

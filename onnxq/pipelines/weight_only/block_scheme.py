@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -87,6 +87,18 @@ class BlockScheme:
             scale_type: the float type of the scales.
         """
         return BlockGrid(self.dtype.bitwidth, self.dtype.is_signed(), self.size, scale_type.numpy())
+
+    def with_bits(self, bits: int) -> BlockScheme | None:
+        """Return the same with weights of so many bits; None if the form has none.
+
+        With as few levels as 2 bits give, zero points are there where the form has them.
+        """
+        rule, blocks = FORMATS[self.format], self.target.blocks
+        assert blocks is not None
+        able = [each for each in rule.types if self.format == "matmulnbits" or each in blocks.types]
+        fitting = [each for each in able if each.bitwidth == bits]
+        fitting.sort(key=lambda each: each.is_signed() != self.dtype.is_signed())
+        return replace(self, dtype=fitting[0]) if fitting else None
 
     def table_block(self, columns: int) -> int | None:
         """Return the block size of a tied table with this many columns; None: none divides them.

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from calibrators.errors import CalibrationError
 from calibrators.onnx_files import stored_tensors
 from calibrators.session import open_session
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.calibration.sample_split import Data, Samples, open_samples
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import CalibrationError
 from onnxq.core.progress import Progress
 from onnxq.graph.files import constant_bytes, size_on_disk
 from onnxq.graph.half_precision.simulate import runnable
@@ -83,8 +83,9 @@ class Judge:
             if constants <= LOADED_BYTES and self.config.verify != "off":
                 open_session(draft, threads=self.config.threads, exact=False)
             return Acceptance(None, (), size=size_on_disk(draft), constants=constants)
-        accepted = accept(draft, self.context.evaluator, lambda path: ())
+        accepted = accept(draft, self.context.judge, lambda path: ())
         check_trusted(accepted, self.context)
+        self.context.evaluator.release()
         return with_speed(accepted, draft, self.reference, self.context)
 
     def quality(self, draft: Path) -> Quality:

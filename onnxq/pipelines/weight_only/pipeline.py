@@ -24,6 +24,7 @@ from onnxq.algorithms.effect import Effect
 from onnxq.calibration.sample_split import Data, origin
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
+from onnxq.core.goal import parse_goal
 from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import Wanted, tell_unused
@@ -35,6 +36,7 @@ from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
 from onnxq.pipelines.weight_only.block_scheme import find_block_scheme
 from onnxq.pipelines.weight_only.choice.contest import write_better
+from onnxq.pipelines.weight_only.choice.goal_search import Mix, reach
 from onnxq.pipelines.weight_only.judgement import make_judge
 from onnxq.pipelines.weight_only.products import plan_products
 from onnxq.pipelines.weight_only.streaming import WeightWork
@@ -75,16 +77,22 @@ def quantize_weights(
         progress("reading the model")
         work = _prepare(model, config)
         judge = make_judge(os.fspath(model), work.model.clone(), data, config, progress)
-        effects = list[Effect]()
+        effects, mixes = list[Effect](), list[Mix]()
 
         def make(draft: pathlib.Path) -> None:
-            effects.extend(write_better(lambda: _prepare(model, config), judge, draft, progress))
+            writer, tried = write_better(lambda: _prepare(model, config), judge, draft, progress)
+            effects.extend(tried)
+            if config.goal is not None:
+                goal = parse_goal(config.goal)
+                mixes.append(reach(goal, lambda: _prepare(model, config), writer, draft))
 
         accepted = write_made(output, make, judge.accept)
+        mix = mixes[0] if mixes else None
         return conclude(
             QuantResult(
                 request=Request(os.fspath(model), os.fspath(output), origin(data), config),
-                plan=work.plan,
+                plan=work.plan if mix is None else mix.work.plan,
+                mix=() if mix is None else tuple(mix.rows()),
                 make_table=_no_table,
                 quality=accepted.quality,
                 verdicts=accepted.verdicts,

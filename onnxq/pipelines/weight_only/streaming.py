@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -14,6 +14,7 @@ from calibrators.session import INLINE_BYTES
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress
 from onnxq.graph.files import INLINE_LIMIT, external_files
+from onnxq.graph.nodes import name_of
 from onnxq.graph.passes.redundancy import RemoveUnusedPass
 from onnxq.pipelines.weight_only.block_scheme import BlockScheme
 from onnxq.pipelines.weight_only.block_writer import BlockWriter
@@ -36,6 +37,7 @@ class WeightWork:
         tied: the tables in 8 bits.
         scheme: the requested weights.
         plan: names of the quantized nodes, and reasons for the others.
+        schemes: name of a product's node -> the weights that it gets in place of ``scheme``.
     """
 
     model: ir.Model
@@ -43,6 +45,11 @@ class WeightWork:
     tied: tuple[TiedTable, ...]
     scheme: BlockScheme
     plan: QuantPlan
+    schemes: Mapping[str, BlockScheme] = field(default_factory=dict)
+
+    def scheme_of(self, product: Product) -> BlockScheme:
+        """Return the weights that a product gets."""
+        return self.schemes.get(name_of(product.node), self.scheme)
 
     @property
     def bytes(self) -> int:
@@ -94,7 +101,7 @@ def _quantize(work: WeightWork, rounding: Rounding, store: TensorStore, progress
     for table in work.tied:
         rewrite_tied(table, work.scheme, writer)
     for product in rounding.in_order(work.products):
-        rewrite_product(product, work.scheme, writer)
+        rewrite_product(product, work.scheme_of(product), writer)
 
 
 def _remaining(model: ir.Model, store: TensorStore) -> Iterator[ir.Value]:

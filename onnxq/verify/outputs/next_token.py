@@ -2,10 +2,10 @@
 
 An output is logits over a vocabulary if the model looks ids up in a table and the output has a last axis of
 that many classes, or of a few more that fill it up. The KL divergence is that of the quantized model's
-distribution from the float model's, in nats, mean over all positions. The perplexity is the exponential of the
-mean negative log probability of the id at the next position, where an input holds the ids. It is given only
-where the float model predicts ids better than chance: one that fills in masked tokens predicts none at the next
-position.
+distribution from the float model's, in nats, mean over all positions. The perplexity is the exponential of
+the mean negative log probability of the id at the next position, where an input holds the ids. It is given
+only where the float model predicts ids better than chance: one that fills in masked tokens predicts none at
+the next position.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Vocabulary:
         """Whether an output is logits over these ids."""
         if output.dtype.kind != "f" or output.ndim < 2 or not output.size:
             return False
-        return self.size <= output.shape[-1] <= FILLED_UP * self.size
+        return bool(self.size <= output.shape[-1] <= FILLED_UP * self.size)
 
     def ids(self, feeds: Mapping[str, Any], shape: tuple[int, ...]) -> NDArray[np.int64] | None:
         """Return the ids that were fed at the positions of an output; None if none are known."""
