@@ -20,12 +20,13 @@ Dim = int | str | None
 class InputSpec:
     """A graph input. A dimension is a size, a symbol, or None if unknown.
 
-    ``shape`` is None if not even the rank is known.
+    ``shape`` is None if not even the rank is known. ``is_cache``: it is a cache of keys or values.
     """
 
     name: str
     dtype: np.dtype[np.generic]
     shape: tuple[Dim, ...] | None
+    is_cache: bool = False
 
     def __str__(self) -> str:
         kind = "string" if self.dtype.kind == "O" else self.dtype

@@ -18,7 +18,7 @@ from calibrators.data.open import open_data
 from calibrators.data.samples import Sample, fixed_batch, input_specs
 from calibrators.data.synthetic import synthetic_samples
 from calibrators.errors import CalibrationError
-from calibrators.statistics.kept_inputs import KeptInputs
+from calibrators.statistics.kept_inputs import USUAL_BYTES, KeptInputs
 from onnxq.core.config import QuantConfig
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ Data = str | os.PathLike[str] | Iterable[Any]
 SYNTHETIC_SAMPLES = 8
 HOLD_EVERY = 5
 HELD_SAMPLES = 64
-HELD_BYTES = 256 * 2**20
+HELD_BYTES = USUAL_BYTES
 
 KEPT_SAMPLES = 128
 """Calibration samples that are kept to fit corrections on; more samples hardly change the result."""

@@ -122,11 +122,7 @@ def show_statistics(
     counts = counted(statistics.samples, "sample"), counted(len(statistics), "tensor")
     table.add_row("collected", ", ".join(counts))
     if statistics.inputs is not None:
-        held, fit = len(statistics.inputs.held), len(statistics.inputs.fit)
-        size = statistics.inputs.bytes / 1e6
-        table.add_row(
-            "inputs", f"{counted(held, 'sample')} held out, {fit} to fit corrections: {size:.1f} MB"
-        )
+        table.add_row("inputs", str(statistics.inputs))
     for row in _stability_rows({name: stability(t) for name, t in statistics.items()}, every_tensor):
         table.add_row(*row)
     table.add_row("time", f"{seconds:.1f} s")
@@ -314,9 +310,8 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
             )
     yield from (("verified", f"{v.runtime}: {v.status}, {v.summary}") for v in result.verdicts)
     yield from (("correction", text) for text in _correction_rows(result))
-    if result.search is not None:
-        yield from (("goal", text) for text in search_rows(result.search))
-    yield from (("goal", text) for text in result.mix)
+    searched = [] if result.search is None else search_rows(result.search)
+    yield from (("goal", text) for text in (*searched, *result.mix))
     if result.rescue is not None:
         yield "floor", rescue_row(result.rescue)
     if result.tuning is not None:

@@ -122,8 +122,8 @@ class QuantConfig(BaseModel):
         "accuracy",
         ("center", "equalize", "ranges", "rounding", "bias"),
         "a correction to try, kept if it helps on held-out samples: center, equalize, ranges, rounding, "
-        "adaround (slow; for few bits), bias, full-bias, or none; in mode dynamic equalize or none, in mode "
-        "weight-only none: data chooses no weights",
+        "adaround (slow; for few bits), bias, full-bias, or none; in mode weight-only none (data chooses no "
+        "weights then), in mode dynamic equalize or none",
         "NAME,...",
     )
     time_limit: float | None = _option(

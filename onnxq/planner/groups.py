@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from calibrators.data.caches import find_caches
 from onnxq.core.plan import Group, QuantSpec
 from onnxq.graph.nodes import is_op, name_of
 from onnxq.graph.operators import (
@@ -53,6 +54,7 @@ def find_groups(
     values = {edge.key: edge.value for edge in edges}
     values |= {edge.source: edge.value for edge in edges if edge.source is not None}
     sources = _ties(planned, {(edge.node, edge.index) for edge in edges}, context)
+    sources = _with_caches(sources, set(values), context)
     ties, parts = dict(sources), set[Key]()
     for spec in context.activations:
         found = list(shared_params([value for (_, own), value in values.items() if own == spec], context))
@@ -121,6 +123,24 @@ def _ties(planned: Iterable[ir.Node], uses: Uses, context: PlanningContext) -> d
             followers = _followers(node, output, uses, context)
             ties |= {_root((name_of(value), spec), ties): goal for value in followers}
     return ties
+
+
+def _with_caches(ties: Mapping[Key, Key], keys: Set[Key], context: PlanningContext) -> dict[Key, Key]:
+    """Add ties of caches: what is read, what is appended and what is given back have one grid.
+
+    An integer that goes in comes out unchanged, however many steps a decoder makes. The output holds all of
+    them.
+    """
+    result = dict(ties)
+    for cache in find_caches(context.graph):
+        for spec in context.activations:
+            goal = _root((name_of(cache.present), spec), result)
+            held = [(name_of(value), spec) for value in cache.values if value is not None]
+            parts = [key for key in held if key in keys]
+            for root in (_root(key, result) for key in parts if goal in keys):
+                if root != goal:
+                    result[root] = goal
+    return result
 
 
 def _root(key: Key, ties: Mapping[Key, Key]) -> Key:

@@ -313,6 +313,21 @@ def test_normalizations_in_primitives_stay_float(name, opset, target):
     assert_close(flow, plain, run(flow.int8, flow.feeds), 30)
 
 
+def test_the_norm_behind_an_embedding_stays_float():
+    model = parse(
+        """g (int64[N, 5] ids) => (float[N, 5, 16] y) <float[50, 8] table, float two, float eps, float[8] gamma,
+        float[8, 16] w, int64[1] last> { x = Gather (table, ids) s = Pow (x, two) u = ReduceMean (s, last)
+        e = Add (u, eps) q = Sqrt (e) i = Reciprocal (q) n = Mul (x, i) r = Mul (n, gamma) y = MatMul (r, w) }""",
+        opset=18,
+        two=2,
+        eps=1e-6,
+        last=-1,
+    )
+    plan = plan_for("qnn", model)
+    assert not integers(plan) & set("sueqin")
+    assert set(plan.integer_nodes.values()) == {"MatMul"}
+
+
 def test_other_divisions_and_gates_are_quantized():
     nodes = """g = GlobalAveragePool (c) h = Conv (g, v) i = Sigmoid (h) n = Mul (c, i) e = Div (n, gamma)
         k = Abs (e) l = Add (k, one) r = Div (e, l)"""

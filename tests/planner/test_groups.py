@@ -136,3 +136,18 @@ def test_what_a_relu_limits_joins_no_negative_values():
     )
     assert groups["a"] == groups["p"] != groups["k"] == groups["b"]
     assert groups["a"].bounds == (0, np.inf)
+
+
+def test_the_input_and_the_output_of_a_cache_have_one_grid():
+    model = parse(
+        """g (float[N,4,5,8] x, float[N,4,P,8] past, float[N,4,P,8] other) => (float[N,4,5,8] y, float[N,4,T,8] now)
+        <float[8,8] w, float[8,8] v> { k = MatMul (x, w) now = Concat <axis = 2> (past, k)
+            t = Transpose <perm = [0, 1, 3, 2]> (now) o = Concat <axis = 2> (other, k)
+            s = MatMul (x, t) p = Softmax (s) a = MatMul (p, o) y = MatMul (a, v) }""",
+        opset=17,
+    )
+    plan = make_plan(simplify(model), get_target("qnn"), QuantConfig(target="qnn"))
+    groups = {tensor: group for group in plan.groups.values() for tensor in group.tensors}
+    assert groups["past"] is groups["now"] is groups["k"]
+    assert groups["now"].observed_tensors == ("now",)
+    assert groups["other"] is not groups["past"]

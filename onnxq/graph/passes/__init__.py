@@ -39,6 +39,7 @@ from onnxq.graph.passes.fold_clip import ClampToClipPass, HardSigmoidToClipPass,
 from onnxq.graph.passes.fuse_pad import FusePadPass
 from onnxq.graph.passes.gemm import FoldGemmScalarsPass, MatMulAddToGemmPass
 from onnxq.graph.passes.hard_activations import FuseHardSigmoidPass, FuseHardSwishPass, has_hard_swish
+from onnxq.graph.passes.leftovers.inverse_roots import DivideByRootPass
 from onnxq.graph.passes.leftovers.runtime_fusions import UnfuseRuntimeFusionsPass
 from onnxq.graph.passes.leftovers.training_mode import InferenceModePass
 from onnxq.graph.passes.names import UniqueNamesPass
@@ -110,6 +111,7 @@ SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
     FusePadPass(),
     FuseHardSwishPass(),
     FuseHardSigmoidPass(),
+    DivideByRootPass(),
     ClampToClipPass(),
     FoldBatchNormPass(),
     FoldArithmeticPass(),
@@ -150,7 +152,9 @@ def simplify(model: ir.Model, opset: int = OPSET) -> ir.Model:
 
 
 def single(model: ir.Model, opset: int = OPSET) -> ir.Model:
-    """Make a copy of the model that is one graph, without functions; no weight is read, and no node changed.
+    """Make a copy of the model that is one graph, without functions; no weight is read.
+
+    Nodes stay as they are, but for normalizations, which get the form that runtimes know.
 
     Args:
         model: the model.
@@ -162,7 +166,12 @@ def single(model: ir.Model, opset: int = OPSET) -> ir.Model:
     copy = model.clone()
     with _model_errors():
         ir.passes.Sequential(
-            *OLD, RaiseOpsetPass(opset), *CONSTANTS, FreeLoopConstantsPass(), UniqueNamesPass()
+            *OLD,
+            RaiseOpsetPass(opset),
+            *CONSTANTS,
+            FreeLoopConstantsPass(),
+            DivideByRootPass(),
+            UniqueNamesPass(),
         )(copy)
     return copy
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from calibrators.errors import CalibrationError
 from calibrators.onnx_files import stored_tensors
 from calibrators.session import open_session
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.calibration.sample_split import Data, Samples, open_samples
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import CalibrationError
 from onnxq.core.progress import Progress
 from onnxq.graph.files import constant_bytes, size_on_disk
 from onnxq.graph.half_precision.simulate import runnable

@@ -81,10 +81,15 @@ def _kinds(graph: ir.Graph) -> Kinds:
 
 
 def _kind(node: ir.Node, kinds: Kinds) -> Kind | None:
-    """What a node gives that reads nothing but statistics and constants; None if it reads data."""
+    """What a node gives that reads nothing but statistics and constants; None if it reads data.
+
+    Rows of a constant that computed indices choose, as in an embedding, are data.
+    """
     read = [kinds.get(value) for value in data_values(node)]
-    if None in read or not set(read) & set(_COMPUTED):
-        return None if None in read else Kind.CONSTANT
+    if None in read:
+        return None
+    if not set(read) & set(_COMPUTED):
+        return Kind.CONSTANT if all(value is None or value in kinds for value in node.inputs) else None
     inverse = Kind.INVERSE in read
     if _inverts(node, kinds):
         inverse = not inverse

@@ -13,8 +13,8 @@ import pytest
 
 from calibrators.data.batching import batches
 from calibrators.data.samples import input_specs
-from calibrators.data.size_sums import known_sums
 from calibrators.data.synthetic import id_bounds, synthetic_samples, token_sample
+from calibrators.data.synthetic.size_sums import known_sums
 from calibrators.errors import CalibrationError
 from onnxq.graph.passes.shapes import InferShapesPass
 
@@ -184,6 +184,22 @@ def test_a_cache_that_grows_by_one(out):
     (sample,) = made(m, 1)
     run(m, sample)
     assert sample.feeds["mask"].shape[1] == sample.feeds["past"].shape[2] + 1
+
+
+def test_caches_have_one_length_whatever_their_names_say():
+    m = model("""g (float[N,S,16] x, int64[M,T] mask, float[N,2,P0,8] a, float[N,2,P1,8] b)
+    => (float[N,2,Q0,8] c, float[N,2,Q1,8] d) <int64[4] heads = {0, 0, 2, 8}, int64[2] one = {1, 3}> {
+        h = Reshape (x, heads) k = Transpose <perm = [0, 2, 1, 3]> (h)
+        c = Concat <axis = 2> (a, k) e = Add (a, b) f = Concat <axis = 2> (b, k) d = Identity (f)
+        n = Unsqueeze (mask, one) o = Cast <to = 1> (n) p = Mul (c, o)
+    }""")
+    (sample,) = made(m, 1)
+    shapes = {name: array.shape for name, array in sample.feeds.items()}
+    assert shapes == {"x": (1, 16, 16), "mask": (1, 32), "a": (1, 2, 16, 8), "b": (1, 2, 16, 8)}
+    assert (
+        abs(np.corrcoef(sample.feeds["a"][0, 0, :-1].ravel(), sample.feeds["a"][0, 0, 1:].ravel())[0, 1])
+        < 0.3
+    )
 
 
 def test_no_size_that_runs_asks_for_data():

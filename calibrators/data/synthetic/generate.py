@@ -3,8 +3,8 @@
 They allow calibration when no data is available. Types and shapes are right, but ranges are a guess, so
 results say nothing about accuracy. Images are smooth noise of mean 0 and variance 1. Token ids stay inside
 the embedding table that they index (see `id_bounds`). Other integers are 1, like an attention mask that hides
-nothing. Free dimensions get sizes with which the model has been run; sums of others are respected (see
-`size_sums`).
+nothing. Caches of decoders are plain noise, all of one length. Free dimensions get sizes with which the model
+has been run; sums of others are respected (see `size_sums`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from calibrators.data.caches import cache_lengths, find_caches
 from calibrators.data.samples import Array, DataSource, InputSpec, Sample, batched, describe, fixed_batch
-from calibrators.data.size_sums import Sums, known_sums, possible_sums
+from calibrators.data.synthetic.size_sums import Sums, known_sums, possible_sums
 from calibrators.errors import CalibrationError
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ def synthetic_samples(model: ir.Model, inputs: Sequence[InputSpec], count: int, 
         CalibrationError: an input's rank is unknown, its type is not numeric or its size too large, or the
             model runs with none of the guessed sizes.
     """
+    inputs = with_caches(model, inputs)
     for spec in inputs:
         if spec.shape is None or spec.dtype.kind not in "biuf":
             raise CalibrationError(f"no synthetic data for input {spec}: give calibration data (--data)")
@@ -97,7 +100,7 @@ def token_sample(
     Returns:
         None if no input is an index into a table, or if an input's rank is unknown or its type not numeric.
     """
-    bounds = id_bounds(model)
+    inputs, bounds = with_caches(model, inputs), id_bounds(model)
     if not bounds or any(spec.shape is None or spec.dtype.kind not in "biuf" for spec in inputs):
         return None
     integers = [dim for spec in inputs if spec.dtype.kind != "f" for dim in spec.shape or ()]
@@ -107,6 +110,18 @@ def token_sample(
     if elements(shapes) > MOST_ELEMENTS:
         return None
     return _sample(inputs, shapes, bounds, *seed)
+
+
+def with_caches(model: ir.Model, inputs: Sequence[InputSpec]) -> list[InputSpec]:
+    """Mark the inputs that are caches, and give their lengths one name."""
+    caches = find_caches(model.graph)
+    names, lengths = {cache.past.name for cache in caches}, cache_lengths(caches)
+    return [
+        replace(spec, is_cache=True, shape=tuple(lengths.get(str(dim), dim) for dim in spec.shape or ()))
+        if spec.name in names
+        else spec
+        for spec in inputs
+    ]
 
 
 def _working_shapes(
@@ -212,7 +227,7 @@ def _size(spec: InputSpec, axis: int, inputs: Sequence[InputSpec], sizes: Mappin
     """Guess the size of a free axis by its position."""
     if _counts_samples(spec, axis, inputs):
         return 1
-    if len(spec.shape or ()) != 4:
+    if len(spec.shape or ()) != 4 or spec.is_cache:
         return sizes["sequence"]
     return sizes["picture"] if axis in _picture_axes(spec) else 3
 
@@ -254,7 +269,8 @@ def _values(spec: InputSpec, shape: tuple[int, ...], bound: int | None, rng: Gen
         if spec.dtype != np.uint8 or len(shape) != 4:
             return np.ones(shape, spec.dtype)
         return np.clip(128 + 64 * _picture(spec, shape, rng), 0, 255).astype(np.uint8)
-    values = _picture(spec, shape, rng) if len(shape) == 4 else rng.standard_normal(shape)
+    is_picture = len(shape) == 4 and not spec.is_cache
+    values = _picture(spec, shape, rng) if is_picture else rng.standard_normal(shape)
     return np.asarray(values, spec.dtype)
 
 
