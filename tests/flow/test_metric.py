@@ -117,6 +117,16 @@ def test_wrong_metrics_are_found_before_the_work(folder):
         quantized(folder, options(folder, metric="top1", labels=None))
 
 
+def test_a_metric_that_fails_is_told_before_corrections(folder, monkeypatch):
+    monkeypatch.setattr("onnxq.pipelines.static.corrected", None)
+
+    def own(outputs, labels):
+        return outputs["y"]
+
+    with pytest.raises(ConfigError, match=r"own failed: .*test_metric\.py, line \d+: TypeError"):
+        quantized(folder, options(folder, metric=own))
+
+
 def test_points_are_ranked_by_what_the_metric_loses(folder):
     found = rank(folder / "m.onnx", options(folder))
     losses = [one.quality.metric.loss for one in found]
