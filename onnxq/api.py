@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -292,7 +292,7 @@ def _exported(module: Any, asked: _Asked, folder: Path, data: Data | None, confi
     if example is None:
         raise ConfigError(f"{kind} has to be exported first: give example_inputs, what it is called with")
     from onnxq.torch import export
-    from onnxq.torch.batches import batches_for
+    from onnxq.torch.batches import Batches, batches_for
     from onnxq.torch.calls import example_call
     from onnxq.torch.module_patterns import Layers
 
@@ -300,5 +300,7 @@ def _exported(module: Any, asked: _Asked, folder: Path, data: Data | None, confi
     exported = export(module, example, path)
     if data is not None:
         data = batches_for(module, example_call(module, example), exported.inputs, data)
+        if config.metric is not None and isinstance(data, Batches):
+            data = replace(data, labelled=True)
     layers = Layers(asked.skip, only=asked.only)
     return _Given(path, data, layers.added_to(config, module, load(path)))
