@@ -28,10 +28,12 @@ def quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.cli import render, terminal
     from onnxq.graph.files import written_together
     from onnxq.pipelines import preflight, static
+    from onnxq.pipelines.weight_only.default_mode import with_mode
     from onnxq.pipelines.dynamic import pipeline
     from onnxq.pipelines.inspection import of_plan, planned
     from onnxq.pipelines.weight_only import quantize_weights
 
+    config = with_mode(args.model, config)
     if args.save_config:
         preflight.check_files(args.model, args.output, config.data, config, [args.save_config])
     if args.dry_run:
@@ -109,9 +111,10 @@ def convert(args: argparse.Namespace, config: QuantConfig) -> None:
 def inspect(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq inspect``."""
     from onnxq.cli import render
+    from onnxq.pipelines.weight_only.default_mode import with_mode
     from onnxq.pipelines.inspection import inspect
 
-    found = inspect(args.model, config)
+    found = inspect(args.model, with_mode(args.model, config))
     if args.json:
         render.print_inspection(found)
     else:
