@@ -28,10 +28,10 @@ def quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.cli import render, terminal
     from onnxq.graph.files import written_together
     from onnxq.pipelines import preflight, static
-    from onnxq.pipelines.weight_only.default_mode import with_mode
     from onnxq.pipelines.dynamic import pipeline
     from onnxq.pipelines.inspection import of_plan, planned
     from onnxq.pipelines.weight_only import quantize_weights
+    from onnxq.pipelines.weight_only.default_mode import with_mode
 
     config = with_mode(args.model, config)
     if args.save_config:
@@ -111,8 +111,8 @@ def convert(args: argparse.Namespace, config: QuantConfig) -> None:
 def inspect(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq inspect``."""
     from onnxq.cli import render
-    from onnxq.pipelines.weight_only.default_mode import with_mode
     from onnxq.pipelines.inspection import inspect
+    from onnxq.pipelines.weight_only.default_mode import with_mode
 
     found = inspect(args.model, with_mode(args.model, config))
     if args.json:
