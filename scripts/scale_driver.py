@@ -95,8 +95,8 @@ def main() -> None:
         cluster = Cluster(workers=count, cpus=cpus) if job.get("ray") else None
         config = QuantConfig(data=job["data"], **options)
         with killing(job.get("kill", False)) as killed:
-            moments = job.get("moments", False)
-            calibrate_on(job["model"], config, Workers(count, cluster), pace, moments=moments)
+            scope = Scope(moments=job.get("moments", False))
+            calibrate_on(job["model"], config, Workers(count, cluster), pace, scope)
             if job.get("kill") and not killed:
                 sys.exit("no worker was killed")
     unit = 1 if sys.platform == "darwin" else 1024

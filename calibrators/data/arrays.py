@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from calibrators.data.fit import check_type, fit_sample, fits_shape, misfit
 from calibrators.data.npfile import Header, Rows, check_sums, read_headers, read_whole
@@ -45,6 +45,7 @@ class ArrayFile:
         keys: input name -> (name of the array in the file, meaning of its axis 0).
         count: number of samples in the file.
         joinable: whether samples may be joined to batches.
+        labels: the name of the array that holds one label a sample; None: none does.
     """
 
     path: Path
@@ -53,11 +54,12 @@ class ArrayFile:
     keys: Mapping[str, tuple[str, Axis]]
     count: int
     joinable: bool
+    labels: str | None = None
 
     @property
     def ignored(self) -> list[str]:
         """The names of arrays that do not belong to an input of the model."""
-        used = {key for key, _ in self.keys.values()}
+        used = {self.labels, *(key for key, _ in self.keys.values())}
         return [key for key in self.headers if key not in used]
 
     def loads(self) -> Iterator[Callable[[], Sample]]:
@@ -69,13 +71,34 @@ class ArrayFile:
             opened = cache(partial(self._open, stack))
             yield from (partial(self._sample, opened, i) for i in range(self.count))
 
+    def labelled(self, key: str) -> ArrayFile:
+        """Return the file with the array ``key`` as its labels.
+
+        Raises:
+            CalibrationError: it does not hold one label a sample.
+        """
+        shape = self.headers[key].shape
+        if self.count != (shape[0] if shape else 1) and self.count != 1:
+            raise CalibrationError(
+                f"{self.path}: the labels '{key}' have shape {list(shape)}, for {self.count} samples: their "
+                "first axis counts samples"
+            )
+        return replace(self, labels=key)
+
     def _open(self, stack: ExitStack) -> dict[str, Row]:
         return {name: self._row(stack, key, axis) for name, (key, axis) in self.keys.items()}
 
     def _sample(self, opened: Callable[[], dict[str, Row]], index: int) -> Sample:
         feeds = {name: row(index) for name, row in opened().items()}
         name = str(self.path) if self.count == 1 else f"{self.path}[{index}]"
-        return fit_sample(Sample(name, feeds, 1, self.joinable), self.inputs)
+        labels = () if self.labels is None else (self._labels[index],)
+        return fit_sample(Sample(name, feeds, 1, self.joinable, labels=labels), self.inputs)
+
+    @cached_property
+    def _labels(self) -> Sequence[Any]:
+        assert self.labels is not None
+        labels = read_whole(self.path, self.labels)
+        return [labels] if self.count == 1 and labels.shape[:1] != (1,) else list(labels)
 
     def _row(self, stack: ExitStack, key: str, axis: Axis) -> Row:
         header = self.headers[key]

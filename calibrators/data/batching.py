@@ -63,6 +63,7 @@ def cut(sample: Sample, names: frozenset[str], start: int, stop: int) -> Sample:
         count=stop - start,
         members=sample.members[start:stop],
         numbers=sample.numbers[start:stop],
+        labels=sample.labels[start:stop],
     )
 
 
@@ -119,7 +120,9 @@ def _join(group: Group, names: frozenset[str]) -> Sample:
     ends = dict.fromkeys((group[0].name, group[-1].name))
     members = tuple(sample.name_of(i) for sample in group for i in range(sample.count))
     numbers = tuple(number for sample in group for number in sample.numbers)
-    return Sample(" to ".join(ends), feeds, _count(group), members=members, numbers=numbers)
+    labels = tuple(label for sample in group for label in sample.labels)
+    known = labels if len(labels) == _count(group) else ()
+    return Sample(" to ".join(ends), feeds, _count(group), members=members, numbers=numbers, labels=known)
 
 
 def _exact(groups: Iterable[Group], names: frozenset[str], size: int) -> Iterator[Sample]:

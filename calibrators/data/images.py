@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ __all__ = [
 ]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+
+PER_BOX = ("classes", "indices", "crowd")
+"""The parts of a label that hold one entry for each box."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
 """The formats of images that are read, whatever the suffix of the file. Pillow knows more: for PostScript it
@@ -56,6 +59,31 @@ class Frame:
     channels: int
     last: bool
     scale: bool
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies in an input.
+
+    Attributes:
+        scale: pixels of the input for one of the picture, along width and height.
+        start: the left and upper edge of the crop, in pixels of the resized picture.
+        size: width and height of the input in pixels.
+    """
+
+    scale: tuple[float, float]
+    start: tuple[int, int]
+    size: tuple[int, int]
+
+    def placed(self, label: Any) -> Any:
+        """Return a label with its boxes in pixels of the input, without those that lie outside."""
+        if not isinstance(label, Mapping) or "boxes" not in label:
+            return label
+        scale, start, size = (np.tile(pair, 2) for pair in (self.scale, self.start, self.size))
+        boxes = np.clip(np.reshape(label["boxes"], (-1, 4)) * scale - start, 0, size)
+        inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        each = {name: np.asarray(label[name])[inside] for name in PER_BOX if name in label}
+        return {**label, **each, "boxes": boxes[inside]}
 
 
 def image_input(inputs: Sequence[InputSpec]) -> InputSpec:
@@ -115,8 +143,14 @@ def load_image(path: Path | IO[bytes], preprocess: Preprocess, spec: InputSpec) 
     Raises:
         CalibrationError: the file is no image, is damaged, or does not fit the input.
     """
+    return load_placed(path, preprocess, spec)[0]
+
+
+def load_placed(path: Path | IO[bytes], preprocess: Preprocess, spec: InputSpec) -> tuple[Array, Placement]:
+    """Do the same as `load_image`, and tell where the picture lies in the input."""
     frame = frame_for(preprocess, spec)
-    pixels = np.asarray(_framed(_decode(path, frame.channels), frame))
+    image, placement = _framed(_decode(path, frame.channels), frame)
+    pixels = np.asarray(image)
     pixels = pixels.reshape(*pixels.shape[:2], frame.channels)
     if preprocess.color == "bgr":
         pixels = pixels[:, :, ::-1]
@@ -124,7 +158,7 @@ def load_image(path: Path | IO[bytes], preprocess: Preprocess, spec: InputSpec) 
     if not frame.last:
         array = array.transpose(2, 0, 1)
     single = spec.shape is not None and len(spec.shape) == 3
-    return np.ascontiguousarray(array if single else array[None], dtype=spec.dtype)
+    return np.ascontiguousarray(array if single else array[None], dtype=spec.dtype), placement
 
 
 def _scaled(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:
@@ -208,14 +242,16 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return image
 
 
-def _framed(image: Image.Image, frame: Frame) -> Image.Image:
+def _framed(image: Image.Image, frame: Frame) -> tuple[Image.Image, Placement]:
     """Resize (bilinear, antialiased, as torchvision does) and crop the centre."""
     size = _target_size(image.size, frame)
+    scale = size[0] / image.width, size[1] / image.height
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
     width, height = frame.width or size[0], frame.height or size[1]
     left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
-    return image.crop((left, top, left + width, top + height))
+    cropped = image.crop((left, top, left + width, top + height))
+    return cropped, Placement(scale, (left, top), (width, height))
 
 
 def _target_size(size: tuple[int, int], frame: Frame) -> tuple[int, int]:

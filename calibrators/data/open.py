@@ -7,6 +7,7 @@ directory of ``.npz`` and ``.npy``    one sample or batch per file; shapes may d
 image, or directory of images         decoded and preprocessed, for a model that takes images
 iterable of ``{input name: array}``   one batch per item; arrays in the order of the inputs too, or
                                       either of them beside labels
+`Labelled`                            one of these, with labels from elsewhere
 ====================================  ==============================================================
 """
 
@@ -14,31 +15,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from calibrators.atomic import NOT_PLAIN, is_special
 from calibrators.data import arrays, images, preprocess
 from calibrators.data.bad_samples import OnBad, usable
 from calibrators.data.batching import batches, cut
-from calibrators.data.fit import fit_sample
+from calibrators.data.iterables import open_iterable
+from calibrators.data.label_files import open_labels
+from calibrators.data.labels import LabelBook, Labelled
 from calibrators.data.samples import (
-    Array,
     DataSource,
     InputSpec,
     Sample,
     batched,
-    describe,
     input_specs,
-    is_whole,
 )
-from calibrators.errors import CalibrationError
+from calibrators.errors import CalibrationError, shorten
 
 __all__ = ["DataSource", "InputSpec", "Sample", "batches", "input_specs", "open_data"]
 
@@ -56,10 +54,11 @@ class _Wanted:
     preprocess: str | None
     limit: int | None
     on_bad: OnBad | None
+    labels: Any = None
 
 
 def open_data(
-    source: str | os.PathLike[str] | Iterable[Any],
+    source: str | os.PathLike[str] | Iterable[Any] | Labelled,
     inputs: Inputs,
     *,
     preprocess: str | None = None,
@@ -72,7 +71,8 @@ def open_data(
 
     Args:
         source: a path, or an iterable as in the table above. Tensors of any library that have a method
-            ``numpy()`` are accepted. An iterator can be read only once.
+            ``numpy()`` are accepted. An iterator can be read only once. Samples carry the labels that a
+            `Labelled` gives, else those of a data loader.
         inputs: the inputs of the model, see `input_specs`.
         preprocess: for images, see `calibrators.data.preprocess.parse_preprocess`; None: the default.
         limit: the largest number of samples to use. These are the first ones; images, which are often
@@ -86,11 +86,14 @@ def open_data(
     """
     if limit is not None and limit < 1:
         raise CalibrationError(f"at most {limit} samples: expected a limit of at least 1")
-    wanted = _Wanted(inputs, preprocess, limit, on_bad)
+    labels = source.labels if isinstance(source, Labelled) else None
+    source = source.data if isinstance(source, Labelled) else source
+    wanted = _Wanted(inputs, preprocess, limit, on_bad, labels)
     if isinstance(source, str | os.PathLike):
         opened = _open_path(Path(source), wanted)
     else:
-        opened = _open_iterable(source, wanted)
+        _is_not_used(preprocess)
+        opened = open_iterable(source, inputs, labels, on_bad, whole=limit is None)
     total = opened.total if limit is None or opened.total is None else min(limit, opened.total)
     return DataSource(lambda: _limited(opened, batched(inputs), limit), total, opened.read_part)
 
@@ -176,11 +179,40 @@ def _expected() -> str:
 
 def _open_arrays(files: Sequence[arrays.ArrayFile], wanted: _Wanted) -> DataSource:
     _is_not_used(wanted.preprocess)
+    files, book = _labelled(files, wanted)
     if ignored := {name: file.path for file in reversed(files) for name in file.ignored}:
         for name, path in ignored.items():
             log.warning("%s: array '%s' is not an input of the model: ignored", path, name)
     total = sum(file.count for file in files)
-    return _numbered(lambda: (load for file in files for load in file.loads()), total, wanted)
+    if book is not None:
+        book.check_count(total, limited=wanted.limit is not None)
+
+    def loads() -> Iterator[Load]:
+        every = ((file, load) for file in files for load in file.loads())
+        for place, (file, load) in enumerate(every):
+            yield load if book is None else partial(_with_label, load, book, place, file.path)
+
+    return _numbered(loads, total, wanted)
+
+
+def _labelled(
+    files: Sequence[arrays.ArrayFile], wanted: _Wanted
+) -> tuple[Sequence[arrays.ArrayFile], LabelBook | None]:
+    """Return the files with the array of theirs that holds labels, or the labels from elsewhere."""
+    key = wanted.labels if isinstance(wanted.labels, str) else None
+    having = [file for file in files if key in file.headers]
+    if key is not None and having:
+        if lacking := [str(file.path) for file in files if key not in file.headers]:
+            raise CalibrationError(
+                f"{len(lacking)} of {len(files)} files have no array '{key}' with labels: {shorten(lacking)}"
+            )
+        return [file.labelled(key) for file in files], None
+    held = list(dict.fromkeys(name for file in files for name in file.ignored))
+    return files, open_labels(wanted.labels, held, named=len(files) > 1)
+
+
+def _with_label(load: Callable[[], Sample], book: LabelBook, place: int, path: Path) -> Sample:
+    return replace(load(), labels=book.at(place, path))
 
 
 def _numbered(loads: Callable[[], Iterable[Load]], total: int, wanted: _Wanted) -> DataSource:
@@ -218,112 +250,22 @@ def _open_images(paths: Sequence[Path], wanted: _Wanted) -> DataSource:
     spec = images.image_input(wanted.inputs)
     settings = preprocess.parse_preprocess(wanted.preprocess or preprocess.DEFAULT)
     images.frame_for(settings, spec)
+    book = open_labels(wanted.labels, named=True)
+    if book is not None:
+        book.check_count(len(paths))
     limit = wanted.limit
+    places: Sequence[int] = range(len(paths))
     if limit is not None and limit < len(paths):
-        paths = [paths[i * len(paths) // limit] for i in range(limit)]
-    loads = [partial(_image, path, settings, spec) for path in paths]
-    return _numbered(lambda: loads, len(paths), wanted)
+        places = [i * len(paths) // limit for i in range(limit)]
+    if book is not None:
+        book.check_names([paths[place] for place in places])
+    labels = {place: book.at(place, paths[place]) if book else () for place in places}
+    loads = [partial(_image, paths[place], settings, spec, labels[place]) for place in places]
+    return _numbered(lambda: loads, len(places), wanted)
 
 
-def _image(path: Path, settings: preprocess.Preprocess, spec: InputSpec) -> Sample:
+def _image(path: Path, settings: preprocess.Preprocess, spec: InputSpec, labels: tuple[Any, ...]) -> Sample:
     joinable = spec.shape is None or len(spec.shape) == 4
-    return Sample(str(path), {spec.name: images.load_image(path, settings, spec)}, 1, joinable)
-
-
-def _open_iterable(source: Iterable[Any], wanted: _Wanted) -> DataSource:
-    inputs = wanted.inputs
-    if isinstance(source, Mapping) or not isinstance(source, Iterable):
-        raise CalibrationError(
-            f"data of type {type(source).__name__}: expected a path, or an iterable such as a list of "
-            f"{{input name: array}}; the model takes {describe(inputs)}"
-        )
-    _is_not_used(wanted.preprocess)
-
-    def loads() -> Iterator[partial[Sample]]:
-        for i, item in enumerate(source):
-            yield partial(from_item, item, inputs, f"item {i} of the data")
-
-    return DataSource(lambda: usable(loads(), wanted.on_bad))
-
-
-def from_item(item: Any, inputs: Inputs, where: str) -> Sample:
-    """Turn an item of an iterable into a batch; a single sample without a batch axis gets one.
-
-    Args:
-        item: ``{input name: array}``; an array, or several in the order of the inputs; or a tuple that begins
-            with one of these, beside labels.
-        inputs: the inputs of the model.
-        where: the name of the item, for messages.
-
-    Raises:
-        CalibrationError: the item does not fit the inputs.
-    """
-    feeds = {name: _with_batch_axis(a, name, inputs) for name, a in _feeds(item, inputs, where).items()}
-    names = batched(inputs)
-    counts = {feeds[name].shape[0] for name in names if feeds[name].ndim}
-    joinable = len(counts) == 1 and not is_whole({name: a.shape for name, a in feeds.items()}, inputs)
-    count = counts.pop() if joinable else 1
-    if count == 0:
-        raise CalibrationError(f"{where}: the arrays hold no samples (their first axis has size 0)")
-    return fit_sample(Sample(where, feeds, count, joinable), tuple(inputs))
-
-
-def _feeds(item: Any, inputs: Inputs, where: str) -> dict[str, Array]:
-    given = _without_labels(item, [spec.name for spec in inputs])
-    if isinstance(given, Mapping):
-        if missing := [spec.name for spec in inputs if spec.name not in given]:
-            raise CalibrationError(
-                f"{where}: nothing for input {', '.join(map(repr, missing))}, only for "
-                f"{', '.join(map(repr, given)) or 'none'}. The model takes {describe(inputs)}"
-            )
-        return {spec.name: _to_array(given[spec.name], where, spec.name) for spec in inputs}
-    if len(inputs) != 1:
-        kind = type(item).__name__
-        held = f" of {len(item)}" if isinstance(item, list | tuple) else ""
-        raise CalibrationError(
-            f"{where} is a {kind}{held}, the model takes several inputs: {describe(inputs)}. "
-            "Give {input name: array}, or a tuple of arrays in this order"
-        )
-    return {inputs[0].name: _to_array(given, where, inputs[0].name)}
-
-
-def _without_labels(item: Any, names: Sequence[str]) -> Any:
-    """Unpack what data loaders yield: the inputs, perhaps with labels after them or beside a tuple of them.
-
-    Args:
-        item: an item of an iterable.
-        names: the names of the inputs, in the order of arrays in a tuple.
-
-    Returns:
-        The inputs by name; or ``item`` as it is, if it holds no such tuple.
-    """
-    if not isinstance(item, list | tuple) or not item:
-        return item
-    first = item[0]
-    if isinstance(first, Mapping):
-        return first
-    nested = isinstance(first, list | tuple) and len(first) == len(names)
-    arrays = first if nested else item[: len(names)]
-    able = len(arrays) == len(names) and all(map(_is_data, arrays))
-    return dict(zip(names, arrays, strict=True)) if able else item
-
-
-def _is_data(value: Any) -> bool:
-    return isinstance(value, Mapping | np.ndarray) or hasattr(value, "numpy")
-
-
-def _to_array(value: Any, where: str, name: str) -> Array:
-    """Convert to an array; a tensor of another library is converted by its own methods, via the CPU."""
-    try:
-        for step in ("detach", "cpu", "numpy"):
-            if not isinstance(value, np.ndarray) and hasattr(value, step):
-                value = getattr(value, step)()
-        return np.array(value)  # a copy: the caller may reuse one buffer for all samples
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise CalibrationError(f"{where}: the value for input '{name}' is not an array ({e})") from e
-
-
-def _with_batch_axis(array: Array, name: str, inputs: Inputs) -> Array:
-    shape = next(spec.shape for spec in inputs if spec.name == name)
-    missing = shape is not None and name in batched(inputs) and array.ndim == len(shape) - 1
-    return array[None] if missing else array
+    array, placement = images.load_placed(path, settings, spec)
+    labels = tuple(placement.placed(label) for label in labels)
+    return Sample(str(path), {spec.name: array}, 1, joinable, labels=labels)

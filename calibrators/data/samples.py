@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -43,6 +44,7 @@ class Sample:
         joinable: whether axis 0 counts samples, so samples may be joined to batches and batches cut.
         members: the names of the samples, if several were joined.
         numbers: the samples' numbers in the stream of data; empty: they follow those of the last batch.
+        labels: one label for each of the `count` samples; empty if some have none.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Sample:
     joinable: bool = True
     members: tuple[str, ...] = ()
     numbers: tuple[int, ...] = ()
+    labels: tuple[Any, ...] = field(default=(), compare=False)
 
     def name_of(self, index: int) -> str:
         """The name of one sample of a batch."""

@@ -94,12 +94,14 @@ class Histogram:
 
     def merged(self, other: Histogram) -> Histogram:
         """Make the histogram of both sets of values."""
-        result = Histogram(self.exponent, self.counts.copy())
-        result.widen(other.exponent)
-        addend = Histogram(other.exponent, other.counts)
-        addend.widen(self.exponent)
-        result.counts += addend.counts
-        return result
+        exponent = max(self.exponent, other.exponent)
+        return Histogram(exponent, self._widened(exponent) + other._widened(exponent))
+
+    def _widened(self, exponent: int) -> NDArray[np.int64]:
+        """Return the counts of bins as wide as those of ``exponent``; the same array if they are."""
+        copy = Histogram(self.exponent, self.counts)
+        copy.widen(exponent)  # which makes new counts, or leaves them
+        return copy.counts
 
     def magnitudes(self) -> NDArray[np.int64]:
         """Count ``|x|`` by adding both sides; shape ``[SIDE]``."""

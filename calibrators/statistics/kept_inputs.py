@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 
-MOST_BYTES = 2**30
-"""The most bytes of inputs that are read from a file: each of the two sets is limited to 256 MiB, and one
-sample of any size."""
+USUAL_BYTES = 2**28
+"""The most bytes of either set, but for a single sample, which may be larger."""
+
+MOST_BYTES = 4 * USUAL_BYTES
+"""The most bytes of inputs that are read from a file."""
 
 Numbered = Mapping[int, Sample]
 
@@ -38,6 +40,12 @@ class KeptInputs:
         """The bytes of all arrays."""
         every = [*self.held.values(), *self.fit.values()]
         return sum(array.nbytes for sample in every for array in sample.feeds.values())
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.held)} held out and {len(self.fit)} to fit corrections: {self.bytes / 1e6:.1f} MB "
+            f"(at most {USUAL_BYTES >> 20} MiB of each)"
+        )
 
     def described(self) -> dict[str, Any]:
         """Describe the samples as JSON values."""

@@ -23,6 +23,7 @@ from onnxq.algorithms.layers.matrices import channel_axes
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.calibration.sample_split import Samples, evenly, in_batches
 from onnxq.core.config import QuantConfig
+from onnxq.core.goal import Goal
 from onnxq.core.parallel import in_order
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load
@@ -31,6 +32,8 @@ from onnxq.graph.passes.leftovers.training_mode import training_nodes
 from onnxq.planner import make_plan
 from onnxq.targets.lookup import get_target
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
+from onnxq.verify.metrics.choice import find_metric
+from onnxq.verify.metrics.task_metric import TaskMetric
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -53,6 +56,7 @@ class CorrectionContext:
         on_bad: called for each batch that a model rejects; the batch is then skipped. If None, a rejected
             batch is an error.
         budget: the time that corrections may take; unlimited unless they are being chosen.
+        metric: the metric of the task; None: only closeness to the float model counts.
     """
 
     fit: Sequence[Sample]
@@ -62,6 +66,7 @@ class CorrectionContext:
     progress: Progress = silent
     on_bad: OnBad | None = None
     budget: Budget = field(default_factory=Budget)
+    metric: TaskMetric | None = None
 
     def spread(self, most: int) -> CorrectionContext:
         """Return a copy with at most ``most`` batches to fit on, evenly spread."""
@@ -75,6 +80,23 @@ class CorrectionContext:
     def can_validate(self) -> bool:
         """Whether there are held-out samples, and they are real rather than synthetic."""
         return self.samples.has_held_out and not self.samples.synthetic
+
+    def for_goal(self, goal: Goal) -> CorrectionContext:
+        """Return a copy that measures the metric of ``goal``, if this one does not already."""
+        if goal.is_against_float or self.metric is not None:
+            return self
+        return replace(self, metric=find_metric(goal.metric, _loaded(self.evaluator.float_model)))
+
+    def without_metric(self) -> CorrectionContext:
+        """Return a copy for measurements that only ask for closeness to the float model."""
+        return replace(self, metric=None)
+
+    @cached_property
+    def judge(self) -> AccuracyEvaluator:
+        """The evaluator that also measures the metric of the task, if there is one."""
+        if self.metric is None:
+            return self.evaluator
+        return self.evaluator.judged_by(self.metric, pseudo=self.config.pseudo_labels)
 
     def recalibrate(self, model: ir.Model) -> Draft:
         """Plan ``model`` with the same options and calibrate it on the batches to fit on.
@@ -174,7 +196,7 @@ def make_evaluator(
         samples: calibration and held-out samples.
         config: the options.
     """
-    loaded = original if isinstance(original, ir.Model) else load(original)
+    loaded = _loaded(original)
     replaced = training_nodes(loaded) or computes_in_half(loaded, (ir.DataType.BFLOAT16,))
     return AccuracyEvaluator(
         reference if replaced else original,
@@ -183,6 +205,10 @@ def make_evaluator(
         threads=config.threads,
         on_bad=samples.on_refused,
     )
+
+
+def _loaded(model: Model) -> ir.Model:
+    return model if isinstance(model, ir.Model) else load(model)
 
 
 def make_context(
@@ -199,6 +225,7 @@ def make_context(
 
     Raises:
         CalibrationError: the float model does not load.
+        ConfigError: the metric does not exist.
     """
     return CorrectionContext(
         fit=list(in_batches(samples.fit_samples, reference, config)),
@@ -207,6 +234,7 @@ def make_context(
         config=config,
         progress=progress,
         on_bad=samples.on_refused if samples.refused is None else _skip,
+        metric=None if samples.synthetic else find_metric(config.metric, reference),
     )
 
 

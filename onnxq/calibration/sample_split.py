@@ -12,12 +12,13 @@ from typing import Any, NoReturn
 import onnx_ir as ir
 
 from calibrators.data.bad_samples import OnBad
-from calibrators.data.batching import batches
+from calibrators.data.batching import batches, parts
+from calibrators.data.labels import Labelled
 from calibrators.data.open import open_data
 from calibrators.data.samples import Sample, fixed_batch, input_specs
 from calibrators.data.synthetic import synthetic_samples
 from calibrators.errors import CalibrationError
-from calibrators.statistics.kept_inputs import KeptInputs
+from calibrators.statistics.kept_inputs import USUAL_BYTES, KeptInputs
 from onnxq.core.config import QuantConfig
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ Data = str | os.PathLike[str] | Iterable[Any]
 SYNTHETIC_SAMPLES = 8
 HOLD_EVERY = 5
 HELD_SAMPLES = 64
-HELD_BYTES = 256 * 2**20
+HELD_BYTES = USUAL_BYTES
 
 KEPT_SAMPLES = 128
 """Calibration samples that are kept to fit corrections on; more samples hardly change the result."""
@@ -355,7 +356,9 @@ def open_samples(
         return Samples((), 0)
     if data is not None:
         bad = (BadSampleCounter(), BadSampleCounter()) if config.skip_bad_samples else (None, None)
-        source = open_data(data, inputs, preprocess=config.preprocess, limit=config.samples, on_bad=bad[0])
+        has_labels = config.labels is not None and not config.pseudo_labels
+        given = Labelled(data, config.labels) if has_labels else data
+        source = open_data(given, inputs, preprocess=config.preprocess, limit=config.samples, on_bad=bad[0])
         block = fixed_batch(inputs) or 1
         return Samples(source, source.total, block=block, unreadable=bad[0], refused=bad[1])
     count = config.samples or default_count
@@ -368,12 +371,17 @@ def in_batches(samples: Iterable[Sample], model: ir.Model, config: QuantConfig) 
     Args:
         samples: the samples.
         model: the float model.
-        config: the options, which hold the requested batch size.
+        config: the options, which hold the requested batch size. With a metric, which sees the outputs of
+            each sample alone, it is 1, and larger batches are cut.
     """
     stream = iter(samples)
     first = next(stream, None)
     if first is not None:  # without samples, inputs that nobody can feed are no error
-        yield from batches(chain([first], stream), input_specs(model), config.batch_size)
+        inputs, every = input_specs(model), chain([first], stream)
+        if config.metric is None:
+            yield from batches(every, inputs, config.batch_size)
+        else:
+            yield from batches((one for batch in every for one in parts(batch, inputs)), inputs, 1)
 
 
 def origin(data: Data | None) -> str:

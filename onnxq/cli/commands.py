@@ -35,7 +35,19 @@ _COMMANDS: Mapping[str, Command] = {
     "quantize": Command(
         help="turn a float ONNX model into an int8 one",
         files={"model": "the float model", "output": "the int8 model to write"},
-        groups=("mode", "data", "ranges", "accuracy", "goal", "speed", "tables", "plan", "types", "running"),
+        groups=(
+            "mode",
+            "data",
+            "ranges",
+            "accuracy",
+            "metric",
+            "goal",
+            "speed",
+            "tables",
+            "plan",
+            "types",
+            "running",
+        ),
         flags={
             **_CONFIG,
             "--save-config FILE.yaml": "write the options used",
@@ -109,7 +121,7 @@ _COMMANDS: Mapping[str, Command] = {
     "compare": Command(
         help="compare accuracy, size and speed of an int8 model with its float original",
         files={"float": "the float model", "int8": "the quantized model"},
-        groups=("data", "running"),
+        groups=("data", "metric", "running"),
         flags={**_NO_PROGRESS, **_VERBOSE},
         act=actions.compare,
         idle=("every_element", "verify"),
@@ -142,7 +154,7 @@ _COMMANDS: Mapping[str, Command] = {
     "sensitivity": Command(
         help="rank quantization points by the error that each causes at the outputs",
         files={"model": "the float model"},
-        groups=("data", "ranges", "accuracy", "plan", "running"),
+        groups=("data", "ranges", "accuracy", "metric", "plan", "running"),
         flags={**_CONFIG, **_JSON, **_NO_PROGRESS, **_VERBOSE},
         act=actions.sensitivity,
         idle=("verify",),

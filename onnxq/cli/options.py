@@ -18,6 +18,7 @@ _HEADINGS: Mapping[str, str] = {
     "data": "data",
     "ranges": "ranges",
     "accuracy": "accuracy",
+    "metric": "metric of your task",
     "goal": "accuracy goal",
     "speed": "speed",
     "tables": "tables, statistics, report",

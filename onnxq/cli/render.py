@@ -18,7 +18,7 @@ from calibrators.errors import shorten
 from calibrators.statistics import Statistics
 from calibrators.statistics.stability import Stability, run_stability, stability
 from onnxq.algorithms.sensitivity.analysis import Sensitivity
-from onnxq.cli.search_rows import counted, rescue_row, search_rows, speed_row, tuning_rows
+from onnxq.cli.search_rows import counted, quality_rows, rescue_row, search_rows, speed_row, tuning_rows
 from onnxq.cli.terminal import ERR, OUT, print_json, warn
 from onnxq.cli.tree import counts, tree, without_names
 from onnxq.core.plan import QuantPlan
@@ -80,7 +80,7 @@ def show_conversion(output: str, result: Converted, *, quiet: bool, every_node: 
             table.add_row("float32", text)
         table.add_row("casts", str(result.casts))
         table.add_row("size", _sizes(result.before, result.after, "the given model"))
-        for text in _quality_rows(result.quality, "the given model"):
+        for text in quality_rows(result.quality, "the given model"):
             table.add_row("accuracy", text)
         table.add_row("measured on", f"{result.judged_on}: {result.quality.samples}")
         table.add_row("time", f"{result.seconds:.1f} s")
@@ -122,11 +122,7 @@ def show_statistics(
     counts = counted(statistics.samples, "sample"), counted(len(statistics), "tensor")
     table.add_row("collected", ", ".join(counts))
     if statistics.inputs is not None:
-        held, fit = len(statistics.inputs.held), len(statistics.inputs.fit)
-        size = statistics.inputs.bytes / 1e6
-        table.add_row(
-            "inputs", f"{counted(held, 'sample')} held out, {fit} to fit corrections: {size:.1f} MB"
-        )
+        table.add_row("inputs", str(statistics.inputs))
     for row in _stability_rows({name: stability(t) for name, t in statistics.items()}, every_tensor):
         table.add_row(*row)
     table.add_row("time", f"{seconds:.1f} s")
@@ -145,7 +141,7 @@ def show_comparison(float_path: str, int8_path: str, quality: Quality, speed: Sp
         threads: number of threads of the timing; 0: all.
     """
     table = _table(f"{int8_path} against {float_path}")
-    for text in _quality_rows(quality):
+    for text in quality_rows(quality):
         table.add_row("accuracy", text)
     table.add_row("measured on", counted(quality.samples, "sample"))
     table.add_row("size", _sizes(size_on_disk(float_path), size_on_disk(int8_path)))
@@ -217,10 +213,14 @@ def show_ranking(model: str, ranking: Sequence[Sensitivity]) -> None:
     for column, justify in _RANKING.items():
         table.add_column(column, overflow="fold", justify=justify)
     total = sum(one.quality.noise for one in ranking) or 1.0
+    if any(one.quality.metric for one in ranking):
+        table.add_column("metric", justify="right")
     for place, one in enumerate(ranking, start=1):
         readers = ", ".join(f"{name} ({op})" if op else "an output" for name, op in one.readers.items())
         figures = f"{one.quality.sqnr:.1f} dB", f"{one.quality.noise / total:.1%}"
-        table.add_row(str(place), one.group.name, readers, one.kind, *figures)
+        metric = one.quality.metric
+        value = () if metric is None else (f"{metric.value:.4g} ({metric.value - metric.float_value:+.2g})",)
+        table.add_row(str(place), one.group.name, readers, one.kind, *figures, *value)
     print_table(table)
 
 
@@ -234,10 +234,15 @@ def print_ranking(ranking: Sequence[Sensitivity]) -> None:
             "noise": one.quality.noise,
             "sqnr": one.quality.sqnr if math.isfinite(one.quality.sqnr) else None,
             "agreement": one.quality.agreement,
+            **_metric(one.quality),
         }
         for one in ranking
     ]
     print_json(content)
+
+
+def _metric(quality: Quality) -> dict[str, Any]:
+    return {} if quality.metric is None else {"metric": asdict(quality.metric)}
 
 
 _STATUS_STYLES: Mapping[str, str] = {"passed": "green", "failed": "bold red", "not checked": "yellow"}
@@ -296,7 +301,7 @@ def _result_rows(result: QuantResult, every_node: bool) -> Iterator[tuple[str, s
     if result.quality is None:
         yield "accuracy", "not measured: there are no samples"
     else:
-        yield from (("accuracy", text) for text in _quality_rows(result.quality, reference))
+        yield from (("accuracy", text) for text in quality_rows(result.quality, reference))
         yield "measured on", f"{result.judged_on}: {result.quality.samples}"
         if result.here is not None:
             yield (
@@ -387,14 +392,3 @@ def _float32_rows(float32: Mapping[str, str], every_node: bool) -> Iterator[str]
 
 def _sizes(before: int, after: int, reference: str = "float") -> str:
     return f"{decimal(before)} -> {decimal(after)}: {after / before:.2f} of {reference}"
-
-
-def _quality_rows(quality: Quality, reference: str = "float") -> Iterator[str]:
-    for name, output in quality.outputs.items():
-        parts = []
-        if not math.isnan(output.sqnr):
-            parts.append(f"SQNR {output.sqnr:.2f} dB")
-        if output.agreement is not None:
-            parts.append(f"agreement with {reference} {output.agreement:.1%}")
-        parts += [] if output.next_token is None else [output.next_token.describe(reference)]
-        yield f"{name}: {', '.join(parts) or 'nothing to compare'}"

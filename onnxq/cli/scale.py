@@ -32,17 +32,13 @@ def calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
     config = config.model_copy(update={"save_statistics": Path(args.statistics), **target})
     scope = Scope(args.shard and Shard.parse(args.shard), args.with_moments)
     workers = _workers(args)
-    if workers is not None and scope.shard is not None:
-        raise ConfigError(
-            "--shard is a part for one process, --workers and --ray share out the whole: use one"
-        )
     with terminal.progress(quiet=args.quiet) as progress:
         if workers is None:
             statistics = calibrate.calibrate(args.model, None, config, progress, scope)
         else:
             from onnxq.distributed.calibration_run import calibrate_on
 
-            statistics = calibrate_on(args.model, config, workers, progress, moments=scope.moments)
+            statistics = calibrate_on(args.model, config, workers, progress, scope)
     INTERRUPTS.finish()
     if not args.quiet:
         seconds = perf_counter() - started

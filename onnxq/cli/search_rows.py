@@ -1,4 +1,4 @@
-"""The rows of the closing table about searches (for a goal, for the floor, for speed) and about times."""
+"""The rows of the closing table about accuracy, searches (for a goal, for the floor, for speed) and times."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from onnxq.algorithms.autotune.tuner import Tuning
 from onnxq.algorithms.mixed_precision.noisy_nodes import Rescue
 from onnxq.algorithms.mixed_precision.search import Search
 from onnxq.algorithms.mixed_precision.trials import TrialResult
+from onnxq.verify.accuracy import Quality
 from onnxq.verify.latency import Speed
 
 
@@ -88,3 +89,18 @@ def _milliseconds(seconds: float) -> str:
     """Write a time with three digits, so that the ratio of two times can be checked."""
     digits = 2 - math.floor(math.log10(max(seconds * 1e3, 1e-6)))
     return f"{seconds * 1e3:.{max(digits, 0)}f} ms"
+
+
+def quality_rows(quality: Quality, reference: str = "float") -> Iterator[str]:
+    """Yield the accuracy of each output, and the value of the task's metric."""
+    for name, output in quality.outputs.items():
+        parts = []
+        if not math.isnan(output.sqnr):
+            parts.append(f"SQNR {output.sqnr:.2f} dB")
+        if output.agreement is not None:
+            parts.append(f"agreement with {reference} {output.agreement:.1%}")
+        if output.next_token is not None:
+            parts.append(output.next_token.describe(reference))
+        yield f"{name}: {', '.join(parts) or 'nothing to compare'}"
+    if quality.metric is not None:
+        yield str(quality.metric)

@@ -19,12 +19,11 @@ from pydantic import (
 
 from calibrators.atomic import staged
 from calibrators.data.preprocess import parse_preprocess
-from calibrators.errors import CalibrationError
 from onnxq.core.errors import ConfigError
 from onnxq.core.floor import LEAST_SQNR
-from onnxq.core.goal import parse_any_goal
+from onnxq.core.goal import parse_goal
 from onnxq.core.mode_options import check_mode
-from onnxq.core.option_errors import explain
+from onnxq.core.option_errors import explain, invalid
 from onnxq.core.option_types import (
     ActivationType,
     AutotuneSwitch,
@@ -34,13 +33,16 @@ from onnxq.core.option_types import (
     FilePaths,
     FloatType,
     IOTypes,
+    LabelChoice,
     Method,
+    MetricChoice,
     Mode,
     Names,
     TableFormats,
     Verify,
     WeightMethod,
     WeightType,
+    is_text,
 )
 from onnxq.core.overrides import Override, parse_override
 from onnxq.core.yaml_files import read_mapping
@@ -136,9 +138,23 @@ class QuantConfig(BaseModel):
         "goal",
         None,
         "give weights more bits, then activations, then keep nodes in float, until the goal is reached on "
-        "held-out samples: sqnr>=25 (dB), agreement>=0.99; in mode weight-only, give matrices more bits, or "
-        "fewer: also kl<=0.05, perplexity<=1.02x, size<=100MB",
+        "held-out samples: sqnr>=25 (dB), agreement>=0.99, metric>=0.37, metric>=0.99x (of float's); "
+        "in mode weight-only, give matrices more bits, or fewer: kl<=0.05, perplexity<=1.02x, size<=100MB",
         "GOAL",
+    )
+    metric: MetricChoice = _option(
+        "metric",
+        None,
+        "the metric of your task, for --goal too: FILE.py:FUNCTION (of outputs and labels, or of a session), "
+        "top1, top5, map:yolo, map:detr, map:boxes, miou, wer, cer, cosine, spearman, kl, perplexity",
+        "METRIC",
+    )
+    labels: LabelChoice = _option(
+        "metric",
+        None,
+        "for --metric: an array of the .npz data, a .npy, .npz or .csv file (file name, label), COCO "
+        "annotations (.json), or float: the float model's own results",
+        "LABELS",
     )
     floor: float = _option(
         "goal",
@@ -245,31 +261,25 @@ class QuantConfig(BaseModel):
     @field_validator("preprocess")
     @classmethod
     def _check_preprocess(cls, text: str | None) -> str | None:
-        try:
+        with invalid():
             if text is not None:
                 parse_preprocess(text)
-        except CalibrationError as error:
-            raise ValueError(str(error)) from error
         return text
 
     @field_validator("goal")
     @classmethod
     def _check_goal(cls, text: str | None) -> str | None:
-        try:
+        with invalid():
             if text is not None:
-                parse_any_goal(text)
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
+                parse_goal(text)
         return text
 
     @field_validator("override")
     @classmethod
     def _check_overrides(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        try:
+        with invalid():
             for text in texts:
                 parse_override(text, _CHOICES)
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
         return texts
 
     @model_validator(mode="after")
@@ -318,6 +328,11 @@ class QuantConfig(BaseModel):
         return tuple(zip(self.table, self.table_format or (None,) * len(self.table), strict=True))
 
     @property
+    def pseudo_labels(self) -> bool:
+        """Whether the float model's own results are the labels."""
+        return isinstance(self.labels, str) and self.labels == "float"
+
+    @property
     def overrides(self) -> tuple[Override, ...]:
         """The parsed ``override`` options."""
         return _parsed(self.override)
@@ -352,6 +367,8 @@ class QuantConfig(BaseModel):
         """
         import yaml
 
+        if name := next((name for name in ("metric", "labels") if not is_text(getattr(self, name))), ""):
+            raise ConfigError(f"{name}: an object in Python cannot be written to {path}: name a file")
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
         try:
             with staged([path]) as beside:

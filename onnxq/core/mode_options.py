@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onnxq.core.goal import parse_goal
+from onnxq.core.goal import FORMS, OF_WEIGHTS, SIZE, parse_goal
 
 STATIC_ONLY = (
     *("method", "percentile", "every_element", "time_limit", "goal", "search_log", "floor", "autotune"),
@@ -63,12 +63,19 @@ def check_mode(options: Any, defaults: Mapping[str, Any]) -> None:
     changed = {name for name, default in defaults.items() if getattr(options, name) != default}
     if "format" in changed and options.mode != "weight-only":
         raise ValueError("the form of weights in blocks (format) is for mode weight-only: leave it out")
-    if options.mode == "static" and options.goal is not None:
-        parse_goal(options.goal)
+    if options.goal is not None:
+        _check_goal(options)
     if options.mode in MODES:
         _check(options, MODES[options.mode], changed)
     elif options.weight == "float16":
         raise ValueError("float16 weights (weight) are for mode dynamic: use that, or an integer type")
+
+
+def _check_goal(options: Any) -> None:
+    name = parse_goal(options.goal).name
+    able = name in OF_WEIGHTS if options.mode == "weight-only" else name != SIZE
+    if not able:
+        raise ValueError(f"goal: mode {options.mode} takes no {name}; expected {FORMS}")
 
 
 def _check(options: Any, rule: ModeRule, changed: Collection[str]) -> None:

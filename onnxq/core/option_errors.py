@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
 
-from onnxq.core.errors import did_you_mean
+from calibrators.errors import CalibrationError
+from onnxq.core.errors import ConfigError, did_you_mean
 
 _EXPECTED: Mapping[str, str] = {
     "literal_error": "{expected}",
+    "metric": "FILE.py:FUNCTION, a built-in name, or a function in Python",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
@@ -58,3 +61,12 @@ def _explain(problem: Any, valid: Collection[str], spell: Callable[[str], str]) 
 def _nearest(problem: Any) -> str:
     """Ask for the nearest of the values that pydantic expected."""
     return did_you_mean(str(problem["input"]), re.findall("'([^']*)'", problem["ctx"]["expected"]))
+
+
+@contextmanager
+def invalid() -> Iterator[None]:
+    """Turn errors of ours into the one that pydantic expects of a validator."""
+    try:
+        yield
+    except (CalibrationError, ConfigError) as error:
+        raise ValueError(str(error)) from error

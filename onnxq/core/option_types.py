@@ -52,6 +52,27 @@ def _several(names: Any) -> Any:
     return (names,) if isinstance(names, str | Path) else names
 
 
+def _metric(value: Any) -> Any:
+    """Accept a name or a function."""
+    if value is None or callable(value) or (isinstance(value, str) and value.strip()):
+        return value
+    raise PydanticCustomError("metric", "FILE.py:FUNCTION, a built-in name, or a function in Python")
+
+
+def _labels(value: Any) -> Any:
+    """Make an array a tuple of its rows: options are compared, and arrays compare element by element."""
+    return tuple(value) if hasattr(value, "__array__") else _named(value)
+
+
+def is_text(value: Any) -> bool:
+    """Whether an option can be written to a file of options."""
+    return value is None or isinstance(value, str | Path)
+
+
+MetricChoice = Annotated[Any, BeforeValidator(_metric)]
+LabelChoice = Annotated[Any, BeforeValidator(_labels)]
+
+
 def _listed(names: Any) -> Any:
     """Split names at commas, in one text or in several."""
     texts = _several(names)

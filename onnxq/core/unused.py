@@ -107,6 +107,8 @@ _NEEDS: Mapping[tuple[str, ...], tuple[Callable[[Wanted], bool], str]] = {
         lambda r: r.has_data and not r.has_goal,
         "it is measured on held-out samples, and a goal takes its place",
     ),
+    ("labels",): (lambda r: r.config.metric is not None, "there is no metric (--metric)"),
+    ("metric",): (lambda r: r.has_data, "it is measured on real samples only: give data"),
     ("search_log",): (lambda r: r.has_goal, "there is no goal"),
     ("preprocess", "skip_bad_samples"): (lambda r: r.has_data, "there is no data"),
     ("per_tensor", "weight_method"): (

@@ -17,7 +17,7 @@ from calibrators.data.samples import DataSource
 from calibrators.fingerprint import fingerprint
 from calibrators.statistics import Statistics
 from onnxq.calibration.sample_split import Samples, open_samples
-from onnxq.calibration.shards import Scope, part_of, usable_total
+from onnxq.calibration.shards import WHOLE, Scope, Shard, part_of, usable_total
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ConfigError
 from onnxq.core.progress import Progress, silent
@@ -50,8 +50,7 @@ def calibrate_on(
     config: QuantConfig,
     workers: Workers,
     progress: Progress = silent,
-    *,
-    moments: bool = False,
+    scope: Scope = WHOLE,
 ) -> Statistics:
     """Collect statistics as `onnxq.calibrate` does, on several workers.
 
@@ -63,7 +62,7 @@ def calibrate_on(
         config: the options; ``config.data`` is a path that every worker can read.
         workers: where to run.
         progress: called with the number of samples done.
-        moments: as ``with_moments`` of `onnxq.calibrate`.
+        scope: a part of the samples (shard), and what travels with the statistics.
 
     Raises:
         OnnxqError: the model or the data cannot be used; the message says why.
@@ -71,7 +70,7 @@ def calibrate_on(
     check_calibratable(model, config.data, config)
     with as_onnxq_errors(model):
         progress("reading the model")
-        simple, tensors = prepare_for_all(model, config, means=moments)
+        simple, tensors = prepare_for_all(model, config, means=scope.moments)
         samples = open_samples(simple, config.data, config)
         if not isinstance(samples.source, DataSource) or samples.source.read_part is None:
             raise ConfigError("several workers read the data themselves: give its path (--data)")
@@ -80,12 +79,19 @@ def calibrate_on(
                 f"the model takes batches of {samples.block} samples: several workers cannot skip bad samples"
             )
         job = Job(
-            packed_model(simple), tensors, _readable_by_all(config), str(config.data), moments, samples.total
+            packed_model(simple),
+            tensors,
+            _readable_by_all(config),
+            str(config.data),
+            scope.moments,
+            samples.total,
         )
-        kept = _Kept(simple, samples, Scope(moments=moments), config)
+        kept = _Kept(simple, samples, scope, config)
         with _opened(job, workers, config) as backend:
-            statistics = _run(backend, samples, kept, progress)
-        if not statistics.samples:
+            statistics = _run(backend, kept.numbers, kept, progress)
+        if scope.shard is not None:
+            statistics.part = part_of(samples, scope, config)
+        elif not statistics.samples:
             raise CalibrationError(f"{config.data}: no sample can be used")
         tell_nonfinite(statistics)
         if config.save_statistics is not None:
@@ -112,8 +118,8 @@ def _opened(job: Job, workers: Workers, config: QuantConfig) -> Iterator[Backend
             yield actors
 
 
-def _run(backend: Backend, samples: Samples, kept: _Kept, progress: Progress) -> Statistics:
-    every = list(units(usable_total(samples), samples.block))
+def _run(backend: Backend, numbers: range, kept: _Kept, progress: Progress) -> Statistics:
+    every = list(units(numbers, kept.block))
     done = kept.pieces()
     covered = {(unit.start, unit.stop) for piece in done for unit in piece.units}
     schedule = Schedule(backend, [u for u in every if (u.start, u.stop) not in covered], done)
@@ -131,11 +137,18 @@ def _run(backend: Backend, samples: Samples, kept: _Kept, progress: Progress) ->
 
 
 class _Kept:
-    """The statistics of an interrupted run, in the file that the whole will have."""
+    """The statistics of an interrupted run, in the file that the whole will have.
+
+    Attributes:
+        numbers: the numbers of the samples to count.
+        block: how many successive samples stay together.
+    """
 
     def __init__(self, model: ir.Model, samples: Samples, scope: Scope, config: QuantConfig) -> None:
         self._file = config.save_statistics
         self._part = part_of(samples, scope, config)
+        shard, self.block = scope.shard or Shard(1, 1), samples.block
+        self.numbers = shard.numbers(usable_total(samples), samples.block)
         self._fingerprint = fingerprint(model)
 
     def pieces(self) -> list[Piece]:

@@ -7,6 +7,7 @@ import os
 import pickle
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -88,13 +89,20 @@ def packed_model(model: ir.Model) -> bytes:
 
 
 def pack(statistics: Statistics) -> bytes:
-    """Serialize statistics for another process: mostly zeros, so a light compression is enough."""
-    return zlib.compress(pickle.dumps(statistics, protocol=5), 1)
+    """Serialize statistics for another process.
+
+    They are mostly zeros, so a light compression is enough; it would only cost time for inputs.
+    """
+    inputs, bare = statistics.inputs, copy(statistics)
+    bare.inputs = None
+    return pickle.dumps((zlib.compress(pickle.dumps(bare, protocol=5), 1), inputs), protocol=5)
 
 
 def unpack(packed: bytes) -> Statistics:
     """Invert `pack`."""
-    statistics: Statistics = pickle.loads(zlib.decompress(packed))
+    bare, inputs = pickle.loads(packed)
+    statistics: Statistics = pickle.loads(zlib.decompress(bare))
+    statistics.inputs = inputs
     return statistics
 
 
@@ -205,14 +213,15 @@ class _Heard(logging.Handler):
 _heard = _Heard
 
 
-def units(total: int, block: int) -> Iterator[Unit]:
+def units(numbers: range, block: int) -> Iterator[Unit]:
     """Cut the samples into units; they do not depend on the number of workers.
 
     A unit is small enough that all workers have something to do, and large enough that packing its
     statistics takes little time beside counting.
     """
-    size = -(-min(max(total // 32, 8), 512) // block) * block
-    return (range(start, min(start + size, total)) for start in range(0, total, size))
+    size = -(-min(max(len(numbers) // 32, 8), 512) // block) * block
+    starts = range(numbers.start, numbers.stop, size)
+    return (range(start, min(start + size, numbers.stop)) for start in starts)
 
 
 def check_versions(counted: Counted) -> None:

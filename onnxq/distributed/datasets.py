@@ -18,7 +18,7 @@ from PIL import Image
 from calibrators.collect import tell_nonfinite
 from calibrators.data.bad_samples import usable
 from calibrators.data.images import load_image
-from calibrators.data.open import from_item
+from calibrators.data.iterables import from_item
 from calibrators.data.preprocess import DEFAULT, parse_preprocess
 from calibrators.data.samples import InputSpec, Sample, fixed_batch, input_specs
 from calibrators.onnx_files import from_proto

@@ -169,7 +169,7 @@ def accept_static(
             result should not be trusted.
     """
     accepted = accept(
-        draft, context.evaluator, lambda path: verify_static(path, plan, context.config, context.evaluator)
+        draft, context.judge, lambda path: verify_static(path, plan, context.config, context.evaluator)
     )
     check_trusted(accepted, context)
     accepted = with_quality_here(accepted, draft, plan, context.evaluator)

@@ -14,7 +14,7 @@ from typing import Any
 import calibrators.errors
 from calibrators.collect import Collector, tell_nonfinite
 from calibrators.data.batching import batches, parts
-from calibrators.data.open import from_item
+from calibrators.data.iterables import from_item
 from calibrators.data.samples import Sample, input_specs
 from calibrators.statistics import Statistics
 from onnxq.algorithms.autotune.apply import check_measurable
@@ -35,6 +35,7 @@ from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_places
 from onnxq.pipelines.prepare import ModelPath, prepare, prepare_for_all
 from onnxq.pipelines.result import QuantResult
 from onnxq.pipelines.static import Calibrated, observed, quantize_calibrated
+from onnxq.verify.metrics.choice import find_metric, settled
 
 logger = logging.getLogger(__name__)
 
@@ -262,8 +263,9 @@ class Calibration:
         """
         started = time.perf_counter()
         check_files(self._path, output, None, self.config)
-        goal = chosen_goal(goal, (), self.config)
-        tell_unused(Wanted(self.config, has_data=True, has_goal=goal is not None))
+        goal, config = settled(chosen_goal(goal, (), self.config), self.config)
+        find_metric(config.metric, self._simple)
+        tell_unused(Wanted(config, has_data=True, has_goal=goal is not None))
         statistics = self.statistics()
         if self.config.save_statistics is not None:
             statistics.save(self.config.save_statistics)
@@ -278,7 +280,7 @@ class Calibration:
             origin=f"{self._batches} batches from Python",
             started=started,
         )
-        result = quantize_calibrated(calibrated, output, self.config, progress, goal)
+        result = quantize_calibrated(calibrated, output, config, progress, goal)
         if self._folder is not None:
             _ = result.table  # it reads the file of the model, which goes with this object
         return result

@@ -19,6 +19,7 @@ from onnxq.pipelines.acceptance import shape_warnings
 from onnxq.pipelines.preflight import as_onnxq_errors
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.latency import Speed, race
+from onnxq.verify.metrics.choice import find_metric
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def compare_files(
     Args:
         float_path: path of the float model.
         int8_path: path of the quantized model.
-        config: the options; without ``config.data`` the inputs are synthetic.
+        config: the options; without ``config.data`` the inputs are synthetic, and no metric is measured.
         progress: called with the progress of the work.
 
     Raises:
@@ -42,6 +43,7 @@ def compare_files(
     """
     with as_onnxq_errors(float_path, int8_path):
         model = load(float_path)
+        metric = find_metric(config.metric, model)
         check_alike(model, load(int8_path))
         samples = open_samples(model, config.data, config)
         if samples.synthetic:
@@ -59,6 +61,8 @@ def compare_files(
             threads=config.threads,
             on_bad=samples.on_refused,
         )
+        if metric is not None and not samples.synthetic:
+            evaluator = evaluator.judged_by(metric, pseudo=config.pseudo_labels)
         quality = evaluator.evaluate(int8_path, on_sample)
         for text in shape_warnings(quality):
             logger.warning(text)

@@ -83,7 +83,9 @@ def check_written(written: Sequence[Path], model: object, data: object, config: 
     if isinstance(model, str | os.PathLike) and any(path.exists() for path in written):
         needed = files_of(model)
     target = config.target if config.target.endswith(SUFFIXES) else None
-    check_places((*needed, data, config.data, config.from_table, config.file, target), written)
+    task = config.metric.rpartition(":")[0] if isinstance(config.metric, str) else None
+    given = (data, config.data, config.labels, task, config.from_table, config.file, target)
+    check_places((*needed, *given), written)
 
 
 def check_places(read: Iterable[object], written: Sequence[str | os.PathLike[str]]) -> None:

@@ -20,14 +20,20 @@ from onnxq.core.progress import Progress, silent
 from onnxq.pipelines.preflight import as_onnxq_errors, check_written
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.static import observed
+from onnxq.verify.metrics.choice import find_metric
 
 logger = logging.getLogger(__name__)
+
+METRIC_SAMPLES = 64
+"""Samples to rank by a metric on: it changes less often than the outputs do."""
 
 
 def rank(
     model: str | os.PathLike[str], config: QuantConfig, progress: Progress = silent
 ) -> list[Sensitivity]:
     """Rank the quantization points of ``model`` by the error that each alone causes, worst first.
+
+    With a metric, they are ranked by what it loses; those that lose the same, by their error.
 
     Ranges and corrections are those that `quantize_static` would use.
 
@@ -48,6 +54,7 @@ def rank(
     with as_onnxq_errors(model):
         progress("reading the model")
         simple, plan = prepare(model, config)
+        find_metric(config.metric, simple)
         samples = open_samples(simple, config.data, config)
         statistics = gather(simple, observed(simple, plan), samples, config, progress)
         if samples.synthetic:
@@ -59,4 +66,6 @@ def rank(
         context = make_context(model, simple, samples, config, progress)
         draft = Draft(simple, simple, plan, channel_means(statistics))
         draft = corrected(draft, context, time.perf_counter() - started).draft
-        return sensitivities(draft, context)
+        if context.metric is None:
+            return sensitivities(draft, context)
+        return sensitivities(draft, context, samples=METRIC_SAMPLES)

@@ -42,6 +42,7 @@ from onnxq.pipelines.preflight import as_onnxq_errors, check_files
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
+from onnxq.verify.metrics.choice import find_metric, settled
 
 
 def quantize_static(
@@ -75,7 +76,7 @@ def quantize_static(
         raise ConfigError("calibration data and a table (data, from_table) both give the ranges: use one")
     with as_onnxq_errors():
         given = data if data is not None or not carries_inputs(config) else config.from_table
-    goal = chosen_goal(goal, given, config)
+    goal, config = settled(chosen_goal(goal, given, config), config)
     tell_unused(Wanted(config, has_data=given is not None, has_goal=goal is not None))
     check_files(model, output, data, config)
     check_measurable(config)
@@ -83,6 +84,7 @@ def quantize_static(
     with as_onnxq_errors(model):
         progress("reading the model")
         simple, plan = prepare(model, config)
+        find_metric(config.metric, simple)  # before long work: there may be no such metric
         check_plan(plan, config.tables)
         samples = open_samples(simple, data, config)
         source, statistics, warnings = _source(simple, plan, samples, config, progress)

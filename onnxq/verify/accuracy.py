@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,8 @@ from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 from calibrators.session import Model, open_session
 from onnxq.core.parallel import in_order
+from onnxq.verify.metrics.judge import MetricJudge, Records
+from onnxq.verify.metrics.task_metric import MetricResult, TaskMetric
 from onnxq.verify.outputs.next_token import NextToken
 from onnxq.verify.outputs.output_kinds import OutputKind, output_kinds
 from onnxq.verify.outputs.tally import OutputQuality, Tally
@@ -42,11 +44,13 @@ class Quality:
         outputs: the quality of each output, by name.
         samples: the number of samples that it was measured on.
         each: the share of each batch in `noise`, if outputs hold float numbers; `noise` is their sum.
+        metric: the value of the task's metric, if one was measured.
     """
 
     outputs: Mapping[str, OutputQuality]
     samples: int
     each: tuple[float, ...] = ()
+    metric: MetricResult | None = None
 
     @property
     def sqnr(self) -> float:
@@ -125,6 +129,7 @@ class AccuracyEvaluator:
         self._on_bad = on_bad
         self._known: list[_Known] = []
         self._kept = 0
+        self._judge: MetricJudge | None = None
 
     @property
     def samples(self) -> list[Sample]:
@@ -135,6 +140,21 @@ class AccuracyEvaluator:
         """A copy of this evaluator that uses other ``samples``."""
         other = copy.copy(self)
         other._stream, other._known, other._kept = iter(samples), [], 0
+        other._judge = None if self._judge is None else self._judge.again()
+        return other
+
+    def judged_by(self, metric: TaskMetric, *, pseudo: bool = False) -> AccuracyEvaluator:
+        """A copy of this evaluator that also measures the metric of a task.
+
+        Args:
+            metric: the metric. The samples must be single ones, unless the model fixes the batch size.
+            pseudo: whether the float model's own results are the labels.
+
+        Raises:
+            ConfigError: the metric makes no labels.
+        """
+        other = copy.copy(self)
+        other._judge = MetricJudge(metric, tuple(self.kinds), pseudo)
         return other
 
     def skipping(self, on_bad: OnBad) -> AccuracyEvaluator:
@@ -171,10 +191,13 @@ class AccuracyEvaluator:
             look: called for each batch with the outputs of the float model and those of ``model``.
 
         Raises:
-            CalibrationError: ``model`` does not load, or one of the two models does not take a sample.
+            CalibrationError: ``model`` does not load, one of the two models does not take a sample, or labels
+                are missing.
+            ConfigError: the metric of the task fails, or does not suit the model.
         """
         reference = self._reference = self._reference or self._open(self.float_model)
         actual, both = self._open(model), partial(self._both, reference)
+        records: Records | None = None if self._judge is None else self._judge.begin()
         tallies = {name: Tally(kind) for name, kind in self.kinds.items()}
         seen = 0
         for known, expected, given in in_order(partial(both, actual), self._read(), self._at_once):
@@ -187,10 +210,16 @@ class AccuracyEvaluator:
                 tally.add(one, other, known.sample.feeds)
             if look is not None:
                 look(expected, given)
+            if records is not None:
+                records.add(known.sample, expected, given)
             seen += known.sample.count
             if on_sample is not None:
                 on_sample(seen)
-        return _quality(tallies, seen)
+        quality = _quality(tallies, seen)
+        if records is None or not seen:
+            return quality
+        found = records.result([(self.float_model, reference), (model, actual)])
+        return replace(quality, metric=found)
 
     def _read(self) -> Iterator[_Known]:
         """Yield the samples read so far, then the others."""

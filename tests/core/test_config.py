@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -31,7 +32,19 @@ def test_every_option_has_a_help_text_and_stands_in_a_group():
     for name, field in QuantConfig.model_fields.items():
         assert field.description, name
         assert field.json_schema_extra["group"] in {
-            *("mode", "data", "ranges", "accuracy", "goal", "speed", "tables", "plan", "types", "running"),
+            *(
+                "mode",
+                "data",
+                "ranges",
+                "accuracy",
+                "metric",
+                "goal",
+                "speed",
+                "tables",
+                "plan",
+                "types",
+                "running",
+            ),
         }, name
 
 
@@ -146,6 +159,8 @@ FULL = QuantConfig(
     exclude=("op:Softmax", "/head/*"),
     include=("*",),
     quantize_outputs=True,
+    metric="my_metric.py:share",
+    labels="labels.npy",
     provider=("CPUExecutionProvider",),
     threads=2,
     seed=3,
@@ -222,3 +237,12 @@ def test_a_wrong_override_does_not_blame_the_file(tmp_path):
 def test_saving_where_nothing_can_be_saved(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot write the options to .*c\.yaml: No such file"):
         QuantConfig().save(tmp_path / "missing" / "c.yaml")
+
+
+def test_metrics_in_python_are_options_but_are_not_written(tmp_path):
+    config = QuantConfig(metric=len, labels=np.arange(3))
+    assert (config.metric, config.labels) == (len, (0, 1, 2))
+    with pytest.raises(ConfigError, match="metric: an object in Python cannot be written"):
+        config.save(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match=r"metric: .*FILE\.py:FUNCTION, a built-in name"):
+        QuantConfig(metric=3)

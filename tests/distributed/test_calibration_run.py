@@ -9,7 +9,7 @@ import pytest
 from cli import save_data, save_model
 
 from calibrators.statistics import Statistics
-from onnxq.calibration.shards import Scope
+from onnxq.calibration.shards import Scope, Shard
 from onnxq.cli import commands
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError
@@ -18,7 +18,7 @@ from onnxq.distributed.calibration_run import Workers, calibrate_on
 from onnxq.distributed.counting import Counted, Counter, Job, pack, packed_model, units, unpack
 from onnxq.distributed.processes import Processes
 from onnxq.distributed.scheduler import FAN_IN, Schedule, WorkerLostError
-from onnxq.pipelines.calibrate import calibrate
+from onnxq.pipelines.calibrate import calibrate, merge
 from onnxq.pipelines.prepare import prepare_for_all
 
 COUNT = 90
@@ -83,7 +83,7 @@ def job(moments=False, **options):
 
 
 def counted(here):
-    schedule = Schedule(here, units(COUNT, 1))
+    schedule = Schedule(here, units(range(COUNT), 1))
     statistics = unpack(schedule.run(lambda *_: None).packed)
     statistics.save("s.npz")
     return Path("s.npz").read_bytes(), schedule
@@ -96,7 +96,7 @@ def test_lost_work_is_done_again_exactly_once(order, moments, caplog):
     here = Here(job(moments), lost={1, 4, 9, 14}, order=order)
     found, schedule = counted(here)
     assert found == expected
-    assert len(here.counted) == len(list(units(COUNT, 1))) + schedule.totals.recounted
+    assert len(here.counted) == len(list(units(range(COUNT), 1))) + schedule.totals.recounted
     assert schedule.totals.recounted >= 4
     assert "samples are counted again" in caplog.text
 
@@ -123,7 +123,7 @@ def test_other_versions_of_workers_are_refused(monkeypatch):
 
 def test_units_cover_all_samples_and_keep_batches():
     for total, block in ((1, 1), (90, 1), (2000, 1), (100_000, 8)):
-        made = list(units(total, block))
+        made = list(units(range(total), block))
         assert [number for unit in made for number in unit] == list(range(total))
         assert all(unit.start % block == 0 for unit in made)
 
@@ -132,6 +132,15 @@ def test_units_cover_all_samples_and_keep_batches():
 def test_processes(command):
     expected = whole("--with-moments" in command)
     assert commands.main(["calibrate", "m.onnx", "s.npz", "--data", "d.npz", *command.split()]) == 0
+    assert Path("s.npz").read_bytes() == expected
+
+
+def test_a_part_on_several_workers(monkeypatch):
+    expected = whole()
+    monkeypatch.setattr(module, "_opened", lambda job, *_: _entered(Here(job)))
+    for i in (1, 2):
+        calibrate_on("m.onnx", config(f"{i}.npz"), Workers(2), scope=Scope(Shard(i, 2)))
+    merge(["2.npz", "1.npz"], "s.npz")
     assert Path("s.npz").read_bytes() == expected
 
 
@@ -212,7 +221,6 @@ def test_packed_statistics_are_small():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ("--workers 2 --shard 1/2", "use one"),
         ("--cpus-per-worker 1", "are for --ray"),
         ("--workers many", "expected a number"),
     ],

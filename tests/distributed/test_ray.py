@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cli import save_data, save_model
 
+from calibrators.statistics import Statistics
 from onnxq.calibration.shards import Scope
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ConfigError
@@ -56,7 +57,7 @@ def whole(moments=False):
 
 @pytest.mark.parametrize("moments", [False, True])
 def test_actors(moments):
-    calibrate_on("m.onnx", config(batch_size=4), Workers(cluster=TWO), moments=moments)
+    calibrate_on("m.onnx", config(batch_size=4), Workers(cluster=TWO), scope=Scope(moments=moments))
     assert Path("s.npz").read_bytes() == whole(moments)
 
 
@@ -74,6 +75,20 @@ def test_a_killed_actor_is_replaced(monkeypatch, caplog):
     calibrate_on("m.onnx", config(), Workers(cluster=TWO))
     assert Path("s.npz").read_bytes() == whole()
     assert "samples are counted again" in caplog.text
+
+
+def test_an_interrupt_keeps_what_is_counted_and_the_next_run_goes_on(caplog):
+    def progress(stage, done=0, total=None):
+        if done > COUNT // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_on("m.onnx", config(), Workers(cluster=TWO), progress)
+    kept = Statistics.load("s.npz")
+    assert (kept.complete, kept.samples > COUNT // 2) == (False, True)
+    calibrate_on("m.onnx", config(), Workers(cluster=TWO))
+    assert Path("s.npz").read_bytes() == whole()
+    assert f"continuing an interrupted calibration after {kept.samples} samples" in caplog.text
 
 
 def test_an_error_of_a_sample_comes_through(folder):

@@ -43,7 +43,7 @@ def worth_a_pad(draft: Draft, groups: Collection[Group], context: CorrectionCont
     if not padding:
         return ()
     all_noise = context.error(draft)
-    ranked = sensitivities(draft, context, set(padding.values()))
+    ranked = sensitivities(draft, context.without_metric(), set(padding.values()))
     worth = {one.group.name for one in ranked if GAIN * one.quality.noise > WORTH * all_noise}
     return tuple(name for name, group in padding.items() if group in worth)
 

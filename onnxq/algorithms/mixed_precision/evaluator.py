@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -16,8 +14,7 @@ from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.mixed_precision.agreement import Doubles, Margins, float_gaps, joined
 from onnxq.algorithms.mixed_precision.trials import Changes, TrialResult
 from onnxq.core.errors import CalibrationError, ConfigError
-from onnxq.core.goal import Goal, Metric
-from onnxq.graph.files import write
+from onnxq.core.goal import Goal
 from onnxq.graph.nodes import name_of
 from onnxq.verify.accuracy import Quality
 from onnxq.verify.latency import race
@@ -52,7 +49,8 @@ class GoalEvaluator:
             ConfigError: the goal cannot be measured on such a model.
         """
         margins = [Margins(gaps) for gaps in self._gaps]
-        kinds = self.context.evaluator.kinds.values()
+        evaluator = self.context.evaluator if self.goal.is_against_float else self.context.judge
+        kinds = evaluator.kinds.values()
 
         def look(expected: Sequence[Any], given: Sequence[Any]) -> None:
             # There are no margins if the goal does not need them.
@@ -60,7 +58,7 @@ class GoalEvaluator:
                 if kind.rows is None:
                     margin.look(one, other)
 
-        quality = self.context.evaluator.evaluate(model, look=look)
+        quality = evaluator.evaluate(model, look=look)
         if not quality.samples:
             raise CalibrationError(
                 f"the goal {self.goal} needs samples to be measured on: give data (--data)"
@@ -69,7 +67,7 @@ class GoalEvaluator:
             floats=changes.floats,
             widened=changes.widened,
             wide_activations=changes.wide_activations,
-            value=self._value(model, quality, margins),
+            value=self._value(quality, margins),
             sqnr=quality.sqnr,
             agreement=quality.agreement,
             size=_bytes(model),
@@ -83,10 +81,10 @@ class GoalEvaluator:
         models, threads = (self.exact, model), config.threads or 1
         return race(models, sample, providers=config.providers, threads=threads, seconds=RACE_SECONDS).ratio
 
-    def _value(self, model: ir.Model, quality: Quality, margins: Sequence[Margins]) -> float:
-        if not isinstance(self.goal.metric, str):
-            return _own(self.goal.metric, model)
-        value = _VALUES[self.goal.metric](quality, margins, self.goal.at_least)
+    def _value(self, quality: Quality, margins: Sequence[Margins]) -> float:
+        if quality.metric is not None:
+            return quality.metric.value
+        value = _VALUES[self.goal.name](quality, margins, self.goal.limit)
         if value is None or value != value:
             raise ConfigError(
                 f"the goal {self.goal} does not suit the model: its outputs have no {self.goal.name}"
@@ -134,8 +132,31 @@ def _bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def _own(metric: Metric, model: ir.Model) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        write(model, path)
-        return float(metric(path))
+def judged(goal: Goal, context: CorrectionContext) -> tuple[Goal, tuple[str, ...]]:
+    """Return the goal with its limit as a value of the metric, and the doubts about measuring it.
+
+    A goal that is relative to the float model's value gets that value on the held-out samples.
+
+    Raises:
+        CalibrationError: there are no samples to measure on, or labels are missing.
+        ConfigError: the float model itself does not reach the goal.
+    """
+    if goal.is_against_float:
+        return goal, ()
+    found = context.judge.evaluate(context.judge.float_model).metric
+    if found is None:
+        raise CalibrationError(f"the goal {goal} needs samples to be measured on: give data (--data)")
+    goal, wanted = goal.absolute(found.float_value), goal
+    if not goal.holds(found.float_value):
+        raise ConfigError(
+            f"the float model itself does not reach the goal {wanted}: its {found.name} is "
+            f"{found.float_value:.4g} on {found.samples or 'its own'} samples"
+        )
+    allowed, error = abs(found.float_value - goal.limit), found.standard_error
+    if error <= allowed:
+        return goal, ()
+    return goal, (
+        f"TOO FEW SAMPLES FOR THE GOAL {wanted}: {found.name} is measured on {found.samples} "
+        f"{context.samples.eval_source}, with a standard error of {error:.3f}, more than the loss of "
+        f"{allowed:.3f} that the goal allows. Give more samples.",
+    )

@@ -158,7 +158,8 @@ class _Tried:
 
 def _ranked(draft: Draft, context: CorrectionContext, is_late: Callable[[], bool]) -> list[Rung]:
     """Rank the nodes by the noise that they make alone."""
-    ranking = sensitivities(draft, context, samples=RANKED_SAMPLES, is_late=is_late)
+    plain = context.without_metric()
+    ranking = sensitivities(draft, plain, samples=RANKED_SAMPLES, is_late=is_late)
     noises = dict.fromkeys(draft.plan.groups, 0.0) | {one.group.name: one.quality.noise for one in ranking}
     return rungs(draft.reference, draft.plan, noises)
 

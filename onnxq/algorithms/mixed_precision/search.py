@@ -13,13 +13,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from calibrators.data.samples import Sample
 from calibrators.fingerprint import checksum, fingerprint
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.corrections import to_try
 from onnxq.algorithms.draft import Draft
-from onnxq.algorithms.mixed_precision.evaluator import GoalEvaluator
+from onnxq.algorithms.mixed_precision.evaluator import GoalEvaluator, judged
 from onnxq.algorithms.mixed_precision.priorities import SearchStage, stages, taken
 from onnxq.algorithms.mixed_precision.replan import CLOSED_FORMS, Replanner
 from onnxq.algorithms.mixed_precision.steps import Steps, widest_precision
@@ -29,6 +30,7 @@ from onnxq.calibration.sample_split import Data
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, Interrupted, ModelError
 from onnxq.core.goal import Goal, parse_goal
+from onnxq.verify.metrics.user_function import source_of
 
 STAGE = "searching for nodes to widen or to keep in float"
 
@@ -42,19 +44,22 @@ class Search:
         chosen: the model that was chosen.
         attempts: all models that were measured, the cheapest first.
         interrupted: whether the search was interrupted, so that a cheaper model may exist.
+        doubts: why the samples may not tell whether the goal is reached.
     """
 
     goal: Goal
     chosen: TrialResult
     attempts: tuple[TrialResult, ...]
     interrupted: bool = False
+    doubts: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """The warning about an interrupted search, if it was interrupted."""
+        """The warnings about few samples, and about an interrupted search."""
         if not self.interrupted:
-            return ()
+            return self.doubts
         return (
+            *self.doubts,
             f"SEARCH INTERRUPTED: the goal {self.goal} is reached, but fewer nodes in float or with "
             "more bits might be enough.",
         )
@@ -62,10 +67,10 @@ class Search:
     @property
     def curve(self) -> tuple[TrialResult, ...]:
         """The attempts on the Pareto front of cost and the goal's value, the cheapest first."""
-        best, kept = -float("inf"), []
-        for attempt in sorted(self.attempts, key=lambda a: (a.cost, -a.value)):
-            if attempt.value > best:
-                best = attempt.value
+        best, kept, score = -float("inf"), [], self.goal.score
+        for attempt in sorted(self.attempts, key=lambda a: (a.cost, -score(a.value))):
+            if score(attempt.value) > best:
+                best = score(attempt.value)
                 kept.append(attempt)
         return tuple(kept)
 
@@ -89,8 +94,11 @@ def search(draft: Draft, goal: Goal, context: CorrectionContext) -> tuple[Draft,
         ConfigError: the goal cannot be measured on such a model, or the file belongs to another search.
     """
     requested = to_try(context)
+    context = context.for_goal(goal)
     make = Replanner(draft, context, tuple(name for name in CLOSED_FORMS if name in requested))
     memory = SearchLog.open(_key(draft, goal, context), context.config.search_log)
+    wanted = goal
+    goal, doubts = judged(goal, context)
     searcher = _Searcher(make, GoalEvaluator(goal, context, draft.reference), memory)
     interrupted = False
     try:
@@ -104,7 +112,7 @@ def search(draft: Draft, goal: Goal, context: CorrectionContext) -> tuple[Draft,
     assert searcher.best is not None
     chosen = searcher.timed(searcher.best)
     attempts = sorted(memory.attempts.values(), key=_order)
-    return make(searcher.best), Search(goal, chosen, tuple(attempts), interrupted)
+    return make(searcher.best), Search(wanted, chosen, tuple(attempts), interrupted, doubts)
 
 
 def _order(one: TrialResult) -> tuple[object, ...]:
@@ -157,7 +165,7 @@ class _Searcher:
 
         The float model always counts as reaching the goal, because no other model can be more accurate.
         """
-        reached = not self._in_integers(steps) or self._attempt(steps).value >= self.evaluator.goal.at_least
+        reached = not self._in_integers(steps) or self.evaluator.goal.holds(self._attempt(steps).value)
         if reached:
             self.best = steps
         if timed and self._in_integers(steps):
@@ -197,7 +205,7 @@ class _Searcher:
         """Return all stages, the cheap ones first."""
         draft = self.make.draft
         if not self.memory.noises:
-            ranking = sensitivities(draft, self.make.context)
+            ranking = sensitivities(draft, self.make.context.without_metric())
             self.memory.noises = {one.group.name: one.quality.noise for one in ranking}
             self.memory.save()
         return stages(draft.reference, draft.plan, self.memory.noises)
@@ -243,7 +251,9 @@ class _Searcher:
         return good
 
     def _unreachable(self) -> ModelError:
-        best = max(self.memory.attempts.values(), key=lambda attempt: attempt.value)
+        best = max(
+            self.memory.attempts.values(), key=lambda attempt: self.evaluator.goal.score(attempt.value)
+        )
         goal, nodes = self.evaluator.goal, self.make.draft.plan.integer_nodes
         wider = f", and {len(best.widened)} with wider weights" if best.widened else ""
         wider += f", and {len(best.wide_activations)} with wider activations" if best.wide_activations else ""
@@ -257,7 +267,16 @@ def _key(draft: Draft, goal: Goal, context: CorrectionContext) -> str:
     """Return a key of everything that the attempts of a search depend on."""
     context.evaluator.evaluate(draft.reference)  # finds out which samples the model accepts
     sums = [_checksum(samples) for samples in (context.evaluator.samples, context.fit)]
-    return f"{fingerprint(draft.quantized())} {goal} {sums[0]:08x} {sums[1]:08x}"
+    key = f"{fingerprint(draft.quantized())} {goal} {sums[0]:08x} {sums[1]:08x}"
+    return (
+        key if goal.is_against_float else f"{key} {_task(context, context.config.metric or goal.metric):08x}"
+    )
+
+
+def _task(context: CorrectionContext, metric: Any) -> int:
+    """Compute a checksum of the metric and of the labels."""
+    labels = [label for sample in context.evaluator.samples for label in sample.labels]
+    return zlib.crc32(repr((source_of(metric), context.config.pseudo_labels, labels)).encode())
 
 
 def _checksum(samples: Iterable[Sample]) -> int:

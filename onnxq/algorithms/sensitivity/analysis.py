@@ -22,6 +22,8 @@ from onnxq.algorithms.sensitivity.stages import Stage, stages
 from onnxq.core.plan import GRAPH_OUTPUT, Group
 from onnxq.graph.nodes import name_of
 from onnxq.verify.accuracy import Quality, outcome
+from onnxq.verify.metrics.judge import MetricJudge
+from onnxq.verify.metrics.task_metric import MetricResult
 from onnxq.verify.outputs.output_kinds import output_kinds
 
 RANKED_SAMPLES = 8
@@ -76,7 +78,7 @@ def sensitivities(
         is_late: whether the time is over; the groups that are left then have no sensitivity.
 
     Returns:
-        The sensitivities, the group with the largest noise first.
+        The sensitivities, the group with the largest noise first; with a metric, the one that loses most.
 
     Raises:
         CalibrationError: the model does not load, or accepts no sample.
@@ -87,19 +89,39 @@ def sensitivities(
         raise CalibrationError("the model accepts none of the samples: no sensitivity can be measured")
     operators = {name_of(node): node.op_type for node in draft.reference.graph}
     kinds = output_kinds(draft.reference)
+    judge = context.metric and MetricJudge(context.metric, names, context.config.pseudo_labels)
     found = []
     chosen = [group for name, group in draft.plan.groups.items() if groups is None or name in groups]
     for group, changed in _changes(draft, chosen, context, taken):
-        given = (
+        given = [
             [new.get(i, a) for i, a in enumerate(old)] for old, new in zip(expected, changed, strict=True)
-        )
+        ]
         quality = outcome(kinds, zip(expected, given, strict=True), sum(s.count for s in taken))
+        if judge:
+            quality = replace(quality, metric=_measured(judge, taken, expected, given))
         readers = dict.fromkeys(p.consumer for p in draft.plan.points_of(group.name))
         found.append(Sensitivity(group, {n: operators.get(n, GRAPH_OUTPUT) for n in readers}, quality))
         context.progress(STAGE, len(found), len(chosen))
         if is_late():
             break
-    return sorted(found, key=lambda one: (-one.quality.noise, one.group.name))
+    return sorted(found, key=lambda one: (-_loss(one.quality), -one.quality.noise, one.group.name))
+
+
+def _loss(quality: Quality) -> float:
+    return 0.0 if quality.metric is None else quality.metric.loss
+
+
+def _measured(
+    judge: MetricJudge,
+    samples: Sequence[Sample],
+    expected: Sequence[Sequence[Any]],
+    given: Sequence[Sequence[Any]],
+) -> MetricResult:
+    """Measure the metric of the task on outputs."""
+    records = judge.begin()
+    for each in zip(samples, expected, given, strict=True):
+        records.add(*each)
+    return records.result(())
 
 
 def _taken(

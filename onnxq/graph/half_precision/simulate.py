@@ -78,7 +78,7 @@ def simulated(model: ir.Model) -> ir.Model:
         for node in all_nodes(copy)
         if not is_op(node, *CONTROL_FLOW, *MOVING)
         for value in node.outputs
-        if (dtype := value.dtype) in HALF and dtype is not None
+        if value.name and (dtype := value.dtype) in HALF and dtype is not None
     }
     use_float32(copy)
     names = {value.name for node in all_nodes(copy) for value in node.outputs}

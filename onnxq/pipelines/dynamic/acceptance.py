@@ -66,7 +66,7 @@ def accept_dynamic(
         CalibrationError: the model does not load, or one of the two does not take a given sample.
         ModelError: ``--strict``, and the result should not be trusted.
     """
-    accepted = accept(draft, context.evaluator, partial(_verdicts, scheme=scheme, config=context.config))
+    accepted = accept(draft, context.judge, partial(_verdicts, scheme=scheme, config=context.config))
     check_trusted(accepted, context)
     if accepted.quality is None:
         return accepted

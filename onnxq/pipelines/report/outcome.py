@@ -39,6 +39,9 @@ def _figures(report: Report) -> Iterator[tuple[str, str]]:
     if report.quality is not None and report.quality.agreement is not None:
         known = f"{report.quality.agreement:.1%}"
         yield UNKNOWN if report.request.synthetic else known, "agreement with float"
+    if report.quality is not None and report.quality.metric is not None:
+        found = report.quality.metric
+        yield f"{found.value:.4g}", f"{found.name} (float: {found.float_value:.4g})"
     if report.skipped:
         yield str(report.skipped), "bad samples skipped"
     yield f"{report.seconds:.1f} s", "time"
@@ -60,6 +63,8 @@ def _accuracy(report: Report) -> Blocks:
     source = f"Measured on {report.judged_on}: {quality.samples}." if quality.samples else ""
     caution = " Synthetic inputs say nothing about real use." if report.request.synthetic else ""
     yield Paragraph(source + caution, "quiet")
+    if quality.metric is not None:
+        yield Paragraph(f"Metric of the task: {quality.metric}.")
 
 
 def _rows(report: Report) -> Iterator[list[Cell]]:

@@ -83,7 +83,7 @@ class Judge:
             if constants <= LOADED_BYTES and self.config.verify != "off":
                 open_session(draft, threads=self.config.threads, exact=False)
             return Acceptance(None, (), size=size_on_disk(draft), constants=constants)
-        accepted = accept(draft, self.context.evaluator, lambda path: ())
+        accepted = accept(draft, self.context.judge, lambda path: ())
         check_trusted(accepted, self.context)
         self.context.evaluator.release()
         return with_speed(accepted, draft, self.reference, self.context)

@@ -24,7 +24,7 @@ from onnxq.algorithms.effect import Effect
 from onnxq.calibration.sample_split import Data, origin
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
-from onnxq.core.goal import parse_any_goal
+from onnxq.core.goal import parse_goal
 from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import Wanted, tell_unused
@@ -83,7 +83,7 @@ def quantize_weights(
             writer, tried = write_better(lambda: _prepare(model, config), judge, draft, progress)
             effects.extend(tried)
             if config.goal is not None:
-                goal = parse_any_goal(config.goal)
+                goal = parse_goal(config.goal)
                 mixes.append(reach(goal, lambda: _prepare(model, config), writer, draft))
 
         accepted = write_made(output, make, judge.accept)

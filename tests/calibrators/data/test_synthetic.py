@@ -13,8 +13,8 @@ import pytest
 
 from calibrators.data.batching import batches
 from calibrators.data.samples import input_specs
-from calibrators.data.size_sums import known_sums
 from calibrators.data.synthetic import id_bounds, synthetic_samples, token_sample
+from calibrators.data.synthetic.size_sums import known_sums
 from calibrators.errors import CalibrationError
 from onnxq.graph.passes.shapes import InferShapesPass
 

@@ -12,6 +12,7 @@ from onnxq.graph.files import load
 from onnxq.graph.half_precision.narrow import Narrowing, narrow
 from onnxq.graph.half_precision.simulate import runnable, simulated, unrounded
 from onnxq.graph.passes import plain
+from onnxq.graph.passes.redundancy import RemoveUnusedPass
 
 TEXT = """g (float[N, 4] x) => (float[N, 3] y) <float[4, 3] w>
 { h = MatMul(x, w)  m = Mul(h, h)  y = Transpose<perm = [1, 0]>(m) }"""
@@ -48,6 +49,17 @@ def test_other_models_are_run_as_they_are(tmp_path):
     assert runnable(path) is path
     ir.save(in_bfloat16(), path)
     assert isinstance(runnable(path), ir.Model)
+
+
+def test_outputs_without_a_name_stay_so():
+    text = """g (float[2, 1, 4] x) => (float[1, 1, 3] h) <float[1, 12, 4] w, float[1, 12, 3] r>
+    { y, h = LSTM <hidden_size = 3> (x, w, r) }"""
+    model = in_bfloat16(text)
+    RemoveUnusedPass()(model)
+    assert "" in {value.name for node in model.graph for value in node.outputs}
+    x = np.random.default_rng(0).normal(size=(2, 1, 4)).astype(np.float32)
+    (expected,) = run(parse(text, opset=22, ir_version=10), {"x": x})
+    np.testing.assert_allclose(run(simulated(model), {"x": x})[0], expected, atol=0.01)
 
 
 def test_a_cast_rounds_and_names_stay():

@@ -15,7 +15,7 @@ from calibrators.data.samples import Sample, input_specs
 from calibrators.data.synthetic import token_sample
 from onnxq.algorithms.layers.im2col import Floats
 from onnxq.core.errors import ConfigError, ModelError
-from onnxq.core.goal import Goal, Limit
+from onnxq.core.goal import SIZE, Goal
 from onnxq.graph.files import size_on_disk
 from onnxq.pipelines.weight_only.choice.bit_ladder import FLOAT, Ladder, make_ladder, with_bits
 from onnxq.pipelines.weight_only.choice.contest import DraftWriter, beside, move
@@ -66,7 +66,7 @@ class Mix:
         work: what was done for the chosen model.
     """
 
-    goal: Goal | Limit
+    goal: Goal
     chosen: Trial
     trials: tuple[Trial, ...]
     work: WeightWork
@@ -91,7 +91,7 @@ def _measured(quality: Quality | None) -> str:
     return f"SQNR {quality.sqnr:.2f} dB" if quality.next_token is None else quality.next_token.describe()
 
 
-def reach(goal: Goal | Limit, prepare: Callable[[], WeightWork], writer: DraftWriter, draft: Path) -> Mix:
+def reach(goal: Goal, prepare: Callable[[], WeightWork], writer: DraftWriter, draft: Path) -> Mix:
     """Replace ``draft``, which has the requested weights, by a model that reaches ``goal``, if it does not.
 
     Args:
@@ -109,14 +109,14 @@ def reach(goal: Goal | Limit, prepare: Callable[[], WeightWork], writer: DraftWr
 
 class _Search:
     def __init__(
-        self, goal: Goal | Limit, prepare: Callable[[], WeightWork], writer: DraftWriter, draft: Path
+        self, goal: Goal, prepare: Callable[[], WeightWork], writer: DraftWriter, draft: Path
     ) -> None:
         self._goal, self._prepare, self._writer, self._draft = goal, prepare, writer, draft
         self._trials = dict[int, Trial]()
 
     def run(self) -> Mix:
-        if isinstance(self._goal, Limit) and self._goal.metric == "size":
-            return self._largest(self._goal.at_most)
+        if self._goal.metric == SIZE:
+            return self._largest(self._goal.limit)
         first = self._judged(self._draft)
         work = self._prepare()
         if allowed(self._goal, first) >= 1:
@@ -227,7 +227,7 @@ def ladder_gap(ladder: Ladder, low: int, high: int) -> float:
     return (ladder.sizes[min(high, last)] - ladder.sizes[low]) / max(ladder.sizes[-1], 1) or 1.0
 
 
-def allowed(goal: Goal | Limit, quality: Quality) -> float:
+def allowed(goal: Goal, quality: Quality) -> float:
     """Return how many times the cost of a model may be what it is; 1 and more: it reaches the goal.
 
     Costs are powers of errors. The KL divergence and the excess of perplexity over the float model's are of
@@ -236,16 +236,16 @@ def allowed(goal: Goal | Limit, quality: Quality) -> float:
     Raises:
         ConfigError: no output of the model tells.
     """
-    if isinstance(goal, Goal):
-        if goal.name == "agreement":
-            return _ratio(1 - goal.at_least, 1 - _known(quality.agreement, goal)) ** 2
-        return float(10 ** ((_known(quality.sqnr, goal) - goal.at_least) / 10))
+    if goal.metric == "agreement":
+        return _ratio(1 - goal.limit, 1 - _known(quality.agreement, goal)) ** 2
+    if goal.metric == "sqnr":
+        return float(10 ** ((_known(quality.sqnr, goal) - goal.limit) / 10))
     token = quality.next_token
     if goal.metric == "kl":
-        return _ratio(goal.at_most, _known(None if token is None else token.kl, goal))
+        return _ratio(goal.limit, _known(None if token is None else token.kl, goal))
     perplexity = _known(None if token is None else token.perplexity, goal)
     exact = _known(None if token is None else token.float_perplexity, goal)
-    most = goal.at_most * (exact if goal.relative else 1)
+    most = goal.absolute(exact).limit
     if perplexity <= most:
         return 1.0
     return max(_ratio(most - exact, perplexity - exact), 0.0)
@@ -255,7 +255,7 @@ def _ratio(most: float, value: float) -> float:
     return math.inf if value <= 0 else most / value
 
 
-def _known(value: float | None, goal: Goal | Limit) -> float:
+def _known(value: float | None, goal: Goal) -> float:
     if value is None or math.isnan(value):
         raise ConfigError(
             f"goal {goal} cannot be measured: no output of the model tells. kl and perplexity need logits "

@@ -12,7 +12,7 @@ from graphs import op_counts, parse
 import onnxq
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
-from onnxq.core.goal import parse_any_goal
+from onnxq.core.goal import parse_goal
 from onnxq.graph.files import load
 from onnxq.pipelines.weight_only.choice.bit_ladder import FLOAT, make_ladder, with_bits
 from onnxq.pipelines.weight_only.choice.goal_search import allowed
@@ -84,7 +84,7 @@ def test_nothing_changes_where_the_goal_holds_already(tmp_path: Path) -> None:
 def test_other_goals(goal: str, form: str, tmp_path: Path) -> None:
     result = quantized(tmp_path, goal, format=form)
     assert result.quality is not None
-    assert allowed(parse_any_goal(goal), result.quality) >= 1
+    assert allowed(parse_goal(goal), result.quality) >= 1
 
 
 @pytest.mark.parametrize("share", [0.85, 1.2])
@@ -156,13 +156,13 @@ def test_how_much_costs_may_grow() -> None:
         return Quality({"y": OutputQuality(20.0, 0.9, next_token=token)}, 1)
 
     found = quality(kl=0.2, perplexity=12.0, float_perplexity=10.0)
-    assert allowed(parse_any_goal("kl<=0.1"), found) == pytest.approx(0.5)
-    assert allowed(parse_any_goal("perplexity<=1.1x"), found) == pytest.approx(0.5)
-    assert allowed(parse_any_goal("perplexity<=12"), found) >= 1
-    assert allowed(parse_any_goal("sqnr>=30"), found) == pytest.approx(0.1)
-    assert allowed(parse_any_goal("agreement>=0.95"), found) == pytest.approx(0.25)
+    assert allowed(parse_goal("kl<=0.1"), found) == pytest.approx(0.5)
+    assert allowed(parse_goal("perplexity<=1.1x"), found) == pytest.approx(0.5)
+    assert allowed(parse_goal("perplexity<=12"), found) >= 1
+    assert allowed(parse_goal("sqnr>=30"), found) == pytest.approx(0.1)
+    assert allowed(parse_goal("agreement>=0.95"), found) == pytest.approx(0.25)
     with pytest.raises(ConfigError, match="cannot be measured"):
-        allowed(parse_any_goal("perplexity<=2"), quality(kl=0.2))
+        allowed(parse_goal("perplexity<=2"), quality(kl=0.2))
 
 
 def test_float_matrices_are_told(tmp_path: Path) -> None:

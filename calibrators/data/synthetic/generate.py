@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from calibrators.data.caches import cache_lengths, find_caches
 from calibrators.data.samples import Array, DataSource, InputSpec, Sample, batched, describe, fixed_batch
-from calibrators.data.size_sums import Sums, known_sums, possible_sums
+from calibrators.data.synthetic.size_sums import Sums, known_sums, possible_sums
 from calibrators.errors import CalibrationError
 
 log = logging.getLogger(__name__)
