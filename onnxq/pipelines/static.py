@@ -186,6 +186,7 @@ def _improved(
     plan, config, empty = float_where_empty(reference, calibrated.plan, statistics, config)
     plan = compute_qparams(reference, plan, calibrated.source)
     context = make_context(model, reference, calibrated.samples, config, progress)
+    context.check_metric()
     axes, every = channel_axes(reference, calibrated.plan), channel_means(statistics or {})
     means = {name: mean for name, mean in every.items() if name in axes}  # statistics may serve all targets
     draft = Draft(reference, reference, plan, means, statistics or {})

@@ -356,7 +356,8 @@ def _worst_of(
     values: Iterable[ir.Value | None], nearest: Mapping[str, str], known: Mapping[str, float]
 ) -> str:
     """The worst measured tensor that some tensors come from; empty if there is none."""
-    sources = {nearest[name] for value in values if value is not None and (name := value.name) in nearest}
+    names = {name_of(value) for value in values if value is not None and value.name}
+    sources = {nearest[name] for name in names if name in nearest}
     return min(sorted(sources), key=lambda each: known[each], default="")
 
 
