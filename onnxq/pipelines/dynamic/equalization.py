@@ -34,14 +34,17 @@ DATA = QuantSpec(ir.DataType.UINT8, symmetric=False)
 
 def rewrite_equalized(
     model: ir.Model, plan: QuantPlan, scheme: DynamicScheme, context: CorrectionContext
-) -> tuple[ir.Model, tuple[Effect, ...]]:
-    """Rewrite ``model`` with equalized channels if that helps, else without; also return the effect.
+) -> tuple[ir.Model, ir.Model, tuple[Effect, ...]]:
+    """Rewrite ``model`` with equalized channels if that helps, else without.
 
     Args:
         model: the float model, cleaned.
         plan: the nodes to quantize.
         scheme: the form of dynamic quantization for the target.
         context: samples to fit on, and held-out samples to decide on.
+
+    Returns:
+        The quantized model, the float model that was rewritten, equalized or as given, and the effect.
 
     Raises:
         CalibrationError: the model does not take a given sample.
@@ -50,18 +53,20 @@ def rewrite_equalized(
     plain, points = rewrite(model, plan, scheme, known), tuple(_points(model, plan, scheme))
     wanted = NAME in scheme.config.correct and "none" not in scheme.config.correct
     if not (wanted and points and context.samples.has_held_out):
-        return plain, ()
+        return plain, model, ()
     started = time.perf_counter()
     before = context.evaluator.evaluate(plain)
     if not before.samples:
-        return plain, ()
+        return plain, model, ()
     context.progress("equalizing channels")
     found = equalized(Draft(model, model, _as_static(plan, points), {}), context)
     equal = None if found is None else rewrite(found, plan, scheme, known)
     after = None if equal is None else context.evaluator.evaluate(equal).noise
     helped = after is not None and after < before.noise
     effect = Effect(NAME, before.noise, after, time.perf_counter() - started, kept=helped)
-    return equal if equal is not None and helped else plain, (effect,)
+    if equal is None or found is None or not helped:
+        return plain, model, (effect,)
+    return equal, found, (effect,)
 
 
 def _points(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme) -> Iterator[QuantPoint]:

@@ -91,7 +91,7 @@ def quantize_dynamic(
         samples = _open(simple, data, config)
         context = make_dynamic_context(model, simple, samples, config, progress)
         progress("quantizing weights")
-        quantized, effects = rewrite_equalized(simple, plan, scheme, context)
+        quantized, rewritten, effects = rewrite_equalized(simple, plan, scheme, context)
         progress("writing and checking the model")
         check = partial(accept_dynamic, plan=plan, scheme=scheme, reference=simple, context=context)
         accepted = write_validated(with_ranks(quantized, simple, samples, config), output, check)
@@ -110,16 +110,7 @@ def quantize_dynamic(
                 int8_bytes=accepted.size,
                 constant_bytes=accepted.constants,
                 corrections=effects,
-                evidence=gather_evidence(
-                    Material(
-                        reference=simple,
-                        quantized=quantized,
-                        plan=plan,
-                        evaluator=context.evaluator,
-                        config=config,
-                        rescaled=any(effect.kept for effect in effects),
-                    )
-                ),
+                evidence=gather_evidence(Material(rewritten, quantized, plan, context.evaluator, config)),
             ),
             started,
         )

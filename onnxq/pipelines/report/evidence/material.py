@@ -35,13 +35,12 @@ class Material:
     """Both models, and the samples to compare them on.
 
     Attributes:
-        reference: the cleaned float model that the plan is for.
+        reference: the float model that was quantized: cleaned, and equalized if that helped.
         quantized: the quantized model as it is written.
         plan: the plan, with parameters.
         evaluator: holds the samples, which have been evaluated before.
         config: the options.
         narrowing: what is written in half precision; None: nothing.
-        rescaled: whether channels were multiplied by factors, so that only outputs can be compared.
     """
 
     reference: ir.Model
@@ -50,7 +49,6 @@ class Material:
     evaluator: AccuracyEvaluator
     config: QuantConfig
     narrowing: Narrowing | None = None
-    rescaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,6 @@ def gather_evidence(material: Material) -> Evidence | None:
 
 
 def _layers(material: Material) -> tuple[TensorError, ...]:
-    if material.rescaled:
-        raise CalibrationError("equalization multiplied channels by factors: tensors differ on purpose")
     batches = _with_samples(material)[:BATCHES]
     config = material.config
     return layer_errors(
