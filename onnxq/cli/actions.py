@@ -31,7 +31,9 @@ def quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.pipelines.dynamic import pipeline
     from onnxq.pipelines.inspection import of_plan, planned
     from onnxq.pipelines.weight_only import quantize_weights
+    from onnxq.pipelines.weight_only.default_mode import with_mode
 
+    config = with_mode(args.model, config)
     if args.save_config:
         preflight.check_files(args.model, args.output, config.data, config, [args.save_config])
     if args.dry_run:
@@ -110,8 +112,9 @@ def inspect(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq inspect``."""
     from onnxq.cli import render
     from onnxq.pipelines.inspection import inspect
+    from onnxq.pipelines.weight_only.default_mode import with_mode
 
-    found = inspect(args.model, config)
+    found = inspect(args.model, with_mode(args.model, config))
     if args.json:
         render.print_inspection(found)
     else:

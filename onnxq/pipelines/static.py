@@ -40,6 +40,7 @@ from onnxq.graph.qdq.insert_qdq import as_written
 from onnxq.pipelines.acceptance import accept_static, static_warnings
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files
 from onnxq.pipelines.prepare import prepare
+from onnxq.pipelines.report.evidence.material import Material, gather_evidence
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
 from onnxq.verify.metrics.choice import find_metric, settled
@@ -243,6 +244,9 @@ def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathL
         rescue=improved.rescue,
         tuning=improved.tuning,
         narrowing=narrowing,
+        evidence=gather_evidence(
+            Material(draft.reference, written, draft.plan, context.evaluator, context.config, narrowing)
+        ),
     )
 
 
