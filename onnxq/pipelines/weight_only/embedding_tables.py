@@ -4,7 +4,8 @@ A 4-bit copy of the last matrix beside a float table takes more space than one t
 accurate. GatherBlockQuantized looks up rows of uint8 ``[V, D]``; MatMulNBits reads the same numbers through a
 Reshape to ``[V, D / size, size]``. Both take a scale for each block, and 128 as zero point.
 
-Tables of sines and cosines are looked up too, by position: rows that other data is multiplied with stay float.
+Tables of sines and cosines are looked up too, by position: rows that other data is multiplied with stay
+float.
 """
 
 from __future__ import annotations
