@@ -19,6 +19,7 @@ from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import constant_bytes, size_on_disk
 from onnxq.graph.generation_files import copy_generation_files
 from onnxq.graph.half_precision.narrow import Narrowing
+from onnxq.pipelines.report.evidence.material import Evidence
 from onnxq.pipelines.report.report import Report, Request
 from onnxq.pipelines.report.write import versions, write_report
 from onnxq.verify.accuracy import Quality
@@ -67,6 +68,7 @@ class QuantResult:
         tuning: the nodes that are kept in float because float is faster; None if nothing was tuned.
         narrowing: what is written in half precision; None: nothing.
         mix: how a goal was reached with weights of several widths, in words.
+        evidence: what was measured for the report; None without a report.
         float_bytes, int8_bytes: file sizes, external weights included.
         constant_bytes: bytes of all constants of the written model.
         seconds: duration of the whole quantization.
@@ -92,6 +94,7 @@ class QuantResult:
     tuning: Tuning | None = None
     narrowing: Narrowing | None = None
     mix: tuple[str, ...] = ()
+    evidence: Evidence | None = field(default=None, repr=False)
     float_bytes: int = 0
     int8_bytes: int = 0
     constant_bytes: int = 0
@@ -130,6 +133,8 @@ class QuantResult:
             search=self.search,
             verdicts=self.verdicts,
             corrections=self.corrections,
+            evidence=self.evidence,
+            from_float=self.from_float,
         )
 
 

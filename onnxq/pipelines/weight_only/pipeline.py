@@ -32,6 +32,8 @@ from onnxq.graph.files import load, write_made, written_together
 from onnxq.graph.nodes import name_of
 from onnxq.graph.passes import single
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_is_float, check_patterns
+from onnxq.pipelines.report.evidence.material import Evidence
+from onnxq.pipelines.report.evidence.outline import outline
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
 from onnxq.pipelines.weight_only.block_scheme import find_block_scheme
@@ -46,6 +48,9 @@ from onnxq.targets.lookup import get_target
 __all__ = ["prepare_weights", "quantize_weights"]
 
 Path = str | os.PathLike[str]
+
+
+_STREAMED = "mode weight-only holds one matrix in memory at a time, and never both models"
 
 
 def quantize_weights(
@@ -103,6 +108,10 @@ def quantize_weights(
                 corrections=tuple(effects),
                 int8_bytes=accepted.size,
                 constant_bytes=accepted.constants,
+                evidence=Evidence(
+                    outline=outline(judge.reference, work.plan, None),
+                    missing=dict.fromkeys(("layers", "times", "samples"), _STREAMED),
+                ),
             ),
             started,
         )

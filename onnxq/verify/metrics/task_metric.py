@@ -105,7 +105,7 @@ class MetricResult:
         That of Agresti and Coull (1998), "Approximate is better than 'exact' for interval estimation of
         binomial proportions": two successes and two failures are added, so that it is not 0 for a share of 1.
         """
-        if not self.is_share or not self.samples or self.pseudo or not 0 <= self.float_value <= 1:
+        if not self.is_share or not self.samples or not 0 <= self.float_value <= 1:
             return 0.0
         count = self.samples + 4
         share = (self.float_value * self.samples + 2) / count

@@ -1,0 +1,78 @@
+"""Errors by layer: which tensors, in which order, how large, and that memory is bounded."""
+
+import numpy as np
+import pytest
+from benches import bench_of
+from graphs import parse, run
+
+from onnxq.graph.passes import simplify
+from onnxq.graph.qdq.insert_qdq import insert_qdq
+from onnxq.pipelines.report.evidence import layer_error
+from onnxq.pipelines.report.evidence.layer_error import layer_errors
+
+CPU = (("CPUExecutionProvider",), 1)
+
+TEXT = """g (float[N,3,8,8] x) => (float[N,4] y) <float[8,3,3,3] w, float[8] b, float[8,4] v>
+{ c = Conv<pads=[1,1,1,1]>(x, w, b)  r = Relu(c)  p = GlobalAveragePool(r)  f = Flatten(p)
+  y = MatMul(f, v) }"""
+
+
+@pytest.fixture(scope="module")
+def made():
+    draft, context = bench_of(simplify(parse(TEXT)), (1, 3, 8, 8))
+    return draft, insert_qdq(draft.reference, draft.plan), list(context.fit)[:3]
+
+
+def measured(made):
+    draft, quantized, batches = made
+    return {e.tensor: e for e in layer_errors(draft.reference, quantized, draft.plan, batches, CPU)}
+
+
+def test_quantized_tensors_and_outputs_of_quantized_nodes_in_graph_order(made):
+    found = measured(made)
+    assert next(iter(found)) == "x"
+    assert list(found)[-1] == "y"
+    assert "r" in found
+    assert "c" not in found
+    assert found["r"].node == next(n for n, op in made[0].plan.integer_nodes.items() if op == "Conv")
+    assert found["r"].source == "x"
+    assert found["r"].inherited == found["x"].sqnr
+    assert found["y"].is_output
+    assert not found["r"].is_output
+
+
+def test_the_figures_are_those_of_both_models(made):
+    draft, quantized, batches = made
+    exact = np.concatenate([run(draft.reference, batch.feeds)[0] for batch in batches]).astype(np.float64)
+    given = np.concatenate([run(quantized, batch.feeds)[0] for batch in batches]).astype(np.float64)
+    expected = 10 * np.log10((exact**2).sum() / ((exact - given) ** 2).sum())
+    assert measured(made)["y"].sqnr == pytest.approx(expected, abs=0.3)
+
+
+def test_an_input_has_its_own_rounding_only(made):
+    x = measured(made)["x"]
+    assert x.sqnr == pytest.approx(x.rounding)
+    assert x.node == ""
+    assert x.inherited == np.inf
+
+
+def test_parts_bound_memory_and_change_nothing(made, monkeypatch):
+    whole = measured(made)
+    opened = []
+    open_session = layer_error.open_session
+    monkeypatch.setattr(layer_error, "PART_BYTES", 1)
+    monkeypatch.setattr(
+        layer_error, "open_session", lambda *a, **k: opened.append(len(k["outputs"])) or open_session(*a, **k)
+    )
+    assert measured(made).keys() == whole.keys()
+    assert len(opened) == 2 * len(whole)
+    assert max(opened) <= 2
+
+
+def test_channels_of_different_size_are_seen():
+    weights = np.ones((8, 3, 3, 3), np.float32)
+    weights[0] = 100.0
+    draft, context = bench_of(simplify(parse(TEXT, w=weights)), (1, 3, 8, 8))
+    quantized = insert_qdq(draft.reference, draft.plan)
+    found = layer_errors(draft.reference, quantized, draft.plan, list(context.fit)[:2], CPU)
+    assert next(e for e in found if e.tensor == "r").spread > 50
