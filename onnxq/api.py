@@ -115,11 +115,7 @@ def quantize_weights(
         model: as for `quantize_static`. The weights of a path are read one matrix after the other.
         output: path of the model to write.
         config: the options, with or without ``mode="weight-only"``; defaults if None.
-<<<<<<< HEAD
-        data: as for `quantize_static`, to choose weights and to measure accuracy and speed; none are needed.
-=======
         data: as for `quantize_static`, to choose weights and to measure accuracy on; none are needed.
->>>>>>> be9fd2b352b7d194b70395395d4d8249d35bb832
         progress: told how far the work is.
         example_inputs: what a module is called with, as for `quantize_static`.
 

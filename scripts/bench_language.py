@@ -1,14 +1,8 @@
 """Language models in few bits: what onnxq makes of a real one, beside the peers, in the same run.
 
-<<<<<<< HEAD
-Prints a table for each given section (all of them by default) and exits with 1 if a goal is missed. MODELS is
-the folder of an export of a language model with its tokenizer: ``model.onnx``, ``tokenizer.json``; optionally
-``past/model.onnx`` with a cache of keys and values, and ``half/model.onnx`` in float16.
-=======
 Prints a table for each given section (all of them by default) and exits with 1 if a goal is missed. MODELS
 is a folder with an export of a language model and its tokenizer: ``model.onnx``, ``tokenizer.json``;
 optionally ``past/model.onnx`` with a cache of keys and values, and ``half/model.onnx`` in float16.
->>>>>>> be9fd2b352b7d194b70395395d4d8249d35bb832
 """
 
 from __future__ import annotations

@@ -103,9 +103,7 @@ def gather_evidence(material: Material) -> Evidence | None:
 
 def _layers(material: Material) -> tuple[TensorError, ...]:
     if material.rescaled:
-        raise CalibrationError(
-            "equalization multiplied channels by factors: tensors differ on purpose"
-        )
+        raise CalibrationError("equalization multiplied channels by factors: tensors differ on purpose")
     batches = _with_samples(material)[:BATCHES]
     config = material.config
     return layer_errors(
