@@ -30,7 +30,9 @@ def raised(names: Sequence[str]) -> list[str]:
         names: the products of all layers, in order.
     """
     layers = len(names) // PER_LAYER
-    chosen = [i for i in range(layers) if i < layers / 8 or i >= 7 * layers / 8 or (i - layers // 8) % 3 == 2]
+    chosen = [
+        i for i in range(layers) if i < layers / 8 or i >= 7 * layers / 8 or (i - round(layers / 8)) % 3 == 2
+    ]
     return [names[PER_LAYER * layer + place] for layer in chosen for place in RAISED]
 
 

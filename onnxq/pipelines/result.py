@@ -21,6 +21,7 @@ from onnxq.calibration.tables.table import Table
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import constant_bytes, size_on_disk
+from onnxq.graph.generation_files import copy_generation_files
 from onnxq.graph.half_precision.narrow import Narrowing
 from onnxq.pipelines.report.evidence.material import Evidence
 from onnxq.pipelines.report.plain import plain, plan_of, quality_of
@@ -231,7 +232,8 @@ def _reason(result: QuantResult, growth: int) -> str:
 def conclude(result: Result, started: float) -> Result:
     """Add the original's size and the time since ``started`` to ``result``; write its report if requested.
 
-    A file that is larger than that of the float model is warned of.
+    Files that language models need beside them are copied. A file that is larger than that of the float model
+    is warned of.
 
     Raises:
         OnnxqError: the report cannot be written.
@@ -241,6 +243,7 @@ def conclude(result: Result, started: float) -> Result:
         warning = _LARGER.format(before, after, _reason(result, after - before))
         result = replace(result, warnings=(*result.warnings, warning))
     result = replace(result, float_bytes=before, seconds=time.perf_counter() - started)
+    copy_generation_files(result.request.model, result.request.output)
     if result.request.config.report is not None:
         write_report(result.report, result.request.config.report)
     return result
