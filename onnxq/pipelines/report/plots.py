@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -82,15 +83,26 @@ def _ends(values: Sequence[float], room: float) -> tuple[float, float]:
 
 
 def _ticks(axes: Axes, across: tuple[float, float], up: tuple[float, float]) -> Iterator[str]:
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        value = across[0] + share * (across[1] - across[0])
-        if not axes.counts or across[1] - across[0] >= 4 or value == int(value):
-            value = round(value) if axes.counts else value
-            x = MARGIN + (value - across[0]) / (across[1] - across[0]) * (WIDTH - 1.5 * MARGIN)
-            yield f'<text x="{x:.0f}" y="{HEIGHT - MARGIN + 16}" text-anchor="middle">{value:.4g}</text>'
-        y, value = HEIGHT - MARGIN - share * (HEIGHT - 1.5 * MARGIN), up[0] + share * (up[1] - up[0])
+    for value in round_values(*across, least=1.0 if axes.counts else 0.0):
+        x = MARGIN + (value - across[0]) / (across[1] - across[0]) * (WIDTH - 1.5 * MARGIN)
+        yield f'<text x="{x:.0f}" y="{HEIGHT - MARGIN + 16}" text-anchor="middle">{value:.6g}</text>'
+    for value in round_values(*up):
+        y = HEIGHT - MARGIN - (value - up[0]) / (up[1] - up[0]) * (HEIGHT - 1.5 * MARGIN)
         yield f'<path class="grid" d="M{MARGIN} {y:.1f}H{WIDTH - MARGIN / 2:.0f}"/>'
-        yield f'<text x="{MARGIN - 6}" y="{y + 4:.0f}" text-anchor="end">{value:.4g}</text>'
+        yield f'<text x="{MARGIN - 6}" y="{y + 4:.0f}" text-anchor="end">{value:.6g}</text>'
+
+
+def round_values(low: float, high: float, least: float = 0.0) -> list[float]:
+    """Choose three to eight values between two limits, multiples of 1, 2 or 5 times a power of ten.
+
+    Args:
+        low: the lower limit.
+        high: the upper limit, which is greater.
+        least: the least distance between two values.
+    """
+    power = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = max(power * max(f for f in (1, 2, 5) if power * f <= (high - low) / 3.5), least)
+    return [step * place for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _dots(points: Sequence[Point], place: Callable[[Point], tuple[float, float]]) -> str:

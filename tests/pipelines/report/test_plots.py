@@ -2,7 +2,9 @@
 
 import re
 
-from onnxq.pipelines.report.plots import HEIGHT, MANY, MARGIN, WIDTH, Axes, Point, plot
+import pytest
+
+from onnxq.pipelines.report.plots import HEIGHT, MANY, MARGIN, WIDTH, Axes, Point, plot, round_values
 
 AXES = Axes("place", "SQNR, dB")
 
@@ -21,7 +23,24 @@ def test_points_are_in_the_corners_they_belong_to():
 def test_a_counting_axis_has_whole_numbers():
     drawn = plot([Point(i, 1.0, "") for i in range(1, 73)], AXES)
     across = re.findall(r'text-anchor="middle">([^<]*)<', drawn)
-    assert across == ["1", "19", "36", "54", "72", "place"]
+    assert across == ["20", "40", "60", "place"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "values"),
+    [
+        ((0.0, 1.0), [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        ((33.5, 46.5), [34, 36, 38, 40, 42, 44, 46]),
+        ((-130.0, 120.0), [-100, -50, 0, 50, 100]),
+        ((0.5, 1.5), [0.6, 0.8, 1.0, 1.2, 1.4]),
+    ],
+)
+def test_ticks_are_round(ends, values):
+    assert round_values(*ends) == pytest.approx(values)
+
+
+def test_a_count_has_no_half():
+    assert round_values(1, 3, least=1.0) == [1, 2, 3]
 
 
 def test_of_many_points_only_the_marked_have_a_dot():

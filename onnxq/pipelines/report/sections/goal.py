@@ -28,7 +28,7 @@ def goal(search: Search | None) -> Blocks:
 def _axes(search: Search) -> Axes:
     unit = ", dB" if search.goal.name == "sqnr" else ""
     across = "changed nodes: kept in float, or with wider types"
-    return Axes(across, f"{search.goal.name}{unit}", counts=False)
+    return Axes(across, f"{search.goal.name}{unit}")
 
 
 def _point(search: Search, trial: TrialResult) -> Point:
