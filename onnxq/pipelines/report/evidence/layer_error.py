@@ -190,7 +190,7 @@ def _watched(graph: ir.Graph, quantized: ir.Graph, plan: QuantPlan) -> Iterator[
     """Yield the tensors to watch, in graph order."""
     inside = _limits(plan)
     nodes = {node.name: node for node in quantized if node.name}
-    planned = _planned(plan)
+    planned = _planned(graph, plan)
     values = ir.convenience.create_value_mapping(quantized)
     for value in graph.inputs:
         if name_of(value) in inside and name_of(value) in values:
@@ -208,8 +208,13 @@ def _watched(graph: ir.Graph, quantized: ir.Graph, plan: QuantPlan) -> Iterator[
                 yield from _forms(value, other, inside.get(value.name, (-inf, inf)))
 
 
-def _planned(plan: QuantPlan) -> frozenset[str]:
-    """The nodes that are planned for themselves; others are fused with one before, or compute no reals."""
+def _planned(graph: ir.Graph, plan: QuantPlan) -> frozenset[str]:
+    """The nodes that are planned for themselves; others are fused with one before, or compute no reals.
+
+    Without quantized activations nothing is fused: the plan names only nodes with weights.
+    """
+    if not plan.points:
+        return frozenset(map(name_of, graph))
     return frozenset((*plan.integer_nodes, *plan.float_nodes, *plan.passthrough_nodes))
 
 
@@ -315,7 +320,7 @@ def _told(
 ) -> Iterator[TensorError]:
     known = {name: sum_.sqnr for name, sum_ in sums.items() if sum_.signal > 0}
     nearest = _nearest(graph, known)
-    planned = _planned(plan)
+    planned = _planned(graph, plan)
     for one in watched:
         name, total = name_of(one.value), sums[name_of(one.value)]
         if name not in known:  # it was never compared, or is zero throughout
@@ -351,7 +356,8 @@ def _worst_of(
     values: Iterable[ir.Value | None], nearest: Mapping[str, str], known: Mapping[str, float]
 ) -> str:
     """The worst measured tensor that some tensors come from; empty if there is none."""
-    sources = {nearest[name] for value in values if value is not None and (name := value.name) in nearest}
+    names = {name_of(value) for value in values if value is not None and value.name}
+    sources = {nearest[name] for name in names if name in nearest}
     return min(sorted(sources), key=lambda each: known[each], default="")
 
 

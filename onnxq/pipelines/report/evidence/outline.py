@@ -73,7 +73,7 @@ def outline(reference: ir.Model, plan: QuantPlan, narrowing: Narrowing | None) -
     """
     kinds: dict[ir.Node, str] = {}
     for node in reference.graph:
-        kinds[node] = _kind(node, plan, narrowing) or _fused(node, kinds)
+        kinds[node] = _kind(node, plan, narrowing) or _fused(node, kinds, plan)
     nodes = [node for node, kind in kinds.items() if kind != OTHER] or list(kinds)
     keys = _keys([name_of(node) for node in nodes])
     places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
@@ -111,10 +111,15 @@ def _kind(node: ir.Node, plan: QuantPlan, narrowing: Narrowing | None) -> str:
     return dtype.name.lower() if dtype != ir.DataType.FLOAT else "float32"
 
 
-def _fused(node: ir.Node, kinds: Mapping[ir.Node, str]) -> str:
-    """A node that computes float numbers, but is not planned, is fused with one that it reads from."""
+def _fused(node: ir.Node, kinds: Mapping[ir.Node, str], plan: QuantPlan) -> str:
+    """A node that computes float numbers, but is not planned, is fused with one that it reads from.
+
+    Without quantized activations nothing is fused: the plan names only nodes with weights.
+    """
     if not computes_reals(node):
         return OTHER
+    if not plan.points:
+        return "float32"
     makers = (value.producer() for value in node.inputs if value is not None)
     found = (kinds[maker] for maker in makers if maker is not None and maker in kinds)
     return next((kind for kind in found if kind != OTHER), OTHER)

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from benches import bench_of
+from cli import save_data, save_model
 from graphs import parse, run
 
+from onnxq.core.config import QuantConfig
 from onnxq.graph.passes import simplify
 from onnxq.graph.qdq.insert_qdq import insert_qdq
+from onnxq.pipelines.dynamic import quantize_dynamic
 from onnxq.pipelines.report.evidence import layer_error
 from onnxq.pipelines.report.evidence.layer_error import layer_errors
 
@@ -88,3 +91,13 @@ def test_what_is_cut_off_where_a_reader_is_flat_is_no_error():
     quantized = insert_qdq(draft.reference, draft.plan)
     found = layer_errors(draft.reference, quantized, draft.plan, list(context.fit)[:2], CPU)
     assert next(e for e in found if e.tensor == "c").sqnr > 30
+
+
+def test_a_dynamic_model_has_errors_at_the_outputs_of_its_nodes(tmp_path):
+    save_model(tmp_path / "m.onnx")
+    save_data(tmp_path / "d.npz")
+    config = QuantConfig(mode="dynamic", include=("op:Conv",), correct=("none",), report=tmp_path / "r.html")
+    made = quantize_dynamic(tmp_path / "m.onnx", tmp_path / "o.onnx", config, data=tmp_path / "d.npz")
+    assert [each.tensor for each in made.evidence.layers] == ["c"]
+    kinds = {op: kind for node in made.evidence.outline.nodes for _, op, kind in node.members}
+    assert (kinds["Conv"], kinds["Relu"]) == ("int8", "float32")

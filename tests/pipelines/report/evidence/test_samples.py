@@ -13,9 +13,10 @@ from PIL import Image
 from calibrators.data.samples import Sample
 from onnxq.core.plan import Group, QuantParams, QuantPlan, QuantSpec
 from onnxq.graph.passes import simplify
+from onnxq.graph.passes.shapes import InferShapesPass
 from onnxq.graph.qdq.insert_qdq import insert_qdq
 from onnxq.pipelines.report.evidence import outline as outlines
-from onnxq.pipelines.report.evidence.outline import CARRIED, OTHER, outline
+from onnxq.pipelines.report.evidence.outline import CARRIED, outline
 from onnxq.pipelines.report.evidence.pictures import thumbnail
 from onnxq.pipelines.report.evidence.sample_outcomes import sample_outcomes
 from onnxq.pipelines.report.evidence.weight_values import COLUMNS, weight_values
@@ -82,7 +83,7 @@ def test_a_large_graph_is_drawn_in_groups(monkeypatch, pattern):
     assert 2 <= len(found.nodes) <= 10
     assert sum(len(node.members) for node in found.nodes) == 40
     assert {len(node.reads) for node in found.nodes[1:]} == {1}
-    assert all(kind == OTHER for node in found.nodes for _, _, kind in node.members)
+    assert all(kind == "float32" for node in found.nodes for _, _, kind in node.members)
 
 
 def test_what_is_clipped_of_weights():
@@ -118,3 +119,13 @@ def test_a_model_with_qdq_gives_times_by_operator():
     assert any(name.startswith("QLinear") and one.kernels_after for name, one in kinds.items())
     conv = next(node for node in found.nodes if node.op_type == "Conv")
     assert conv.fused >= 1
+
+
+def test_nodes_without_float_numbers_are_left_out():
+    text = """g (float[N,3,8,8] x) => (float[N,24,8] y) <int64[3] k = {0, 24, 8}>
+    { r = Relu(x)  s = Shape(x)  c = Concat<axis=0>(s, k)  y = Reshape(r, k) }"""
+    model = parse(text)
+    InferShapesPass()(model)
+    found = outline(model, QuantPlan("onnxruntime", (), (), {}, {}, {}), None)
+    assert [node.label for node in found.nodes] == ["Relu", "Reshape"]
+    assert found.hidden == 2
