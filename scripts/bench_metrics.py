@@ -28,13 +28,23 @@ from onnxq.pipelines.static import quantize_static
 OUT = Console()
 
 OWN = "own"
-"""The case that measures `same_place`, a function as users write them, with labels from a file."""
+"""The case that measures `same_class`, a function as users write them, with labels from a file."""
 
 
-def same_place(outputs: Sequence[Mapping[str, Any]], labels: Sequence[int]) -> float:
-    """Return the share of samples whose first output is largest at the place that the label names."""
-    places = [next(iter(one.values())).argmax() for one in outputs]
-    return float(np.mean([place == label for place, label in zip(places, labels, strict=True)]))
+def same_class(outputs: Sequence[Mapping[str, Any]], labels: Sequence[int]) -> float:
+    """Return the share of pictures whose surest box has the class that the label names.
+
+    Args:
+        outputs: those of a YOLO model, ``[1, 4 + C, N]``.
+        labels: class indices.
+    """
+    classes = [_surest(next(iter(one.values()))) for one in outputs]
+    return float(np.mean([found == label for found, label in zip(classes, labels, strict=True)]))
+
+
+def _surest(output: Any) -> int:
+    """Return the class of the surest box."""
+    return int(output[0, 4:].max(1).argmax())
 
 
 def main() -> int:
@@ -76,19 +86,19 @@ def _config(folder: Path, data: str, metric: str, samples: int, keep: Path) -> Q
     given: dict[str, Any] = {"metric": metric, "labels": "float"}
     if metric == OWN:
         labels = keep / f"{folder.name}-{data}.npy"
-        np.save(labels, _largest(folder / "model.onnx", folder / data))
-        given = {"metric": f"{__file__}:{same_place.__name__}", "labels": labels}
+        np.save(labels, _classes(folder / "model.onnx", folder / data))
+        given = {"metric": f"{__file__}:{same_class.__name__}", "labels": labels}
     return QuantConfig(data=folder / data, samples=samples, autotune="off", verify="off", **given)
 
 
-def _largest(model: Path, data: Path) -> list[int]:
-    """Return where the first output of the float model is largest, for each sample."""
+def _classes(model: Path, data: Path) -> list[int]:
+    """Return the class of the surest box of the float model, for each sample."""
     session = ort.InferenceSession(model)
     arrays = np.load(data)
     names = [one.name for one in session.get_inputs()]
     count = len(arrays[names[0]])
     feeds = ({name: arrays[name][n : n + 1] for name in names} for n in range(count))
-    return [int(session.run(None, one)[0].argmax()) for one in feeds]
+    return [_surest(session.run(None, one)[0]) for one in feeds]
 
 
 def _curve(title: str, search: Search) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from calibrators.statistics import Statistics
 from onnxq.algorithms.autotune.derived_plan import with_activations, without
@@ -20,6 +20,7 @@ from onnxq.graph.files import constant_bytes, size_on_disk
 from onnxq.graph.generation_files import copy_generation_files
 from onnxq.graph.half_precision.narrow import Narrowing
 from onnxq.pipelines.report.evidence.material import Evidence
+from onnxq.pipelines.report.plain import notebook_table, result_of
 from onnxq.pipelines.report.report import Report, Request
 from onnxq.pipelines.report.write import versions, write_report
 from onnxq.verify.accuracy import Quality
@@ -114,6 +115,14 @@ class QuantResult:
         if self.rescue is not None:
             config = with_activations(without(config, self.rescue.floats), self.rescue.wide)
         return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data, which `json.dump` takes; what is not finite is None."""
+        return result_of(self)
+
+    def _repr_html_(self) -> str:
+        """Show the main figures in a notebook."""
+        return notebook_table(self)
 
     @property
     def report(self) -> Report:

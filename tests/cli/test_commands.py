@@ -15,8 +15,9 @@ from cli import ROOT, environment, listen, onnxq, python, save_data, save_model
 from rich import text
 
 import onnxq as package
-from onnxq.cli import commands, interrupts, render, terminal
-from onnxq.cli.search_rows import speed_row
+from onnxq.cli import commands, interrupts, terminal
+from onnxq.cli.tables import render
+from onnxq.cli.tables.search_rows import speed_row
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.pipelines import acceptance

@@ -60,7 +60,7 @@ function draw(root) {
   const graph = cytoscape({
     container: canvas, elements: elements(nodes), style: look(), minZoom: LEAST_ZOOM, maxZoom: MOST_ZOOM,
     userZoomingEnabled: false,  // the wheel scrolls the page until the graph is clicked
-    layout: { name: "dagre", rankDir: "TB", nodeSep: 14, rankSep: 34, ranker: "longest-path", animate: false },
+    layout: { name: "dagre", rankDir: "TB", nodeSep: 14, rankSep: 34, ranker: "tight-tree", animate: false },
   });
   const start = () => {
     graph.fit(undefined, 20);

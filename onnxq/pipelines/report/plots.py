@@ -83,8 +83,10 @@ def _ends(values: Sequence[float], room: float) -> tuple[float, float]:
 
 def _ticks(axes: Axes, across: tuple[float, float], up: tuple[float, float]) -> Iterator[str]:
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, value = MARGIN + share * (WIDTH - 1.5 * MARGIN), across[0] + share * (across[1] - across[0])
-        if not axes.counts or value == int(value):
+        value = across[0] + share * (across[1] - across[0])
+        if not axes.counts or across[1] - across[0] >= 4 or value == int(value):
+            value = round(value) if axes.counts else value
+            x = MARGIN + (value - across[0]) / (across[1] - across[0]) * (WIDTH - 1.5 * MARGIN)
             yield f'<text x="{x:.0f}" y="{HEIGHT - MARGIN + 16}" text-anchor="middle">{value:.4g}</text>'
         y, value = HEIGHT - MARGIN - share * (HEIGHT - 1.5 * MARGIN), up[0] + share * (up[1] - up[0])
         yield f'<path class="grid" d="M{MARGIN} {y:.1f}H{WIDTH - MARGIN / 2:.0f}"/>'

@@ -7,7 +7,7 @@ rounding and clipping of the tensor itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, prod
 
@@ -45,8 +45,8 @@ class TensorError:
         op_type: the operator of that node.
         sqnr: power of the tensor over power of its error, in dB.
         rounding: the same for its own rounding alone; infinite if it is not quantized itself.
-        source: the worst tensor that its node reads; empty if none of them was measured.
-        inherited: the SQNR of that tensor; infinite if there is none.
+        source: the worst measured tensor that its node reads, also through float nodes; empty: none.
+        inherited: the SQNR of that tensor; infinite if there is none, because the inputs are exact.
         spread: largest magnitude of a channel over that of the median channel; 1 if it has no channels.
         is_output: whether it is an output of the model.
     """
@@ -75,11 +75,13 @@ class _Watched:
         value: the tensor.
         raw: its name before its own rounding.
         rounded: its name after it; None: it is not quantized.
+        limits: values beyond are cut off in both models: what reads the tensor does not tell them apart.
     """
 
     value: ir.Value
     raw: str
     rounded: str | None
+    limits: tuple[float, float] = (-inf, inf)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,8 +91,9 @@ class _Watched:
 
 @dataclass
 class _Sums:
-    """Sums of one tensor over all batches."""
+    """Sums of one tensor over all batches, whose values are cut off at ``limits``."""
 
+    limits: tuple[float, float] = (-inf, inf)
     signal: float = 0.0
     noise: float = 0.0
     raw_signal: float = 0.0
@@ -101,15 +104,20 @@ class _Sums:
         self, real: NDArray[np.generic], raw: NDArray[np.generic], rounded: NDArray[np.generic] | None
     ) -> None:
         """Add one batch."""
-        exact, before = real.astype(np.float64), raw.astype(np.float64)
-        known = np.isfinite(exact)
-        after = before if rounded is None else rounded.astype(np.float64)
+        known = np.isfinite(real)
+        exact, before = (np.clip(array.astype(np.float64), *self.limits) for array in (real, raw))
+        after = before if rounded is None else np.clip(rounded.astype(np.float64), *self.limits)
         self.signal += _power(exact[known])
         self.noise += _power((exact - after)[known])
         if rounded is not None:
             self.raw_signal += _power(before[known])
             self.rounding += _power((before - after)[known])
         self.channels.append(_channel_peaks(np.where(known, exact, 0.0)))
+
+    @property
+    def sqnr(self) -> float:
+        """The SQNR of all batches, in dB."""
+        return decibels(self.signal, self.noise)
 
     @property
     def spread(self) -> float:
@@ -143,7 +151,7 @@ def layer_errors(
         CalibrationError: a model does not load, or does not take a batch.
     """
     watched = list(_watched(reference.graph, quantized.graph, plan))
-    sums = {name_of(one.value): _Sums() for one in watched}
+    sums = {name_of(one.value): _Sums(one.limits) for one in watched}
     for part in _parts(watched, _sizes(reference, batches[0])):
         wanted = [name_of(one.value) for one in part], [name for one in part for name in one.names]
         sessions = [
@@ -153,7 +161,7 @@ def layer_errors(
         for batch in batches:
             pair = [_run(s, names, batch) for s, names in zip(sessions, wanted, strict=True)]
             _compare(part, pair[0], pair[1], sums)
-    return tuple(_told(watched, sums, plan))
+    return tuple(_told(reference.graph, watched, sums, plan))
 
 
 def _compare(part: Sequence[_Watched], exact: Arrays, given: Arrays, sums: Mapping[str, _Sums]) -> None:
@@ -180,13 +188,13 @@ def _run(session: ort.InferenceSession, names: Sequence[str], batch: Sample) -> 
 
 def _watched(graph: ir.Graph, quantized: ir.Graph, plan: QuantPlan) -> Iterator[_Watched]:
     """Yield the tensors to watch, in graph order."""
-    inside = {t for group in plan.groups.values() if not group.constant for t in group.tensors}
+    inside = _limits(plan)
     nodes = {node.name: node for node in quantized if node.name}
     planned = _planned(plan)
     values = ir.convenience.create_value_mapping(quantized)
     for value in graph.inputs:
         if name_of(value) in inside and name_of(value) in values:
-            forms = _forms(value, values[name_of(value)])
+            forms = _forms(value, values[name_of(value)], inside[name_of(value)])
             yield from (one for one in forms if one.rounded is not None)
     for node in graph:
         twin = nodes.get(name_of(node))
@@ -197,7 +205,7 @@ def _watched(graph: ir.Graph, quantized: ir.Graph, plan: QuantPlan) -> Iterator[
                 continue
             other = twin.outputs[index] if twin is not None and alike else values.get(value.name)
             if other is not None and other.name:
-                yield from _forms(value, other)
+                yield from _forms(value, other, inside.get(value.name, (-inf, inf)))
 
 
 def _planned(plan: QuantPlan) -> frozenset[str]:
@@ -221,19 +229,35 @@ def _head(node: ir.Node, planned: frozenset[str]) -> ir.Node:
     return node
 
 
-def _forms(value: ir.Value, other: ir.Value) -> Iterator[_Watched]:
+def _limits(plan: QuantPlan) -> dict[str, tuple[float, float]]:
+    """Map each quantized activation to the limits beyond which its readers do not tell values apart.
+
+    A Relu or Clip after it sets bounds; below the range of a group with a flat reader, that reader is flat.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for group in plan.groups.values():
+        if not group.constant:
+            low, high = group.bounds
+            if group.flat is not None:
+                params = plan.params[group.name]
+                low = max(low, (group.spec.limits[0] - float(params.zero_point)) * float(params.scale))
+            found |= dict.fromkeys(group.tensors, (low, high))
+    return found
+
+
+def _forms(value: ir.Value, other: ir.Value, limits: tuple[float, float]) -> Iterator[_Watched]:
     """Yield a float tensor with its forms in the quantized model, where ``other`` computes it."""
     if not _may_be_real(value):
         return
     if not _may_be_real(other):  # a node that was rewritten to work on integers
         real = _reader(other, DEQUANTIZE)
         if real is not None:
-            yield _Watched(value, name_of(real), None)
+            yield _Watched(value, name_of(real), None, limits)
         return
     clipped = _reader(other, "Clip")
     integers = _reader(other, QUANTIZE) or (_reader(clipped, QUANTIZE) if clipped else None)
     rounded = None if integers is None else _reader(integers, DEQUANTIZE)
-    yield _Watched(value, name_of(other), None if rounded is None else name_of(rounded))
+    yield _Watched(value, name_of(other), None if rounded is None else name_of(rounded), limits)
 
 
 def _may_be_real(value: ir.Value) -> bool:
@@ -286,29 +310,49 @@ def _parts(watched: Sequence[_Watched], sizes: Mapping[str, int]) -> Iterator[li
         yield part
 
 
-def _told(watched: Sequence[_Watched], sums: Mapping[str, _Sums], plan: QuantPlan) -> Iterator[TensorError]:
-    found: dict[str, float] = {}
+def _told(
+    graph: ir.Graph, watched: Sequence[_Watched], sums: Mapping[str, _Sums], plan: QuantPlan
+) -> Iterator[TensorError]:
+    known = {name: sum_.sqnr for name, sum_ in sums.items() if sum_.signal > 0}
+    nearest = _nearest(graph, known)
     planned = _planned(plan)
     for one in watched:
         name, total = name_of(one.value), sums[name_of(one.value)]
-        if total.signal == 0:  # it was never compared, or is zero throughout
+        if name not in known:  # it was never compared, or is zero throughout
             continue
-        found[name] = decibels(total.signal, total.noise)
         maker = one.value.producer()
         node = _head(maker, planned) if maker is not None else None
-        read = [name_of(v) for v in node.inputs if v is not None and v.name in found] if node else []
-        source = min(read, key=lambda each: found[each], default="")
+        source = _worst_of(node.inputs, nearest, known) if node is not None else ""
         yield TensorError(
             tensor=name,
             node=name_of(node) if node is not None else "",
             op_type=node.op_type if node is not None else "",
-            sqnr=found[name],
+            sqnr=known[name],
             rounding=inf if one.rounded is None else decibels(total.raw_signal, total.rounding),
             source=source,
-            inherited=found.get(source, inf),
+            inherited=known.get(source, inf),
             spread=total.spread,
             is_output=one.value.is_graph_output(),
         )
+
+
+def _nearest(graph: ir.Graph, known: Mapping[str, float]) -> dict[str, str]:
+    """Map each tensor to itself if it was measured, else to the worst measured one that it comes from."""
+    found = {name: name for name in known}
+    for node in graph:
+        worst = _worst_of(node.inputs, found, known)
+        for value in node.outputs:
+            if worst and value.name and value.name not in found:
+                found[value.name] = worst
+    return found
+
+
+def _worst_of(
+    values: Iterable[ir.Value | None], nearest: Mapping[str, str], known: Mapping[str, float]
+) -> str:
+    """The worst measured tensor that some tensors come from; empty if there is none."""
+    sources = {nearest[name] for value in values if value is not None and (name := value.name) in nearest}
+    return min(sorted(sources), key=lambda each: known[each], default="")
 
 
 def _is_real(array: NDArray[np.generic]) -> bool:

@@ -49,11 +49,13 @@ class Outline:
 
     Attributes:
         nodes: the nodes or groups, in graph order.
-        count: the number of nodes of the model.
+        count: the number of nodes in them.
+        hidden: the number of nodes that compute no float numbers, such as shapes, and are left out.
     """
 
     nodes: tuple[OutlineNode, ...]
     count: int
+    hidden: int = 0
 
     @property
     def grouped(self) -> bool:
@@ -69,21 +71,22 @@ def outline(reference: ir.Model, plan: QuantPlan, narrowing: Narrowing | None) -
         plan: the plan.
         narrowing: what is written in half precision; None: nothing.
     """
-    nodes = list(reference.graph)
+    kinds: dict[ir.Node, str] = {}
+    for node in reference.graph:
+        kinds[node] = _kind(node, plan, narrowing) or _fused(node, kinds)
+    nodes = [node for node, kind in kinds.items() if kind != OTHER] or list(kinds)
     keys = _keys([name_of(node) for node in nodes])
     places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
     place_of = {node: places[key] for node, key in zip(nodes, keys, strict=True)}
     members: list[list[tuple[str, str, str]]] = [[] for _ in places]
     reads: list[set[int]] = [set() for _ in places]
-    kinds: dict[ir.Node, str] = {}
     for node in nodes:
         here = place_of[node]
-        kinds[node] = _kind(node, plan, narrowing) or _fused(node, kinds)
         members[here].append((name_of(node), node.op_type, kinds[node]))
         makers = (value.producer() for value in node.inputs if value is not None)
         reads[here] |= {place_of[maker] for maker in makers if maker in place_of} - {here}
     made = (_made(key, members[i], reads[i]) for key, i in places.items())
-    return Outline(tuple(made), len(nodes))
+    return Outline(tuple(made), len(nodes), len(kinds) - len(nodes))
 
 
 def _made(key: str, members: Sequence[tuple[str, str, str]], reads: set[int]) -> OutlineNode:

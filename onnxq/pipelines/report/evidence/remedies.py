@@ -47,8 +47,10 @@ class Facts:
 
     @property
     def clipped(self) -> float:
-        """The share of its values that are clipped."""
-        return (self.range.clipped or 0.0) if self.range is not None else 0.0
+        """The share of its values that are clipped, unless they lie where what reads it is flat."""
+        if self.range is None or self.range.group.flat is not None:
+            return 0.0
+        return self.range.clipped or 0.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _wider(facts: Facts) -> str:
 REMEDIES: tuple[Remedy, ...] = (
     Remedy(
         lambda facts: bool(facts.error.source) and facts.error.lost < INHERITED and not facts.by_rounding,
-        lambda facts: f"its input {facts.error.source} is as far off ({facts.error.inherited:.1f} dB)",
+        lambda facts: f"it comes from {facts.error.source}, as far off ({facts.error.inherited:.1f} dB)",
         lambda facts: "see that tensor",
     ),
     Remedy(

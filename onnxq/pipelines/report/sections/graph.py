@@ -28,8 +28,9 @@ def graph(report: Report) -> Blocks:
         if known.grouped
         else ""
     )
+    hidden = f" {known.hidden} nodes that compute no float numbers are left out." if known.hidden else ""
     steps = "Drag to move, use the buttons to zoom, click a node for its figures."
-    yield Paragraph(f"{drawn}{steps}", "quiet")
+    yield Paragraph(f"{drawn}{steps}{hidden}", "quiet")
     legend = tuple((kind, STYLES.get(kind, kind), count) for kind, count in counts.most_common())
     yield Graph(legend, _embedded(known, report))
 

@@ -105,7 +105,11 @@ _LEGEND = (
 _FIGURES = (
     Column("tensor"),
     Column("SQNR", "power of the tensor over power of its error", numbers=True),
-    Column("worst input", "the SQNR of the worst tensor that its node reads", numbers=True),
+    Column(
+        "worst input",
+        "the SQNR of the worst tensor that its node reads, also through float nodes",
+        numbers=True,
+    ),
     Column("own rounding", "the SQNR if only its own rounding and clipping is counted", numbers=True),
     Column("channels", "largest magnitude of a channel over that of the median channel", numbers=True),
 )

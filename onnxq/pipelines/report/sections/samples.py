@@ -41,7 +41,9 @@ def samples(report: Report) -> Blocks:
         yield Table(_SAMPLES, [_sample(one, folder) for one in known.changed], "samples decided otherwise")
     if known.worst:
         yield Paragraph("Samples whose outputs are furthest from float:")
-        yield Table(_SAMPLES, [_sample(one, folder) for one in known.worst], "samples furthest from float")
+        width = len(_SAMPLES) if known.decisions else 2
+        rows = [_sample(one, folder)[:width] for one in known.worst]
+        yield Table(_SAMPLES[:width], rows, "samples furthest from float")
 
 
 def _changes(changes: Mapping[tuple[str, int, int], int]) -> list[list[Cell]]:

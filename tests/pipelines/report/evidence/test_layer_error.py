@@ -76,3 +76,15 @@ def test_channels_of_different_size_are_seen():
     quantized = insert_qdq(draft.reference, draft.plan)
     found = layer_errors(draft.reference, quantized, draft.plan, list(context.fit)[:2], CPU)
     assert next(e for e in found if e.tensor == "r").spread > 50
+
+
+def test_what_is_cut_off_where_a_reader_is_flat_is_no_error():
+    silu = """g (float[N,3,8,8] x) => (float[N,4] y) <float[8,3,3,3] w, float[8,4] v>
+    { c = Conv<pads=[1,1,1,1]>(x, w)  s = Sigmoid(c)  m = Mul(c, s)  p = GlobalAveragePool(m)
+      f = Flatten(p)  y = MatMul(f, v) }"""
+    weights = np.random.default_rng(0).normal(0, 20, (8, 3, 3, 3)).astype(np.float32)
+    draft, context = bench_of(simplify(parse(silu, w=weights)), (1, 3, 8, 8))
+    assert any(group.flat for group in draft.plan.groups.values())
+    quantized = insert_qdq(draft.reference, draft.plan)
+    found = layer_errors(draft.reference, quantized, draft.plan, list(context.fit)[:2], CPU)
+    assert next(e for e in found if e.tensor == "c").sqnr > 30

@@ -22,7 +22,7 @@ def facts(clipped=0.0, bits=8, config=None, **changes):
 
 
 CASES = {
-    "input s is as far off": (facts(source="s", inherited=20.5, rounding=40.0), "see that tensor"),
+    "it comes from s, as far off": (facts(source="s", inherited=20.5, rounding=40.0), "see that tensor"),
     "0.50% of its values are clipped": (facts(clipped=0.005, rounding=20.5), "--method minmax"),
     "the largest reaches 30 times": (facts(rounding=20.5, spread=30.0), "activation=uint16"),
     "too unevenly for so few bits": (facts(rounding=20.5), "--exclude n keeps it in float"),

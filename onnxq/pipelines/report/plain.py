@@ -1,0 +1,165 @@
+"""Results as plain data, which JSON can hold, and as a small table for notebooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import os
+from collections.abc import Iterable, Mapping, Set
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from markupsafe import Markup
+from pydantic import BaseModel
+from rich.filesize import decimal
+
+from onnxq.core.plan import QuantPlan
+
+if TYPE_CHECKING:
+    from onnxq.pipelines.result import QuantResult
+
+
+def plain(value: Any) -> Any:
+    """Turn a value into dicts, lists, texts and numbers; what is not finite becomes None.
+
+    Raises:
+        TypeError: there is no plain form of it.
+    """
+    if value is None or (isinstance(value, bool | int | str) and not isinstance(value, enum.Enum)):
+        return value
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist())
+    for kinds, turn in _FORMS:
+        if isinstance(value, kinds):
+            return turn(value)
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.repr}
+    raise TypeError(f"{type(value).__name__} has no plain form")
+
+
+_FORMS: tuple[tuple[Any, Any], ...] = (
+    (ir.DataType, lambda value: value.name.lower()),
+    (enum.Enum, lambda value: plain(value.value)),
+    (os.PathLike, os.fspath),
+    (BaseModel, lambda value: value.model_dump(mode="json")),
+    (Mapping, lambda value: {_key(key): plain(each) for key, each in value.items()}),
+    (Set, lambda value: sorted(map(plain, value))),
+    (Iterable, lambda value: [plain(each) for each in value]),
+)
+
+
+def _key(key: Any) -> str:
+    return key if isinstance(key, str) else " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
+
+
+def plan_of(plan: QuantPlan) -> dict[str, Any]:
+    """The decisions of a plan: nodes with their operators and reasons, and the quantized edges."""
+    return {
+        "target": plan.target,
+        "integer_nodes": _nodes(plan.integer_nodes),
+        "float_nodes": [
+            {"name": name, "op_type": node.op_type, "reason": node.reason}
+            for name, node in plan.float_nodes.items()
+        ],
+        "carried_nodes": _nodes(plan.passthrough_nodes),
+        "points": [
+            {
+                "tensor": point.tensor,
+                "consumer": point.consumer,
+                "input_index": point.input_index,
+                "type": point.spec.dtype.name.lower(),
+                "symmetric": point.spec.symmetric,
+                "axis": point.spec.axis,
+                "block_size": point.spec.block_size,
+                "group": point.group,
+            }
+            for point in plan.points
+        ],
+    }
+
+
+def _nodes(types: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "op_type": op_type} for name, op_type in types.items()]
+
+
+def quality_of(quality: Any) -> dict[str, Any] | None:
+    """The accuracy of all outputs, with the figures of the worst one; None if it was not measured."""
+    if quality is None:
+        return None
+    worst = {"sqnr": plain(quality.sqnr), "agreement": plain(quality.agreement)}
+    return {**worst, **{name: each for name, each in plain(quality).items() if name != "each"}}
+
+
+def result_of(result: QuantResult) -> dict[str, Any]:
+    """A quantization: files, options, plan, accuracy, sizes, times, checks, and what was tried."""
+    asked = result.request
+    return {
+        "model": asked.model,
+        "output": asked.output,
+        "data": asked.data,
+        "options": asked.config.model_dump(mode="json"),
+        "plan": plan_of(result.plan),
+        "quality": quality_of(result.quality),
+        "quality_here": quality_of(result.here),
+        "judged_on": result.judged_on,
+        "verdicts": plain(result.verdicts),
+        "speed": plain(result.speed),
+        "bytes": {
+            "original": result.float_bytes,
+            "quantized": result.int8_bytes,
+            "constants": result.constant_bytes,
+        },
+        "corrections": plain(result.corrections),
+        "goal": None if result.search is None else _search(result),
+        "floor": plain(result.rescue),
+        "autotune": plain(result.tuning),
+        "skipped": result.skipped,
+        "warnings": list(result.warnings),
+        "seconds": result.seconds,
+        "layers": plain(result.evidence.layers) if result.evidence else None,
+        "kernel_times": plain(result.evidence.times) if result.evidence else None,
+    }
+
+
+def _search(result: QuantResult) -> dict[str, Any]:
+    assert result.search is not None
+    search = result.search
+    return {
+        "goal": str(search.goal),
+        "chosen": plain(search.chosen),
+        "curve": plain(search.curve),
+        "interrupted": search.interrupted,
+    }
+
+
+def notebook_table(result: QuantResult) -> str:
+    """The main figures as a small HTML table; every text is escaped."""
+    plan, quality = result.plan, result.quality
+    every = len(plan.integer_nodes) + len(plan.float_nodes)
+    rows = {
+        "file": result.request.output,
+        "target": plan.target,
+        "in integers": f"{len(plan.integer_nodes)} of {every} nodes",
+        "size": f"{decimal(result.float_bytes)} → {decimal(result.int8_bytes)}",
+    }
+    if quality is None or result.request.synthetic:
+        rows["accuracy"] = "unknown: there were no real samples"
+    else:
+        if math.isfinite(quality.sqnr):
+            rows["SQNR"] = f"{quality.sqnr:.2f} dB (worst output, {result.judged_on})"
+        if quality.agreement is not None:
+            rows["agreement"] = f"{quality.agreement:.1%}"
+    if result.speed is not None:
+        rows["speed"] = f"{result.speed.ratio:.2f} times as fast"
+    body = [
+        Markup("<tr><th style='text-align:left'>{}</th><td>{}</td></tr>").format(*row) for row in rows.items()
+    ]
+    body += [
+        Markup("<tr><th style='text-align:left'>warning</th><td>{}</td></tr>").format(w)
+        for w in result.warnings
+    ]
+    return Markup("<table>{}</table>").format(Markup("").join(body))
