@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
+
+from markupsafe import Markup
+from rich.filesize import decimal
 
 from calibrators.statistics import Statistics
 from onnxq.algorithms.autotune.derived_plan import with_activations, without
@@ -20,7 +24,7 @@ from onnxq.graph.files import constant_bytes, size_on_disk
 from onnxq.graph.generation_files import copy_generation_files
 from onnxq.graph.half_precision.narrow import Narrowing
 from onnxq.pipelines.report.evidence.material import Evidence
-from onnxq.pipelines.report.plain import notebook_table, result_of
+from onnxq.pipelines.report.plain import plain, plan_of, quality_of
 from onnxq.pipelines.report.report import Report, Request
 from onnxq.pipelines.report.write import versions, write_report
 from onnxq.verify.accuracy import Quality
@@ -118,11 +122,11 @@ class QuantResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain data, which `json.dump` takes; what is not finite is None."""
-        return result_of(self)
+        return _as_data(self)
 
     def _repr_html_(self) -> str:
         """Show the main figures in a notebook."""
-        return notebook_table(self)
+        return _notebook_table(self)
 
     @property
     def report(self) -> Report:
@@ -145,6 +149,77 @@ class QuantResult:
             evidence=self.evidence,
             from_float=self.from_float,
         )
+
+
+def _as_data(result: QuantResult) -> dict[str, Any]:
+    """A quantization: files, options, plan, accuracy, sizes, times, checks, and what was tried."""
+    asked = result.request
+    return {
+        "model": asked.model,
+        "output": asked.output,
+        "data": asked.data,
+        "options": asked.config.model_dump(mode="json"),
+        "plan": plan_of(result.plan),
+        "quality": quality_of(result.quality),
+        "quality_here": quality_of(result.here),
+        "judged_on": result.judged_on,
+        "verdicts": plain(result.verdicts),
+        "speed": plain(result.speed),
+        "bytes": {
+            "original": result.float_bytes,
+            "quantized": result.int8_bytes,
+            "constants": result.constant_bytes,
+        },
+        "corrections": plain(result.corrections),
+        "goal": None if result.search is None else _search(result),
+        "floor": plain(result.rescue),
+        "autotune": plain(result.tuning),
+        "skipped": result.skipped,
+        "warnings": list(result.warnings),
+        "seconds": result.seconds,
+        "layers": plain(result.evidence.layers) if result.evidence else None,
+        "kernel_times": plain(result.evidence.times) if result.evidence else None,
+    }
+
+
+def _search(result: QuantResult) -> dict[str, Any]:
+    assert result.search is not None
+    search = result.search
+    return {
+        "goal": str(search.goal),
+        "chosen": plain(search.chosen),
+        "curve": plain(search.curve),
+        "interrupted": search.interrupted,
+    }
+
+
+def _notebook_table(result: QuantResult) -> str:
+    """The main figures as a small HTML table; every text is escaped."""
+    plan, quality = result.plan, result.quality
+    every = len(plan.integer_nodes) + len(plan.float_nodes)
+    rows = {
+        "file": result.request.output,
+        "target": plan.target,
+        "in integers": f"{len(plan.integer_nodes)} of {every} nodes",
+        "size": f"{decimal(result.float_bytes)} → {decimal(result.int8_bytes)}",
+    }
+    if quality is None or result.request.synthetic:
+        rows["accuracy"] = "unknown: there were no real samples"
+    else:
+        if math.isfinite(quality.sqnr):
+            rows["SQNR"] = f"{quality.sqnr:.2f} dB (worst output, {result.judged_on})"
+        if quality.agreement is not None:
+            rows["agreement"] = f"{quality.agreement:.1%}"
+    if result.speed is not None:
+        rows["speed"] = f"{result.speed.ratio:.2f} times as fast"
+    body = [
+        Markup("<tr><th style='text-align:left'>{}</th><td>{}</td></tr>").format(*row) for row in rows.items()
+    ]
+    body += [
+        Markup("<tr><th style='text-align:left'>warning</th><td>{}</td></tr>").format(w)
+        for w in result.warnings
+    ]
+    return Markup("<table>{}</table>").format(Markup("").join(body))
 
 
 def _reason(result: QuantResult, growth: int) -> str:

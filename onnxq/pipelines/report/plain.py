@@ -1,4 +1,4 @@
-"""Results as plain data, which JSON can hold, and as a small table for notebooks."""
+"""Values, plans and qualities as plain data, which JSON can hold."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ import enum
 import math
 import os
 from collections.abc import Iterable, Mapping, Set
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from markupsafe import Markup
 from pydantic import BaseModel
-from rich.filesize import decimal
 
 from onnxq.core.plan import QuantPlan
-
-if TYPE_CHECKING:
-    from onnxq.pipelines.result import QuantResult
 
 
 def plain(value: Any) -> Any:
@@ -92,74 +87,3 @@ def quality_of(quality: Any) -> dict[str, Any] | None:
         return None
     worst = {"sqnr": plain(quality.sqnr), "agreement": plain(quality.agreement)}
     return {**worst, **{name: each for name, each in plain(quality).items() if name != "each"}}
-
-
-def result_of(result: QuantResult) -> dict[str, Any]:
-    """A quantization: files, options, plan, accuracy, sizes, times, checks, and what was tried."""
-    asked = result.request
-    return {
-        "model": asked.model,
-        "output": asked.output,
-        "data": asked.data,
-        "options": asked.config.model_dump(mode="json"),
-        "plan": plan_of(result.plan),
-        "quality": quality_of(result.quality),
-        "quality_here": quality_of(result.here),
-        "judged_on": result.judged_on,
-        "verdicts": plain(result.verdicts),
-        "speed": plain(result.speed),
-        "bytes": {
-            "original": result.float_bytes,
-            "quantized": result.int8_bytes,
-            "constants": result.constant_bytes,
-        },
-        "corrections": plain(result.corrections),
-        "goal": None if result.search is None else _search(result),
-        "floor": plain(result.rescue),
-        "autotune": plain(result.tuning),
-        "skipped": result.skipped,
-        "warnings": list(result.warnings),
-        "seconds": result.seconds,
-        "layers": plain(result.evidence.layers) if result.evidence else None,
-        "kernel_times": plain(result.evidence.times) if result.evidence else None,
-    }
-
-
-def _search(result: QuantResult) -> dict[str, Any]:
-    assert result.search is not None
-    search = result.search
-    return {
-        "goal": str(search.goal),
-        "chosen": plain(search.chosen),
-        "curve": plain(search.curve),
-        "interrupted": search.interrupted,
-    }
-
-
-def notebook_table(result: QuantResult) -> str:
-    """The main figures as a small HTML table; every text is escaped."""
-    plan, quality = result.plan, result.quality
-    every = len(plan.integer_nodes) + len(plan.float_nodes)
-    rows = {
-        "file": result.request.output,
-        "target": plan.target,
-        "in integers": f"{len(plan.integer_nodes)} of {every} nodes",
-        "size": f"{decimal(result.float_bytes)} → {decimal(result.int8_bytes)}",
-    }
-    if quality is None or result.request.synthetic:
-        rows["accuracy"] = "unknown: there were no real samples"
-    else:
-        if math.isfinite(quality.sqnr):
-            rows["SQNR"] = f"{quality.sqnr:.2f} dB (worst output, {result.judged_on})"
-        if quality.agreement is not None:
-            rows["agreement"] = f"{quality.agreement:.1%}"
-    if result.speed is not None:
-        rows["speed"] = f"{result.speed.ratio:.2f} times as fast"
-    body = [
-        Markup("<tr><th style='text-align:left'>{}</th><td>{}</td></tr>").format(*row) for row in rows.items()
-    ]
-    body += [
-        Markup("<tr><th style='text-align:left'>warning</th><td>{}</td></tr>").format(w)
-        for w in result.warnings
-    ]
-    return Markup("<table>{}</table>").format(Markup("").join(body))
