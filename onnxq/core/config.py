@@ -145,7 +145,7 @@ class QuantConfig(BaseModel):
     metric: MetricChoice = _option(
         "metric",
         None,
-        "the metric of your task, for --goal too: FILE.py:FUNCTION (of outputs and labels, or of a session), "
+        "the metric of your task, for a goal too: FILE.py:FUNCTION (of outputs and labels, or of a session), "
         "top1, top5, map:yolo, map:detr, map:boxes, miou, wer, cer, cosine, spearman, kl, perplexity",
         "METRIC",
     )
