@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -115,7 +115,7 @@ def quantize_weights(
         model: as for `quantize_static`. The weights of a path are read one matrix after the other.
         output: path of the model to write.
         config: the options, with or without ``mode="weight-only"``; defaults if None.
-        data: as for `quantize_static`, to measure accuracy and speed on; none are needed.
+        data: as for `quantize_static`, to choose weights and to measure accuracy on; none are needed.
         progress: told how far the work is.
         example_inputs: what a module is called with, as for `quantize_static`.
 
@@ -292,7 +292,7 @@ def _exported(module: Any, asked: _Asked, folder: Path, data: Data | None, confi
     if example is None:
         raise ConfigError(f"{kind} has to be exported first: give example_inputs, what it is called with")
     from onnxq.torch import export
-    from onnxq.torch.batches import batches_for
+    from onnxq.torch.batches import Batches, batches_for
     from onnxq.torch.calls import example_call
     from onnxq.torch.module_patterns import Layers
 
@@ -300,5 +300,7 @@ def _exported(module: Any, asked: _Asked, folder: Path, data: Data | None, confi
     exported = export(module, example, path)
     if data is not None:
         data = batches_for(module, example_call(module, example), exported.inputs, data)
+        if config.metric is not None and isinstance(data, Batches):
+            data = replace(data, labelled=True)
     layers = Layers(asked.skip, only=asked.only)
     return _Given(path, data, layers.added_to(config, module, load(path)))

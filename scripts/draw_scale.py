@@ -34,8 +34,8 @@ class Constants:
         unit: samples of a unit, at most.
     """
 
-    start: float = 12.0
-    sample: float = 0.040
+    start: float = 16.0
+    sample: float = 0.035
     pack: float = 0.018
     merge: float = 0.118
     packed: float = 313e3

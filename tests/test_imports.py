@@ -60,7 +60,8 @@ ORDERED = {"onnxq.graph.passes"}
 
 PLUG_INS = (
     *("calibrators.methods", "onnxq.calibration.tables", "onnxq.targets"),
-    *("onnxq.pipelines.dynamic", "onnxq.pipelines.report", "onnxq.verify.workers", "onnxq.verify.metrics"),
+    *("onnxq.pipelines.dynamic", "onnxq.pipelines.report.sections"),
+    *("onnxq.verify.workers", "onnxq.verify.metrics"),
 )
 """Folders with one plug-in a file: a method, a format, a target, an operator, a section."""
 

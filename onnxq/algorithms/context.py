@@ -87,6 +87,18 @@ class CorrectionContext:
             return self
         return replace(self, metric=find_metric(goal.metric, _loaded(self.evaluator.float_model)))
 
+    def check_metric(self) -> None:
+        """Measure the metric of the task on the float model, before long work on the quantized one.
+
+        A metric that takes a whole model may take long itself, so it is not tried.
+
+        Raises:
+            CalibrationError: labels are missing.
+            ConfigError: the metric fails, or does not suit the model.
+        """
+        if self.metric is not None and self.metric.whole is None:
+            self.judge.evaluate(self.evaluator.float_model)
+
     def without_metric(self) -> CorrectionContext:
         """Return a copy for measurements that only ask for closeness to the float model."""
         return replace(self, metric=None)

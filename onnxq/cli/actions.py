@@ -25,18 +25,23 @@ _WRITTEN = ("save_statistics", "search_log", "table", "report")
 
 def quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq quantize``."""
-    from onnxq.cli import render, terminal
+    from onnxq.cli import terminal
+    from onnxq.cli.tables import as_json, render
     from onnxq.graph.files import written_together
     from onnxq.pipelines import preflight, static
     from onnxq.pipelines.dynamic import pipeline
     from onnxq.pipelines.inspection import of_plan, planned
     from onnxq.pipelines.weight_only import quantize_weights
+    from onnxq.pipelines.weight_only.default_mode import with_mode
 
+    config = with_mode(args.model, config)
     if args.save_config:
         preflight.check_files(args.model, args.output, config.data, config, [args.save_config])
     if args.dry_run:
         found = of_plan(args.model, *planned(args.model, config))
-        if not args.quiet:
+        if args.json:
+            as_json.print_inspection(found)
+        elif not args.quiet:
             render.show_inspection(found, every_group=True)
         _tell_unwritten(config)
         if args.save_config:
@@ -49,7 +54,10 @@ def quantize(args: argparse.Namespace, config: QuantConfig) -> None:
         if args.save_config:
             result.repeatable.save(Path(args.save_config))
     with suppress(OSError, KeyboardInterrupt):  # the model is written: a failure to print is no failure
-        render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
+        if args.json:
+            as_json.print_result(result)
+        else:
+            render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
     close_output()
 
 
@@ -62,7 +70,8 @@ def _tell_unwritten(config: QuantConfig) -> None:
 
 def requantize(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq requantize``."""
-    from onnxq.cli import render, terminal
+    from onnxq.cli import terminal
+    from onnxq.cli.tables import as_json, render
     from onnxq.graph.files import written_together
     from onnxq.pipelines.requantize import requantize
 
@@ -70,7 +79,10 @@ def requantize(args: argparse.Namespace, config: QuantConfig) -> None:
     with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
         result = requantize(args.model, args.output, config=config, progress=progress)
     with suppress(OSError, KeyboardInterrupt):
-        render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
+        if args.json:
+            as_json.print_result(result)
+        else:
+            render.show_result(args.output, result, quiet=args.quiet, every_node=args.verbose)
     close_output()
 
 
@@ -80,60 +92,80 @@ def table(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.pipelines import convert_table
 
     with written_together(INTERRUPTS.finish):
-        convert_table.convert(Path(args.source), Path(args.output), args.format, config)
+        table = convert_table.convert(Path(args.source), Path(args.output), args.format, config)
+    if args.json:
+        from onnxq.cli.tables import as_json
+
+        as_json.print_facts(
+            source=args.source,
+            output=args.output,
+            activations=table.activations,
+            weights=table.weights,
+        )
 
 
 def compare(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq compare``."""
-    from onnxq.cli import render, terminal
+    from onnxq.cli import terminal
+    from onnxq.cli.tables import as_json, render
     from onnxq.pipelines import compare
 
     with terminal.progress(quiet=args.quiet) as progress:
         quality, speed = compare.compare_files(args.float, args.int8, config, progress)
-    render.show_comparison(args.float, args.int8, quality, speed, config.threads or 1)
+    if args.json:
+        as_json.print_comparison((args.float, args.int8), quality, speed, config.threads or 1)
+    else:
+        render.show_comparison(args.float, args.int8, quality, speed, config.threads or 1)
 
 
 def convert(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq convert``."""
-    from onnxq.cli import render, terminal
+    from onnxq.cli import terminal
+    from onnxq.cli.tables import as_json, render
     from onnxq.graph.files import written_together
     from onnxq.pipelines import convert
 
     with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
         result = convert.convert(args.model, args.output, config=config, progress=progress)
     with suppress(OSError, KeyboardInterrupt):
-        render.show_conversion(args.output, result, quiet=args.quiet, every_node=args.verbose)
+        if args.json:
+            as_json.print_conversion(args.model, args.output, result)
+        else:
+            render.show_conversion(args.output, result, quiet=args.quiet, every_node=args.verbose)
     close_output()
 
 
 def inspect(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq inspect``."""
-    from onnxq.cli import render
+    from onnxq.cli.tables import as_json, render
     from onnxq.pipelines.inspection import inspect
+    from onnxq.pipelines.weight_only.default_mode import with_mode
 
-    found = inspect(args.model, config)
+    found = inspect(args.model, with_mode(args.model, config))
     if args.json:
-        render.print_inspection(found)
+        as_json.print_inspection(found)
     else:
         render.show_inspection(found, every_group=args.verbose)
 
 
 def sensitivity(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq sensitivity``."""
-    from onnxq.cli import render, terminal
+    from onnxq.cli import terminal
+    from onnxq.cli.tables import as_json, render
     from onnxq.pipelines import sensitivity
 
     with terminal.progress(quiet=args.quiet) as progress:
         found = sensitivity.rank(args.model, config, progress)
     if args.json:
-        render.print_ranking(found)
+        as_json.print_ranking(found)
     else:
         render.show_ranking(args.model, found)
 
 
 def verify(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq verify``."""
-    from onnxq.cli import render, terminal
+    from onnxq.cli import terminal
+    from onnxq.cli.tables import as_json, render
     from onnxq.core.errors import ModelError
     from onnxq.pipelines import verify
 
@@ -142,7 +174,7 @@ def verify(args: argparse.Namespace, config: QuantConfig) -> None:
     with terminal.progress(quiet=args.quiet) as progress:
         verdicts = verify.verify_file(args.model, config, progress)
     if args.json:
-        render.print_verdicts(verdicts)
+        as_json.print_verdicts(verdicts)
     else:
         render.show_verdicts(args.model, config.target, verdicts, every_node=args.verbose)
     if failed := [verdict.runtime for verdict in verdicts if verdict.status == "failed"]:
@@ -151,13 +183,17 @@ def verify(args: argparse.Namespace, config: QuantConfig) -> None:
 
 def export(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq export``."""
-    from onnxq.cli import render
+    from onnxq.cli.tables import as_json, render
     from onnxq.graph.files import written_together
     from onnxq.torch import export_made
 
     with written_together(INTERRUPTS.finish):
         exported = export_made(args.factory, args.output, args.shape, dynamic_batch=not args.fixed_batch)
-    if not args.quiet:
+    if args.json:
+        as_json.print_facts(
+            output=exported.path, inputs=exported.inputs, outputs=exported.outputs, sqnr=exported.sqnr
+        )
+    elif not args.quiet:
         render.show_export(exported.path, exported.inputs, exported.outputs, exported.sqnr)
 
 

@@ -52,6 +52,7 @@ _COMMANDS: Mapping[str, Command] = {
             **_CONFIG,
             "--save-config FILE.yaml": "write the options used",
             "--dry-run": "print the plan, with a reason for every node kept in float; write no model",
+            **_JSON,
             **_QUIET,
             "--verbose": "log each step, list every node kept in float, and show the traceback of an error",
         },
@@ -63,6 +64,7 @@ _COMMANDS: Mapping[str, Command] = {
         groups=("data", "ranges", "plan", "types", "running"),
         flags={
             "--report FILE.html": "also write a report, one HTML file",
+            **_JSON,
             **_QUIET,
             **_VERBOSE,
         },
@@ -79,6 +81,7 @@ _COMMANDS: Mapping[str, Command] = {
             **_WORKERS,
             "--with-moments": "keep what corrections need in the file too: channel means, and a bounded "
             "sample of inputs; every fifth of the first samples is held out",
+            **_JSON,
             **_QUIET,
             **_VERBOSE,
         },
@@ -91,6 +94,7 @@ _COMMANDS: Mapping[str, Command] = {
         groups=(),
         flags={
             "--allow-missing": "merge what there is, and say what is lost",
+            **_JSON,
             **_QUIET,
             **_VERBOSE,
         },
@@ -103,7 +107,7 @@ _COMMANDS: Mapping[str, Command] = {
             "folder": "the folder for what it makes",
         },
         groups=(),
-        flags={**_WORKERS, **_QUIET, **_VERBOSE},
+        flags={**_WORKERS, **_JSON, **_QUIET, **_VERBOSE},
         act=scale.sweep,
     ),
     "table": Command(
@@ -113,6 +117,7 @@ _COMMANDS: Mapping[str, Command] = {
         flags={
             "--format NAME": "tensorrt, ort, ncnn, snpe, qnn, mqbench, mqbench-snpe, mqbench-vitis, "
             "mqbench-ppl, ppq, json; default: by the name of OUTPUT",
+            **_JSON,
             **_VERBOSE,
         },
         act=actions.table,
@@ -122,7 +127,7 @@ _COMMANDS: Mapping[str, Command] = {
         help="compare accuracy, size and speed of an int8 model with its float original",
         files={"float": "the float model", "int8": "the quantized model"},
         groups=("data", "metric", "running"),
-        flags={**_NO_PROGRESS, **_VERBOSE},
+        flags={**_JSON, **_NO_PROGRESS, **_VERBOSE},
         act=actions.compare,
         idle=("every_element", "verify"),
     ),
@@ -131,6 +136,7 @@ _COMMANDS: Mapping[str, Command] = {
         files={"model": "an ONNX model", "output": "the model to write"},
         groups=("types", "data", "running"),
         flags={
+            **_JSON,
             **_QUIET,
             "--verbose": "log each step, list every node kept in float32, and show the traceback of an error",
         },
@@ -171,6 +177,7 @@ _COMMANDS: Mapping[str, Command] = {
             "--shape SIZES": "shape of the only float input, like 1,3,224,224, if the function returns no "
             "example",
             "--fixed-batch": "keep the batch size of the example",
+            **_JSON,
             **_QUIET,
             **_VERBOSE,
         },

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.cli.render import print_table
+from onnxq.cli.tables.render import print_table
 from onnxq.cli.terminal import print_json
 from onnxq.targets import TARGETS
 from onnxq.verify.machine import Machine, Suitability, examine, suitability

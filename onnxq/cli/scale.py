@@ -22,7 +22,8 @@ def calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
     from time import perf_counter
 
     from onnxq.calibration.shards import Scope, Shard
-    from onnxq.cli import render, terminal
+    from onnxq.cli import terminal
+    from onnxq.cli.tables import as_json, render
     from onnxq.core.unused import CALIBRATE, without
     from onnxq.pipelines import calibrate
 
@@ -40,8 +41,10 @@ def calibrate(args: argparse.Namespace, config: QuantConfig) -> None:
 
             statistics = calibrate_on(args.model, config, workers, progress, scope)
     INTERRUPTS.finish()
-    if not args.quiet:
-        seconds = perf_counter() - started
+    seconds = perf_counter() - started
+    if args.json:
+        as_json.print_statistics(args.model, args.statistics, statistics, seconds)
+    elif not args.quiet:
         render.show_statistics(args.model, args.statistics, statistics, seconds, every_tensor=args.verbose)
 
 
@@ -78,7 +81,8 @@ def merge(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq merge``."""
     from time import perf_counter
 
-    from onnxq.cli import render, terminal
+    from onnxq.cli import terminal
+    from onnxq.cli.tables import as_json, render
     from onnxq.pipelines import calibrate
 
     started = perf_counter()
@@ -87,19 +91,24 @@ def merge(args: argparse.Namespace, config: QuantConfig) -> None:
             args.parts, args.output, allow_missing=args.allow_missing, progress=progress
         )
     INTERRUPTS.finish()
-    if not args.quiet:
-        seconds = perf_counter() - started
+    seconds = perf_counter() - started
+    if args.json:
+        as_json.print_statistics("", args.output, statistics, seconds)
+    elif not args.quiet:
         render.show_statistics("MODEL", args.output, statistics, seconds, every_tensor=args.verbose)
 
 
 def sweep(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq sweep``."""
     from onnxq.cli import terminal
-    from onnxq.cli.sweep_table import show_sweep
+    from onnxq.cli.tables.as_json import print_rows
+    from onnxq.cli.tables.sweep_table import show_sweep
     from onnxq.distributed.sweeping import sweep
 
     with terminal.progress(quiet=args.quiet) as progress:
         result = sweep(Path(args.plan), Path(args.folder), _workers(args), progress)
     INTERRUPTS.finish()
-    if not args.quiet:
+    if args.json:
+        print_rows(result.rows, str(result.page))
+    elif not args.quiet:
         show_sweep(result.rows, str(result.page), result.resumed)

@@ -104,8 +104,10 @@ def _numbered(ray: Any, dataset: Any, number: str | None, limit: int | None) -> 
     if number is not None:
         rows = dataset if limit is None else dataset.filter(lambda row: row[number] < limit)
         return rows, min(dataset.count(), limit or dataset.count())
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    for context in (ray.data.DataContext.get_current(), dataset.context):
+        context.execution_options.preserve_order = True  # a dataset keeps the options that it began with
     rows = (dataset if limit is None else dataset.limit(limit)).materialize()
+    rows.context.execution_options.preserve_order = True
     total = rows.count()
     return rows.zip(ray.data.range(total).rename_columns({"id": NUMBER})), total
 

@@ -9,6 +9,7 @@ from calibrators.statistics import Statistics
 from onnxq.calibration import tables
 from onnxq.calibration.qparams import calibrator
 from onnxq.calibration.tables.sources import of_statistics
+from onnxq.calibration.tables.table import Table
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.pipelines.preflight import as_onnxq_errors, check_places
@@ -16,7 +17,7 @@ from onnxq.pipelines.preflight import as_onnxq_errors, check_places
 logger = logging.getLogger(__name__)
 
 
-def convert(source: Path, goal: Path, name: str | None, config: QuantConfig) -> None:
+def convert(source: Path, goal: Path, name: str | None, config: QuantConfig) -> Table:
     """Convert ``source``, a table or saved statistics, to a table.
 
     Args:
@@ -24,6 +25,9 @@ def convert(source: Path, goal: Path, name: str | None, config: QuantConfig) -> 
         goal: the file to write.
         name: the format to write; None: by the name of the file.
         config: the method that chooses ranges from statistics.
+
+    Returns:
+        The ranges that were written.
 
     Raises:
         OnnxqError: the file cannot be read or written; ``goal`` is then left unchanged.
@@ -38,6 +42,7 @@ def convert(source: Path, goal: Path, name: str | None, config: QuantConfig) -> 
             table = tables.read(source)
         tables.write(tables.encode(table, goal, known))
     logger.info("%s: %d tensors, %d weights", goal, len(table.activations), len(table.weights))
+    return table
 
 
 def _statistics(source: Path) -> Statistics:

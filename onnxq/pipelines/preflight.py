@@ -83,7 +83,7 @@ def check_written(written: Sequence[Path], model: object, data: object, config: 
     if isinstance(model, str | os.PathLike) and any(path.exists() for path in written):
         needed = files_of(model)
     target = config.target if config.target.endswith(SUFFIXES) else None
-    task = config.metric.rpartition(":")[0] if isinstance(config.metric, str) else None
+    task = config.metric.rpartition(":")[0] if ".py:" in str(config.metric) else None
     given = (data, config.data, config.labels, task, config.from_table, config.file, target)
     check_places((*needed, *given), written)
 

@@ -53,6 +53,7 @@ from onnxq.pipelines.acceptance import (
 )
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, quantized_node
 from onnxq.pipelines.prepare import prepare_loaded
+from onnxq.pipelines.report.evidence.material import Material, gather_evidence
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
 from onnxq.verify.accuracy import AccuracyEvaluator
@@ -115,7 +116,8 @@ def requantize(
         request = Request(os.fspath(model), os.fspath(output), origin(data), options)
         narrowing = _narrowing(simple, plan, samples, options)
         written = with_ranks(as_written(simple, plan, narrowing), simple, samples, options)
-        accepted = _accepted(written, plan, samples, request)
+        evaluator = AccuracyEvaluator(runnable(request.model), samples.eval_samples or list(samples))
+        accepted = _accepted(written, plan, samples, request, evaluator)
         result = Requantized(
             request=request,
             plan=plan,
@@ -134,6 +136,7 @@ def requantize(
             int8_bytes=accepted.size,
             statistics=statistics or None,
             narrowing=narrowing,
+            evidence=gather_evidence(Material(simple, written, plan, evaluator, options, narrowing)),
             kept=tuple(stage.known),
             calibrated=stage.missing,
         )
@@ -146,10 +149,11 @@ def _narrowing(simple: ir.Model, plan: QuantPlan, samples: Samples, config: Quan
     return chosen_remainder(simple, plan, batches, config)
 
 
-def _accepted(written: ir.Model, plan: QuantPlan, samples: Samples, request: Request) -> Acceptance:
+def _accepted(
+    written: ir.Model, plan: QuantPlan, samples: Samples, request: Request, evaluator: AccuracyEvaluator
+) -> Acceptance:
     """Write the model and compare it with the given one."""
     config = request.config
-    evaluator = AccuracyEvaluator(runnable(request.model), samples.eval_samples or list(samples))
     verify = partial(verify_static, plan=plan, config=config, evaluator=evaluator)
 
     def check(draft: Path) -> Acceptance:

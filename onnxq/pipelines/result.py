@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from markupsafe import Markup
+from rich.filesize import decimal
 
 from calibrators.statistics import Statistics
 from onnxq.algorithms.autotune.derived_plan import with_activations, without
@@ -17,7 +21,10 @@ from onnxq.calibration.tables.table import Table
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import constant_bytes, size_on_disk
+from onnxq.graph.generation_files import copy_generation_files
 from onnxq.graph.half_precision.narrow import Narrowing
+from onnxq.pipelines.report.evidence.material import Evidence
+from onnxq.pipelines.report.plain import plain, plan_of, quality_of
 from onnxq.pipelines.report.report import Report, Request
 from onnxq.pipelines.report.write import versions, write_report
 from onnxq.verify.accuracy import Quality
@@ -66,6 +73,7 @@ class QuantResult:
         tuning: the nodes that are kept in float because float is faster; None if nothing was tuned.
         narrowing: what is written in half precision; None: nothing.
         mix: how a goal was reached with weights of several widths, in words.
+        evidence: what was measured for the report; None without a report.
         float_bytes, int8_bytes: file sizes, external weights included.
         constant_bytes: bytes of all constants of the written model.
         seconds: duration of the whole quantization.
@@ -91,6 +99,7 @@ class QuantResult:
     tuning: Tuning | None = None
     narrowing: Narrowing | None = None
     mix: tuple[str, ...] = ()
+    evidence: Evidence | None = field(default=None, repr=False)
     float_bytes: int = 0
     int8_bytes: int = 0
     constant_bytes: int = 0
@@ -111,6 +120,14 @@ class QuantResult:
             config = with_activations(without(config, self.rescue.floats), self.rescue.wide)
         return config
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data, which `json.dump` takes; what is not finite is None."""
+        return _as_data(self)
+
+    def _repr_html_(self) -> str:
+        """Show the main figures in a notebook."""
+        return _notebook_table(self)
+
     @property
     def report(self) -> Report:
         """The content of the report, for `onnxq.pipelines.report`."""
@@ -129,7 +146,80 @@ class QuantResult:
             search=self.search,
             verdicts=self.verdicts,
             corrections=self.corrections,
+            evidence=self.evidence,
+            from_float=self.from_float,
         )
+
+
+def _as_data(result: QuantResult) -> dict[str, Any]:
+    """A quantization: files, options, plan, accuracy, sizes, times, checks, and what was tried."""
+    asked = result.request
+    return {
+        "model": asked.model,
+        "output": asked.output,
+        "data": asked.data,
+        "options": asked.config.model_dump(mode="json"),
+        "plan": plan_of(result.plan),
+        "quality": quality_of(result.quality),
+        "quality_here": quality_of(result.here),
+        "judged_on": result.judged_on,
+        "verdicts": plain(result.verdicts),
+        "speed": plain(result.speed),
+        "bytes": {
+            "original": result.float_bytes,
+            "quantized": result.int8_bytes,
+            "constants": result.constant_bytes,
+        },
+        "corrections": plain(result.corrections),
+        "goal": None if result.search is None else _search(result),
+        "floor": plain(result.rescue),
+        "autotune": plain(result.tuning),
+        "skipped": result.skipped,
+        "warnings": list(result.warnings),
+        "seconds": result.seconds,
+        "layers": plain(result.evidence.layers) if result.evidence else None,
+        "kernel_times": plain(result.evidence.times) if result.evidence else None,
+    }
+
+
+def _search(result: QuantResult) -> dict[str, Any]:
+    assert result.search is not None
+    search = result.search
+    return {
+        "goal": str(search.goal),
+        "chosen": plain(search.chosen),
+        "curve": plain(search.curve),
+        "interrupted": search.interrupted,
+    }
+
+
+def _notebook_table(result: QuantResult) -> str:
+    """The main figures as a small HTML table; every text is escaped."""
+    plan, quality = result.plan, result.quality
+    every = len(plan.integer_nodes) + len(plan.float_nodes)
+    rows = {
+        "file": result.request.output,
+        "target": plan.target,
+        "in integers": f"{len(plan.integer_nodes)} of {every} nodes",
+        "size": f"{decimal(result.float_bytes)} → {decimal(result.int8_bytes)}",
+    }
+    if quality is None or result.request.synthetic:
+        rows["accuracy"] = "unknown: there were no real samples"
+    else:
+        if math.isfinite(quality.sqnr):
+            rows["SQNR"] = f"{quality.sqnr:.2f} dB (worst output, {result.judged_on})"
+        if quality.agreement is not None:
+            rows["agreement"] = f"{quality.agreement:.1%}"
+    if result.speed is not None:
+        rows["speed"] = f"{result.speed.ratio:.2f} times as fast"
+    body = [
+        Markup("<tr><th style='text-align:left'>{}</th><td>{}</td></tr>").format(*row) for row in rows.items()
+    ]
+    body += [
+        Markup("<tr><th style='text-align:left'>warning</th><td>{}</td></tr>").format(w)
+        for w in result.warnings
+    ]
+    return Markup("<table>{}</table>").format(Markup("").join(body))
 
 
 def _reason(result: QuantResult, growth: int) -> str:
@@ -142,7 +232,8 @@ def _reason(result: QuantResult, growth: int) -> str:
 def conclude(result: Result, started: float) -> Result:
     """Add the original's size and the time since ``started`` to ``result``; write its report if requested.
 
-    A file that is larger than that of the float model is warned of.
+    Files that language models need beside them are copied. A file that is larger than that of the float model
+    is warned of.
 
     Raises:
         OnnxqError: the report cannot be written.
@@ -152,6 +243,7 @@ def conclude(result: Result, started: float) -> Result:
         warning = _LARGER.format(before, after, _reason(result, after - before))
         result = replace(result, warnings=(*result.warnings, warning))
     result = replace(result, float_bytes=before, seconds=time.perf_counter() - started)
+    copy_generation_files(result.request.model, result.request.output)
     if result.request.config.report is not None:
         write_report(result.report, result.request.config.report)
     return result

@@ -40,6 +40,7 @@ from onnxq.graph.qdq.insert_qdq import as_written
 from onnxq.pipelines.acceptance import accept_static, static_warnings
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files
 from onnxq.pipelines.prepare import prepare
+from onnxq.pipelines.report.evidence.material import Material, gather_evidence
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
 from onnxq.verify.metrics.choice import find_metric, settled
@@ -185,6 +186,7 @@ def _improved(
     plan, config, empty = float_where_empty(reference, calibrated.plan, statistics, config)
     plan = compute_qparams(reference, plan, calibrated.source)
     context = make_context(model, reference, calibrated.samples, config, progress)
+    context.check_metric()
     axes, every = channel_axes(reference, calibrated.plan), channel_means(statistics or {})
     means = {name: mean for name, mean in every.items() if name in axes}  # statistics may serve all targets
     draft = Draft(reference, reference, plan, means, statistics or {})
@@ -242,6 +244,9 @@ def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathL
         rescue=improved.rescue,
         tuning=improved.tuning,
         narrowing=narrowing,
+        evidence=gather_evidence(
+            Material(draft.reference, written, draft.plan, context.evaluator, context.config, narrowing)
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -41,20 +41,25 @@ class Batches:
         names: the inputs of the ONNX model.
         places: the place of each input among the arguments by position, and by name.
         kinds: the number of axes of each input, and whether it holds floating-point numbers.
+        labelled: whether to yield what lies beside the inputs too, as labels in a tuple with the inputs.
     """
 
     loader: Iterable[Any]
     names: Sequence[str]
     places: tuple[Sequence[Path], Sequence[Path]]
     kinds: Sequence[Kind | None]
+    labelled: bool = False
 
     def __iter__(self) -> Iterator[Any]:
         """Convert each batch."""
         for batch in self.loader:
             found = self._found(batch)
-            yield (
-                batch if found is None else dict(zip(self.names, map(_array, self.names, found), strict=True))
-            )
+            if found is None:
+                yield batch
+                continue
+            feeds = dict(zip(self.names, map(_array, self.names, found), strict=True))
+            labels = _beside(batch, {id(leaf) for leaf in found}) if self.labelled else None
+            yield feeds if labels is None else (feeds, labels)
 
     def _found(self, batch: Any) -> list[Any] | None:
         """Find the inputs in a batch, or at any depth in it; None if it does not hold them."""
@@ -118,6 +123,23 @@ def _at(value: Any, path: Path) -> Any:
         else:
             value = getattr(value, key, None) if isinstance(key, str) and not _is_array(value) else None
     return value
+
+
+def _beside(batch: Any, inputs: Collection[int]) -> Any:
+    """Return what a batch holds beside the arrays whose identities are ``inputs``; None: nothing.
+
+    It is one thing, or a dictionary of several, by name or by position.
+    """
+    if not isinstance(batch, Mapping) and not _is_sequence(batch):
+        return None
+    items = batch if isinstance(batch, Mapping) else dict(enumerate(batch))
+    rest = {key: value for key, value in items.items() if not _holds(value, inputs)}
+    return next(iter(rest.values())) if len(rest) == 1 else rest or None
+
+
+def _holds(value: Any, inputs: Collection[int]) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if _is_sequence(value) else ()
+    return id(value) in inputs or any(_holds(item, inputs) for item in inner)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

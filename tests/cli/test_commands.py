@@ -15,8 +15,9 @@ from cli import ROOT, environment, listen, onnxq, python, save_data, save_model
 from rich import text
 
 import onnxq as package
-from onnxq.cli import commands, interrupts, render, terminal
-from onnxq.cli.search_rows import speed_row
+from onnxq.cli import commands, interrupts, terminal
+from onnxq.cli.tables import render
+from onnxq.cli.tables.search_rows import speed_row
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.pipelines import acceptance
@@ -331,10 +332,11 @@ def test_inspect_as_json(folder, capsys):
 
 def test_inspect_tells_of_4_bits_and_blocks(folder, capsys):
     save_model(folder / "m.onnx", "g (float[N,64] x) => (float[N,8] y) <float[64,8] w> { y = MatMul (x, w) }")
-    assert run("inspect", "m.onnx", "--json", "--weight", "int4", "--block-size", "32") == 0
+    static = ("--mode", "static", "--weight", "int4")
+    assert run("inspect", "m.onnx", "--json", *static, "--block-size", "32") == 0
     (point,) = json.loads(capsys.readouterr().out)["points"]
     assert (point["type"], point["axis"], point["block_size"]) == ("int4", 0, 32)
-    assert run("inspect", "m.onnx", "--weight", "int4", "--target", "tensorrt") == 2
+    assert run("inspect", "m.onnx", *static, "--target", "tensorrt") == 2
     assert "valid: int8; with --block-size 16, 32, 64, 128, 256: int4" in capsys.readouterr().err
 
 

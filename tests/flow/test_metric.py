@@ -1,6 +1,9 @@
 """A metric of the task through the whole flow: command line, comparison, ranking, goal, report."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +20,7 @@ from onnxq.pipelines.compare import compare_files
 from onnxq.pipelines.sensitivity import rank
 from onnxq.pipelines.static import quantize_static
 
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 COUNT = 60
 FAST = {"verify": "off", "autotune": "off", "correct": "none"}
 METRIC = """import numpy as np
@@ -101,6 +105,7 @@ def test_the_float_models_results_are_labels(folder):
     found = quantized(folder, options(folder, metric="top1", labels="float")).quality.metric
     assert (found.float_value, found.pseudo) == (1.0, True)
     assert "pseudo labels" in str(found)
+    assert 0.05 < found.standard_error < 0.1  # 12 samples, all right: not as sure as none wrong suggests
     with pytest.raises(ConfigError, match="share cannot take labels from the float model"):
         quantized(folder, options(folder, labels="float"))
 
@@ -110,6 +115,16 @@ def test_wrong_metrics_are_found_before_the_work(folder):
         quantized(folder, options(folder, metric="accuracy"))
     with pytest.raises(CalibrationError, match=r"top1: 12 of 12 samples have no label: .*d\.npz\[4\]"):
         quantized(folder, options(folder, metric="top1", labels=None))
+
+
+def test_a_metric_that_fails_is_told_before_corrections(folder, monkeypatch):
+    monkeypatch.setattr("onnxq.pipelines.static.corrected", None)
+
+    def own(outputs, labels):
+        return outputs["y"]
+
+    with pytest.raises(ConfigError, match=r"own failed: .*test_metric\.py, line \d+: TypeError"):
+        quantized(folder, options(folder, metric=own))
 
 
 def test_points_are_ranked_by_what_the_metric_loses(folder):
@@ -129,14 +144,42 @@ def test_models_are_compared(folder):
     assert quality.metric.float_value == pytest.approx(0.75)
 
 
-def test_the_command_line_tells_both_values(folder):
-    given = ("--data", "d.npz", "--labels", "label", "--metric", "my_metric.py:share")
-    done = command(
-        *("quantize", "m.onnx", "q.onnx", *given, "--goal", "metric>=0.5", "--autotune", "off"), cwd=folder
-    )
-    assert done.returncode == 0, done.stderr
-    assert "metric>=0.5 holds" in done.stdout
-    assert "float 0.75" in command("compare", "m.onnx", "q.onnx", *given, cwd=folder).stdout
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+
+
+def test_the_commands_of_the_page_run(folder):
+    lines = [shlex.split(line) for line in blocks("sh")[0].splitlines()]
+    files = {"MODEL": "m.onnx", "OUTPUT": "q.onnx", "data.npz": "d.npz"}
+    told = []
+    for line in lines[1:]:
+        arguments = [files.get(word, word) for word in line[1:]]
+        done = command(*arguments, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        told.append(done.stdout)
+    assert [line[1] for line in lines[1:]] == ["quantize", "compare", "sensitivity"]
+    assert "metric>=0.99x holds" in told[0]
+    assert "float 0.75" in told[1]
+    assert "metric" in told[2]
+
+
+def test_the_examples_of_the_page_run(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    (folder / "m.onnx").rename("model.onnx")
+    (folder / "d.npz").rename("data.npz")
+    own, *examples = blocks("python")
+    (folder / "my_metric.py").write_text(own)
+    values = []
+    for code in examples:
+        names = {}
+        exec(compile(code, PAGE.name, "exec"), names)
+        values.append(names["result"].quality.metric.float_value)
+    assert values == pytest.approx([0.75, 0.7])  # of 12 samples, and of two batches of five
+
+
+def test_the_ranking_in_json_has_the_metric(folder):
+    given = ("--data", "d.npz", "--labels", "label", "--metric", "top1", "--correct", "none")
     ranked = json.loads(command("sensitivity", "m.onnx", *given, "--json", cwd=folder).stdout)
     assert {"name", "value", "float_value"} <= ranked[0]["metric"].keys()
 

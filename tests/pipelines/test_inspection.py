@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from onnxq.cli.commands import main
-from onnxq.cli.tree import counts, folded, tree
+from onnxq.cli.tables.tree import counts, folded, tree
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError
 from onnxq.pipelines.inspection import inspect

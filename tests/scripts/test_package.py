@@ -39,8 +39,19 @@ def test_links_of_the_readme_lead_to_files():
 def test_the_version_and_the_licence_are_the_same_everywhere():
     citation = (ROOT / "CITATION.cff").read_text("utf-8")
     assert f"version: {metadata()['version']}\n" in citation
-    assert f"license: {metadata()['license_expression']}\n" in citation
-    assert "Apache License" in (ROOT / metadata()["license_files"]).read_text("utf-8")
+    ours, shipped = metadata()["license_expression"].split(" AND ")
+    assert f"license: {ours}\n" in citation
+    first, *others = metadata()["license_files"].split()
+    assert "Apache License" in (ROOT / first).read_text("utf-8")
+    texts = [path.read_text("utf-8") for pattern in others for path in ROOT.glob(pattern)]
+    assert (shipped, len(texts)) == ("MIT", 3)
+    assert all("Permission is hereby granted, free of charge" in text for text in texts)
+
+
+def test_each_library_of_the_report_carries_its_licence():
+    folder = ROOT / "onnxq" / "pipelines" / "report" / "vendor"
+    for path in folder.glob("*.js"):
+        assert "Permission is hereby granted, free of charge" in path.read_text("utf-8")[:4000]
 
 
 def test_another_c_library_is_no_obstacle(monkeypatch):

@@ -1,6 +1,7 @@
 """Batches in the forms that data loaders yield, for modules with any arguments."""
 
 from collections import UserDict
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,3 +167,23 @@ def test_a_data_loader_is_read_as_often_as_needed(tmp_path):
 def test_a_batch_without_an_input_is_refused(tmp_path):
     with pytest.raises(onnxq.CalibrationError, match="a tuple of 1, the model takes several inputs: 'left'"):
         onnxq.quantize_static(Pair().eval(), tmp_path / "o", [(A,)], CONFIG, example_inputs=(A, B))
+
+
+@pytest.mark.parametrize(
+    ("batch", "labels"),
+    [
+        ((A, B, 3), 3),
+        (((A, B), 3), 3),
+        ({"left": A, "right": B, "y": 3}, 3),
+        (({"left": A, "right": B}, 3), 3),
+        ((A, B), None),
+        ((A, B, 3, 4), {2: 3, 3: 4}),
+        ({"inputs": (A, B), "y": 3, "z": 4}, {"y": 3, "z": 4}),
+    ],
+)
+def test_labels_lie_beside_the_inputs(batch, labels):
+    batches = batches_for(Pair(), example_call(Pair(), (A, B)), ["one", "two"], [batch])
+    (found,) = replace(batches, labelled=True)
+    feeds, beside = (found, None) if labels is None else found
+    assert list(feeds) == ["one", "two"]
+    assert beside == labels

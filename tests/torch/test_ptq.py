@@ -266,7 +266,7 @@ class Recurrent(nn.Module):
         ({"only": {nn.Linear}, "skip": ["fc"]}, {"head"}),
         ({"skip": [nn.LSTM]}, {"fc", "head"}),
     ],
-    ids=str,
+    ids=["all", "type", "type and name", "all but a name", "all but a type"],
 )
 def test_dynamic_mode_takes_types_and_names_of_modules(tmp_path, selection, modules):
     example = torch.randn(2, 5, 32)

@@ -155,8 +155,9 @@ def judged(goal: Goal, context: CorrectionContext) -> tuple[Goal, tuple[str, ...
     allowed, error = abs(found.float_value - goal.limit), found.standard_error
     if error <= allowed:
         return goal, ()
+    few = "" if found.decisions == found.samples else f" ({found.decisions} of them with something to find)"
     return goal, (
         f"TOO FEW SAMPLES FOR THE GOAL {wanted}: {found.name} is measured on {found.samples} "
-        f"{context.samples.eval_source}, with a standard error of {error:.3f}, more than the loss of "
+        f"{context.samples.eval_source}{few}, with a standard error of {error:.3f}, more than the loss of "
         f"{allowed:.3f} that the goal allows. Give more samples.",
     )

@@ -44,6 +44,7 @@ from onnxq.pipelines.preflight import (
     check_is_float,
     check_patterns,
 )
+from onnxq.pipelines.report.evidence.material import Material, gather_evidence
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
 from onnxq.targets.lookup import get_target
@@ -109,6 +110,16 @@ def quantize_dynamic(
                 int8_bytes=accepted.size,
                 constant_bytes=accepted.constants,
                 corrections=effects,
+                evidence=gather_evidence(
+                    Material(
+                        reference=simple,
+                        quantized=quantized,
+                        plan=plan,
+                        evaluator=context.evaluator,
+                        config=config,
+                        rescaled=any(effect.kept for effect in effects),
+                    )
+                ),
             ),
             started,
         )

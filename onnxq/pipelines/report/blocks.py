@@ -34,7 +34,20 @@ class Expandable:
     text: str
 
 
-Piece: TypeAlias = "Span | Expandable | Markup"
+@dataclass(frozen=True)
+class Picture:
+    """A small picture.
+
+    Attributes:
+        uri: the picture as a data URI.
+        alternative: what it shows.
+    """
+
+    uri: str
+    alternative: str
+
+
+Piece: TypeAlias = "Span | Expandable | Picture | Markup"
 
 
 @dataclass(frozen=True)
@@ -134,7 +147,50 @@ class SideBySide:
     blocks: tuple[Block, ...]
 
 
-Block: TypeAlias = "Table | Facts | Paragraph | Lines | Tiles | Folded | SideBySide"
+@dataclass(frozen=True)
+class Drawing:
+    """A drawing across the page.
+
+    Attributes:
+        svg: the drawing.
+    """
+
+    form: ClassVar[str] = "drawing"
+
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Commands that can be copied.
+
+    Attributes:
+        pairs: what each is for, and the command.
+    """
+
+    form: ClassVar[str] = "commands"
+
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph that the page's script draws.
+
+    Attributes:
+        legend: the types of nodes, the CSS class of each, and the number of its nodes.
+        json: the nodes as JSON, without characters that end an element.
+    """
+
+    form: ClassVar[str] = "graph"
+
+    legend: tuple[tuple[str, str, int], ...]
+    json: Markup
+
+
+Block: TypeAlias = (
+    "Table | Facts | Paragraph | Lines | Tiles | Folded | SideBySide | Drawing | Commands | Graph"
+)
 Blocks: TypeAlias = Iterator[Block]
 
 

@@ -42,12 +42,7 @@ def distribution(
     span = ends[1] - ends[0] or 1.0
     edges = np.array([-np.inf, *(ends[0] + span * np.linspace(0, 1, COLUMNS + 1)[1:-1]), np.inf])
     low, high, zero = ((x - ends[0]) / span * COLUMNS * STEP for x in (*chosen, 0.0))
-    marks = (
-        f'<rect class="in" x="{low:.1f}" width="{high - low:.1f}" height="{HEIGHT}"/>'
-        f'<path class="cut" d="M{low:.1f} 0v{HEIGHT}M{high:.1f} 0v{HEIGHT}"/>'
-        f'<path class="zero" d="M{zero:.1f} {HEIGHT - 4}v4"/>'
-    )
-    return _svg(marks, np.diff(cumulative(histogram, edges)), text)
+    return _svg(_marks(low, high, zero), np.diff(cumulative(histogram, edges)), text)
 
 
 def spread(values: Floats, ends: tuple[float, float], text: str) -> Markup:
@@ -61,6 +56,28 @@ def spread(values: Floats, ends: tuple[float, float], text: str) -> Markup:
     low, high = np.log(ends)
     counts, _ = np.histogram(np.log(values), COLUMNS, (low, max(high, low + 1e-6)))
     return _svg("", counts.astype(np.float64), text)
+
+
+def relative(counts: Floats, reach: float, text: str) -> Markup:
+    """Draw a histogram of values over the limits of their range, with logarithmic counts.
+
+    Args:
+        counts: ``[COLUMNS]``: the counts from ``-reach`` to ``reach``; the range is from -1 to 1.
+        reach: the ends of the axis.
+        text: description of the chart for screen readers.
+    """
+    whole = COLUMNS * STEP
+    low, high = (whole * (1 + end / reach) / 2 for end in (-1, 1))
+    return _svg(_marks(low, high, whole / 2), counts, text)
+
+
+def _marks(low: float, high: float, zero: float) -> str:
+    """Mark the chosen range, its ends, and zero."""
+    return (
+        f'<rect class="in" x="{low:.1f}" width="{high - low:.1f}" height="{HEIGHT}"/>'
+        f'<path class="cut" d="M{low:.1f} 0v{HEIGHT}M{high:.1f} 0v{HEIGHT}"/>'
+        f'<path class="zero" d="M{zero:.1f} {HEIGHT - 4}v4"/>'
+    )
 
 
 def _svg(marks: str, counts: Floats, text: str) -> Markup:

@@ -44,3 +44,30 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
   if (table.tBodies[0].rows.length > FILTERED) addFilter(table);
 }
+
+for (const command of document.querySelectorAll(".commands code")) {
+  const button = document.createElement("button");
+  button.textContent = "copy";
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(command.textContent);
+      button.textContent = "copied";
+    } catch {  // no permission: mark it, so that the keyboard copies it
+      getSelection().selectAllChildren(command);
+      button.textContent = "marked";
+    }
+  });
+  command.after(button);
+}
+
+const theme = document.querySelector("button.theme");
+theme.hidden = false;
+theme.addEventListener("click", () => {
+  const root = document.documentElement;
+  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
+  try {
+    localStorage.setItem("onnxq-theme", root.dataset.theme);
+  } catch { /* it holds until the page is closed */ }
+  document.dispatchEvent(new Event("themechange"));
+});

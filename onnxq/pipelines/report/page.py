@@ -11,20 +11,29 @@ from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from onnxq.pipelines.report.blocks import Blocks
-from onnxq.pipelines.report.calibration import calibration
-from onnxq.pipelines.report.outcome import outcome
-from onnxq.pipelines.report.plan import whole_plan
+from onnxq.pipelines.report.blocks import Block, Blocks
 from onnxq.pipelines.report.report import Report
-from onnxq.pipelines.report.request import request
-from onnxq.pipelines.report.verdicts import verdicts
-from onnxq.pipelines.report.weights import weights
+from onnxq.pipelines.report.sections.calibration import calibration
+from onnxq.pipelines.report.sections.graph import graph
+from onnxq.pipelines.report.sections.layers import layers
+from onnxq.pipelines.report.sections.next_steps import commands
+from onnxq.pipelines.report.sections.outcome import outcome
+from onnxq.pipelines.report.sections.plan import whole_plan
+from onnxq.pipelines.report.sections.request import request
+from onnxq.pipelines.report.sections.samples import samples
+from onnxq.pipelines.report.sections.times import times
+from onnxq.pipelines.report.sections.verdicts import verdicts
+from onnxq.pipelines.report.sections.weights import weights
 
 _PACKAGE = "onnxq.pipelines.report"
+
+_LIBRARIES = ("cytoscape.min.js", "cytoscape-dagre.min.js")
+"""What the graph needs, in the order of loading; see the README beside them."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +47,15 @@ class Section:
 
 _SECTIONS = (
     Section("result", "Result", outcome),
+    Section("layers", "Error by layer", layers),
+    Section("times", "Time by operator", times),
+    Section("samples", "Samples", samples),
+    Section("graph", "Graph", graph),
     Section("plan", "Plan", whole_plan),
     Section("checks", "Checks", verdicts),
     Section("calibration", "Calibration", calibration),
     Section("weights", "Weights", weights),
+    Section("commands", "Commands", commands),
     Section("request", "Configuration", request),
 )
 """The sections, in the order of the page."""
@@ -73,14 +87,19 @@ def rendered(
         warnings: shown first.
         sections: each with an "anchor", a "heading" and "blocks".
     """
+    read = [{**section, "blocks": list(cast(Blocks, section["blocks"]))} for section in sections]
+    draws = any(block.form == "graph" for section in read for block in cast(list[Block], section["blocks"]))
     return _template().render(
         model=titles[0],
         output=titles[1],
         subtitle=subtitle,
         css=_resource("page.css"),
+        theme=_resource("theme.js"),
         script=_resource("page.js"),
+        libraries=[_resource(f"vendor/{name}") for name in _LIBRARIES] if draws else [],
+        graph_script=_resource("graph.js") if draws else "",
         warnings=warnings,
-        sections=sections,
+        sections=read,
     )
 
 

@@ -12,6 +12,7 @@ from onnxq.algorithms.mixed_precision.search import Search
 from onnxq.core.config import QuantConfig
 from onnxq.core.plan import QuantPlan
 from onnxq.pipelines.report.activations import stabilities
+from onnxq.pipelines.report.evidence.material import Evidence
 from onnxq.verify.accuracy import Quality
 from onnxq.verify.verdict import Verdict
 
@@ -55,6 +56,8 @@ class Report:
         search: how the goal was reached; None if there was none.
         verdicts: what the target's rules and its runtimes say; empty if nothing was checked.
         corrections: the effect of each correction, in the order in which they were tried.
+        evidence: what was measured for the report; None if nothing was.
+        from_float: whether the original is a float model.
     """
 
     request: Request
@@ -71,6 +74,13 @@ class Report:
     search: Search | None = None
     verdicts: tuple[Verdict, ...] = ()
     corrections: tuple[Effect, ...] = ()
+    evidence: Evidence | None = None
+    from_float: bool = True
+
+    @property
+    def measured(self) -> Evidence:
+        """What was measured for the report, which may be nothing."""
+        return self.evidence or Evidence()
 
     @property
     def stability(self) -> RunStability | None:

@@ -2,7 +2,7 @@
 
 ::
 
-    prepare      make the model one graph, and choose the products (products.py, tied_tables.py)
+    prepare      make the model one graph, and choose the products (products.py, embedding_tables.py)
     write        round each matrix and write it before the next one is read (streaming.py); with data, in the
                  order in which they run, and once more without, to keep what is better (choice/)
     check        load the file, and compare it with the float model if that is small (judgement.py)
@@ -32,20 +32,25 @@ from onnxq.graph.files import load, write_made, written_together
 from onnxq.graph.nodes import name_of
 from onnxq.graph.passes import single
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_is_float, check_patterns
+from onnxq.pipelines.report.evidence.material import Evidence
+from onnxq.pipelines.report.evidence.outline import outline
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
 from onnxq.pipelines.weight_only.block_scheme import find_block_scheme
 from onnxq.pipelines.weight_only.choice.contest import write_better
 from onnxq.pipelines.weight_only.choice.goal_search import Mix, reach
+from onnxq.pipelines.weight_only.embedding_tables import TiedTable, find_tied
 from onnxq.pipelines.weight_only.judgement import make_judge
 from onnxq.pipelines.weight_only.products import plan_products
 from onnxq.pipelines.weight_only.streaming import WeightWork
-from onnxq.pipelines.weight_only.tied_tables import TiedTable, find_tied
 from onnxq.targets.lookup import get_target
 
 __all__ = ["prepare_weights", "quantize_weights"]
 
 Path = str | os.PathLike[str]
+
+
+_STREAMED = "mode weight-only holds one matrix in memory at a time, and never both models"
 
 
 def quantize_weights(
@@ -103,6 +108,10 @@ def quantize_weights(
                 corrections=tuple(effects),
                 int8_bytes=accepted.size,
                 constant_bytes=accepted.constants,
+                evidence=Evidence(
+                    outline=outline(judge.reference, work.plan, None),
+                    missing=dict.fromkeys(("layers", "times", "samples"), _STREAMED),
+                ),
             ),
             started,
         )

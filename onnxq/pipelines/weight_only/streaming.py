@@ -19,10 +19,10 @@ from onnxq.graph.passes.redundancy import RemoveUnusedPass
 from onnxq.pipelines.weight_only.block_scheme import BlockScheme
 from onnxq.pipelines.weight_only.block_writer import BlockWriter
 from onnxq.pipelines.weight_only.choice.rounding import Rounding
+from onnxq.pipelines.weight_only.embedding_tables import TiedTable, rewrite_tied
 from onnxq.pipelines.weight_only.products import Product
 from onnxq.pipelines.weight_only.rewrites import rewrite_product
 from onnxq.pipelines.weight_only.tensor_store import TensorStore
-from onnxq.pipelines.weight_only.tied_tables import TiedTable, rewrite_tied
 
 MEGABYTE = 10**6
 
@@ -55,7 +55,7 @@ class WeightWork:
     def bytes(self) -> int:
         """The bytes of all matrices that are read, each once."""
         operands = [each.operand for each in self.products]
-        operands += [table.products[0].operand for table in self.tied]
+        operands += [table.matrix.operand for table in self.tied]
         return sum({operand.value: operand.tensor.nbytes for operand in operands}.values())
 
 

@@ -46,7 +46,20 @@ def mean_precision(adapter: str) -> TaskMetric:
         sure = found.scores >= PSEUDO_SCORE
         return {"boxes": found.corners[sure], "classes": found.classes[sure]}
 
-    return TaskMetric(f"map:{adapter}", look, _precision, smaller=False, is_share=True, label_of=label_of)
+    return TaskMetric(
+        f"map:{adapter}",
+        look,
+        _precision,
+        smaller=False,
+        is_share=True,
+        label_of=label_of,
+        decisions=_labelled,
+    )
+
+
+def _labelled(records: Sequence[tuple[Truth, Boxes]]) -> int:
+    """Count the pictures with a box: those without one can hardly lower the value."""
+    return sum(bool(len(truth[0])) for truth, _ in records)
 
 
 def _truth(label: Any, kinds: int | None) -> Truth:

@@ -136,6 +136,7 @@ class Records:
             metric.smaller,
             metric.is_share,
             self.judge.pseudo,
+            metric.decisions(self._given),
         )
 
 

@@ -52,6 +52,7 @@ class TaskMetric:
         needs_labels: whether every sample must have a label.
         is_share: whether a value of 0 … 1 is a share of the samples, at least roughly.
         label_of: the label that the outputs of a model would be right for; None: the metric cannot tell.
+        decisions: returns how many independent things were judged; by default the number of samples.
         whole: computes the value from a model and a session of it, in place of `look` and `total`.
     """
 
@@ -62,6 +63,7 @@ class TaskMetric:
     needs_labels: bool = True
     is_share: bool = False
     label_of: Callable[[Seen], Any] | None = None
+    decisions: Callable[[Sequence[Any]], int] = len
     whole: Callable[[Model, ort.InferenceSession], float] | None = None
 
 
@@ -77,6 +79,7 @@ class MetricResult:
         smaller: whether smaller values are better; None: unknown.
         is_share: whether a value of 0 … 1 is a share of the samples, at least roughly.
         pseudo: whether the float model's own results were the labels.
+        decisions: how many independent things were judged, for `standard_error`.
     """
 
     name: str
@@ -86,6 +89,7 @@ class MetricResult:
     smaller: bool | None = None
     is_share: bool = False
     pseudo: bool = False
+    decisions: int = 0
 
     @property
     def loss(self) -> float:
@@ -105,10 +109,10 @@ class MetricResult:
         That of Agresti and Coull (1998), "Approximate is better than 'exact' for interval estimation of
         binomial proportions": two successes and two failures are added, so that it is not 0 for a share of 1.
         """
-        if not self.is_share or not self.samples or self.pseudo or not 0 <= self.float_value <= 1:
+        if not self.is_share or not self.decisions or not 0 <= self.float_value <= 1:
             return 0.0
-        count = self.samples + 4
-        share = (self.float_value * self.samples + 2) / count
+        count = self.decisions + 4
+        share = (self.float_value * self.decisions + 2) / count
         return math.sqrt(share * (1 - share) / count)
 
 

@@ -59,18 +59,22 @@ class Session:
         return list(self._session.get_outputs())
 
 
-@cache
 def load_function(place: str) -> Callable[..., Any]:
-    """Load the function that ``FILE.py:FUNCTION`` names.
+    """Load the function that ``FILE.py:FUNCTION`` names; again only if the file has changed.
 
     Raises:
         ConfigError: the file or the function does not exist, or the file raises an error.
     """
     match = PLACE.fullmatch(place)
     assert match is not None
-    path, name = Path(match[1]), match[2]
+    path = Path(match[1])
     if not path.is_file():
         raise ConfigError(f"metric: {path}: no such file")
+    return _loaded(path.resolve(), match[2], path.stat().st_mtime_ns)
+
+
+@cache
+def _loaded(path: Path, name: str, _: int) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location(f"onnxq_metric_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

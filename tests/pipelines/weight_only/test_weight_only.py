@@ -172,6 +172,28 @@ def test_a_table_that_stays_float_is_not_stored_twice(options: dict, tmp_path: P
         Made(tmp_path, TIED, **options)
 
 
+LONE = """g (int64[N,M] i) => (float[N,M,48] y) <float[300,64] t, float[64,48] w>
+{ e = Gather(t, i)  y = MatMul(e, w) }"""
+COSINES = """g (int64[M] p, float[N,M,64] x) => (float[N,M,48] y) <float[300,64] t, float[64,48] w>
+{ c = Gather(t, p)  o = Neg(c)  r = Mul(x, o)  y = MatMul(r, w) }"""
+SMALL = LONE.replace("300", "30")
+
+
+def test_an_embedding_table_alone_is_looked_up_in_8_bits(tmp_path: Path) -> None:
+    made = Made(tmp_path, LONE, weight="uint8")
+    assert made.counts == {"GatherBlockQuantized": 1, "MatMulNBits": 1}
+    assert made.error() < 0.02
+    assert "t" not in made.model.graph.initializers
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [(COSINES, {}), (SMALL, {}), (LONE, {"exclude": ("op:Gather",)}), (LONE, {"format": "dequantize"})],
+)
+def test_tables_that_stay_float(text: str, options: dict, tmp_path: Path) -> None:
+    assert Made(tmp_path, text, **options).counts["Gather"] == 1
+
+
 def test_a_tied_product_that_is_included_by_name(tmp_path: Path) -> None:
     ir.save(parse(TIED), tmp_path / "named.onnx")
     name = (
@@ -202,7 +224,7 @@ def test_one_file_stays_one_file(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"mode": "weight-only", "weight": "float16"}, "mode weight-only takes"),
-        ({"mode": "weight-only", "goal": "sqnr>=20"}, "quantizes no activations"),
+        ({"mode": "weight-only", "activation": "uint8"}, "quantizes no activations"),
         ({"mode": "weight-only", "correct": "rounding"}, "takes none"),
         ({"format": "dequantize"}, "mode weight-only"),
         ({"mode": "dynamic", "format": "dequantize"}, "format"),

@@ -107,3 +107,10 @@ def test_wrong_labels_and_adapters_are_told():
         value(mean_precision("boxes"), seen(TRUTH, np.ones(2), CLASSES, label=[1, 2]))
     with pytest.raises(ConfigError, match="hold no box"):
         value(mean_precision("boxes"), seen(TRUTH, np.ones(2), CLASSES, label=np.zeros((0, 5))))
+
+
+def test_pictures_without_a_box_are_no_decisions():
+    pytest.importorskip("pycocotools")
+    metric, output = mean_precision("yolo"), yolo_output(TRUTH, CLASSES, [0.9, 0.8])
+    empty = {"boxes": np.zeros((0, 4)), "classes": np.zeros(0, int)}
+    assert metric.decisions([metric.look(seen(output, label=label)) for label in (LABEL, empty, empty)]) == 1

@@ -1,5 +1,6 @@
 """Functions of the user's own: what they get, and whose fault an error is."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,10 @@ def test_a_goal_and_the_option_name_one_metric():
     ):
         with pytest.raises(ConfigError, match="goal"):
             settled(wrong, options)
+
+
+def test_a_file_that_has_changed_is_loaded_again(tmp_path):
+    place = f"{write(tmp_path, 'def share(outputs): return 1')}:share"
+    assert measure(place).value == 1
+    os.utime(write(tmp_path, "def share(outputs): return 2"), ns=(1, 1))
+    assert measure(place).value == 2

@@ -194,9 +194,10 @@ class _Search:
             smallest = with_bits(self._prepare(), ladder.bits(0))
             self._writer.write(smallest, self._draft)
             size = size_on_disk(self._draft)
+        before = len(ladder.sizes)
         while True:
             room = limit - size
-            taken = max((t for t, more in enumerate(ladder.sizes) if more <= room), default=-1)
+            taken = max((t for t, more in enumerate(ladder.sizes[:before]) if more <= room), default=-1)
             if taken < 0:
                 raise ModelError(
                     f"the smallest model has {size / 1e6:.1f} MB: {self._goal} cannot be reached"
@@ -211,6 +212,7 @@ class _Search:
                 quality = None if context is None else self._writer.judge.quality(self._draft)
                 return self._mix(Trial(taken, written, quality, counts), work)
             size += written - int(limit)  # places of tensors in the file take some bytes too
+            before = taken
 
     def _mix(self, chosen: Trial, work: WeightWork) -> Mix:
         trials = {**self._trials, chosen.taken: chosen}

@@ -1,8 +1,11 @@
-"""Share the matrix that is embedding table and last matrix (tied) as one table in 8 bits, for ONNX Runtime.
+"""Embedding tables in 8 bits, for ONNX Runtime: alone, or shared with the last matrix (tied).
 
 A 4-bit copy of the last matrix beside a float table takes more space than one table in 8 bits, and is less
 accurate. GatherBlockQuantized looks up rows of uint8 ``[V, D]``; MatMulNBits reads the same numbers through a
 Reshape to ``[V, D / size, size]``. Both take a scale for each block, and 128 as zero point.
+
+Tables of sines and cosines are looked up too, by position: rows that other data is multiplied with stay
+float.
 """
 
 from __future__ import annotations
@@ -14,15 +17,21 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.algorithms.weights.block_scales import BlockGrid
-from onnxq.graph.nodes import add_initializer, input_at
-from onnxq.pipelines.weight_only.block_scheme import BlockScheme
+from onnxq.graph.nodes import add_initializer, constant_value, input_at, is_op
+from onnxq.graph.operators import MOVING
+from onnxq.pipelines.weight_only.block_scheme import FLOATS, BlockScheme
 from onnxq.pipelines.weight_only.block_writer import BlockWriter
 from onnxq.pipelines.weight_only.products import Planned, Product, is_named, table_values
 from onnxq.pipelines.weight_only.rewrites import add_node, multiply_blocks, replace_node
+from onnxq.pipelines.weight_only.stored_operand import stored_operand
 from onnxq.planner.context import deselected
+from onnxq.planner.float_regions.angles import angle_nodes
+
+LEAST_TABLE = 2**14
+"""The fewest elements of a table that nothing is multiplied with: there is little to save in smaller ones."""
 
 BITS = 8
-"""The bits of a tied table, whatever those of other matrices are."""
+"""The bits of a table, whatever those of other matrices are."""
 
 _FLOAT_TABLE = (
     "its matrix is an embedding table too, which stays float (--include with its name quantizes it)"
@@ -31,11 +40,11 @@ _FLOAT_TABLE = (
 
 @dataclass(frozen=True)
 class TiedTable:
-    """A matrix that is looked up and multiplied with.
+    """A matrix that is looked up, and perhaps multiplied with.
 
     Attributes:
         look_ups: the nodes Gather.
-        products: the products, with V rows of the table as outputs.
+        products: the products, with V rows of the table as outputs; none if it is an embedding table alone.
         size: the block size.
     """
 
@@ -43,16 +52,21 @@ class TiedTable:
     products: tuple[Product, ...]
     size: int
 
+    @property
+    def matrix(self) -> Product:
+        """The table with its layout."""
+        return self.products[0] if self.products else _looked_up(self.look_ups[0])
+
 
 def find_tied(
     model: ir.Model, planned: Planned, scheme: BlockScheme
 ) -> tuple[Planned, tuple[TiedTable, ...]]:
-    """Take the products with tied tables out of a plan.
+    """Take the products with tied tables out of a plan, and find the tables that are looked up only.
 
     Where a table cannot be shared, its products stay float, unless they are included by name.
 
     Returns:
-        The plan of the other products, and the tied tables.
+        The plan of the other products, and the tables.
     """
     tables, found = table_values(model), list[TiedTable]()
     floats, kept = dict(planned.float_nodes), list[Product]()
@@ -69,12 +83,18 @@ def find_tied(
             continue
         kept += [each for each in products if is_named(each.node, scheme)]
         floats |= {each.node: _FLOAT_TABLE for each in products if not is_named(each.node, scheme)}
+    products_of = {product.operand.value for product in planned.products}
+    angles = {node for graph in model.graphs() for node in angle_nodes(graph)}
+    for value, look_ups in tables.items():
+        if value not in products_of and not angles & set(look_ups):
+            size = _lone_block(value, look_ups, scheme)
+            found += [] if size is None else [TiedTable(tuple(look_ups), (), size)]
     return Planned(tuple(kept), floats), tuple(found)
 
 
 def rewrite_tied(table: TiedTable, scheme: BlockScheme, writer: BlockWriter) -> None:
     """Let the nodes of a tied table read one table in 8 bits."""
-    first = table.products[0]
+    first = table.matrix
     grid = BlockGrid(BITS, True, table.size, first.operand.dtype.numpy())
     stored = writer.table_blocks(first, grid)
     for node in table.look_ups:
@@ -86,6 +106,8 @@ def rewrite_tied(table: TiedTable, scheme: BlockScheme, writer: BlockWriter) -> 
             "quantize_axis": 1,
         }
         replace_node(node, add_node("GatherBlockQuantized", inputs, attributes, node, writer))
+    if not table.products:
+        return
     count, columns = first.sizes
     shape = np.array([count, columns // table.size, table.size], np.int64)
     sizes = add_initializer(writer.model, writer.name(f"{stored.levels.name}_shape"), shape)
@@ -103,3 +125,33 @@ def _shared_block(look_ups: list[ir.Node], products: list[Product], scheme: Bloc
     if scheme.format != "matmulnbits" or not (selected and by_rows and one_type):
         return None
     return scheme.table_block(products[0].sizes[1])
+
+
+def _lone_block(value: ir.Value, look_ups: list[ir.Node], scheme: BlockScheme) -> int | None:
+    """Return the block size of a table that is looked up only; None if it stays float."""
+    table = _looked_up(look_ups[0])
+    types = {table.operand.dtype, table.operand.tensor.dtype}
+    if scheme.format != "matmulnbits" or not types <= FLOATS or table.operand.transposed:
+        return None
+    if table.operand.tensor.size < LEAST_TABLE or any(deselected(node, scheme.config) for node in look_ups):
+        return None
+    direct = {use.node for use in value.uses()} <= set(look_ups) and table.operand.dtype == value.dtype
+    if not direct or any(_multiplies(node.outputs[0]) for node in look_ups):
+        return None
+    return scheme.table_block(table.sizes[1])
+
+
+def _looked_up(node: ir.Node) -> Product:
+    operand = stored_operand(input_at(node, 0))
+    assert operand is not None
+    return Product(node, 0, operand, -1)
+
+
+def _multiplies(rows: ir.Value) -> bool:
+    """Whether other data is multiplied with the rows, as with sines and cosines."""
+    for node, index in rows.uses():
+        if is_op(node, "Mul") and constant_value(node.inputs[1 - index]) is None:
+            return True
+        if is_op(node, *MOVING, "Cast", "Concat", "Neg") and any(_multiplies(out) for out in node.outputs):
+            return True
+    return False

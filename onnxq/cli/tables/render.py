@@ -1,13 +1,11 @@
-"""Print results, comparisons, rankings and verdicts, as tables or as JSON."""
+"""Print results, comparisons, rankings and verdicts as tables; `as_json` prints the same as JSON."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from shlex import quote
-from typing import Any, Literal
+from typing import Literal
 
 from onnx_ir import DataType
 from rich.filesize import decimal
@@ -18,9 +16,16 @@ from calibrators.errors import shorten
 from calibrators.statistics import Statistics
 from calibrators.statistics.stability import Stability, run_stability, stability
 from onnxq.algorithms.sensitivity.analysis import Sensitivity
-from onnxq.cli.search_rows import counted, quality_rows, rescue_row, search_rows, speed_row, tuning_rows
-from onnxq.cli.terminal import ERR, OUT, print_json, warn
-from onnxq.cli.tree import counts, tree, without_names
+from onnxq.cli.tables.search_rows import (
+    counted,
+    quality_rows,
+    rescue_row,
+    search_rows,
+    speed_row,
+    tuning_rows,
+)
+from onnxq.cli.tables.tree import counts, tree, without_names
+from onnxq.cli.terminal import ERR, OUT, warn
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import size_on_disk
 from onnxq.pipelines.convert import Converted
@@ -155,47 +160,6 @@ def show_inspection(inspection: Inspection, *, every_group: bool = False) -> Non
     OUT.print(counts(inspection))
 
 
-def print_inspection(inspection: Inspection) -> None:
-    """Print the outline and its plan as JSON."""
-    groups = [
-        {
-            "runs": group.runs,
-            "told": group.told,
-            "nodes": [{"name": name, "op_type": op_type} for name, op_type in group.nodes],
-        }
-        for group in inspection.groups
-    ]
-    plan = _plan(inspection.plan) if inspection.plan is not None else {}
-    print_json({**plan, "groups": groups})
-
-
-def _plan(plan: QuantPlan) -> dict[str, Any]:
-    return {
-        "target": plan.target,
-        "integer_nodes": [{"name": name, "op_type": op_type} for name, op_type in plan.integer_nodes.items()],
-        "float_nodes": [
-            {"name": name, "op_type": node.op_type, "reason": node.reason}
-            for name, node in plan.float_nodes.items()
-        ],
-        "carried_nodes": [
-            {"name": name, "op_type": op_type} for name, op_type in plan.passthrough_nodes.items()
-        ],
-        "points": [
-            {
-                "tensor": point.tensor,
-                "consumer": point.consumer,
-                "input_index": point.input_index,
-                "type": point.spec.dtype.name.lower(),
-                "symmetric": point.spec.symmetric,
-                "axis": point.spec.axis,
-                "block_size": point.spec.block_size,
-                "group": point.group,
-            }
-            for point in plan.points
-        ],
-    }
-
-
 _RANKING: Mapping[str, Literal["left", "right"]] = {
     "place": "right",
     "tensor": "left",
@@ -222,27 +186,6 @@ def show_ranking(model: str, ranking: Sequence[Sensitivity]) -> None:
         value = () if metric is None else (f"{metric.value:.4g} ({metric.value - metric.float_value:+.2g})",)
         table.add_row(str(place), one.group.name, readers, one.kind, *figures, *value)
     print_table(table)
-
-
-def print_ranking(ranking: Sequence[Sensitivity]) -> None:
-    """Print the ranking as JSON; ``sqnr`` is null where the outputs did not change."""
-    content = [
-        {
-            "tensors": list(one.group.tensors),
-            "kind": one.kind,
-            "read_by": [{"name": name, "op_type": op_type} for name, op_type in one.readers.items()],
-            "noise": one.quality.noise,
-            "sqnr": one.quality.sqnr if math.isfinite(one.quality.sqnr) else None,
-            "agreement": one.quality.agreement,
-            **_metric(one.quality),
-        }
-        for one in ranking
-    ]
-    print_json(content)
-
-
-def _metric(quality: Quality) -> dict[str, Any]:
-    return {} if quality.metric is None else {"metric": asdict(quality.metric)}
 
 
 _STATUS_STYLES: Mapping[str, str] = {"passed": "green", "failed": "bold red", "not checked": "yellow"}
@@ -273,11 +216,6 @@ def _findings(verdict: Verdict, every_node: bool) -> Iterator[str]:
     for one, names in verdict.grouped:
         where = ", ".join(names) if every_node else shorten(names)
         yield f"{verdict.runtime} {one.severity}: {where}: {one}" if where else f"{one.severity}: {one}"
-
-
-def print_verdicts(verdicts: Sequence[Verdict]) -> None:
-    """Print the verdicts as JSON."""
-    print_json([asdict(one) for one in verdicts])
 
 
 def print_table(table: Table) -> None:

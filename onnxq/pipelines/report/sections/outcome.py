@@ -9,8 +9,8 @@ from rich.filesize import decimal
 
 from onnxq.pipelines.report.bits import told_types
 from onnxq.pipelines.report.blocks import Blocks, Cell, Column, Paragraph, Table, Tiles, number, text
-from onnxq.pipelines.report.goal import goal
 from onnxq.pipelines.report.report import Report
+from onnxq.pipelines.report.sections.goal import goal
 
 UNKNOWN = "unknown"
 

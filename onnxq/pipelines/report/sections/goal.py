@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from onnxq.algorithms.mixed_precision.search import Search
 from onnxq.algorithms.mixed_precision.trials import TrialResult
-from onnxq.pipelines.report.blocks import Blocks, Cell, Column, Paragraph, Table, number, text
+from onnxq.pipelines.report.blocks import Blocks, Cell, Column, Drawing, Paragraph, Table, number, text
+from onnxq.pipelines.report.plots import Axes, Point, plot
 
 
 def goal(search: Search | None) -> Blocks:
@@ -15,10 +16,27 @@ def goal(search: Search | None) -> Blocks:
     wider = f" and {len(chosen.widened)} with wider weights" if chosen.widened else ""
     if chosen.wide_activations:
         wider += f" and {len(chosen.wide_activations)} with wider activations"
+    trials = search.curve
     told = f"{search.goal} holds with {len(chosen.floats)} more nodes in float{wider}. Other trials:"
     yield Paragraph(told)
-    rows = (_row(trial, is_chosen=trial == chosen) for trial in search.curve)
+    if len(trials) > 1:
+        yield Drawing(plot([_point(search, trial) for trial in trials], _axes(search)))
+    rows = (_row(trial, is_chosen=trial == chosen) for trial in trials)
     yield Table(_COLUMNS, rows, "trials")
+
+
+def _axes(search: Search) -> Axes:
+    unit = ", dB" if search.goal.name == "sqnr" else ""
+    across = "changed nodes: kept in float, or with wider types"
+    return Axes(across, f"{search.goal.name}{unit}", counts=False)
+
+
+def _point(search: Search, trial: TrialResult) -> Point:
+    changed = len({*trial.floats, *trial.widened, *trial.wide_activations})
+    speed = "" if trial.speed is None else f", {trial.speed:.2f} times as fast"
+    told = f"{changed} nodes changed: {trial.value:.4g}, constants {trial.size / 1e6:.2f} MB{speed}"
+    is_chosen = trial == search.chosen
+    return Point(changed, trial.value, told, is_chosen, "chosen" if is_chosen else "")
 
 
 def _row(trial: TrialResult, *, is_chosen: bool) -> list[Cell]:

@@ -1,17 +1,18 @@
-"""The section on the scales of weights."""
+"""The section on weights: their values, what of them is clipped, and their scales."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.core.plan import Group, QuantSpec
 from onnxq.pipelines.report.blocks import Blocks, Cell, Column, Paragraph, Span, Table, number, text
-from onnxq.pipelines.report.calibration import format_of
-from onnxq.pipelines.report.chart import spread
+from onnxq.pipelines.report.chart import relative, spread
+from onnxq.pipelines.report.evidence.weight_values import REACH, WeightValues
 from onnxq.pipelines.report.report import Report
+from onnxq.pipelines.report.sections.calibration import format_of
 
 Scales = dict[str, NDArray[np.float64]]
 
@@ -26,10 +27,12 @@ def weights(report: Report) -> Blocks:
     scales = {g.name: plan.params[g.name].scale.reshape(-1).astype(np.float64) for g in constants}
     biases = f" {len(plan.biases)} biases are int32." if plan.biases else ""
     yield Paragraph(f"{len(constants)} constants.{biases} {_LEGEND}", "quiet")
-    yield Table(_COLUMNS, _rows(constants, scales), "weights")
+    values = report.measured.weights or {}
+    columns = (*_COLUMNS[:2], *(_VALUES if values else ()), *_COLUMNS[2:])
+    yield Table(columns, _rows(constants, scales, values), "weights")
 
 
-def _rows(constants: list[Group], scales: Scales) -> Iterator[list[Cell]]:
+def _rows(constants: list[Group], scales: Scales, values: Mapping[str, WeightValues]) -> Iterator[list[Cell]]:
     ends = min(s.min() for s in scales.values()), max(s.max() for s in scales.values())
     for group in constants:
         own = scales[group.name]
@@ -37,6 +40,7 @@ def _rows(constants: list[Group], scales: Scales) -> Iterator[list[Cell]]:
         yield [
             Cell((Span(", ".join(group.tensors), "code"),)),
             text(_format(group.spec)),
+            *(_values(values.get(group.name)) if values else ()),
             number(len(own), "{}"),
             Cell((spread(own, ends, f"scales {low:.4g} to {high:.4g}"),)),
             *(number(value) for value in (low, middle, high)),
@@ -44,12 +48,35 @@ def _rows(constants: list[Group], scales: Scales) -> Iterator[list[Cell]]:
         ]
 
 
+def _values(found: WeightValues | None) -> list[Cell]:
+    """The histogram of the values, their ends, and the share that is clipped."""
+    if found is None:
+        return [text("–"), text("–")]
+    told = f"values {found.low:.4g} to {found.high:.4g}"
+    drawn = relative(found.counts, REACH, told)
+    return [
+        Cell((drawn, Span(told, "small"))),
+        number(found.clipped, "{:.3%}" if found.clipped else "{:.0%}"),
+    ]
+
+
 def _format(spec: QuantSpec) -> str:
     place = "" if spec.axis is None else f", axis {spec.axis}"
     return format_of(spec) + place + ("" if spec.block_size is None else f", blocks of {spec.block_size}")
 
 
-_LEGEND = "Charts show the distribution of scales per channel or block, on one logarithmic axis for all rows."
+_VALUES = (
+    Column(
+        "values",
+        "the values, each over the greatest that the integers of its channel represent, counted on a "
+        "logarithmic scale; the light band is what they represent, what lies beyond is clipped",
+    ),
+    Column("clipped", "share of values more than half a step outside the range", numbers=True),
+)
+
+_LEGEND = (
+    "Charts of scales show their distribution per channel or block, on one logarithmic axis for all rows."
+)
 
 _COLUMNS = (
     Column("tensor"),

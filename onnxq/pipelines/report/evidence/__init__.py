@@ -1,0 +1,1 @@
+"""What is measured for a report only: errors by tensor, kernel times, samples, weights, the graph."""
