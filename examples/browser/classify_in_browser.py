@@ -108,7 +108,8 @@ def check(address: str) -> None:
     """Open the page in Chromium, and print what it shows."""
     from playwright.sync_api import sync_playwright
 
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    chromium = next(filter(None, found), None)
     with sync_playwright() as playwright:
         # Playwright's own Chromium is used where the system has none. In containers, root has no sandbox.
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
