@@ -52,6 +52,13 @@ NETWORK = """g (float[N, 3, 8, 8] input) => (float[N, 10] scores)
     scores = MatMul(n, last)
 }"""
 
+LANGUAGE_MODEL = """g (int64[N, S] input) => (float[N, S, 64] logits)
+<float[64, 64] table, float[64, 64] last> {
+    e = Gather(table, input)
+    logits = MatMul(e, last)
+}"""
+"""A model of the next token for the page about such: behind each id comes the one that is larger by 1."""
+
 FACTORY = """import torch
 
 
@@ -99,9 +106,20 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def make_language_model(folder):
+    """Replace the model and its samples by a language model and ids."""
+    table = np.random.default_rng(1).normal(size=(64, 64)).astype(np.float32)
+    last = 0.2 * np.roll(table, 1, axis=0).T
+    write(parse(LANGUAGE_MODEL, table=table, last=last), folder / "model.onnx")
+    ids = (np.arange(12)[:, None] * 5 + np.arange(16)) % 64
+    np.savez(folder / "samples" / "a.npz", input=ids.astype(np.int64))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_the_commands_of_a_page_run(page, folder, capsys):
+    if page.stem == "language-models":
+        make_language_model(folder)
     for name, command in MADE.items():
         if any(name in line for line in documented(page)):
             assert commands.main([*command, name.strip()]) == 0
