@@ -8,6 +8,7 @@ divide must not be rounded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -120,7 +121,8 @@ def choose_float32(
         runs: samples, and how to run them; without samples the ranges of tensors are unknown.
         dtype: float16 or bfloat16.
         given: more nodes that stay in float32 in any case, with reasons.
-        good: the noise-to-signal ratio (power) of an output that is good enough.
+        good: the noise-to-signal ratio (power) of an output that is good enough; if it is infinite, the rules
+            decide alone.
 
     Raises:
         CalibrationError: the model does not take a sample.
@@ -131,7 +133,7 @@ def choose_float32(
         saturate(model)
     known = Knowledge(dtype, _extremes(model, runs), given)
     chosen = Narrowing(dtype, float32_nodes(model, known))
-    if not runs.batches or dtype != ir.DataType.FLOAT16:
+    if not runs.batches or dtype != ir.DataType.FLOAT16 or math.isinf(good):
         return chosen
     return _refined(model, runs.first(COMPARED_ON), chosen, known, good)
 

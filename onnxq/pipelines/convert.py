@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ import onnx_ir as ir
 
 from calibrators.data.samples import Sample
 from calibrators.session import open_session
-from onnxq.algorithms.float32_nodes import Runs, choose_float32
+from onnxq.algorithms.float32_nodes import GOOD, Runs, choose_float32
 from onnxq.calibration.sample_split import Data, Samples, evenly, in_batches, open_samples
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
@@ -40,6 +41,9 @@ EXCLUDED = "it is excluded"
 
 ENOUGH = {ir.DataType.FLOAT: 60.0, ir.DataType.FLOAT16: 40.0, ir.DataType.BFLOAT16: 25.0}
 """Type -> the SQNR in dB of the worst output below which a converted model is warned of."""
+
+_LEAST = -10 * math.log10(GOOD)
+"""`GOOD` as an SQNR in dB."""
 
 JUDGED_ON = 16
 """The largest number of batches that the written model is compared on."""
@@ -113,17 +117,22 @@ def convert(
         original = load(model)
         samples = open_samples(original, data, config)
         batches = _batches(samples, original, config, progress)
-        converted, chosen, narrowed = _converted(
-            original, [] if samples.synthetic else batches, dtype, config
-        )
-        progress("writing and checking the model")
+        known = [] if samples.synthetic else batches
         check = partial(_checked, original, evenly(batches, JUDGED_ON), config)
-        quality, size = write_validated(converted, output, check)
+        progress("writing and checking the model")
+        is_searched = bool(known) and dtype == ir.DataType.FLOAT16
+        try:
+            made = _converted(original, known, dtype, config, good=math.inf)
+            quality, size = write_validated(made.model, output, partial(check, refuse_poor=is_searched))
+        except _PoorError:
+            progress("looking for nodes that need float32")
+            made = _converted(original, known, dtype, config, good=GOOD)
+            quality, size = write_validated(made.model, output, check)
     return Converted(
         dtype=dtype,
-        narrowed=narrowed,
-        float32=chosen.float32,
-        casts=sum(is_op(node, "Cast") for node in all_nodes(converted)),
+        narrowed=made.narrowed,
+        float32=made.chosen.float32,
+        casts=sum(is_op(node, "Cast") for node in all_nodes(made.model)),
         quality=quality,
         judged_on="synthetic inputs" if samples.synthetic else "samples",
         warnings=tuple(_warnings(samples, quality, dtype)),
@@ -151,10 +160,23 @@ def _batches(samples: Samples, model: ir.Model, config: QuantConfig, progress: P
     return list(in_batches(samples.fit_samples, model, config))
 
 
+class _PoorError(Exception):
+    """The rules alone give a model that is too far from the given one."""
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A converted model, what stays in float32 in it, and how many nodes do not, by operator."""
+
+    model: ir.Model
+    chosen: Narrowing
+    narrowed: Mapping[str, int]
+
+
 def _converted(
-    original: ir.Model, batches: Sequence[Sample], dtype: ir.DataType, config: QuantConfig
-) -> tuple[ir.Model, Narrowing, dict[str, int]]:
-    """Convert a copy of the model; return what stays in float32, and how many nodes do not."""
+    original: ir.Model, batches: Sequence[Sample], dtype: ir.DataType, config: QuantConfig, good: float
+) -> _Made:
+    """Convert a copy of the model; where an output has more noise than ``good``, more nodes stay float32."""
     needs_newer = dtype == ir.DataType.BFLOAT16 or _has_pairs(original)
     model = plain(original, OPSETS.get(dtype, OPSET) if needs_newer else OPSET)
     keep_io = config.io_types == "keep"
@@ -164,12 +186,12 @@ def _converted(
     if dtype != ir.DataType.FLOAT:
         excluded = (n for n in all_nodes(model) if any(matches(n, each) for each in config.exclude))
         given = {name_of(node): EXCLUDED for node in excluded}
-        chosen = choose_float32(model, Runs.of(batches, config), dtype, given)
+        chosen = choose_float32(model, Runs.of(batches, config), dtype, given, good)
         narrow(model, Narrowing(dtype, chosen.float32, keep_io))
     RemoveUnusedPass()(model)
     narrowed = _counted(model, dtype)
     slim(model)
-    return model, chosen, narrowed
+    return _Made(model, chosen, narrowed)
 
 
 def _has_pairs(model: ir.Model) -> bool:
@@ -181,17 +203,24 @@ def _checked(
     batches: Sequence[Sample],
     config: QuantConfig,
     draft: Path,
+    refuse_poor: bool = False,
 ) -> tuple[Quality, int]:
     """Compare the written file with the given model, and measure its size.
 
     Half precision is simulated in float32. The file itself must open too, where ONNX Runtime has kernels.
+
+    Raises:
+        _PoorError: if ``refuse_poor``, an output is further from the given model's than `GOOD`.
     """
     if config.float_type != "bfloat16":
         open_session(draft, providers=config.providers, threads=config.threads)
     evaluator = AccuracyEvaluator(
         unrounded(original), batches, providers=config.providers, threads=config.threads
     )
-    return evaluator.evaluate(runnable(draft)), size_on_disk(draft)
+    quality = evaluator.evaluate(runnable(draft))
+    if refuse_poor and any(not each.finite or each.sqnr < _LEAST for each in quality.outputs.values()):
+        raise _PoorError
+    return quality, size_on_disk(draft)
 
 
 def _counted(model: ir.Model, dtype: ir.DataType) -> dict[str, int]:
