@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -212,12 +213,16 @@ def _checked(
     Raises:
         _PoorError: if ``refuse_poor``, an output is further from the given model's than `GOOD`.
     """
-    if config.float_type != "bfloat16":
-        open_session(draft, providers=config.providers, threads=config.threads)
-    evaluator = AccuracyEvaluator(
-        unrounded(original), batches, providers=config.providers, threads=config.threads
-    )
-    quality = evaluator.evaluate(runnable(draft))
+    opened = partial(open_session, draft, providers=config.providers, threads=config.threads)
+    with ThreadPoolExecutor(1) as beside:  # to load a model takes one thread
+        loaded = beside.submit(opened) if config.float_type != "bfloat16" else None
+        evaluator = AccuracyEvaluator(
+            unrounded(original), batches, providers=config.providers, threads=config.threads
+        )
+        simulated = runnable(draft)
+        if loaded is not None:
+            loaded.result()
+    quality = evaluator.evaluate(simulated)
     if refuse_poor and any(not each.finite or each.sqnr < _LEAST for each in quality.outputs.values()):
         raise _PoorError
     return quality, size_on_disk(draft)
