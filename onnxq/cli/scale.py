@@ -70,10 +70,10 @@ def _workers(args: argparse.Namespace) -> Workers | None:
 def _number(flag: str, text: str, kind: Callable[[str], _Number]) -> _Number:
     try:
         value = kind(text)
-    except ValueError:
-        value = kind("-1")
+    except ValueError as error:
+        raise ConfigError(f"{flag} {text}: expected a number") from error
     if not 0 <= value < 1e6:
-        raise ConfigError(f"{flag} {text}: expected a number")
+        raise ConfigError(f"{flag} {text}: expected a number from 0 to a million")
     return value
 
 

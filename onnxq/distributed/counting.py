@@ -123,7 +123,11 @@ def merge_units(parts: Iterable[Statistics]) -> Statistics:
 
 
 class Counter:
-    """Counts units of one job. The model is loaded, and its session opened, once."""
+    """Counts units of one job. The model is loaded, and its session opened, once.
+
+    Attributes:
+        inputs: the inputs of the model.
+    """
 
     def __init__(self, job: Job, threads: int) -> None:
         """Open the model.
@@ -135,7 +139,8 @@ class Counter:
         self._job = job
         self._config = job.config.model_copy(update={"threads": threads})
         self._model = from_proto(onnx.load_from_string(job.model))
-        self._batched = batched(input_specs(self._model))
+        self.inputs = input_specs(self._model)
+        self._batched = batched(self.inputs)
         self._base: Samples | None = None
         self._collector: Collector | None = None
 
@@ -169,7 +174,7 @@ class Counter:
             holds=moments,
             travel=moments,
         ).thinned_for(self._job.total)
-        with _heard() as heard:
+        with _Heard() as heard:
             statistics = self._counted(samples)
         counted = Counted(samples.given, base.skipped - before, tuple(heard))
         return counted, pack(statistics)
@@ -193,6 +198,8 @@ class Counter:
 
 
 class _Heard(logging.Handler):
+    """Collects the warnings of a block."""
+
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.texts: list[str] = []
@@ -208,9 +215,6 @@ class _Heard(logging.Handler):
     def __exit__(self, *_: object) -> None:
         for name in ("onnxq", "calibrators"):
             logging.getLogger(name).removeHandler(self)
-
-
-_heard = _Heard
 
 
 def units(numbers: range, block: int) -> Iterator[Unit]:

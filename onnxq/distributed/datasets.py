@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx
 from PIL import Image
 
 from calibrators.collect import tell_nonfinite
@@ -21,7 +21,6 @@ from calibrators.data.images import load_image
 from calibrators.data.iterables import from_item
 from calibrators.data.preprocess import DEFAULT, parse_preprocess
 from calibrators.data.samples import InputSpec, Sample, fixed_batch, input_specs
-from calibrators.onnx_files import from_proto
 from calibrators.statistics import Statistics
 from onnxq.calibration.sample_split import BadSampleCounter, Samples
 from onnxq.core.config import QuantConfig
@@ -142,8 +141,8 @@ class BlockCounter:
 
             job = ray.get(job)
         self._job, self._number = job, number
-        self._inputs = input_specs(_model_of(job.model))
         self._counter = Counter(job, job.config.threads or max(1, round(cpus)))
+        self._inputs = self._counter.inputs
 
     def __call__(self, block: Mapping[str, Any]) -> dict[str, Any]:
         """Count the rows of a block; return its statistics as a row."""
@@ -168,8 +167,7 @@ class BlockCounter:
             picture = _picture(value, self._job.config, spec)
             feeds = {} if value is None else {spec.name: value if picture is None else picture}
         shaped = {spec.name: _shaped(feeds[spec.name], spec) for spec in self._inputs if spec.name in feeds}
-        sample = from_item(shaped, self._inputs, where)
-        return Sample(where, sample.feeds, sample.count, sample.joinable, numbers=(number,))
+        return replace(from_item(shaped, self._inputs, where), numbers=(number,))
 
 
 def _shaped(value: Any, spec: InputSpec) -> Any:
@@ -194,8 +192,3 @@ def _picture(value: Any, config: QuantConfig, spec: InputSpec) -> Any:
     Image.fromarray(value).save(file, "BMP")
     file.seek(0)
     return load_image(file, settings, spec)
-
-
-def _model_of(model: bytes) -> Any:
-    """Read a serialized model."""
-    return from_proto(onnx.load_from_string(model))

@@ -116,7 +116,12 @@ def requantize(
         request = Request(os.fspath(model), os.fspath(output), origin(data), options)
         narrowing = _narrowing(simple, plan, samples, options)
         written = with_ranks(as_written(simple, plan, narrowing), simple, samples, options)
-        evaluator = AccuracyEvaluator(runnable(request.model), samples.eval_samples or list(samples))
+        evaluator = AccuracyEvaluator(
+            runnable(request.model),
+            samples.eval_samples or list(samples),
+            providers=options.providers,
+            threads=options.threads,
+        )
         accepted = _accepted(written, plan, samples, request, evaluator)
         result = Requantized(
             request=request,

@@ -37,7 +37,7 @@ from onnxq.pipelines.report.evidence.outline import outline
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
 from onnxq.pipelines.weight_only.block_scheme import find_block_scheme
-from onnxq.pipelines.weight_only.choice.contest import write_better
+from onnxq.pipelines.weight_only.choice.draft_writers import write_better
 from onnxq.pipelines.weight_only.choice.goal_search import Mix, reach
 from onnxq.pipelines.weight_only.embedding_tables import TiedTable, find_tied
 from onnxq.pipelines.weight_only.judgement import make_judge
@@ -48,7 +48,6 @@ from onnxq.targets.lookup import get_target
 __all__ = ["prepare_weights", "quantize_weights"]
 
 Path = str | os.PathLike[str]
-
 
 _STREAMED = "mode weight-only holds one matrix in memory at a time, and never both models"
 
@@ -108,13 +107,16 @@ def quantize_weights(
                 corrections=tuple(effects),
                 int8_bytes=accepted.size,
                 constant_bytes=accepted.constants,
-                evidence=Evidence(
-                    outline=outline(judge.reference, work.plan, None),
-                    missing=dict.fromkeys(("layers", "times", "samples"), _STREAMED),
-                ),
+                evidence=_evidence(judge.reference, work.plan) if config.report else None,
             ),
             started,
         )
+
+
+def _evidence(reference: ir.Model, plan: QuantPlan) -> Evidence:
+    """What a report can tell without running both models."""
+    missing = dict.fromkeys(("layers", "times", "samples"), _STREAMED)
+    return Evidence(outline=outline(reference, plan, None), missing=missing)
 
 
 def prepare_weights(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:

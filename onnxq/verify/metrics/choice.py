@@ -78,7 +78,8 @@ def settled(goal: Goal | None, config: QuantConfig) -> tuple[Goal | None, QuantC
             raise ConfigError(
                 f"goal {goal}: name the metric with --metric FILE.py:FUNCTION or a built-in name"
             )
-        return _directed(goal, given), config
+        _check_side(goal, given)
+        return goal, config
     if given is None:
         return goal, config.changed(metric=goal.metric)
     same = given == goal.metric or (isinstance(given, str) and given.partition(":")[0] == goal.metric)
@@ -87,8 +88,12 @@ def settled(goal: Goal | None, config: QuantConfig) -> tuple[Goal | None, QuantC
     return goal, config
 
 
-def _directed(goal: Goal, metric: Any) -> Goal:
-    """Check that ``metric`` is bounded from the side where it is bad."""
+def _check_side(goal: Goal, metric: Any) -> None:
+    """Check that ``metric`` is bounded from the side where it is bad.
+
+    Raises:
+        ConfigError: it is not.
+    """
     name = metric.partition(":")[0] if isinstance(metric, str) else ""
     wrong = SMALLER_IS_BETTER if goal.at_least is not None else LARGER_IS_BETTER
     if name in wrong:
@@ -96,4 +101,3 @@ def _directed(goal: Goal, metric: Any) -> Goal:
         raise ConfigError(
             f"goal {goal}: of {name}, {'smaller' if right == '<=' else 'larger'} is better: {right}"
         )
-    return goal

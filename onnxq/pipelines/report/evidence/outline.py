@@ -22,6 +22,9 @@ MOST_DRAWN = 600
 MOST_GROUPS = 300
 """The largest number of groups that stand for them."""
 
+FEWEST_GROUPS = 16
+"""With fewer, names tell nothing about the structure, and stretches of the graph are drawn."""
+
 CARRIED = "as its neighbours"
 OTHER = "no float numbers"
 
@@ -138,7 +141,7 @@ def _keys(names: Sequence[str]) -> list[str]:
         if len(set(keys)) > MOST_GROUPS:
             break
         best = keys
-    if len(set(best)) > MOST_GROUPS / 20:
+    if len(set(best)) >= FEWEST_GROUPS:
         return best
     return list(_stretches(names))
 

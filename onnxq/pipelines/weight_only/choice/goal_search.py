@@ -1,7 +1,7 @@
-"""Search for the smallest model of a ladder that reaches a goal, or for the best one of a size.
+"""Search for the smallest model that reaches a goal, or for the best one of a size.
 
-Each trial writes and measures a model. The ladder predicts how the cost falls from one model to another, so
-the next trial is where the goal should just hold, between the nearest models that were measured.
+Each trial writes and measures a model of a `BitAllocation`, which predicts how the cost falls from one model
+to another: the next trial is where the goal should just hold, between the nearest models that were measured.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from onnxq.algorithms.layers.im2col import Floats
 from onnxq.core.errors import ConfigError, ModelError
 from onnxq.core.goal import SIZE, Goal
 from onnxq.graph.files import size_on_disk
-from onnxq.pipelines.weight_only.choice.bit_ladder import FLOAT, Ladder, make_ladder, with_bits
-from onnxq.pipelines.weight_only.choice.contest import DraftWriter, beside, move
+from onnxq.pipelines.weight_only.choice.bit_allocation import FLOAT, BitAllocation, allocate_bits, with_bits
+from onnxq.pipelines.weight_only.choice.draft_writers import DraftWriter, beside, move
 from onnxq.pipelines.weight_only.choice.group_costs import groups_of, measured_costs
 from onnxq.pipelines.weight_only.choice.input_squares import LENGTH
 from onnxq.pipelines.weight_only.products import Product
@@ -43,7 +43,7 @@ class Trial:
     """A model that was written.
 
     Attributes:
-        taken: the steps of the ladder that were taken.
+        taken: the steps of the allocation that were taken.
         size: bytes of the file.
         quality: its accuracy; None if only the size counted.
         bits: the number of matrices of each width; 0 is float.
@@ -102,7 +102,7 @@ def reach(goal: Goal, prepare: Callable[[], WeightWork], writer: DraftWriter, dr
 
     Raises:
         ConfigError: there are no samples to measure on, or no output that the goal is about.
-        ModelError: no model of the ladder reaches the goal.
+        ModelError: no allocation of bits reaches the goal.
     """
     return _Search(goal, prepare, writer, draft).run()
 
@@ -121,34 +121,36 @@ class _Search:
         work = self._prepare()
         if allowed(self._goal, first) >= 1:
             return self._mix(Trial(0, size_on_disk(self._draft), first, _counts(work, {})), work)
-        ladder = self._ladder(work, [work.scheme.dtype.bitwidth])
-        self._trials[0] = Trial(0, size_on_disk(self._draft), first, _counts(work, ladder.bits(0)))
-        self._between(ladder)
+        allocation = self._allocated(work, [work.scheme.dtype.bitwidth])
+        self._trials[0] = Trial(0, size_on_disk(self._draft), first, _counts(work, allocation.bits(0)))
+        self._between(allocation)
         held = [each for each in self._trials.values() if self._holds(each)]
         if not held:
             raise ModelError(f"no weights of more bits reach the goal {self._goal}")
         chosen = min(held, key=lambda each: each.taken)
-        return self._mix(chosen, with_bits(self._prepare(), ladder.bits(chosen.taken)))
+        return self._mix(chosen, with_bits(self._prepare(), allocation.bits(chosen.taken)))
 
-    def _between(self, ladder: Ladder) -> None:
-        low, high, last = 0, len(ladder.steps) + 1, self._trials[0]
-        while len(self._trials) <= TRIALS and ladder_gap(ladder, low, high) > TOLERANCE:
+    def _between(self, allocation: BitAllocation) -> None:
+        low, high, last = 0, len(allocation.steps) + 1, self._trials[0]
+        while len(self._trials) <= TRIALS and size_gap(allocation, low, high) > TOLERANCE:
             assert last.quality is not None
-            wanted = ladder.costs[last.taken] * allowed(self._goal, last.quality)
-            place = next((t for t, cost in enumerate(ladder.costs) if cost <= wanted), len(ladder.steps))
+            wanted = allocation.costs[last.taken] * allowed(self._goal, last.quality)
+            place = next(
+                (t for t, cost in enumerate(allocation.costs) if cost <= wanted), len(allocation.steps)
+            )
             place = min(max(place, low + 1), high - 1)
             with beside(self._draft) as other:
-                last = self._tried(ladder, place, other)
+                last = self._tried(allocation, place, other)
                 if self._holds(last):
                     high = place
                     move(other, self._draft)
                 else:
                     low = place
 
-    def _tried(self, ladder: Ladder, taken: int, file: Path) -> Trial:
-        work = with_bits(self._prepare(), ladder.bits(taken))
-        counts = _counts(self._prepare(), ladder.bits(taken))
-        self._writer.write(work, file)
+    def _tried(self, allocation: BitAllocation, taken: int, file: Path) -> Trial:
+        work, bits = self._prepare(), allocation.bits(taken)
+        counts = _counts(work, bits)
+        self._writer.write(with_bits(work, bits), file)
         self._trials[taken] = Trial(taken, size_on_disk(file), self._judged(file), counts)
         return self._trials[taken]
 
@@ -160,7 +162,7 @@ class _Search:
             raise ConfigError(f"goal {self._goal} is measured on held-out samples: give samples with --data")
         return self._writer.judge.quality(file)
 
-    def _ladder(self, work: WeightWork, lowest: Sequence[int]) -> Ladder:
+    def _allocated(self, work: WeightWork, lowest: Sequence[int]) -> BitAllocation:
         groups = groups_of(work.products)
         judge, progress = self._writer.judge, self._writer.progress
         if judge.context is not None:
@@ -172,7 +174,7 @@ class _Search:
 
         costs = measured_costs(judge.reference, groups, rounded, self._samples(), progress)
         higher = [bits for bits in (8,) if bits > lowest[-1] and work.scheme.with_bits(bits) is not None]
-        return make_ladder(groups, costs, work.scheme, [*lowest, *higher, FLOAT])
+        return allocate_bits(groups, costs, work.scheme, [*lowest, *higher, FLOAT])
 
     def _samples(self) -> Sequence[Sample]:
         """Return samples to measure costs on: given ones, or random token ids."""
@@ -189,23 +191,24 @@ class _Search:
         work, size = self._prepare(), size_on_disk(self._draft)
         requested = work.scheme.dtype.bitwidth
         lower = [SMALLER] if size > limit and requested > SMALLER and work.scheme.with_bits(SMALLER) else []
-        ladder = self._ladder(work, [*lower, requested])
+        allocation = self._allocated(work, [*lower, requested])
         if lower:
-            smallest = with_bits(self._prepare(), ladder.bits(0))
+            smallest = with_bits(self._prepare(), allocation.bits(0))
             self._writer.write(smallest, self._draft)
             size = size_on_disk(self._draft)
-        before = len(ladder.sizes)
+        before = len(allocation.sizes)
         while True:
             room = limit - size
-            taken = max((t for t, more in enumerate(ladder.sizes[:before]) if more <= room), default=-1)
+            taken = max((t for t, more in enumerate(allocation.sizes[:before]) if more <= room), default=-1)
             if taken < 0:
                 raise ModelError(
                     f"the smallest model has {size / 1e6:.1f} MB: {self._goal} cannot be reached"
                 )
-            bits = ladder.bits(taken)
-            work = with_bits(self._prepare(), bits)
-            counts = _counts(self._prepare(), bits)
-            self._writer.write(with_bits(self._prepare(), bits), self._draft)
+            bits = allocation.bits(taken)
+            work = self._prepare()
+            counts = _counts(work, bits)
+            work = with_bits(work, bits)
+            self._writer.write(work, self._draft)
             written = size_on_disk(self._draft)
             if written <= limit:
                 context = self._writer.judge.context
@@ -219,12 +222,12 @@ class _Search:
         return Mix(self._goal, chosen, tuple(trials[taken] for taken in sorted(trials)), work)
 
 
-def ladder_gap(ladder: Ladder, low: int, high: int) -> float:
+def size_gap(allocation: BitAllocation, low: int, high: int) -> float:
     """Return by how much two models differ in size, of what all steps add; 0 if none is between them."""
     if high - low <= 1:
         return 0.0
-    last = len(ladder.sizes) - 1
-    return (ladder.sizes[min(high, last)] - ladder.sizes[low]) / max(ladder.sizes[-1], 1) or 1.0
+    last = len(allocation.sizes) - 1
+    return (allocation.sizes[min(high, last)] - allocation.sizes[low]) / max(allocation.sizes[-1], 1) or 1.0
 
 
 def allowed(goal: Goal, quality: Quality) -> float:

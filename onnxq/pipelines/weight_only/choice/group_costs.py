@@ -19,7 +19,7 @@ from onnxq.algorithms.layers.im2col import Floats
 from onnxq.core.progress import Progress
 from onnxq.graph.nodes import name_of
 from onnxq.graph.passes import typed
-from onnxq.pipelines.weight_only.choice.contest import figure
+from onnxq.pipelines.weight_only.choice.draft_writers import figure
 from onnxq.pipelines.weight_only.products import Product, read_layout
 from onnxq.pipelines.weight_only.stored_operand import row_reader
 from onnxq.verify.accuracy import outcome

@@ -14,7 +14,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
 from onnxq.core.goal import parse_goal
 from onnxq.graph.files import load
-from onnxq.pipelines.weight_only.choice.bit_ladder import FLOAT, make_ladder, with_bits
+from onnxq.pipelines.weight_only.choice.bit_allocation import FLOAT, allocate_bits, with_bits
 from onnxq.pipelines.weight_only.choice.goal_search import allowed
 from onnxq.pipelines.weight_only.choice.group_costs import groups_of, measured_costs
 from onnxq.pipelines.weight_only.pipeline import _prepare
@@ -136,18 +136,18 @@ def test_costs_of_groups_add_up(tmp_path: Path) -> None:
 def test_the_ladder_takes_the_steps_that_gain_most_for_each_byte(tmp_path: Path) -> None:
     work = work_of(tmp_path)
     groups = groups_of(work.products)
-    ladder = make_ladder(groups, [1, 1, 8, 1], work.scheme, [4, 8, FLOAT])
-    assert len(ladder.steps) == 8
-    assert ladder.steps[0].group == 2
-    assert ladder.costs[0] == pytest.approx(11)
-    assert ladder.costs[-1] == pytest.approx(0, abs=1e-9)
-    assert all(one >= other for one, other in zip(ladder.costs, ladder.costs[1:], strict=False))
-    assert set(ladder.bits(0).values()) == {4}
-    assert set(ladder.bits(8).values()) == {FLOAT}
-    mixed = with_bits(work, ladder.bits(1))
+    allocation = allocate_bits(groups, [1, 1, 8, 1], work.scheme, [4, 8, FLOAT])
+    assert len(allocation.steps) == 8
+    assert allocation.steps[0].group == 2
+    assert allocation.costs[0] == pytest.approx(11)
+    assert allocation.costs[-1] == pytest.approx(0, abs=1e-9)
+    assert all(one >= other for one, other in zip(allocation.costs, allocation.costs[1:], strict=False))
+    assert set(allocation.bits(0).values()) == {4}
+    assert set(allocation.bits(8).values()) == {FLOAT}
+    mixed = with_bits(work, allocation.bits(1))
     widths = {mixed.scheme_of(product).dtype.bitwidth for product in groups[2]}
     assert widths == {8}
-    assert not with_bits(work, ladder.bits(8)).products
+    assert not with_bits(work, allocation.bits(8)).products
 
 
 def test_how_much_costs_may_grow() -> None:

@@ -41,7 +41,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class BitAllocation:
     """All models that the search may choose: the first ``t`` steps are taken.
 
     Attributes:
@@ -69,9 +69,9 @@ class Ladder:
         }
 
 
-def make_ladder(
+def allocate_bits(
     groups: Sequence[Group], costs: Sequence[float], scheme: BlockScheme, widths: Sequence[int]
-) -> Ladder:
+) -> BitAllocation:
     """Order the steps of all groups.
 
     Args:
@@ -91,7 +91,7 @@ def make_ladder(
     start = sum(costs) * _noise(widths[0]) / _noise(scheme.dtype.bitwidth)
     left = tuple(accumulate((-step.gain for step in steps), initial=start))
     sizes = tuple(accumulate((step.size for step in steps), initial=0))
-    return Ladder(tuple(groups), widths[0], tuple(steps), left, sizes)
+    return BitAllocation(tuple(groups), widths[0], tuple(steps), left, sizes)
 
 
 def with_bits(work: WeightWork, bits: Mapping[str, int]) -> WeightWork:
