@@ -13,13 +13,13 @@ runs on this machine.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from calibrators.errors import CalibrationError
 from calibrators.session import open_session
 from onnxq.algorithms.autotune.apply import measurable, timing_sample
+from onnxq.algorithms.budget import clock_of
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.mixed_precision.priorities import Rung, rungs
@@ -117,10 +117,11 @@ def hold(
     first = _Tried((), Steps(), draft, quality or context.evaluate(draft))
     if not first.quality.samples or _is_good(first, floor, margin=0.0):
         return draft, None
-    deadline = time.perf_counter() + max(spent, LEAST_SECONDS)
+    clock = clock_of(context.config)  # a busy machine does not make the result worse
+    deadline = clock() + max(spent, LEAST_SECONDS)
 
     def is_late() -> bool:
-        return time.perf_counter() > deadline
+        return clock() > deadline
 
     best, make = first, Replanner(draft, context)
     for rung in _ranked(draft, context, is_late):
