@@ -88,7 +88,7 @@ def quantize_weights(
             effects.extend(tried)
             if config.goal is not None:
                 goal = parse_goal(config.goal)
-                mixes.append(reach(goal, lambda: _prepare(model, config), writer, draft))
+                mixes.append(reach(goal, writer, draft))
 
         accepted = write_made(output, make, judge.accept)
         mix = mixes[0] if mixes else None
