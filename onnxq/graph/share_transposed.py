@@ -1,8 +1,10 @@
-"""Store a matrix and its transpose once, as in a model whose embedding table is its last matrix too (tied).
+"""Store a matrix and its copies once, as in a model whose embedding table is its last matrix too (tied).
 
 Cleaning folds the Transpose between the table and the last MatMul, since a weight must be a constant to be
 quantized, and many exporters do the same. In the file that is written, the second copy is a Transpose of the
 first one again, whatever number format both have. Runtimes fold it when they load the model.
+
+Matrices are compared part by part, and only if samples of them agree: they may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ LEAST = 2**14
 SAMPLED = 8
 """About as many rows and columns are compared before whole matrices are."""
 
+PART = 2**22
+"""The number of elements that are compared at a time."""
+
 
 def share_transposed(model: ir.Model) -> None:
     """Replace each constant matrix that is the transpose of another one by a Transpose of that one.
@@ -30,6 +35,24 @@ def share_transposed(model: ir.Model) -> None:
     """
     for gone, kept in find_transposed(model).items():
         _replace(model, gone, kept)
+
+
+def share_equal(model: ir.Model) -> None:
+    """Let all readers of equal constant matrices read one of them.
+
+    Args:
+        model: the model; it is changed.
+    """
+    seen: dict[Hashable, ir.Value] = {}
+    for name, value in list(model.graph.initializers.items()):
+        array = _matrix(value)
+        if array is None or value.is_graph_output():
+            continue
+        kept = seen.setdefault(_sample(array), value)
+        if kept is not value and _is_equal(_matrix(kept), array):
+            value.replace_all_uses_with(kept)
+            del model.graph.initializers[name]
+        _release(value, kept)
 
 
 def find_transposed(model: ir.Model) -> Mapping[ir.Value, ir.Value]:
@@ -42,15 +65,39 @@ def _pairs(values: Iterable[ir.Value]) -> Iterator[tuple[ir.Value, ir.Value]]:
     """Yield disjoint pairs of matrices of which one is the transpose of the other."""
     seen: dict[Hashable, ir.Value] = {}
     for value in values:
-        array = constant_value(value)
-        if array is None or array.ndim != 2 or array.size < LEAST or array.dtype.kind not in "fiu":
+        array = _matrix(value)
+        if array is None:
             continue
         other = seen.get(_sample(array.T))
-        if other is not None and np.array_equal(np.asarray(constant_value(other)), array.T):
+        if other is not None and _is_equal(_matrix(other), array.T):
             del seen[_sample(array.T)]
             yield other, value
         else:
             seen[_sample(array)] = value
+        _release(value, *([] if other is None else [other]))
+
+
+def _matrix(value: ir.Value) -> NDArray[np.generic] | None:
+    """Return the numbers of a constant matrix that is worth it."""
+    array = constant_value(value)
+    if array is None or array.ndim != 2 or array.size < LEAST:
+        return None
+    return array if array.dtype.kind in "fiu" or value.dtype == ir.DataType.BFLOAT16 else None
+
+
+def _is_equal(one: NDArray[np.generic] | None, other: NDArray[np.generic]) -> bool:
+    """Compare two matrices of one shape, a few rows at a time."""
+    assert one is not None
+    step = max(1, PART // other.shape[1])
+    parts = (slice(start, start + step) for start in range(0, len(other), step))
+    return all(np.array_equal(one[part], other[part]) for part in parts)
+
+
+def _release(*values: ir.Value) -> None:
+    """Unmap the files of matrices: what was read of them counts as memory of the process."""
+    for value in values:
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value.release()
 
 
 def _sample(array: NDArray[np.generic]) -> Hashable:

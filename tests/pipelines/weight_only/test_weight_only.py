@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 from cli import onnxq as onnxq_command
-from graphs import op_counts, parse
+from graphs import parse
+from weight_blocks import FORMATS, Made
 
 import onnxq
 from calibrators.session import open_session
@@ -45,7 +46,6 @@ TWICE = """g (float[N,64] x) => (float[N,64] y) <float[64,64] w>
 FUNCTION = "g (float[N,64] x) => (float[N,48] y) <float[64,48] w> { y = local.f(x, w) }"
 BODY_OF_F = '<domain: "local", opset_import: ["" : 13]> f (a, b) => (c) { c = MatMul(a, b) }'
 
-FORMATS = ("matmulnbits", "dequantize")
 KERNELS = {"matmulnbits": "MatMulNBits", "dequantize": "DequantizeLinear"}
 EVERYWHERE = {
     "matmul": MATMUL,
@@ -61,41 +61,6 @@ EVERYWHERE = {
     "loop": LOOP,
     "twice": TWICE,
 }
-
-
-def feeds(model: ir.Model) -> dict[str, np.ndarray]:
-    rng, made = np.random.default_rng(0), {}
-    for value in model.graph.inputs:
-        shape = [d if isinstance(d, int) else 4 for d in value.shape]
-        kind = value.dtype.numpy()
-        numbers = rng.standard_normal(shape) if kind.kind == "f" else rng.integers(0, 3, shape)
-        made[value.name] = np.asarray(numbers).astype(kind)
-    return made
-
-
-class Made:
-    """A model before and after."""
-
-    def __init__(self, folder: Path, text: str, given: dict | None = None, **options: object) -> None:
-        self.float, self.output = folder / "float.onnx", folder / "blocks.onnx"
-        ir.save(parse(text, **(given or {})), self.float)
-        self.result = onnxq.quantize_weights(
-            self.float, self.output, QuantConfig(mode="weight-only", **options)
-        )
-        self.model = load(self.output)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return op_counts(self.model)
-
-    def error(self) -> float:
-        """The noise-to-signal ratio of the first output, in amplitude."""
-        given = feeds(self.model)
-        before, after = (open_session(path).run(None, given)[0] for path in (self.float, self.output))
-        assert before.shape == after.shape
-        assert before.dtype == after.dtype
-        difference = np.linalg.norm(before.astype(np.float64) - after)
-        return float(difference / np.linalg.norm(before.astype(np.float64)))
 
 
 @pytest.mark.parametrize("form", FORMATS)

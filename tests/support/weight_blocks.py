@@ -1,0 +1,51 @@
+"""Models with weights in blocks, beside the float ones that they are made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from graphs import op_counts, parse
+
+import onnxq
+from calibrators.session import open_session
+from onnxq.core.config import QuantConfig
+from onnxq.graph.files import load
+
+FORMATS = ("matmulnbits", "dequantize")
+
+
+def feeds(model: ir.Model) -> dict[str, np.ndarray]:
+    rng, made = np.random.default_rng(0), {}
+    for value in model.graph.inputs:
+        shape = [d if isinstance(d, int) else 4 for d in value.shape]
+        kind = value.dtype.numpy()
+        numbers = rng.standard_normal(shape) if kind.kind == "f" else rng.integers(0, 3, shape)
+        made[value.name] = np.asarray(numbers).astype(kind)
+    return made
+
+
+class Made:
+    """A model before and after."""
+
+    def __init__(self, folder: Path, text: str, given: dict | None = None, **options: object) -> None:
+        self.float, self.output = folder / "float.onnx", folder / "blocks.onnx"
+        ir.save(parse(text, **(given or {})), self.float)
+        self.result = onnxq.quantize_weights(
+            self.float, self.output, QuantConfig(mode="weight-only", **options)
+        )
+        self.model = load(self.output)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return op_counts(self.model)
+
+    def error(self) -> float:
+        """The noise-to-signal ratio of the first output, in amplitude."""
+        given = feeds(self.model)
+        before, after = (open_session(path).run(None, given)[0] for path in (self.float, self.output))
+        assert before.shape == after.shape
+        assert before.dtype == after.dtype
+        difference = np.linalg.norm(before.astype(np.float64) - after)
+        return float(difference / np.linalg.norm(before.astype(np.float64)))
