@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.graph.nodes import constant_value, is_op, name_of, unused_node
+from onnxq.graph.nodes import is_op, name_of, unused_node
 
 LEAST = 2**14
 """The fewest elements worth it: a second copy of a smaller matrix takes less than 64 KiB, even in float32."""
@@ -45,14 +45,13 @@ def share_equal(model: ir.Model) -> None:
     """
     seen: dict[Hashable, ir.Value] = {}
     for name, value in list(model.graph.initializers.items()):
-        array = _matrix(value)
-        if array is None or value.is_graph_output():
+        sample = _sample(value)
+        if sample is None or value.is_graph_output():
             continue
-        kept = seen.setdefault(_sample(array), value)
-        if kept is not value and _is_equal(_matrix(kept), array):
+        kept = seen.setdefault(sample, value)
+        if kept is not value and _is_equal(kept, value, turned=False):
             value.replace_all_uses_with(kept)
             del model.graph.initializers[name]
-        _release(value, kept)
 
 
 def find_transposed(model: ir.Model) -> Mapping[ir.Value, ir.Value]:
@@ -65,42 +64,64 @@ def _pairs(values: Iterable[ir.Value]) -> Iterator[tuple[ir.Value, ir.Value]]:
     """Yield disjoint pairs of matrices of which one is the transpose of the other."""
     seen: dict[Hashable, ir.Value] = {}
     for value in values:
-        array = _matrix(value)
-        if array is None:
+        sample, turned = _sample(value), _sample(value, turned=True)
+        if sample is None:
             continue
-        other = seen.get(_sample(array.T))
-        if other is not None and _is_equal(_matrix(other), array.T):
-            del seen[_sample(array.T)]
+        other = seen.get(turned)
+        if other is not None and _is_equal(other, value, turned=True):
+            del seen[turned]
             yield other, value
         else:
-            seen[_sample(array)] = value
-        _release(value, *([] if other is None else [other]))
+            seen[sample] = value
 
 
 def _matrix(value: ir.Value) -> NDArray[np.generic] | None:
-    """Return the numbers of a constant matrix that is worth it."""
-    array = constant_value(value)
-    if array is None or array.ndim != 2 or array.size < LEAST:
+    """Return the numbers of a constant matrix that is worth it.
+
+    Those of an external file count as memory of the process only as long as the result is in use.
+    """
+    tensor = value.const_value
+    if tensor is None or value.is_graph_input() or len(tensor.shape) != 2 or tensor.size < LEAST:
         return None
-    return array if array.dtype.kind in "fiu" or value.dtype == ir.DataType.BFLOAT16 else None
+    if tensor.dtype.numpy().kind not in "fiu" and tensor.dtype != ir.DataType.BFLOAT16:
+        return None
+    return np.asarray((_remapped(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor).numpy())
 
 
-def _is_equal(one: NDArray[np.generic] | None, other: NDArray[np.generic]) -> bool:
-    """Compare two matrices of one shape, a few rows at a time."""
-    assert one is not None
-    step = max(1, PART // other.shape[1])
-    parts = (slice(start, start + step) for start in range(0, len(other), step))
-    return all(np.array_equal(one[part], other[part]) for part in parts)
+def _remapped(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
+    """Return the same tensor with a mapping of its own, which ends when nobody reads it any more."""
+    return ir.ExternalTensor(
+        tensor.location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name,
+        base_dir=tensor.base_dir,
+    )
 
 
-def _release(*values: ir.Value) -> None:
-    """Unmap the files of matrices: what was read of them counts as memory of the process."""
-    for value in values:
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value.release()
+def _is_equal(one: ir.Value, other: ir.Value, turned: bool) -> bool:
+    """Compare a matrix with another one, or with its transpose, a few rows at a time."""
+
+    def rows(value: ir.Value, turn: bool, part: slice) -> NDArray[np.generic]:
+        array = _matrix(value)
+        assert array is not None
+        return array.T[part] if turn else array[part]
+
+    assert one.shape is not None
+    count, columns = one.shape.numpy()
+    step = max(1, PART // columns)
+    parts = (slice(start, start + step) for start in range(0, count, step))
+    return all(np.array_equal(rows(one, False, part), rows(other, turned, part)) for part in parts)
 
 
-def _sample(array: NDArray[np.generic]) -> Hashable:
+def _sample(value: ir.Value, turned: bool = False) -> Hashable:
+    """Return a few numbers of a matrix, or of its transpose; None if it is none, or not worth it."""
+    array = _matrix(value)
+    if array is None:
+        return None
+    array = array.T if turned else array
     rows, columns = (max(1, size // SAMPLED) for size in array.shape)
     return array.dtype, array.shape, array[::rows, ::columns].tobytes()
 
