@@ -63,19 +63,19 @@ class BlockWriter:
         return name
 
     def operator_blocks(self, product: Product, grid: BlockGrid) -> Blocks:
-        """Write one matrix for MatMulNBits.
+        """Write one matrix for MatMulNBits, which has no alpha: the scales take it up.
 
         Returns:
             levels uint8 ``[N, blocks, size * bits / 8]``, scales ``[N, blocks]``, zero points uint8
             ``[N, ceil(blocks * bits / 8)]``; a matrix without has the middle level.
         """
-        key = ("operator", product.operand.value, product.rows_last, grid)
+        key = ("operator", product.operand.value, product.rows_last, product.factor, grid)
         if key not in self._made:
             found, base = self._rounded(product, grid), name_of(product.operand.value)
             count, blocks, size = found.levels.shape
             levels = packed(found.levels.reshape(-1, size), grid.bits).reshape(count, blocks, -1)
             zero = None if grid.symmetric else self._constant(f"{base}_zero", packed(found.zero, grid.bits))
-            scale = self._constant(f"{base}_scale", found.scale.astype(grid.scale_type))
+            scale = self._constant(f"{base}_scale", (found.scale * product.factor).astype(grid.scale_type))
             self._made[key] = Blocks(self._constant(f"{base}_blocks", levels), scale, zero)
         return self._made[key]
 

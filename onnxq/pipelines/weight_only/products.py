@@ -22,6 +22,9 @@ _Number = TypeVar("_Number", bound=np.generic)
 LEAST_WEIGHTS = 1024
 """Smaller matrices stay float: there is little to save."""
 
+_MOST_FACTOR, _MOST_FACTOR_OF_FLOAT = {ir.DataType.FLOAT16: 2.0**6}, 2.0**40
+"""How large alpha of a Gemm, or its inverse, may be to be taken up by the scales, whose range is finite."""
+
 _SCALING = "its inner size is 1: it scales numbers, such as positions, that may need all their digits"
 _COMPUTED = "both its operands are computed at run time"
 
@@ -52,6 +55,12 @@ class Product:
         """N and K."""
         last, first = self.operand.shape[-1], self.operand.shape[-2]
         return (first, last) if self.summed == -1 else (last, first)
+
+    @property
+    def factor(self) -> float:
+        """What the product is multiplied with: alpha of a Gemm."""
+        alpha = attribute_value(self.node, "alpha")
+        return 1.0 if alpha is None else float(alpha)
 
     @property
     def data(self) -> ir.Value | None:
@@ -150,9 +159,9 @@ def _operator_obstacle(product: Product) -> str | None:
     """Say what MatMulNBits cannot compute; None if it can."""
     node, data_rank = product.node, rank(product.data)
     if node.op_type == "Gemm":
-        wanted = {"transA": 0, "alpha": 1.0, "beta": 1.0}
-        others = [name for name, value in wanted.items() if attribute_value(node, name) != value]
-        return f"MatMulNBits has no {', '.join(others)} (--format dequantize)" if others else None
+        most = _MOST_FACTOR.get(product.operand.dtype, _MOST_FACTOR_OF_FLOAT)
+        fits = 1 / most <= abs(product.factor) <= most
+        return None if fits else f"scales cannot take up its alpha {product.factor:g} (--format dequantize)"
     if product.stacked > 1:
         return f"MatMulNBits takes one matrix, not {product.stacked} (--format dequantize)"
     axes = len(product.operand.shape)

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.option_types import BlockFormat
-from onnxq.graph.nodes import input_at, name_of, rank, replace_value
+from onnxq.graph.nodes import add_initializer, constant_value, input_at, name_of, rank, replace_value
+from onnxq.graph.operators import attribute_value
 from onnxq.pipelines.weight_only.block_scheme import BlockScheme
 from onnxq.pipelines.weight_only.block_writer import Blocks, BlockWriter
 from onnxq.pipelines.weight_only.products import Product
@@ -34,7 +36,8 @@ def multiply_blocks(
 ) -> None:
     """Replace a product by MatMulNBits.
 
-    ``W @ x`` becomes ``(x.T @ W.T).T``; a bias of a Gemm that is no vector is added afterwards.
+    ``W @ x`` becomes ``(x.T @ W.T).T``, and the data of a Gemm with transA is transposed. A bias of a Gemm
+    that is no constant vector is added afterwards. alpha must be in the scales already.
 
     Args:
         product: the product.
@@ -45,9 +48,9 @@ def multiply_blocks(
     """
     node, data = product.node, product.data
     assert data is not None
-    if product.index == 0:
+    if product.index == 0 or attribute_value(node, "transA"):
         data = _swapped(data, rank(data) or 2, node, writer)
-    bias = input_at(node, 2)
+    bias = _bias(product, writer)
     inside = bias is not None and bias.is_initializer() and rank(bias) == 1
     inputs = [data, blocks.levels, blocks.scale, blocks.zero, None, bias if inside else None]
     count, columns = product.sizes
@@ -96,6 +99,21 @@ def replace_node(node: ir.Node, result: ir.Value) -> None:
 
 
 _CONTRIB_OPERATORS = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+
+
+def _bias(product: Product, writer: BlockWriter) -> ir.Value | None:
+    """Return the bias of a Gemm times its beta; None if it has none."""
+    node = product.node
+    bias, beta = input_at(node, 2), float(attribute_value(node, "beta") or 0)
+    if bias is None or beta == 1:
+        return bias
+    array = constant_value(bias)
+    if array is not None:
+        scaled = (array.astype(np.float64) * beta).astype(array.dtype)
+        return add_initializer(writer.model, writer.name(f"{bias.name}_times_beta"), scaled)
+    number = np.array(beta, product.operand.dtype.numpy())
+    factor = add_initializer(writer.model, writer.name(f"{name_of(node)}_beta"), number)
+    return add_node("Mul", [bias, factor], {}, node, writer)
 
 
 def _as_operator(product: Product, scheme: BlockScheme, writer: BlockWriter) -> None:

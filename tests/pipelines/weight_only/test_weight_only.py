@@ -30,6 +30,18 @@ GEMM = "g (float[N,64] x) => (float[N,48] y) <float[64,48] w, float[48] b> { y =
 GEMM_B = (
     "g (float[N,64] x) => (float[N,48] y) <float[48,64] w, float[1,48] b> { y = Gemm<transB=1>(x, w, b) }"
 )
+GEMM_SCALED = """g (KIND[N,75] x) => (KIND[N,48] y) <KIND[75,48] w, KIND[48] b>
+{ y = Gemm<alpha=-0.3, beta=2.5>(x, w, b) }"""
+GEMM_ROW = """g (KIND[N,75] x) => (KIND[N,48] y) <KIND[48,75] w, KIND[1,48] b>
+{ y = Gemm<alpha=4.0, beta=0.5, transB=1>(x, w, b) }"""
+GEMM_COMPUTED = """g (KIND[75,N] x, KIND[N,1] b) => (KIND[N,48] y) <KIND[75,48] w>
+{ y = Gemm<beta=-3.0, transA=1>(x, w, b) }"""
+GEMM_NO_BIAS = """g (KIND[75,N] x) => (KIND[N,48] y) <KIND[48,75] w>
+{ y = Gemm<alpha=0.5, transA=1, transB=1>(x, w) }"""
+GEMM_BODY = """g (KIND[75,N] x, bool flag) => (KIND[N,48] y) <KIND[75,48] w, KIND[48] b>
+{ y = If(flag) <then_branch = t () => (KIND[N,48] a) { a = Gemm<alpha=2.0, transA=1>(x, w, b) },
+                else_branch = e () => (KIND[N,48] d) { d = Gemm<beta=0.1, transA=1>(x, w, b) }> }"""
+SCALED = (GEMM_SCALED, GEMM_ROW, GEMM_COMPUTED, GEMM_NO_BIAS, GEMM_BODY)
 HALF = "g (float16[N,M,64] x) => (float16[N,M,48] y) <float16[64,48] w> { y = MatMul(x, w) }"
 CAST = """g (float[N,M,64] x) => (float[N,M,48] y) <float16[64,48] w>
 { c = Cast<to=1>(w)  y = MatMul(x, c) }"""
@@ -70,6 +82,23 @@ def test_products_get_weights_in_blocks(name: str, form: str, tmp_path: Path) ->
     assert KERNELS[form] in made.counts
     assert made.error() < 0.05  # MatMulNBits rounds activations to 8 bits, in a loop again and again
     onnx.checker.check_model(made.output)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("kind", ["float", "float16"])
+@pytest.mark.parametrize("text", SCALED)
+def test_gemm_with_factors_and_transposed_data(text: str, kind: str, form: str, tmp_path: Path) -> None:
+    made = Made(tmp_path, text.replace("KIND", kind), format=form, weight="uint8")
+    assert KERNELS[form] in made.counts
+    assert made.counts.get("Gemm", 0) == (0 if form == "matmulnbits" else text.count("Gemm"))
+    assert made.error() < 0.02
+
+
+def test_an_alpha_that_scales_cannot_take_up(tmp_path: Path) -> None:
+    text = GEMM_SCALED.replace("KIND", "float16").replace("-0.3", "0.001")
+    with pytest.raises(ModelError, match=r"scales cannot take up its alpha 0.001 \(--format dequantize\)"):
+        Made(tmp_path, text)
+    assert "DequantizeLinear" in Made(tmp_path, text, format="dequantize").counts
 
 
 @pytest.mark.parametrize("form", FORMATS)
