@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from onnxq.graph.files import load
 FORMATS = ("matmulnbits", "dequantize")
 
 
-def feeds(model: ir.Model) -> dict[str, np.ndarray]:
+def feeds(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Random inputs; named dimensions are 4 if ``sizes`` does not have them."""
     rng, made = np.random.default_rng(0), {}
     for value in model.graph.inputs:
-        shape = [d if isinstance(d, int) else 4 for d in value.shape]
+        shape = [d if isinstance(d, int) else sizes.get(str(d.value), 4) for d in value.shape]
         kind = value.dtype.numpy()
         numbers = rng.standard_normal(shape) if kind.kind == "f" else rng.integers(0, 3, shape)
         made[value.name] = np.asarray(numbers).astype(kind)
@@ -29,7 +31,16 @@ def feeds(model: ir.Model) -> dict[str, np.ndarray]:
 class Made:
     """A model before and after."""
 
-    def __init__(self, folder: Path, text: str, given: dict | None = None, **options: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        text: str,
+        given: Mapping[str, object] | None = None,
+        sizes: Mapping[str, int] | None = None,
+        **options: object,
+    ) -> None:
+        """Write both; ``given`` goes to `parse`, and ``sizes`` to `feeds`."""
+        self.sizes = sizes or {}
         self.float, self.output = folder / "float.onnx", folder / "blocks.onnx"
         ir.save(parse(text, **(given or {})), self.float)
         self.result = onnxq.quantize_weights(
@@ -43,7 +54,7 @@ class Made:
 
     def error(self) -> float:
         """The noise-to-signal ratio of the first output, in amplitude."""
-        given = feeds(self.model)
+        given = feeds(self.model, self.sizes)
         before, after = (open_session(path).run(None, given)[0] for path in (self.float, self.output))
         assert before.shape == after.shape
         assert before.dtype == after.dtype

@@ -113,7 +113,7 @@ def rewrite_tied(table: TiedTable, scheme: BlockScheme, writer: BlockWriter) -> 
     sizes = add_initializer(writer.model, writer.name(f"{stored.levels.name}_shape"), shape)
     for product in table.products:
         levels = add_node("Reshape", [stored.levels, sizes], {}, product.node, writer)
-        multiply_blocks(product, replace(stored, levels=levels), (BITS, table.size), scheme, writer)
+        multiply_blocks(product, [replace(stored, levels=levels)], (BITS, table.size), scheme, writer)
 
 
 def _shared_block(look_ups: list[ir.Node], products: list[Product], scheme: BlockScheme) -> int | None:

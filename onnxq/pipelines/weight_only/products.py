@@ -162,11 +162,11 @@ def _operator_obstacle(product: Product) -> str | None:
         most = _MOST_FACTOR.get(product.operand.dtype, _MOST_FACTOR_OF_FLOAT)
         fits = 1 / most <= abs(product.factor) <= most
         return None if fits else f"scales cannot take up its alpha {product.factor:g} (--format dequantize)"
-    if product.stacked > 1:
-        return f"MatMulNBits takes one matrix, not {product.stacked} (--format dequantize)"
     axes = len(product.operand.shape)
+    if product.stacked > 1 and axes > 3:
+        return f"MatMulNBits takes one matrix, not a stack of {axes} axes (--format dequantize)"
     if data_rank is None and (product.index == 0 or axes > 2):
         return "the number of axes of its data is unknown (--format dequantize)"
-    if data_rank is not None and data_rank < max(axes, 2):
+    if data_rank is not None and data_rank < (2 if product.stacked > 1 else max(axes, 2)):
         return f"its data has {data_rank} axes, its weights {axes} (--format dequantize)"
     return None

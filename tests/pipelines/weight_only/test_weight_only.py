@@ -141,8 +141,42 @@ def test_a_stack_of_experts_has_blocks_for_each(tmp_path: Path) -> None:
     made = Made(tmp_path, EXPERTS, format="dequantize", weight="uint8")
     assert tuple(made.model.graph.initializers["w_scale"].shape) == (3, 2, 48)
     assert made.error() < 0.02
-    with pytest.raises(ModelError, match="MatMulNBits takes one matrix, not 3"):
-        Made(tmp_path, EXPERTS)
+
+
+STACKED = {
+    "each its own data": ("3,M,75", "3,M,48", "3,75,48", "MatMul(x, w)"),
+    "the same data": ("1,M,75", "3,M,48", "3,75,48", "MatMul(x, w)"),
+    "a matrix": ("M,75", "3,M,48", "3,75,48", "MatMul(x, w)"),
+    "known at run time": ("E,M,75", "3,M,48", "3,75,48", "MatMul(x, w)"),
+    "four axes": ("N,3,M,75", "N,3,M,48", "3,75,48", "MatMul(x, w)"),
+    "left": ("N,3,75,M", "N,3,48,M", "3,48,75", "MatMul(w, x)"),
+    "transposed": ("3,M,75", "3,M,48", "3,48,75", "MatMul(x, t)"),
+}
+"""Shapes of the data, the output and the stack of matrices, and their product."""
+
+
+@pytest.mark.parametrize("kind", ["float", "float16"])
+@pytest.mark.parametrize("name", STACKED)
+def test_each_matrix_of_a_stack_gets_an_operator(name: str, kind: str, tmp_path: Path) -> None:
+    given, wanted, stack, product = STACKED[name]
+    turned = "t = Transpose<perm=[0,2,1]>(w)" if "t)" in product else ""
+    made = Made(
+        tmp_path,
+        f"g ({kind}[{given}] x) => ({kind}[{wanted}] y) <{kind}[{stack}] w> {{ {turned} y = {product} }}",
+        weight="uint8",
+        sizes={"E": 1} if name == "known at run time" else {},
+    )
+    assert made.counts["MatMulNBits"] == 3
+    assert "MatMul" not in made.counts
+    assert tuple(made.model.graph.initializers["w_scale"].shape) == (48, 3)
+    assert made.error() < 0.02
+
+
+def test_stacks_of_stacks_stay_float(tmp_path: Path) -> None:
+    text = "g (float[2,3,M,64] x) => (float[2,3,M,48] y) <float[2,3,64,48] w> { y = MatMul(x, w) }"
+    with pytest.raises(ModelError, match="MatMulNBits takes one matrix, not a stack of 4 axes"):
+        Made(tmp_path, text)
+    assert Made(tmp_path, text, format="dequantize", weight="uint8").error() < 0.02
 
 
 @pytest.mark.parametrize("form", FORMATS)
