@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.graph.nodes import is_op, name_of, unused_node
+from onnxq.graph.stored_numbers import remapped
 
 LEAST = 2**14
 """The fewest elements worth it: a second copy of a smaller matrix takes less than 64 KiB, even in float32."""
@@ -85,20 +86,7 @@ def _matrix(value: ir.Value) -> NDArray[np.generic] | None:
         return None
     if tensor.dtype.numpy().kind not in "fiu" and tensor.dtype != ir.DataType.BFLOAT16:
         return None
-    return np.asarray((_remapped(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor).numpy())
-
-
-def _remapped(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
-    """Return the same tensor with a mapping of its own, which ends when nobody reads it any more."""
-    return ir.ExternalTensor(
-        tensor.location,
-        tensor.offset,
-        tensor.length,
-        tensor.dtype,
-        shape=tensor.shape,
-        name=tensor.name,
-        base_dir=tensor.base_dir,
-    )
+    return np.asarray(remapped(tensor).numpy())
 
 
 def _is_equal(one: ir.Value, other: ir.Value, turned: bool) -> bool:

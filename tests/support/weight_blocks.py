@@ -37,12 +37,14 @@ class Made:
         text: str,
         given: Mapping[str, object] | None = None,
         sizes: Mapping[str, int] | None = None,
+        external: bool = False,
         **options: object,
     ) -> None:
-        """Write both; ``given`` goes to `parse`, and ``sizes`` to `feeds`."""
+        """Write both; ``given`` goes to `parse`, ``sizes`` to `feeds`; external: weights in a file beside."""
         self.sizes = sizes or {}
         self.float, self.output = folder / "float.onnx", folder / "blocks.onnx"
-        ir.save(parse(text, **(given or {})), self.float)
+        place = {"external_data": "float.bin", "size_threshold_bytes": 0} if external else {}
+        ir.save(parse(text, **(given or {})), self.float, **place)
         self.result = onnxq.quantize_weights(
             self.float, self.output, QuantConfig(mode="weight-only", **options)
         )

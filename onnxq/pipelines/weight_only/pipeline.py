@@ -29,7 +29,7 @@ from onnxq.core.goal import parse_goal
 from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import Wanted, tell_unused
-from onnxq.graph.files import load, write_made, written_together
+from onnxq.graph.files import external_files, load, write_made, written_together
 from onnxq.graph.nodes import name_of
 from onnxq.graph.passes import single
 from onnxq.graph.share_transposed import share_equal, share_transposed
@@ -150,7 +150,7 @@ def _prepare(model: Path, config: QuantConfig) -> WeightWork:
             f"{model}: no weights to quantize in blocks for target {scheme.target.name}: "
             f"{'; '.join(reasons[:3]) or 'it has no MatMul or Gemm'}."
         )
-    return WeightWork(graph, planned.products, tied, scheme, plan)
+    return WeightWork(graph, planned.products, tied, scheme, plan, bool(external_files(original)))
 
 
 def _plan(

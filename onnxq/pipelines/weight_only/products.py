@@ -26,6 +26,7 @@ _MOST_FACTOR, _MOST_FACTOR_OF_FLOAT = {ir.DataType.FLOAT16: 2.0**6}, 2.0**40
 """How large alpha of a Gemm, or its inverse, may be to be taken up by the scales, whose range is finite."""
 
 _SCALING = "its inner size is 1: it scales numbers, such as positions, that may need all their digits"
+_NO_PRODUCT = "its equation is no product of data and a constant matrix"
 _COMPUTED = "both its operands are computed at run time"
 
 
@@ -94,11 +95,13 @@ def plan_products(model: ir.Model, scheme: BlockScheme) -> Planned:
         scheme: the requested weights.
     """
     angles = {node for graph in model.graphs() for node in angle_nodes(graph)}
-    nodes = [node for graph in model.graphs() for node in graph if is_op(node, *SUMMED_AXIS)]
+    nodes = [node for graph in model.graphs() for node in graph if is_op(node, *SUMMED_AXIS, "Einsum")]
     chosen, floats = list[Product](), dict[ir.Node, str]()
     for node in nodes:
         found = _product(node)
-        reason = deselected(node, scheme.config) or (_COMPUTED if found is None else None)
+        reason = deselected(node, scheme.config)
+        if found is None and reason is None:
+            reason = _NO_PRODUCT if is_op(node, "Einsum") else _COMPUTED
         if found is not None and reason is None:
             reason = "it computes angles" if node in angles else _obstacle(found, scheme)
         if reason is None and found is not None:
@@ -131,6 +134,8 @@ def read_layout(rows: NDArray[_Number], product: Product) -> NDArray[_Number]:
 
 def _product(node: ir.Node) -> Product | None:
     """Find the constant operand: the second one if both are; None if there is none."""
+    if is_op(node, "Einsum"):
+        return None
     for index in (1, 0) if node.op_type == "MatMul" else (1,):
         operand = stored_operand(input_at(node, index))
         if operand is not None:

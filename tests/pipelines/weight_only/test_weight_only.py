@@ -172,6 +172,37 @@ def test_each_matrix_of_a_stack_gets_an_operator(name: str, kind: str, tmp_path:
     assert made.error() < 0.02
 
 
+EINSUMS = {
+    "bsh,hnd->bsnd": ("N,M,75", "N,M,6,8", "75,6,8"),
+    "bsh,nhd->bsnd": ("N,M,75", "N,M,6,8", "6,75,8"),
+    "bsnd,ndh->bsh": ("N,M,5,15", "N,M,48", "5,15,48"),
+    "bsh,vh->bsv": ("N,M,75", "N,M,48", "48,75"),
+    "ebh,ehd->ebd": ("3,M,75", "3,M,48", "3,75,48"),
+}
+"""Equations, and the shapes of data, output and constant."""
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("equation", EINSUMS)
+def test_einsum_of_a_constant(equation: str, form: str, external: bool, tmp_path: Path) -> None:
+    data, wanted, weight = EINSUMS[equation]
+    text = f"""g (float[{data}] x) => (float[{wanted}] y) <float[{weight}] w>
+    {{ y = Einsum<equation="{equation}">(x, w) }}"""
+    made = Made(tmp_path, text, external=external, format=form, weight="uint8")
+    assert KERNELS[form] in made.counts
+    assert "Einsum" not in made.counts
+    assert made.error() < 0.02
+    assert (tmp_path / "blocks.onnx.data").exists() == external
+
+
+def test_einsum_that_is_no_product_stays_and_is_told(tmp_path: Path) -> None:
+    text = """g (float[N,64] x) => (float[N,N] y) <float[64,64] w>
+    { a = MatMul(x, w)  y = Einsum<equation="ik,jk->ij">(a, x) }"""
+    (node,) = Made(tmp_path, text).result.plan.float_nodes.values()
+    assert node.reason == "its equation is no product of data and a constant matrix"
+
+
 def test_stacks_of_stacks_stay_float(tmp_path: Path) -> None:
     text = "g (float[2,3,M,64] x) => (float[2,3,M,48] y) <float[2,3,64,48] w> { y = MatMul(x, w) }"
     with pytest.raises(ModelError, match="MatMulNBits takes one matrix, not a stack of 4 axes"):
