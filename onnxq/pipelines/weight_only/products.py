@@ -23,7 +23,11 @@ _Number = TypeVar("_Number", bound=np.generic)
 LEAST_WEIGHTS = 1024
 """Smaller matrices stay float: there is little to save."""
 
+_MOST_FACTOR, _MOST_FACTOR_OF_FLOAT = {ir.DataType.FLOAT16: 2.0**6}, 2.0**40
+"""How large alpha of a Gemm, or its inverse, may be to be taken up by the scales, whose range is finite."""
+
 _SCALING = "its inner size is 1: it scales numbers, such as positions, that may need all their digits"
+_NO_PRODUCT = "its equation is no product of data and a constant matrix"
 _COMPUTED = "both its operands are computed at run time"
 
 
@@ -57,6 +61,12 @@ class Product:
         """N and K."""
         last, first = self.operand.shape[-1], self.operand.shape[-2]
         return (first, last) if self.summed == -1 else (last, first)
+
+    @property
+    def factor(self) -> float:
+        """What the product is multiplied with: alpha of a Gemm."""
+        alpha = attribute_value(self.node, "alpha")
+        return 1.0 if alpha is None else float(alpha)
 
     @property
     def data(self) -> ir.Value | None:
@@ -102,11 +112,13 @@ def plan_products(model: ir.Model, scheme: BlockScheme) -> Planned:
         scheme: the requested weights.
     """
     angles = {node for graph in model.graphs() for node in angle_nodes(graph)}
-    nodes = [node for graph in model.graphs() for node in graph if is_op(node, *SUMMED_AXIS)]
+    nodes = [node for graph in model.graphs() for node in graph if is_op(node, *SUMMED_AXIS, "Einsum")]
     chosen, floats = list[Product](), dict[ir.Node, str]()
     for node in nodes:
         found = _product(node)
-        reason = deselected(node, scheme.config) or (_COMPUTED if found is None else None)
+        reason = deselected(node, scheme.config)
+        if found is None and reason is None:
+            reason = _NO_PRODUCT if is_op(node, "Einsum") else _COMPUTED
         if found is not None and reason is None:
             reason = "it computes angles" if node in angles else _obstacle(found, scheme)
         if reason is None and found is not None:
@@ -139,6 +151,8 @@ def read_layout(rows: NDArray[_Number], product: Product) -> NDArray[_Number]:
 
 def _product(node: ir.Node) -> Product | None:
     """Find the constant operand: the second one if both are; None if there is none."""
+    if is_op(node, "Einsum"):
+        return None
     for index in (1, 0) if node.op_type == "MatMul" else (1,):
         operand = stored_operand(input_at(node, index))
         if operand is not None:
@@ -167,14 +181,14 @@ def _operator_obstacle(product: Product) -> str | None:
     """Say what MatMulNBits cannot compute; None if it can."""
     node, data_rank = product.node, rank(product.data)
     if node.op_type == "Gemm":
-        wanted = {"transA": 0, "alpha": 1.0, "beta": 1.0}
-        others = [name for name, value in wanted.items() if attribute_value(node, name) != value]
-        return f"MatMulNBits has no {', '.join(others)} (--format dequantize)" if others else None
-    if product.stacked > 1:
-        return f"MatMulNBits takes one matrix, not {product.stacked} (--format dequantize)"
+        most = _MOST_FACTOR.get(product.operand.dtype, _MOST_FACTOR_OF_FLOAT)
+        fits = 1 / most <= abs(product.factor) <= most
+        return None if fits else f"scales cannot take up its alpha {product.factor:g} (--format dequantize)"
     axes = len(product.operand.shape)
+    if product.stacked > 1 and axes > 3:
+        return f"MatMulNBits takes one matrix, not a stack of {axes} axes (--format dequantize)"
     if data_rank is None and (product.index == 0 or axes > 2):
         return "the number of axes of its data is unknown (--format dequantize)"
-    if data_rank is not None and data_rank < max(axes, 2):
+    if data_rank is not None and data_rank < (2 if product.stacked > 1 else max(axes, 2)):
         return f"its data has {data_rank} axes, its weights {axes} (--format dequantize)"
     return None
