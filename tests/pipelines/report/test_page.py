@@ -169,6 +169,7 @@ def test_the_switch_between_dark_and_light_is_remembered(page):
     page.locator("button.theme").click()
     after = paper()
     assert before != after
+    page.wait_for_timeout(200)  # the browser stores it when it finds time
     page.reload()
     assert paper() == after
     page.locator("button.theme").click()
