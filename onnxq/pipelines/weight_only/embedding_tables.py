@@ -33,6 +33,9 @@ LEAST_TABLE = 2**14
 BITS = 8
 """The bits of a table, whatever those of other matrices are."""
 
+TABLE_TYPE = ir.DataType.UINT8
+"""The type that a table is stored in."""
+
 _FLOAT_TABLE = (
     "its matrix is an embedding table too, which stays float (--include with its name quantizes it)"
 )

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from calibrators.onnx_files import load_external, to_proto
 from calibrators.session import INLINE_BYTES
-from onnxq.core.plan import QuantPlan
+from onnxq.core.plan import QuantPlan, StoredWeights
 from onnxq.core.progress import Progress
 from onnxq.graph.files import INLINE_LIMIT
 from onnxq.graph.nodes import name_of
@@ -19,7 +19,7 @@ from onnxq.graph.passes.redundancy import RemoveUnusedPass
 from onnxq.pipelines.weight_only.block_scheme import BlockScheme
 from onnxq.pipelines.weight_only.block_writer import BlockWriter
 from onnxq.pipelines.weight_only.choice.rounding import Rounding
-from onnxq.pipelines.weight_only.embedding_tables import TiedTable, rewrite_tied
+from onnxq.pipelines.weight_only.embedding_tables import TABLE_TYPE, TiedTable, rewrite_tied
 from onnxq.pipelines.weight_only.products import Product
 from onnxq.pipelines.weight_only.rewrites import rewrite_product
 from onnxq.pipelines.weight_only.tensor_store import TensorStore
@@ -52,6 +52,18 @@ class WeightWork:
     def scheme_of(self, product: Product) -> BlockScheme:
         """Return the weights that a product gets."""
         return self.schemes.get(name_of(product.node), self.scheme)
+
+    @property
+    def stored(self) -> dict[str, StoredWeights]:
+        """Node name -> the format that its weights are written in."""
+        found = {}
+        for product in self.products:
+            scheme = self.scheme_of(product)
+            found[name_of(product.node)] = StoredWeights(scheme.dtype, scheme.size)
+        for table in self.tied:
+            readers = (*table.look_ups, *(product.node for product in table.products))
+            found |= {name_of(node): StoredWeights(TABLE_TYPE, table.size) for node in readers}
+        return found
 
     @property
     def bytes(self) -> int:
