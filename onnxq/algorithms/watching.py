@@ -32,11 +32,14 @@ class Watcher:
         threads: the number of batches that run in parallel, on one thread each; 0: one a processor.
         on_bad: called for each batch that a model rejects; the batch is then skipped. If None, a rejected
             batch is an error.
+        optimize: whether the runtime may fuse nodes. It fuses around the tensors that are looked at, so their
+            last bits depend on which these are; without, they do not.
     """
 
     providers: Sequence[str]
     threads: int = 0
     on_bad: OnBad | None = None
+    optimize: bool = True
 
     def watch(
         self,
@@ -57,7 +60,14 @@ class Watcher:
             CalibrationError: the model does not load, or rejects a batch and `on_bad` is None.
         """
         names = list(dict.fromkeys(tensors))
-        session = open_session(model, outputs=names, providers=self.providers, threads=1, alone=False)
+        session = open_session(
+            model,
+            outputs=names,
+            providers=self.providers,
+            threads=1,
+            optimize=self.optimize,
+            alone=False,
+        )
 
         def one(numbered: tuple[int, Sample]) -> list[_Found]:
             number, batch = numbered

@@ -89,6 +89,7 @@ def here(monkeypatch):
 
 
 def test_a_ranking_on_processes_survives_a_killed_one(monkeypatch, caplog):
+    save_model(Path("m.onnx"), DEEP)
     monkeypatch.setattr("onnxq.distributed.worker_pool.Processes", Killing)
     monkeypatch.setattr("onnxq.algorithms.sensitivity.analysis.UNIT", 1)
     seen = []

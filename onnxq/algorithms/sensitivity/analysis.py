@@ -247,12 +247,9 @@ def _run(
     given = {name_of(value) for value in draft.reference.graph.inputs}
     waiting = list(waiting)
     names = sorted(set().union(*(stage.feeds for stage in waiting)) - given)
-    kept = [
-        {**sample.feeds, **arrays}
-        for sample, arrays in zip(
-            samples, watcher.watch(draft.reference, names, _as_they_are, samples), strict=True
-        )
-    ]
+    plain = replace(watcher, optimize=False)  # the same values for whatever stages run together
+    runs = plain.watch(draft.reference, names, _as_they_are, samples)
+    kept = [{**sample.feeds, **arrays} for sample, arrays in zip(samples, runs, strict=True)]
     for stage in waiting:
         yield from _run_stage(stage, watcher, samples, kept)
 
