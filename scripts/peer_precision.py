@@ -1,8 +1,9 @@
 """Convert a model with a peer of the precision benchmark: float16, mixed float16, or FP8.
 
 ``python scripts/peer_precision.py MODEL OUTPUT [DATA] --tool TOOL``; DATA is a folder of pictures
-(preprocessed for EfficientNet-Lite0) or of ``.npz`` batches. The tools are those of `TOOLS`. They need packages that the
-project does not: run this file with the Python of an environment that has them, numpy and pillow.
+(preprocessed for EfficientNet-Lite0) or of ``.npz`` batches. The tools are those of `TOOLS`. They need
+packages that the project does not: run this file with the Python of an environment that has them, numpy and
+pillow.
 """
 
 from __future__ import annotations

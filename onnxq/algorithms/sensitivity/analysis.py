@@ -39,7 +39,7 @@ The noise is a mean over all values of the outputs, so few samples are enough to
 KEPT_BYTES = 512 * 2**20
 """The memory limit for the kept tensors of the float model. Beyond it, the float model runs again."""
 
-UNIT = 8
+UNIT = 16
 """The largest number of groups that are sent to a worker together, so that all end at about the same time."""
 
 STAGE = "ranking quantization points"
@@ -219,18 +219,19 @@ def _changes(
     draft: Draft, groups: Sequence[Group], watcher: Watcher, samples: Sequence[Sample]
 ) -> Iterator[tuple[Group, _Changed]]:
     """Yield the changed outputs of each group; as many stages run at a time as fit into memory."""
-    sizes = _sizes(draft, watcher, samples)
-    waiting: list[Stage] = []
+    waiting, sizes = list[Stage](), dict[str, int]()
     for stage in stages(draft, groups):
-        needed = set(stage.feeds).union(*(one.feeds for one in waiting))
-        if waiting and sum(sizes.get(name, 0) for name in needed) > KEPT_BYTES:
-            yield from _run(waiting, draft, watcher, samples)
-            waiting = []
+        if waiting:
+            sizes = sizes or _sizes(draft, watcher, samples)
+            needed = set(stage.feeds).union(*(one.feeds for one in waiting))
+            if sum(sizes.get(name, 0) for name in needed) > KEPT_BYTES:
+                yield from _run(waiting, draft, watcher, samples)
+                waiting = []
         waiting.append(stage)
     yield from _run(waiting, draft, watcher, samples)
 
 
-def _sizes(draft: Draft, watcher: Watcher, samples: Sequence[Sample]) -> Mapping[str, int]:
+def _sizes(draft: Draft, watcher: Watcher, samples: Sequence[Sample]) -> dict[str, int]:
     """Estimate the number of bytes of each tensor of the main graph for all ``samples``."""
     names = [out.name for node in draft.reference.graph for out in node.outputs if out.name]
     (sizes,) = watcher.watch(draft.reference, names, _bytes, samples[:1])
