@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from calibrators.errors import CalibrationError
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.subgraphs import Subgraph
+from onnxq.algorithms.sensitivity.float_tensors import FloatTensors
 from onnxq.algorithms.sensitivity.stages import Stage, by_stage, stages
 from onnxq.algorithms.watching import Arrays, Watcher
 from onnxq.core.config import QuantConfig
@@ -35,9 +37,6 @@ RANKED_SAMPLES = 8
 
 The noise is a mean over all values of the outputs, so few samples are enough to rank the groups.
 """
-
-KEPT_BYTES = 512 * 2**20
-"""The memory limit for the kept tensors of the float model. Beyond it, the float model runs again."""
 
 UNIT = 16
 """The largest number of groups that are sent to a worker together, so that all end at about the same time."""
@@ -156,7 +155,7 @@ class Ranker:
         reference, plan, expected = self.draft.reference, self.draft.plan, self.expected
         operators = {name_of(node): node.op_type for node in reference.graph}
         kinds, judge = output_kinds(reference), self._judge()
-        for group, changed in _changes(self.draft, self._groups(names), self.watcher, self.samples):
+        for group, changed in _changes(self.draft, self._groups(names), self._tensors):
             given = [
                 [new.get(i, a) for i, a in enumerate(old)] for old, new in zip(expected, changed, strict=True)
             ]
@@ -166,6 +165,10 @@ class Ranker:
                 quality = replace(quality, metric=_measured(judge, self.samples, expected, given))
             readers = dict.fromkeys(point.consumer for point in plan.points_of(group.name))
             yield Sensitivity(group, {n: operators.get(n, GRAPH_OUTPUT) for n in readers}, quality)
+
+    @cached_property
+    def _tensors(self) -> FloatTensors:
+        return FloatTensors(self.draft.reference, self.watcher, self.samples)
 
     def _judge(self) -> MetricJudge | None:
         reference = self.draft.reference
@@ -216,43 +219,22 @@ def _few(batches: Sequence[Sample], samples: int) -> list[Sample]:
 
 
 def _changes(
-    draft: Draft, groups: Sequence[Group], watcher: Watcher, samples: Sequence[Sample]
+    draft: Draft, groups: Sequence[Group], tensors: FloatTensors
 ) -> Iterator[tuple[Group, _Changed]]:
     """Yield the changed outputs of each group; as many stages run at a time as fit into memory."""
-    waiting, sizes = list[Stage](), dict[str, int]()
+    waiting: list[Stage] = []
     for stage in stages(draft, groups):
-        if waiting:
-            sizes = sizes or _sizes(draft, watcher, samples)
-            needed = set(stage.feeds).union(*(one.feeds for one in waiting))
-            if sum(sizes.get(name, 0) for name in needed) > KEPT_BYTES:
-                yield from _run(waiting, draft, watcher, samples)
-                waiting = []
+        if waiting and not tensors.fit(stage.feeds.union(*(one.feeds for one in waiting))):
+            yield from _run(waiting, tensors)
+            waiting = []
         waiting.append(stage)
-    yield from _run(waiting, draft, watcher, samples)
+    yield from _run(waiting, tensors)
 
 
-def _sizes(draft: Draft, watcher: Watcher, samples: Sequence[Sample]) -> dict[str, int]:
-    """Estimate the number of bytes of each tensor of the main graph for all ``samples``."""
-    names = [out.name for node in draft.reference.graph for out in node.outputs if out.name]
-    (sizes,) = watcher.watch(draft.reference, names, _bytes, samples[:1])
-    return {name: size * len(samples) for name, size in sizes.items()}
-
-
-def _bytes(_: int, arrays: Arrays) -> dict[str, int]:
-    return {name: getattr(array, "nbytes", 0) for name, array in arrays.items()}
-
-
-def _run(
-    waiting: Iterable[Stage], draft: Draft, watcher: Watcher, samples: Sequence[Sample]
-) -> Iterator[tuple[Group, _Changed]]:
-    given = {name_of(value) for value in draft.reference.graph.inputs}
-    waiting = list(waiting)
-    names = sorted(set().union(*(stage.feeds for stage in waiting)) - given)
-    plain = replace(watcher, optimize=False)  # the same values for whatever stages run together
-    runs = plain.watch(draft.reference, names, _as_they_are, samples)
-    kept = [{**sample.feeds, **arrays} for sample, arrays in zip(samples, runs, strict=True)]
+def _run(waiting: Sequence[Stage], tensors: FloatTensors) -> Iterator[tuple[Group, _Changed]]:
+    kept = tensors.of(set().union(*(stage.feeds for stage in waiting)))
     for stage in waiting:
-        yield from _run_stage(stage, watcher, samples, kept)
+        yield from _run_stage(stage, tensors.watcher, tensors.samples, kept)
 
 
 def _as_they_are(_: int, arrays: Arrays) -> Arrays:

@@ -7,7 +7,7 @@ import pytest
 from benches import CHAIN, bench_for, nudged
 
 from calibrators.session import open_session
-from onnxq.algorithms.sensitivity import analysis, stages
+from onnxq.algorithms.sensitivity import analysis, float_tensors, stages
 from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.algorithms.watching import Watcher
 from onnxq.graph.qdq.insert_qdq import insert_qdq
@@ -105,7 +105,7 @@ def test_memory_is_bounded_and_changes_nothing(monkeypatch):
     monkeypatch.setattr(Watcher, "watch", watched)
     assert by_name(sensitivities(draft, context)) == before
     few = sum(model is draft.reference for model in runs)
-    monkeypatch.setattr(analysis, "KEPT_BYTES", 1)
+    monkeypatch.setattr(float_tensors, "KEPT_BYTES", 1)
     runs.clear()
     assert by_name(sensitivities(draft, context)) == before
     assert sum(model is draft.reference for model in runs) > few == 3
