@@ -61,13 +61,18 @@ def input_squares(
     """
     if samples:
         return _measured(typed(model), products, evenly(samples, SAMPLES), config.threads, progress)
-    if sum(tensor.nbytes for tensor in stored_tensors(model)) > MOST_BYTES:
-        logger.info("the model is too large to run on random token ids: what inputs are like is guessed")
-        return {}
     inputs = input_specs(model)
     made = (token_sample(model, inputs, LENGTH, (config.seed, number)) for number in range(SAMPLES))
     batches = [sample for sample in made if sample is not None]
     if not batches:
+        return {}
+    size = sum(tensor.nbytes for tensor in stored_tensors(model))
+    if size > MOST_BYTES:
+        logger.warning(
+            "%d MiB of weights are too large to run on random token ids: rounding without data guesses how "
+            "large the inputs of matrices are",
+            size >> 20,
+        )
         return {}
     try:
         return _measured(typed(model), products, batches, config.threads, progress)
