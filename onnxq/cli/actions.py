@@ -144,6 +144,23 @@ def convert(args: argparse.Namespace, config: QuantConfig) -> None:
     close_output()
 
 
+def cache(args: argparse.Namespace, config: QuantConfig) -> None:
+    """Run ``onnxq cache``."""
+    from onnxq.cli import terminal
+    from onnxq.cli.tables import as_json, render
+    from onnxq.graph.files import written_together
+    from onnxq.pipelines.cache import quantize_cache
+
+    with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
+        result = quantize_cache(args.model, args.output, config=config, progress=progress)
+    with suppress(OSError, KeyboardInterrupt):
+        if args.json:
+            as_json.print_conversion(args.model, args.output, result)
+        else:
+            render.show_cache(args.output, result, quiet=args.quiet)
+    close_output()
+
+
 def inspect(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq inspect``."""
     from onnxq.cli.tables import as_json, render

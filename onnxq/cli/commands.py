@@ -150,6 +150,14 @@ _COMMANDS: Mapping[str, Command] = {
         idle=("every_element", "verify", "seed"),
         further=("exclude",),
     ),
+    "cache": Command(
+        help="store a decoder's cache of keys and values in int8; the rest of the model stays as it is",
+        files={"model": "a decoder, float or quantized", "output": "the model to write"},
+        groups=("data", "running"),
+        flags={**_JSON, **_QUIET, **_VERBOSE},
+        act=actions.cache,
+        idle=("every_element", "verify", "seed"),
+    ),
     "verify": Command(
         help="check a quantized model against the rules and the runtimes of a target",
         files={"model": "the quantized model (Q/DQ), of any origin"},

@@ -452,6 +452,7 @@ def test_what_needs_no_model_imports_nothing_heavy(arguments):
 # --- the Python API -------------------------------------------------------------------------------
 
 PUBLIC = [
+    "CacheResult",
     "Calibration",
     "CalibrationError",
     "ConfigError",
@@ -467,6 +468,7 @@ PUBLIC = [
     "calibrate",
     "convert",
     "merge",
+    "quantize_cache",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weights",

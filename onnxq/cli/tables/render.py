@@ -28,6 +28,7 @@ from onnxq.cli.tables.tree import counts, tree, without_names
 from onnxq.cli.terminal import ERR, OUT, warn
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import size_on_disk
+from onnxq.pipelines.cache import CacheResult
 from onnxq.pipelines.convert import Converted
 from onnxq.pipelines.inspection import Inspection
 from onnxq.pipelines.report.activations import stabilities
@@ -88,6 +89,31 @@ def show_conversion(output: str, result: Converted, *, quiet: bool, every_node: 
         for text in quality_rows(result.quality, "the given model"):
             table.add_row("accuracy", text)
         table.add_row("measured on", f"{result.judged_on}: {result.quality.samples}")
+        table.add_row("time", f"{result.seconds:.1f} s")
+        print_table(table)
+    for warning in result.warnings:
+        warn(warning)
+
+
+def show_cache(output: str, result: CacheResult, *, quiet: bool) -> None:
+    """Print the closing table of caches in int8, then the warnings.
+
+    Args:
+        output: path of the written model.
+        result: the result to print.
+        quiet: print only the warnings.
+    """
+    if not quiet:
+        table = _table(output)
+        for axis, count in Counter(result.axes.values()).most_common():
+            scales = "one scale" if axis is None else f"a scale for each channel of axis {axis}"
+            table.add_row("caches", f"{count} in int8, {scales}")
+        if result.position_bytes is not None:
+            table.add_row("a position", "{:,} -> {:,} bytes in all caches".format(*result.position_bytes))
+        table.add_row("size", _sizes(result.before, result.after, "the given model"))
+        for text in quality_rows(result.quality, "the given model"):
+            table.add_row("accuracy", text)
+        table.add_row("measured on", f"{result.judged_on}: {result.quality.samples}, all positions rounded")
         table.add_row("time", f"{result.seconds:.1f} s")
         print_table(table)
     for warning in result.warnings:
