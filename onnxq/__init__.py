@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from onnxq.core.config import QuantConfig
     from onnxq.core.errors import CalibrationError, ConfigError, ModelError, OnnxqError, TargetError
     from onnxq.core.goal import Goal
-    from onnxq.pipelines.cache import CacheResult
     from onnxq.pipelines.calibrate import Calibration, merge
-    from onnxq.pipelines.convert import Converted
+    from onnxq.pipelines.conversions.cache import CacheResult
+    from onnxq.pipelines.conversions.convert import Converted
     from onnxq.pipelines.requantize import Requantized
     from onnxq.pipelines.result import QuantResult
 
@@ -50,8 +50,8 @@ _HOMES = {
     "Calibration": "pipelines.calibrate",
     "CalibrationError": "core.errors",
     "ConfigError": "core.errors",
-    "CacheResult": "pipelines.cache",
-    "Converted": "pipelines.convert",
+    "CacheResult": "pipelines.conversions.cache",
+    "Converted": "pipelines.conversions.convert",
     "Goal": "core.goal",
     "ModelError": "core.errors",
     "OnnxqError": "core.errors",

@@ -18,13 +18,13 @@ from onnxq.core.errors import ConfigError
 from onnxq.core.goal import Goal
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load
-from onnxq.pipelines import cache as caching
 from onnxq.pipelines import calibrate as calibration
-from onnxq.pipelines import convert as conversion
 from onnxq.pipelines import requantize as requantization
 from onnxq.pipelines import static
-from onnxq.pipelines.cache import CacheResult
-from onnxq.pipelines.convert import Converted
+from onnxq.pipelines.conversions import cache as caching
+from onnxq.pipelines.conversions import convert as conversion
+from onnxq.pipelines.conversions.cache import CacheResult
+from onnxq.pipelines.conversions.convert import Converted
 from onnxq.pipelines.dynamic import pipeline as dynamic
 from onnxq.pipelines.given_model import is_module, is_path, write_given
 from onnxq.pipelines.preflight import files_written

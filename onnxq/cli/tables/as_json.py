@@ -12,8 +12,8 @@ from calibrators.statistics.stability import stability
 from onnxq.algorithms.sensitivity.analysis import Sensitivity
 from onnxq.cli.terminal import print_json, warn
 from onnxq.graph.files import size_on_disk
-from onnxq.pipelines.cache import CacheResult
-from onnxq.pipelines.convert import Converted
+from onnxq.pipelines.conversions.cache import CacheResult
+from onnxq.pipelines.conversions.convert import Converted
 from onnxq.pipelines.inspection import Inspection
 from onnxq.pipelines.report.plain import plain, plan_of, quality_of
 from onnxq.pipelines.result import QuantResult

@@ -55,7 +55,7 @@ class CacheResult:
     """The result of storing caches in int8.
 
     Attributes:
-        axes: name of a cache's input -> the axis along which its scales change; None: it has one scale.
+        axes: name of a cache's output -> the axis along which its scales change; None: it has one scale.
         position_bytes: bytes of all caches for a position of a sequence, before and after; None if unknown.
         quality: accuracy with all positions rounded, against the given model.
         judged_on: the kind of samples that it was measured on.
@@ -116,7 +116,7 @@ def quantize_cache(
         progress("writing and checking the model")
         after = write_validated(changed, output, lambda draft: _checked(draft, config))
     return CacheResult(
-        axes={name: found.axis for name, found in scales.items()},
+        axes={name_of(cache.present): scales[name_of(cache.past)].axis for cache in caches},
         position_bytes=_position_bytes(caches),
         quality=quality,
         judged_on=samples.eval_source,

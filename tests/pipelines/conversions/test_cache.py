@@ -91,7 +91,7 @@ def test_integers_go_in_and_come_out_unchanged(mode: str, tmp_path: Path) -> Non
 
 def test_the_axis_with_the_least_error_has_the_scales(tmp_path: Path) -> None:
     result = onnxq.quantize_cache(saved(tmp_path), tmp_path / "int8.onnx", samples())
-    assert result.axes == {"keys": 2, "values": 2}
+    assert result.axes == {"all_keys": 2, "all_values": 2}
     model = load(tmp_path / "int8.onnx")
     scale = model.graph.initializers["keys_scale"].const_value
     assert scale is not None
