@@ -38,6 +38,11 @@ _FIRST = {
 }
 """Examples for those who know no command yet."""
 
+
+def _for_trials(what: str) -> Mapping[str, str]:
+    return {**_WORKERS, "--workers N": f"{what} on N processes, or workers of --ray; 0: as many as fit"}
+
+
 _COMMANDS: Mapping[str, Command] = {
     "quantize": Command(
         help="turn a float ONNX model into an int8 one",
@@ -58,6 +63,7 @@ _COMMANDS: Mapping[str, Command] = {
         flags={
             **_CONFIG,
             "--save-config FILE.yaml": "write the options used",
+            **_for_trials("--goal ranks quantization points"),
             "--dry-run": "print the plan, with a reason for every node kept in float; write no model",
             **_JSON,
             **_QUIET,
@@ -179,7 +185,7 @@ _COMMANDS: Mapping[str, Command] = {
         help="rank quantization points by the error that each causes at the outputs",
         files={"model": "the float model"},
         groups=("data", "ranges", "accuracy", "metric", "plan", "running"),
-        flags={**_CONFIG, **_JSON, **_NO_PROGRESS, **_VERBOSE},
+        flags={**_CONFIG, **_for_trials("rank"), **_JSON, **_NO_PROGRESS, **_VERBOSE},
         act=actions.sensitivity,
         idle=("verify",),
     ),
