@@ -9,6 +9,8 @@ import onnx_ir as ir
 import pytest
 from weight_blocks import FORMATS, Made
 
+from calibrators.session import open_session
+
 V, D = 300, 64
 
 HEADS = {
@@ -82,3 +84,19 @@ def test_a_copy_with_one_other_number_is_another_matrix(tmp_path: Path) -> None:
     made = Made(tmp_path, text, given, weight="uint8")
     assert made.counts == {"GatherBlockQuantized": 1, "MatMulNBits": 2}
     assert made.error() < 0.03
+
+
+def test_openvino_runs_on_the_integers(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    text, given = tied("turned")
+    made = Made(tmp_path, text, given, target="openvino", weight="uint4")
+    compiled = openvino.Core().compile_model(str(made.output), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds = {
+        (info["layerType"].astype(str), info["runtimePrecision"].astype(str))
+        for info in (node.get_rt_info() for node in compiled.get_runtime_model().get_ops())
+    }
+    assert {("Gather", "i8"), ("FullyConnected", "i8"), ("FullyConnected", "u4")} <= kinds
+    ids = np.arange(6).reshape(2, 3)
+    before = open_session(made.float).run(None, {"i": ids})[0]
+    after = next(iter(compiled({"i": ids}).values()))
+    assert np.linalg.norm(after - before) < 0.15 * np.linalg.norm(before)
