@@ -54,6 +54,8 @@ TIED = """g (int64[N,M] i) => (float[N,M,300] y) <float[300,64] w>
 { e = Gather(w, i)  t = Transpose<perm=[1,0]>(w)  y = MatMul(e, t) }"""
 TWICE = """g (float[N,64] x) => (float[N,64] y) <float[64,64] w>
 { a = MatMul(x, w)  b = Relu(a)  y = MatMul(b, w) }"""
+TWO = """g (float[N,64] x) => (float[N,64] y) <float[64,64] w, float[64,64] v>
+{ a = MatMul(x, w)  b = Relu(a)  y = MatMul(b, v) }"""
 FUNCTION = "g (float[N,64] x) => (float[N,48] y) <float[64,48] w> { y = local.f(x, w) }"
 BODY_OF_F = '<domain: "local", opset_import: ["" : 13]> f (a, b) => (c) { c = MatMul(a, b) }'
 
@@ -266,6 +268,24 @@ def test_external_data_stays_external(tmp_path: Path) -> None:
     assert all(isinstance(t, ir.ExternalTensor) for t in tensors if t is not None and t.nbytes > 256)
     assert (tmp_path / "out.onnx.data").exists()
     open_session(tmp_path / "out.onnx")
+
+
+def test_external_data_is_split_into_files_of_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxq.graph.files.SHARD_BYTES", 5000)
+    ir.save(parse(TWO), tmp_path / "in.onnx", external_data="in.bin", size_threshold_bytes=0)
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((4, 64)).astype(np.float32)} for _ in range(10)]
+    config = QuantConfig(mode="weight-only", weight="uint8", block_size=16)
+    result = onnxq.quantize_weights(tmp_path / "in.onnx", tmp_path / "out.onnx", config, data=data)
+    written = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("out"))
+    assert written[:4] == ["out.onnx", "out.onnx.data", "out.onnx.data_1", "out.onnx.data_2"]
+    sizes = [(tmp_path / name).stat().st_size for name in written]
+    assert max(sizes[1:]) < 5000
+    assert result.int8_bytes == sum(sizes)
+    assert result.quality is not None
+    assert result.quality.sqnr > 35
 
 
 def test_one_file_stays_one_file(tmp_path: Path) -> None:
