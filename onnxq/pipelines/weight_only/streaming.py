@@ -14,7 +14,7 @@ from calibrators.onnx_files import load_external, to_proto
 from calibrators.session import INLINE_BYTES
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress
-from onnxq.graph.files import INLINE_LIMIT
+from onnxq.graph.files import INLINE_LIMIT, external_files
 from onnxq.graph.nodes import name_of
 from onnxq.graph.passes.redundancy import RemoveUnusedPass
 from onnxq.pipelines.weight_only.block_scheme import BlockScheme
@@ -82,8 +82,7 @@ def write_streamed(work: WeightWork, rounding: Rounding, draft: Path, progress: 
     is_external = work.external or store.bytes > INLINE_LIMIT
     load_external(work.model, INLINE_BYTES if is_external else sys.maxsize)
     onnx.save(to_proto(work.model), draft, format="protobuf")
-    if not is_external:
-        store.remove()
+    store.keep(external_files(work.model))
 
 
 def _quantize(work: WeightWork, rounding: Rounding, store: TensorStore, progress: Progress) -> None:

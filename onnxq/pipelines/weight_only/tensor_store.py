@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from calibrators.session import INLINE_BYTES
 from onnxq.graph import files
 from onnxq.graph.files import data_files
 
@@ -41,10 +40,11 @@ class TensorStore:
         for file in self._open:
             file.close()
 
-    def remove(self) -> None:
-        """Remove the files, whose tensors are in memory now."""
+    def keep(self, used: Collection[Path]) -> None:
+        """Remove the files that are not ``used``, because all their tensors are in the model itself."""
         for path in self._files[: len(self._open)]:
-            path.unlink()
+            if path not in used:
+                path.unlink()
 
     def add(self, name: str, array: NDArray[np.generic]) -> ir.ExternalTensor:
         """Write an array of a type that onnx_ir knows."""
@@ -87,13 +87,9 @@ class TensorStore:
         return self._made(name, dtype, shape, start)
 
     def _start(self, size: int) -> int:
-        """Return where a tensor of so many bytes begins, in the last file, or in a new one.
-
-        Small tensors end up in the model itself, so none begins a file.
-        """
+        """Return where a tensor of so many bytes begins, in the last file, or in a new one."""
         start = -(-self._open[-1].tell() // ALIGNMENT) * ALIGNMENT
-        full = start > 0 and start + size > files.SHARD_BYTES
-        if full and size > INLINE_BYTES and len(self._open) < len(self._files):
+        if start and start + size > files.SHARD_BYTES and len(self._open) < len(self._files):
             self._open.append(self._files[len(self._open)].open("wb"))
             start = 0
         self._open[-1].seek(start)
