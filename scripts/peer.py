@@ -14,14 +14,13 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx.version_converter
 import onnxruntime as ort
+import peer_frame
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -31,8 +30,6 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
-
-import evaldata
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -55,21 +52,11 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]  # the library has no
     """Passes the files of a folder to the calibrator, one after the other."""
 
     def __init__(self, folder: Path, input_name: str) -> None:
-        self._feeds = feeds(folder, input_name)
+        self._feeds = peer_frame.feeds(folder, input_name)
 
     def get_next(self) -> dict[str, Any] | None:
         """Return the next batch; None at the end."""
         return next(self._feeds, None)
-
-
-def feeds(folder: Path, input_name: str) -> Iterator[dict[str, Any]]:
-    """Yield every file of ``folder`` as the inputs of one run."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".npz":
-            with np.load(path) as file:
-                yield dict(file)
-        else:
-            yield {input_name: evaldata.picture(path)}
 
 
 def cleaned(model: Path, output: Path, skip_symbolic: bool) -> Path:
@@ -104,25 +91,16 @@ def quantize(given: argparse.Namespace, model: Path, folder: Path) -> None:
         op_types_to_quantize=given.ops,
         extra_options={"ActivationSymmetric": given.symmetric},
     )
-    _session(given.output).run(None, next(feeds(given.data, name)))
+    _session(given.output).run(None, next(peer_frame.feeds(given.data, name)))
 
 
 def _session(model: Path) -> ort.InferenceSession:
     return ort.InferenceSession(model, providers=["CPUExecutionProvider"])
 
 
-def _absolute(text: str) -> Path:
-    return Path(text).absolute()
-
-
 def main() -> None:
     """Quantize with the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=_absolute)
-    parser.add_argument("output", type=_absolute)
-    parser.add_argument("data", type=_absolute)
+    parser = peer_frame.parser(__doc__, needs_data=True)
     parser.add_argument("--method", choices=METHODS, default="minmax")
     parser.add_argument("--ops", nargs="*", help="quantize these operator types only")
     parser.add_argument("--activation", choices=TYPES, default="uint8")

@@ -1,13 +1,13 @@
 """Convert a model with a peer of the precision benchmark: float16, mixed float16, or FP8.
 
-``python scripts/peer_precision.py TOOL MODEL OUTPUT [DATA]``; DATA is a folder of pictures (preprocessed for
-EfficientNet-Lite0) or of ``.npz`` batches. The tools are those of `TOOLS`. They need packages that the
-project does not: run this file with the Python of an environment that has them, numpy and pillow.
+``python scripts/peer_precision.py MODEL OUTPUT [DATA] --tool TOOL``; DATA is a folder of pictures
+(preprocessed for EfficientNet-Lite0) or of ``.npz`` batches. The tools are those of `TOOLS`. They need
+packages that the project does not: run this file with the Python of an environment that has them, numpy and
+pillow.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,20 +16,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-
-import evaldata
+import peer_frame
 
 Feeds = dict[str, Any]
-
-
-def feeds(folder: Path, input_name: str) -> Iterator[Feeds]:
-    """Yield every file of ``folder`` as the inputs of one run."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".npz":
-            with np.load(path) as file:
-                yield dict(file)
-        else:
-            yield {input_name: evaldata.picture(path)}
 
 
 def converter_common(model: Path, output: Path, data: Path | None) -> None:
@@ -63,7 +52,7 @@ def autocast(model: Path, output: Path, data: Path | None) -> None:
         given: dict[str, Any] = {}
         if data is not None:
             sample = Path(folder) / "sample.npz"
-            np.savez(sample, **next(feeds(data, onnx.load(model).graph.input[0].name)))
+            np.savez(sample, **next(peer_frame.feeds(data, onnx.load(model).graph.input[0].name)))
             given["calibration_data"] = str(sample)
         made = peer.convert_to_mixed_precision(
             str(model), low_precision_type="fp16", keep_io_types=True, providers=["cpu"], **given
@@ -95,7 +84,7 @@ def _modelopt_fp8(model: Path, output: Path, data: Path | None, method: str) -> 
     quantize(
         str(model),
         quantize_mode="fp8",
-        calibration_data_reader=Reader(feeds(data, name)),
+        calibration_data_reader=Reader(peer_frame.feeds(data, name)),
         calibration_method=method,
         calibration_eps=["cpu"],
         output_path=str(output),
@@ -135,13 +124,8 @@ TOOLS: Mapping[str, Callable[[Path, Path, Path | None], None]] = {
 
 def main() -> None:
     """Convert as the command line says."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("tool", choices=TOOLS)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("data", type=Path, nargs="?")
+    parser = peer_frame.parser(__doc__, needs_data=False)
+    parser.add_argument("--tool", choices=TOOLS, required=True)
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     TOOLS[given.tool](given.model, given.output, given.data)

@@ -71,7 +71,8 @@ class Peers:
         if python is None:
             return Made(word="not installed")
         script = Path(__file__).with_name("peer_precision.py")
-        return _made([str(python), str(script), tool, str(case.model), str(output), str(case.data)], output)
+        files = map(str, (case.model, output, case.data))
+        return _made([str(python), str(script), *files, "--tool", tool], output)
 
 
 def convert(case: Case, output: Path, *options: str) -> Made:

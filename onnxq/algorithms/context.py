@@ -11,20 +11,21 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from calibrators.collect import collect, processors, run_batch
-from calibrators.data.bad_samples import OnBad, refuse
+from calibrators.collect import collect
+from calibrators.data.bad_samples import OnBad
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
-from calibrators.session import Model, open_session
+from calibrators.session import Model
 from calibrators.statistics import TensorStatistics
 from onnxq.algorithms.budget import Budget
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.matrices import channel_axes
+from onnxq.algorithms.watching import Arrays, Watcher
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.calibration.sample_split import Samples, evenly, in_batches
 from onnxq.core.config import QuantConfig
 from onnxq.core.goal import Goal
-from onnxq.core.parallel import in_order
+from onnxq.core.parallel import Executor
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load
 from onnxq.graph.half_precision.widen import computes_in_half
@@ -34,9 +35,6 @@ from onnxq.targets.lookup import get_target
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.metrics.choice import find_metric
 from onnxq.verify.metrics.task_metric import TaskMetric
-
-Arrays = Mapping[str, NDArray[np.generic]]
-
 
 _Found = TypeVar("_Found")
 
@@ -57,6 +55,7 @@ class CorrectionContext:
             batch is an error.
         budget: the time that corrections may take; unlimited unless they are being chosen.
         metric: the metric of the task; None: only closeness to the float model counts.
+        executor: ranks quantization points on several workers; None: this process does.
     """
 
     fit: Sequence[Sample]
@@ -67,6 +66,7 @@ class CorrectionContext:
     on_bad: OnBad | None = None
     budget: Budget = field(default_factory=Budget)
     metric: TaskMetric | None = None
+    executor: Executor | None = None
 
     def spread(self, most: int) -> CorrectionContext:
         """Return a copy with at most ``most`` batches to fit on, evenly spread."""
@@ -161,37 +161,13 @@ class CorrectionContext:
         look: Callable[[int, Arrays], _Found],
         samples: Iterable[Sample] | None = None,
     ) -> Iterator[_Found]:
-        """Run ``model`` and yield what ``look`` computes from some of its tensors, batch by batch, in order.
+        """Do as `Watcher.watch`; without ``samples``, on the batches to fit on."""
+        return self.watcher.watch(model, tensors, look, self.fit if samples is None else samples)
 
-        Several batches run in parallel, on one thread each. The results are bit-identical for the same
-        samples.
-
-        Args:
-            model: the model to run.
-            tensors: names of the tensors of its main graph that ``look`` reads.
-            look: maps the batch number and the arrays by tensor name to a result. Called on several threads.
-            samples: the batches; those to fit on if None.
-
-        Raises:
-            CalibrationError: the model does not load, or rejects a batch and `on_bad` is None.
-        """
-        names = list(dict.fromkeys(tensors))
-        count = self.config.threads or processors()
-        session = open_session(model, outputs=names, providers=self.config.providers, threads=1, alone=False)
-
-        def one(numbered: tuple[int, Sample]) -> list[_Found]:
-            number, batch = numbered
-            try:
-                arrays = run_batch(session, names, batch)
-            except CalibrationError as error:
-                if self.on_bad is None:
-                    refuse(error)
-                self.on_bad(error, batch.count)
-                return []
-            return [look(number, dict(zip(names, arrays, strict=True)))]
-
-        for found in in_order(one, enumerate(self.fit if samples is None else samples), count):
-            yield from found
+    @property
+    def watcher(self) -> Watcher:
+        """What runs models on samples."""
+        return Watcher(self.config.providers, self.config.threads, self.on_bad)
 
 
 def make_evaluator(

@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 import logging
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxq.cli import scale
 from onnxq.cli.exit_codes import close_output
 from onnxq.cli.interrupts import INTERRUPTS
+from onnxq.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from onnxq.core.config import QuantConfig
@@ -35,6 +38,12 @@ def quantize(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.pipelines.weight_only.default_mode import with_mode
 
     config = with_mode(args.model, config)
+    executor = scale.executor(args, config)
+    if executor is not None and (config.goal is None or config.mode != "static" or args.dry_run):
+        raise ConfigError(
+            "--workers and --ray share out the search for a goal: they need --goal, in mode static, and no "
+            "dry run. To share out the calibration, run onnxq calibrate, then quantize with --from-table"
+        )
     if args.save_config:
         preflight.check_files(args.model, args.output, config.data, config, [args.save_config])
     if args.dry_run:
@@ -48,7 +57,7 @@ def quantize(args: argparse.Namespace, config: QuantConfig) -> None:
             config.save(Path(args.save_config))
         return
     modes = {"dynamic": pipeline.quantize_dynamic, "weight-only": quantize_weights}
-    quantize = modes.get(config.mode, static.quantize_static)
+    quantize = modes.get(config.mode, partial(static.quantize_static, executor=executor))
     with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
         result = quantize(args.model, args.output, config=config, progress=progress)
         if args.save_config:
@@ -155,7 +164,7 @@ def sensitivity(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.pipelines import sensitivity
 
     with terminal.progress(quiet=args.quiet) as progress:
-        found = sensitivity.rank(args.model, config, progress)
+        found = sensitivity.rank(args.model, config, progress, scale.executor(args, config))
     if args.json:
         as_json.print_ranking(found)
     else:

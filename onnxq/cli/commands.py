@@ -31,6 +31,11 @@ _WORKERS = {
     "--gpus-per-worker X": "GPUs of each worker of --ray, with --provider; default: 0",
 }
 
+
+def _for_trials(what: str) -> Mapping[str, str]:
+    return {**_WORKERS, "--workers N": f"{what} on N processes, or workers of --ray; 0: as many as fit"}
+
+
 _COMMANDS: Mapping[str, Command] = {
     "quantize": Command(
         help="turn a float ONNX model into an int8 one",
@@ -51,6 +56,7 @@ _COMMANDS: Mapping[str, Command] = {
         flags={
             **_CONFIG,
             "--save-config FILE.yaml": "write the options used",
+            **_for_trials("--goal ranks quantization points"),
             "--dry-run": "print the plan, with a reason for every node kept in float; write no model",
             **_JSON,
             **_QUIET,
@@ -161,7 +167,7 @@ _COMMANDS: Mapping[str, Command] = {
         help="rank quantization points by the error that each causes at the outputs",
         files={"model": "the float model"},
         groups=("data", "ranges", "accuracy", "metric", "plan", "running"),
-        flags={**_CONFIG, **_JSON, **_NO_PROGRESS, **_VERBOSE},
+        flags={**_CONFIG, **_for_trials("rank"), **_JSON, **_NO_PROGRESS, **_VERBOSE},
         act=actions.sensitivity,
         idle=("verify",),
     ),

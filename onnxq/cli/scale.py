@@ -1,4 +1,4 @@
-"""The commands for more than one process: a calibration, or a part of it, and the merging of parts."""
+"""The commands for more than one process, and the options that say which processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from onnxq.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from onnxq.core.config import QuantConfig
-    from onnxq.distributed.calibration_run import Workers
+    from onnxq.core.parallel import Executor
+    from onnxq.distributed.worker_pool import Workers
 
 _Number = TypeVar("_Number", int, float)
 
@@ -58,13 +59,23 @@ def _workers(args: argparse.Namespace) -> Workers | None:
             raise ConfigError("--cpus-per-worker and --gpus-per-worker are for --ray: give it too")
         if count is None:
             return None
-    from onnxq.distributed.calibration_run import Workers
     from onnxq.distributed.ray_actors import Cluster
+    from onnxq.distributed.worker_pool import Workers
 
     if args.ray is None:
         return Workers(count or 0)
     size = (1.0 if cpus is None else cpus, gpus or 0.0)
     return Workers(cluster=Cluster(args.ray, count or 0, *size))
+
+
+def executor(args: argparse.Namespace, config: QuantConfig) -> Executor | None:
+    """Return the workers that rank quantization points; None if none are asked for."""
+    workers = _workers(args)
+    if workers is None:
+        return None
+    from onnxq.distributed.worker_executor import WorkerExecutor
+
+    return WorkerExecutor(workers, config.threads)
 
 
 def _number(flag: str, text: str, kind: Callable[[str], _Number]) -> _Number:

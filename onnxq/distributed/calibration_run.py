@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 import calibrators.errors
-from calibrators.collect import processors, tell_nonfinite
+from calibrators.collect import tell_nonfinite
 from calibrators.data.samples import DataSource
 from calibrators.fingerprint import fingerprint
 from calibrators.statistics import Statistics
@@ -22,27 +20,13 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ConfigError
 from onnxq.core.progress import Progress, silent
 from onnxq.distributed.counting import Job, merge_units, pack, packed_model, units, unpack
-from onnxq.distributed.processes import Processes
-from onnxq.distributed.ray_actors import Cluster, RayActors, connected, fitted
 from onnxq.distributed.scheduler import Backend, Piece, Schedule, WorkerLostError
+from onnxq.distributed.worker_pool import Workers, opened
 from onnxq.pipelines.calibrate import check_calibratable
 from onnxq.pipelines.preflight import as_onnxq_errors
 from onnxq.pipelines.prepare import ModelPath, prepare_for_all
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Where a calibration runs.
-
-    Attributes:
-        count: the number of workers; 0: as many as fit.
-        cluster: the Ray cluster; None: processes of this machine.
-    """
-
-    count: int = 0
-    cluster: Cluster | None = None
 
 
 def calibrate_on(
@@ -87,7 +71,7 @@ def calibrate_on(
             samples.total,
         )
         kept = _Kept(simple, samples, scope, config)
-        with _opened(job, workers, config) as backend:
+        with opened(job, workers, config.threads) as backend:
             statistics = _run(backend, kept.numbers, kept, progress)
         if scope.shard is not None:
             statistics.part = part_of(samples, scope, config)
@@ -102,20 +86,6 @@ def calibrate_on(
 def _readable_by_all(config: QuantConfig) -> QuantConfig:
     """Workers have other working folders."""
     return config.model_copy(update={"data": Path.cwd() / str(config.data), "save_statistics": None})
-
-
-@contextmanager
-def _opened(job: Job, workers: Workers, config: QuantConfig) -> Iterator[Backend]:
-    if workers.cluster is None:
-        count = workers.count or processors()
-        threads = config.threads or max(1, processors() // count)
-        with Processes(job, count, threads) as processes:
-            yield processes
-        return
-    with connected(workers.cluster) as ray:
-        cluster = fitted(workers.cluster, ray.cluster_resources())
-        with RayActors(ray, job, cluster) as actors:
-            yield actors
 
 
 def _run(backend: Backend, numbers: range, kept: _Kept, progress: Progress) -> Statistics:

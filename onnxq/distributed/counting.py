@@ -6,7 +6,7 @@ import logging
 import os
 import pickle
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -52,6 +52,10 @@ class Job:
     moments: bool
     total: int | None
 
+    def open(self, threads: int) -> Callable[[Unit], tuple[Counted, bytes]]:
+        """Load the model, once a worker, and return what counts a unit."""
+        return Counter(self, threads).of_range
+
 
 @dataclass(frozen=True)
 class Counted:
@@ -81,11 +85,16 @@ def packed_model(model: ir.Model) -> bytes:
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     if size > MOST_MODEL_BYTES:
         raise CalibrationError(
-            f"the model has {size >> 20} MiB of weights, more than can be sent to workers: calibrate parts "
-            "of the data (--shard) on the machines instead, and merge them"
+            f"the model has {size >> 20} MiB of weights, more than can be sent to workers: use one process, "
+            "or calibrate parts of the data (--shard) on the machines instead, and merge them"
         )
     load_external(model)
     return bytes(to_proto(model).SerializeToString(deterministic=True))
+
+
+def unpacked_model(packed: bytes) -> ir.Model:
+    """Invert `packed_model`."""
+    return from_proto(onnx.load_from_string(packed))
 
 
 def pack(statistics: Statistics) -> bytes:
@@ -138,7 +147,7 @@ class Counter:
         """
         self._job = job
         self._config = job.config.model_copy(update={"threads": threads})
-        self._model = from_proto(onnx.load_from_string(job.model))
+        self._model = unpacked_model(job.model)
         self.inputs = input_specs(self._model)
         self._batched = batched(self.inputs)
         self._base: Samples | None = None
@@ -174,7 +183,7 @@ class Counter:
             holds=moments,
             travel=moments,
         ).thinned_for(self._job.total)
-        with _Heard() as heard:
+        with Heard() as heard:
             statistics = self._counted(samples)
         counted = Counted(samples.given, base.skipped - before, tuple(heard))
         return counted, pack(statistics)
@@ -197,7 +206,7 @@ class Counter:
         return statistics
 
 
-class _Heard(logging.Handler):
+class Heard(logging.Handler):
     """Collects the warnings of a block."""
 
     def __init__(self) -> None:
@@ -205,6 +214,7 @@ class _Heard(logging.Handler):
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning."""
         self.texts.append(record.getMessage())
 
     def __enter__(self) -> list[str]:

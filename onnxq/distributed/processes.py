@@ -5,29 +5,29 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import signal
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from typing import Any
 
-from onnxq.distributed.counting import Counted, Counter, Job, Unit, merge_packed
-from onnxq.distributed.scheduler import WorkerLostError
+from onnxq.distributed.counting import Counted, merge_packed
+from onnxq.distributed.scheduler import WorkerJob, WorkerLostError
 
-_COUNTER: list[Counter] = []
-"""The counter of this process, if it is a worker."""
+_WORK: list[Callable[[Any], tuple[Counted, bytes]]] = []
+"""What this process does, if it is a worker."""
 
 
-def _begin(job: Job, threads: int) -> None:
+def _begin(job: WorkerJob, threads: int) -> None:
     """Prepare a new worker. An interrupt is for the driver, which ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(ValueError):
             signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
-    _COUNTER[:] = [Counter(job, threads)]
+    _WORK[:] = [job.open(threads)]
 
 
-def _count(unit: Unit) -> tuple[Counted, bytes]:
-    return _COUNTER[0].of_range(unit)
+def _count(unit: Any) -> tuple[Counted, bytes]:
+    return _WORK[0](unit)
 
 
 def _merge(parts: Sequence[bytes]) -> tuple[None, bytes]:
@@ -37,7 +37,7 @@ def _merge(parts: Sequence[bytes]) -> tuple[None, bytes]:
 class Processes:
     """Processes that are started, not forked: a fork would copy the threads' locks of ONNX Runtime."""
 
-    def __init__(self, job: Job, workers: int, threads: int) -> None:
+    def __init__(self, job: WorkerJob, workers: int, threads: int) -> None:
         """Start the processes.
 
         Args:
@@ -59,7 +59,7 @@ class Processes:
         """The number of processes."""
         return self._workers
 
-    def count(self, unit: Unit) -> Future[Any]:
+    def count(self, unit: Any) -> Future[Any]:
         """Begin to count a unit."""
         return self._submit(_count, unit)
 

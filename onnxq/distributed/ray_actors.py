@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxq.core.errors import ConfigError
-from onnxq.distributed.counting import Counted, Counter, Job, Unit, merge_packed
-from onnxq.distributed.scheduler import WorkerLostError
+from onnxq.distributed.counting import Counted, merge_packed
+from onnxq.distributed.scheduler import WorkerJob, WorkerLostError
 
 
 @dataclass(frozen=True)
@@ -111,19 +111,19 @@ def fitted(cluster: Cluster, resources: dict[str, float], readers: float = 0.0) 
 class RayActors:
     """Actors, each with one session; the model is sent once to each machine."""
 
-    def __init__(self, ray: Any, job: Job, cluster: Cluster) -> None:
+    def __init__(self, ray: Any, job: WorkerJob, cluster: Cluster, threads: int) -> None:
         """Start the actors.
 
         Args:
             ray: the module, connected.
             job: what is to be done.
             cluster: the number and the size of the actors.
+            threads: the number of threads of each.
         """
         self._ray, self._cluster = ray, cluster
         self._job = ray.put(job)
         actor: Any = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_restarts=0)(_Actor)
-        threads = max(1, round(cluster.cpus))
-        self._make: Callable[[], Any] = lambda: actor.remote(self._job, job.config.threads or threads)
+        self._make: Callable[[], Any] = lambda: actor.remote(self._job, threads)
         self._merger: Any = ray.remote(num_cpus=0, num_returns=2)(_merge)
         self._actors = [self._make() for _ in range(cluster.workers)]
         self._load: Tally[int] = Tally()
@@ -141,11 +141,11 @@ class RayActors:
         """The number of actors."""
         return self._cluster.workers
 
-    def count(self, unit: Unit) -> Any:
+    def count(self, unit: Any) -> Any:
         """Begin to count a unit, at the actor with the least work."""
         index = min(range(len(self._actors)), key=lambda i: self._load[i])
         actor = self._actors[index]
-        report, packed = actor.of_range.options(num_returns=2).remote(unit)
+        report, packed = actor.run.options(num_returns=2).remote(unit)
         self._load[index] += 1
         self._tickets[report] = (index, actor, packed)
         return report
@@ -192,11 +192,11 @@ class RayActors:
 
 
 class _Actor:
-    def __init__(self, job: Job, threads: int) -> None:
-        self._counter = Counter(job, threads)
+    def __init__(self, job: WorkerJob, threads: int) -> None:
+        self._work = job.open(threads)
 
-    def of_range(self, unit: Unit) -> tuple[Counted, bytes]:
-        return self._counter.of_range(unit)
+    def run(self, unit: Any) -> tuple[Counted, bytes]:
+        return self._work(unit)
 
 
 def _merge(*parts: bytes) -> tuple[None, bytes]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,6 +34,13 @@ Packed = Any
 """Packed statistics, or a reference to them."""
 
 
+class WorkerJob(Protocol):
+    """What all workers do; it is sent to each of them once."""
+
+    def open(self, threads: int) -> Callable[[Any], tuple[Counted, bytes]]:
+        """Prepare a worker of so many threads; return what does one unit of the work."""
+
+
 class WorkerLostError(Exception):
     """A worker ended, or its result was lost with its machine: the work must be done again."""
 
@@ -45,8 +52,8 @@ class Backend(Protocol):
     def workers(self) -> int:
         """The number of workers."""
 
-    def count(self, unit: Unit) -> Ticket:
-        """Begin to count a unit."""
+    def count(self, unit: Any) -> Ticket:
+        """Begin to count a unit, or what else the job does."""
 
     def merge(self, parts: Sequence[Packed]) -> Ticket:
         """Begin to merge packed statistics."""
@@ -63,6 +70,50 @@ class Backend(Protocol):
 
     def fetch(self, packed: Packed) -> bytes:
         """Fetch packed statistics; raise WorkerLostError if they are lost."""
+
+
+class Losses:
+    """How often each unit was lost with its worker."""
+
+    def __init__(self) -> None:
+        self._tries: Tally[Hashable] = Tally()
+
+    def add(self, unit: Hashable, error: WorkerLostError, name: str) -> None:
+        """Count a loss.
+
+        Args:
+            unit: what was lost.
+            error: how.
+            name: what the message calls it.
+
+        Raises:
+            CalibrationError: the unit was lost too often: it would end all workers.
+        """
+        self._tries[unit] += 1
+        if self._tries[unit] >= MOST_TRIES:
+            raise CalibrationError(
+                f"{name} ended {MOST_TRIES} workers ({error}): is the memory of a worker enough? Use fewer "
+                "workers, or a smaller batch size"
+            )
+
+
+class Reports:
+    """What workers had to say; each warning is passed on once."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def hear(self, counted: Counted) -> None:
+        """Pass on the warnings of a worker.
+
+        Raises:
+            CalibrationError: it runs other versions of the libraries.
+        """
+        check_versions(counted)
+        for text in counted.warnings:
+            if text not in self._told:
+                self._told.add(text)
+                logger.warning("%s", text)
 
 
 @dataclass(frozen=True)
@@ -115,8 +166,7 @@ class Schedule:
         self._waiting = deque(units)
         self._pieces = list(done)
         self._running: dict[Ticket, Running] = {}
-        self._tries: Tally[Unit] = Tally()
-        self._told: set[str] = set()
+        self._losses, self._reports = Losses(), Reports()
         self._all = sum(map(len, self._waiting))
         self.totals = Totals()
 
@@ -164,23 +214,14 @@ class Schedule:
             return
         self._pieces.append(Piece(work.units, packed))
         if counted is not None:
-            check_versions(counted)
+            self._reports.hear(counted)
             self.totals.given += counted.given
             self.totals.skipped += counted.skipped
-            for text in counted.warnings:
-                if text not in self._told:
-                    self._told.add(text)
-                    logger.warning("%s", text)
 
     def _again(self, work: Running, error: WorkerLostError) -> None:
         """Count the units of lost work again."""
         for unit in work.units:
-            self._tries[unit] += 1
-            if self._tries[unit] >= MOST_TRIES:
-                raise CalibrationError(
-                    f"samples {unit.start} to {unit.stop - 1} ended {MOST_TRIES} workers ({error}): is the "
-                    "memory of a worker enough? Use fewer workers, or a smaller batch size"
-                )
+            self._losses.add(unit, error, f"samples {unit.start} to {unit.stop - 1}")
         self.totals.recounted += len(work.units)
         logger.warning(
             "a worker was lost (%s): %d samples are counted again", error, sum(map(len, work.units))

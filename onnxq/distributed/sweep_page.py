@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from calibrators.atomic import staged
-from onnxq.pipelines.report.blocks import Blocks, Cell, Column, Paragraph, Span, Table, Tiles, number, text
+from onnxq.pipelines.report.blocks import Blocks, Cell, Column, Drawing, Paragraph, Table, Tiles, number, text
 from onnxq.pipelines.report.page import rendered
+from onnxq.pipelines.report.plots import Axes, Point, plot
 from onnxq.pipelines.report.write import versions
 
 Row = Mapping[str, Any]
-
-WIDTH, HEIGHT, MARGIN = 460, 240, 44
 
 AXES = (
     ("bytes", "size, MB", 1e-6),
@@ -102,15 +98,19 @@ def _of(rows: Sequence[Row], model: str) -> list[Row]:
     return [row for row in rows if row["name"][0] == model and "error" not in row]
 
 
+def _measured(rows: Sequence[Row], key: str) -> list[Row]:
+    """Return the rows that have both figures of a chart."""
+    return [row for row in rows if row.get("sqnr") is not None and row.get(key) is not None]
+
+
 def front(rows: Sequence[Row], key: str) -> list[tuple[str, ...]]:
     """Return the names of the jobs on the Pareto front of SQNR over ``key``, from the least ``key`` on.
 
     Jobs without either figure are left out.
     """
-    able = [row for row in rows if row.get("sqnr") is not None and row.get(key) is not None]
     found: list[tuple[str, ...]] = []
     best = -float("inf")
-    for row in sorted(able, key=lambda row: (row[key], -row["sqnr"])):
+    for row in sorted(_measured(rows, key), key=lambda row: (row[key], -row["sqnr"])):
         if row["sqnr"] > best:
             best = row["sqnr"]
             found.append(tuple(row["name"]))
@@ -118,71 +118,28 @@ def front(rows: Sequence[Row], key: str) -> list[tuple[str, ...]]:
 
 
 def _charts(rows: Sequence[Row]) -> Blocks:
-    drawn = [
-        [text(model), *(_cell(_of(rows, model), axis) for axis in AXES)]
-        for model in _models(rows)
-        if _of(rows, model)
-    ]
-    if not drawn:
+    made = [row for row in rows if "error" not in row]
+    if not made:
         yield Paragraph("No job gave a model.")
         return
     yield Paragraph("Up and to the left is better. A line joins the jobs that no other job beats in both.")
-    yield Table((Column("model"), *(Column(f"SQNR over {label}") for _, label, _ in AXES)), drawn, "models")
+    for model in _models(made):
+        for key, label, factor in AXES:
+            if able := _measured(_of(made, model), key):
+                yield Paragraph(f"{model}: SQNR over {label}")
+                yield _chart(able, key, label, factor)
 
 
-def _cell(rows: Sequence[Row], axis: tuple[str, str, float]) -> Cell:
-    key, label, factor = axis
-    able = [row for row in rows if row.get("sqnr") is not None and row.get(key) is not None]
-    return Cell((chart(able, key, label, factor),)) if able else Cell((Span("not measured"),))
+def _chart(rows: Sequence[Row], key: str, label: str, factor: float) -> Drawing:
+    names, best = [tuple(row["name"]) for row in rows], front(rows, key)
+    points = [
+        _point(row, row[key] * factor, is_best=name in best) for name, row in zip(names, rows, strict=True)
+    ]
+    line = [points[names.index(name)] for name in best]
+    return Drawing(plot(points, Axes(label, "SQNR, dB", counts=False), line))
 
 
-def chart(rows: Sequence[Row], key: str, label: str, factor: float) -> Markup:
-    """Draw SQNR over one figure of the jobs, with the Pareto front.
-
-    Args:
-        rows: the jobs, at least one, all with both figures.
-        key: the figure.
-        label: its name with its unit.
-        factor: from the figure to this unit.
-    """
-    across, up = [row[key] * factor for row in rows], [row["sqnr"] for row in rows]
-    left, right, low, high = *_ends(across), *_ends(up)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        wide, tall = WIDTH - 2 * MARGIN, HEIGHT - 2 * MARGIN
-        return MARGIN + (x - left) / (right - left) * wide, HEIGHT - MARGIN - (y - low) / (high - low) * tall
-
-    points = {tuple(row["name"]): place(x, y) for row, x, y in zip(rows, across, up, strict=True)}
-    best = front(rows, key)
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (points[name] for name in best))
-    marks = "".join(_dot(name, points[name], name in best) for name in points)
-    return Markup(
-        f'<svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="SQNR over {escape(label)}" font-size="11" fill="currentColor">'
-        f'<path class="zero" fill="none" d="M{MARGIN} {MARGIN / 2}V{HEIGHT - MARGIN}H{WIDTH - MARGIN / 2}"/>'
-        f"{''.join(_ticks((left, right), (low, high)))}"
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(label)}</text>'
-        f'<text x="4" y="14">SQNR, dB</text>'
-        f'<polyline class="cut" points="{line}"/>{marks}</svg>'
-    )
-
-
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    room = 0.08 * (max(values) - min(values)) or abs(max(values)) * 0.1 or 1.0
-    return min(values) - room, max(values) + room
-
-
-def _ticks(across: tuple[float, float], up: tuple[float, float]) -> Iterator[str]:
-    for share in (0.0, 0.5, 1.0):
-        x, y = MARGIN + share * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - share * (HEIGHT - 2 * MARGIN)
-        value = across[0] + share * (across[1] - across[0])
-        yield f'<text x="{x:.0f}" y="{HEIGHT - MARGIN + 15}" text-anchor="middle">{value:.4g}</text>'
-        value = up[0] + share * (up[1] - up[0])
-        yield f'<text x="{MARGIN - 4}" y="{y + 4:.0f}" text-anchor="end">{value:.1f}</text>'
-
-
-def _dot(name: Sequence[str], place: tuple[float, float], is_best: bool) -> str:
-    shown = escape(" · ".join(name[1:]))
-    label = f'<text x="{place[0] + 6:.1f}" y="{place[1] - 5:.1f}">{shown}</text>' if is_best else ""
-    circle = f'<circle class="bars" cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="3.5">'
-    return f"{circle}<title>{shown}</title></circle>{label}"
+def _point(row: Row, across: float, *, is_best: bool) -> Point:
+    """Place a job; those of the front stand out, with their names."""
+    shown = " · ".join(row["name"][1:])
+    return Point(across, row["sqnr"], shown, is_best, shown if is_best else "")

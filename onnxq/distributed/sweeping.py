@@ -11,11 +11,11 @@ from typing import Any
 
 from calibrators.collect import processors
 from onnxq.core.progress import Progress, silent
-from onnxq.distributed.calibration_run import Workers
 from onnxq.distributed.ray_actors import Cluster, connected, fitted
 from onnxq.distributed.sweep_job import Row, known, make, make_apart, write_row
 from onnxq.distributed.sweep_page import write_page
 from onnxq.distributed.sweep_plan import SweepJob, read_plan
+from onnxq.distributed.worker_pool import Workers
 
 logger = logging.getLogger(__name__)
 

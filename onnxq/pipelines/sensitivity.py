@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import replace
 
 from onnxq.algorithms.context import channel_means, make_context
 from onnxq.algorithms.corrections import check_correctable, corrected
@@ -16,6 +17,7 @@ from onnxq.calibration.run import gather
 from onnxq.calibration.sample_split import open_samples
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
+from onnxq.core.parallel import Executor
 from onnxq.core.progress import Progress, silent
 from onnxq.pipelines.preflight import as_onnxq_errors, check_written
 from onnxq.pipelines.prepare import prepare
@@ -29,7 +31,10 @@ METRIC_SAMPLES = 64
 
 
 def rank(
-    model: str | os.PathLike[str], config: QuantConfig, progress: Progress = silent
+    model: str | os.PathLike[str],
+    config: QuantConfig,
+    progress: Progress = silent,
+    executor: Executor | None = None,
 ) -> list[Sensitivity]:
     """Rank the quantization points of ``model`` by the error that each alone causes, worst first.
 
@@ -41,6 +46,7 @@ def rank(
         model: path of a float ONNX model.
         config: the options.
         progress: called with the progress of the work.
+        executor: workers to rank on; None: this process does.
 
     Raises:
         OnnxqError: the model or the data cannot be used.
@@ -64,6 +70,7 @@ def rank(
             logger.warning("%s", warning)
         plan = compute_qparams(simple, plan, from_statistics(statistics, calibrator(config)))
         context = make_context(model, simple, samples, config, progress)
+        context = replace(context, executor=executor)
         draft = Draft(simple, simple, plan, channel_means(statistics))
         draft = corrected(draft, context, time.perf_counter() - started).draft
         if context.metric is None:

@@ -32,6 +32,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError
 from onnxq.core.floor import Floor
 from onnxq.core.goal import Goal
+from onnxq.core.parallel import Executor
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import Wanted, refuse, tell_unused
@@ -53,6 +54,7 @@ def quantize_static(
     config: QuantConfig | None = None,
     progress: Progress = silent,
     goal: Goal | None = None,
+    executor: Executor | None = None,
 ) -> QuantResult:
     """Quantize ``model`` with ranges from ``data`` and write it to ``output``, completely or not at all.
 
@@ -64,6 +66,7 @@ def quantize_static(
         progress: called with the progress of the work.
         goal: the accuracy that the model must reach, as ``config.goal``; its measure may be the user's own
             function.
+        executor: workers that rank quantization points for the goal; None: this process does.
 
     Raises:
         OnnxqError: the model cannot be quantized; the message says why, and ``output`` is left unchanged.
@@ -92,7 +95,16 @@ def quantize_static(
         if statistics is not None and statistics.inputs is not None:
             samples = Samples.of_kept(statistics.inputs, statistics.samples)
     calibrated = Calibrated(
-        os.fspath(model), simple, plan, samples, source, statistics, warnings, origin(given), started
+        os.fspath(model),
+        simple,
+        plan,
+        samples,
+        source,
+        statistics,
+        warnings,
+        origin(given),
+        started,
+        executor,
     )
     return quantize_calibrated(calibrated, output, config, progress, goal)
 
@@ -111,6 +123,7 @@ class Calibrated:
         warnings: warnings about the ranges.
         origin: the source of the samples, in words.
         started: start of the work, by `time.perf_counter`, in seconds.
+        executor: workers that rank quantization points for a goal; None: this process does.
     """
 
     path: str
@@ -122,6 +135,7 @@ class Calibrated:
     warnings: tuple[str, ...]
     origin: str
     started: float = field(default_factory=time.perf_counter)
+    executor: Executor | None = None
 
 
 def quantize_calibrated(
@@ -186,6 +200,7 @@ def _improved(
     plan, config, empty = float_where_empty(reference, calibrated.plan, statistics, config)
     plan = compute_qparams(reference, plan, calibrated.source)
     context = make_context(model, reference, calibrated.samples, config, progress)
+    context = replace(context, executor=calibrated.executor)
     context.check_metric()
     axes, every = channel_axes(reference, calibrated.plan), channel_means(statistics or {})
     means = {name: mean for name, mean in every.items() if name in axes}  # statistics may serve all targets

@@ -14,10 +14,11 @@ from onnxq.cli import commands
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError
 from onnxq.distributed import calibration_run as module
-from onnxq.distributed.calibration_run import Workers, calibrate_on
+from onnxq.distributed.calibration_run import calibrate_on
 from onnxq.distributed.counting import Counted, Counter, Job, pack, packed_model, units, unpack
 from onnxq.distributed.processes import Processes
 from onnxq.distributed.scheduler import FAN_IN, Schedule, WorkerLostError
+from onnxq.distributed.worker_pool import Workers
 from onnxq.pipelines.calibrate import calibrate, merge
 from onnxq.pipelines.prepare import prepare_for_all
 
@@ -137,7 +138,7 @@ def test_processes(command):
 
 def test_a_part_on_several_workers(monkeypatch):
     expected = whole()
-    monkeypatch.setattr(module, "_opened", lambda job, *_: _entered(Here(job)))
+    monkeypatch.setattr(module, "opened", lambda job, *_: _entered(Here(job)))
     for i in (1, 2):
         calibrate_on("m.onnx", config(f"{i}.npz"), Workers(2), scope=Scope(Shard(i, 2)))
     merge(["2.npz", "1.npz"], "s.npz")
@@ -176,7 +177,7 @@ def test_an_interrupt_keeps_what_is_counted_and_the_next_run_goes_on(monkeypatch
         if len(opened) == 1 and done > COUNT // 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_opened", here)
+    monkeypatch.setattr(module, "opened", here)
     with pytest.raises(KeyboardInterrupt):
         calibrate_on("m.onnx", config("s.npz"), Workers(2), progress)
     kept = Statistics.load("s.npz")
@@ -205,7 +206,7 @@ def test_bad_samples(folder, monkeypatch, caplog):
     x = np.load("d.npz")["x"]
     x[[0, 40]] = np.nan
     save_data(folder / "d.npz", COUNT, x=x)
-    monkeypatch.setattr(module, "_opened", lambda job, *_: _entered(Here(job)))
+    monkeypatch.setattr(module, "opened", lambda job, *_: _entered(Here(job)))
     calibrate_on("m.onnx", config("s.npz", skip_bad_samples=True), Workers(2))
     assert "2 of 90 samples were bad" in caplog.text
     assert Path("s.npz").read_bytes() == whole(skip_bad_samples=True)

@@ -14,9 +14,12 @@ from calibrators.statistics import Statistics
 from onnxq.calibration.shards import Scope
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ConfigError
-from onnxq.distributed.calibration_run import Workers, calibrate_on
+from onnxq.distributed.calibration_run import calibrate_on
 from onnxq.distributed.datasets import calibrate_dataset
 from onnxq.distributed.ray_actors import Cluster, RayActors, fitted
+from onnxq.distributed.worker_executor import WorkerExecutor
+from onnxq.distributed.worker_pool import Workers
+from onnxq.pipelines import sensitivity
 from onnxq.pipelines.calibrate import calibrate
 
 ray = pytest.importorskip("ray")
@@ -59,6 +62,12 @@ def whole(moments=False):
 def test_actors(moments):
     calibrate_on("m.onnx", config(batch_size=4), Workers(cluster=TWO), scope=Scope(moments=moments))
     assert Path("s.npz").read_bytes() == whole(moments)
+
+
+def test_trials_on_actors():
+    options = QuantConfig(data="d.npz", correct=("none",))
+    found = sensitivity.rank("m.onnx", options, executor=WorkerExecutor(Workers(cluster=TWO)))
+    assert found == sensitivity.rank("m.onnx", options)
 
 
 def test_a_killed_actor_is_replaced(monkeypatch, caplog):

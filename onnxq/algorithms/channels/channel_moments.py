@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.algorithms.channels.labels import Channels
-from onnxq.algorithms.context import Arrays, CorrectionContext
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
+from onnxq.algorithms.watching import Arrays
 
 Reals = NDArray[np.float64]
 

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeAlias
 
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
-from onnxq.algorithms.context import Arrays, CorrectionContext
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.subgraphs import Subgraph
-from onnxq.algorithms.sensitivity.stages import Stage, stages
+from onnxq.algorithms.sensitivity.float_tensors import FloatTensors
+from onnxq.algorithms.sensitivity.stages import Stage, by_stage, stages
+from onnxq.algorithms.watching import Arrays, Watcher
+from onnxq.core.config import QuantConfig
+from onnxq.core.parallel import Executor
 from onnxq.core.plan import GRAPH_OUTPUT, Group
 from onnxq.graph.nodes import name_of
 from onnxq.verify.accuracy import Quality, outcome
+from onnxq.verify.metrics.choice import find_metric
 from onnxq.verify.metrics.judge import MetricJudge
 from onnxq.verify.metrics.task_metric import MetricResult
 from onnxq.verify.outputs.output_kinds import output_kinds
@@ -32,8 +38,8 @@ RANKED_SAMPLES = 8
 The noise is a mean over all values of the outputs, so few samples are enough to rank the groups.
 """
 
-KEPT_BYTES = 512 * 2**20
-"""The memory limit for the kept tensors of the float model. Beyond it, the float model runs again."""
+UNIT = 16
+"""The largest number of groups that are sent to a worker together, so that all end at about the same time."""
 
 STAGE = "ranking quantization points"
 
@@ -72,7 +78,8 @@ def sensitivities(
 
     Args:
         draft: the plan with parameters, and the models.
-        context: the samples to fit on and the options.
+        context: the samples to fit on and the options; its executor measures, but not where only some groups
+            are asked for, which take less time than its start.
         groups: the names of the groups to measure; None: all.
         samples: the approximate number of samples to measure on.
         is_late: whether the time is over; the groups that are left then have no sensitivity.
@@ -83,24 +90,13 @@ def sensitivities(
     Raises:
         CalibrationError: the model does not load, or accepts no sample.
     """
-    names = [name_of(value) for value in draft.reference.graph.outputs]
-    taken, expected = _taken(draft, context, names, samples)
-    if not taken:
-        raise CalibrationError("the model accepts none of the samples: no sensitivity can be measured")
-    operators = {name_of(node): node.op_type for node in draft.reference.graph}
-    kinds = output_kinds(draft.reference)
-    judge = context.metric and MetricJudge(context.metric, names, context.config.pseudo_labels)
+    chosen = [name for name in draft.plan.groups if groups is None or name in groups]
+    executor = context.executor if groups is None else None
+    ranker = _ranker(draft, context, samples, executor)
+    made = ranker.rank(chosen) if executor is None else executor.map(ranker.rank, ranker.units(chosen))
     found = []
-    chosen = [group for name, group in draft.plan.groups.items() if groups is None or name in groups]
-    for group, changed in _changes(draft, chosen, context, taken):
-        given = [
-            [new.get(i, a) for i, a in enumerate(old)] for old, new in zip(expected, changed, strict=True)
-        ]
-        quality = outcome(kinds, zip(expected, given, strict=True), sum(s.count for s in taken))
-        if judge:
-            quality = replace(quality, metric=_measured(judge, taken, expected, given))
-        readers = dict.fromkeys(p.consumer for p in draft.plan.points_of(group.name))
-        found.append(Sensitivity(group, {n: operators.get(n, GRAPH_OUTPUT) for n in readers}, quality))
+    for one in made:
+        found.append(one)
         context.progress(STAGE, len(found), len(chosen))
         if is_late():
             break
@@ -109,6 +105,76 @@ def sensitivities(
 
 def _loss(quality: Quality) -> float:
     return 0.0 if quality.metric is None else quality.metric.loss
+
+
+def _ranker(draft: Draft, context: CorrectionContext, samples: int, executor: Executor | None) -> Ranker:
+    taken, expected = _taken(draft, context, [name_of(v) for v in draft.reference.graph.outputs], samples)
+    if not taken:
+        raise CalibrationError("the model accepts none of the samples: no sensitivity can be measured")
+    watcher = Watcher(context.config.providers, executor.threads if executor else context.config.threads)
+    config = context.config if context.metric else context.config.model_copy(update={"metric": None})
+    return Ranker(replace(draft, statistics={}), watcher, config, taken, expected)
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """Measures groups. It has all that a worker needs.
+
+    Attributes:
+        draft: the plan with parameters, and the models.
+        watcher: runs models.
+        config: the options; their metric is measured too.
+        samples: the batches to measure on.
+        expected: the outputs of the float model for each batch.
+    """
+
+    draft: Draft
+    watcher: Watcher
+    config: QuantConfig
+    samples: Sequence[Sample]
+    expected: Sequence[Sequence[Any]]
+
+    def units(self, names: Collection[str]) -> list[tuple[str, ...]]:
+        """Share out groups: those of a unit share the rest of the model. The longest units come first."""
+        members = by_stage(self.draft, self._groups(names)).values()
+        return [
+            tuple(group.name for group in groups[start : start + UNIT])
+            for groups in members
+            for start in range(0, len(groups), UNIT)
+        ]
+
+    def _groups(self, names: Collection[str]) -> list[Group]:
+        return [self.draft.plan.groups[name] for name in names]
+
+    def rank(self, names: Collection[str]) -> Iterator[Sensitivity]:
+        """Yield the sensitivity of each group; it does not depend on the others.
+
+        Raises:
+            CalibrationError: a part of the model does not load, or rejects a sample.
+        """
+        reference, plan, expected = self.draft.reference, self.draft.plan, self.expected
+        operators = {name_of(node): node.op_type for node in reference.graph}
+        kinds, judge = output_kinds(reference), self._judge()
+        for group, changed in _changes(self.draft, self._groups(names), self._tensors):
+            given = [
+                [new.get(i, a) for i, a in enumerate(old)] for old, new in zip(expected, changed, strict=True)
+            ]
+            count = sum(sample.count for sample in self.samples)
+            quality = outcome(kinds, zip(expected, given, strict=True), count)
+            if judge:
+                quality = replace(quality, metric=_measured(judge, self.samples, expected, given))
+            readers = dict.fromkeys(point.consumer for point in plan.points_of(group.name))
+            yield Sensitivity(group, {n: operators.get(n, GRAPH_OUTPUT) for n in readers}, quality)
+
+    @cached_property
+    def _tensors(self) -> FloatTensors:
+        return FloatTensors(self.draft.reference, self.watcher, self.samples)
+
+    def _judge(self) -> MetricJudge | None:
+        reference = self.draft.reference
+        metric = find_metric(self.config.metric, reference)
+        names = [name_of(value) for value in reference.graph.outputs]
+        return MetricJudge(metric, names, self.config.pseudo_labels) if metric else None
 
 
 def _measured(
@@ -153,45 +219,22 @@ def _few(batches: Sequence[Sample], samples: int) -> list[Sample]:
 
 
 def _changes(
-    draft: Draft, groups: Sequence[Group], context: CorrectionContext, samples: Sequence[Sample]
+    draft: Draft, groups: Sequence[Group], tensors: FloatTensors
 ) -> Iterator[tuple[Group, _Changed]]:
     """Yield the changed outputs of each group; as many stages run at a time as fit into memory."""
-    sizes = _sizes(draft, context, samples)
     waiting: list[Stage] = []
     for stage in stages(draft, groups):
-        needed = set(stage.feeds).union(*(one.feeds for one in waiting))
-        if waiting and sum(sizes.get(name, 0) for name in needed) > KEPT_BYTES:
-            yield from _run(waiting, draft, context, samples)
+        if waiting and not tensors.fit(stage.feeds.union(*(one.feeds for one in waiting))):
+            yield from _run(waiting, tensors)
             waiting = []
         waiting.append(stage)
-    yield from _run(waiting, draft, context, samples)
+    yield from _run(waiting, tensors)
 
 
-def _sizes(draft: Draft, context: CorrectionContext, samples: Sequence[Sample]) -> Mapping[str, int]:
-    """Estimate the number of bytes of each tensor of the main graph for all ``samples``."""
-    names = [out.name for node in draft.reference.graph for out in node.outputs if out.name]
-    (sizes,) = context.watch(draft.reference, names, _bytes, samples[:1])
-    return {name: size * len(samples) for name, size in sizes.items()}
-
-
-def _bytes(_: int, arrays: Arrays) -> dict[str, int]:
-    return {name: getattr(array, "nbytes", 0) for name, array in arrays.items()}
-
-
-def _run(
-    waiting: Iterable[Stage], draft: Draft, context: CorrectionContext, samples: Sequence[Sample]
-) -> Iterator[tuple[Group, _Changed]]:
-    given = {name_of(value) for value in draft.reference.graph.inputs}
-    waiting = list(waiting)
-    names = sorted(set().union(*(stage.feeds for stage in waiting)) - given)
-    kept = [
-        {**sample.feeds, **arrays}
-        for sample, arrays in zip(
-            samples, context.watch(draft.reference, names, _as_they_are, samples), strict=True
-        )
-    ]
+def _run(waiting: Sequence[Stage], tensors: FloatTensors) -> Iterator[tuple[Group, _Changed]]:
+    kept = tensors.of(set().union(*(stage.feeds for stage in waiting)))
     for stage in waiting:
-        yield from _run_stage(stage, context, samples, kept)
+        yield from _run_stage(stage, tensors.watcher, tensors.samples, kept)
 
 
 def _as_they_are(_: int, arrays: Arrays) -> Arrays:
@@ -199,7 +242,7 @@ def _as_they_are(_: int, arrays: Arrays) -> Arrays:
 
 
 def _run_stage(
-    stage: Stage, context: CorrectionContext, samples: Sequence[Sample], kept: Sequence[Arrays]
+    stage: Stage, watcher: Watcher, samples: Sequence[Sample], kept: Sequence[Arrays]
 ) -> Iterator[tuple[Group, _Changed]]:
     """Run each piece on all samples, and the rest of the model on its outputs."""
     direct: list[Mapping[int, Any]] = []
@@ -208,14 +251,14 @@ def _run_stage(
         for piece in stage.pieces:
             part = piece.part
             feeds = [_fed(sample, part, known) for sample, known in zip(samples, kept, strict=True)]
-            runs = context.watch(part.model, part.gives, _as_they_are, feeds)
+            runs = watcher.watch(part.model, part.gives, _as_they_are, feeds)
             for sample, known, arrays in zip(samples, kept, runs, strict=True):
                 direct.append({position: arrays[name] for position, name in piece.outputs.items()})
                 yield _fed(sample, stage.rest, {**known, **arrays}) if stage.rest else sample
 
     from_rest: Iterable[Arrays] = ({} for _ in pieces())
     if stage.rest is not None:
-        from_rest = context.watch(stage.rest.model, stage.rest.gives, _as_they_are, pieces())
+        from_rest = watcher.watch(stage.rest.model, stage.rest.gives, _as_they_are, pieces())
     changed = (
         {**{i: arrays[name] for i, name in stage.outputs.items()}, **direct[number]}
         for number, arrays in enumerate(from_rest)

@@ -64,14 +64,19 @@ def stages(draft: Draft, groups: Iterable[Group]) -> Iterator[Stage]:
     If the model cannot be partitioned, there is one stage, and its pieces are whole models.
     """
     cuttable = is_partitionable(draft.reference)
-    ends: dict[int, list[Group]] = {}
-    places = _Places(draft)
-    for group in groups:
-        ends.setdefault(places.end_of_stage(group) if cuttable else places.count, []).append(group)
-    for end, members in sorted(ends.items()):
+    for end, members in by_stage(draft, groups).items():
         rest = rest_of(draft.reference, end)
         pieces = tuple(_piece(draft, group, rest, cuttable=cuttable) for group in members)
         yield Stage(pieces, rest, _outputs(draft.reference, rest))
+
+
+def by_stage(draft: Draft, groups: Iterable[Group]) -> dict[int, list[Group]]:
+    """Map the end of each stage, as a number of nodes, to its groups; the first stage comes first."""
+    places, ends = _Places(draft), dict[int, list[Group]]()
+    cuttable = is_partitionable(draft.reference)
+    for group in groups:
+        ends.setdefault(places.end_of_stage(group) if cuttable else places.count, []).append(group)
+    return dict(sorted(ends.items()))
 
 
 def _piece(draft: Draft, group: Group, rest: Subgraph | None, *, cuttable: bool) -> Piece:

@@ -24,7 +24,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from calibrators.collect import processors
 from onnxq.algorithms.budget import LONG
-from onnxq.algorithms.context import Arrays, CorrectionContext
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import bias_and_activation, bias_of
 from onnxq.algorithms.layers.im2col import finite, im2col_rows
@@ -36,6 +36,7 @@ from onnxq.algorithms.layers.matrices import (
     weights_of,
     with_own_weights,
 )
+from onnxq.algorithms.watching import Arrays
 from onnxq.algorithms.weights.soft_rounding import LayerProblem, check_torch, learn
 from onnxq.core.errors import ConfigError
 from onnxq.core.numerics import dequantize, quantize, spread

@@ -24,12 +24,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrators.data.samples import Sample
-from onnxq.algorithms.context import Arrays, CorrectionContext
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import Bias, bias_of, with_biases
 from onnxq.algorithms.layers.matrices import MatrixLayer, channel_axis, layers, matrices, weights_of
 from onnxq.algorithms.layers.stepwise import Array, run_stepwise
 from onnxq.algorithms.layers.subgraphs import is_partitionable
+from onnxq.algorithms.watching import Arrays
 from onnxq.core.numerics import dequantize, quantize
 from onnxq.graph.nodes import ints_attribute, name_of
 

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from calibrators.collect import processors
 from onnxq.algorithms.budget import TooLongError
-from onnxq.algorithms.context import Arrays, CorrectionContext
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.layers.im2col import Floats, finite, im2col_rows
 from onnxq.algorithms.layers.matrices import MatrixLayer, in_parts
+from onnxq.algorithms.watching import Arrays
 
 Doubles = NDArray[np.float64]
 

@@ -25,13 +25,14 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from calibrators.collect import processors
 from calibrators.data.samples import Sample
-from onnxq.algorithms.context import Arrays, CorrectionContext
+from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.layers.biases import BiasAndActivation, bias_and_activation, bias_of
 from onnxq.algorithms.layers.im2col import finite, im2col_rows
 from onnxq.algorithms.layers.matrices import MatrixLayer, matrices, weights, weights_of, with_own_weights
 from onnxq.algorithms.layers.stepwise import Array, iterate_steps
 from onnxq.algorithms.layers.subgraphs import is_partitionable
+from onnxq.algorithms.watching import Arrays
 from onnxq.algorithms.weights.bias_correction import correct_biases
 from onnxq.algorithms.weights.gptq import WeightGrid, coordinate_descent, gptq, gptq_columns, grid_of_weights
 from onnxq.algorithms.weights.hessian import MOST_BYTES, moments_of

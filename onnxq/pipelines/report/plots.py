@@ -47,12 +47,13 @@ class Axes:
     counts: bool = True
 
 
-def plot(points: Sequence[Point], axes: Axes) -> Markup:
-    """Draw points, joined by a line in their order; it becomes as wide as the page allows.
+def plot(points: Sequence[Point], axes: Axes, joined: Sequence[Point] | None = None) -> Markup:
+    """Draw points and a line; the drawing becomes as wide as the page allows.
 
     Args:
         points: at least one.
         axes: the names of the axes.
+        joined: those of the points that the line joins, in its order; None: all.
     """
     left, right = _ends([point.x for point in points], room=0.0 if axes.counts else 0.06)
     low, high = _ends([point.y for point in points], room=0.08)
@@ -62,7 +63,7 @@ def plot(points: Sequence[Point], axes: Axes) -> Markup:
         across, up = (point.x - left) / (right - left), (point.y - low) / (high - low)
         return MARGIN + across * wide, HEIGHT - MARGIN - up * tall
 
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, points))
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, points if joined is None else joined))
     shown = [point for point in points if point.marked or len(points) <= MANY]
     return Markup(
         f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '

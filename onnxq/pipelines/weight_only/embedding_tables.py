@@ -60,6 +60,11 @@ class TiedTable:
     size: int | None
 
     @property
+    def dtype(self) -> ir.DataType:
+        """The type that the table is stored in."""
+        return ir.DataType.INT8 if self.size is None else ir.DataType.UINT8
+
+    @property
     def matrix(self) -> Product:
         """The table with its layout."""
         return self.products[0] if self.products else _looked_up(self.look_ups[0])

@@ -17,6 +17,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NoReturn
 
 import onnx_ir as ir
@@ -90,14 +91,16 @@ def quantize_weights(
             effects.extend(tried)
             if config.goal is not None:
                 goal = parse_goal(config.goal)
-                mixes.append(reach(goal, lambda: _prepare(model, config), writer, draft))
+                mixes.append(reach(goal, writer, draft))
 
         accepted = write_made(output, make, judge.accept)
         mix = mixes[0] if mixes else None
+        made_by = work if mix is None else mix.work
+        plan = replace(made_by.plan, stored_weights=made_by.stored)
         return conclude(
             QuantResult(
                 request=Request(os.fspath(model), os.fspath(output), origin(data), config),
-                plan=work.plan if mix is None else mix.work.plan,
+                plan=plan,
                 mix=() if mix is None else tuple(mix.rows()),
                 make_table=_no_table,
                 quality=accepted.quality,
@@ -109,7 +112,7 @@ def quantize_weights(
                 corrections=tuple(effects),
                 int8_bytes=accepted.size,
                 constant_bytes=accepted.constants,
-                evidence=_evidence(judge.reference, work.plan) if config.report else None,
+                evidence=_evidence(judge.reference, plan) if config.report else None,
             ),
             started,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from onnxq.graph.nodes import input_at, is_op, rank
 from onnxq.graph.operators import SUMMED_AXIS, attribute_value
 from onnxq.pipelines.weight_only.block_scheme import FLOATS, BlockScheme
-from onnxq.pipelines.weight_only.stored_operand import Operand, stored_operand
+from onnxq.pipelines.weight_only.stored_operand import Floats, Operand, row_reader, stored_operand
 from onnxq.planner.context import deselected, matches
 from onnxq.planner.float_regions.angles import angle_nodes
 
@@ -39,12 +40,16 @@ class Product:
         index: the position of the constant operand.
         operand: the stored matrix, or stack of matrices, behind it.
         summed: the axis of the matrix, as the node reads it, that is summed: -1 or -2.
+        row_factors: what the rows of the matrix are multiplied by when they are read, ``[N]``; None: by 1.
+        column_factors: the same for its columns, ``[K]``.
     """
 
     node: ir.Node
     index: int
     operand: Operand
     summed: int
+    row_factors: Floats | None = field(default=None, compare=False)
+    column_factors: Floats | None = field(default=None, compare=False)
 
     @property
     def rows_last(self) -> bool:
@@ -72,6 +77,18 @@ class Product:
     def stacked(self) -> int:
         """The number of matrices."""
         return math.prod(self.operand.shape[:-2])
+
+    def reader(self) -> tuple[Callable[[int, int], Floats], int, int]:
+        """Read rows of the matrix, or of matrices one below the other, as float32, with the factors.
+
+        Returns:
+            A function from start and stop to rows ``[stop - start, K]``, the number of rows, and K.
+        """
+        read, count, columns = row_reader(self.operand.tensor, self.rows_last)
+        across, down = self.row_factors, self.column_factors
+        if across is None or down is None:
+            return read, count, columns
+        return lambda start, stop: read(start, stop) * across[start:stop, None] * down, count, columns
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from calibrators.onnx_files import load_external, to_proto
 from calibrators.session import INLINE_BYTES
-from onnxq.core.plan import QuantPlan
+from onnxq.core.plan import QuantPlan, StoredWeights
 from onnxq.core.progress import Progress
 from onnxq.graph.files import INLINE_LIMIT, external_files
 from onnxq.graph.nodes import name_of
@@ -53,6 +53,18 @@ class WeightWork:
     def scheme_of(self, product: Product) -> BlockScheme:
         """Return the weights that a product gets."""
         return self.schemes.get(name_of(product.node), self.scheme)
+
+    @property
+    def stored(self) -> dict[str, StoredWeights]:
+        """Node name -> the format that its weights are written in."""
+        found = {}
+        for product in self.products:
+            scheme = self.scheme_of(product)
+            found[name_of(product.node)] = StoredWeights(scheme.dtype, scheme.size)
+        for table in self.tied:
+            readers = (*table.look_ups, *(product.node for product in table.products))
+            found |= {name_of(node): StoredWeights(table.dtype, table.size) for node in readers}
+        return found
 
     @property
     def bytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
@@ -58,7 +59,7 @@ def find_metric(metric: Any, model: ir.Model) -> TaskMetric | None:
             f"metric {metric!r}: expected FILE.py:FUNCTION or one of {', '.join(_BUILT_IN)} "
             "(map:yolo, map:detr, map:boxes; wer:FILE and cer:FILE with an alphabet)"
         )
-    return _BUILT_IN[name](argument, model.metadata_props)
+    return replace(_BUILT_IN[name](argument, model.metadata_props), smaller=name in SMALLER_IS_BETTER)
 
 
 def settled(goal: Goal | None, config: QuantConfig) -> tuple[Goal | None, QuantConfig]:

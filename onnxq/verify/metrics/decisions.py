@@ -35,7 +35,7 @@ def top(count: int) -> TaskMetric:
     def label_of(seen: Seen) -> Any:
         return _classes(seen, 1)[0]
 
-    return TaskMetric(name, look, _share, smaller=False, is_share=True, label_of=label_of)
+    return TaskMetric(name, look, _share, is_share=True, label_of=label_of)
 
 
 def _classes(seen: Seen, count: int) -> list[int]:

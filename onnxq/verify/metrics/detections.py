@@ -50,7 +50,6 @@ def mean_precision(adapter: str) -> TaskMetric:
         f"map:{adapter}",
         look,
         _precision,
-        smaller=False,
         is_share=True,
         label_of=label_of,
         decisions=_labelled,

@@ -22,12 +22,12 @@ from onnxq.verify.metrics.task_metric import Array, Outputs, Seen, TaskMetric, p
 
 def cosine() -> TaskMetric:
     """Return the similarity to the float model's embeddings."""
-    return TaskMetric("cosine", _to_float, _mean, smaller=False, needs_labels=False)
+    return TaskMetric("cosine", _to_float, _mean, needs_labels=False)
 
 
 def spearman() -> TaskMetric:
     """Return the rank correlation of the similarity of pairs with their labels."""
-    return TaskMetric("spearman", _of_pair, _correlation, smaller=False)
+    return TaskMetric("spearman", _of_pair, _correlation)
 
 
 def _to_float(seen: Seen) -> float:

@@ -21,12 +21,12 @@ from onnxq.verify.outputs.tally import class_axis
 
 def kl() -> TaskMetric:
     """Return the divergence from the float model."""
-    return TaskMetric("kl", _divergence, _mean, smaller=True, needs_labels=False)
+    return TaskMetric("kl", _divergence, _mean, needs_labels=False)
 
 
 def perplexity() -> TaskMetric:
     """Return the perplexity."""
-    return TaskMetric("perplexity", _surprise, _exp_of_mean, smaller=True, needs_labels=False)
+    return TaskMetric("perplexity", _surprise, _exp_of_mean, needs_labels=False)
 
 
 def _divergence(seen: Seen) -> tuple[float, int]:

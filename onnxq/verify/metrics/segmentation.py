@@ -21,7 +21,7 @@ IGNORED = 255
 
 def miou() -> TaskMetric:
     """Return the metric."""
-    return TaskMetric("miou", _look, _total, smaller=False, is_share=True, label_of=_classes)
+    return TaskMetric("miou", _look, _total, is_share=True, label_of=_classes)
 
 
 def _look(seen: Seen) -> tuple[int, Array]:

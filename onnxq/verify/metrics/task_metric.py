@@ -48,7 +48,8 @@ class TaskMetric:
         name: its name, for messages.
         look: returns what the metric keeps of a sample.
         total: computes the value from what `look` returned for all samples.
-        smaller: whether smaller values are better; None: a goal tells.
+        smaller: whether smaller values are better; `onnxq.core.goal` says it of built-in metrics. None: a
+            goal tells.
         needs_labels: whether every sample must have a label.
         is_share: whether a value of 0 … 1 is a share of the samples, at least roughly.
         label_of: the label that the outputs of a model would be right for; None: the metric cannot tell.

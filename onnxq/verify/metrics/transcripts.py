@@ -46,7 +46,7 @@ def error_rate(name: str, file: str, metadata: Mapping[str, str]) -> TaskMetric:
     def look(seen: Seen) -> tuple[str, str]:
         return str(seen.label), reader.text(seen)
 
-    return TaskMetric(name, look, partial(_rate, name), smaller=True, is_share=True, label_of=reader.text)
+    return TaskMetric(name, look, partial(_rate, name), is_share=True, label_of=reader.text)
 
 
 @dataclass(frozen=True)

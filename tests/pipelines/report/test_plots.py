@@ -53,3 +53,11 @@ def test_names_are_escaped_and_one_point_is_enough():
     drawn = plot([Point(1, 1.0, "<b>&", label="<i>")], Axes("<x>", "<y>"))
     assert "&lt;b&gt;&amp;" in drawn
     assert not re.search(r"<[bixy]>", drawn)
+
+
+def test_a_line_may_join_some_points_only():
+    points = [Point(1, 1.0, "a"), Point(2, 0.0, "b"), Point(3, 2.0, "c")]
+    drawn = plot(points, AXES, [points[0], points[2]])
+    (line,) = re.findall(r'points="([^"]*)"', drawn)
+    ends = [f"{x:.1f},{y:.1f}" for x, y in (circles(drawn)[0], circles(drawn)[2])]
+    assert line.split() == ends

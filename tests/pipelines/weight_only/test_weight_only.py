@@ -298,7 +298,7 @@ def test_one_file_stays_one_file(tmp_path: Path) -> None:
     [
         ({"mode": "weight-only", "weight": "float16"}, "mode weight-only takes"),
         ({"mode": "weight-only", "activation": "uint8"}, "quantizes no activations"),
-        ({"mode": "weight-only", "correct": "rounding"}, "takes none"),
+        ({"mode": "weight-only", "correct": "bias"}, "takes none"),
         ({"format": "dequantize"}, "mode weight-only"),
         ({"mode": "dynamic", "format": "dequantize"}, "format"),
     ],

@@ -10,9 +10,9 @@ from graphs import parse
 from calibrators.data.samples import Sample
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ConfigError
-from onnxq.core.goal import Goal
+from onnxq.core.goal import LARGER_IS_BETTER, SMALLER_IS_BETTER, Goal
 from onnxq.verify.accuracy import AccuracyEvaluator
-from onnxq.verify.metrics.choice import find_metric, settled
+from onnxq.verify.metrics.choice import _BUILT_IN, find_metric, settled
 
 TEXT = """g (float[N,3] x) => (float[N,2] y, float[N] z) <float[3,2] w> {
     y = MatMul (x, w)  z = ReduceMax <axes = [1], keepdims = 0> (y) }"""
@@ -165,3 +165,10 @@ def test_a_file_that_has_changed_is_loaded_again(tmp_path):
     assert measure(place).value == 1
     os.utime(write(tmp_path, "def share(outputs): return 2"), ns=(1, 1))
     assert measure(place).value == 2
+
+
+def test_goals_say_which_side_of_each_built_in_metric_is_better():
+    assert {*LARGER_IS_BETTER, *SMALLER_IS_BETTER} == set(_BUILT_IN)
+    assert [find_metric(name, MODEL).smaller for name in ("top1", "cosine", "map:yolo")] == [False] * 3
+    assert [find_metric(name, MODEL).smaller for name in ("kl", "perplexity")] == [True] * 2
+    assert find_metric(max, MODEL).smaller is None
