@@ -151,6 +151,7 @@ STACKED = {
     "known at run time": ("E,M,75", "3,M,48", "3,75,48", "MatMul(x, w)"),
     "four axes": ("N,3,M,75", "N,3,M,48", "3,75,48", "MatMul(x, w)"),
     "left": ("N,3,75,M", "N,3,48,M", "3,48,75", "MatMul(w, x)"),
+    "of a shape to be inferred": ("3,M,75", "3,M,48", "3,75,48", "MatMul(r, w)"),
     "transposed": ("3,M,75", "3,M,48", "3,48,75", "MatMul(x, t)"),
 }
 """Shapes of the data, the output and the stack of matrices, and their product."""
@@ -160,7 +161,7 @@ STACKED = {
 @pytest.mark.parametrize("name", STACKED)
 def test_each_matrix_of_a_stack_gets_an_operator(name: str, kind: str, tmp_path: Path) -> None:
     given, wanted, stack, product = STACKED[name]
-    turned = "t = Transpose<perm=[0,2,1]>(w)" if "t)" in product else ""
+    turned = "t = Transpose<perm=[0,2,1]>(w)" if "t)" in product else "r = Neg(x)" if "r," in product else ""
     made = Made(
         tmp_path,
         f"g ({kind}[{given}] x) => ({kind}[{wanted}] y) <{kind}[{stack}] w> {{ {turned} y = {product} }}",
