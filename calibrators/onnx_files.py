@@ -167,22 +167,56 @@ def has_opaque_types(model: ir.Model) -> bool:
     return any(isinstance(value.type, OpaqueType) for value in _interface(model))
 
 
-def save_model(model: ir.Model, path: Path, external: bool, most_bytes: int) -> None:
+def data_file(path: Path, number: int) -> Path:
+    """Return the path of a file of weights beside a model: ``m.onnx.data``, ``m.onnx.data_1`` and so on."""
+    return path.with_name(f"{path.name}.data" + (f"_{number}" if number else ""))
+
+
+def save_model(
+    model: ir.Model, path: Path, external: bool, most_bytes: int, shard_bytes: int = sys.maxsize
+) -> None:
     """Write a copy of the model, so that its tensors keep referring to their own files.
 
     Args:
         model: the model; it is not changed.
         path: the file to write.
-        external: write weights to ``<path>.data``, but for small ones.
+        external: write weights to files beside it (see `data_file`), but for small ones.
         most_bytes: the size, in bytes, of the largest weight that counts as small.
+        shard_bytes: the largest size of such a file, if no weight alone is larger.
     """
     copy = model.clone()
     load_external(copy, most_bytes if external else sys.maxsize)
     if external:
-        ir.external_data.unload_from_model(
-            copy, path.parent, f"{path.name}.data", size_threshold_bytes=most_bytes
-        )
+        _write_external(copy, path, most_bytes, shard_bytes)
     onnx.save(to_proto(copy), path, format="protobuf")
+
+
+def _write_external(model: ir.Model, path: Path, most_bytes: int, shard_bytes: int) -> None:
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    large = [v for v in values if v.const_value is not None and v.const_value.nbytes > most_bytes]
+    if sum(v.const_value.nbytes for v in large if v.const_value is not None) <= shard_bytes:
+        name = data_file(path, 0).name
+        ir.external_data.unload_from_model(model, path.parent, name, size_threshold_bytes=most_bytes)
+        return
+    for number, shard in enumerate(_shards(large, shard_bytes)):
+        tensors = [value.const_value for value in shard if value.const_value is not None]
+        name = data_file(path, number).name
+        written = ir.external_data.convert_tensors_to_external(tensors, path.parent, name)
+        for value, tensor in zip(shard, written, strict=True):
+            value.const_value = tensor
+
+
+def _shards(values: Iterable[ir.Value], most: int) -> Iterator[list[ir.Value]]:
+    """Split values with tensors, in their order, into parts of at most so many bytes, if none is larger."""
+    part, size = list[ir.Value](), 0
+    for value in values:
+        assert value.const_value is not None
+        if part and size + value.const_value.nbytes > most:
+            yield part
+            part, size = [], 0
+        part.append(value)
+        size += value.const_value.nbytes
+    yield part
 
 
 def type_and_shape(proto: onnx.TypeProto) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from calibrators import atomic
 from calibrators.onnx_files import (
     UnusableModelError,
+    data_file,
     external_locations,
     from_proto,
     read_proto,
@@ -40,6 +41,12 @@ _Validated = TypeVar("_Validated")
 
 INLINE_LIMIT = 1_800_000_000
 """Size of weights, in bytes, above which they go to a file beside the model: a protobuf holds 2 GiB."""
+
+SHARD_BYTES = 4_000_000_000
+"""Size of such a file, in bytes, above which there is another one: file systems and browsers have limits."""
+
+MOST_SHARDS = 100
+"""The most such files."""
 
 
 def load(path: str | os.PathLike[str]) -> ir.Model:
@@ -205,7 +212,8 @@ def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """Check and write a model atomically: on any failure, Ctrl-C included, nothing changes on disk.
 
     The file is built in a temporary folder beside ``path``, checked by `onnx.checker` and renamed.
-    Weights of more than `INLINE_LIMIT` bytes in total go to ``<path>.data``.
+    Weights of more than `INLINE_LIMIT` bytes in total go to ``<path>.data``, and above `SHARD_BYTES` to
+    ``<path>.data_1`` … too.
 
     Args:
         model: the model; it is not changed.
@@ -245,8 +253,7 @@ def write_made(
 
     Args:
         path: the file to create or replace.
-        make: called with the temporary file, which it writes. Weights may go to the file beside it whose name
-            has ``.data`` appended.
+        make: called with the temporary file, which it writes. Weights may go to its `data_files`.
         validate: called with the temporary file; an error that it raises stops the writing.
 
     Raises:
@@ -263,12 +270,17 @@ def _write(
 ) -> _Validated:
     check_place(path)
     target = atomic.real(Path(path))
-    data = target.with_name(f"{target.name}.data")  # moved first: the model is useless without it
-    with _place_errors(target, atomic.NotWrittenError), drafts((data, target)) as beside:
+    files = (*data_files(target), target)  # data is moved first: the model is useless without it
+    with _place_errors(target, atomic.NotWrittenError), drafts(files) as beside:
         with _place_errors(target):
             make(beside[target])
             check_valid(beside[target], f"{target}: not written, because the model is not valid ONNX")
         return validate(beside[target])
+
+
+def data_files(path: Path) -> tuple[Path, ...]:
+    """The files that may be written beside a model, with its weights."""
+    return tuple(data_file(path, number) for number in range(MOST_SHARDS))
 
 
 @contextmanager
@@ -373,6 +385,7 @@ def _write_error(target: Path, error: OSError) -> ModelError:
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write a model without any check; weights of more than `INLINE_LIMIT` bytes go to ``<path>.data``."""
+    """Write a model without any check; weights of more than `INLINE_LIMIT` bytes go to `data_files`."""
     size = sum(tensor.nbytes for tensor in stored_tensors(model))
-    save_model(model, path, external=size > INLINE_LIMIT, most_bytes=INLINE_BYTES)
+    shard = max(SHARD_BYTES, -(-size // (MOST_SHARDS // 3)))
+    save_model(model, path, external=size > INLINE_LIMIT, most_bytes=INLINE_BYTES, shard_bytes=shard)

@@ -17,7 +17,7 @@ from calibrators.session import open_session
 from onnxq.calibration.tables.table_files import format_for
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ModelError, OnnxqError
-from onnxq.graph.files import check_place, files_of
+from onnxq.graph.files import check_place, data_files, files_of
 from onnxq.graph.nodes import all_nodes
 from onnxq.graph.validity import check_valid
 from onnxq.planner.context import matches
@@ -60,7 +60,14 @@ def check_files(
 def files_written(output: str | os.PathLike[str], config: QuantConfig) -> list[Path]:
     """List the files that a quantization writes."""
     tables = [file for path, name in config.tables for file in format_for(path, name).files(path)]
-    asked = (output, f"{output}.data", config.save_statistics, config.search_log, config.report, *tables)
+    asked = (
+        output,
+        *data_files(Path(output)),
+        config.save_statistics,
+        config.search_log,
+        config.report,
+        *tables,
+    )
     return [Path(path) for path in asked if path]
 
 

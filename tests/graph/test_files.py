@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from graphs import assert_same_outputs, parse
 
+from calibrators.session import open_session
 from onnxq.core.errors import ModelError
 from onnxq.graph import files
 from onnxq.graph.files import check_place, load, size_on_disk, write, write_validated
@@ -203,6 +204,41 @@ def small_limit(monkeypatch):
 
 
 BIG = parse("g (float[N,32] x) => (float[N,32] y) <float[32,32] w> { a = MatMul(x, w) y = Relu(a) }")
+
+
+LAYERS = parse(
+    """g (float[N,32] x) => (float[N,32] y) <float[32,32] u, float[32,32] v, float[32,32] w, float[32,64] z>
+    { a = MatMul(x, u) b = Relu(a) c = MatMul(b, v) d = MatMul(c, w) e = MatMul(d, z) y = Slice(e, s, t, o) }""".replace(
+        "z>", "z, int64[1] s = {0}, int64[1] t = {32}, int64[1] o = {1}>"
+    )
+)
+"""Three weights of 4096 bytes, and one of 8192."""
+
+
+@pytest.mark.usefixtures("small_limit")
+def test_weights_are_split_into_files_of_bounded_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "SHARD_BYTES", 9000)
+    write_validated(LAYERS, tmp_path / "out.onnx", lambda path: assert_same_outputs(LAYERS, load(path)))
+    assert leftovers(tmp_path) == ["out.onnx", "out.onnx.data", "out.onnx.data_1", "out.onnx.data_2"]
+    sizes = [(tmp_path / name).stat().st_size for name in leftovers(tmp_path)]
+    assert sizes[1:] == [8192, 4096, 8192]
+    assert size_on_disk(tmp_path / "out.onnx") == sum(sizes)
+    assert_same_outputs(LAYERS, load(tmp_path / "out.onnx"))
+    open_session(tmp_path / "out.onnx")
+
+
+@pytest.mark.usefixtures("small_limit")
+def test_all_files_of_weights_appear_or_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "SHARD_BYTES", 9000)
+    (tmp_path / "out.onnx.data_1").write_text("mine")
+
+    def refused(path):
+        raise ModelError("no")
+
+    with pytest.raises(ModelError, match="no"):
+        write_validated(LAYERS, tmp_path / "out.onnx", refused)
+    assert leftovers(tmp_path) == ["out.onnx.data_1"]
+    assert (tmp_path / "out.onnx.data_1").read_text() == "mine"
 
 
 @pytest.mark.usefixtures("small_limit")

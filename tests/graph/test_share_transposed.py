@@ -96,6 +96,7 @@ def test_dynamic_quantization_stores_a_tied_table_once(name, options, kind, shar
     ("options", "shares"),
     [
         ({"correct": ("none",)}, 0.29),
+        ({"correct": ("none",), "target": "openvino"}, 0.29),
         ({}, 0.54),
         ({"weight": "uint8"}, 0.54),
         ({"weight": "int4"}, 0.42),

@@ -202,7 +202,7 @@ def test_weights_in_blocks():
     }}"""
     model = named(parse(text.format(kind="int8", blocks=2), opset=21, ir_version=10, w=3, t=0.1))
     assert check(subject(model, "onnxruntime")).status == "passed"
-    assert "weights are int8" in messages(check(subject(model, "openvino")))
+    assert "weights are int8" in messages(check(subject(model, "qnn")))
 
 
 @pytest.mark.parametrize(("zero", "expected"), [("c", True), ("x", False)])

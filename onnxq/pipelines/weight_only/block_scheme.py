@@ -101,10 +101,14 @@ class BlockScheme:
         return replace(self, dtype=fitting[0]) if fitting else None
 
     def table_block(self, columns: int) -> int | None:
-        """Return the block size of a tied table with this many columns; None: none divides them.
+        """Return the block size of a table with this many columns; None: a scale for each row.
+
+        The latter is for standard operators, and where no size divides the columns.
 
         It is as large as possible up to `TABLE_BLOCK`: in 8 bits that costs little.
         """
+        if self.format != "matmulnbits":
+            return None
         sizes = [size for size in FORMATS[self.format].sizes if size <= TABLE_BLOCK and columns % size == 0]
         return max(sizes, default=None)
 

@@ -91,6 +91,13 @@ class BlockWriter:
         levels = self._constant(f"{base}_table", found.levels.reshape(product.sizes))
         return Blocks(levels, self._constant(f"{base}_scale", found.scale.astype(grid.scale_type)), None)
 
+    def table_rows(self, product: Product, grid: BlockGrid) -> Blocks:
+        """Write a table with one block a row: levels int8 ``[N, K]``, scales ``[N, 1]``."""
+        found, base = self._rounded(product, grid), name_of(product.operand.value)
+        levels = (found.levels.reshape(product.sizes) - np.uint8(grid.middle)).view(np.int8)
+        scale = self._constant(f"{base}_scale", found.scale.astype(grid.scale_type))
+        return Blocks(self._constant(f"{base}_table", levels), scale, None)
+
     def dequantize_blocks(self, product: Product, grid: BlockGrid, dtype: ir.DataType) -> Blocks:
         """Write a matrix, or a stack of matrices, for DequantizeLinear in the layout that the node reads.
 

@@ -1,8 +1,14 @@
-"""Embedding tables in 8 bits, for ONNX Runtime: alone, or shared with the last matrix (tied).
+"""Embedding tables in 8 bits: alone, or shared with the last matrix (tied).
 
 A 4-bit copy of the last matrix beside a float table takes more space than one table in 8 bits, and is less
-accurate. GatherBlockQuantized looks up rows of uint8 ``[V, D]``; MatMulNBits reads the same numbers through a
-Reshape to ``[V, D / size, size]``. Both take a scale for each block, and 128 as zero point.
+accurate. There are two forms:
+
+- with ONNX Runtime's operators, GatherBlockQuantized looks up rows of uint8 ``[V, D]``; MatMulNBits reads the
+  same numbers through a Reshape to ``[V, D / size, size]``. Both take a scale for each block, and 128 as zero
+  point.
+- with standard operators, rows have one scale each: ``Cast(Gather(q, i)) * Gather(s, i)``, and the product
+  reads ``Transpose(DequantizeLinear(q, s))``, for which ONNX Runtime and OpenVINO have kernels. ONNX Runtime
+  would unpack a whole table behind DequantizeLinear for each look-up.
 
 Tables of sines and cosines are looked up too, by position: rows that other data is multiplied with stay
 float.
@@ -19,6 +25,7 @@ import onnx_ir as ir
 from onnxq.algorithms.weights.block_scales import BlockGrid
 from onnxq.graph.nodes import add_initializer, constant_value, input_at, is_op
 from onnxq.graph.operators import MOVING
+from onnxq.graph.stored_numbers import remapped
 from onnxq.pipelines.weight_only.block_scheme import FLOATS, BlockScheme
 from onnxq.pipelines.weight_only.block_writer import BlockWriter
 from onnxq.pipelines.weight_only.products import Planned, Product, is_named, table_values
@@ -33,9 +40,6 @@ LEAST_TABLE = 2**14
 BITS = 8
 """The bits of a table, whatever those of other matrices are."""
 
-TABLE_TYPE = ir.DataType.UINT8
-"""The type that a table is stored in."""
-
 _FLOAT_TABLE = (
     "its matrix is an embedding table too, which stays float (--include with its name quantizes it)"
 )
@@ -48,12 +52,17 @@ class TiedTable:
     Attributes:
         look_ups: the nodes Gather.
         products: the products, with V rows of the table as outputs; none if it is an embedding table alone.
-        size: the block size.
+        size: the block size of ONNX Runtime's operators; None: a scale for each row, for standard operators.
     """
 
     look_ups: tuple[ir.Node, ...]
     products: tuple[Product, ...]
-    size: int
+    size: int | None
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """The type that the table is stored in."""
+        return ir.DataType.INT8 if self.size is None else ir.DataType.UINT8
 
     @property
     def matrix(self) -> Product:
@@ -80,8 +89,8 @@ def find_tied(
         else:
             kept.append(product)
     for value, products in by_value.items():
-        size = _shared_block(tables[value], products, scheme)
-        if size is not None:
+        if _is_shareable(tables[value], products, scheme):
+            size = scheme.table_block(products[0].sizes[1])
             found.append(TiedTable(tuple(tables[value]), tuple(products), size))
             continue
         kept += [each for each in products if is_named(each.node, scheme)]
@@ -89,22 +98,30 @@ def find_tied(
     products_of = {product.operand.value for product in planned.products}
     angles = {node for graph in model.graphs() for node in angle_nodes(graph)}
     for value, look_ups in tables.items():
-        if value not in products_of and not angles & set(look_ups):
-            size = _lone_block(value, look_ups, scheme)
-            found += [] if size is None else [TiedTable(tuple(look_ups), (), size)]
+        if value in products_of or angles & set(look_ups) or not _is_lone(value, look_ups, scheme):
+            continue
+        size = scheme.table_block(_looked_up(look_ups[0]).sizes[1])
+        found.append(TiedTable(tuple(look_ups), (), size))
     return Planned(tuple(kept), floats), tuple(found)
 
 
 def rewrite_tied(table: TiedTable, scheme: BlockScheme, writer: BlockWriter) -> None:
     """Let the nodes of a tied table read one table in 8 bits."""
+    if table.size is None:
+        _by_rows(table, writer)
+    else:
+        _by_blocks(table, table.size, scheme, writer)
+
+
+def _by_blocks(table: TiedTable, size: int, scheme: BlockScheme, writer: BlockWriter) -> None:
     first = table.matrix
-    grid = BlockGrid(BITS, True, table.size, first.operand.dtype.numpy())
+    grid = BlockGrid(BITS, True, size, first.operand.dtype.numpy())
     stored = writer.table_blocks(first, grid)
     for node in table.look_ups:
         inputs = [stored.levels, input_at(node, 1), stored.scale]
         attributes: Mapping[str, int] = {
             "bits": BITS,
-            "block_size": table.size,
+            "block_size": size,
             "gather_axis": 0,
             "quantize_axis": 1,
         }
@@ -112,37 +129,65 @@ def rewrite_tied(table: TiedTable, scheme: BlockScheme, writer: BlockWriter) -> 
     if not table.products:
         return
     count, columns = first.sizes
-    shape = np.array([count, columns // table.size, table.size], np.int64)
+    shape = np.array([count, columns // size, size], np.int64)
     sizes = add_initializer(writer.model, writer.name(f"{stored.levels.name}_shape"), shape)
     for product in table.products:
         levels = add_node("Reshape", [stored.levels, sizes], {}, product.node, writer)
-        multiply_blocks(product, [replace(stored, levels=levels)], (BITS, table.size), scheme, writer)
+        multiply_blocks(product, [replace(stored, levels=levels)], (BITS, size), scheme, writer)
 
 
-def _shared_block(look_ups: list[ir.Node], products: list[Product], scheme: BlockScheme) -> int | None:
-    """Return the block size of the shared table; None if it cannot be shared."""
+def _by_rows(table: TiedTable, writer: BlockWriter) -> None:
+    dtype = table.matrix.operand.dtype
+    stored = writer.table_rows(table.matrix, BlockGrid(BITS, True, table.matrix.sizes[1], dtype.numpy()))
+    for node in table.look_ups:
+        found = [
+            add_node("Gather", [source, input_at(node, 1)], {}, node, writer)
+            for source in (stored.levels, stored.scale)
+        ]
+        reals = add_node("Cast", found[:1], {"to": dtype}, node, writer)
+        replace_node(node, add_node("Mul", [reals, found[1]], {}, node, writer))
+    if not table.products:
+        return
+    first = writer.model.graph[0]  # ONNX Runtime loads no DequantizeLinear of outer constants in a body
+    assert stored.scale.const_value is not None
+    flat = np.array(remapped(stored.scale.const_value).numpy()).reshape(
+        -1
+    )  # it reads no computed scales right
+    scale = add_initializer(writer.model, writer.name(f"{stored.scale.name}_flat"), flat)
+    matrix = add_node("DequantizeLinear", [stored.levels, scale], {"axis": 0}, first, writer)
+    matrix.type, matrix.shape = ir.TensorType(dtype), ir.Shape(table.matrix.sizes)
+    turned = None
+    for product in table.products:
+        if product.operand.transposed and turned is None:
+            turned = add_node("Transpose", [matrix], {"perm": [1, 0]}, first, writer)
+        product.node.replace_input_with(product.index, turned if product.operand.transposed else matrix)
+
+
+def _is_shareable(look_ups: list[ir.Node], products: list[Product], scheme: BlockScheme) -> bool:
+    """Whether all readers of a tied table can share one in 8 bits."""
     selected = all(deselected(node, scheme.config) is None for node in look_ups)
     by_rows = all(not product.rows_last for product in products)
     types = {product.operand.dtype for product in products} | {node.outputs[0].dtype for node in look_ups}
     one_type = len(types - {None}) == 1
-    plain = all(product.factor == 1 for product in products)
-    if scheme.format != "matmulnbits" or not (selected and by_rows and one_type and plain):
-        return None
-    return scheme.table_block(products[0].sizes[1])
+    plain = scheme.format == "dequantize" or all(product.factor == 1 for product in products)
+    return _has_tables(scheme) and selected and by_rows and one_type and plain
 
 
-def _lone_block(value: ir.Value, look_ups: list[ir.Node], scheme: BlockScheme) -> int | None:
-    """Return the block size of a table that is looked up only; None if it stays float."""
+def _has_tables(scheme: BlockScheme) -> bool:
+    """Whether the runtime looks up rows in integers."""
+    return scheme.format == "matmulnbits" or scheme.target.integer_tables
+
+
+def _is_lone(value: ir.Value, look_ups: list[ir.Node], scheme: BlockScheme) -> bool:
+    """Whether a table that is looked up only gets 8 bits."""
     table = _looked_up(look_ups[0])
     types = {table.operand.dtype, table.operand.tensor.dtype}
-    if scheme.format != "matmulnbits" or not types <= FLOATS or table.operand.transposed:
-        return None
+    if not _has_tables(scheme) or not types <= FLOATS or table.operand.transposed:
+        return False
     if table.operand.tensor.size < LEAST_TABLE or any(deselected(node, scheme.config) for node in look_ups):
-        return None
+        return False
     direct = {use.node for use in value.uses()} <= set(look_ups) and table.operand.dtype == value.dtype
-    if not direct or any(_multiplies(node.outputs[0]) for node in look_ups):
-        return None
-    return scheme.table_block(table.sizes[1])
+    return direct and not any(_multiplies(node.outputs[0]) for node in look_ups)
 
 
 def _looked_up(node: ir.Node) -> Product:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnxq.graph.nodes import input_at, is_op, rank
 from onnxq.graph.operators import SUMMED_AXIS, attribute_value
+from onnxq.graph.passes.shapes import InferShapesPass
 from onnxq.pipelines.weight_only.block_scheme import FLOATS, BlockScheme
 from onnxq.pipelines.weight_only.stored_operand import Floats, Operand, row_reader, stored_operand
 from onnxq.planner.context import deselected, matches
@@ -108,14 +109,17 @@ def plan_products(model: ir.Model, scheme: BlockScheme) -> Planned:
     """Plan the products of a model, in bodies of control flow too.
 
     Args:
-        model: a model without functions, whose constants are initializers.
+        model: a model without functions, whose constants are initializers; shapes are inferred if a form
+            depends on them.
         scheme: the requested weights.
     """
     angles = {node for graph in model.graphs() for node in angle_nodes(graph)}
     nodes = [node for graph in model.graphs() for node in graph if is_op(node, *SUMMED_AXIS, "Einsum")]
+    products = {node: _product(node) for node in nodes}
+    if any(map(_needs_rank, products.values())):
+        InferShapesPass()(model)
     chosen, floats = list[Product](), dict[ir.Node, str]()
-    for node in nodes:
-        found = _product(node)
+    for node, found in products.items():
         reason = deselected(node, scheme.config)
         if found is None and reason is None:
             reason = _NO_PRODUCT if is_op(node, "Einsum") else _COMPUTED
@@ -159,6 +163,13 @@ def _product(node: ir.Node) -> Product | None:
             gemm = node.op_type == "Gemm" and SUMMED_AXIS["Gemm"](node) == 1
             return Product(node, index, operand, -1 if index == 0 or gemm else -2)
     return None
+
+
+def _needs_rank(product: Product | None) -> bool:
+    """Whether the form of a product depends on how many axes its data has, which the file does not tell."""
+    if product is None or rank(product.data) is not None:
+        return False
+    return product.index == 0 or len(product.operand.shape) > 2
 
 
 def _obstacle(product: Product, scheme: BlockScheme) -> str | None:

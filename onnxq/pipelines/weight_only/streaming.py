@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +14,13 @@ from calibrators.onnx_files import load_external, to_proto
 from calibrators.session import INLINE_BYTES
 from onnxq.core.plan import QuantPlan, StoredWeights
 from onnxq.core.progress import Progress
-from onnxq.graph.files import INLINE_LIMIT
+from onnxq.graph.files import INLINE_LIMIT, external_files
 from onnxq.graph.nodes import name_of
 from onnxq.graph.passes.redundancy import RemoveUnusedPass
 from onnxq.pipelines.weight_only.block_scheme import BlockScheme
 from onnxq.pipelines.weight_only.block_writer import BlockWriter
 from onnxq.pipelines.weight_only.choice.rounding import Rounding
-from onnxq.pipelines.weight_only.embedding_tables import TABLE_TYPE, TiedTable, rewrite_tied
+from onnxq.pipelines.weight_only.embedding_tables import TiedTable, rewrite_tied
 from onnxq.pipelines.weight_only.products import Product
 from onnxq.pipelines.weight_only.rewrites import rewrite_product
 from onnxq.pipelines.weight_only.tensor_store import TensorStore
@@ -62,7 +63,7 @@ class WeightWork:
             found[name_of(product.node)] = StoredWeights(scheme.dtype, scheme.size)
         for table in self.tied:
             readers = (*table.look_ups, *(product.node for product in table.products))
-            found |= {name_of(node): StoredWeights(TABLE_TYPE, table.size) for node in readers}
+            found |= {name_of(node): StoredWeights(table.dtype, table.size) for node in readers}
         return found
 
     @property
@@ -74,7 +75,7 @@ class WeightWork:
 
 
 def write_streamed(work: WeightWork, rounding: Rounding, draft: Path, progress: Progress) -> None:
-    """Write the model to ``draft``; its weights go to a file beside it if they do in the given model.
+    """Write the model to ``draft``; its weights go to files beside it if they do in the given model.
 
     They do so too if they are more than a protobuf can hold.
 
@@ -84,21 +85,16 @@ def write_streamed(work: WeightWork, rounding: Rounding, draft: Path, progress: 
         draft: the file to write.
         progress: called with the megabytes of float weights done.
     """
-    data = draft.with_name(f"{draft.name}.data")
-    with data.open("wb") as file:
-        store = TensorStore(data, file)
+    with TensorStore(draft) as store:
         _quantize(work, rounding, store, progress)
         RemoveUnusedPass()(work.model)
         for value in list(_remaining(work.model, store)):
             assert value.const_value is not None
             value.const_value = store.copy(str(value.name), value.const_value)
-    if work.external or store.bytes > INLINE_LIMIT:
-        load_external(work.model, INLINE_BYTES)
-        onnx.save(to_proto(work.model), draft, format="protobuf")
-        return
-    load_external(work.model)
+    is_external = work.external or store.bytes > INLINE_LIMIT
+    load_external(work.model, INLINE_BYTES if is_external else sys.maxsize)
     onnx.save(to_proto(work.model), draft, format="protobuf")
-    data.unlink()
+    store.keep(external_files(work.model))
 
 
 def _quantize(work: WeightWork, rounding: Rounding, store: TensorStore, progress: Progress) -> None:
@@ -118,7 +114,7 @@ def _quantize(work: WeightWork, rounding: Rounding, store: TensorStore, progress
 
 
 def _remaining(model: ir.Model, store: TensorStore) -> Iterator[ir.Value]:
-    """Yield the large initializers that are not in the new file yet, and not of text."""
+    """Yield the large initializers that are not in the new files yet, and not of text."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value

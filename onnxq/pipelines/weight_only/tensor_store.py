@@ -1,8 +1,8 @@
-"""Write tensors to the data file of a model one after the other, so that one at a time is in memory."""
+"""Write tensors to the data files of a model one after the other, so that one at a time is in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,26 +10,41 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxq.graph import files
+from onnxq.graph.files import data_files
+
 ALIGNMENT = 4096
 """Tensors begin at multiples of this, in bytes: runtimes map pages of the file."""
 
 
 class TensorStore:
-    """A data file that is being written.
+    """The data files of a model that is being written, as a context that closes them.
 
     Attributes:
         bytes: the bytes written so far.
     """
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        """Write to ``file``, which is open at its start.
-
-        Args:
-            path: its path; tensors refer to it by name.
-            file: the file.
-        """
-        self._path, self._file = path, file
+    def __init__(self, model: Path) -> None:
+        """Write the `data_files` of ``model``: another one begins where one would be larger than a limit."""
+        self._files = list(data_files(model))
+        self._open: list[BinaryIO] = []
         self.bytes = 0
+
+    def __enter__(self) -> TensorStore:
+        """Open the first file."""
+        self._open.append(self._files[0].open("wb"))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close all files."""
+        for file in self._open:
+            file.close()
+
+    def keep(self, used: Collection[Path]) -> None:
+        """Remove the files that are not ``used``, because all their tensors are in the model itself."""
+        for path in self._files[: len(self._open)]:
+            if path not in used:
+                path.unlink()
 
     def add(self, name: str, array: NDArray[np.generic]) -> ir.ExternalTensor:
         """Write an array of a type that onnx_ir knows."""
@@ -52,42 +67,47 @@ class TensorStore:
 
     def copy(self, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
         """Write a tensor of another file, or one in memory."""
-        start = self._start()
+        start = self._start(tensor.nbytes)
         if isinstance(tensor, ir.ExternalTensor):
-            tensor.tofile(self._file)
+            tensor.tofile(self._open[-1])
             tensor.release()
         else:
-            self._file.write(tensor.tobytes())
+            self._open[-1].write(tensor.tobytes())
         return self._made(name, tensor.dtype, tensor.shape.numpy(), start)
 
     def holds(self, tensor: ir.TensorProtocol) -> bool:
-        """Whether the tensor is in this file."""
-        return isinstance(tensor, ir.ExternalTensor) and Path(tensor.path) == self._path
+        """Whether the tensor is in one of the files."""
+        return isinstance(tensor, ir.ExternalTensor) and Path(tensor.path) in self._files
 
     def _written(
         self, name: str, dtype: ir.DataType, shape: Sequence[int], data: NDArray[np.uint8]
     ) -> ir.ExternalTensor:
-        start = self._start()
-        self._file.write(np.ascontiguousarray(data).data)
+        start = self._start(data.nbytes)
+        self._open[-1].write(np.ascontiguousarray(data).data)
         return self._made(name, dtype, shape, start)
 
-    def _start(self) -> int:
-        start = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
-        self._file.seek(start)
+    def _start(self, size: int) -> int:
+        """Return where a tensor of so many bytes begins, in the last file, or in a new one."""
+        start = -(-self._open[-1].tell() // ALIGNMENT) * ALIGNMENT
+        if start and start + size > files.SHARD_BYTES and len(self._open) < len(self._files):
+            self._open.append(self._files[len(self._open)].open("wb"))
+            start = 0
+        self._open[-1].seek(start)
         return start
 
     def _made(self, name: str, dtype: ir.DataType, shape: Sequence[int], start: int) -> ir.ExternalTensor:
-        self._file.flush()
-        length = self._file.tell() - start
+        file, path = self._open[-1], self._files[len(self._open) - 1]
+        file.flush()
+        length = file.tell() - start
         self.bytes += length
         return ir.ExternalTensor(
-            self._path.name,
+            path.name,
             start,
             length,
             dtype,
             shape=ir.Shape(shape),
             name=name,
-            base_dir=self._path.parent,
+            base_dir=path.parent,
         )
 
 

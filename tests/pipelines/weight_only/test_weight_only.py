@@ -17,7 +17,6 @@ from calibrators.session import open_session
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError, TargetError
 from onnxq.graph.files import load
-from onnxq.graph.nodes import all_nodes
 
 MATMUL = "g (float[N,M,64] x) => (float[N,M,48] y) <float[64,48] w> { y = MatMul(x, w) }"
 UNEVEN = "g (float[N,M,75] x) => (float[N,M,48] y) <float[75,48] w> { y = MatMul(x, w) }"
@@ -55,6 +54,8 @@ TIED = """g (int64[N,M] i) => (float[N,M,300] y) <float[300,64] w>
 { e = Gather(w, i)  t = Transpose<perm=[1,0]>(w)  y = MatMul(e, t) }"""
 TWICE = """g (float[N,64] x) => (float[N,64] y) <float[64,64] w>
 { a = MatMul(x, w)  b = Relu(a)  y = MatMul(b, w) }"""
+TWO = """g (float[N,64] x) => (float[N,64] y) <float[64,64] w, float[64,64] v>
+{ a = MatMul(x, w)  b = Relu(a)  y = MatMul(b, v) }"""
 FUNCTION = "g (float[N,64] x) => (float[N,48] y) <float[64,48] w> { y = local.f(x, w) }"
 BODY_OF_F = '<domain: "local", opset_import: ["" : 13]> f (a, b) => (c) { c = MatMul(a, b) }'
 
@@ -150,6 +151,7 @@ STACKED = {
     "known at run time": ("E,M,75", "3,M,48", "3,75,48", "MatMul(x, w)"),
     "four axes": ("N,3,M,75", "N,3,M,48", "3,75,48", "MatMul(x, w)"),
     "left": ("N,3,75,M", "N,3,48,M", "3,48,75", "MatMul(w, x)"),
+    "of a shape to be inferred": ("3,M,75", "3,M,48", "3,75,48", "MatMul(r, w)"),
     "transposed": ("3,M,75", "3,M,48", "3,48,75", "MatMul(x, t)"),
 }
 """Shapes of the data, the output and the stack of matrices, and their product."""
@@ -159,7 +161,7 @@ STACKED = {
 @pytest.mark.parametrize("name", STACKED)
 def test_each_matrix_of_a_stack_gets_an_operator(name: str, kind: str, tmp_path: Path) -> None:
     given, wanted, stack, product = STACKED[name]
-    turned = "t = Transpose<perm=[0,2,1]>(w)" if "t)" in product else ""
+    turned = "t = Transpose<perm=[0,2,1]>(w)" if "t)" in product else "r = Neg(x)" if "r," in product else ""
     made = Made(
         tmp_path,
         f"g ({kind}[{given}] x) => ({kind}[{wanted}] y) <{kind}[{stack}] w> {{ {turned} y = {product} }}",
@@ -225,7 +227,7 @@ def test_a_tied_table_is_one_table_in_8_bits(tmp_path: Path) -> None:
     assert sum(sizes) == 300 * 64 + 300 * 4 + 3 * 8
 
 
-@pytest.mark.parametrize("options", [{"format": "dequantize"}, {"exclude": "op:Gather"}])
+@pytest.mark.parametrize("options", [{"target": "tensorrt"}, {"exclude": "op:Gather"}])
 def test_a_table_that_stays_float_is_not_stored_twice(options: dict, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="its matrix is an embedding table too"):
         Made(tmp_path, TIED, **options)
@@ -247,19 +249,14 @@ def test_an_embedding_table_alone_is_looked_up_in_8_bits(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("text", "options"),
-    [(COSINES, {}), (SMALL, {}), (LONE, {"exclude": ("op:Gather",)}), (LONE, {"format": "dequantize"})],
+    [(COSINES, {}), (SMALL, {}), (LONE, {"exclude": ("op:Gather",)}), (LONE, {"target": "tensorrt"})],
 )
 def test_tables_that_stay_float(text: str, options: dict, tmp_path: Path) -> None:
     assert Made(tmp_path, text, **options).counts["Gather"] == 1
 
 
 def test_a_tied_product_that_is_included_by_name(tmp_path: Path) -> None:
-    ir.save(parse(TIED), tmp_path / "named.onnx")
-    name = (
-        next(node.name for node in all_nodes(load(tmp_path / "named.onnx")) if node.op_type == "MatMul")
-        or "*"
-    )
-    made = Made(tmp_path, TIED, format="dequantize", include=name, weight="uint8")
+    made = Made(tmp_path, TIED, format="dequantize", include="MatMul_y", weight="uint8")
     assert made.counts == {"Gather": 1, "DequantizeLinear": 1, "MatMul": 1}
     assert made.error() < 0.02
 
@@ -272,6 +269,24 @@ def test_external_data_stays_external(tmp_path: Path) -> None:
     assert all(isinstance(t, ir.ExternalTensor) for t in tensors if t is not None and t.nbytes > 256)
     assert (tmp_path / "out.onnx.data").exists()
     open_session(tmp_path / "out.onnx")
+
+
+def test_external_data_is_split_into_files_of_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxq.graph.files.SHARD_BYTES", 5000)
+    ir.save(parse(TWO), tmp_path / "in.onnx", external_data="in.bin", size_threshold_bytes=0)
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((4, 64)).astype(np.float32)} for _ in range(10)]
+    config = QuantConfig(mode="weight-only", weight="uint8", block_size=16)
+    result = onnxq.quantize_weights(tmp_path / "in.onnx", tmp_path / "out.onnx", config, data=data)
+    written = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("out"))
+    assert len(written) > 3
+    sizes = [(tmp_path / name).stat().st_size for name in written]
+    assert max(sizes[1:]) < 5000
+    assert result.int8_bytes == sum(sizes)
+    assert result.quality is not None
+    assert result.quality.sqnr > 35
 
 
 def test_one_file_stays_one_file(tmp_path: Path) -> None:

@@ -147,6 +147,8 @@ def _rewrite(model: ir.Model, node: ir.Node, made: Matrices) -> bool:
         return False
     if weight.dtype not in FLOATS or not _same_sizes(equation, data, weight):
         return False
+    for value in (data, node.outputs[0]):
+        value.type = value.type or weight.type
     _Rewriter(model, node, equation, made).rewrite(data, weight)
     return True
 
@@ -242,7 +244,7 @@ class _Rewriter:
         name = name or unused_node(f"{name_of(self._node)}_{op_type}", self._model)
         new = ir.node(op_type, inputs, attributes=attributes, name=name)
         new.outputs[0].name = unused_name(f"{name}_out", self._model)
-        new.outputs[0].type = self._node.outputs[0].type or inputs[0].type
+        new.outputs[0].type = self._node.outputs[0].type
         assert self._node.graph is not None
         self._node.graph.insert_before(self._node, new)
         return new.outputs[0]

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.effect import Effect
 from onnxq.core.progress import Progress
+from onnxq.graph.files import data_files
 from onnxq.pipelines.weight_only.choice.channel_scaling import NAME as EQUALIZE
 from onnxq.pipelines.weight_only.choice.channel_scaling import ChannelScaling, choose_scaling
 from onnxq.pipelines.weight_only.choice.input_squares import input_squares
@@ -135,9 +136,8 @@ def beside(draft: Path) -> Iterator[Path]:
 
 
 def move(source: Path, target: Path) -> None:
-    """Move a model and its data file, if any, over another one."""
-    for ending in (".data", ""):
-        new, old = Path(f"{source}{ending}"), Path(f"{target}{ending}")
+    """Move a model and its data files, if any, over another one."""
+    for new, old in zip((*data_files(source), source), (*data_files(target), target), strict=True):
         if new.exists():
             new.replace(old)
         else:
