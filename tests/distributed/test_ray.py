@@ -111,7 +111,7 @@ def test_an_error_of_a_sample_comes_through(folder):
 @pytest.fixture
 def rows():
     x = np.load("d.npz")["x"]
-    return ray.data.from_items([{"x": each, "id": i} for i, each in enumerate(x)])
+    return ray.data.from_items([{"x": each, "id": i} for i, each in enumerate(x)], override_num_blocks=4)
 
 
 def same(statistics):
