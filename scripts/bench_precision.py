@@ -255,7 +255,7 @@ def real(place: Place) -> Iterator[Row]:
         goals = {
             "SQNR of the peers": not _reaches(found["onnxq"], best - REAL_MARGIN),
             "half the size": size > HALF_SIZE,
-            "5 s": made.run is None or made.run.processor_seconds > MOST_SECONDS,
+            "5 s": made.run is None or made.run.seconds > MOST_SECONDS,
         }
         for tool, each in {"onnxq": made, **peers}.items():
             casts = str(_casts(each.path)) if each.path else "–"
@@ -283,7 +283,10 @@ def _brief(case: Case, made: Made) -> str:
 
 
 def sixteen(place: Place) -> Iterator[Row]:
-    """Target qnn with a goal of 30 dB: 16-bit activations instead of float."""
+    """Target qnn with a goal of 30 dB: 16-bit activations instead of float.
+
+    The command fails if the goal does not hold on held-out samples; the printed SQNR is of other pictures.
+    """
     case = place.case("lite0")
     options = ("--target", "qnn", "--goal", f"sqnr>={SIXTEEN_SQNR:.0f}")
     made = quantize(case, place.work / "lite0.onnx", *options)
@@ -292,8 +295,7 @@ def sixteen(place: Place) -> Iterator[Row]:
         yield "lite0", *[made.word] * 4, "all"
         return
     wide, floats = _wide_nodes(made.path), _float_convolutions(made.path)
-    goals = {"30 dB": not _reaches(got, SIXTEEN_SQNR), "no Conv in float": floats > 0}
-    goals["nodes in 16 bits"] = not wide
+    goals = {"no Conv in float": floats > 0, "nodes in 16 bits": not wide}
     yield "lite0", str(wide), str(floats), f"{made.path.stat().st_size:,}", _db(got), _goals(goals)
 
 
@@ -343,7 +345,7 @@ SECTIONS: Mapping[str, Section] = {
     "fp8": Section(fp8, ("network", "tool", "SQNR", *(f"layers, {gpu}" for gpu in GPUS), "Casts", "s")),
     "hard": Section(hard, ("network", "danger", *TOOLS)),
     "real": Section(real, ("network", "tool", "SQNR", "size", "Casts", "s")),
-    "sixteen": Section(sixteen, ("network", "nodes in 16 bits", "Conv in float", "bytes", "SQNR")),
+    "sixteen": Section(sixteen, ("network", "nodes in 16 bits", "Conv in float", "bytes", "SQNR elsewhere")),
 }
 
 SKIPPED = "skipped"
@@ -362,7 +364,8 @@ def _share(path: Path | None, model: Path) -> str:
 
 
 def _seconds(made: Made) -> str:
-    return f"{made.run.processor_seconds:.1f} s" if made.run else "–"
+    """Seconds by the clock, and those of all processors together."""
+    return f"{made.run.seconds:.1f} / {made.run.processor_seconds:.1f} s" if made.run else "–"
 
 
 def _goals(missed: Mapping[str, bool]) -> str:

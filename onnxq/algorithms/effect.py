@@ -21,6 +21,7 @@ class Effect:
         failed: whether the correction failed unexpectedly, and so was left out.
         too_long: why there was no time for the correction; empty if there was.
         batches: the number of batches that it was fitted on, if there was no time for all; else 0.
+        predicted: whether both ratios are estimates of what rounding of weights adds to products.
         divergence: the KL divergence of the next token without it and with it, where that decided.
     """
 
@@ -33,6 +34,7 @@ class Effect:
     failed: bool = False
     too_long: str = ""
     batches: int = 0
+    predicted: bool = False
     divergence: tuple[float, float] | None = None
 
     @property
@@ -51,6 +53,8 @@ class Effect:
         if self.after is None:
             reason = "it failed" if self.failed else self.too_long
             return f"left out: {reason}" if reason else "nothing to do"
+        if self.predicted:
+            return f"error of products {-self.gain:+.1f} dB, as predicted from their weights and inputs"
         if self.divergence is not None:
             changed = "KL {:.4f} -> {:.4f}".format(*self.divergence)
             return changed if self.kept else f"dropped, {changed}"

@@ -44,7 +44,7 @@ MODES: Mapping[str, ModeRule] = {
         "quantizes no activations",
         (*(name for name in STATIC_ONLY if name != "goal"), "per_tensor", "weight_method"),
         ("uint2", "int4", "uint4", "int8", "uint8"),
-        ("none",),
+        ("none", "equalize", "rounding"),
     ),
 }
 """The modes beside static, which takes all options but a few values."""

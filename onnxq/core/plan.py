@@ -221,6 +221,26 @@ class FloatNode:
 
 
 @dataclass(frozen=True)
+class StoredWeights:
+    """The format of weights that belong to no group, because no range of the plan has to do with them.
+
+    Attributes:
+        dtype: the type of the stored numbers.
+        block_size: the number of weights that share a scale; None: those of a channel, or all.
+        multiplied: whether the node multiplies the integers, with activations quantized at run time; else it
+            computes in float.
+    """
+
+    dtype: ir.DataType
+    block_size: int | None = None
+    multiplied: bool = False
+
+    def __str__(self) -> str:
+        blocks = "" if self.block_size is None else f" in blocks of {self.block_size}"
+        return f"{self.dtype.name.lower()} weights{blocks}"
+
+
+@dataclass(frozen=True)
 class QuantPlan:
     """The quantization plan of a model; immutable.
 
@@ -251,6 +271,7 @@ class QuantPlan:
         float_type: the type of what is not quantized, and of scales: float32, float16 or bfloat16.
         half_constants: whether float constants are stored in float16 where it holds them exactly (see
             `store_in_half`).
+        stored_weights: node name -> the format of its weights, in the modes that plan no ranges.
     """
 
     target: str
@@ -271,6 +292,7 @@ class QuantPlan:
     channel_padding: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     half_constants: bool = False
     float_type: ir.DataType = ir.DataType.FLOAT
+    stored_weights: Mapping[str, StoredWeights] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def observed(self) -> tuple[str, ...]:

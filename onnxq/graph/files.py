@@ -318,13 +318,18 @@ def check_place(path: str | os.PathLike[str]) -> None:
         raise _write_error(target, OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
-def size_on_disk(path: str | os.PathLike[str]) -> int:
+def size_on_disk(path: str | os.PathLike[str], model: ir.Model | None = None) -> int:
     """Sum the sizes, in bytes, of a model file and of the external data files that it names.
+
+    Args:
+        path: the file.
+        model: what it contains, if it has been read.
 
     Raises:
         ModelError: the model cannot be read.
     """
-    return sum(file.stat().st_size for file in files_of(path))
+    files = files_of(path) if model is None else (Path(path), *external_files(model))
+    return sum(file.stat().st_size for file in files)
 
 
 def constant_bytes(path: str | os.PathLike[str]) -> int:

@@ -137,7 +137,7 @@ def convert(
         quality=quality,
         judged_on="synthetic inputs" if samples.synthetic else "samples",
         warnings=tuple(_warnings(samples, quality, dtype)),
-        before=size_on_disk(model),
+        before=size_on_disk(model, original),
         after=size,
         seconds=time.perf_counter() - started,
     )
@@ -219,13 +219,14 @@ def _checked(
         evaluator = AccuracyEvaluator(
             unrounded(original), batches, providers=config.providers, threads=config.threads
         )
-        simulated = runnable(draft)
+        written = load(draft)
+        simulated = runnable(draft, written)
         if loaded is not None:
             loaded.result()
     quality = evaluator.evaluate(simulated)
     if refuse_poor and any(not each.finite or each.sqnr < _LEAST for each in quality.outputs.values()):
         raise _PoorError
-    return quality, size_on_disk(draft)
+    return quality, size_on_disk(draft, written)
 
 
 def _counted(model: ir.Model, dtype: ir.DataType) -> dict[str, int]:

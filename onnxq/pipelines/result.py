@@ -148,6 +148,7 @@ class QuantResult:
             corrections=self.corrections,
             evidence=self.evidence,
             from_float=self.from_float,
+            mix=self.mix,
         )
 
 

@@ -12,7 +12,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.numerics import sqnr
 from onnxq.graph.files import load, size_on_disk
 from onnxq.graph.passes import simplify
-from onnxq.graph.share_transposed import LEAST, share_transposed
+from onnxq.graph.share_transposed import LEAST, share_equal, share_transposed
 
 V, K = 600, 64
 
@@ -183,4 +183,23 @@ def test_a_graph_output_stays_what_it_is():
     after = before.clone()
     share_transposed(after)
     assert stored(after) == [("FLOAT", ONCE)]
+    assert_same_outputs(before, after)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_equal_matrices_are_stored_once(changed, monkeypatch, tmp_path):
+    monkeypatch.setattr("onnxq.graph.share_transposed.PART", 1000)
+    text = f"""g (float[N,{K}] x) => (float[N,{V}] y, float[N,{V}] z) <float[{K},{V}] a, float[{K},{V}] b> {{
+        y = MatMul(x, a) z = MatMul(x, b)
+    }}"""
+    matrix = np.random.default_rng(0).standard_normal((K, V)).astype(np.float32)
+    other = matrix.copy()
+    other[-1, -2] += changed
+    ir.save(
+        parse(text, a=matrix, b=other), tmp_path / "m.onnx", external_data="m.bin", size_threshold_bytes=0
+    )
+    before = load(tmp_path / "m.onnx")
+    after = before.clone()
+    share_equal(after)
+    assert stored(after) == [("FLOAT", ONCE)] * (1 + changed)
     assert_same_outputs(before, after)

@@ -245,13 +245,15 @@ def find_channels(model: ir.Model, rules: Mapping[str, Rule]) -> Channels:
     return ties.finish()
 
 
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
 """Operators that read the shape of a tensor, but not its values."""
 
 
 def computes_floats(node: ir.Node) -> bool:
-    """Whether the first output of the node is float32."""
-    return bool(node.outputs) and node.outputs[0].dtype == ir.DataType.FLOAT
+    """Whether the first output of the node is float32, or in half precision."""
+    return bool(node.outputs) and node.outputs[0].dtype in _FLOATS
 
 
 def hold_inputs(node: ir.Node, ties: ChannelUnion, but: Sequence[int] = ()) -> None:

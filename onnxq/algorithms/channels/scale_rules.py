@@ -170,7 +170,9 @@ def _mul(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     one, other = node.inputs
     assert one is not None
     assert other is not None
-    data = 1 if is_broadcast(one, other) else 0
+    repeated = is_broadcast(one, other)
+    alike = not repeated and not is_broadcast(other, one)
+    data = 1 if repeated or (alike and not ties.of(one).any()) else 0
     hold_inputs(node, ties, but=[data])
     return same(node, ties, data)
 

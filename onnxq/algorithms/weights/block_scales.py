@@ -92,6 +92,10 @@ class BlockWeights:
     scale: Floats
     zero: Bytes
 
+    def part(self, rows: slice) -> BlockWeights:
+        """Return some of the rows."""
+        return BlockWeights(self.levels[rows], self.scale[rows], self.zero[rows])
+
     def reals(self, columns: int) -> Floats:
         """The numbers that the levels stand for: ``[R, columns]``."""
         shifted = self.levels.astype(np.float32) - self.zero[..., None]

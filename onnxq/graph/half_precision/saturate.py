@@ -52,6 +52,8 @@ def _bounds(node: ir.Node, index: int, array: Array) -> tuple[float, float] | No
     """Return the range to which a constant that ``node`` reads, or repeats, may be clipped; None: none."""
     if array.dtype != np.float32:
         return None
+    if not array.size or (array.min() >= -LARGEST and array.max() <= LARGEST):
+        return None
     finite = array[np.isfinite(array)]
     if not finite.size or np.abs(finite).max() <= LARGEST:
         return None

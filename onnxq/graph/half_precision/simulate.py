@@ -19,14 +19,20 @@ from onnxq.graph.operators import MOVING
 from onnxq.graph.passes import typed
 
 
-def runnable(path: str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]:
+def runnable(
+    path: str | os.PathLike[str], model: ir.Model | None = None
+) -> ir.Model | str | os.PathLike[str]:
     """Return a simulation of a model that computes in half precision, and the path of any other.
+
+    Args:
+        path: the file.
+        model: what it contains, if it has been read.
 
     Raises:
         ModelError: the file cannot be read.
     """
-    model = _in_half(load(path))
-    return path if model is None else simulated(model)
+    half = _in_half(model or load(path))
+    return path if half is None else simulated(half)
 
 
 def unrounded(model: ir.Model) -> ir.Model:

@@ -39,6 +39,7 @@ from onnxq.graph.passes.fold_clip import ClampToClipPass, HardSigmoidToClipPass,
 from onnxq.graph.passes.fuse_pad import FusePadPass
 from onnxq.graph.passes.gemm import FoldGemmScalarsPass, MatMulAddToGemmPass
 from onnxq.graph.passes.hard_activations import FuseHardSigmoidPass, FuseHardSwishPass, has_hard_swish
+from onnxq.graph.passes.leftovers.einsum import EinsumToMatMulPass
 from onnxq.graph.passes.leftovers.inverse_roots import DivideByRootPass
 from onnxq.graph.passes.leftovers.runtime_fusions import UnfuseRuntimeFusionsPass
 from onnxq.graph.passes.leftovers.training_mode import InferenceModePass
@@ -105,6 +106,7 @@ SIMPLIFY: tuple[ir.passes.PassBase, ...] = (
     ReduceMeanToPoolPass(),
     PlainAveragePoolPass(),
     ReshapeToFlattenPass(),
+    EinsumToMatMulPass(),
     StackOfOneToMatrixPass(),
     FoldGemmScalarsPass(),
     MatMulAddToGemmPass(),
@@ -154,7 +156,7 @@ def simplify(model: ir.Model, opset: int = OPSET) -> ir.Model:
 def single(model: ir.Model, opset: int = OPSET) -> ir.Model:
     """Make a copy of the model that is one graph, without functions; no weight is read.
 
-    Nodes stay as they are, but for normalizations, which get the form that runtimes know.
+    Nodes stay as they are, but for normalizations and Einsum, which get the form that runtimes know.
 
     Args:
         model: the model.
@@ -170,6 +172,7 @@ def single(model: ir.Model, opset: int = OPSET) -> ir.Model:
             RaiseOpsetPass(opset),
             *CONSTANTS,
             FreeLoopConstantsPass(),
+            EinsumToMatMulPass(),
             DivideByRootPass(),
             UniqueNamesPass(),
         )(copy)

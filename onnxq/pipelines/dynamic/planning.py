@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.core.plan import FloatNode, QuantPlan
+from onnxq.core.plan import FloatNode, QuantPlan, StoredWeights
 from onnxq.graph.half_precision.widen import store_in_half
 from onnxq.graph.nodes import all_nodes, is_op, name_of
 from onnxq.graph.ort_rewrites import adds_before_layernorm, unfuse_layernorm_adds
@@ -53,7 +53,15 @@ def plan_nodes(model: ir.Model, scheme: DynamicScheme) -> QuantPlan:
         float_nodes={name_of(node): FloatNode(node.op_type, text) for node, text in told.items() if text},
         weight_only_nodes=frozenset(name_of(node) for node, text in smaller.items() if text),
         unfused_sums=adds_before_layernorm(model) if scheme.target.unfuse_layernorm_add else frozenset(),
+        stored_weights={name_of(node): _stored(node, text, scheme) for node, text in smaller.items()},
     )
+
+
+def _stored(node: ir.Node, float_kernel: str, scheme: DynamicScheme) -> StoredWeights:
+    """The format of the weights that a node gets; a table that is looked up multiplies nothing."""
+    half = scheme.form is WeightForm.FLOAT16
+    multiplies = scheme.form is WeightForm.INTEGERS and not float_kernel and node.op_type != "Gather"
+    return StoredWeights(ir.DataType.FLOAT16 if half else scheme.weight.dtype, multiplied=multiplies)
 
 
 def rewrite(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme, known: Known | None = None) -> ir.Model:

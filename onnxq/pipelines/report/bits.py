@@ -16,7 +16,7 @@ class NodeTypes:
 
     Attributes:
         activation: the type of the activations that it reads; empty: float.
-        weight: the type of its weights; empty: it has none.
+        weight: its weights, such as "int8 weights"; empty: it has none.
     """
 
     activation: str
@@ -24,32 +24,36 @@ class NodeTypes:
 
     def __str__(self) -> str:
         activations = f"{self.activation or 'float'} activations"
-        return f"{activations}, {self.weight} weights" if self.weight else activations
+        return f"{activations}, {self.weight}" if self.weight else activations
 
 
 def counted_types(plan: QuantPlan) -> Mapping[NodeTypes, int]:
     """Count the nodes in integers by their types, the most frequent first.
 
-    Nodes that the plan knows no types of are left out: those with ranges that are found at run time.
+    Nodes that the plan knows no types of are left out.
     """
-    activations, weights = plan.activation_types, _weight_types(plan)
+    activations, weights = _activation_types(plan), _weight_types(plan)
     known = (name for name in plan.integer_nodes if name in activations or name in weights)
-    found = Counter(
-        NodeTypes(activations[name].name.lower() if name in activations else "", weights.get(name, ""))
-        for name in known
-    )
+    found = Counter(NodeTypes(activations.get(name, ""), weights.get(name, "")) for name in known)
     return dict(found.most_common())
 
 
+def _activation_types(plan: QuantPlan) -> dict[str, str]:
+    planned = {name: dtype.name.lower() for name, dtype in plan.activation_types.items()}
+    at_run_time = {name: "run-time quantized" for name, w in plan.stored_weights.items() if w.multiplied}
+    return planned | at_run_time
+
+
 def _weight_types(plan: QuantPlan) -> dict[str, str]:
-    """Map the nodes with constant weights to the type of these."""
-    return {
-        point.consumer: point.spec.dtype.name.lower()
+    """Map the nodes with constant weights to these, in words."""
+    planned = {
+        point.consumer: f"{point.spec.dtype.name.lower()} weights"
         for point in plan.points
         if plan.groups[point.group].constant
         and (operator := WEIGHTED.get(plan.integer_nodes.get(point.consumer, ""))) is not None
         and point.input_index == operator.weight
     }
+    return planned | {name: str(stored) for name, stored in plan.stored_weights.items()}
 
 
 def told_types(plan: QuantPlan) -> Iterator[str]:

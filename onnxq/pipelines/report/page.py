@@ -64,9 +64,10 @@ _SECTIONS = (
 def page(report: Report) -> str:
     """Render the whole page."""
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+    made = f"{report.request.config.mode} quantization for {report.plan.target}"
     return rendered(
         titles=(Path(report.request.model).name, Path(report.request.output).name),
-        subtitle=f"int8 for {report.plan.target} · {when} · onnxq {report.versions['onnxq']}",
+        subtitle=f"{made} · {when} · onnxq {report.versions['onnxq']}",
         warnings=report.warnings,
         sections=list(_filled(report)),
     )

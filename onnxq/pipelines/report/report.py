@@ -58,6 +58,7 @@ class Report:
         corrections: the effect of each correction, in the order in which they were tried.
         evidence: what was measured for the report; None if nothing was.
         from_float: whether the original is a float model.
+        mix: how a goal was reached with weights of several widths, in words.
     """
 
     request: Request
@@ -76,6 +77,7 @@ class Report:
     corrections: tuple[Effect, ...] = ()
     evidence: Evidence | None = None
     from_float: bool = True
+    mix: tuple[str, ...] = ()
 
     @property
     def measured(self) -> Evidence:

@@ -6,7 +6,7 @@ nodes read in the same way are written once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,7 @@ class BlockWriter:
         nodes = list(all_nodes(model))
         self._names = {v.name for v in (*values, *(v for node in nodes for v in node.outputs))}
         self._names |= {node.name for node in nodes}
-        self._made: dict[Hashable, Blocks] = {}
+        self._made: dict[Hashable, Sequence[Blocks]] = {}
 
     def name(self, wanted: str) -> str:
         """Return ``wanted``, with a number appended if it is taken, and take it."""
@@ -62,22 +62,28 @@ class BlockWriter:
         self._names.add(name)
         return name
 
-    def operator_blocks(self, product: Product, grid: BlockGrid) -> Blocks:
-        """Write one matrix for MatMulNBits.
+    def operator_blocks(self, product: Product, grid: BlockGrid) -> Sequence[Blocks]:
+        """Write the matrices of a stack, or one, for MatMulNBits, which has no alpha: the scales take it up.
 
         Returns:
-            levels uint8 ``[N, blocks, size * bits / 8]``, scales ``[N, blocks]``, zero points uint8
-            ``[N, ceil(blocks * bits / 8)]``; a matrix without has the middle level.
+            For each matrix levels uint8 ``[N, blocks, size * bits / 8]``, scales ``[N, blocks]``, zero points
+            uint8 ``[N, ceil(blocks * bits / 8)]``; a matrix without has the middle level.
         """
-        key = ("operator", product.operand.value, product.rows_last, grid)
+        key = ("operator", product.operand.value, product.rows_last, product.factor, grid)
         if key not in self._made:
-            found, base = self._rounded(product, grid), name_of(product.operand.value)
-            count, blocks, size = found.levels.shape
-            levels = packed(found.levels.reshape(-1, size), grid.bits).reshape(count, blocks, -1)
-            zero = None if grid.symmetric else self._constant(f"{base}_zero", packed(found.zero, grid.bits))
-            scale = self._constant(f"{base}_scale", found.scale.astype(grid.scale_type))
-            self._made[key] = Blocks(self._constant(f"{base}_blocks", levels), scale, zero)
+            found, count = self._rounded(product, grid), product.sizes[0]
+            starts = range(0, len(found.levels), count)
+            self._made[key] = [
+                self._operator(found.part(slice(start, start + count)), product, grid) for start in starts
+            ]
         return self._made[key]
+
+    def _operator(self, matrix: BlockWeights, product: Product, grid: BlockGrid) -> Blocks:
+        base, (count, blocks, size) = name_of(product.operand.value), matrix.levels.shape
+        levels = packed(matrix.levels.reshape(-1, size), grid.bits).reshape(count, blocks, -1)
+        zero = None if grid.symmetric else self._constant(f"{base}_zero", packed(matrix.zero, grid.bits))
+        scale = self._constant(f"{base}_scale", (matrix.scale * product.factor).astype(grid.scale_type))
+        return Blocks(self._constant(f"{base}_blocks", levels), scale, zero)
 
     def table_blocks(self, product: Product, grid: BlockGrid) -> Blocks:
         """Write a table of whole blocks in 8 bits: levels uint8 ``[N, K]``, scales ``[N, blocks]``."""
@@ -104,12 +110,13 @@ class BlockWriter:
             levels = found.levels.reshape(len(found.levels), -1)[:, :columns]
             shift = np.uint8(grid.middle if dtype.is_signed() else 0)
             zero = found.zero if not dtype.is_signed() else None
-            self._made[key] = Blocks(
+            made = Blocks(
                 self._integers(f"{base}_blocks", read_layout(levels - shift, product), dtype),
                 self._constant(f"{base}_scale", read_layout(found.scale.astype(grid.scale_type), product)),
                 None if zero is None else self._integers(f"{base}_zero", read_layout(zero, product), dtype),
             )
-        return self._made[key]
+            self._made[key] = [made]
+        return self._made[key][0]
 
     def _rounded(self, product: Product, grid: BlockGrid) -> BlockWeights:
         """Round a matrix, or the matrices of a stack one below the other.

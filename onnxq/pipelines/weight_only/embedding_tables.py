@@ -33,6 +33,9 @@ LEAST_TABLE = 2**14
 BITS = 8
 """The bits of a table, whatever those of other matrices are."""
 
+TABLE_TYPE = ir.DataType.UINT8
+"""The type that a table is stored in."""
+
 _FLOAT_TABLE = (
     "its matrix is an embedding table too, which stays float (--include with its name quantizes it)"
 )
@@ -113,7 +116,7 @@ def rewrite_tied(table: TiedTable, scheme: BlockScheme, writer: BlockWriter) -> 
     sizes = add_initializer(writer.model, writer.name(f"{stored.levels.name}_shape"), shape)
     for product in table.products:
         levels = add_node("Reshape", [stored.levels, sizes], {}, product.node, writer)
-        multiply_blocks(product, replace(stored, levels=levels), (BITS, table.size), scheme, writer)
+        multiply_blocks(product, [replace(stored, levels=levels)], (BITS, table.size), scheme, writer)
 
 
 def _shared_block(look_ups: list[ir.Node], products: list[Product], scheme: BlockScheme) -> int | None:
@@ -122,7 +125,8 @@ def _shared_block(look_ups: list[ir.Node], products: list[Product], scheme: Bloc
     by_rows = all(not product.rows_last for product in products)
     types = {product.operand.dtype for product in products} | {node.outputs[0].dtype for node in look_ups}
     one_type = len(types - {None}) == 1
-    if scheme.format != "matmulnbits" or not (selected and by_rows and one_type):
+    plain = all(product.factor == 1 for product in products)
+    if scheme.format != "matmulnbits" or not (selected and by_rows and one_type and plain):
         return None
     return scheme.table_block(products[0].sizes[1])
 

@@ -2,12 +2,13 @@
 
 ::
 
-    prepare      make the model one graph, and choose the products (products.py, embedding_tables.py)
+    prepare      make the model one graph, store copies of matrices once (share_transposed.py), and choose the
+                 products (products.py, embedding_tables.py)
     write        round each matrix and write it before the next one is read (streaming.py); with data, in the
                  order in which they run, and once more without, to keep what is better (choice/)
     check        load the file, and compare it with the float model if that is small (judgement.py)
 
-No weight is read before its turn, so that a model may be larger than the memory.
+No weight is read as a whole before its turn, so that a model may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NoReturn
 
 import onnx_ir as ir
@@ -28,9 +30,10 @@ from onnxq.core.goal import parse_goal
 from onnxq.core.plan import FloatNode, QuantPlan
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import Wanted, tell_unused
-from onnxq.graph.files import load, write_made, written_together
+from onnxq.graph.files import external_files, load, write_made, written_together
 from onnxq.graph.nodes import name_of
 from onnxq.graph.passes import single
+from onnxq.graph.share_transposed import share_equal, share_transposed
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_is_float, check_patterns
 from onnxq.pipelines.report.evidence.material import Evidence
 from onnxq.pipelines.report.evidence.outline import outline
@@ -88,14 +91,16 @@ def quantize_weights(
             effects.extend(tried)
             if config.goal is not None:
                 goal = parse_goal(config.goal)
-                mixes.append(reach(goal, lambda: _prepare(model, config), writer, draft))
+                mixes.append(reach(goal, writer, draft))
 
         accepted = write_made(output, make, judge.accept)
         mix = mixes[0] if mixes else None
+        made_by = work if mix is None else mix.work
+        plan = replace(made_by.plan, stored_weights=made_by.stored)
         return conclude(
             QuantResult(
                 request=Request(os.fspath(model), os.fspath(output), origin(data), config),
-                plan=work.plan if mix is None else mix.work.plan,
+                plan=plan,
                 mix=() if mix is None else tuple(mix.rows()),
                 make_table=_no_table,
                 quality=accepted.quality,
@@ -107,7 +112,7 @@ def quantize_weights(
                 corrections=tuple(effects),
                 int8_bytes=accepted.size,
                 constant_bytes=accepted.constants,
-                evidence=_evidence(judge.reference, work.plan) if config.report else None,
+                evidence=_evidence(judge.reference, plan) if config.report else None,
             ),
             started,
         )
@@ -136,6 +141,8 @@ def _prepare(model: Path, config: QuantConfig) -> WeightWork:
     check_is_float(original, model)
     graph = single(original, scheme.opset)
     check_patterns(graph, config)
+    share_equal(graph)
+    share_transposed(graph)
     planned, tied = find_tied(graph, plan_products(graph, scheme), scheme)
     plan = _plan(
         scheme.target.name, [product.node for product in planned.products], tied, planned.float_nodes
@@ -146,7 +153,7 @@ def _prepare(model: Path, config: QuantConfig) -> WeightWork:
             f"{model}: no weights to quantize in blocks for target {scheme.target.name}: "
             f"{'; '.join(reasons[:3]) or 'it has no MatMul or Gemm'}."
         )
-    return WeightWork(graph, planned.products, tied, scheme, plan)
+    return WeightWork(graph, planned.products, tied, scheme, plan, bool(external_files(original)))
 
 
 def _plan(

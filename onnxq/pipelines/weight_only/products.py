@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from onnxq.graph.nodes import input_at, is_op, rank
 from onnxq.graph.operators import SUMMED_AXIS, attribute_value
 from onnxq.pipelines.weight_only.block_scheme import FLOATS, BlockScheme
-from onnxq.pipelines.weight_only.stored_operand import Operand, stored_operand
+from onnxq.pipelines.weight_only.stored_operand import Floats, Operand, row_reader, stored_operand
 from onnxq.planner.context import deselected, matches
 from onnxq.planner.float_regions.angles import angle_nodes
 
@@ -22,7 +23,11 @@ _Number = TypeVar("_Number", bound=np.generic)
 LEAST_WEIGHTS = 1024
 """Smaller matrices stay float: there is little to save."""
 
+_MOST_FACTOR, _MOST_FACTOR_OF_FLOAT = {ir.DataType.FLOAT16: 2.0**6}, 2.0**40
+"""How large alpha of a Gemm, or its inverse, may be to be taken up by the scales, whose range is finite."""
+
 _SCALING = "its inner size is 1: it scales numbers, such as positions, that may need all their digits"
+_NO_PRODUCT = "its equation is no product of data and a constant matrix"
 _COMPUTED = "both its operands are computed at run time"
 
 
@@ -35,12 +40,16 @@ class Product:
         index: the position of the constant operand.
         operand: the stored matrix, or stack of matrices, behind it.
         summed: the axis of the matrix, as the node reads it, that is summed: -1 or -2.
+        row_factors: what the rows of the matrix are multiplied by when they are read, ``[N]``; None: by 1.
+        column_factors: the same for its columns, ``[K]``.
     """
 
     node: ir.Node
     index: int
     operand: Operand
     summed: int
+    row_factors: Floats | None = field(default=None, compare=False)
+    column_factors: Floats | None = field(default=None, compare=False)
 
     @property
     def rows_last(self) -> bool:
@@ -54,6 +63,12 @@ class Product:
         return (first, last) if self.summed == -1 else (last, first)
 
     @property
+    def factor(self) -> float:
+        """What the product is multiplied with: alpha of a Gemm."""
+        alpha = attribute_value(self.node, "alpha")
+        return 1.0 if alpha is None else float(alpha)
+
+    @property
     def data(self) -> ir.Value | None:
         """The other operand."""
         return input_at(self.node, 1 - self.index)
@@ -62,6 +77,18 @@ class Product:
     def stacked(self) -> int:
         """The number of matrices."""
         return math.prod(self.operand.shape[:-2])
+
+    def reader(self) -> tuple[Callable[[int, int], Floats], int, int]:
+        """Read rows of the matrix, or of matrices one below the other, as float32, with the factors.
+
+        Returns:
+            A function from start and stop to rows ``[stop - start, K]``, the number of rows, and K.
+        """
+        read, count, columns = row_reader(self.operand.tensor, self.rows_last)
+        across, down = self.row_factors, self.column_factors
+        if across is None or down is None:
+            return read, count, columns
+        return lambda start, stop: read(start, stop) * across[start:stop, None] * down, count, columns
 
 
 @dataclass(frozen=True)
@@ -85,11 +112,13 @@ def plan_products(model: ir.Model, scheme: BlockScheme) -> Planned:
         scheme: the requested weights.
     """
     angles = {node for graph in model.graphs() for node in angle_nodes(graph)}
-    nodes = [node for graph in model.graphs() for node in graph if is_op(node, *SUMMED_AXIS)]
+    nodes = [node for graph in model.graphs() for node in graph if is_op(node, *SUMMED_AXIS, "Einsum")]
     chosen, floats = list[Product](), dict[ir.Node, str]()
     for node in nodes:
         found = _product(node)
-        reason = deselected(node, scheme.config) or (_COMPUTED if found is None else None)
+        reason = deselected(node, scheme.config)
+        if found is None and reason is None:
+            reason = _NO_PRODUCT if is_op(node, "Einsum") else _COMPUTED
         if found is not None and reason is None:
             reason = "it computes angles" if node in angles else _obstacle(found, scheme)
         if reason is None and found is not None:
@@ -122,6 +151,8 @@ def read_layout(rows: NDArray[_Number], product: Product) -> NDArray[_Number]:
 
 def _product(node: ir.Node) -> Product | None:
     """Find the constant operand: the second one if both are; None if there is none."""
+    if is_op(node, "Einsum"):
+        return None
     for index in (1, 0) if node.op_type == "MatMul" else (1,):
         operand = stored_operand(input_at(node, index))
         if operand is not None:
@@ -150,14 +181,14 @@ def _operator_obstacle(product: Product) -> str | None:
     """Say what MatMulNBits cannot compute; None if it can."""
     node, data_rank = product.node, rank(product.data)
     if node.op_type == "Gemm":
-        wanted = {"transA": 0, "alpha": 1.0, "beta": 1.0}
-        others = [name for name, value in wanted.items() if attribute_value(node, name) != value]
-        return f"MatMulNBits has no {', '.join(others)} (--format dequantize)" if others else None
-    if product.stacked > 1:
-        return f"MatMulNBits takes one matrix, not {product.stacked} (--format dequantize)"
+        most = _MOST_FACTOR.get(product.operand.dtype, _MOST_FACTOR_OF_FLOAT)
+        fits = 1 / most <= abs(product.factor) <= most
+        return None if fits else f"scales cannot take up its alpha {product.factor:g} (--format dequantize)"
     axes = len(product.operand.shape)
+    if product.stacked > 1 and axes > 3:
+        return f"MatMulNBits takes one matrix, not a stack of {axes} axes (--format dequantize)"
     if data_rank is None and (product.index == 0 or axes > 2):
         return "the number of axes of its data is unknown (--format dequantize)"
-    if data_rank is not None and data_rank < max(axes, 2):
+    if data_rank is not None and data_rank < (2 if product.stacked > 1 else max(axes, 2)):
         return f"its data has {data_rank} axes, its weights {axes} (--format dequantize)"
     return None

@@ -11,15 +11,15 @@ import onnx_ir as ir
 
 from calibrators.onnx_files import load_external, to_proto
 from calibrators.session import INLINE_BYTES
-from onnxq.core.plan import QuantPlan
+from onnxq.core.plan import QuantPlan, StoredWeights
 from onnxq.core.progress import Progress
-from onnxq.graph.files import INLINE_LIMIT, external_files
+from onnxq.graph.files import INLINE_LIMIT
 from onnxq.graph.nodes import name_of
 from onnxq.graph.passes.redundancy import RemoveUnusedPass
 from onnxq.pipelines.weight_only.block_scheme import BlockScheme
 from onnxq.pipelines.weight_only.block_writer import BlockWriter
 from onnxq.pipelines.weight_only.choice.rounding import Rounding
-from onnxq.pipelines.weight_only.embedding_tables import TiedTable, rewrite_tied
+from onnxq.pipelines.weight_only.embedding_tables import TABLE_TYPE, TiedTable, rewrite_tied
 from onnxq.pipelines.weight_only.products import Product
 from onnxq.pipelines.weight_only.rewrites import rewrite_product
 from onnxq.pipelines.weight_only.tensor_store import TensorStore
@@ -37,6 +37,7 @@ class WeightWork:
         tied: the tables in 8 bits.
         scheme: the requested weights.
         plan: names of the quantized nodes, and reasons for the others.
+        external: the given model has its weights in files beside it.
         schemes: name of a product's node -> the weights that it gets in place of ``scheme``.
     """
 
@@ -45,11 +46,24 @@ class WeightWork:
     tied: tuple[TiedTable, ...]
     scheme: BlockScheme
     plan: QuantPlan
+    external: bool
     schemes: Mapping[str, BlockScheme] = field(default_factory=dict)
 
     def scheme_of(self, product: Product) -> BlockScheme:
         """Return the weights that a product gets."""
         return self.schemes.get(name_of(product.node), self.scheme)
+
+    @property
+    def stored(self) -> dict[str, StoredWeights]:
+        """Node name -> the format that its weights are written in."""
+        found = {}
+        for product in self.products:
+            scheme = self.scheme_of(product)
+            found[name_of(product.node)] = StoredWeights(scheme.dtype, scheme.size)
+        for table in self.tied:
+            readers = (*table.look_ups, *(product.node for product in table.products))
+            found |= {name_of(node): StoredWeights(TABLE_TYPE, table.size) for node in readers}
+        return found
 
     @property
     def bytes(self) -> int:
@@ -70,7 +84,6 @@ def write_streamed(work: WeightWork, rounding: Rounding, draft: Path, progress: 
         draft: the file to write.
         progress: called with the megabytes of float weights done.
     """
-    is_external = bool(external_files(work.model))
     data = draft.with_name(f"{draft.name}.data")
     with data.open("wb") as file:
         store = TensorStore(data, file)
@@ -79,7 +92,7 @@ def write_streamed(work: WeightWork, rounding: Rounding, draft: Path, progress: 
         for value in list(_remaining(work.model, store)):
             assert value.const_value is not None
             value.const_value = store.copy(str(value.name), value.const_value)
-    if is_external or store.bytes > INLINE_LIMIT:
+    if work.external or store.bytes > INLINE_LIMIT:
         load_external(work.model, INLINE_BYTES)
         onnx.save(to_proto(work.model), draft, format="protobuf")
         return

@@ -17,6 +17,7 @@ from onnxq.graph.passes.names import UniqueNamesPass
 from onnxq.graph.passes.shapes import InferShapesPass
 from onnxq.verify.outputs.next_token import Vocabulary, find_vocabulary
 from onnxq.verify.outputs.row_origin import Rows, selected_rows, selects
+from onnxq.verify.outputs.scores import decides
 
 _CHOICES = frozenset(
     (
@@ -37,11 +38,13 @@ class OutputKind:
             bytes. Others are indices, ids or truth values, which are equal or not.
         rows: the rows that a selection made, whose order and number have no meaning; None: by position.
         vocabulary: the ids that the model takes, whose logits the output may be; None if it takes none.
+        decides: whether its largest entries are decisions, as the graph tells; None: its values tell.
     """
 
     measured: bool
     rows: Rows | None = None
     vocabulary: Vocabulary | None = None
+    decides: bool | None = None
 
     def rows_of(self, dims: int) -> Rows | None:
         """Return the rows if an output with so many axes has them."""
@@ -61,14 +64,17 @@ def output_kinds(model: ir.Model | str | os.PathLike[str]) -> Mapping[str, Outpu
     outputs = loaded.graph.outputs
     if not selects(loaded) and not loaded.functions and all(map(_is_float, outputs)):
         words = find_vocabulary(loaded)
-        return {name_of(value): OutputKind(measured=True, vocabulary=words) for value in outputs}
+        return {
+            name_of(value): OutputKind(measured=True, vocabulary=words, decides=decides(value))
+            for value in outputs
+        }
     copy = loaded.clone()
     with suppress(ir.passes.PassError, ValueError):  # what a function gives is compared by position then
         common.InlinePass()(copy)
     ir.passes.Sequential(UniqueNamesPass(), InferShapesPass())(copy)
     rows, words = selected_rows(copy), find_vocabulary(copy)
     return {
-        name_of(value): OutputKind(_is_measured(value), rows.get(value), words)
+        name_of(value): OutputKind(_is_measured(value), rows.get(value), words, decides(value))
         for value in copy.graph.outputs
     }
 

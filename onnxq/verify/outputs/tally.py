@@ -15,6 +15,7 @@ from onnxq.verify.outputs.next_token import NextToken, NextTokenTally
 from onnxq.verify.outputs.output_kinds import OutputKind
 from onnxq.verify.outputs.row_origin import Rows
 from onnxq.verify.outputs.row_sets import differing_axes, equal_rows, measured_rows, paired_sets
+from onnxq.verify.outputs.scores import is_peaked
 
 Array = NDArray[np.generic]
 
@@ -34,7 +35,7 @@ class OutputQuality:
             set (`row_sets`).
         agreement: the share (0 … 1) of equal decisions: the largest class, equal values of an integer
             output that is no quantity, or rows of a set that both models have; None if the output makes
-            no decision (a single value, or no classes).
+            no decision (a single value, no classes, or no scores of classes, as `scores` tells).
         finite: whether the quantized model gave finite numbers wherever the float model did.
         incomparable: the number of batches that were left out, because the output had another shape.
         next_token: how the distributions of the next token differ; None if the output gives none.
@@ -64,6 +65,7 @@ class Tally:
     _of_integers: bool = False
     _agreed: int = 0
     _decisions: int = 0
+    _peaked: bool = False
     _finite: bool = True
     _incomparable: int = 0
     _next_token: NextTokenTally = field(default_factory=NextTokenTally)
@@ -100,7 +102,10 @@ class Tally:
                 self._finite = self._finite and bool(np.isfinite(given).all())
                 self._add_signal(expected, reference.dtype)
                 self.noise[-1] += float(np.square(expected - given).sum())
+        if self.kind.decides is False and self._is_measured(reference):
+            return
         decisions = self._decided(reference)
+        self._peaked = self._peaked or self._shows_scores(reference)
         self._decisions += decisions.size
         self._agreed += int(np.count_nonzero(decisions == self._decided(actual)))
 
@@ -118,6 +123,7 @@ class Tally:
             if not measured or one.shape[1] > 1:  # a number alone does not tell which row it is
                 self._agreed += found.equal
                 self._decisions += found.rows
+                self._peaked = True
 
     def _is_measured(self, output: Array) -> bool:
         return output.dtype.kind == "f" or (self.kind.measured and output.dtype.kind in "iu")
@@ -128,6 +134,11 @@ class Tally:
             return output
         axis = class_axis(output)
         return np.empty(0, np.int64) if axis is None else np.asarray(output.argmax(axis=axis))
+
+    def _shows_scores(self, output: Array) -> bool:
+        """Whether nothing speaks against it that the largest entries are decisions."""
+        axis = class_axis(output)
+        return self.kind.decides is not None or axis is None or is_peaked(output, axis)
 
     def _add_signal(self, values: NDArray[np.float64], kind: np.dtype[np.generic]) -> None:
         self._power += float(np.square(values).sum())
@@ -145,7 +156,7 @@ class Tally:
         """Summarize all batches so far."""
         return OutputQuality(
             sqnr=self._sqnr(),
-            agreement=self._agreed / self._decisions if self._decisions else None,
+            agreement=self._agreed / self._decisions if self._decisions and self._peaked else None,
             finite=self._finite,
             incomparable=self._incomparable,
             next_token=self._next_token.result(),

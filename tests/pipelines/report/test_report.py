@@ -24,7 +24,7 @@ from onnxq.algorithms.mixed_precision.trials import TrialResult
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ModelError
 from onnxq.core.goal import parse_goal
-from onnxq.core.plan import FloatNode, Group, QuantParams, QuantPlan, QuantPoint, QuantSpec
+from onnxq.core.plan import FloatNode, Group, QuantParams, QuantPlan, QuantPoint, QuantSpec, StoredWeights
 from onnxq.pipelines.report.activations import activations, stabilities
 from onnxq.pipelines.report.blocks import Cell, Span
 from onnxq.pipelines.report.chart import COLUMNS, HEIGHT, cumulative, distribution
@@ -140,7 +140,7 @@ def test_what_corrections_gave():
 def test_what_was_asked_and_what_came_out():
     text = text_of(report(skipped=3))
     for told in (
-        *("net.onnx → net-int8.onnx", "1 of 1 nodes in integers", "25.0% of the size", "21.50 dB", "98.5%"),
+        *("net.onnx → net-int8.onnx", "1 of 1 nodes quantized", "25.0% of the size", "21.50 dB", "98.5%"),
         *(
             "Measured on held-out samples: 20",
             "3 bad samples skipped",
@@ -232,6 +232,26 @@ def test_weights_in_blocks_are_counted_by_block():
     scale = np.array([[0.5, 0.001], [0.02, 0.02]], np.float32)
     text = text_of(report(plan((group, QuantParams(scale, np.zeros((2, 2), ml_dtypes.int4))))))
     assert "w int4 symmetric, axis 0, blocks of 32 4 0.001 0.02 0.5 500 ×" in text
+
+
+def test_modes_without_ranges_say_so_and_list_the_formats_of_weights():
+    stored = {"node_0": StoredWeights(ir.DataType.UINT4, 32)}
+    request = Request("m", "o", "d", QuantConfig(mode="weight-only"))
+    made = report(replace(plan(nodes=("MatMul",)), stored_weights=stored), request=request)
+    text = text_of(made)
+    for told in (
+        "1 node: float activations, uint4 weights in blocks of 32",
+        "activations stay float, only weights are quantized",
+        "node_0 MatMul uint4 weights in blocks of 32",
+    ):
+        assert told in text
+    assert "No weights were quantized" in text_of(replace(made, plan=plan()))
+
+
+@pytest.mark.parametrize(("reached", "suggested"), [(12.0, 20), (26.7, 30), (float("inf"), 20)])
+def test_the_goal_to_try_is_above_what_was_reached(reached, suggested):
+    text = text_of(report(quality=Quality({"y": OutputQuality(reached, None)}, 1)))
+    assert f"--goal 'sqnr>={suggested}'" in text
 
 
 # --- what it is made of ---------------------------------------------------------------------------

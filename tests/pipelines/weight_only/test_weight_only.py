@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 from cli import onnxq as onnxq_command
-from graphs import op_counts, parse
+from graphs import parse
+from weight_blocks import FORMATS, Made
 
 import onnxq
 from calibrators.session import open_session
@@ -29,6 +30,18 @@ GEMM = "g (float[N,64] x) => (float[N,48] y) <float[64,48] w, float[48] b> { y =
 GEMM_B = (
     "g (float[N,64] x) => (float[N,48] y) <float[48,64] w, float[1,48] b> { y = Gemm<transB=1>(x, w, b) }"
 )
+GEMM_SCALED = """g (KIND[N,75] x) => (KIND[N,48] y) <KIND[75,48] w, KIND[48] b>
+{ y = Gemm<alpha=-0.3, beta=2.5>(x, w, b) }"""
+GEMM_ROW = """g (KIND[N,75] x) => (KIND[N,48] y) <KIND[48,75] w, KIND[1,48] b>
+{ y = Gemm<alpha=4.0, beta=0.5, transB=1>(x, w, b) }"""
+GEMM_COMPUTED = """g (KIND[75,N] x, KIND[N,1] b) => (KIND[N,48] y) <KIND[75,48] w>
+{ y = Gemm<beta=-3.0, transA=1>(x, w, b) }"""
+GEMM_NO_BIAS = """g (KIND[75,N] x) => (KIND[N,48] y) <KIND[48,75] w>
+{ y = Gemm<alpha=0.5, transA=1, transB=1>(x, w) }"""
+GEMM_BODY = """g (KIND[75,N] x, bool flag) => (KIND[N,48] y) <KIND[75,48] w, KIND[48] b>
+{ y = If(flag) <then_branch = t () => (KIND[N,48] a) { a = Gemm<alpha=2.0, transA=1>(x, w, b) },
+                else_branch = e () => (KIND[N,48] d) { d = Gemm<beta=0.1, transA=1>(x, w, b) }> }"""
+SCALED = (GEMM_SCALED, GEMM_ROW, GEMM_COMPUTED, GEMM_NO_BIAS, GEMM_BODY)
 HALF = "g (float16[N,M,64] x) => (float16[N,M,48] y) <float16[64,48] w> { y = MatMul(x, w) }"
 CAST = """g (float[N,M,64] x) => (float[N,M,48] y) <float16[64,48] w>
 { c = Cast<to=1>(w)  y = MatMul(x, c) }"""
@@ -45,7 +58,6 @@ TWICE = """g (float[N,64] x) => (float[N,64] y) <float[64,64] w>
 FUNCTION = "g (float[N,64] x) => (float[N,48] y) <float[64,48] w> { y = local.f(x, w) }"
 BODY_OF_F = '<domain: "local", opset_import: ["" : 13]> f (a, b) => (c) { c = MatMul(a, b) }'
 
-FORMATS = ("matmulnbits", "dequantize")
 KERNELS = {"matmulnbits": "MatMulNBits", "dequantize": "DequantizeLinear"}
 EVERYWHERE = {
     "matmul": MATMUL,
@@ -63,41 +75,6 @@ EVERYWHERE = {
 }
 
 
-def feeds(model: ir.Model) -> dict[str, np.ndarray]:
-    rng, made = np.random.default_rng(0), {}
-    for value in model.graph.inputs:
-        shape = [d if isinstance(d, int) else 4 for d in value.shape]
-        kind = value.dtype.numpy()
-        numbers = rng.standard_normal(shape) if kind.kind == "f" else rng.integers(0, 3, shape)
-        made[value.name] = np.asarray(numbers).astype(kind)
-    return made
-
-
-class Made:
-    """A model before and after."""
-
-    def __init__(self, folder: Path, text: str, given: dict | None = None, **options: object) -> None:
-        self.float, self.output = folder / "float.onnx", folder / "blocks.onnx"
-        ir.save(parse(text, **(given or {})), self.float)
-        self.result = onnxq.quantize_weights(
-            self.float, self.output, QuantConfig(mode="weight-only", **options)
-        )
-        self.model = load(self.output)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return op_counts(self.model)
-
-    def error(self) -> float:
-        """The noise-to-signal ratio of the first output, in amplitude."""
-        given = feeds(self.model)
-        before, after = (open_session(path).run(None, given)[0] for path in (self.float, self.output))
-        assert before.shape == after.shape
-        assert before.dtype == after.dtype
-        difference = np.linalg.norm(before.astype(np.float64) - after)
-        return float(difference / np.linalg.norm(before.astype(np.float64)))
-
-
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_products_get_weights_in_blocks(name: str, form: str, tmp_path: Path) -> None:
@@ -105,6 +82,23 @@ def test_products_get_weights_in_blocks(name: str, form: str, tmp_path: Path) ->
     assert KERNELS[form] in made.counts
     assert made.error() < 0.05  # MatMulNBits rounds activations to 8 bits, in a loop again and again
     onnx.checker.check_model(made.output)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("kind", ["float", "float16"])
+@pytest.mark.parametrize("text", SCALED)
+def test_gemm_with_factors_and_transposed_data(text: str, kind: str, form: str, tmp_path: Path) -> None:
+    made = Made(tmp_path, text.replace("KIND", kind), format=form, weight="uint8")
+    assert KERNELS[form] in made.counts
+    assert made.counts.get("Gemm", 0) == (0 if form == "matmulnbits" else text.count("Gemm"))
+    assert made.error() < 0.02
+
+
+def test_an_alpha_that_scales_cannot_take_up(tmp_path: Path) -> None:
+    text = GEMM_SCALED.replace("KIND", "float16").replace("-0.3", "0.001")
+    with pytest.raises(ModelError, match=r"scales cannot take up its alpha 0.001 \(--format dequantize\)"):
+        Made(tmp_path, text)
+    assert "DequantizeLinear" in Made(tmp_path, text, format="dequantize").counts
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -147,8 +141,73 @@ def test_a_stack_of_experts_has_blocks_for_each(tmp_path: Path) -> None:
     made = Made(tmp_path, EXPERTS, format="dequantize", weight="uint8")
     assert tuple(made.model.graph.initializers["w_scale"].shape) == (3, 2, 48)
     assert made.error() < 0.02
-    with pytest.raises(ModelError, match="MatMulNBits takes one matrix, not 3"):
-        Made(tmp_path, EXPERTS)
+
+
+STACKED = {
+    "each its own data": ("3,M,75", "3,M,48", "3,75,48", "MatMul(x, w)"),
+    "the same data": ("1,M,75", "3,M,48", "3,75,48", "MatMul(x, w)"),
+    "a matrix": ("M,75", "3,M,48", "3,75,48", "MatMul(x, w)"),
+    "known at run time": ("E,M,75", "3,M,48", "3,75,48", "MatMul(x, w)"),
+    "four axes": ("N,3,M,75", "N,3,M,48", "3,75,48", "MatMul(x, w)"),
+    "left": ("N,3,75,M", "N,3,48,M", "3,48,75", "MatMul(w, x)"),
+    "transposed": ("3,M,75", "3,M,48", "3,48,75", "MatMul(x, t)"),
+}
+"""Shapes of the data, the output and the stack of matrices, and their product."""
+
+
+@pytest.mark.parametrize("kind", ["float", "float16"])
+@pytest.mark.parametrize("name", STACKED)
+def test_each_matrix_of_a_stack_gets_an_operator(name: str, kind: str, tmp_path: Path) -> None:
+    given, wanted, stack, product = STACKED[name]
+    turned = "t = Transpose<perm=[0,2,1]>(w)" if "t)" in product else ""
+    made = Made(
+        tmp_path,
+        f"g ({kind}[{given}] x) => ({kind}[{wanted}] y) <{kind}[{stack}] w> {{ {turned} y = {product} }}",
+        weight="uint8",
+        sizes={"E": 1} if name == "known at run time" else {},
+    )
+    assert made.counts["MatMulNBits"] == 3
+    assert "MatMul" not in made.counts
+    assert tuple(made.model.graph.initializers["w_scale"].shape) == (48, 3)
+    assert made.error() < 0.02
+
+
+EINSUMS = {
+    "bsh,hnd->bsnd": ("N,M,75", "N,M,6,8", "75,6,8"),
+    "bsh,nhd->bsnd": ("N,M,75", "N,M,6,8", "6,75,8"),
+    "bsnd,ndh->bsh": ("N,M,5,15", "N,M,48", "5,15,48"),
+    "bsh,vh->bsv": ("N,M,75", "N,M,48", "48,75"),
+    "ebh,ehd->ebd": ("3,M,75", "3,M,48", "3,75,48"),
+}
+"""Equations, and the shapes of data, output and constant."""
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("equation", EINSUMS)
+def test_einsum_of_a_constant(equation: str, form: str, external: bool, tmp_path: Path) -> None:
+    data, wanted, weight = EINSUMS[equation]
+    text = f"""g (float[{data}] x) => (float[{wanted}] y) <float[{weight}] w>
+    {{ y = Einsum<equation="{equation}">(x, w) }}"""
+    made = Made(tmp_path, text, external=external, format=form, weight="uint8")
+    assert KERNELS[form] in made.counts
+    assert "Einsum" not in made.counts
+    assert made.error() < 0.02
+    assert (tmp_path / "blocks.onnx.data").exists() == external
+
+
+def test_einsum_that_is_no_product_stays_and_is_told(tmp_path: Path) -> None:
+    text = """g (float[N,64] x) => (float[N,N] y) <float[64,64] w>
+    { a = MatMul(x, w)  y = Einsum<equation="ik,jk->ij">(a, x) }"""
+    (node,) = Made(tmp_path, text).result.plan.float_nodes.values()
+    assert node.reason == "its equation is no product of data and a constant matrix"
+
+
+def test_stacks_of_stacks_stay_float(tmp_path: Path) -> None:
+    text = "g (float[2,3,M,64] x) => (float[2,3,M,48] y) <float[2,3,64,48] w> { y = MatMul(x, w) }"
+    with pytest.raises(ModelError, match="MatMulNBits takes one matrix, not a stack of 4 axes"):
+        Made(tmp_path, text)
+    assert Made(tmp_path, text, format="dequantize", weight="uint8").error() < 0.02
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -225,7 +284,7 @@ def test_one_file_stays_one_file(tmp_path: Path) -> None:
     [
         ({"mode": "weight-only", "weight": "float16"}, "mode weight-only takes"),
         ({"mode": "weight-only", "activation": "uint8"}, "quantizes no activations"),
-        ({"mode": "weight-only", "correct": "rounding"}, "takes none"),
+        ({"mode": "weight-only", "correct": "bias"}, "takes none"),
         ({"format": "dequantize"}, "mode weight-only"),
         ({"mode": "dynamic", "format": "dequantize"}, "format"),
     ],

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.half_precision.narrow import Narrowing
-from onnxq.graph.nodes import name_of
+from onnxq.graph.nodes import all_nodes, name_of
 from onnxq.planner.eligibility import computes_reals
 
 MOST_DRAWN = 600
@@ -67,7 +67,7 @@ class Outline:
 
 
 def outline(reference: ir.Model, plan: QuantPlan, narrowing: Narrowing | None) -> Outline:
-    """Make the outline of the main graph.
+    """Make the outline of the graph. Bodies of control flow stand before their operator, as if it read them.
 
     Args:
         reference: the float model that the plan is for.
@@ -75,8 +75,11 @@ def outline(reference: ir.Model, plan: QuantPlan, narrowing: Narrowing | None) -
         narrowing: what is written in half precision; None: nothing.
     """
     kinds: dict[ir.Node, str] = {}
-    for node in reference.graph:
-        kinds[node] = _kind(node, plan, narrowing) or _fused(node, kinds, plan)
+    given: dict[ir.Value, ir.Value] = {}
+    for node in all_nodes(reference):
+        fuses = bool(plan.points) and node.graph is reference.graph
+        kinds[node] = _kind(node, plan, narrowing) or _unplanned(node, kinds if fuses else None)
+        given |= {inner: given.get(outer, outer) for inner, outer in _entries(node)}
     nodes = [node for node, kind in kinds.items() if kind != OTHER] or list(kinds)
     keys = _keys([name_of(node) for node in nodes])
     places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
@@ -86,10 +89,28 @@ def outline(reference: ir.Model, plan: QuantPlan, narrowing: Narrowing | None) -
     for node in nodes:
         here = place_of[node]
         members[here].append((name_of(node), node.op_type, kinds[node]))
-        makers = (value.producer() for value in node.inputs if value is not None)
-        reads[here] |= {place_of[maker] for maker in makers if maker in place_of} - {here}
+        reads[here] |= {place_of[maker] for maker in _makers(node, given) if maker in place_of} - {here}
     made = (_made(key, members[i], reads[i]) for key, i in places.items())
     return Outline(tuple(made), len(nodes), len(kinds) - len(nodes))
+
+
+def _makers(node: ir.Node, given: Mapping[ir.Value, ir.Value]) -> Iterator[ir.Node]:
+    """Yield the nodes that ``node`` reads from: for control flow also the last ones of its bodies."""
+    results = [value for body in _bodies(node) for value in body.outputs]
+    for value in (*node.inputs, *results):
+        maker = None if value is None else given.get(value, value).producer()
+        if maker is not None:
+            yield maker
+
+
+def _entries(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Yield inputs of bodies with what they hold at first: the input of Loop or Scan in the same place."""
+    for body in _bodies(node):
+        yield from ((a, b) for a, b in zip(body.inputs, node.inputs, strict=False) if b is not None)
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    return [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
 
 
 def _made(key: str, members: Sequence[tuple[str, str, str]], reads: set[int]) -> OutlineNode:
@@ -102,9 +123,11 @@ def _made(key: str, members: Sequence[tuple[str, str, str]], reads: set[int]) ->
 def _kind(node: ir.Node, plan: QuantPlan, narrowing: Narrowing | None) -> str:
     """Say in which type a node runs; empty if it is not planned for itself."""
     name = name_of(node)
+    if name in plan.stored_weights:
+        return _narrow(plan.stored_weights[name].dtype)
     if name in plan.integer_nodes:
         dtype = plan.activation_types.get(name)
-        return "int8" if dtype is None else _WIDTHS.get(dtype, f"int{dtype.bitwidth}")
+        return "int8" if dtype is None else _narrow(dtype)
     if name in plan.passthrough_nodes:
         return CARRIED
     if name not in plan.float_nodes:
@@ -114,21 +137,28 @@ def _kind(node: ir.Node, plan: QuantPlan, narrowing: Narrowing | None) -> str:
     return dtype.name.lower() if dtype != ir.DataType.FLOAT else "float32"
 
 
-def _fused(node: ir.Node, kinds: Mapping[ir.Node, str], plan: QuantPlan) -> str:
+def _unplanned(node: ir.Node, kinds: Mapping[ir.Node, str] | None) -> str:
     """A node that computes float numbers, but is not planned, is fused with one that it reads from.
 
-    Without quantized activations nothing is fused: the plan names only nodes with weights.
+    Args:
+        node: the node.
+        kinds: the types of the nodes before it; None where nothing is fused: in bodies of control flow, and
+            without quantized activations, where a plan names only nodes with weights.
     """
     if not computes_reals(node):
         return OTHER
-    if not plan.points:
+    if kinds is None:
         return "float32"
     makers = (value.producer() for value in node.inputs if value is not None)
     found = (kinds[maker] for maker in makers if maker is not None and maker in kinds)
     return next((kind for kind in found if kind != OTHER), OTHER)
 
 
-_WIDTHS: Mapping[ir.DataType, str] = {ir.DataType.FLOAT8E4M3FN: "fp8"}
+def _narrow(dtype: ir.DataType) -> str:
+    return _OTHERS.get(dtype, f"int{dtype.bitwidth}")
+
+
+_OTHERS: Mapping[ir.DataType, str] = {ir.DataType.FLOAT8E4M3FN: "fp8", ir.DataType.FLOAT16: "float16"}
 
 
 def _keys(names: Sequence[str]) -> list[str]:

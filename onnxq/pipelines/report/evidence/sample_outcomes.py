@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -86,15 +86,16 @@ def sample_outcomes(evaluator: AccuracyEvaluator, model: ir.Model) -> SampleOutc
     Raises:
         CalibrationError: the model does not load, or does not take a sample.
     """
-    batches: list[list[tuple[float, tuple[Decision, ...], int]]] = []
+    batches: list[list[_Judged]] = []
     names = list(evaluator.kinds)
 
     def look(expected: Sequence[Any], given: Sequence[Any]) -> None:
         batches.append([_judged(names, one) for one in _by_sample(expected, given)])
 
-    evaluator.evaluate(model, look=look)
+    quality = evaluator.evaluate(model, look=look)
+    deciding = {name for name, output in quality.outputs.items() if output.agreement is not None}
     found = [
-        (SampleOutcome(_name(batch, index), *judged), batch, index)
+        (judged.outcome(_name(batch, index), deciding), batch, index)
         for batch, several in zip(evaluator.samples, batches, strict=True)
         for index, judged in enumerate(several)
     ]
@@ -125,11 +126,22 @@ def _by_sample(expected: Sequence[Any], given: Sequence[Any]) -> Iterator[list[t
         yield [None if pair is None else (pair[0][i : i + 1], pair[1][i : i + 1]) for pair in pairs]
 
 
-def _judged(
-    names: Sequence[str], pairs: Sequence[tuple[Any, Any] | None]
-) -> tuple[float, tuple[Decision, ...], int]:
-    """Return the SQNR of one sample's worst output, its changed decisions, and the number of all."""
-    worst, changed, count = inf, list[Decision](), 0
+@dataclass(frozen=True)
+class _Judged:
+    """The SQNR of one sample's worst output, the outputs with one largest entry, and those that changed."""
+
+    sqnr: float
+    changed: tuple[Decision, ...]
+    compared: tuple[str, ...]
+
+    def outcome(self, name: str, deciding: Collection[str]) -> SampleOutcome:
+        """Leave out the outputs that do not decide."""
+        changed = tuple(each for each in self.changed if each.output in deciding)
+        return SampleOutcome(name, self.sqnr, changed, sum(each in deciding for each in self.compared))
+
+
+def _judged(names: Sequence[str], pairs: Sequence[tuple[Any, Any] | None]) -> _Judged:
+    worst, changed, compared = inf, list[Decision](), list[str]()
     for name, pair in zip(names, pairs, strict=True):
         if pair is None or pair[0].dtype.kind != "f":
             continue
@@ -138,9 +150,9 @@ def _judged(
         worst = min(worst, decibels(np.square(one[known]).sum(), np.square((one - other)[known]).sum()))
         axis = class_axis(one)
         if axis is not None and one.size == one.shape[axis]:  # one decision a sample
-            count += 1
+            compared.append(name)
             changed += _decision(name, one.reshape(-1), other.reshape(-1))
-    return worst, tuple(changed), count
+    return _Judged(worst, tuple(changed), tuple(compared))
 
 
 def _decision(name: str, one: Any, other: Any) -> Iterator[Decision]:

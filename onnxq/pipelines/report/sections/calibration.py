@@ -29,6 +29,9 @@ from onnxq.pipelines.report.report import Report
 def calibration(report: Report) -> Blocks:
     """Yield whether there was enough data, and a table with a row for each group of tensors."""
     every = list(activations(report.plan, report.statistics))
+    if not every:
+        yield Paragraph(_NO_RANGES[report.request.config.mode])
+        return
     yield _introduction(report, len(every))
     yield from _stability(report)
     if report.statistics is None:
@@ -129,6 +132,13 @@ def format_of(spec: QuantSpec) -> str:
     """Describe a number format."""
     return f"{spec.dtype.name.lower()}{' symmetric' if spec.symmetric else ''}"
 
+
+_NO_RANGES = {
+    "static": "No activation is quantized, so there are no ranges.",
+    "dynamic": "There are no ranges: they are computed at run time, from the data of each run.",
+    "weight-only": "There are no ranges: activations stay float, only weights are quantized.",
+}
+"""Mode -> why there is nothing to show."""
 
 _LEGEND = (
     "Charts count values on a logarithmic scale; the light band between the two lines is the chosen range, "

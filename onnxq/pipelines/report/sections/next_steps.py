@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from shlex import quote
 from typing import Any
@@ -10,6 +11,9 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.floor import GOOD_SQNR
 from onnxq.pipelines.report.blocks import Blocks, Commands
 from onnxq.pipelines.report.report import Report, Request
+
+STEP = 3
+"""How many dB above the reached SQNR the suggested goal is: half the noise."""
 
 
 def commands(report: Report) -> Blocks:
@@ -33,11 +37,17 @@ def _commands(report: Report) -> Iterator[tuple[str, str]]:
         return
     yield "see what each quantized tensor alone costs", f"onnxq sensitivity {model}{data or ' --data FILES'}"
     if asked.config.mode == "static" and asked.config.goal is None:
-        goal = quote(f"sqnr>={GOOD_SQNR:.0f}")
+        goal = quote(f"sqnr>={_more(report):.0f}")
         yield "more accuracy, for some speed or size", f"{made} --goal {goal}"
     if asked.config.mode == "static" and "adaround" not in asked.config.correct:
         correct = ",".join((*[c for c in asked.config.correct if c != "none"], "adaround"))
         yield "learn the rounding of weights (slow)", f"{_without(asked, 'correct')} --correct {correct}"
+
+
+def _more(report: Report) -> float:
+    """An SQNR in dB to aim at: what is good, or above what was reached already."""
+    reached = math.nan if report.quality is None else report.quality.sqnr
+    return max(GOOD_SQNR, math.ceil(reached) + STEP) if math.isfinite(reached) else GOOD_SQNR
 
 
 def _data(asked: Request) -> str:

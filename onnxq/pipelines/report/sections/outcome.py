@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from rich.filesize import decimal
 
 from onnxq.pipelines.report.bits import told_types
-from onnxq.pipelines.report.blocks import Blocks, Cell, Column, Paragraph, Table, Tiles, number, text
+from onnxq.pipelines.report.blocks import Blocks, Cell, Column, Lines, Paragraph, Table, Tiles, number, text
 from onnxq.pipelines.report.report import Report
 from onnxq.pipelines.report.sections.goal import goal
 
@@ -27,12 +27,14 @@ def outcome(report: Report) -> Blocks:
         )
         yield Table(_CORRECTIONS, rows, "corrections")
     yield from goal(report.search)
+    if report.mix:
+        yield Lines(report.mix, "note")
 
 
 def _figures(report: Report) -> Iterator[tuple[str, str]]:
     plan = report.plan
     every = len(plan.integer_nodes) + len(plan.float_nodes)
-    yield f"{len(plan.integer_nodes)} of {every}", "nodes in integers"
+    yield f"{len(plan.integer_nodes)} of {every}", "nodes quantized"
     sizes = decimal(report.float_bytes), decimal(report.int8_bytes)
     yield f"{report.int8_bytes / report.float_bytes:.1%}", f"of the size: {sizes[0]} → {sizes[1]}"
     yield _worst_sqnr(report), "SQNR of the worst output"

@@ -1,4 +1,4 @@
-"""The section on the plan: which nodes run in integers, and why the others are kept in float."""
+"""The section on the plan: which nodes are quantized, and why the others are kept in float."""
 
 from __future__ import annotations
 
@@ -38,17 +38,18 @@ def whole_plan(report: Report) -> Blocks:
     yield SideBySide(tuple(overview))
     if plan.float_nodes:
         rows = [[name, node.op_type, node.reason] for name, node in plan.float_nodes.items()]
-        yield _folded("float", _FLOATS, rows)
-    yield _folded("integers", _INTEGERS, [[*pair] for pair in plan.integer_nodes.items()])
+        yield _folded("nodes in float", _FLOATS, rows)
+    yield _folded("quantized nodes", _INTEGERS, [[*pair] for pair in plan.integer_nodes.items()])
     if plan.passthrough_nodes:
         named = [[*pair] for pair in plan.passthrough_nodes.items()]
-        yield _folded("the type of their neighbours", _INTEGERS, named)
+        yield _folded("nodes in the type of their neighbours", _INTEGERS, named)
 
 
 def _folded(kind: str, columns: tuple[Column, ...], rows: Sequence[Sequence[str]]) -> Folded:
     cells = ([text(content) for content in row] for row in rows)
-    listing = Table(columns, cells, f"nodes in {kind}")
-    return Folded(f"{len(rows)} nodes in {kind}", listing, is_open=len(rows) <= LONG)
+    listing = Table(columns, cells, kind)
+    told = kind.replace("nodes", "node") if len(rows) == 1 else kind
+    return Folded(f"{len(rows)} {told}", listing, is_open=len(rows) <= LONG)
 
 
 def _operators(plan: QuantPlan) -> Iterator[list[Cell]]:
@@ -78,9 +79,9 @@ def _reasons(plan: QuantPlan) -> Iterator[list[Cell]]:
 
 _OPERATORS = (
     Column("operator"),
-    Column("in integers", numbers=True),
+    Column("quantized", numbers=True),
     Column("in float", numbers=True),
-    Column("share in integers"),
+    Column("share quantized"),
 )
 _REASONS = (Column("nodes", numbers=True), Column("operator"), Column("kept in float because"))
 _FLOATS = (Column("node"), Column("operator"), Column("kept in float because"))

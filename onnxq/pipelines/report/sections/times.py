@@ -64,7 +64,7 @@ def _pair(before: float, after: float) -> list[Cell]:
     return [
         number(before * 1e3, "{:.3f}") if before else text("–"),
         number(after * 1e3, "{:.3f}") if after else text("–"),
-        number((before - after) * 1e3, "{:+.3f}"),
+        number((before - after) * 1e3, "{:+.3f}") if before or after else text("–"),
         number(ratio, "{:.2f} ×"),
     ]
 

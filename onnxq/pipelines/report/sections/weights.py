@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.core.plan import Group, QuantSpec
-from onnxq.pipelines.report.blocks import Blocks, Cell, Column, Paragraph, Span, Table, number, text
+from onnxq.core.plan import Group, QuantPlan, QuantSpec
+from onnxq.pipelines.report.blocks import (
+    Blocks,
+    Cell,
+    Column,
+    Folded,
+    Paragraph,
+    Span,
+    Table,
+    number,
+    text,
+)
 from onnxq.pipelines.report.chart import relative, spread
 from onnxq.pipelines.report.evidence.weight_values import REACH, WeightValues
 from onnxq.pipelines.report.report import Report
 from onnxq.pipelines.report.sections.calibration import format_of
+from onnxq.pipelines.report.sections.plan import LONG
 
 Scales = dict[str, NDArray[np.float64]]
 
@@ -22,7 +34,7 @@ def weights(report: Report) -> Blocks:
     plan = report.plan
     constants = [group for group in plan.groups.values() if group.constant]
     if not constants:
-        yield Paragraph("No weights were quantized.")
+        yield from _stored(plan)
         return
     scales = {g.name: plan.params[g.name].scale.reshape(-1).astype(np.float64) for g in constants}
     biases = f" {len(plan.biases)} biases are int32." if plan.biases else ""
@@ -30,6 +42,20 @@ def weights(report: Report) -> Blocks:
     values = report.measured.weights or {}
     columns = (*_COLUMNS[:2], *(_VALUES if values else ()), *_COLUMNS[2:])
     yield Table(columns, _rows(constants, scales, values), "weights")
+
+
+def _stored(plan: QuantPlan) -> Blocks:
+    """Yield the formats of weights that belong to no group."""
+    if not plan.stored_weights:
+        yield Paragraph("No weights were quantized.")
+        return
+    kinds = {**plan.integer_nodes, **{name: node.op_type for name, node in plan.float_nodes.items()}}
+    yield Paragraph("Scales are stored beside the weights.", "quiet")
+    counts = Counter(str(weights) for weights in plan.stored_weights.values())
+    formats = [[text(form), number(count, "{}")] for form, count in counts.most_common()]
+    yield Table(_FORMATS, formats, "formats")
+    rows = [[text(name), text(kinds[name]), text(str(form))] for name, form in plan.stored_weights.items()]
+    yield Folded(f"{len(rows)} nodes", Table(_STORED, rows, "weights"), is_open=len(rows) <= LONG)
 
 
 def _rows(constants: list[Group], scales: Scales, values: Mapping[str, WeightValues]) -> Iterator[list[Cell]]:
@@ -64,6 +90,9 @@ def _format(spec: QuantSpec) -> str:
     place = "" if spec.axis is None else f", axis {spec.axis}"
     return format_of(spec) + place + ("" if spec.block_size is None else f", blocks of {spec.block_size}")
 
+
+_FORMATS = (Column("weights"), Column("nodes", numbers=True))
+_STORED = (Column("node"), Column("operator"), Column("weights"))
 
 _VALUES = (
     Column(

@@ -12,6 +12,8 @@ from tempfile import TemporaryDirectory
 from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.effect import Effect
 from onnxq.core.progress import Progress
+from onnxq.pipelines.weight_only.choice.channel_scaling import NAME as EQUALIZE
+from onnxq.pipelines.weight_only.choice.channel_scaling import ChannelScaling, choose_scaling
 from onnxq.pipelines.weight_only.choice.input_squares import input_squares
 from onnxq.pipelines.weight_only.choice.rounding import EachAlone
 from onnxq.pipelines.weight_only.choice.sequential_rounding import SequentialRounding
@@ -31,21 +33,16 @@ class DraftWriter:
     """Writes models whose weights are chosen without data.
 
     Attributes:
+        prepare: makes the work anew; writing changes its model.
         judge: holds the samples, and compares models with the float model.
         alone: rounds each matrix alone.
         progress: called with the progress of the work.
     """
 
+    prepare: Callable[[], WeightWork]
     judge: Judge
     alone: EachAlone
     progress: Progress
-
-    @classmethod
-    def make(cls, work: WeightWork, judge: Judge, progress: Progress) -> DraftWriter:
-        """Measure what is known of the inputs of products without data."""
-        config = work.scheme.config
-        squares = input_squares(judge.reference, work.products, config, progress)
-        return cls(judge, EachAlone(config.threads, squares), progress)
 
     def write(self, work: WeightWork, draft: Path) -> None:
         """Write a model to ``draft``; the model of ``work`` is changed."""
@@ -61,7 +58,7 @@ class DataDraftWriter(DraftWriter):
         assert self.judge.context is not None
         self.judge.context.evaluator.release()
         threads = self.alone.threads
-        run = StagedRun(self.judge.reference, work.products, self.judge.context.fit, threads)
+        run = StagedRun(work.model, work.products, self.judge.context.fit, threads)
         write_streamed(work, SequentialRounding(run, threads, self.progress), draft, self.progress)
 
 
@@ -79,21 +76,26 @@ def write_better(
     Returns:
         What wrote the model that was kept, and what rounding with data gave; nothing without data.
     """
-    work, context = prepare(), judge.context
-    started = time.perf_counter()
-    plain = DraftWriter.make(work, judge, progress)
-    if context is None or context.samples.synthetic or "none" in work.scheme.config.correct:
+    context = None if judge.samples.synthetic else judge.context
+    scaling = _measured_scaling(prepare(), judge, progress)
+    started, threads = time.perf_counter(), judge.config.threads
+    plain = DraftWriter(
+        lambda: scaling.applied(prepare()), judge, EachAlone(threads, scaling.squares), progress
+    )
+    work = plain.prepare()
+    if context is None or "rounding" not in judge.config.correct:
         plain.write(work, draft)
-        return plain, ()
-    if not _has_stages(work, judge, context):
+        return plain, scaling.effects
+    if not _has_stages(work, context):
         plain.write(work, draft)
         seconds = time.perf_counter() - started
-        return plain, (Effect(NAME, 1.0, None, seconds, kept=False, too_long=_NO_STAGES),)
-    able = DataDraftWriter(judge, plain.alone, progress)
+        left_out = Effect(NAME, 1.0, None, seconds, kept=False, too_long=_NO_STAGES)
+        return plain, (*scaling.effects, left_out)
+    able = DataDraftWriter(plain.prepare, judge, plain.alone, progress)
     able.write(work, draft)
     after = judge.quality(draft)
     with beside(draft) as other:
-        plain.write(prepare(), other)
+        plain.write(plain.prepare(), other)
         before = judge.quality(other)
         kept = figure(after) < figure(before)
         if not kept:
@@ -102,7 +104,18 @@ def write_better(
     divergence = None if tokens[0] is None or tokens[1] is None else (tokens[0].kl, tokens[1].kl)
     seconds = time.perf_counter() - started
     effect = Effect(NAME, before.noise, after.noise, seconds, kept, divergence=divergence)
-    return (able if kept else plain), (effect,)
+    return (able if kept else plain), (*scaling.effects, effect)
+
+
+def _measured_scaling(work: WeightWork, judge: Judge, progress: Progress) -> ChannelScaling:
+    """Measure what inputs of products are like, on given samples if there are any, and choose factors."""
+    context = None if judge.samples.synthetic else judge.context
+    samples = () if context is None else context.fit
+    squares = input_squares(work.model, work.products, judge.config, progress, samples)
+    if EQUALIZE not in judge.config.correct:
+        return ChannelScaling(squares)
+    progress("scaling channels")
+    return choose_scaling(work, squares)
 
 
 def figure(quality: Quality) -> float:
@@ -110,8 +123,8 @@ def figure(quality: Quality) -> float:
     return quality.noise if quality.next_token is None else quality.next_token.kl
 
 
-def _has_stages(work: WeightWork, judge: Judge, context: CorrectionContext) -> bool:
-    return bool(StagedRun(judge.reference, work.products, context.fit[:1], context.config.threads).stages)
+def _has_stages(work: WeightWork, context: CorrectionContext) -> bool:
+    return bool(StagedRun(work.model, work.products, context.fit[:1], context.config.threads).stages)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ to another: the next trial is where the goal should just hold, between the neare
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,12 +91,11 @@ def _measured(quality: Quality | None) -> str:
     return f"SQNR {quality.sqnr:.2f} dB" if quality.next_token is None else quality.next_token.describe()
 
 
-def reach(goal: Goal, prepare: Callable[[], WeightWork], writer: DraftWriter, draft: Path) -> Mix:
+def reach(goal: Goal, writer: DraftWriter, draft: Path) -> Mix:
     """Replace ``draft``, which has the requested weights, by a model that reaches ``goal``, if it does not.
 
     Args:
         goal: the goal.
-        prepare: makes the work anew; writing changes its model.
         writer: writes models, and compares them.
         draft: the file.
 
@@ -104,14 +103,12 @@ def reach(goal: Goal, prepare: Callable[[], WeightWork], writer: DraftWriter, dr
         ConfigError: there are no samples to measure on, or no output that the goal is about.
         ModelError: no allocation of bits reaches the goal.
     """
-    return _Search(goal, prepare, writer, draft).run()
+    return _Search(goal, writer, draft).run()
 
 
 class _Search:
-    def __init__(
-        self, goal: Goal, prepare: Callable[[], WeightWork], writer: DraftWriter, draft: Path
-    ) -> None:
-        self._goal, self._prepare, self._writer, self._draft = goal, prepare, writer, draft
+    def __init__(self, goal: Goal, writer: DraftWriter, draft: Path) -> None:
+        self._goal, self._prepare, self._writer, self._draft = goal, writer.prepare, writer, draft
         self._trials = dict[int, Trial]()
 
     def run(self) -> Mix:
@@ -172,7 +169,7 @@ class _Search:
             found = self._writer.alone.round(product, work.scheme.grid(product.operand.dtype))
             return found.reals(product.sizes[1])
 
-        costs = measured_costs(judge.reference, groups, rounded, self._samples(), progress)
+        costs = measured_costs(work.model, groups, rounded, self._samples(), progress)
         higher = [bits for bits in (8,) if bits > lowest[-1] and work.scheme.with_bits(bits) is not None]
         return allocate_bits(groups, costs, work.scheme, [*lowest, *higher, FLOAT])
 

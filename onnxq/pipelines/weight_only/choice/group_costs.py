@@ -21,7 +21,6 @@ from onnxq.graph.nodes import name_of
 from onnxq.graph.passes import typed
 from onnxq.pipelines.weight_only.choice.draft_writers import figure
 from onnxq.pipelines.weight_only.products import Product, read_layout
-from onnxq.pipelines.weight_only.stored_operand import row_reader
 from onnxq.verify.accuracy import outcome
 from onnxq.verify.outputs.output_kinds import output_kinds
 
@@ -108,5 +107,5 @@ class _FedWeights:
 
 
 def _exact(product: Product) -> Array:
-    read, count, columns = row_reader(product.operand.tensor, product.rows_last)
+    read, count, columns = product.reader()
     return _fed(product, read(0, count).reshape(count, columns))

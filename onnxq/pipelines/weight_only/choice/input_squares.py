@@ -1,4 +1,4 @@
-"""Mean squares of the inputs of products without data: the float model runs on random token ids.
+"""Mean squares of the inputs of products: the float model runs on some samples, or on random token ids.
 
 Ids drawn evenly from an embedding table are no text, but how large an input channel is depends more on the
 model than on the text. The model runs in parts of limited weights; each part gives the mean squares of the
@@ -19,6 +19,7 @@ from calibrators.errors import CalibrationError
 from calibrators.onnx_files import stored_tensors
 from onnxq.algorithms.layers.im2col import Floats
 from onnxq.algorithms.layers.stepwise import iterate_steps
+from onnxq.calibration.sample_split import evenly
 from onnxq.core.config import QuantConfig
 from onnxq.core.progress import Progress
 from onnxq.graph.nodes import add_initializer, name_of
@@ -39,20 +40,27 @@ PART_BYTES = 2**26
 
 
 def input_squares(
-    model: ir.Model, products: Sequence[Product], config: QuantConfig, progress: Progress
+    model: ir.Model,
+    products: Sequence[Product],
+    config: QuantConfig,
+    progress: Progress,
+    samples: Sequence[Sample] = (),
 ) -> Mapping[str, Floats]:
-    """Measure the mean square of each input of products on random token ids.
+    """Measure the mean square of each input of products on given samples, or on random token ids.
 
     Args:
         model: the float model as one graph; it is not changed.
         products: its products.
         config: the options.
         progress: called with the parts done.
+        samples: samples of which `SAMPLES` are run.
 
     Returns:
-        Name of a product's node -> ``[K]``; nothing if the model takes no token ids, is larger than
-        `MOST_BYTES`, or does not run.
+        Name of a product's node -> ``[K]``; nothing without samples if the model takes no token ids, is
+        larger than `MOST_BYTES`, or does not run.
     """
+    if samples:
+        return _measured(typed(model), products, evenly(samples, SAMPLES), config.threads, progress)
     inputs = input_specs(model)
     made = (token_sample(model, inputs, LENGTH, (config.seed, number)) for number in range(SAMPLES))
     batches = [sample for sample in made if sample is not None]
@@ -87,7 +95,7 @@ def _measured(
     parts = {_concatenated(model, part, read): part for part in _in_parts(ordered, read)}
     found: dict[str, Floats] = {}
     for done, (stop, arrays) in enumerate(iterate_steps(model, list(parts), batches, threads)):
-        progress("running random token ids", done, len(parts))
+        progress("measuring inputs of products", done, len(parts))
         squares = np.mean([np.asarray(array, np.float32) for array in arrays], axis=0)
         for value in parts[stop]:
             columns = read[value][0].sizes[1]

@@ -9,7 +9,6 @@ from typing import Protocol
 from onnxq.algorithms.weights.block_scales import BlockGrid, BlockWeights, Floats, quantize_blocks
 from onnxq.graph.nodes import name_of
 from onnxq.pipelines.weight_only.products import Product
-from onnxq.pipelines.weight_only.stored_operand import row_reader
 
 
 class Rounding(Protocol):
@@ -44,6 +43,6 @@ class EachAlone:
 
     def round(self, product: Product, grid: BlockGrid) -> BlockWeights:
         """Round a matrix to the scales with the least error."""
-        read, count, columns = row_reader(product.operand.tensor, product.rows_last)
+        read, count, columns = product.reader()
         squares = self.squares.get(name_of(product.node))
         return quantize_blocks(read, (count, columns), grid, self.threads, squares)

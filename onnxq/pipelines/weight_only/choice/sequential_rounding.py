@@ -20,7 +20,6 @@ from onnxq.graph.nodes import name_of
 from onnxq.pipelines.weight_only.choice.rounding import EachAlone
 from onnxq.pipelines.weight_only.choice.staged_run import StagedRun
 from onnxq.pipelines.weight_only.products import Product
-from onnxq.pipelines.weight_only.stored_operand import row_reader
 
 Doubles = NDArray[np.float64]
 
@@ -56,7 +55,7 @@ class SequentialRounding:
         if stage is None:
             return self._alone.round(product, grid)
         self._progress("rounding with data", stage, max(self._run.stages.values()) + 1)
-        read, count, columns = row_reader(product.operand.tensor, product.rows_last)
+        read, count, columns = product.reader()
         moments = self._moments_of(product, grid.size)
         found = gptq_blocks(read, (count, columns), grid, moments, self._threads)
         self._run.change(product, found.reals(columns))
