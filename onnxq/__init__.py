@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxq import torch as torch
-    from onnxq.api import calibrate, convert, quantize_dynamic, quantize_static, requantize
+    from onnxq.api import calibrate, convert, quantize_cache, quantize_dynamic, quantize_static, requantize
     from onnxq.core.config import QuantConfig
     from onnxq.core.errors import CalibrationError, ConfigError, ModelError, OnnxqError, TargetError
     from onnxq.core.goal import Goal
     from onnxq.pipelines.calibrate import Calibration, merge
-    from onnxq.pipelines.convert import Converted
+    from onnxq.pipelines.conversions.cache import CacheResult
+    from onnxq.pipelines.conversions.convert import Converted
     from onnxq.pipelines.requantize import Requantized
     from onnxq.pipelines.result import QuantResult
 
     __version__: str
 
 __all__ = [
+    "CacheResult",
     "Calibration",
     "CalibrationError",
     "ConfigError",
@@ -37,6 +39,7 @@ __all__ = [
     "calibrate",
     "convert",
     "merge",
+    "quantize_cache",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weights",
@@ -47,7 +50,8 @@ _HOMES = {
     "Calibration": "pipelines.calibrate",
     "CalibrationError": "core.errors",
     "ConfigError": "core.errors",
-    "Converted": "pipelines.convert",
+    "CacheResult": "pipelines.conversions.cache",
+    "Converted": "pipelines.conversions.convert",
     "Goal": "core.goal",
     "ModelError": "core.errors",
     "OnnxqError": "core.errors",
@@ -58,6 +62,7 @@ _HOMES = {
     "calibrate": "api",
     "convert": "api",
     "merge": "pipelines.calibrate",
+    "quantize_cache": "api",
     "quantize_dynamic": "api",
     "quantize_weights": "api",
     "quantize_static": "api",

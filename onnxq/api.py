@@ -19,10 +19,12 @@ from onnxq.core.goal import Goal
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load
 from onnxq.pipelines import calibrate as calibration
-from onnxq.pipelines import convert as conversion
 from onnxq.pipelines import requantize as requantization
 from onnxq.pipelines import static
-from onnxq.pipelines.convert import Converted
+from onnxq.pipelines.conversions import cache as caching
+from onnxq.pipelines.conversions import convert as conversion
+from onnxq.pipelines.conversions.cache import CacheResult
+from onnxq.pipelines.conversions.convert import Converted
 from onnxq.pipelines.dynamic import pipeline as dynamic
 from onnxq.pipelines.given_model import is_module, is_path, write_given
 from onnxq.pipelines.preflight import files_written
@@ -185,6 +187,29 @@ def convert(
     """
     with _given(model, _Asked(example_inputs), data, config, output) as given:
         return conversion.convert(given.path, output, given.data, given.config, progress)
+
+
+def quantize_cache(
+    model: Any,
+    output: str | os.PathLike[str],
+    data: Data | None = None,
+    config: QuantConfig | None = None,
+    progress: Progress = silent,
+) -> CacheResult:
+    """Let the caches of keys and values of a decoder go in and come out as int8; all else stays.
+
+    Args:
+        model: as for `requantize`: a decoder whose float caches are inputs and outputs, float or quantized.
+        output: path of the model to write.
+        data: as for `quantize_static`: it shows the ranges of keys and values; some of it is held out.
+        config: how samples are read and run.
+        progress: told how far the work is.
+
+    Raises:
+        OnnxqError: with one clear message; ``output`` is then as it was before.
+    """
+    with _given(model, _Asked(), data, config, output) as given:
+        return caching.quantize_cache(given.path, output, given.data, given.config, progress)
 
 
 def requantize(

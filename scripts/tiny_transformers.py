@@ -5,6 +5,7 @@ Decoders come twice: as one pass, and with a cache of keys and values.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 import transformers
+
+import zoo
 
 WIDTH, LAYERS, WORDS, HEADS, HEAD = 64, 2, 256, 4, 16
 """Channels, layers, size of the vocabulary, heads, and channels of a head."""
@@ -100,6 +103,17 @@ def export(kind: str, folder: Path, names: Collection[str] = ()) -> list[Path]:
                 parameter.normal_(std=0.02)
     chosen = {name: part for name, part in parts.items() if not names or name in names}
     return [_exported(model.eval(), part, folder / f"{name}.onnx") for name, part in chosen.items()]
+
+
+def exported_once(kind: str, name: str) -> Path:
+    """Return the file of one part, which is exported into the cache of `zoo` if it is not there."""
+    recipe = Path(__file__).read_bytes() + transformers.__version__.encode()
+
+    def make(path: Path) -> None:
+        (made,) = export(kind, path.parent, [name])
+        made.replace(path)
+
+    return zoo.cached(f"{name}-{hashlib.sha256(recipe).hexdigest()[:12]}.onnx", make)
 
 
 def _exported(model: torch.nn.Module, part: Part, path: Path) -> Path:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from cli import save_data, save_model
 from hypothesis import settings
 
 import zoo
@@ -29,6 +30,15 @@ def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """This processor's integer kernels are exact: no warning depends on it."""
     monkeypatch.setattr("onnxq.pipelines.acceptance.saturates", lambda: False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """The working folder, with m.onnx and d.npz of as many samples as the test module's ``COUNT`` says."""
+    save_model(tmp_path / "m.onnx")
+    save_data(tmp_path / "d.npz", request.module.COUNT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ import numpy as np
 
 from calibrators.data.labels import LabelBook, given_labels
 from calibrators.data.npfile import read_headers, read_whole
-from calibrators.errors import CalibrationError
+from calibrators.errors import CalibrationError, shorten
 
 
 def open_labels(labels: Any, held: Sequence[str] = (), *, named: bool) -> LabelBook | None:
@@ -108,20 +108,62 @@ def _value(text: str) -> Any:
 
 
 def _coco(path: Path, named: bool) -> LabelBook:
-    content = json.loads(path.read_text("utf-8"))
+    text = path.read_text("utf-8")
+    if not text.strip():
+        raise CalibrationError(f"{path} is empty: expected COCO annotations")
+    content = json.loads(text)
     if not isinstance(content, Mapping) or not {"images", "annotations"} <= content.keys():
         raise CalibrationError(f"{path} is no COCO file: expected a dictionary of images and annotations")
     if not named:
         raise CalibrationError(f"{path} names pictures, so it goes with a folder of pictures as data")
-    found: dict[Any, list[Mapping[str, Any]]] = {image["id"]: [] for image in content["images"]}
-    for one in content["annotations"]:
-        found.setdefault(one["image_id"], []).append(one)
-    used = {one["category_id"] for one in content["annotations"]}
-    ids = sorted({one["id"] for one in content.get("categories", ())} or used)
-    return LabelBook(
-        str(path),
-        by_name={image["file_name"]: _boxes(found[image["id"]], ids) for image in content["images"]},
-    )
+    images, annotations, categories = (_entries(path, content, part) for part in _FIELDS)
+    used = {one["category_id"] for one in annotations}
+    ids = sorted({one["id"] for one in categories} or used)
+    _check_known(path, annotations, "image_id", {one["id"] for one in images})
+    _check_known(path, annotations, "category_id", set(ids))
+    found: dict[Any, list[Mapping[str, Any]]] = {one["id"]: [] for one in images}
+    for one in annotations:
+        found[one["image_id"]].append(one)
+    return LabelBook(str(path), by_name={one["file_name"]: _boxes(found[one["id"]], ids) for one in images})
+
+
+_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "images": ("id", "file_name"),
+    "annotations": ("image_id", "category_id", "bbox"),
+    "categories": ("id",),
+}
+"""What the entries of each list of a COCO file must have."""
+
+_SIDES = 4
+"""Numbers of a box: x, y, width, height."""
+
+
+def _entries(path: Path, content: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
+    """Return a list of a COCO file, whose entries are checked."""
+    entries = content.get(part, [])
+    if not isinstance(entries, list):
+        raise CalibrationError(f"{path} is no COCO file: its {part!r} is no list")
+    for place, one in enumerate(entries):
+        lacking = [name for name in _FIELDS[part] if not isinstance(one, Mapping) or name not in one]
+        if lacking:
+            raise CalibrationError(f"{path}: {part}[{place}] has no {lacking[0]!r}")
+        box = one.get("bbox") if part == "annotations" else None
+        if box is not None and (not isinstance(box, list) or len(box) != _SIDES):
+            raise CalibrationError(
+                f"{path}: {part}[{place}] has the bbox {box}: expected [x, y, width, height]"
+            )
+    return entries
+
+
+def _check_known(path: Path, annotations: list[Mapping[str, Any]], name: str, known: set[Any]) -> None:
+    """Check that annotations name images and categories that are in the file's lists."""
+    strange = [one[name] for one in annotations if one[name] not in known]
+    if strange:
+        part = "images" if name == "image_id" else "categories"
+        raise CalibrationError(
+            f"{path}: {len(strange)} of {len(annotations)} annotations have {name}s that are not in the list "
+            f"of {part}: {shorten(list(dict.fromkeys(map(str, strange))))}"
+        )
 
 
 def _boxes(annotations: list[Mapping[str, Any]], ids: list[int]) -> dict[str, Any]:

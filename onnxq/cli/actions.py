@@ -98,7 +98,7 @@ def requantize(args: argparse.Namespace, config: QuantConfig) -> None:
 def table(args: argparse.Namespace, config: QuantConfig) -> None:
     """Run ``onnxq table``."""
     from onnxq.graph.files import written_together
-    from onnxq.pipelines import convert_table
+    from onnxq.pipelines.conversions import convert_table
 
     with written_together(INTERRUPTS.finish):
         table = convert_table.convert(Path(args.source), Path(args.output), args.format, config)
@@ -132,7 +132,7 @@ def convert(args: argparse.Namespace, config: QuantConfig) -> None:
     from onnxq.cli import terminal
     from onnxq.cli.tables import as_json, render
     from onnxq.graph.files import written_together
-    from onnxq.pipelines import convert
+    from onnxq.pipelines.conversions import convert
 
     with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
         result = convert.convert(args.model, args.output, config=config, progress=progress)
@@ -141,6 +141,23 @@ def convert(args: argparse.Namespace, config: QuantConfig) -> None:
             as_json.print_conversion(args.model, args.output, result)
         else:
             render.show_conversion(args.output, result, quiet=args.quiet, every_node=args.verbose)
+    close_output()
+
+
+def cache(args: argparse.Namespace, config: QuantConfig) -> None:
+    """Run ``onnxq cache``."""
+    from onnxq.cli import terminal
+    from onnxq.cli.tables import as_json, render
+    from onnxq.graph.files import written_together
+    from onnxq.pipelines.conversions.cache import quantize_cache
+
+    with written_together(INTERRUPTS.finish), terminal.progress(quiet=args.quiet) as progress:
+        result = quantize_cache(args.model, args.output, config=config, progress=progress)
+    with suppress(OSError, KeyboardInterrupt):
+        if args.json:
+            as_json.print_conversion(args.model, args.output, result)
+        else:
+            render.show_cache(args.output, result, quiet=args.quiet)
     close_output()
 
 

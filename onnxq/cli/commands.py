@@ -15,7 +15,7 @@ from functools import partial
 
 from onnxq.cli import actions, scale
 from onnxq.cli.exit_codes import run_guarded
-from onnxq.cli.options import Command, Parser, parse
+from onnxq.cli.options import Command, HelpFormatter, Parser, parse, told_examples
 from onnxq.core.errors import did_you_mean
 
 _CONFIG = {"--config FILE.yaml": "read options from a file; options on the command line take precedence"}
@@ -30,6 +30,13 @@ _WORKERS = {
     "--cpus-per-worker X": "CPUs of each worker of --ray; default: 1",
     "--gpus-per-worker X": "GPUs of each worker of --ray, with --provider; default: 0",
 }
+
+_FIRST = {
+    "onnxq quantize model.onnx int8.onnx --data samples/": "quantize, with samples of what the model reads",
+    "onnxq compare model.onnx int8.onnx --data samples/": "see what it cost and gained",
+    "onnxq doctor": "see what this machine can run and check",
+}
+"""Examples for those who know no command yet."""
 
 
 def _for_trials(what: str) -> Mapping[str, str]:
@@ -63,6 +70,17 @@ _COMMANDS: Mapping[str, Command] = {
             "--verbose": "log each step, list every node kept in float, and show the traceback of an error",
         },
         act=actions.quantize,
+        examples={
+            "onnxq quantize model.onnx int8.onnx --data pictures/": "ranges from a folder of pictures",
+            "onnxq quantize model.onnx int8.onnx --data samples.npz --report report.html": (
+                "from arrays, named after the inputs; a page that shows what was lost where"
+            ),
+            "onnxq quantize model.onnx int8.onnx --data samples.npz --target tensorrt": "for TensorRT",
+            "onnxq quantize model.onnx int8.onnx --data samples.npz --goal 'sqnr>=25'": (
+                "with as few nodes in float as this accuracy takes"
+            ),
+            "onnxq quantize model.onnx int8.onnx --mode dynamic": "without data, for matrices",
+        },
     ),
     "requantize": Command(
         help="convert a model that has Q/DQ already for a target; it keeps its scales",
@@ -149,6 +167,14 @@ _COMMANDS: Mapping[str, Command] = {
         act=actions.convert,
         idle=("every_element", "verify", "seed"),
         further=("exclude",),
+    ),
+    "cache": Command(
+        help="store a decoder's cache of keys and values in int8; the rest of the model stays as it is",
+        files={"model": "a decoder, float or quantized", "output": "the model to write"},
+        groups=("data", "running"),
+        flags={**_JSON, **_QUIET, **_VERBOSE},
+        act=actions.cache,
+        idle=("every_element", "verify", "seed"),
     ),
     "verify": Command(
         help="check a quantized model against the rules and the runtimes of a target",
@@ -248,12 +274,13 @@ def _choose(arguments: Sequence[str]) -> None:
         prog="onnxq",
         usage="onnxq COMMAND ...",
         description="Quantize ONNX models to int8.",
-        epilog=f"commands:\n{listing}\n\n'onnxq COMMAND --help' shows a command's options.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"commands:\n{listing}\n\n{told_examples(_FIRST)}\n\n"
+        "'onnxq COMMAND --help' shows a command's options.",
+        formatter_class=HelpFormatter,
     )
     version = f"onnxq {actions.installed_version()}" if "--version" in arguments else ""
     parser.add_argument("--version", action="version", version=version)
-    parser.add_argument("command", metavar="COMMAND", help="what to do, see below")
+    parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
     if not arguments:
         parser.print_help()
         return

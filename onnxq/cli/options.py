@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
@@ -44,6 +45,7 @@ class Command:
         act: function that runs the command.
         idle: options of these groups that have no meaning for the command.
         further: options of other groups that it takes.
+        examples: command lines, each with what it does, for the help.
     """
 
     help: str
@@ -53,6 +55,29 @@ class Command:
     act: Callable[[argparse.Namespace, QuantConfig], None]
     idle: tuple[str, ...] = ()
     further: tuple[str, ...] = ()
+    examples: Mapping[str, str] = field(default_factory=dict)
+
+
+HANGING = " " * 14
+"""What the further lines of a long line in a list of commands begin with."""
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps help at blanks only, so that names of options and targets stay whole, and keeps lines apart."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = text.splitlines()
+        hanging = {line: HANGING if line.startswith(" ") else "" for line in lines}
+        return "\n".join(textwrap.fill(line, width, subsequent_indent=hanging[line]) for line in lines)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
+
+
+def told_examples(examples: Mapping[str, str]) -> str:
+    """List command lines with what they do."""
+    lines = (f"  {what}:\n    {line}" for line, what in examples.items())
+    return "\n".join(("examples:", *lines)) if examples else ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,7 +152,15 @@ def _options(command: Command, *, group: str | None = None) -> list[str]:
 
 def _parser(command: Command, prog: str) -> Parser:
     usage = " ".join((prog, *(name.upper() for name in command.files), "[options]"))
-    parser = Parser(prog=prog, usage=usage, description=command.help, allow_abbrev=False, add_help=False)
+    parser = Parser(
+        prog=prog,
+        usage=usage,
+        description=f"{command.help[0].upper()}{command.help[1:]}.",
+        epilog=told_examples(command.examples),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
     files = parser.add_argument_group("arguments")
     for name, text in command.files.items():
         several: dict[str, Any] = {"nargs": "+"} if name.endswith("...") else {}

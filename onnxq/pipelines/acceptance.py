@@ -319,7 +319,7 @@ def verdict_warnings(verdicts: Iterable[Verdict]) -> Iterator[str]:
 
 def output_warnings(quality: Quality | None, advice: str) -> Iterator[str]:
     """Yield a warning for each output that is far from the float model's, with advice, or incomparable."""
-    yield from shape_warnings(quality)
+    yield from comparison_warnings(quality)
     for name, output in (quality.outputs if quality else {}).items():
         poor = f"INACCURATE: output {name!r}"
         if not output.finite:
@@ -330,8 +330,14 @@ def output_warnings(quality: Quality | None, advice: str) -> Iterator[str]:
             yield f"{poor} decides otherwise: agreement with float {output.agreement:.1%}. {advice}"
 
 
-def shape_warnings(quality: Quality | None) -> Iterator[str]:
-    """Yield a warning for each output that could not be compared in some batches."""
+def comparison_warnings(quality: Quality | None) -> Iterator[str]:
+    """Yield a warning for what could not be compared: outputs of other shapes, a metric that float fails."""
+    if (metric := quality and quality.metric) and metric.smaller is False and metric.float_value == 0:
+        yield (
+            f"the float model itself has {metric.name} 0: the labels do not belong to its outputs, or its "
+            "inputs are prepared otherwise than in its training. Look at numbers of classes, pixels and "
+            "--preprocess"
+        )
     for name, output in (quality.outputs if quality else {}).items():
         if output.incomparable:
             yield (

@@ -15,7 +15,7 @@ from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.progress import Progress, silent
 from onnxq.graph.files import load
-from onnxq.pipelines.acceptance import shape_warnings
+from onnxq.pipelines.acceptance import comparison_warnings
 from onnxq.pipelines.preflight import as_onnxq_errors
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
 from onnxq.verify.latency import Speed, race
@@ -64,7 +64,7 @@ def compare_files(
         if metric is not None and not samples.synthetic:
             evaluator = evaluator.judged_by(metric, pseudo=config.pseudo_labels)
         quality = evaluator.evaluate(int8_path, on_sample)
-        for text in shape_warnings(quality):
+        for text in comparison_warnings(quality):
             logger.warning(text)
         if batches.first is None:
             raise CalibrationError(f"{float_path}: the model refuses every sample")

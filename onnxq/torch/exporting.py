@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -21,14 +22,11 @@ from onnxq.torch.calls import Call, Example, example_call
 from onnxq.torch.calls import output_names as names_in
 from onnxq.torch.faithful import BATCH_SQNR, check_norms, check_same, same
 from onnxq.torch.float_check import check_float, has_modes
+from onnxq.torch.lengths import Sequences, find_sequences, with_free_length
 from onnxq.torch.naming import name_axes, name_interface, name_nodes
 from onnxq.torch.tracing import Traced, quiet, root, tensor_inputs, trace, trace_free
 
 logger = logging.getLogger(__name__)
-
-
-_STEPS = 3
-"""The number of axes of what recurrent layers read: samples, steps, features."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,8 @@ def export(
         input_names: other names for the inputs.
         output_names: other names for the outputs.
         dynamic_batch: let the first axis of the inputs have any size. If it turns out not to count samples,
-            the sizes of the example are kept, with a warning.
+            the sizes of the example are kept, with a warning. The length of sequences (axis 1) that LSTM and
+            GRU read is free too where the model computes the same at other lengths, else a warning tells.
         dynamic_shapes: the axes that may vary, as for `torch.export.export`, instead of the batch.
         opset: the ONNX opset; None: PyTorch's choice.
 
@@ -98,7 +97,10 @@ def export(
         name_interface(model, inputs, list(output_names or _free(keys, inputs)))
         sizes = _sizes(call, traced.other)
         check = partial(check_same, module, inputs, sizes, noisy_outputs(model))
-        found = write_validated(model, path, check)
+        sequences = None if traced.reason or dynamic_shapes is not None else find_sequences(module, call)
+        found = None if sequences is None else _written_free(task, model, sequences, (path, check))
+        if found is None:
+            found = write_validated(model, path, check)
     return Exported(
         path=os.fspath(path),
         inputs=tuple(inputs),
@@ -108,7 +110,7 @@ def export(
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Put the module in eval mode for the ``with`` block, then restore the mode of each of its parts."""
     modes = {part: part.training for part in module.modules()}
@@ -164,32 +166,46 @@ def _traced(task: _Task, dynamic_batch: bool, shapes: Any) -> Traced:
             "%s is exported for the sizes of its example inputs only, not for any batch size: %s",
             *(task.kind, traced.reason),
         )
-    elif shapes is None and (fixed := _fixed_lengths(task)):
-        logger.warning(
-            "%s is exported for sequences of the length of its example inputs only (%s): give the axes that "
-            "may vary with dynamic_shapes; PyTorch itself fixes the length for LSTM, GRU and RNN",
-            *(task.kind, ", ".join(fixed)),
-        )
     check_norms(task.module, traced.program)
     return traced
 
 
-def _fixed_lengths(task: _Task) -> list[str]:
-    """List the shapes of the inputs whose axis after the batch counts steps of a sequence.
+def _written_free(
+    task: _Task,
+    model: ir.Model,
+    sequences: Sequences,
+    target: tuple[str | os.PathLike[str], Callable[[Path], dict[int, float]]],
+) -> dict[int, float] | None:
+    """Write the model for sequences of any length, if it computes the same as the module at other lengths.
 
-    These are whole numbers, such as tokens, and what recurrent layers may read.
+    Args:
+        task: the export.
+        model: the model for the length of the example.
+        sequences: the inputs that hold sequences.
+        target: the file to write, and the check of a written model at the length of the example.
+
+    Returns:
+        what the check gave; None, with a warning, if nothing is written.
     """
-    recurrent = any(isinstance(part, torch.nn.RNNBase) for part in task.module.modules())
-    return [
-        "x".join(map(str, tensor.shape))
-        for tensor in task.call.tensors
-        if task.call.is_batched(tensor)
-        and (tensor.ndim == _STEPS if tensor.is_floating_point() and recurrent else _is_tokens(tensor))
-    ]
+    path, check = target
+    freed = with_free_length(model, task.module, sequences)
 
+    def check_lengths(draft: Path) -> dict[int, float]:
+        names = [name_of(value) for value in model.graph.inputs]
+        for length, call in sequences.others.items():
+            check_same(task.module, names, {length: call}, (), draft)
+        return check(draft)
 
-def _is_tokens(tensor: torch.Tensor) -> bool:
-    return tensor.dtype in (torch.int32, torch.int64) and tensor.ndim > 1
+    if freed is not None:
+        with contextlib.suppress(ModelError, RuntimeError, ValueError, IndexError):
+            return write_validated(freed, path, check_lengths)
+    logger.warning(
+        "%s is exported for sequences of the length of its example inputs only (%s): give the axes that "
+        "may vary with dynamic_shapes; PyTorch itself fixes the length of nn.RNN, and of what is computed "
+        "from the length",
+        *(task.kind, sequences.shapes),
+    )
+    return None
 
 
 def _check_batch(task: _Task, doubled: Call) -> None:

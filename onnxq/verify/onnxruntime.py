@@ -175,8 +175,8 @@ def _outputs(
 def _likeness(ratio: float, compared: int) -> str:
     if math.isnan(ratio):
         return "outputs not compared"
-    same = "the same outputs" if ratio == math.inf else f"SQNR {ratio:.1f} dB"
-    return f"{same} with and without optimizations ({compared} samples)"
+    alike = "equal" if ratio == math.inf else f"alike to {ratio:.1f} dB"
+    return f"outputs with and without its optimizations are {alike} ({compared} samples)"
 
 
 def _changed(ratio: float) -> Iterator[Finding]:

@@ -6,31 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calibrations import statistics, whole
 from cli import TEXT, save_data, save_model
 from PIL import Image
 
 from calibrators.statistics import Statistics
 from onnxq.calibration import sample_split
-from onnxq.calibration.shards import WHOLE, Scope, Shard
+from onnxq.calibration.shards import Scope, Shard
 from onnxq.cli import commands
-from onnxq.core.config import QuantConfig
 from onnxq.core.errors import CalibrationError, ConfigError
 from onnxq.pipelines.calibrate import calibrate, merge
 
 COUNT = 23
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    save_model(tmp_path / "m.onnx")
-    save_data(tmp_path / "d.npz", COUNT)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def statistics(file, scope=WHOLE, data="d.npz", **options):
-    config = QuantConfig(save_statistics=file, data=data, threads=2, **options)
-    return calibrate("m.onnx", config=config, scope=scope)
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def parts(count, *, moments=False, **options):
@@ -45,12 +34,6 @@ def parts(count, *, moments=False, **options):
 def merged(files, **options):
     merge(files, "merged.npz", **options)
     return Path("merged.npz").read_bytes()
-
-
-def whole(**options):
-    scope = Scope(moments=options.pop("moments", False))
-    statistics("whole.npz", scope, **options)
-    return Path("whole.npz").read_bytes()
 
 
 @pytest.mark.parametrize("moments", [False, True])
@@ -94,7 +77,7 @@ def test_a_part_reads_only_its_own_samples(folder):
     for i in range(6):
         (folder / "files" / f"{i}.png").write_bytes(b"not a picture")
     Image.new("RGB", (8, 8), (1, 200, 3)).save(folder / "files" / "2.png")
-    assert statistics("2.npz", Scope(Shard(3, 6)), "files").samples == 1
+    assert statistics("2.npz", Scope(Shard(3, 6)), data="files").samples == 1
 
 
 def test_a_part_goes_on_after_an_interrupt(monkeypatch):

@@ -408,6 +408,20 @@ def test_help_fits_a_terminal_and_explains_all_options(capsys, monkeypatch, name
     assert out.startswith(f"usage: onnxq {name} ")
 
 
+def test_help_keeps_names_whole_and_shows_examples(capsys, monkeypatch):
+    for columns in ("80", "90", "100"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert run("quantize", "--help") == 0
+        words = capsys.readouterr().out.split()
+        assert not [word for word in words if word.endswith("-") and word.strip("-")]
+        assert {"full-bias,", "vitis-xint8,"} <= set(words)
+    assert run("--help") == 0
+    out = capsys.readouterr().out
+    assert "positional arguments" not in out
+    assert "onnxq quantize model.onnx int8.onnx --data samples/" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
 def test_help_lists_every_option_with_choices_and_defaults(capsys):
     assert run("quantize", "--help") == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -452,6 +466,7 @@ def test_what_needs_no_model_imports_nothing_heavy(arguments):
 # --- the Python API -------------------------------------------------------------------------------
 
 PUBLIC = [
+    "CacheResult",
     "Calibration",
     "CalibrationError",
     "ConfigError",
@@ -467,6 +482,7 @@ PUBLIC = [
     "calibrate",
     "convert",
     "merge",
+    "quantize_cache",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weights",

@@ -59,6 +59,16 @@ LANGUAGE_MODEL = """g (int64[N, S] input) => (float[N, S, 64] logits)
 }"""
 """A model of the next token for the page about such: behind each id comes the one that is larger by 1."""
 
+DECODER = """g (float[N, S, 16] x, float[N, P, 16] keys) => (float[N, S, 16] y, float[N, T, 16] all_keys)
+<float[16, 16] w> {
+    k = MatMul(x, w)
+    all_keys = Concat <axis = 1> (keys, k)
+    t = Transpose <perm = [0, 2, 1]> (all_keys)
+    s = MatMul(x, t)
+    p = Softmax(s)
+    y = MatMul(p, all_keys)
+}"""
+
 FACTORY = """import torch
 
 
@@ -113,6 +123,10 @@ def make_language_model(folder):
     write(parse(LANGUAGE_MODEL, table=table, last=last), folder / "model.onnx")
     ids = (np.arange(12)[:, None] * 5 + np.arange(16)) % 64
     np.savez(folder / "samples" / "a.npz", input=ids.astype(np.int64))
+    write(parse(DECODER), folder / "decoder.onnx")
+    (folder / "turns").mkdir()
+    x = np.random.default_rng(2).normal(size=(12, 7, 16)).astype(np.float32)
+    np.savez(folder / "turns" / "a.npz", x=x, keys=np.zeros((12, 0, 16), np.float32))
 
 
 @pytest.mark.slow

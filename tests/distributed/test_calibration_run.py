@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli import save_data, save_model
+from calibrations import config, whole
+from cli import save_data
 
 from calibrators.statistics import Statistics
 from onnxq.calibration.shards import Scope, Shard
@@ -24,22 +25,7 @@ from onnxq.pipelines.prepare import prepare_for_all
 
 COUNT = 90
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    save_model(tmp_path / "m.onnx")
-    save_data(tmp_path / "d.npz", COUNT)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def config(file, **options):
-    return QuantConfig(data="d.npz", save_statistics=file, **options)
-
-
-def whole(moments=False, **options):
-    calibrate("m.onnx", config=config("whole.npz", **options), scope=Scope(moments=moments))
-    return Path("whole.npz").read_bytes()
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 class Here:
@@ -93,7 +79,7 @@ def counted(here):
 @pytest.mark.parametrize("moments", [False, True])
 @pytest.mark.parametrize("order", [0, -1])
 def test_lost_work_is_done_again_exactly_once(order, moments, caplog):
-    expected = whole(moments)
+    expected = whole(moments=moments)
     here = Here(job(moments), lost={1, 4, 9, 14}, order=order)
     found, schedule = counted(here)
     assert found == expected
@@ -131,7 +117,7 @@ def test_units_cover_all_samples_and_keep_batches():
 
 @pytest.mark.parametrize("command", ["--workers 2", "--workers 2 --with-moments --batch-size 4"])
 def test_processes(command):
-    expected = whole("--with-moments" in command)
+    expected = whole(moments="--with-moments" in command)
     assert commands.main(["calibrate", "m.onnx", "s.npz", "--data", "d.npz", *command.split()]) == 0
     assert Path("s.npz").read_bytes() == expected
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli import save_data, save_model
+from calibrations import config, whole
+from cli import save_data
 
 from calibrators.statistics import Statistics
 from onnxq.calibration.shards import Scope
@@ -25,7 +26,7 @@ from onnxq.pipelines.calibrate import calibrate
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("folder")]
 
 COUNT = 60
 TWO = Cluster(workers=2, cpus=0.5)
@@ -41,27 +42,10 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    save_model(tmp_path / "m.onnx")
-    save_data(tmp_path / "d.npz", COUNT)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def config(file="s.npz", **options):
-    return QuantConfig(data="d.npz", save_statistics=file, **options)
-
-
-def whole(moments=False):
-    calibrate("m.onnx", config=config("whole.npz"), scope=Scope(moments=moments))
-    return Path("whole.npz").read_bytes()
-
-
 @pytest.mark.parametrize("moments", [False, True])
 def test_actors(moments):
     calibrate_on("m.onnx", config(batch_size=4), Workers(cluster=TWO), scope=Scope(moments=moments))
-    assert Path("s.npz").read_bytes() == whole(moments)
+    assert Path("s.npz").read_bytes() == whole(moments=moments)
 
 
 def test_trials_on_actors():
@@ -111,7 +95,7 @@ def test_an_error_of_a_sample_comes_through(folder):
 @pytest.fixture
 def rows():
     x = np.load("d.npz")["x"]
-    return ray.data.from_items([{"x": each, "id": i} for i, each in enumerate(x)])
+    return ray.data.from_items([{"x": each, "id": i} for i, each in enumerate(x)], override_num_blocks=4)
 
 
 def same(statistics):

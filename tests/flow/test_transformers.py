@@ -34,18 +34,9 @@ PARTS = {"bert": "bert", "t5": "t5_decoder", "llama": "llama_past"}
 """The part of each kind that is tried; scripts/bench_language tries all kinds."""
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """A function: kind -> the file of its part, exported once."""
-    made = {}
-
-    def file(kind):
-        if kind not in made:
-            folder = tmp_path_factory.mktemp(kind)
-            (made[kind],) = tiny_transformers.export(kind, folder, [PARTS[kind]])
-        return made[kind]
-
-    return file
+def exported(kind):
+    """The file of the part of a kind that is tried."""
+    return tiny_transformers.exported_once(kind, PARTS[kind])
 
 
 def fused(model, folder):
@@ -60,7 +51,7 @@ def norms(counts):
 
 
 @pytest.mark.parametrize("kind", PARTS)
-def test_all_modes_and_targets_are_accurate_and_keep_fusions(kind, exported, tmp_path):
+def test_all_modes_and_targets_are_accurate_and_keep_fusions(kind, tmp_path):
     path, out = exported(kind), tmp_path / "out.onnx"
     static = {"mode": "static", "time_limit": 5.0, "autotune": "off"}
     before = fused(str(path), tmp_path)
@@ -82,7 +73,7 @@ def test_all_modes_and_targets_are_accurate_and_keep_fusions(kind, exported, tmp
         assert result.quality.sqnr > least, (result.plan.target, result.quality.sqnr)
 
 
-def test_prefill_and_decode_equal_one_pass(exported, tmp_path):
+def test_prefill_and_decode_equal_one_pass(tmp_path):
     cached, out = exported("llama"), tmp_path / "int4.onnx"
     quantize_weights(cached, out, QuantConfig(mode="weight-only", verify="off"))
     model = load(out)

@@ -21,6 +21,7 @@ from onnxq.pipelines.acceptance import (
     verdict_warnings,
 )
 from onnxq.verify.accuracy import OutputQuality, Quality
+from onnxq.verify.metrics.task_metric import MetricResult
 from onnxq.verify.verdict import refused, unchecked
 
 
@@ -113,6 +114,14 @@ def test_what_cannot_be_trusted_is_refused(doubt, told):
     with pytest.raises(ModelError, match=re.escape(told)) as error:
         judged(**doubt)
     assert "--strict, so nothing is written" in str(error.value)
+
+
+@pytest.mark.parametrize(("exact", "smaller", "count"), [(0.0, False, 1), (0.0, True, 0), (0.4, False, 0)])
+def test_a_metric_that_float_fails_judges_nothing(exact, smaller, count):
+    metric = MetricResult("map:yolo", 0.0, exact, 4, smaller=smaller)
+    told = list(output_warnings(Quality({}, 4, metric=metric), ""))
+    assert len(told) == count
+    assert all("the float model itself has map:yolo 0" in text for text in told)
 
 
 def test_a_failed_check_is_a_warning():

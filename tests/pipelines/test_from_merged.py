@@ -3,21 +3,16 @@
 from pathlib import Path
 
 import pytest
-from cli import save_data, save_model
+from cli import save_data
 
 import onnxq
 from calibrators.statistics import Statistics
 from onnxq.core.config import QuantConfig
 
+COUNT = 43
+
+pytestmark = pytest.mark.usefixtures("folder")
 OPTIONS = {"verify": "off", "autotune": "off", "threads": 2}
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    save_model(tmp_path / "m.onnx")
-    save_data(tmp_path / "d.npz", 43)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def merged(count, **options):

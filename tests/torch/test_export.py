@@ -402,33 +402,78 @@ def test_arguments_of_other_types_are_constants(tmp_path, example):
 
 
 class Recurrent(nn.Module):
-    """Tokens, or vectors, through a GRU."""
+    """Tokens, or vectors, through a recurrent layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[nn.RNNBase] = nn.GRU, last: bool = False) -> None:
         super().__init__()
-        self.words, self.rnn = nn.Embedding(10, 4), nn.GRU(4, 4, batch_first=True)
+        self.words, self.rnn, self.last = nn.Embedding(10, 4), kind(4, 4, batch_first=True), last
 
     def forward(self, x):
         """Read a sequence."""
-        return self.rnn(x if x.is_floating_point() else self.words(x))[0]
+        read = self.rnn(x if x.is_floating_point() else self.words(x))[0]
+        return read[:, -1] if self.last else read
+
+
+class Flattened(nn.Module):
+    """A matrix for all steps at once, which fixes their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.fc = nn.LSTM(4, 4, batch_first=True), nn.Linear(20, 2)
+
+    def forward(self, x):
+        """Read a sequence of five steps."""
+        return self.fc(self.rnn(x)[0].flatten(1))
+
+
+class Averaged(Recurrent):
+    """Divides by the number of steps of the example, which tracing makes a constant."""
+
+    def forward(self, x):
+        """Read a sequence."""
+        return super().forward(x).sum(1) / x.shape[1]
 
 
 @pytest.mark.parametrize(
     ("module", "example", "shape"),
     [
-        (Recurrent, torch.ones(2, 5, 4), "2x5x4"),
-        (Recurrent, torch.ones(2, 5, dtype=torch.long), "2x5"),
+        (lambda: Recurrent(nn.RNN), torch.ones(2, 5, 4), "2x5x4"),
+        (Flattened, torch.ones(2, 5, 4), "2x5x4"),
+        (Averaged, torch.ones(2, 5, 4), "2x5x4"),
         (lambda: nn.Embedding(10, 4), torch.ones(3, 7, dtype=torch.long), "3x7"),
         (Moded, torch.ones(2, 5, 4), None),
         (lambda: nn.Embedding(10, 4), torch.ones(3, dtype=torch.long), None),
     ],
-    ids=["vectors", "tokens", "an embedding alone", "no sequence", "one token a sample"],
+    ids=[
+        "an RNN",
+        "a matrix for all steps",
+        "a mean",
+        "an embedding alone",
+        "no sequence",
+        "a token a sample",
+    ],
 )
 def test_a_fixed_length_of_sequences_is_told(tmp_path, caplog, module, example, shape):
     export(module(), (example,), tmp_path / "m.onnx")
     told = [record.getMessage() for record in caplog.records if "sequences" in record.getMessage()]
     assert len(told) == (shape is not None)
     assert all(f"({shape})" in text and "dynamic_shapes" in text for text in told)
+    assert "length" not in str(ir.load(tmp_path / "m.onnx").graph.inputs[0].shape)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["all steps", "the last step"])
+@pytest.mark.parametrize("example", [torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.long)])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_the_length_is_free_for_lstm_and_gru(tmp_path, caplog, kind, example, last):
+    module, path = Recurrent(kind, last).eval(), tmp_path / "m.onnx"
+    export(module, (example,), path)
+    assert "sequences" not in caplog.text
+    model = ir.load(path)
+    assert [str(dim) for dim in model.graph.inputs[0].shape][:2] == ["batch", "length"]
+    assert ("length" in str(model.graph.outputs[0].shape)) is not last
+    for count, length in ((1, 1), (3, 11)):
+        more = torch.randn(count, length, 4) if example.ndim > 2 else torch.randint(10, (count, length))
+        torch.testing.assert_close(torch.from_numpy(run(path, x=more)[0]), module(more).detach())
 
 
 def test_a_free_length_that_was_asked_for_is_not_told(tmp_path, caplog):

@@ -12,7 +12,8 @@ from calibrators.statistics.stability import stability
 from onnxq.algorithms.sensitivity.analysis import Sensitivity
 from onnxq.cli.terminal import print_json, warn
 from onnxq.graph.files import size_on_disk
-from onnxq.pipelines.convert import Converted
+from onnxq.pipelines.conversions.cache import CacheResult
+from onnxq.pipelines.conversions.convert import Converted
 from onnxq.pipelines.inspection import Inspection
 from onnxq.pipelines.report.plain import plain, plan_of, quality_of
 from onnxq.pipelines.result import QuantResult
@@ -28,8 +29,8 @@ def print_result(result: QuantResult) -> None:
         warn(warning)
 
 
-def print_conversion(model: str, output: str, result: Converted) -> None:
-    """Print a conversion to another float type; the warnings go to stderr too.
+def print_conversion(model: str, output: str, result: Converted | CacheResult) -> None:
+    """Print a conversion to another float type, or of caches; the warnings go to stderr too.
 
     Args:
         model: path of the given model.

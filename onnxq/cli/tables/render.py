@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from shlex import quote
 from typing import Literal
 
@@ -28,7 +29,8 @@ from onnxq.cli.tables.tree import counts, tree, without_names
 from onnxq.cli.terminal import ERR, OUT, warn
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.files import size_on_disk
-from onnxq.pipelines.convert import Converted
+from onnxq.pipelines.conversions.cache import CacheResult
+from onnxq.pipelines.conversions.convert import Converted
 from onnxq.pipelines.inspection import Inspection
 from onnxq.pipelines.report.activations import stabilities
 from onnxq.pipelines.report.bits import told_types
@@ -88,6 +90,35 @@ def show_conversion(output: str, result: Converted, *, quiet: bool, every_node: 
         for text in quality_rows(result.quality, "the given model"):
             table.add_row("accuracy", text)
         table.add_row("measured on", f"{result.judged_on}: {result.quality.samples}")
+        table.add_row("time", f"{result.seconds:.1f} s")
+        print_table(table)
+    for warning in result.warnings:
+        warn(warning)
+
+
+def show_cache(output: str, result: CacheResult, *, quiet: bool) -> None:
+    """Print the closing table of caches in int8, then the warnings.
+
+    Args:
+        output: path of the written model.
+        result: the result to print.
+        quiet: print only the warnings.
+    """
+    if not quiet:
+        table = _table(output)
+        for axis, count in Counter(result.axes.values()).most_common():
+            scales = "one scale" if axis is None else f"a scale for each channel of axis {axis}"
+            table.add_row("caches", f"{count} in int8, {scales}")
+        if result.position_bytes is not None:
+            table.add_row("a position", "{:,} -> {:,} bytes in all caches".format(*result.position_bytes))
+        table.add_row("size", _sizes(result.before, result.after, "the given model"))
+        outputs = result.quality.outputs
+        others = {name: found for name, found in outputs.items() if name not in result.axes}
+        for text in quality_rows(replace(result.quality, outputs=others), "the given model"):
+            table.add_row("accuracy", text)
+        worst = min(result.axes, key=lambda name: outputs[name].sqnr)
+        table.add_row("accuracy", f"worst cache, {worst}: SQNR {outputs[worst].sqnr:.2f} dB")
+        table.add_row("measured on", f"{result.judged_on}: {result.quality.samples}, all positions rounded")
         table.add_row("time", f"{result.seconds:.1f} s")
         print_table(table)
     for warning in result.warnings:

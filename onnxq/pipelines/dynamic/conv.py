@@ -1,6 +1,7 @@
 """Quantize Conv: ConvInteger, followed by per-channel scales and the bias in float.
 
-ONNX Runtime has no fused kernel for these, and its ConvInteger is seldom faster than its float convolution.
+ONNX Runtime has no fused kernel for these. Weights are uint8 with 128 as zero point: the same numbers, which
+its older versions take (1.20 has no ConvInteger for int8), and newer ones run four times as fast (1.31).
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import onnx_ir as ir
 from onnxq.graph.nodes import constant_value, input_at
 from onnxq.pipelines.dynamic.input_checks import is_computed, needs_float, weight_obstacle
 from onnxq.pipelines.dynamic.matmul import LONGEST_SUM
-from onnxq.pipelines.dynamic.rewriter import FLOAT, Array, ModelRewriter
+from onnxq.pipelines.dynamic.rewriter import FLOAT, Array, Layout, ModelRewriter
+
+SHIFT = 128
+"""The zero point of the stored weights."""
 
 
 def conv_obstacle(node: ir.Node) -> str | None:
@@ -37,8 +41,9 @@ def rewrite_conv(node: ir.Node, rewriter: ModelRewriter) -> None:
     assert data is not None
     assert weight is not None
     levels, scale, zero = rewriter.quantized(data, node)
-    factors, factor_scale = rewriter.packed(weight, 0)
-    (sums,) = rewriter.add("ConvInteger", [levels, factors, zero], node, dict(node.attributes))
+    factors, factor_scale = rewriter.packed(weight, 0, _SHIFTED)
+    middle = rewriter.constant("conv_weight_zero_point", np.array(SHIFT, np.uint8))
+    (sums,) = rewriter.add("ConvInteger", [levels, factors, zero, middle], node, dict(node.attributes))
     (reals,) = rewriter.add("Cast", [sums], node, FLOAT)
     (scales,) = rewriter.add("Mul", [scale, _beside(factor_scale, weight, rewriter)], node)
     (real,) = rewriter.add("Mul", [reals, scales], node)
@@ -46,6 +51,14 @@ def rewrite_conv(node: ir.Node, rewriter: ModelRewriter) -> None:
     if bias is not None:
         (real,) = rewriter.add("Add", [real, _beside(bias, weight, rewriter)], node)
     rewriter.replace(node, real)
+
+
+def _shifted(integers: Array) -> Array:
+    """Store int8 as uint8."""
+    return (integers.astype(np.int16) + SHIFT).astype(np.uint8)
+
+
+_SHIFTED = Layout(integers=_shifted)
 
 
 def _beside(value: ir.Value, weight: ir.Value, rewriter: ModelRewriter) -> ir.Value:

@@ -59,9 +59,10 @@ def plan_nodes(model: ir.Model, scheme: DynamicScheme) -> QuantPlan:
 
 def _stored(node: ir.Node, float_kernel: str, scheme: DynamicScheme) -> StoredWeights:
     """The format of the weights that a node gets; a table that is looked up multiplies nothing."""
-    half = scheme.form is WeightForm.FLOAT16
     multiplies = scheme.form is WeightForm.INTEGERS and not float_kernel and node.op_type != "Gather"
-    return StoredWeights(ir.DataType.FLOAT16 if half else scheme.weight.dtype, multiplied=multiplies)
+    dtype = ir.DataType.FLOAT16 if scheme.form is WeightForm.FLOAT16 else scheme.weight.dtype
+    shifted = multiplies and node.op_type == "Conv"  # see `rewrite_conv`
+    return StoredWeights(ir.DataType.UINT8 if shifted else dtype, multiplied=multiplies)
 
 
 def rewrite(model: ir.Model, plan: QuantPlan, scheme: DynamicScheme, known: Known | None = None) -> ir.Model:

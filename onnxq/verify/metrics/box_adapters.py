@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq.core.errors import ConfigError
-from onnxq.verify.metrics.task_metric import Array, Seen, log_shares
+from onnxq.verify.metrics.task_metric import Array, Seen
+from onnxq.verify.outputs.next_token import log_shares
 
 LEAST_SCORE, MOST_OVERLAP, MOST_BOXES = 0.001, 0.7, 300
 """What Ultralytics validates with: the least score, the largest overlap of a class, the most boxes."""

@@ -19,20 +19,21 @@ from onnxq.verify.metrics.segmentation import miou
 from onnxq.verify.metrics.task_metric import TaskMetric
 from onnxq.verify.metrics.transcripts import error_rate
 from onnxq.verify.metrics.user_function import PLACE, load_function, user_metric
+from onnxq.verify.outputs.next_token import find_vocabulary
 
-_BUILT_IN: Mapping[str, Callable[[str, Mapping[str, str]], TaskMetric]] = {
+_BUILT_IN: Mapping[str, Callable[[str, ir.Model], TaskMetric]] = {
     "top1": lambda _, __: top(1),
     "top5": lambda _, __: top(5),
     "map": lambda adapter, _: mean_precision(adapter),
     "miou": lambda _, __: miou(),
-    "wer": lambda file, metadata: error_rate("wer", file, metadata),
-    "cer": lambda file, metadata: error_rate("cer", file, metadata),
+    "wer": lambda file, model: error_rate("wer", file, model.metadata_props),
+    "cer": lambda file, model: error_rate("cer", file, model.metadata_props),
     "cosine": lambda _, __: cosine(),
     "spearman": lambda _, __: spearman(),
     "kl": lambda _, __: kl(),
-    "perplexity": lambda _, __: perplexity(),
+    "perplexity": lambda _, model: perplexity(find_vocabulary(model)),
 }
-"""Name -> what makes the metric of the text after a colon, and of the model's metadata."""
+"""Name -> what makes the metric of the text after a colon, and of the model."""
 
 _WITH_ARGUMENT = ("map", "wer", "cer")
 
@@ -42,7 +43,7 @@ def find_metric(metric: Any, model: ir.Model) -> TaskMetric | None:
 
     Args:
         metric: the option.
-        model: the float model, whose metadata may hold an alphabet.
+        model: the float model, whose metadata may hold an alphabet, and whose inputs may hold token ids.
 
     Raises:
         ConfigError: there is no such metric, or what it needs is not there.
@@ -59,7 +60,7 @@ def find_metric(metric: Any, model: ir.Model) -> TaskMetric | None:
             f"metric {metric!r}: expected FILE.py:FUNCTION or one of {', '.join(_BUILT_IN)} "
             "(map:yolo, map:detr, map:boxes; wer:FILE and cer:FILE with an alphabet)"
         )
-    return replace(_BUILT_IN[name](argument, model.metadata_props), smaller=name in SMALLER_IS_BETTER)
+    return replace(_BUILT_IN[name](argument, model), smaller=name in SMALLER_IS_BETTER)
 
 
 def settled(goal: Goal | None, config: QuantConfig) -> tuple[Goal | None, QuantConfig]:

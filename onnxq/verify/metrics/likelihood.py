@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from onnxq.core.errors import ConfigError
-from onnxq.verify.metrics.task_metric import Array, Seen, TaskMetric, log_shares, scores_of
+from onnxq.verify.metrics.task_metric import Seen, TaskMetric, scores_of
+from onnxq.verify.outputs.next_token import Vocabulary, divergences, log_shares
 from onnxq.verify.outputs.tally import class_axis
 
 
@@ -24,9 +26,13 @@ def kl() -> TaskMetric:
     return TaskMetric("kl", _divergence, _mean, needs_labels=False)
 
 
-def perplexity() -> TaskMetric:
-    """Return the perplexity."""
-    return TaskMetric("perplexity", _surprise, _exp_of_mean, needs_labels=False)
+def perplexity(words: Vocabulary | None) -> TaskMetric:
+    """Return the perplexity.
+
+    Args:
+        words: the ids that the model takes; without, every sample needs a label.
+    """
+    return TaskMetric("perplexity", partial(_surprise, words), _exp_of_mean, needs_labels=False)
 
 
 def _divergence(seen: Seen) -> tuple[float, int]:
@@ -37,19 +43,22 @@ def _divergence(seen: Seen) -> tuple[float, int]:
     if given is None or axis is None:
         raise ConfigError("the metric kl does not suit the model: it has no output with scores of classes")
     exact, other = log_shares(seen.expected[name], axis), log_shares(given, axis)
-    each = (np.exp(exact) * (exact - other)).sum(axis)
+    each = divergences(exact, other, axis)
     return float(each.sum()), each.size
 
 
-def _surprise(seen: Seen) -> tuple[float, int]:
+def _surprise(words: Vocabulary | None, seen: Seen) -> tuple[float, int]:
     """Return the sum of negative log likelihoods, and their number."""
     logs = log_shares(scores_of(seen, "perplexity"), -1)
-    logs = logs.reshape(-1, logs.shape[-1])
-    if seen.label is not None:
-        targets = np.asarray(seen.label).reshape(-1)
-    else:
-        ids, mask = _ids(seen)
-        targets = np.append(np.where(mask, ids, -1)[1:], -1)
+    targets = seen.label
+    if targets is None:
+        targets = words and words.following(seen.feeds, logs.shape[:-1])
+        if targets is None:
+            raise ConfigError(
+                "the metric perplexity: the model has no input of token ids at the positions of its output: "
+                "give labels"
+            )
+    targets, logs = np.asarray(targets).reshape(-1), logs.reshape(-1, logs.shape[-1])
     if targets.shape != (len(logs),) or targets.dtype.kind not in "iu":
         raise ConfigError(
             f"the metric perplexity: the output has {len(logs)} positions, the label of {seen.name} has "
@@ -59,19 +68,6 @@ def _surprise(seen: Seen) -> tuple[float, int]:
         raise ConfigError(f"the metric perplexity: {int(targets.max())} is no token of {logs.shape[1]}")
     places = np.flatnonzero(targets >= 0)
     return float(-logs[places, targets[places]].sum()), len(places)
-
-
-def _ids(seen: Seen) -> tuple[Array, Array]:
-    """Return the input ids and which of them count."""
-    whole = {
-        name: array for name, array in seen.feeds.items() if array.dtype.kind in "iu" and array.ndim == 2
-    }
-    name = next((name for name in whole if "ids" in name and "type" not in name and "pos" not in name), "")
-    if not name:
-        raise ConfigError("the metric perplexity: the model has no input of token ids: give labels")
-    ids = whole[name].reshape(-1)
-    mask = next((array.reshape(-1) > 0 for key, array in whole.items() if "mask" in key), ids >= 0)
-    return ids, mask
 
 
 def _mean(records: Sequence[tuple[float, int]]) -> float:

@@ -145,14 +145,3 @@ def scores_of(seen: Seen, metric: str) -> Array:
         f"the metric {metric} does not suit the model: it has no output with scores, only "
         f"{', '.join(seen.outputs)}. Give a function of your own: --metric FILE.py:FUNCTION"
     )
-
-
-def log_shares(scores: Array, axis: int) -> Array:
-    """Return the logarithms of probabilities, whether ``scores`` are logits or probabilities already."""
-    scores = scores.astype(np.float64)
-    if scores.min() >= 0 and np.allclose(scores.sum(axis), 1, atol=1e-3):
-        shares: Array = np.log(np.maximum(scores, 1e-12))
-        return shares
-    shifted = scores - scores.max(axis, keepdims=True)
-    logs: Array = shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
-    return logs

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from calibrators.data.caches import find_caches
 from calibrators.session import as_model
 from onnxq.graph.nodes import name_of
 from onnxq.graph.operators import WEIGHTED, data_values
@@ -61,11 +62,11 @@ def output_kinds(model: ir.Model | str | os.PathLike[str]) -> Mapping[str, Outpu
         CalibrationError: the file cannot be read.
     """
     loaded = as_model(model)
-    outputs = loaded.graph.outputs
+    outputs, caches = loaded.graph.outputs, {name_of(each.present) for each in find_caches(loaded.graph)}
     if not selects(loaded) and not loaded.functions and all(map(_is_float, outputs)):
         words = find_vocabulary(loaded)
         return {
-            name_of(value): OutputKind(measured=True, vocabulary=words, decides=decides(value))
+            name_of(value): OutputKind(measured=True, vocabulary=words, decides=_decides(value, caches))
             for value in outputs
         }
     copy = loaded.clone()
@@ -74,9 +75,14 @@ def output_kinds(model: ir.Model | str | os.PathLike[str]) -> Mapping[str, Outpu
     ir.passes.Sequential(UniqueNamesPass(), InferShapesPass())(copy)
     rows, words = selected_rows(copy), find_vocabulary(copy)
     return {
-        name_of(value): OutputKind(_is_measured(value), rows.get(value), words, decides(value))
+        name_of(value): OutputKind(_is_measured(value), rows.get(value), words, _decides(value, caches))
         for value in copy.graph.outputs
     }
+
+
+def _decides(value: ir.Value, caches: Collection[str]) -> bool | None:
+    """Whether the largest entries of an output are decisions: those of keys and values are none."""
+    return False if name_of(value) in caches else decides(value)
 
 
 def float_kinds(model: ir.Model) -> Mapping[str, OutputKind]:

@@ -92,7 +92,7 @@ class Tally:
     def _add_tokens(self, reference: Array, actual: Array, feeds: Mapping[str, Any]) -> None:
         words = self.kind.vocabulary
         if words is not None and words.gives_logits(reference):
-            self._next_token.add(reference, actual, words.ids(feeds, reference.shape[:-1]))
+            self._next_token.add(reference, actual, words.following(feeds, reference.shape[:-1]))
 
     def _add_positions(self, reference: Array, actual: Array) -> None:
         if self._is_measured(reference):

@@ -158,6 +158,44 @@ def test_coco_boxes_are_moved_into_the_input(pictures):
     assert label["crowd"].tolist() == [False]
 
 
+COCO = {
+    "images": [{"id": 4, "file_name": "a.png"}],
+    "categories": [{"id": 7}],
+    "annotations": [{"image_id": 4, "category_id": 7, "bbox": [0, 0, 3, 3]}],
+}
+BOX = COCO["annotations"][0]
+
+
+@pytest.mark.parametrize(
+    ("part", "entries", "told"),
+    [
+        (
+            "annotations",
+            [BOX, BOX | {"image_id": 5}],
+            "1 of 2 annotations have image_ids that are not in the list of images: 5",
+        ),
+        ("annotations", [BOX | {"category_id": 8}], "category_ids that are not in the list of categories: 8"),
+        ("annotations", [{"image_id": 4, "category_id": 7}], r"annotations\[0\] has no 'bbox'"),
+        ("annotations", [BOX | {"bbox": [0, 0, 3]}], r"bbox \[0, 0, 3\]: expected \[x, y, width, height\]"),
+        ("images", [{"id": 4}], r"images\[0\] has no 'file_name'"),
+        ("images", {"4": "a.png"}, "'images' is no list"),
+        ("categories", ["dog"], r"categories\[0\] has no 'id'"),
+    ],
+)
+def test_coco_files_that_do_not_hold_together_are_refused(tmp_path, part, entries, told):
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(COCO | {part: entries}))
+    with pytest.raises(CalibrationError, match=f"coco.json.*{told}"):
+        read_labels(path, named=True)
+
+
+def test_an_empty_coco_file_is_told(tmp_path):
+    path = tmp_path / "coco.json"
+    path.touch()
+    with pytest.raises(CalibrationError, match=r"coco.json is empty"):
+        read_labels(path, named=True)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [("x.json", "[]"), ("x.json", "{"), ("x.csv", ""), ("x.npy", "no array"), ("x.txt", "1")],

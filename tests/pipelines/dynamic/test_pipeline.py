@@ -160,6 +160,17 @@ def test_conv_only_if_included(make):
     assert made.closeness() > 35
 
 
+def test_conv_reads_what_every_onnx_runtime_takes(make):
+    """Older versions, such as 1.20, have ConvInteger for uint8 only."""
+    made = make(CONV, include=("op:Conv",))
+    (node,) = [node for node in made.model.graph if node.op_type == "ConvInteger"]
+    _, weight, zero, weight_zero = node.inputs
+    assert [value.dtype for value in (weight, weight_zero)] == [ir.DataType.UINT8] * 2
+    assert zero.producer().op_type == "DynamicQuantizeLinear"
+    assert weight_zero.const_value.numpy() == 128
+    assert "uint8 weights" in str(next(iter(made.result.plan.stored_weights.values())))
+
+
 @pytest.mark.parametrize("text", ["float[N,4,12] x", "float[N,4,12,12] x"])
 def test_padding_is_zero_wherever_the_zero_point_lies(make, text):
     """Data far from zero: were the padding not its zero point, the edges would be wrong."""

@@ -7,9 +7,11 @@ from seeing import seen, value
 
 from onnxq.core.errors import ConfigError
 from onnxq.verify.metrics.likelihood import kl, perplexity
+from onnxq.verify.outputs.next_token import Vocabulary
 
 RNG = np.random.default_rng(0)
 FLOAT, INT8 = RNG.normal(size=(2, 1, 5, 7))
+WORDS = Vocabulary(7, ("input_ids",), ("attention_mask",))
 IDS = RNG.integers(0, 7, (1, 5))
 
 
@@ -23,21 +25,23 @@ def test_divergence_of_logits_and_of_probabilities(form):
 def test_perplexity_of_the_next_token_and_of_given_ones():
     logs = log_softmax(FLOAT[0], -1)
     shifted = np.exp(-np.mean([logs[n, IDS[0, n + 1]] for n in range(4)]))
-    assert value(perplexity(), seen(FLOAT, input_ids=IDS)) == pytest.approx(shifted)
+    assert value(perplexity(WORDS), seen(FLOAT, input_ids=IDS)) == pytest.approx(shifted)
     masked = np.exp(-np.mean([logs[n, IDS[0, n + 1]] for n in range(2)]))
     mask = np.array([[1, 1, 1, 0, 0]])
-    assert value(perplexity(), seen(FLOAT, input_ids=IDS, attention_mask=mask)) == pytest.approx(masked)
+    assert value(perplexity(WORDS), seen(FLOAT, input_ids=IDS, attention_mask=mask)) == pytest.approx(masked)
     given = np.exp(-np.mean([logs[n, IDS[0, n]] for n in (0, 3)]))
     label = np.where(np.isin(np.arange(5), (0, 3)), IDS[0], -100)
-    assert value(perplexity(), seen(FLOAT, label=label)) == pytest.approx(given)
+    assert value(perplexity(WORDS), seen(FLOAT, label=label)) == pytest.approx(given)
 
 
 def test_what_does_not_suit_is_told():
     with pytest.raises(ConfigError, match="5 positions"):
-        value(perplexity(), seen(FLOAT, label=[1, 2]))
+        value(perplexity(WORDS), seen(FLOAT, label=[1, 2]))
     with pytest.raises(ConfigError, match="no input of token ids"):
-        value(perplexity(), seen(FLOAT, x=FLOAT))
+        value(perplexity(WORDS), seen(FLOAT, x=FLOAT))
+    with pytest.raises(ConfigError, match="no input of token ids"):
+        value(perplexity(None), seen(FLOAT, input_ids=IDS))
     with pytest.raises(ConfigError, match="is no token of 7"):
-        value(perplexity(), seen(FLOAT, label=[1, 2, 3, 4, 9]))
+        value(perplexity(WORDS), seen(FLOAT, label=[1, 2, 3, 4, 9]))
     with pytest.raises(ConfigError, match="no output with scores"):
         value(kl(), seen(IDS))

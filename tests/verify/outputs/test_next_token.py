@@ -13,11 +13,11 @@ from onnxq.verify.outputs.next_token import NextToken, NextTokenTally, Vocabular
 from onnxq.verify.outputs.output_kinds import OutputKind, output_kinds
 from onnxq.verify.outputs.tally import Tally
 
-MODEL = """g (int64[N,S] ids, int64[N,S] kinds) => (float[N,S,50] logits, float[N,S,8] hidden)
+MODEL = """g (int64[N,S] ids, int64[N,S] kinds, int64[N,S] mask) => (float[N,S,50] logits, float[N,S,8] hidden)
 <float[50,8] t, float[2,8] k, float[8,50] w>
 { e = Gather(t, ids)  f = Gather(k, kinds)  hidden = Add(e, f)  logits = MatMul(hidden, w) }"""
 
-WORDS = Vocabulary(50, ("ids",))
+WORDS = Vocabulary(50, ("ids",), ("mask",))
 
 
 def logits(seed: int, shape: tuple[int, ...] = (2, 6, 50)) -> np.ndarray:
@@ -31,7 +31,7 @@ def log_softmax(values: np.ndarray) -> np.ndarray:
 
 def found(reference: np.ndarray, actual: np.ndarray, ids: np.ndarray | None) -> NextToken:
     tally = NextTokenTally()
-    tally.add(reference, actual, ids)
+    tally.add(reference, actual, WORDS.following({} if ids is None else {"ids": ids}, reference.shape[:-1]))
     result = tally.result()
     assert result is not None
     return result
@@ -75,10 +75,24 @@ def test_no_perplexity_where_ids_are_not_predicted() -> None:
 
 
 def test_ids_are_those_of_the_same_positions() -> None:
-    ids = np.zeros((2, 6), np.int32)
-    assert WORDS.ids({"ids": ids}, (2, 6)) is not None
-    assert WORDS.ids({"ids": ids}, (2, 1)) is None
-    assert WORDS.ids({"kinds": ids}, (2, 6)) is None
+    ids = np.arange(12, dtype=np.int32).reshape(2, 6)
+    found = WORDS.following({"ids": ids}, (2, 6))
+    assert found is not None
+    assert found.tolist() == [[1, 2, 3, 4, 5, -1], [7, 8, 9, 10, 11, -1]]
+    assert WORDS.following({"ids": ids}, (2, 1)) is None
+    assert WORDS.following({"kinds": ids}, (2, 6)) is None
+
+
+def test_ids_that_fill_up_a_batch_do_not_count() -> None:
+    ids, mask = np.array([[5, 6, 7, 0]]), np.array([[1, 1, 1, 0]])
+    for given, expected in (
+        (mask, [6, 7, -1, -1]),
+        (mask.astype(bool), [6, 7, -1, -1]),
+        (ids, [6, 7, 0, -1]),
+    ):
+        found = WORDS.following({"ids": ids, "mask": given}, (1, 4))
+        assert found is not None
+        assert found.tolist() == [expected]
 
 
 def test_outputs_of_a_model_are_told_apart() -> None:

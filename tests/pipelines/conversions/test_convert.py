@@ -16,7 +16,7 @@ from onnxq.cli.commands import main
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import ConfigError, ModelError
 from onnxq.graph.files import load
-from onnxq.pipelines.convert import EXCLUDED, convert
+from onnxq.pipelines.conversions.convert import EXCLUDED, convert
 
 NETWORK = """g (float[N, 3, 8, 8] x) => (float[N, 4] y)
 <float[4, 3, 3, 3] w, float[4] b, float[4, 4] v>

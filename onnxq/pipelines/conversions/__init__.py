@@ -1,0 +1,1 @@
+"""Change the form of a model or of a table, without quantizing anything else."""
