@@ -93,19 +93,25 @@ def write_better(
         left_out = Effect(NAME, 1.0, None, seconds, kept=False, too_long=_NO_STAGES)
         return plain, (*scaling.effects, left_out)
     able = DataDraftWriter(plain.prepare, judge, plain.alone, progress)
-    able.write(work, draft)
-    after = judge.quality(draft)
-    with beside(draft) as other:
-        plain.write(plain.prepare(), other)
-        before = judge.quality(other)
-        kept = figure(after) < figure(before)
-        if not kept:
-            move(other, draft)
+    before, after, kept = _better(plain, able, draft)
     tokens = before.next_token, after.next_token
     divergence = None if tokens[0] is None or tokens[1] is None else (tokens[0].kl, tokens[1].kl)
     seconds = time.perf_counter() - started
     effect = Effect(NAME, before.noise, after.noise, seconds, kept, divergence=divergence)
     return (able if kept else plain), (*scaling.effects, effect)
+
+
+def _better(plain: DraftWriter, able: DraftWriter, draft: Path) -> tuple[Quality, Quality, bool]:
+    """Write ``draft`` by both; return the quality of both, and whether ``able`` is better and was kept."""
+    able.write(able.prepare(), draft)
+    after = able.judge.quality(draft)
+    with beside(draft) as other:
+        plain.write(plain.prepare(), other)
+        before = plain.judge.quality(other)
+        kept = figure(after) < figure(before)
+        if not kept:
+            move(other, draft)
+    return before, after, kept
 
 
 def _measured_scaling(work: WeightWork, judge: Judge, progress: Progress) -> ChannelScaling:
