@@ -109,7 +109,7 @@ def test_large_but_no_larger_than_before():
         }"""
     )
     after = simplify(before)
-    assert op_counts(after) == {"Einsum": 1}
+    assert op_counts(after) == {"MatMul": 1}
     assert_same_outputs(before, after)
 
 
