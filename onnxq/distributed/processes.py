@@ -26,7 +26,7 @@ def _begin(job: WorkerJob, threads: int) -> None:
     _WORK[:] = [job.open(threads)]
 
 
-def _count(unit: Any) -> tuple[Counted, bytes]:
+def _work_on(unit: Any) -> tuple[Counted, bytes]:
     return _WORK[0](unit)
 
 
@@ -59,9 +59,9 @@ class Processes:
         """The number of processes."""
         return self._workers
 
-    def count(self, unit: Any) -> Future[Any]:
-        """Begin to count a unit."""
-        return self._submit(_count, unit)
+    def submit(self, unit: Any) -> Future[Any]:
+        """Begin one unit of the work."""
+        return self._submit(_work_on, unit)
 
     def merge(self, parts: Sequence[bytes]) -> Future[Any]:
         """Begin to merge packed statistics."""

@@ -141,8 +141,8 @@ class RayActors:
         """The number of actors."""
         return self._cluster.workers
 
-    def count(self, unit: Any) -> Any:
-        """Begin to count a unit, at the actor with the least work."""
+    def submit(self, unit: Any) -> Any:
+        """Begin one unit of the work, at the actor with the least."""
         index = min(range(len(self._actors)), key=lambda i: self._load[i])
         actor = self._actors[index]
         report, packed = actor.run.options(num_returns=2).remote(unit)

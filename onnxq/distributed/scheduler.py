@@ -52,8 +52,8 @@ class Backend(Protocol):
     def workers(self) -> int:
         """The number of workers."""
 
-    def count(self, unit: Any) -> Ticket:
-        """Begin to count a unit, or what else the job does."""
+    def submit(self, unit: Any) -> Ticket:
+        """Begin one unit of the work."""
 
     def merge(self, parts: Sequence[Packed]) -> Ticket:
         """Begin to merge packed statistics."""
@@ -196,7 +196,7 @@ class Schedule:
         counting = sum(not work.sources for work in self._running.values())
         while self._waiting and counting < AHEAD * self._backend.workers:
             unit = self._waiting.popleft()
-            self._running[self._backend.count(unit)] = Running((unit,))
+            self._running[self._backend.submit(unit)] = Running((unit,))
             counting += 1
         at_end = not self._waiting and not self._running
         while len(self._pieces) >= FAN_IN or (at_end and len(self._pieces) > 1):

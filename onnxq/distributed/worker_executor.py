@@ -87,7 +87,7 @@ def _results(backend: Backend, items: Sequence[Any]) -> Iterator[Any]:
     while waiting or running:
         while waiting and len(running) < AHEAD * backend.workers:
             item = waiting.popleft()
-            running[backend.count(item)] = item
+            running[backend.submit(item)] = item
         ticket = backend.wait(running.keys())
         item = running.pop(ticket)
         try:

@@ -387,5 +387,6 @@ def _write_error(target: Path, error: OSError) -> ModelError:
 def save(model: ir.Model, path: Path) -> None:
     """Write a model without any check; weights of more than `INLINE_LIMIT` bytes go to `data_files`."""
     size = sum(tensor.nbytes for tensor in stored_tensors(model))
+    # Two files in a row hold more than one limit together, so a third of the files leaves room for the gaps.
     shard = max(SHARD_BYTES, -(-size // (MOST_SHARDS // 3)))
     save_model(model, path, external=size > INLINE_LIMIT, most_bytes=INLINE_BYTES, shard_bytes=shard)

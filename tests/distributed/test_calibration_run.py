@@ -37,7 +37,7 @@ class Here:
         self._counter, self._lost, self._order = Counter(job, 1), set(lost), order
         self._work, self.counted, self.merged = {}, [], 0
 
-    def count(self, unit):
+    def submit(self, unit):
         self.counted.append(unit)
         return self._ticket(lambda: self._counter.of_range(unit))
 

@@ -69,7 +69,7 @@ class Here:
     def __exit__(self, *_):
         pass
 
-    def count(self, unit):
+    def submit(self, unit):
         self._work[len(self._work)] = unit
         return len(self._work) - 1
 

@@ -172,6 +172,7 @@ def _mul(node: ir.Node, ties: ChannelUnion) -> _Labelled:
     assert other is not None
     repeated = is_broadcast(one, other)
     alike = not repeated and not is_broadcast(other, one)
+    # Of two alike, as in gated units, the factors go to the one whose channels are free so far.
     data = 1 if repeated or (alike and not ties.of(one).any()) else 0
     hold_inputs(node, ties, but=[data])
     return same(node, ties, data)

@@ -14,14 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from calibrators.collect import run_batch
 from calibrators.data.caches import Cache, find_caches
 from calibrators.data.samples import Sample
+from calibrators.errors import shorten
 from calibrators.session import open_session
 from onnxq.calibration.sample_split import Data, Samples, in_batches, open_samples
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import ModelError
+from onnxq.core.errors import CalibrationError, ModelError
 from onnxq.core.plan import LEAST_SCALE
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import CONVERT, refuse
@@ -34,6 +36,8 @@ from onnxq.graph.passes.opset import OPSETS
 from onnxq.pipelines.acceptance import output_warnings
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files
 from onnxq.verify.accuracy import AccuracyEvaluator, Quality
+
+Floats = NDArray[np.float32]
 
 HIGHEST = 127
 """The largest magnitude of an integer in the cache."""
@@ -140,14 +144,17 @@ def _measured(
     """Run the model, and choose the scales of its caches from all keys and values that it gave."""
     names = [name_of(cache.present) for cache in caches]
     session = open_session(model, outputs=names, providers=config.providers, threads=config.threads)
-    found: dict[str, dict[int | None, np.ndarray]] = {name: {} for name in names}
+    found: dict[str, dict[int | None, Floats]] = {name: {} for name in names}
     for batch in batches:
         for cache, array in zip(caches, run_batch(session, names, batch), strict=True):
             sizes, known = np.abs(np.asarray(array, np.float32)), found[name_of(cache.present)]
             for axis in _axes(cache) if sizes.size else ():
                 others = tuple(d for d in range(sizes.ndim) if d != axis)
                 largest = sizes.max(axis=others, keepdims=False).reshape(-1)
-                known[axis] = np.maximum(known.get(axis, 0), largest)
+                known[axis] = np.maximum(known.get(axis, np.float32(0)), largest)
+    empty = [name for name, largest in found.items() if not largest]
+    if empty:
+        raise CalibrationError(f"no sample gives keys or values: {shorten(empty)} is empty for all of them")
     return {name_of(cache.past): _finest(found[name_of(cache.present)]) for cache in caches}
 
 
@@ -159,7 +166,7 @@ def _axes(cache: Cache) -> list[int | None]:
     return [None, *(d for d in range(1, len(shape)) if d != cache.axis and isinstance(shape[d], int))]
 
 
-def _finest(largest: Mapping[int | None, np.ndarray]) -> CacheScale:
+def _finest(largest: Mapping[int | None, Floats]) -> CacheScale:
     """Choose the axis with the least error: the mean square of the steps, a twelfth of which is the noise."""
     axis = min(largest, key=lambda each: float(np.square(largest[each]).mean()))
     scale = np.maximum(largest[axis] / HIGHEST, LEAST_SCALE).astype(np.float32)

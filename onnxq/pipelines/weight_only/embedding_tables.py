@@ -150,9 +150,8 @@ def _by_rows(table: TiedTable, writer: BlockWriter) -> None:
         return
     first = writer.model.graph[0]  # ONNX Runtime loads no DequantizeLinear of outer constants in a body
     assert stored.scale.const_value is not None
-    flat = np.array(remapped(stored.scale.const_value).numpy()).reshape(
-        -1
-    )  # it reads no computed scales right
+    # ONNX Runtime does not read scales right that a Reshape computes.
+    flat = np.array(remapped(stored.scale.const_value).numpy()).reshape(-1)
     scale = add_initializer(writer.model, writer.name(f"{stored.scale.name}_flat"), flat)
     matrix = add_node("DequantizeLinear", [stored.levels, scale], {"axis": 0}, first, writer)
     matrix.type, matrix.shape = ir.TensorType(dtype), ir.Shape(table.matrix.sizes)

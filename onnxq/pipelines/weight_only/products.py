@@ -91,6 +91,18 @@ class Product:
             return read, count, columns
         return lambda start, stop: read(start, stop) * across[start:stop, None] * down, count, columns
 
+    def keep_float(self) -> None:
+        """Give the model the matrix with the factors, which is computed whenever it is read."""
+        if self.row_factors is None:
+            return
+        value, dtype = self.operand.value, self.operand.tensor.dtype
+        read, count, _ = self.reader()
+
+        def scaled() -> ir.TensorProtocol:
+            return ir.tensor(read_layout(read(0, count), self).astype(dtype.numpy()), name=value.name)
+
+        value.const_value = ir.LazyTensor(scaled, dtype, ir.Shape(self.operand.shape), name=value.name)
+
 
 @dataclass(frozen=True)
 class Planned:

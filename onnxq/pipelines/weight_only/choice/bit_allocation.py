@@ -95,13 +95,17 @@ def allocate_bits(
 
 
 def with_bits(work: WeightWork, bits: Mapping[str, int]) -> WeightWork:
-    """Give the products of ``work`` other widths, by the name of their nodes."""
+    """Give the products of ``work`` other widths, by the name of their nodes.
+
+    What stays float gets the factors of its channels: then the model of ``work`` is changed.
+    """
     schemes, floats = dict[str, BlockScheme](), dict[str, FloatNode]()
     for product in work.products:
         name = name_of(product.node)
         scheme = work.scheme.with_bits(bits.get(name, work.scheme.dtype.bitwidth))
         if scheme is None:
             floats[name] = FloatNode(product.node.op_type, _KEPT)
+            product.keep_float()
         else:
             schemes[name] = scheme
     integers = {name: kind for name, kind in work.plan.integer_nodes.items() if name not in floats}

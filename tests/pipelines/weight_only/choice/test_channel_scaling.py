@@ -13,13 +13,16 @@ from graphs import parse
 import onnxq
 from calibrators.session import open_session
 from onnxq.core.config import QuantConfig
+from onnxq.graph.files import load
 from onnxq.graph.nodes import add_initializer
 from onnxq.graph.passes import typed
+from onnxq.pipelines.weight_only.choice.bit_allocation import FLOAT, with_bits
 from onnxq.pipelines.weight_only.choice.channel_scaling import ChannelScaling, choose_scaling
 from onnxq.pipelines.weight_only.choice.input_squares import input_squares
+from onnxq.pipelines.weight_only.choice.rounding import EachAlone
 from onnxq.pipelines.weight_only.pipeline import _prepare
 from onnxq.pipelines.weight_only.products import read_layout
-from onnxq.pipelines.weight_only.streaming import WeightWork
+from onnxq.pipelines.weight_only.streaming import WeightWork, write_streamed
 
 HEAD = "g (int64[N,M] i) => (float[N,M,64] y) <float[50,64] t, "
 
@@ -130,3 +133,19 @@ def test_without_measured_inputs_nothing_is_scaled(tmp_path: Path) -> None:
     scaling = choose_scaling(work, {})
     assert (scaling.columns, scaling.effects) == ({}, ())
     assert scaling.applied(work).products == work.products
+
+
+@pytest.mark.parametrize("kept", [(0, 1, 2), (2,), (0, 1)])
+def test_matrices_that_stay_float_for_a_goal_are_scaled_too(kept: tuple[int, ...], tmp_path: Path) -> None:
+    path = saved(tmp_path, NORM)
+    config = QuantConfig(mode="weight-only", weight="uint8", exclude=("op:Gather",))
+    scaling = scaling_of(_prepare(path, config))
+    work = scaling.applied(_prepare(path, config))
+    names = [str(product.node.name) for product in work.products]
+    assert all((scaling.columns[name] != 1).any() for name in names)
+    bits = {name: FLOAT if place in kept else 8 for place, name in enumerate(names)}
+    changed = with_bits(work, bits)
+    output = tmp_path / "mixed.onnx"
+    write_streamed(changed, EachAlone(squares=scaling.squares), output, lambda *_: None)
+    assert error(path, output) < 1e-3  # activations are rounded to 8 bits too
+    assert [node.op_type for node in load(output).graph].count("MatMul") == len(kept)
