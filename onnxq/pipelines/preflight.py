@@ -58,11 +58,13 @@ def check_files(
 
 
 def files_written(output: str | os.PathLike[str], config: QuantConfig) -> list[Path]:
-    """List the files that a quantization writes."""
+    """List the files that a quantization writes, and those of weights that it would replace."""
+    first, *others = data_files(Path(output))
     tables = [file for path, name in config.tables for file in format_for(path, name).files(path)]
     asked = (
         output,
-        *data_files(Path(output)),
+        first,
+        *(file for file in others if file.exists()),
         config.save_statistics,
         config.search_log,
         config.report,
