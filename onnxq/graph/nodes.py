@@ -38,6 +38,12 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     return iter(ir.traversal.RecursiveGraphIterator(model.graph))
 
 
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """Return the bodies of If, Loop and Scan; none of any other node."""
+    own = (each for each in node.attributes.values() if not each.is_ref())
+    return [each.as_graph() for each in own if each.type == ir.AttributeType.GRAPH]
+
+
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether the node is one of these operators of the standard domain."""
     return node is not None and node.op_type in op_types and node.domain == STANDARD_DOMAIN

@@ -8,7 +8,7 @@ https://onnx.ai/onnx/operators/
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -149,10 +149,3 @@ def _runtime_schemas(domain: str, op_type: str) -> tuple[Any, ...]:
 @cache
 def _all_schemas() -> tuple[Any, ...]:
     return tuple(_state.get_all_operator_schema())
-
-
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yield the bodies of If, Loop and Scan."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()

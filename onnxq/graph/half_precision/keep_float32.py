@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from calibrators.extremes import Extremes
 from onnxq.core.numerics import decibels, sqnr
-from onnxq.graph.half_precision.half_forms import CONTROL_FLOW, bodies, half_form, is_float32
+from onnxq.graph.half_precision.half_forms import CONTROL_FLOW, half_form, is_float32
 from onnxq.graph.half_precision.saturate import LARGEST
-from onnxq.graph.nodes import all_nodes, constant_value, input_at, is_op, name_of
+from onnxq.graph.nodes import all_nodes, bodies, constant_value, input_at, is_op, name_of
 from onnxq.graph.operators import MOVING
 from onnxq.graph.walks import producer_of
 

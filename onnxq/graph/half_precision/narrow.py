@@ -18,7 +18,6 @@ from onnxq.core.plan import OPSET_OF_HALF_SCALES, fits_scale
 from onnxq.graph.half_precision.half_forms import (
     CONTROL_FLOW,
     HalfForm,
-    bodies,
     half_form,
     is_float32,
 )
@@ -29,6 +28,7 @@ from onnxq.graph.nodes import (
     STANDARD_DOMAIN,
     add_initializer,
     all_nodes,
+    bodies,
     constant_value,
     input_at,
     insert_after,

@@ -10,6 +10,7 @@ from onnx_ir.passes import common
 from onnxq.graph.nodes import (
     STANDARD_DOMAIN,
     all_nodes,
+    bodies,
     constant_value,
     input_at,
     int_attribute,
@@ -141,7 +142,7 @@ _FIRST_STATE = {"Loop": (2, 1), "Scan": (0, 0)}
 
 
 def _free_constants(node: ir.Node) -> bool:
-    (body,), (first, first_out) = _bodies(node), _FIRST_STATE[node.op_type]
+    (body,), (first, first_out) = bodies(node), _FIRST_STATE[node.op_type]
     if len(node.inputs) != len(body.inputs):  # Scan of opset 8 has one more
         return False
     count = len(node.inputs) - first - int_attribute(node, "num_scan_inputs", 0)
@@ -205,8 +206,3 @@ def _forget_removed_readers(model: ir.Model) -> bool:
     for node in removed:
         node.resize_inputs(0)
     return bool(removed)
-
-
-def _bodies(node: ir.Node) -> list[ir.Graph]:
-    own = (each for each in node.attributes.values() if not each.is_ref())
-    return [each.as_graph() for each in own if each.type == ir.AttributeType.GRAPH]

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.core.plan import QuantPlan
 from onnxq.graph.half_precision.narrow import Narrowing
-from onnxq.graph.nodes import all_nodes, name_of
+from onnxq.graph.nodes import all_nodes, bodies, name_of
 from onnxq.planner.eligibility import computes_reals
 
 MOST_DRAWN = 600
@@ -96,7 +96,7 @@ def outline(reference: ir.Model, plan: QuantPlan, narrowing: Narrowing | None) -
 
 def _makers(node: ir.Node, given: Mapping[ir.Value, ir.Value]) -> Iterator[ir.Node]:
     """Yield the nodes that ``node`` reads from: for control flow also the last ones of its bodies."""
-    results = [value for body in _bodies(node) for value in body.outputs]
+    results = [value for body in bodies(node) for value in body.outputs]
     for value in (*node.inputs, *results):
         maker = None if value is None else given.get(value, value).producer()
         if maker is not None:
@@ -105,12 +105,8 @@ def _makers(node: ir.Node, given: Mapping[ir.Value, ir.Value]) -> Iterator[ir.No
 
 def _entries(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
     """Yield inputs of bodies with what they hold at first: the input of Loop or Scan in the same place."""
-    for body in _bodies(node):
+    for body in bodies(node):
         yield from ((a, b) for a, b in zip(body.inputs, node.inputs, strict=False) if b is not None)
-
-
-def _bodies(node: ir.Node) -> list[ir.Graph]:
-    return [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
 
 
 def _made(key: str, members: Sequence[tuple[str, str, str]], reads: set[int]) -> OutlineNode:
