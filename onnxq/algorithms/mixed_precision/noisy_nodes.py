@@ -43,7 +43,7 @@ LEAST_SECONDS = 10.0
 LARGE_GAIN = 3.0
 """By how many dB nodes in float must be better, unless the floor needs them: it halves the noise."""
 
-KEPT_SPEED, GOOD_SPEED = 0.9, 0.6
+KEPT_SPEED, GOOD_SPEED = 0.9, 0.5
 """The least speed with nodes in float that the floor does not need, as a share of the speed before; and the
 least where the model becomes good by that."""
 
