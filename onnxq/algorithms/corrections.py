@@ -42,6 +42,11 @@ FINISH = "bias"
 So the other corrections are evaluated with it applied after them."""
 
 
+OWN_BIASES = ("rounding", "adaround", "full-bias")
+"""Corrections that may fit biases themselves, by outputs after a Relu or Clip: better than `FINISH`, which
+knows only means. They are always evaluated without it too."""
+
+
 CORRECTIONS: Mapping[str, Correction] = {
     FINISH: correct_biases,
     "center": center,
@@ -249,7 +254,8 @@ class _Trials:
     def _evaluated(self, name: str, draft: Draft, before: _Evaluated) -> _Evaluated:
         """Correct the biases of ``draft`` if that helps, and measure the noise.
 
-        Where ``draft`` is better than ``before`` with its biases corrected, it is not tried without that.
+        Where ``draft`` is better than ``before`` with its biases corrected, it is not tried without that, to
+        save time, unless the correction is one of `OWN_BIASES`.
         """
         finished = None if name == FINISH else self.finish(draft, self.context)
         plain = _Evaluated(draft, self.context)
@@ -257,7 +263,7 @@ class _Trials:
             _ = plain.noise  # evaluated here: it may fail, and its time counts
             return plain
         best = _Evaluated(finished, self.context)
-        if _helped(before.quality, best.quality):
+        if name not in OWN_BIASES and _helped(before.quality, best.quality):
             return best
         return plain if _helped(best.quality, plain.quality) else best
 

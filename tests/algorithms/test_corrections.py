@@ -185,6 +185,15 @@ def test_the_best_order_is_kept(kind, monkeypatch):
     assert len(context.evaluated) == len(set(context.evaluated)), "each chain is evaluated once"
 
 
+@pytest.mark.parametrize(("name", "kept"), [("rounding", ("rounding",)), ("equalize", ("equalize", "bias"))])
+def test_biases_that_a_correction_fitted_itself_are_kept_if_they_are_better(name, kept, monkeypatch):
+    monkeypatch.setattr(corrections, "CORRECTIONS", {name: times(name, 0.1)})
+    monkeypatch.setattr(corrections, "correct_biases", times("bias", 2.0))
+    monkeypatch.setattr(corrections, "_stages", lambda names: [(name,)])
+    draft, _ = correct(Stand((), 1.0), [name, "bias"], Bench())
+    assert draft.done == kept
+
+
 UNLIKE = """g (float[N,4,6,6] x) => (float[N,3] y)
 <float[8,4,3,3] w1, float[8] b1, float[8,4,3,3] w2, float[8] b2, float big, float[8,16,3,3] w3, float[8] b3,
  float[8,8,3,3] w4, float[8] b4, float[8,3] v> {
