@@ -24,8 +24,8 @@ UNIFORM = 0.99
 The class of two with a probability of 0.56 has this much.
 """
 
-LOOKED_AT = 4096
-"""The largest number of rows of a batch to compute the entropy of; of more, evenly spaced ones."""
+LOOKED_AT = 2**20
+"""About the largest number of scores of a batch to compute entropies of; of more, evenly spaced rows."""
 
 _SCORES = frozenset(("Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Hardmax"))
 
@@ -160,7 +160,7 @@ def _leads_to(value: ir.Value, result: ir.Value) -> bool:
 def is_peaked(output: NDArray[np.generic], axis: int) -> bool:
     """Whether the softmax along ``axis`` is not uniform in some row."""
     rows = np.moveaxis(output, axis, -1).reshape(-1, output.shape[axis])
-    rows = rows[:: max(1, -(-len(rows) // LOOKED_AT))].astype(np.float64)
+    rows = rows[:: max(1, rows.size // LOOKED_AT)].astype(np.float64)
     rows = rows[np.isfinite(rows).all(-1)]
     if not len(rows):
         return True
