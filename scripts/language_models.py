@@ -128,6 +128,17 @@ def cache_error(path: Path, ids: Ids, split: int = 200) -> float:
     return float(np.abs(np.concatenate(parts, axis=1) - once).max() / np.abs(once).max())
 
 
+def with_float_kernels(path: Path, copy: Path) -> Path:
+    """Write ``copy``, in the same folder, whose MatMulNBits compute with activations in float; return it."""
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 0
+    onnx.save(model, copy)
+    return copy
+
+
 def _present(past: str) -> str:
     return past.replace("past_key_values", "present")
 
