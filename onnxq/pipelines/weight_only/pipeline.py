@@ -35,7 +35,7 @@ from onnxq.graph.nodes import name_of
 from onnxq.graph.passes import single
 from onnxq.graph.share_transposed import share_equal, share_transposed
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files, check_is_float, check_patterns
-from onnxq.pipelines.report.evidence.material import Evidence
+from onnxq.pipelines.report.evidence.material import Evidence, attempt
 from onnxq.pipelines.report.evidence.outline import outline
 from onnxq.pipelines.report.report import Request
 from onnxq.pipelines.result import QuantResult, conclude
@@ -121,7 +121,9 @@ def quantize_weights(
 def _evidence(reference: ir.Model, plan: QuantPlan) -> Evidence:
     """What a report can tell without running both models."""
     missing = dict.fromkeys(("layers", "times", "samples"), _STREAMED)
-    return Evidence(outline=outline(reference, plan, None), missing=missing)
+    return Evidence(
+        outline=attempt("outline", lambda: outline(reference, plan, None), missing), missing=missing
+    )
 
 
 def prepare_weights(model: Path, config: QuantConfig) -> tuple[ir.Model, QuantPlan]:

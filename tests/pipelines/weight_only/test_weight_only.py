@@ -374,3 +374,14 @@ def test_the_command(tmp_path: Path) -> None:
     assert "1 of 1 MatMul" in done.stdout
     done = onnxq_command("inspect", tmp_path / "in.onnx", "--mode", "weight-only")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_report_without_its_graph_does_not_end_the_command(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such node")
+
+    monkeypatch.setattr("onnxq.pipelines.weight_only.pipeline.outline", fail)
+    page = tmp_path / "report.html"
+    made = Made(tmp_path, MATMUL, report=page)
+    assert made.counts["MatMulNBits"] == 1
+    assert "no such node" in page.read_text("utf-8")

@@ -79,15 +79,7 @@ def gather_evidence(material: Material) -> Evidence | None:
     missing: dict[str, str] = {}
 
     def tried(name: str, measure: Callable[[Material], _Found]) -> _Found | None:
-        try:
-            return measure(material)
-        except CalibrationError as error:
-            missing[name] = str(error)
-        except Exception as error:  # the model is good: only this section stays empty
-            missing[name] = f"the measurement failed ({type(error).__name__}: {error})"
-            logger.warning("report: %s: %s", name, missing[name])
-            logger.debug("where it failed", exc_info=True)
-        return None
+        return attempt(name, lambda: measure(material), missing)
 
     return Evidence(
         layers=tried("layers", _layers),
@@ -97,6 +89,22 @@ def gather_evidence(material: Material) -> Evidence | None:
         outline=tried("outline", lambda its: outline(its.reference, its.plan, its.narrowing)),
         missing=missing,
     )
+
+
+def attempt(name: str, measure: Callable[[], _Found], missing: dict[str, str]) -> _Found | None:
+    """Measure what a section of the report shows; where that fails, note in ``missing`` why, by its name.
+
+    A report is about a model that is good and written: without one of its sections it is worth having.
+    """
+    try:
+        return measure()
+    except CalibrationError as error:
+        missing[name] = str(error)
+    except Exception as error:
+        missing[name] = f"the measurement failed ({type(error).__name__}: {error})"
+        logger.warning("report: %s: %s", name, missing[name])
+        logger.debug("where it failed", exc_info=True)
+    return None
 
 
 def _layers(material: Material) -> tuple[TensorError, ...]:
