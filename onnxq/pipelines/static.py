@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -29,16 +31,16 @@ from onnxq.calibration.sample_split import Data, Samples, open_samples, origin
 from onnxq.calibration.tables.sources import check_plan, of_plan
 from onnxq.calibration.tables.table import Table
 from onnxq.core.config import QuantConfig
-from onnxq.core.errors import ConfigError
+from onnxq.core.errors import ConfigError, ModelError
 from onnxq.core.floor import Floor
 from onnxq.core.goal import Goal
 from onnxq.core.parallel import Executor
 from onnxq.core.plan import QuantPlan
 from onnxq.core.progress import Progress, silent
 from onnxq.core.unused import Wanted, refuse, tell_unused
-from onnxq.graph.files import load, write_validated, written_together
+from onnxq.graph.files import external_files, load, write_made, write_validated, written_together
 from onnxq.graph.qdq.insert_qdq import as_written
-from onnxq.pipelines.acceptance import accept_static, static_warnings
+from onnxq.pipelines.acceptance import accept_static, output_warnings, static_warnings
 from onnxq.pipelines.preflight import as_onnxq_errors, check_files
 from onnxq.pipelines.prepare import prepare
 from onnxq.pipelines.report.evidence.material import Material, gather_evidence
@@ -216,7 +218,26 @@ def _improved(
         {**(rescue.floats if rescue else {}), **(tuning.floats if tuning else {}), **reasons}
     )
     warnings = (*empty, *(search.warnings if search else ()), *(tuning.warnings if tuning else ()))
+    warnings = (*warnings, *_doubts(rescue, config))
     return _Improved(config, draft, context, table, done.effects, search, rescue, tuning, warnings)
+
+
+def _doubts(rescue: Rescue | None, config: QuantConfig) -> Iterator[str]:
+    """Yield the warnings that nothing is quantized for the sake of the floor, if so.
+
+    Raises:
+        ModelError: the same, with ``--strict``.
+    """
+    if rescue is None or rescue.refused is None:
+        return
+    doubts = list(output_warnings(rescue.refused, "")) or [f"INACCURATE: SQNR {rescue.refused.sqnr:.1f} dB. "]
+    if config.strict:
+        raise ModelError(f"--strict, so nothing is written: {'; '.join(map(str.strip, doubts))}")
+    for doubt in doubts:
+        yield (
+            f"{doubt}No model with integers is above the floor ({rescue.floor}), so the output is the "
+            "cleaned float model, with nothing quantized. --floor 0 writes the int8 model all the same."
+        )
 
 
 def _floor(config: QuantConfig, goal: Goal | None) -> Floor | None:
@@ -235,7 +256,10 @@ def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathL
     batches = () if samples.synthetic else context.fit
     narrowing = chosen_remainder(draft.model, plan, batches, config)
     written = with_ranks(as_written(draft.model, plan, narrowing), reference, samples, config)
-    accepted = write_validated(written, output, check)
+    if not plan.points and narrowing is None and _is_smaller(calibrated.path, written):
+        accepted = write_made(output, partial(shutil.copyfile, calibrated.path), check)
+    else:
+        accepted = write_validated(written, output, check)
     return QuantResult(
         request=Request(calibrated.path, os.fspath(output), calibrated.origin, config),
         plan=draft.plan,
@@ -263,6 +287,11 @@ def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathL
             Material(draft.reference, written, draft.plan, context.evaluator, context.config, narrowing)
         ),
     )
+
+
+def _is_smaller(path: str | os.PathLike[str], model: ir.Model) -> bool:
+    """Whether the file at ``path``, without external data, is smaller than that of ``model`` would be."""
+    return not external_files(load(path)) and Path(path).stat().st_size < ir.to_proto(model).ByteSize()
 
 
 def _table(model: str | os.PathLike[str], simple: ir.Model, plan: QuantPlan) -> Table:

@@ -8,6 +8,9 @@ unlike size.
 Below the floor, as many nodes change as it needs. Above it, but below `GOOD_SQNR`, more do if they gain much
 and cost little speed, or some speed where the model becomes good by them. Speed is timed where the target
 runs on this machine.
+
+Where nothing with integers holds the floor, the float model is the result: a network that is nothing but a
+spectrogram, for example.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from onnxq.algorithms.context import CorrectionContext
 from onnxq.algorithms.draft import Draft
 from onnxq.algorithms.mixed_precision.priorities import Rung, rungs
 from onnxq.algorithms.mixed_precision.replan import Replanner
-from onnxq.algorithms.mixed_precision.steps import FLOAT, Steps, steps_to
+from onnxq.algorithms.mixed_precision.steps import FLOAT, Steps, keep_float, steps_to
 from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.core.floor import GOOD_SQNR, Floor
 from onnxq.verify.accuracy import Quality
@@ -72,6 +75,7 @@ class Rescue:
         wide: the names of the nodes that got wider activations -> the type of these.
         held: whether the floor holds now.
         finished: whether the time was enough to try all nodes.
+        refused: the quality of the best model with integers, if all nodes are kept in float because of it.
     """
 
     floor: Floor
@@ -81,6 +85,7 @@ class Rescue:
     wide: Mapping[str, str]
     held: bool
     finished: bool
+    refused: Quality | None = None
 
 
 def holds(floor: Floor, quality: Quality) -> bool:
@@ -128,12 +133,15 @@ def hold(
         if not _is_good(best, floor):
             start = replace(best, nodes=())
             best = _best(start, _attempts(start.steps, rung, make, is_late), floor, context)
+    refused = None
+    if not (holds(floor, best.quality) or is_late()):
+        best, refused = _in_float(best, floor, make)
     held = holds(floor, best.quality)
     if best.draft is draft and held:
         return draft, None
     wide = best.draft.plan.widened_from(draft.plan)
     reasons, finished = _reasons(first, best), not is_late()
-    return best.draft, Rescue(floor, first.sqnr, best.sqnr, reasons, wide, held, finished)
+    return best.draft, Rescue(floor, first.sqnr, best.sqnr, reasons, wide, held, finished, refused)
 
 
 @dataclass(frozen=True)
@@ -183,6 +191,21 @@ def _attempts(start: Steps, rung: Rung, make: Replanner, is_late: Callable[[], b
         if is_late() or not changed.plan.points:
             return
         yield _Tried(nodes[:count], steps, changed, make.context.evaluate(changed))
+
+
+def _in_float(best: _Tried, floor: Floor, make: Replanner) -> tuple[_Tried, Quality | None]:
+    """Return the float model if it holds the floor, and the quality that was refused for it.
+
+    Else ``best``, also with weights of few bits: they are wanted for the space that they save.
+    """
+    if best.draft.plan.is_compact:
+        return best, None
+    steps = best.steps | keep_float(best.draft.plan.integer_nodes)
+    draft = make(steps)
+    whole = _Tried((), steps, draft, make.context.evaluate(draft))
+    if draft.plan.points or not holds(floor, whole.quality):
+        return best, None
+    return whole, best.quality
 
 
 def _counts(total: int) -> Iterator[int]:
@@ -250,5 +273,7 @@ def _reasons(first: _Tried, best: _Tried) -> Mapping[str, str]:
     reason = (
         "it makes much of the noise: with such nodes in integers the SQNR is "
         f"{first.sqnr:.1f} dB, without {best.sqnr:.1f} dB"
+        if left
+        else "no model with integers is above the floor"
     )
     return {name: reason for name in first.draft.plan.integer_nodes if name not in left}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import numpy as np
+import onnx
 import pytest
 from benches import CHAIN, bench_for
+from cli import onnxq as onnxq_command
+from cli import save_data, save_model
 
 from onnxq.algorithms.mixed_precision import noisy_nodes as module
 from onnxq.algorithms.mixed_precision.noisy_nodes import hold, holds
@@ -58,12 +63,42 @@ def test_without_real_samples_or_a_floor_nothing_is_tried(monkeypatch, floor):
     assert hold(draft, floor, context, 0.0) == (draft, None)
 
 
-def test_what_no_float_node_helps_stays_as_it_is(bench):
-    draft, context = bench("g (float[N,64] x) => (float[N,16] y) <float[64,16] w> { y = MatMul (x, w) }")
+ALONE = "g (float[N,64] x) => (float[N,16] y) <float[64,16] w> { y = MatMul (x, w) }"
+
+
+def test_what_few_float_nodes_do_not_help_becomes_float(bench):
+    draft, context = bench(ALONE)
+    better, rescue = hold(draft, Floor(200.0), context, 0.0)
+    assert not better.plan.points
+    assert context.evaluate(better).sqnr == math.inf
+    assert rescue.held
+    assert rescue.refused.sqnr == context.evaluate(draft).sqnr
+    assert rescue.floats.keys() == draft.plan.integer_nodes.keys()
+
+
+def test_few_bits_stay_where_nothing_helps(bench):
+    draft, context = bench(ALONE, weight="int4", block_size=32)
     same, rescue = hold(draft, Floor(200.0), context, 0.0)
     assert same is draft
     assert not rescue.held
     assert not rescue.floats
+    assert rescue.refused is None
+
+
+def test_the_command_writes_the_float_model_or_with_strict_nothing(tmp_path):
+    model, output = save_model(tmp_path / "in.onnx", ALONE), tmp_path / "out.onnx"
+    x = np.random.default_rng(0).normal(size=(30, 64)).astype(np.float32)
+    data = save_data(tmp_path / "data.npz", x=x)
+    given = ("quantize", model, output, "--data", data, "--floor", "200", "--autotune", "off")
+    done = onnxq_command(*given, "--strict")
+    assert done.returncode == 1
+    assert "--strict, so nothing is written: INACCURATE: SQNR" in done.stderr
+    assert not output.exists()
+    done = onnxq_command(*given)
+    assert done.returncode == 0, done.stderr
+    assert "the output is the cleaned float model" in done.stderr
+    assert [node.op_type for node in onnx.load(output).graph.node] == ["MatMul"]
+    assert output.stat().st_size <= model.stat().st_size
 
 
 def test_the_search_ends_when_its_time_is_over(bench, monkeypatch):
