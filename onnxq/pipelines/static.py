@@ -235,8 +235,8 @@ def _doubts(rescue: Rescue | None, config: QuantConfig) -> Iterator[str]:
         raise ModelError(f"--strict, so nothing is written: {'; '.join(map(str.strip, doubts))}")
     for doubt in doubts:
         yield (
-            f"{doubt}No model with integers is above the floor ({rescue.floor}), so the output is the "
-            "cleaned float model, with nothing quantized. --floor 0 writes the int8 model all the same."
+            f"{doubt}No model with integers reaches {rescue.floor.sqnr:g} dB, so the output is the cleaned "
+            "float model, with nothing quantized. --floor 0 writes the int8 model all the same."
         )
 
 

@@ -9,8 +9,8 @@ Below the floor, as many nodes change as it needs. Above it, but below `GOOD_SQN
 and cost little speed, or some speed where the model becomes good by them. Speed is timed where the target
 runs on this machine.
 
-Where nothing with integers holds the floor, the float model is the result: a network that is nothing but a
-spectrogram, for example.
+Where no model with integers reaches the SQNR of the floor, the float model is the result: a network that is
+nothing but a spectrogram, for example.
 """
 
 from __future__ import annotations
@@ -134,13 +134,13 @@ def hold(
             start = replace(best, nodes=())
             best = _best(start, _attempts(start.steps, rung, make, is_late), floor, context)
     refused = None
-    if not (holds(floor, best.quality) or is_late()):
+    if best.sqnr < floor.sqnr and not is_late():
         best, refused = _in_float(best, floor, make)
     held = holds(floor, best.quality)
     if best.draft is draft and held:
         return draft, None
     wide = best.draft.plan.widened_from(draft.plan)
-    reasons, finished = _reasons(first, best), not is_late()
+    reasons, finished = _reasons(first, best, floor), not is_late()
     return best.draft, Rescue(floor, first.sqnr, best.sqnr, reasons, wide, held, finished, refused)
 
 
@@ -267,13 +267,13 @@ def _speeds(one: _Tried, enough: _Tried, context: CorrectionContext) -> tuple[fl
     return gain([times], 2, 1), gain([times], 2, 0)
 
 
-def _reasons(first: _Tried, best: _Tried) -> Mapping[str, str]:
+def _reasons(first: _Tried, best: _Tried, floor: Floor) -> Mapping[str, str]:
     """Map the nodes that became float to the reason."""
     left = best.draft.plan.integer_nodes
     reason = (
         "it makes much of the noise: with such nodes in integers the SQNR is "
         f"{first.sqnr:.1f} dB, without {best.sqnr:.1f} dB"
         if left
-        else "no model with integers is above the floor"
+        else f"no model with integers reaches {floor.sqnr:g} dB"
     )
     return {name: reason for name in first.draft.plan.integer_nodes if name not in left}

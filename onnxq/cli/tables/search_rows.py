@@ -61,7 +61,8 @@ def _attempt(search: Search, attempt: TrialResult) -> Iterator[str]:
 def rescue_row(rescue: Rescue) -> str:
     """Return what was done where the accuracy was below the floor."""
     if rescue.refused is not None:
-        return f"all in float: SQNR {rescue.before:.2f} dB, and no model with integers holds {rescue.floor}"
+        least = f"{rescue.floor.sqnr:g} dB"
+        return f"all in float: SQNR {rescue.before:.2f} dB, and no model with integers reaches {least}"
     late = "" if rescue.finished else "; there was no time to try more nodes"
     changed = {"kept in float": rescue.floats, "with wider activations": rescue.wide}
     told = [f"{counted(len(n), 'node')} {how}: {shorten(list(n))}" for how, n in changed.items() if n]
