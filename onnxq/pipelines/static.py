@@ -230,12 +230,13 @@ def _doubts(rescue: Rescue | None, config: QuantConfig) -> Iterator[str]:
     """
     if rescue is None or rescue.refused is None:
         return
-    doubts = list(output_warnings(rescue.refused, "")) or [f"INACCURATE: SQNR {rescue.refused.sqnr:.1f} dB. "]
+    found = list(output_warnings(rescue.refused, "")) or [f"INACCURATE: SQNR {rescue.refused.sqnr:.1f} dB"]
+    doubts = [text.rstrip(". ") for text in found]
     if config.strict:
-        raise ModelError(f"--strict, so nothing is written: {'; '.join(map(str.strip, doubts))}")
+        raise ModelError(f"--strict, so nothing is written: {'; '.join(doubts)}")
     for doubt in doubts:
         yield (
-            f"{doubt}No model with integers reaches {rescue.floor.sqnr:g} dB, so the output is the cleaned "
+            f"{doubt}. No model with integers reaches {rescue.floor.sqnr:g} dB, so the output is the cleaned "
             "float model, with nothing quantized. --floor 0 writes the int8 model all the same."
         )
 
