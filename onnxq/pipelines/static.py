@@ -257,7 +257,8 @@ def _written(calibrated: Calibrated, improved: _Improved, output: str | os.PathL
     batches = () if samples.synthetic else context.fit
     narrowing = chosen_remainder(draft.model, plan, batches, config)
     written = with_ranks(as_written(draft.model, plan, narrowing), reference, samples, config)
-    if not plan.points and narrowing is None and _is_smaller(calibrated.path, written):
+    is_plain = not (plan.points or plan.half_constants or narrowing)
+    if is_plain and _is_smaller(calibrated.path, written):
         accepted = write_made(output, partial(shutil.copyfile, calibrated.path), check)
     else:
         accepted = write_validated(written, output, check)

@@ -48,7 +48,7 @@ LARGE_GAIN = 3.0
 
 KEPT_SPEED, GOOD_SPEED = 0.9, 0.5
 """The least speed with nodes in float that the floor does not need, as a share of the speed before; and the
-least where the model becomes good by that."""
+least where the model becomes good by that: an error of a hundredth of the power is worth half the speed."""
 
 FASTER = 1.1
 """The least speed of a model that becomes good, as a multiple of that of float."""
