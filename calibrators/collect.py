@@ -22,16 +22,17 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from calibrators.blocked_layout import open_unordered
 from calibrators.data.bad_samples import OnBad, refuse
 from calibrators.data.batching import parts
 from calibrators.data.samples import Sample, input_specs
 from calibrators.errors import CalibrationError
 from calibrators.fingerprint import fingerprint
 from calibrators.float8 import run
-from calibrators.gathered import Gathered
 from calibrators.held_noise import noise_feeds
 from calibrators.session import RUNTIME_ERRORS, as_model, brief, checked_feeds, open_session
 from calibrators.statistics import Statistics, TensorStatistics
+from calibrators.statistics.gathered import Gathered
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +207,8 @@ class Collector:
             self._session = self._open(self._threads // self._room)
 
     def _open(self, threads: int) -> ort.InferenceSession:
+        if self._providers[0] == "CPUExecutionProvider":
+            return open_unordered(self._model, self._names, self._channels, threads)
         return open_session(
             self._model, outputs=self._names, providers=self._providers, threads=threads, alone=False
         )

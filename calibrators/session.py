@@ -69,6 +69,7 @@ def open_session(
     alone: bool = True,
     exact: bool = True,
     save_fused: str | os.PathLike[str] | None = None,
+    layout: bool = False,
     profile: str | os.PathLike[str] | None = None,
 ) -> ort.InferenceSession:
     """Open a session that runs ``model``; the caller's model is not changed.
@@ -88,6 +89,7 @@ def open_session(
             measure times. For other models and machines it makes no difference.
         save_fused: write the graph to this path as it is after fusions, with weights in a file beside it.
             Later rewrites of the memory layout are left out, so nodes keep their names.
+        layout: with ``save_fused``, keep these rewrites too.
         profile: measure the time of each node. `end_profiling` returns the name of the profile, which begins
             with this prefix. The graph as it runs is written to the prefix plus ``.onnx``.
 
@@ -97,7 +99,8 @@ def open_session(
     _check_providers(providers)
     options = _options(threads, optimize, alone)
     if save_fused is not None:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        if not layout:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         _save_graph(options, Path(save_fused))
     if profile is not None:
         options.enable_profiling = True

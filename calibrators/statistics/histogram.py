@@ -23,6 +23,9 @@ SIDE_BITS = SIDE.bit_length() - 1
 FEW = 2048
 """Below this number of values, it is faster to look up each bin than to make a new histogram."""
 
+WAITING = 2**14
+"""Number of values that wait to be counted together, since each counting takes some time of its own."""
+
 ZERO_EXPONENT = -149
 """The exponent of a histogram that holds only zeros: below that of the smallest float32."""
 
@@ -35,12 +38,20 @@ class Histogram:
 
     Attributes:
         exponent: all magnitudes are below ``2**exponent``.
-        counts: int64, shape ``[2 * SIDE]``; ``counts[SIDE + j]`` is bin ``j``.
     """
 
     def __init__(self, exponent: int = ZERO_EXPONENT, counts: NDArray[np.int64] | None = None) -> None:
         self.exponent = exponent
-        self.counts = np.zeros(2 * SIDE, np.int64) if counts is None else counts
+        self._counts = np.zeros(2 * SIDE, np.int64) if counts is None else counts
+        self._waiting: dict[int, list[NDArray[np.float32]]] = {}
+        self._held = 0
+        self._signed = False
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Counts, int64 of shape ``[2 * SIDE]``; ``counts[SIDE + j]`` is that of bin ``j``."""
+        self._count_waiting()
+        return self._counts
 
     @property
     def width(self) -> float:
@@ -59,16 +70,33 @@ class Histogram:
             signed: whether some of them may be negative.
             weight: how often each value counts.
         """
+        self._signed |= signed
+        if values.size >= WAITING:
+            self._count(values, weight)
+            return
+        self._waiting.setdefault(weight, []).append(
+            values.flatten()
+        )  # a copy: the caller may reuse the array
+        self._held += values.size
+        if self._held >= WAITING:
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        for weight, values in self._waiting.items():
+            self._count(np.concatenate(values), weight)
+        self._waiting, self._held = {}, 0
+
+    def _count(self, values: NDArray[np.float32], weight: int) -> None:
         limit = math.ldexp(1.0, self.exponent)
         if values.size < FEW:
             bins = np.floor(values.astype(np.float64) / self.width).astype(np.int64)
-            np.add.at(self.counts, SIDE + bins, weight)
-        elif signed:
-            self.counts += weight * _exact(
+            np.add.at(self._counts, SIDE + bins, weight)
+        elif self._signed:
+            self._counts += weight * _exact(
                 values, histogram1d(values, 2 * SIDE, (-limit, limit)).astype(np.int64)
             )
         else:
-            self.counts[SIDE:] += weight * histogram1d(values, SIDE, (0.0, limit)).astype(np.int64)
+            self._counts[SIDE:] += weight * histogram1d(values, SIDE, (0.0, limit)).astype(np.int64)
 
     def widen(self, exponent: int) -> None:
         """Grow the bins until ``2**exponent`` bounds the magnitudes; never shrink them."""
@@ -76,9 +104,9 @@ class Histogram:
             return
         # After SIDE_BITS doublings there is one bin per side left; further doublings change nothing.
         shift = min(exponent - self.exponent, SIDE_BITS)
-        folded = self.counts.reshape(-1, 1 << shift).sum(axis=1)
-        self.counts = np.zeros_like(self.counts)
-        self.counts[SIDE - (SIDE >> shift) : SIDE + (SIDE >> shift)] = folded
+        folded = self._counts.reshape(-1, 1 << shift).sum(axis=1)
+        self._counts = np.zeros_like(self._counts)
+        self._counts[SIDE - (SIDE >> shift) : SIDE + (SIDE >> shift)] = folded
         self.exponent = exponent
 
     def clipped(self, low: float, high: float) -> Histogram:

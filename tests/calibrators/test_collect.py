@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from calibrators import collect as collecting
+from calibrators.blocked_layout import open_unordered
 from calibrators.collect import Collector, run_batch
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
@@ -219,9 +220,7 @@ def test_if_the_model_refuses_everything_that_is_said(model):
 def test_the_first_batch_that_is_taken_shows_how_many_may_run(model, monkeypatch):
     monkeypatch.setattr(collecting, "MOST_BYTES", 1000)
     opened: list[int] = []
-    monkeypatch.setattr(
-        collecting, "open_session", lambda *a, **k: opened.append(k["threads"]) or open_session(*a, **k)
-    )
+    monkeypatch.setattr(collecting, "open_unordered", lambda *a: opened.append(a[-1]) or open_unordered(*a))
     bad = {"x": np.ones((1, 3), np.float32), "ids": np.array([9])}
     data = [("bad", bad), ("worse", bad), *((f"s{i}", feeds(1, 100, i)) for i in range(5))]
     assert collect(model, ["h"], data, threads=4, on_bad=lambda *_: None).samples == 5
@@ -231,9 +230,7 @@ def test_the_first_batch_that_is_taken_shows_how_many_may_run(model, monkeypatch
 def test_large_tensors_are_not_many_at_a_time(model, monkeypatch):
     monkeypatch.setattr(collecting, "MOST_BYTES", 1000)
     opened: list[int] = []
-    monkeypatch.setattr(
-        collecting, "open_session", lambda *a, **k: opened.append(k["threads"]) or open_session(*a, **k)
-    )
+    monkeypatch.setattr(collecting, "open_unordered", lambda *a: opened.append(a[-1]) or open_unordered(*a))
     data = [(f"s{i}", feeds(1, 100, i)) for i in range(5)]
     one = collect(model, ["h"], data, threads=4)
     assert opened == [1, 2]  # 400 bytes a batch: two at a time, two threads each
