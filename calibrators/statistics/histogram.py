@@ -53,6 +53,10 @@ class Histogram:
         self._count_waiting()
         return self._counts
 
+    def __reduce__(self) -> tuple[type[Histogram], tuple[int, NDArray[np.int64]]]:
+        """Pickle what was counted, without values that wait."""
+        return Histogram, (self.exponent, self.counts)
+
     @property
     def width(self) -> float:
         """The width of a bin."""
