@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,6 +32,7 @@ from calibrators.float8 import run
 from calibrators.held_noise import noise_feeds
 from calibrators.session import RUNTIME_ERRORS, as_model, brief, checked_feeds, open_session
 from calibrators.statistics import Statistics, TensorStatistics
+from calibrators.statistics.folding import Folding
 from calibrators.statistics.gathered import Gathered
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,12 @@ SELECTION = 8192
 
 MOST_BYTES = 2**30
 """Limit of the memory for the observed tensors of all batches under way."""
+
+COUNTED_BYTES = 2**22
+"""Size of the observed tensors of small batches that are counted together."""
+
+MOST_COUNTED = 64
+"""Largest number of batches that are counted together."""
 
 WAITING = 2
 """Number of batches that may wait for a thread, so that no thread waits for the data source."""
@@ -131,6 +138,8 @@ class Collector:
         self._session = self._open(1)
         self._pool = ThreadPoolExecutor(self._threads)
         self._room = 0
+        self._small: list[Sample] = []
+        self._closed = False
         self._under_way: deque[Future[list[_Outcome]]] = deque()
         self._first = self._number = resume.span[1] if resume else 0
         self._gathered = Gathered()
@@ -144,11 +153,20 @@ class Collector:
 
     def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         """Wait for the batches under way; after an error, discard those that have not begun."""
-        self._pool.shutdown(cancel_futures=kind is not None)
+        if kind is not None:
+            self.close()
+        self._end()
 
     def close(self) -> None:
         """Discard the batches that have not begun, and release the threads."""
+        self._small.clear()
         self._pool.shutdown(cancel_futures=True)
+        self._end()
+
+    def _end(self) -> None:
+        self._submit()
+        self._closed = True
+        self._pool.shutdown()
 
     def observe(self, batch: Sample) -> None:
         """Add one batch; return as soon as the next one may be given.
@@ -157,7 +175,14 @@ class Collector:
             CalibrationError: the model refuses this batch or a recent one, and there is no ``on_bad``; or the
                 collector was closed.
         """
-        self._submit(batch)
+        if self._closed:
+            raise CalibrationError(
+                f"{batch.name} comes too late: the collector was closed. Open a new one (resume=...)"
+            )
+        self._take(batch)
+        if len(self._small) < self._together():
+            return
+        self._submit()
         if not self._room:
             self._measure()
         self._wait(self._room + WAITING if self._room == self._threads else self._room)
@@ -170,6 +195,7 @@ class Collector:
         Raises:
             CalibrationError: as for `observe`.
         """
+        self._submit()
         self._wait(0)
         part, self._gathered = self._gathered, Gathered(self._gathered.largest)
         return part.statistics(self._names, self._first, self.fingerprint)
@@ -185,7 +211,7 @@ class Collector:
         Raises:
             CalibrationError: as for `observe`, or no sample was given.
         """
-        self._pool.shutdown()
+        self._end()
         self._wait(0)
         result = self._gathered.statistics(self._names, self._first, self.fingerprint)
         if self._resume is not None:
@@ -213,21 +239,29 @@ class Collector:
             self._model, outputs=self._names, providers=self._providers, threads=threads, alone=False
         )
 
-    def _submit(self, batch: Sample) -> None:
+    def _together(self) -> int:
+        """The number of batches to count together; 1 until the size of one is known."""
+        if not self._room:
+            return 1
+        return min(max(COUNTED_BYTES // self._gathered.largest, 1), MOST_COUNTED)
+
+    def _take(self, batch: Sample) -> None:
         # A copy: the caller may reuse the arrays for the next batch while this one waits.
         batch = replace(batch, feeds={name: np.array(array) for name, array in batch.feeds.items()})
-        self._gathered.ran.clear()
         if not batch.numbers:
             batch = replace(batch, numbers=tuple(range(self._number, self._number + batch.count)))
-        try:
-            future = self._pool.submit(self._take_in, batch)
-        except RuntimeError as error:  # the pool was shut down
-            raise CalibrationError(
-                f"{batch.name} comes too late: the collector was closed. Open a new one (resume=...)"
-            ) from error
+        self._number = max(self._number, *_after(batch))
+        self._small.append(batch)
+
+    def _submit(self) -> None:
+        """Hand the batches that were taken to a thread."""
+        if not self._small:
+            return
+        group, self._small = self._small, []
+        self._gathered.ran.clear()
+        future = self._pool.submit(self._take_in, group)
         future.add_done_callback(lambda _: self._gathered.ran.set())
         self._under_way.append(future)
-        self._number = max(self._number, *_after(batch))
 
     def _wait(self, left: int) -> None:
         """Wait until at most ``left`` batches are under way."""
@@ -257,57 +291,50 @@ class Collector:
                 )
         self._warned |= outcome.nonfinite.keys()
 
-    def _take_in(self, batch: Sample) -> list[_Outcome]:
-        """Run one batch and add it to the statistics. If the model refuses it, try its samples one by one."""
-        end = max(_after(batch))
+    def _take_in(self, group: Sequence[Sample]) -> list[_Outcome]:
+        """Run batches and add them to the statistics."""
+        ran: list[_Ran] = []
+        outcomes: list[_Outcome] = []
+        for batch, result in (each for one in group for each in self._run(one)):
+            if isinstance(result, CalibrationError):
+                self._gathered.count(0, max(_after(batch)))
+                outcomes.append(_Outcome(batch, refused=result))
+            else:
+                size = sum(getattr(array, "nbytes", 0) for array in result)
+                self._gathered.count(batch.count, max(_after(batch)), size)
+                ran.append((batch, result))
+        with self._folding:
+            return [*outcomes, *self._fold_all(ran)]
+
+    def _run(self, batch: Sample) -> Iterator[tuple[Sample, list[NDArray[np.generic]] | CalibrationError]]:
+        """Run one batch. If the model refuses it, try its samples one by one."""
         try:
-            arrays = run_batch(self._session, self._names, batch)
+            yield batch, run_batch(self._session, self._names, batch)
         except CalibrationError as error:
             tries = parts(batch, self._inputs)
             if len(tries) > 1:
-                return [one for part in tries for one in self._take_in(part)]
-            self._gathered.count(0, end)
-            return [_Outcome(batch, refused=error)]
-        with self._folding:
-            return [self._fold_all(arrays, batch)]
+                for part in tries:
+                    yield from self._run(part)
+            else:
+                yield batch, error
 
-    def _fold_all(self, arrays: list[NDArray[np.generic]], batch: Sample) -> _Outcome:
+    def _fold_all(self, ran: Sequence[_Ran]) -> Iterator[_Outcome]:
         found = self._gathered.borrow()
-        size = sum(getattr(array, "nbytes", 0) for array in arrays)
-        self._gathered.count(batch.count, max(_after(batch)), size)
-        nonfinite: dict[str, tuple[int, int]] = {}
         for name in reversed(self._names):
-            array = arrays.pop()
-            bad = self._fold(found.setdefault(name, TensorStatistics()), name, array, batch)
-            if bad:
-                nonfinite[name] = bad, array.size
+            column = [(batch, arrays.pop()) for batch, arrays in ran]
+            folding = Folding(name, self._selection, self._channels.get(name))
+            if bad := folding.fold(column, found.setdefault(name, TensorStatistics())):
+                yield _Outcome(bad[0], {name: bad[1:]})
         self._gathered.give_back(found)
-        return _Outcome(batch, nonfinite)
-
-    def _fold(self, tensor: TensorStatistics, name: str, array: NDArray[np.generic], batch: Sample) -> int:
-        """Add one tensor of a batch to its statistics; return the number of its NaN and infinite values."""
-        if not isinstance(array, np.ndarray):
-            raise CalibrationError(
-                f"{name} cannot be observed: it is not a tensor but a {type(array).__name__}"
-            )
-        known = tensor.nonfinite
-        try:
-            tensor.update(
-                array,
-                batch.count,
-                number=batch.numbers,
-                name_of=batch.name_of,
-                selection=self._selection,
-                channel_axis=self._channels.get(name),
-            )
-        except (TypeError, ValueError) as error:
-            raise CalibrationError(f"{name} cannot be observed: {error}") from error
-        return tensor.nonfinite - known
 
 
 def _after(batch: Sample) -> Sequence[int]:
     """The number after that of each sample of a batch."""
     return [number + 1 for number in batch.numbers] or [0]
+
+
+_Ran = tuple[Sample, list[NDArray[np.generic]]]
+"""A batch, and the observed tensors for it."""
 
 
 @dataclass(frozen=True)
