@@ -41,10 +41,10 @@ SELECTION = 8192
 """Number of elements of a sample's tensor that the histogram counts, unless every element is requested."""
 
 MOST_BYTES = 2**30
-"""Limit of the memory for the observed tensors of all batches under way."""
+"""Limit of the memory for the inputs and the observed tensors of all batches under way."""
 
 COUNTED_BYTES = 2**22
-"""Size of the observed tensors of small batches that are counted together."""
+"""Size of the inputs and the observed tensors of small batches that are counted together."""
 
 MOST_COUNTED = 64
 """Largest number of batches that are counted together."""
@@ -300,7 +300,7 @@ class Collector:
                 self._gathered.count(0, max(_after(batch)))
                 outcomes.append(_Outcome(batch, refused=result))
             else:
-                size = sum(getattr(array, "nbytes", 0) for array in result)
+                size = sum(getattr(array, "nbytes", 0) for array in (*result, *batch.feeds.values()))
                 self._gathered.count(batch.count, max(_after(batch)), size)
                 ran.append((batch, result))
         with self._folding:

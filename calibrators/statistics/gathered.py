@@ -16,7 +16,7 @@ class Gathered:
         ran: set when a batch has run or was refused.
         samples: number of samples added so far.
         end: one more than the number of the last sample that was added or refused.
-        largest: the largest size of the observed tensors of one batch, in bytes.
+        largest: the largest size of the inputs and the observed tensors of one batch, in bytes.
     """
 
     def __init__(self, largest: int = 0) -> None:
@@ -43,7 +43,7 @@ class Gathered:
         Args:
             samples: number of samples that were added.
             end: one more than the number of the batch's last sample in the stream of data.
-            size: bytes of the observed tensors.
+            size: bytes of the inputs and the observed tensors.
         """
         with self._lock:
             self.samples += samples

@@ -153,10 +153,10 @@ class TensorStatistics:
             return
         # Adding zero makes -0.0 positive, so that the sign of a zero cannot depend on the order.
         if low <= self.low:
-            place = int(batch.lows.argmin())
+            place = _first(batch.lows == low, numbers)
             self.lowest = min(self.lowest, Extreme(low + 0.0, int(numbers[place]), name_of(place)))
         if high >= self.high:
-            place = int(batch.highs.argmax())
+            place = _first(batch.highs == high, numbers)
             self.highest = _higher(self.highest, Extreme(high + 0.0, int(numbers[place]), name_of(place)))
         self.histogram.reach(low, high)
         for values, weight in batch.counted:
@@ -232,6 +232,12 @@ class TensorStatistics:
 def _higher(one: Extreme, two: Extreme) -> Extreme:
     """Return the greater value; if equal, that of the earlier sample, and then by name."""
     return min(one, two, key=lambda end: (-end.value, end.number, end.name))
+
+
+def _first(holds: NDArray[np.bool_], numbers: NDArray[np.int64]) -> int:
+    """Return the index of the sample with the least number among those that hold a value."""
+    places = np.flatnonzero(holds)
+    return int(places[numbers[places].argmin()])
 
 
 def _by_sample(values: Floats, samples: int) -> Floats:

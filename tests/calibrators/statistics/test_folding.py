@@ -49,6 +49,13 @@ def test_the_same_bytes_as_one_by_one(shapes, selection, tmp_path):
     assert together.highest.name.startswith("b")
 
 
+def test_the_first_sample_of_an_extreme_is_that_of_the_least_number():
+    observed = [(Sample(f"s{n}", {}, numbers=(n,)), np.full((1, 2), 3, np.float32)) for n in (5, 2, 7)]
+    tensor = TensorStatistics()
+    Folding("t").fold(observed, tensor)
+    assert tensor.lowest.name == tensor.highest.name == "s2"
+
+
 def test_channel_means_too():
     together, apart = TensorStatistics(), TensorStatistics()
     observed = list(batches([(1, 4, 30)] * 6))
