@@ -130,7 +130,8 @@ class Collector:
         self._inputs = input_specs(self._model)
         self._names = list(dict.fromkeys(tensors))
         self._channels = dict(channels or {})
-        self._selection = None if every_element else SELECTION
+        selection = None if every_element else SELECTION
+        self._foldings = {name: Folding(name, selection, self._channels.get(name)) for name in self._names}
         self._providers = providers
         self._threads = threads or processors()
         self._resume = resume
@@ -322,8 +323,7 @@ class Collector:
         found = self._gathered.borrow()
         for name in reversed(self._names):
             column = [(batch, arrays.pop()) for batch, arrays in ran]
-            folding = Folding(name, self._selection, self._channels.get(name))
-            if bad := folding.fold(column, found.setdefault(name, TensorStatistics())):
+            if bad := self._foldings[name].fold(column, found.setdefault(name, TensorStatistics())):
                 yield _Outcome(bad[0], {name: bad[1:]})
         self._gathered.give_back(found)
 

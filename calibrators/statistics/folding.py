@@ -67,6 +67,9 @@ class Folding:
 
 def _joined(observed: Sequence[Observed]) -> Iterator[Observed]:
     """Yield neighbours whose samples have the same shape as one batch without inputs, others as they are."""
+    if len(observed) == 1:
+        yield observed[0]
+        return
     group: list[Observed] = []
     for each in observed:
         if group and not _fit(group[-1], each):

@@ -154,10 +154,12 @@ class TensorStatistics:
         # Adding zero makes -0.0 positive, so that the sign of a zero cannot depend on the order.
         if low <= self.low:
             place = _first(batch.lows == low, numbers)
-            self.lowest = min(self.lowest, Extreme(low + 0.0, int(numbers[place]), name_of(place)))
+            if low < self.low or numbers[place] <= self.lowest.number:  # a zero is mostly reached again
+                self.lowest = min(self.lowest, Extreme(low + 0.0, int(numbers[place]), name_of(place)))
         if high >= self.high:
             place = _first(batch.highs == high, numbers)
-            self.highest = _higher(self.highest, Extreme(high + 0.0, int(numbers[place]), name_of(place)))
+            if high > self.high or numbers[place] <= self.highest.number:
+                self.highest = _higher(self.highest, Extreme(high + 0.0, int(numbers[place]), name_of(place)))
         self.histogram.reach(low, high)
         for values, weight in batch.counted:
             self.histogram.add(values, low < 0, weight)
@@ -236,6 +238,8 @@ def _higher(one: Extreme, two: Extreme) -> Extreme:
 
 def _first(holds: NDArray[np.bool_], numbers: NDArray[np.int64]) -> int:
     """Return the index of the sample with the least number among those that hold a value."""
+    if len(numbers) == 1:
+        return 0
     places = np.flatnonzero(holds)
     return int(places[numbers[places].argmin()])
 
