@@ -3,8 +3,9 @@
 The largest entry of logits is a decision. That of an embedding means nothing, and little noise changes it.
 The graph tells most of them: scores of classes come from a layer with weights, or from Softmax. What comes
 from a normalization, a residual sum, Tanh or a recurrent layer, whatever pools, moves or activates it then,
-is no score. Of the others, values tell: a network that was trained to decide has scores whose softmax is not
-uniform.
+is no score. Nor do scores decide that lie beside other numbers, as in the rows of a detector, which hold a
+box and scores. Of the others, values tell: a network that was trained to decide has scores whose softmax is
+not uniform.
 """
 
 from __future__ import annotations
@@ -75,10 +76,18 @@ def _endings(output: ir.Value) -> Iterator[bool | None]:
             yield False
         elif node.op_type in WEIGHTED or node.op_type not in _PASSED:
             yield None
+        elif node.op_type == "Concat" and _joins_scores(node):
+            yield False
         else:
             new = {each for each in _read(node) if constant_value(each) is None} - seen
             seen |= new
             waiting.extend(new)
+
+
+def _joins_scores(node: ir.Node) -> bool:
+    """Whether a Concat joins scores with other numbers."""
+    parts = [True in set(_endings(part)) for part in _read(node) if constant_value(part) is None]
+    return any(parts) and not all(parts)
 
 
 def _read(node: ir.Node) -> list[ir.Value]:

@@ -33,6 +33,8 @@ DESCRIBING = {
     "one of them": "m = MatMul (x, v) n = LayerNormalization (m, g, b) y = Slice (n, flat, flat)",
     "in old opsets": "m = MatMul (x, v) u = ReduceMean <axes = [-1]> (m) d = Sub (m, u) q = Pow (d, two) "
     "s = ReduceMean <axes = [-1]> (q) e = Add (s, tiny) r = Sqrt (e) z = Div (d, r) h = Mul (z, g) y = Add (h, b)",
+    "boxes beside scores": f"{CONV} s = Sigmoid (c) d = Mul (x, two) e = Conv (d, w) y = Concat <axis = 1> (e, s)",
+    "moved then": f"{CONV} s = Softmax <axis = 1> (c) j = Concat <axis = 1> (s, c) y = Transpose (j)",
     "a picture": f"{CONV} y = Tanh (c)",
     "what is added to a picture": f"{CONV} y = Add (x, c)",
 }
@@ -54,6 +56,14 @@ def test_descriptions_are_no_decisions(body):
 @pytest.mark.parametrize("body", SCORING.values(), ids=SCORING)
 def test_scores_may_be_decisions(body):
     assert kind_of(body) is None
+
+
+def test_probabilities_of_several_heads_are_decisions():
+    """As a detector gives them for each of its grids."""
+    assert (
+        kind_of(f"{CONV} s = Sigmoid (c) d = Conv (c, w) t = Sigmoid (d) y = Concat <axis = 2> (s, t)")
+        is True
+    )
 
 
 def test_probabilities_are_decisions():
