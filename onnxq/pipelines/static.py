@@ -234,9 +234,10 @@ def _doubts(rescue: Rescue | None, config: QuantConfig) -> Iterator[str]:
     doubts = [text.rstrip(". ") for text in found]
     if config.strict:
         raise ModelError(f"--strict, so nothing is written: {'; '.join(doubts)}")
+    none = "reaches" if rescue.finished else "was found in time (--time-limit) that reaches"
     for doubt in doubts:
         yield (
-            f"{doubt}. No model with integers reaches {rescue.floor.sqnr:g} dB, so the output is the cleaned "
+            f"{doubt}. No model with integers {none} {rescue.floor.sqnr:g} dB, so the output is the cleaned "
             "float model, with nothing quantized. --floor 0 writes the int8 model all the same."
         )
 

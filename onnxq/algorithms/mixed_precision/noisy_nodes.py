@@ -9,8 +9,8 @@ Below the floor, as many nodes change as it needs. Above it, but below `GOOD_SQN
 and cost little speed, or some speed where the model becomes good by them. Speed is timed where the target
 runs on this machine.
 
-Where no model with integers reaches the SQNR of the floor, the float model is the result: a network that is
-nothing but a spectrogram, for example.
+Where no model with integers reaches the SQNR of the floor, or none is found in time, the float model is the
+result: a network that is nothing but a spectrogram, for example.
 """
 
 from __future__ import annotations
@@ -38,10 +38,14 @@ logger = logging.getLogger(__name__)
 STAGE = "searching for the nodes that make most of the noise"
 
 RANKED_SAMPLES = 4
-"""The number of samples to rank nodes on: they differ by powers of ten where a model is useless."""
+"""The number of samples to rank nodes on, or one if these take too long. Nodes differ by powers of ten where
+a model is useless."""
 
 LEAST_SECONDS = 10.0
-"""The time that the search may take at least; otherwise as long as the work before it."""
+"""The least time for the search; otherwise it may take as long as the work before it, or ``--time-limit``."""
+
+RANKED_SHARE = 0.5
+"""Share of the time for ranking; the rest is for the attempts."""
 
 LARGE_GAIN = 3.0
 """By how many dB nodes in float must be better, unless the floor needs them: it halves the noise."""
@@ -123,24 +127,26 @@ def hold(
     if not first.quality.samples or _is_good(first, floor, margin=0.0):
         return draft, None
     clock = clock_of(context.config)  # a busy machine does not make the result worse
-    deadline = clock() + max(spent, LEAST_SECONDS)
+    seconds = max(spent, LEAST_SECONDS, context.config.time_limit or 0.0)
+    deadline = clock() + seconds
 
     def is_late() -> bool:
         return clock() > deadline
 
     best, make = first, Replanner(draft, context)
-    for rung in _ranked(draft, context, is_late):
+    for rung in _ranked(draft, context, clock, RANKED_SHARE * seconds):
         if not _is_good(best, floor):
             start = replace(best, nodes=())
             best = _best(start, _attempts(start.steps, rung, make, is_late), floor, context)
     refused = None
-    if best.sqnr < floor.sqnr and not is_late():
+    finished = not is_late()
+    if best.sqnr < floor.sqnr:
         best, refused = _in_float(best, floor, make)
     held = holds(floor, best.quality)
     if best.draft is draft and held:
         return draft, None
     wide = best.draft.plan.widened_from(draft.plan)
-    reasons, finished = _reasons(first, best, floor), not is_late()
+    reasons = _reasons(first, best, floor, finished=finished)
     return best.draft, Rescue(floor, first.sqnr, best.sqnr, reasons, wide, held, finished, refused)
 
 
@@ -165,11 +171,16 @@ class _Tried:
         return self.quality.sqnr
 
 
-def _ranked(draft: Draft, context: CorrectionContext, is_late: Callable[[], bool]) -> list[Rung]:
-    """Rank the nodes by the noise that they make alone."""
-    plain = context.without_metric()
-    ranking = sensitivities(draft, plain, samples=RANKED_SAMPLES, is_late=is_late)
-    noises = dict.fromkeys(draft.plan.groups, 0.0) | {one.group.name: one.quality.noise for one in ranking}
+def _ranked(
+    draft: Draft, context: CorrectionContext, clock: Callable[[], float], seconds: float
+) -> list[Rung]:
+    """Rank the nodes by the noise that they make alone, in about so much time."""
+    plain, start = context.without_metric(), clock()
+    noises = dict.fromkeys(draft.plan.groups, 0.0)
+    for samples in (1, RANKED_SAMPLES):
+        if samples == 1 or (clock() - start) * (1 + samples) <= seconds:
+            ranking = sensitivities(draft, plain, samples=samples, is_late=lambda: clock() - start > seconds)
+            noises |= {one.group.name: one.quality.noise for one in ranking}
     return rungs(draft.reference, draft.plan, noises)
 
 
@@ -267,13 +278,14 @@ def _speeds(one: _Tried, enough: _Tried, context: CorrectionContext) -> tuple[fl
     return gain([times], 2, 1), gain([times], 2, 0)
 
 
-def _reasons(first: _Tried, best: _Tried, floor: Floor) -> Mapping[str, str]:
+def _reasons(first: _Tried, best: _Tried, floor: Floor, *, finished: bool) -> Mapping[str, str]:
     """Map the nodes that became float to the reason."""
     left = best.draft.plan.integer_nodes
+    none = "reaches" if finished else "was found in time that reaches"
     reason = (
         "it makes much of the noise: with such nodes in integers the SQNR is "
         f"{first.sqnr:.1f} dB, without {best.sqnr:.1f} dB"
         if left
-        else f"no model with integers reaches {floor.sqnr:g} dB"
+        else f"no model with integers {none} {floor.sqnr:g} dB"
     )
     return {name: reason for name in first.draft.plan.integer_nodes if name not in left}

@@ -62,7 +62,8 @@ def rescue_row(rescue: Rescue) -> str:
     """Return what was done where the accuracy was below the floor."""
     if rescue.refused is not None:
         least = f"{rescue.floor.sqnr:g} dB"
-        return f"all in float: SQNR {rescue.before:.2f} dB, and no model with integers reaches {least}"
+        none = "reaches" if rescue.finished else "was found in time that reaches"
+        return f"all in float: SQNR {rescue.before:.2f} dB, and no model with integers {none} {least}"
     late = "" if rescue.finished else "; there was no time to try more nodes"
     changed = {"kept in float": rescue.floats, "with wider activations": rescue.wide}
     told = [f"{counted(len(n), 'node')} {how}: {shorten(list(n))}" for how, n in changed.items() if n]

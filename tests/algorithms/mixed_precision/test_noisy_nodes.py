@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from cli import save_data, save_model
 
 from onnxq.algorithms.mixed_precision import noisy_nodes as module
 from onnxq.algorithms.mixed_precision.noisy_nodes import hold, holds
+from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.core.floor import GOOD_SQNR, Floor
 
 LOUDNESS = """g (float[N,64] x) => (float[N,16] y)
@@ -102,11 +104,41 @@ def test_the_command_writes_the_float_model_or_with_strict_nothing(tmp_path):
 
 
 def test_the_search_ends_when_its_time_is_over(bench, monkeypatch):
+    """What is useless then becomes float."""
     monkeypatch.setattr(module, "LEAST_SECONDS", -1.0)
     draft, context = bench(LOUDNESS)
-    same, rescue = hold(draft, Floor(100.0), context, 0.0)
-    assert same is draft
+    whole, rescue = hold(draft, Floor(100.0), context, 0.0)
+    assert not whole.plan.points
+    assert rescue.held
     assert not rescue.finished
+    assert rescue.refused.sqnr == context.evaluate(draft).sqnr
+    assert all("was found in time" in reason for reason in rescue.floats.values())
+
+
+def test_the_user_may_give_more_time(bench, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_SECONDS", -1.0)
+    draft, context = bench(LOUDNESS, time_limit=60.0)
+    better, rescue = hold(draft, Floor(context.evaluate(draft).sqnr + 3), context, 0.0)
+    assert rescue.finished
+    assert rescue.held
+    assert better.plan.points
+
+
+def test_nodes_are_ranked_on_one_sample_where_more_take_too_long(bench, monkeypatch):
+    counts = []
+
+    def counted(draft, context, samples, is_late):
+        counts.append(samples)
+        return sensitivities(draft, context, samples=samples, is_late=is_late)
+
+    monkeypatch.setattr(module, "sensitivities", counted)
+    draft, context = bench(LOUDNESS)
+    floor = Floor(context.evaluate(draft).sqnr + 3)
+    hold(draft, floor, context, 0.0)
+    ticks = itertools.count()
+    monkeypatch.setattr(module, "clock_of", lambda _: lambda: float(next(ticks)))
+    hold(draft, floor, context, 0.0)
+    assert counts == [1, module.RANKED_SAMPLES, 1]
 
 
 def test_decisions_count_below_a_good_sqnr():
