@@ -58,6 +58,13 @@ RACE_ROUNDS = 3
 CLEARLY_FAST = 1.2
 """The speed-up over float from which on a search is not worth its time: integers pay almost everywhere."""
 
+CLOSE = 0.95
+"""The share of the speed of float, and of the fastest model, that must be reached in each round.
+
+Rounds of the same models differ by as much on a machine that does other work too. Of models that are as fast,
+the smallest is best.
+"""
+
 RACE_TURNS = 1000
 """The largest number of turns of the race; more would not give relevant differences between tiny models."""
 
@@ -202,14 +209,15 @@ def _candidate(floats: Nodes, rounds: Rounds, index: int, base: int) -> Candidat
 
 
 def _chosen(contestants: Mapping[int, Candidate], rounds: Rounds, effort: Effort) -> Candidate | None:
-    """Choose the fastest contestant; of those that are as fast, the one with the most integers."""
+    """Choose the fastest contestant; of those that are about as fast, the one with the most integers."""
     order = sorted(contestants, key=lambda i: len(contestants[i].floats))
     if effort.sure:
         best = contestants[winner(rounds, order)]
         return best if best.at_least > effort.at_least else None
     most = max(one.in_worst_round for one in contestants.values())
-    least = max(most * effort.at_least, effort.at_least)
-    return next((one for i in order if (one := contestants[i]).in_worst_round >= least), None)
+    least = CLOSE * max(most, 1.0)
+    fast = (one for i in order if (one := contestants[i]).gain >= effort.at_least)
+    return next((one for one in fast if one.in_worst_round >= least), None)
 
 
 @dataclass
