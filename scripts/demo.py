@@ -117,6 +117,11 @@ def compare(model: Path, int8: Path, pictures: list[Path]) -> None:
     for path, *logits in zip(pictures, reference, actual, strict=True):
         table.add_row(path.stem, *(text for scores in logits for text in label(scores)))
     console.print(table)
+    for path, *logits in zip(pictures, reference, actual, strict=True):
+        both = [int(scores.argmax()) for scores in logits]
+        if both[0] != both[1]:
+            told = " and ".join(" ".join(label(logits[0], each)) for each in both)
+            console.print(f"{path.stem}: float gives {told}; int8 changes their order")
     speed = race((model, int8), Sample("photograph", images[0]))
     sizes = [path.stat().st_size / 1e6 for path in (model, int8)]
     console.print(f"size   {sizes[0]:.1f} MB -> {sizes[1]:.1f} MB: {sizes[1] / sizes[0]:.2f} of float")
@@ -132,10 +137,10 @@ def compare(model: Path, int8: Path, pictures: list[Path]) -> None:
     )
 
 
-def label(logits: bench.Floats) -> tuple[str, str]:
-    """Get the most likely class and its probability."""
+def label(logits: bench.Floats, number: int | None = None) -> tuple[str, str]:
+    """Get the most likely class, or that of this number, and its probability."""
     odds = np.exp(logits - logits.max())
-    best = int(odds.argmax())
+    best = int(odds.argmax()) if number is None else number
     return get_1k_class_name(best).split(",")[0], f"{odds[best] / odds.sum():.0%}"
 
 
