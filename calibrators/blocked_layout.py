@@ -8,6 +8,7 @@ from the blocks: the same values, in another order.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Collection, Sequence
@@ -21,6 +22,8 @@ from calibrators.errors import CalibrationError
 from calibrators.held_noise import draws
 from calibrators.onnx_files import read_model, root_graphs, stored_tensors, to_proto
 from calibrators.session import as_model, open_session
+
+logger = logging.getLogger(__name__)
 
 LARGEST_BLOCK = 16
 """A multiple of the sizes of blocks. Other numbers of channels are padded with zeros, which do not count."""
@@ -50,8 +53,8 @@ def open_unordered(
         with tempfile.TemporaryDirectory(prefix="calibrate-", ignore_cleanup_errors=True) as folder:
             try:
                 return _open_in_blocks(model, outputs, ordered, threads, Path(folder) / "optimized.onnx")
-            except CalibrationError:
-                pass  # below ONNX Runtime opens the model itself, or says why it does not
+            except CalibrationError as error:  # the model itself opens below, or tells why it does not
+                logger.info("tensors are copied into the order of the model: %s", error)
     return open_session(model, outputs=outputs, threads=threads, alone=False)
 
 

@@ -154,9 +154,10 @@ class Collector:
 
     def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         """Wait for the batches under way; after an error, discard those that have not begun."""
-        if kind is not None:
+        if kind is None:
+            self._end()
+        else:
             self.close()
-        self._end()
 
     def close(self) -> None:
         """Discard the batches that have not begun, and release the threads."""

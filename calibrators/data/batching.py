@@ -40,7 +40,7 @@ def batches(samples: Iterable[Sample], inputs: Sequence[InputSpec], batch_size: 
     names = batched(inputs)
     fixed = fixed_batch(inputs)
     if fixed is None:
-        return (_join(group, names) for group in _groups(samples, names, batch_size))
+        return (join(group, names) for group in _groups(samples, names, batch_size))
     if batch_size not in (1, fixed):
         log.info("the model fixes the batch size to %d: %d is not used", fixed, batch_size)
     pieces = (piece for sample in samples for piece in _singles(sample, names))
@@ -110,7 +110,13 @@ def _agree(a: Sample, b: Sample, names: frozenset[str]) -> bool:
     )
 
 
-def _join(group: Group, names: frozenset[str]) -> Sample:
+def join(group: Group, names: frozenset[str]) -> Sample:
+    """Concatenate samples or batches along axis 0 to one batch.
+
+    Args:
+        group: what to join, at least one.
+        names: the inputs that have a batch axis; the others are those of the first sample.
+    """
     if len(group) == 1:
         return group[0]
     feeds: dict[str, Array] = {
@@ -146,7 +152,7 @@ def _exact(groups: Iterable[Group], names: frozenset[str], size: int) -> Iterato
 
 def _filled(group: Group, names: frozenset[str], size: int) -> Sample:
     count = _count(group)
-    batch = _join(group, names)
+    batch = join(group, names)
     if not batch.joinable or count == size:
         return batch
     if size * sum(batch.feeds[name].size for name in names) > MOST_REPEATED * count:

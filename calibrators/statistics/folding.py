@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrators.data.batching import join
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 from calibrators.statistics.tensor import TensorStatistics
 
 Array = NDArray[np.generic]
+
+ROWS = "rows"
+"""The name of the only array of batches that are joined."""
 
 Observed = tuple[Sample, Array]
 """A batch whose samples have numbers, and the values of a tensor for it."""
@@ -66,7 +70,7 @@ class Folding:
 
 
 def _joined(observed: Sequence[Observed]) -> Iterator[Observed]:
-    """Yield neighbours whose samples have the same shape as one batch without inputs, others as they are."""
+    """Yield neighbours whose samples have the same shape as one batch, others as they are."""
     if len(observed) == 1:
         yield observed[0]
         return
@@ -90,11 +94,8 @@ def _fit(one: Observed, other: Observed) -> bool:
 def _join(group: Sequence[Observed]) -> Observed:
     if len(group) == 1:
         return group[0]
-    batches, arrays = zip(*group, strict=True)
-    members = tuple(batch.name_of(index) for batch in batches for index in range(batch.count))
-    numbers = tuple(number for batch in batches for number in batch.numbers)
-    name = f"{batches[0].name} to {batches[-1].name}"
-    return Sample(name, {}, len(members), members=members, numbers=numbers), np.concatenate(arrays)
+    joined = join([replace(batch, feeds={ROWS: array}) for batch, array in group], frozenset((ROWS,)))
+    return joined, joined.feeds[ROWS]
 
 
 def _first_nonfinite(observed: Sequence[Observed]) -> tuple[Sample, int, int]:

@@ -174,7 +174,10 @@ class _Tried:
 def _ranked(
     draft: Draft, context: CorrectionContext, clock: Callable[[], float], seconds: float
 ) -> list[Rung]:
-    """Rank the nodes by the noise that they make alone, in about so much time."""
+    """Rank the nodes by the noise that they make alone, in about so much time.
+
+    The time that one sample takes tells whether there is enough for more.
+    """
     plain, start = context.without_metric(), clock()
     noises = dict.fromkeys(draft.plan.groups, 0.0)
     for samples in (1, RANKED_SAMPLES):

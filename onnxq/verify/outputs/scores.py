@@ -62,8 +62,13 @@ def decides(output: ir.Value) -> bool | None:
     return None if None in found or not found else False
 
 
-def _endings(output: ir.Value) -> Iterator[bool | None]:
-    """Yield what each of the nodes tells that the values come from, without those that are looked through."""
+def _endings(output: ir.Value, *, joined: bool = False) -> Iterator[bool | None]:
+    """Yield what each of the nodes tells that the values come from, without those that are looked through.
+
+    Args:
+        output: the values.
+        joined: look through every Concat.
+    """
     waiting, seen = [output], {output}
     while waiting:
         value = waiting.pop()
@@ -76,7 +81,7 @@ def _endings(output: ir.Value) -> Iterator[bool | None]:
             yield False
         elif node.op_type in WEIGHTED or node.op_type not in _PASSED:
             yield None
-        elif node.op_type == "Concat" and _joins_scores(node):
+        elif not joined and node.op_type == "Concat" and _joins_scores(node):
             yield False
         else:
             new = {each for each in _read(node) if constant_value(each) is None} - seen
@@ -86,7 +91,7 @@ def _endings(output: ir.Value) -> Iterator[bool | None]:
 
 def _joins_scores(node: ir.Node) -> bool:
     """Whether a Concat joins scores with other numbers."""
-    parts = [True in set(_endings(part)) for part in _read(node) if constant_value(part) is None]
+    parts = [True in _endings(part, joined=True) for part in _read(node) if constant_value(part) is None]
     return any(parts) and not all(parts)
 
 

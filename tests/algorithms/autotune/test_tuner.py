@@ -128,6 +128,13 @@ def test_integers_need_not_be_faster_unless_speed_is_asked_for(gains, sure, want
     assert chosen is (None if wanted is None else contestants[wanted + 1])
 
 
+@pytest.mark.parametrize(("gains", "accepted"), [((1.03, 0.96, 1.03), True), ((1.03, 0.94, 1.03), False)])
+def test_one_bad_round_of_a_busy_machine_does_not_decide(gains, accepted):
+    rounds = [np.tile([1.0, 1 / each], (30, 1)) for each in gains]
+    one = tuner._candidate(frozenset(), rounds, 1, 0)
+    assert tuner._chosen({1: one}, rounds, tuner.EFFORTS["auto"]) is (one if accepted else None)
+
+
 def test_the_search_keeps_to_its_time(context, machine):
     draft, workbench = context
     costs, sample_of = machine

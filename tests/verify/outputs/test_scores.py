@@ -66,6 +66,12 @@ def test_probabilities_of_several_heads_are_decisions():
     )
 
 
+def test_many_nested_joins_are_looked_at_once():
+    """As in networks whose layers read all that came before."""
+    steps = " ".join(f"c{i + 1} = Concat <axis = 1> (c{i}, c{i})" for i in range(60))
+    assert kind_of(f"c0 = Conv <pads = [1,1,1,1]> (x, w) {steps} y = Relu (c60)") is None
+
+
 def test_probabilities_are_decisions():
     assert kind_of(f"{CONV} r = Relu (c) {POOLED} m = MatMul (f, v) y = Softmax (m)") is True
     divided = "e = Exp (f) s = ReduceSum (e) y = Div (e, s)"
