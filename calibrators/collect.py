@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,11 +44,8 @@ SELECTION = 8192
 MOST_BYTES = 2**30
 """Limit of the memory for the inputs and the observed tensors of all batches under way."""
 
-COUNTED_BYTES = 2**22
-"""Size of the inputs and the observed tensors of small batches that are counted together."""
-
-MOST_COUNTED = 64
-"""Largest number of batches that are counted together."""
+COUNTED_BYTES, MOST_COUNTED = 2**22, 64
+"""Limits of small batches that are counted together: the bytes of inputs and observed tensors, the number."""
 
 WAITING = 2
 """Number of batches that may wait for a thread, so that no thread waits for the data source."""
@@ -139,7 +137,7 @@ class Collector:
         self._session = self._open(1)
         self._pool = ThreadPoolExecutor(self._threads)
         self._room = 0
-        self._small: list[Sample] = []
+        self._small: deque[Sample] = deque()
         self._closed = False
         self._under_way: deque[Future[list[_Outcome]]] = deque()
         self._first = self._number = resume.span[1] if resume else 0
@@ -243,15 +241,13 @@ class Collector:
 
     def _together(self) -> int:
         """The number of batches to count together; 1 until the size of one is known."""
-        if not self._room:
-            return 1
-        return min(max(COUNTED_BYTES // self._gathered.largest, 1), MOST_COUNTED)
+        return min(max(COUNTED_BYTES // self._gathered.largest, 1), MOST_COUNTED) if self._room else 1
 
     def _take(self, batch: Sample) -> None:
         # A copy: the caller may reuse the arrays for the next batch while this one waits.
-        batch = replace(batch, feeds={name: np.array(array) for name, array in batch.feeds.items()})
-        if not batch.numbers:
-            batch = replace(batch, numbers=tuple(range(self._number, self._number + batch.count)))
+        feeds = {name: np.array(array) for name, array in batch.feeds.items()}
+        numbers = batch.numbers or tuple(range(self._number, self._number + batch.count))
+        batch = replace(batch, feeds=feeds, numbers=numbers)
         self._number = max(self._number, *_after(batch))
         self._small.append(batch)
 
@@ -259,11 +255,12 @@ class Collector:
         """Hand the batches that were taken to a thread."""
         if not self._small:
             return
-        group, self._small = self._small, []
         self._gathered.ran.clear()
-        future = self._pool.submit(self._take_in, group)
+        future = self._pool.submit(self._take_in, self._small)
         future.add_done_callback(lambda _: self._gathered.ran.set())
         self._under_way.append(future)
+        # An interrupt may come before this. Then the batches are handed over again, but each is taken once.
+        self._small = deque()
 
     def _wait(self, left: int) -> None:
         """Wait until at most ``left`` batches are under way."""
@@ -293,11 +290,11 @@ class Collector:
                 )
         self._warned |= outcome.nonfinite.keys()
 
-    def _take_in(self, group: Sequence[Sample]) -> list[_Outcome]:
+    def _take_in(self, group: deque[Sample]) -> list[_Outcome]:
         """Run batches and add them to the statistics."""
         ran: list[_Ran] = []
         outcomes: list[_Outcome] = []
-        for batch, result in (each for one in group for each in self._run(one)):
+        for batch, result in (each for one in _drained(group) for each in self._run(one)):
             if isinstance(result, CalibrationError):
                 self._gathered.count(0, max(_after(batch)))
                 outcomes.append(_Outcome(batch, refused=result))
@@ -327,6 +324,12 @@ class Collector:
             if bad := self._foldings[name].fold(column, found.setdefault(name, TensorStatistics())):
                 yield _Outcome(bad[0], {name: bad[1:]})
         self._gathered.give_back(found)
+
+
+def _drained(group: deque[Sample]) -> Iterator[Sample]:
+    with suppress(IndexError):
+        while True:
+            yield group.popleft()
 
 
 def _after(batch: Sample) -> Sequence[int]:

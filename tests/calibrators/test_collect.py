@@ -182,6 +182,21 @@ def test_finish_after_an_interrupted_block(model):
     assert 2 <= found.samples <= 40
 
 
+def test_an_interrupt_between_two_steps_loses_and_doubles_nothing(model):
+    """Small batches wait to be counted together; an interrupt may come before they are crossed off."""
+    data = [as_sample((f"s{i}", feeds(1, 4, i))) for i in range(9)]
+    with Collector(model, ["h"], threads=2) as collector:
+        for sample in data:
+            collector.observe(sample)
+        waiting = collector._small
+        assert len(waiting) > 1
+        collector._submit()
+        collector._small = waiting
+    found, whole = collector.finish(), collecting.collect(model, ["h"], data)
+    assert (found.samples, found.span) == (whole.samples, whole.span) == (9, (0, 9))
+    np.testing.assert_array_equal(found["h"].histogram.counts, whole["h"].histogram.counts)
+
+
 def test_batches_after_the_end_are_refused(model):
     sample = as_sample(("last", feeds(2, 3, 0)))
     with Collector(model, ["h"]) as collector:
