@@ -17,6 +17,9 @@ CHUNK = 2**17
 RANKS = 1024
 """Number of elements of a selection that are sorted to find where its tails begin."""
 
+FULL = 16
+"""Number of samples of which a whole selection is counted; each doubling of the samples then halves it."""
+
 TAIL = 2
 """Number of sorted elements beyond the start of a tail: a tail holds about one in four hundred elements."""
 
@@ -38,12 +41,21 @@ class BatchSummary:
     counted: Sequence[tuple[Floats, int]]
 
 
-def digest(rows: Floats, selection: int | None) -> BatchSummary:
-    """Summarize ``rows``, one per sample; count about ``selection`` elements of each, or all if None."""
-    stride = _stride(rows.shape[1], selection)
-    if stride == 1:
+def digest(rows: Floats, numbers: Sequence[int], selection: int | None) -> BatchSummary:
+    """Summarize ``rows``, one per sample with these numbers in the stream of data.
+
+    Args:
+        rows: the values, ``[samples, elements]``.
+        numbers: the number of each sample, ``[samples]``.
+        selection: count about this many elements of each of the first `FULL` samples, and fewer of later
+            ones; None: all.
+    """
+    if selection is None or rows.shape[1] <= selection:
         return _whole(rows)
-    parts = [_selected(row, stride) for row in rows]
+    parts = [
+        _selected(row, _stride(row.size, _share(number, selection)))
+        for row, number in zip(rows, numbers, strict=True)
+    ]
     if len(parts) == 1:
         return parts[0]
     return BatchSummary(
@@ -52,6 +64,16 @@ def digest(rows: Floats, selection: int | None) -> BatchSummary:
         sum(part.nonfinite for part in parts),
         [counted for part in parts for counted in part.counted],
     )
+
+
+def _share(number: int, selection: int) -> int:
+    """Number of elements to count of a sample.
+
+    The first samples give most of what there is to know about the middle of a distribution. A share that
+    falls as fast as the number of samples grows keeps the error of the counts as small as with `FULL`
+    samples or more, and what many samples take is the time for their tails.
+    """
+    return max(selection >> (int(number) // FULL).bit_length(), RANKS)
 
 
 def _whole(rows: Floats) -> BatchSummary:
@@ -68,6 +90,8 @@ def _whole(rows: Floats) -> BatchSummary:
 
 def _selected(row: Floats, stride: int) -> BatchSummary:
     """Summarize one sample: count its tails in full, since ranges depend on them, and a selection between."""
+    if stride == 1:
+        return _whole(row[None])
     picked = np.ascontiguousarray(row[::stride])
     low, high = _tail_borders(picked)
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -99,15 +123,13 @@ def _outside(values: Floats, low: np.float32, high: np.float32) -> Floats:
     return values[(~inside).nonzero()]
 
 
-def _stride(elements: int, selection: int | None) -> int:
-    """Choose ``n`` so that every n-th element of a sample is counted, about ``selection`` in total.
+def _stride(elements: int, share: int) -> int:
+    """Choose ``n`` so that every n-th element of a sample is counted, about ``share`` in total.
 
     ``n`` has no divisor in common with the number of elements, and so none with the size of an axis. So the
     counted elements come evenly from all channels, rows and columns.
     """
-    if selection is None:
-        return 1
-    stride = max(elements // max(selection, RANKS), 1)
+    stride = max(elements // share, 1)
     while stride > 1 and math.gcd(stride, elements) > 1:
         stride += 1
     return stride

@@ -123,7 +123,8 @@ class TensorStatistics:
             number: number of each sample in the stream of data, or of the first one if they follow each
                 other; None: they follow the last one seen.
             name_of: index of a sample in the batch -> its name.
-            selection: count about this many elements of each sample, evenly spread; None: all.
+            selection: count about this many elements of each sample, evenly spread, and fewer of samples with
+                high numbers (`digest`); None: all.
             channel_axis: also collect the means of the channels along this axis.
 
         Raises:
@@ -142,7 +143,8 @@ class TensorStatistics:
         if channel_axis is not None:
             means = ChannelMeans.of(values, channel_axis)
             self.channels = means if self.channels is None else self.channels.plus(means)
-        self._fold(digest(values.reshape(len(values), -1), selection), numbers[: len(values)], name_of)
+        numbers = numbers[: len(values)]
+        self._fold(digest(values.reshape(len(values), -1), numbers, selection), numbers, name_of)
 
     def _fold(self, batch: BatchSummary, numbers: NDArray[np.int64], name_of: Callable[[int], str]) -> None:
         """Add a batch whose samples have these numbers."""

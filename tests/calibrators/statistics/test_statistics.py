@@ -20,6 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 from calibrators.errors import CalibrationError
 from calibrators.statistics import Statistics, TensorStatistics, archive, batch_summary
+from calibrators.statistics.batch_summary import digest
 from calibrators.statistics.channel_means import ChannelMeans
 from calibrators.statistics.exact_sum import ExactSum
 from calibrators.statistics.histogram import SIDE, Histogram, exponent_of
@@ -356,6 +357,29 @@ def test_a_selection_takes_from_every_channel_row_and_column(shape):
         if math.prod(shape) > 16384:
             used = np.unique(np.floor(np.flatnonzero(tensor.histogram.counts) - SIDE))
             assert len(used) >= min(shape[axis], SIDE // 2)
+
+
+@pytest.mark.parametrize(
+    ("number", "share"), [(0, 8192), (15, 8192), (16, 4096), (32, 2048), (64, 1024), (10**6, 1024)]
+)
+def test_of_later_samples_fewer_elements_are_counted(number, share):
+    values = np.random.default_rng(0).standard_normal((1, 200_000)).astype(np.float32)
+    summary = digest(values, [number], 8192)
+    (tails, once), (middle, stride) = summary.counted
+    assert once == 1
+    assert middle.size == pytest.approx(share, rel=0.15)
+    assert tails.size + middle.size * stride == pytest.approx(values.size, rel=0.01)
+    assert (summary.lows[0], summary.highs[0]) == (values.min(), values.max())
+
+
+def test_the_selections_of_many_samples_stand_for_all_elements():
+    values = np.random.default_rng(0).exponential(size=(150, 20_000)).astype(np.float32)
+    full, picked = TensorStatistics(), TensorStatistics()
+    full.update(values, 150)
+    picked.update(values, 150, selection=8192)
+    ours, theirs = (np.cumsum(t.histogram.counts) / t.count for t in (picked, full))
+    assert np.abs(ours - theirs).max() < 0.005
+    assert picked.trail == full.trail
 
 
 def test_small_tensors_are_counted_in_full():
