@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -19,10 +21,13 @@ import cases
 import evaldata
 import speed_models
 from bench import Figure, Place, Sections, at_least, at_most
+from calibrators.data.open import open_data
+from calibrators.data.samples import input_specs
 from calibrators.methods import CALIBRATORS
+from calibrators.session import as_model, open_session
 from calibrators.statistics import Statistics
 from cases import Case
-from measure import measured
+from measure import Run, measured
 from onnxq.calibration.qparams import calibrator, from_statistics
 from onnxq.core.config import QuantConfig
 from onnxq.core.numerics import sqnr
@@ -35,6 +40,9 @@ MEMORY = ("onnxq", "entropy")
 """The tools whose memory is measured: onnxq, and a peer's method that keeps histograms."""
 
 PEER_METHODS = ("minmax", "entropy", "percentile")
+TURNS = 9
+"""How often a command is run beside a float pass; the figures are medians."""
+
 SCALES = (1, 2, 4, 8)
 """The factors by which tensors, samples and elements are multiplied to measure how the cost grows."""
 
@@ -85,6 +93,35 @@ def cost(place: Place) -> list[Figure]:
         ),
         Figure("peak memory, MB; peer: entropy", held["onnxq"][0], peer=held["entropy"][0], form="{:.0f}"),
         at_most("memory, 100 pictures against 10; peer: entropy", growth, 1.05, peer_growth, "{:.3f}"),
+    ]
+
+
+def command(place: Place) -> list[Figure]:
+    """`onnxq calibrate` on EfficientNet-Lite0: time of 96 more pictures, memory of 100 against 10."""
+    model = cases.lite0(place.shared, place.work).model
+    stacks = {number: _stack(place, number) for number in (4, 10, 100)}
+    statistics = place.work / "statistics.npz"
+    float_pass = _float_pass(model, stacks[100], 96)
+    passes: list[tuple[float, float]] = []
+    runs: dict[int, list[Run]] = {number: [] for number in stacks}
+    for _ in range(TURNS):
+        passes.append(float_pass())
+        for number, file in stacks.items():
+            statistics.unlink(missing_ok=True)
+            line = [sys.executable, "-m", "onnxq.cli", "calibrate", str(model), str(statistics)]
+            runs[number].append(measured([*line, "--data", str(file)]))
+    seconds, memory = (
+        {number: median(getattr(run, what) for run in done) for number, done in runs.items()}
+        for what in ("seconds", "megabytes")
+    )
+    running, reading = (median(column) for column in zip(*passes, strict=True))
+    more = seconds[100] - seconds[4]
+    return [
+        Figure("a float pass that reads 96 pictures, s", reading),
+        Figure("96 more pictures, s", more),
+        at_most("relative to the float pass", more / reading, 2.5, form="{:.2f} ×"),
+        Figure("relative to the float pass without reading", more / running, form="{:.2f} ×"),
+        at_most("memory, 100 pictures against 10", memory[100] / memory[10], 1.05, form="{:.3f}"),
     ]
 
 
@@ -189,7 +226,14 @@ def _by_method(case: Case, statistics: Path, method: str, place: Place) -> Path:
     return output
 
 
-SECTIONS: Sections = {"cost": cost, "shapes": shapes, "growth": growth, "chains": chains, "methods": methods}
+SECTIONS: Sections = {
+    "cost": cost,
+    "command": command,
+    "shapes": shapes,
+    "growth": growth,
+    "chains": chains,
+    "methods": methods,
+}
 
 
 def _pictures(place: Place, batch: int) -> Path:
@@ -202,6 +246,34 @@ def _pictures(place: Place, batch: int) -> Path:
             ({"input": np.concatenate(images[i : i + batch])} for i in range(0, len(images), batch)),
         )
     return folder
+
+
+def _stack(place: Place, number: int) -> Path:
+    """Write the first ``number`` calibration pictures to one file."""
+    file = place.work / f"stack-{number}.npz"
+    if not file.exists():
+        images = islice(evaldata.imagenet(place.shared, "calibration"), number)
+        np.savez(file, input=np.concatenate([image for image, _ in images]))
+    return file
+
+
+def _float_pass(model: Path, file: Path, number: int) -> Callable[[], tuple[float, float]]:
+    """Make a function that runs ``number`` pictures one by one.
+
+    It returns the seconds of the runs, and those with the time to read the pictures as onnxq reads them.
+    """
+    session = open_session(model)
+    source = open_data(file, input_specs(as_model(model)), limit=number)
+
+    def run() -> tuple[float, float]:
+        start, running = time.perf_counter(), 0.0
+        for sample in source:
+            begin = time.perf_counter()
+            session.run(None, dict(sample.feeds))
+            running += time.perf_counter() - begin
+        return running, time.perf_counter() - start
+
+    return run
 
 
 def _peer_ratio(model: Path, data: Path) -> float | None:

@@ -41,7 +41,7 @@ class BatchSummary:
     counted: Sequence[tuple[Floats, int]]
 
 
-def digest(rows: Floats, numbers: Sequence[int], selection: int | None) -> BatchSummary:
+def digest(rows: Floats, numbers: NDArray[np.int64], selection: int | None) -> BatchSummary:
     """Summarize ``rows``, one per sample with these numbers in the stream of data.
 
     Args:
@@ -53,7 +53,7 @@ def digest(rows: Floats, numbers: Sequence[int], selection: int | None) -> Batch
     if selection is None or rows.shape[1] <= selection:
         return _whole(rows)
     parts = [
-        _selected(row, _stride(row.size, _share(number, selection)))
+        _selected(row, _stride(row.size, _share(int(number), selection)))
         for row, number in zip(rows, numbers, strict=True)
     ]
     if len(parts) == 1:
@@ -73,7 +73,7 @@ def _share(number: int, selection: int) -> int:
     falls as fast as the number of samples grows keeps the error of the counts as small as with `FULL`
     samples or more, and what many samples take is the time for their tails.
     """
-    return max(selection >> (int(number) // FULL).bit_length(), RANKS)
+    return max(selection >> (number // FULL).bit_length(), RANKS)
 
 
 def _whole(rows: Floats) -> BatchSummary:

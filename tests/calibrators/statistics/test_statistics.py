@@ -364,7 +364,7 @@ def test_a_selection_takes_from_every_channel_row_and_column(shape):
 )
 def test_of_later_samples_fewer_elements_are_counted(number, share):
     values = np.random.default_rng(0).standard_normal((1, 200_000)).astype(np.float32)
-    summary = digest(values, [number], 8192)
+    summary = digest(values, np.array([number]), 8192)
     (tails, once), (middle, stride) = summary.counted
     assert once == 1
     assert middle.size == pytest.approx(share, rel=0.15)
