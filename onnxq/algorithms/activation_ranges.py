@@ -21,7 +21,7 @@ from onnxq.algorithms.weights.bias_correction import correct_biases
 from onnxq.calibration.qparams import calibrator, compute_qparams, from_statistics
 from onnxq.core.plan import Group, QuantParams, QuantPlan
 
-METHODS = ("mse", "minmax")
+METHODS = ("mse", "minmax", "percentile", "entropy")
 """The methods to try besides the one that the draft has its ranges from."""
 
 BATCHES = 16
@@ -59,7 +59,8 @@ def choose_ranges(draft: Draft, context: CorrectionContext) -> Draft | None:
     for parts in _levels([group.name for group in groups]):
         before = best
         for part, other in product(parts, others):
-            best = best.or_better({name: other[name] for name in part})
+            if context.budget.left > best.seconds:
+                best = best.or_better({name: other[name] for name in part})
         next_level = 2 * len(parts) * len(METHODS)  # evaluations
         if best is before or context.budget.left < next_level * best.seconds:
             break

@@ -24,6 +24,9 @@ LONG = 600.0
 Weights of few bits are of little use before they are corrected, and adaround is only tried on request.
 """
 
+RESCUE = 5
+"""How many times as long corrections may take where the model is of little use without them."""
+
 FEW_BITS = 5
 """Weights of at most this many bits are weights of few bits."""
 
@@ -102,18 +105,21 @@ def clock_of(config: QuantConfig) -> Callable[[], float]:
     return lambda: min(time.perf_counter() - wall, (time.process_time() - own) / busy)
 
 
-def time_limit(config: QuantConfig, plan: QuantPlan, spent: float) -> float:
+def time_limit(config: QuantConfig, plan: QuantPlan, spent: float, *, useless: bool = False) -> float:
     """Return how long corrections may take together, in seconds.
 
     Args:
         config: the options, which may give the limit.
         plan: the plan of the model.
         spent: how long calibration and the first evaluation took, in seconds.
+        useless: whether the model is of little use without corrections.
     """
     if config.time_limit is not None:
         return config.time_limit
     few = any(group.constant and _has_few_bits(group.spec) for group in plan.groups.values())
-    return LONG if few or "adaround" in config.correct else max(LEAST, spent)
+    if few or "adaround" in config.correct:
+        return LONG
+    return max(LEAST, spent) * (RESCUE if useless else 1)
 
 
 def _has_few_bits(spec: QuantSpec) -> bool:

@@ -26,6 +26,7 @@ from onnxq.algorithms.weights.sequential_gptq import sequential_gptq
 from onnxq.algorithms.weights.soft_rounding import check_torch
 from onnxq.core.config import QuantConfig
 from onnxq.core.errors import OnnxqError
+from onnxq.core.floor import Floor
 from onnxq.verify.accuracy import Quality
 
 logger = logging.getLogger(__name__)
@@ -376,7 +377,8 @@ def corrected(draft: Draft, context: CorrectionContext, spent: float) -> Correct
     ran = done[1:] if len(done) > 2 else done  # before the first one, a model was loaded
     each = (ran[-1] - ran[0]) / max(len(ran) - 1, 1)
     spent += context.samples.elsewhere * each / 2
-    limit = time_limit(context.config, draft.plan, spent + done[-1] - done[0])
+    useless = not quality.holds(Floor())
+    limit = time_limit(context.config, draft.plan, spent + done[-1] - done[0], useless=useless)
     budget = Budget(limit, each / 2, clock)  # both models ran
     context = replace(context, budget=budget)
     chain = _tried(_Evaluated(draft, context, quality), names, context)

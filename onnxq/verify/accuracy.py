@@ -16,6 +16,7 @@ from calibrators.data.bad_samples import OnBad, refuse
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 from calibrators.session import Model, open_session
+from onnxq.core.floor import Floor
 from onnxq.core.parallel import in_order
 from onnxq.verify.metrics.judge import MetricJudge, Records
 from onnxq.verify.metrics.task_metric import MetricResult, TaskMetric
@@ -56,6 +57,10 @@ class Quality:
     def sqnr(self) -> float:
         """The worst output's SQNR, in dB."""
         return min((o.sqnr for o in self.outputs.values() if not math.isnan(o.sqnr)), default=math.nan)
+
+    def holds(self, floor: Floor) -> bool:
+        """Whether all outputs are above the floor; what cannot be measured is."""
+        return all(floor.holds(one.sqnr, one.agreement) for one in self.outputs.values())
 
     @property
     def next_token(self) -> NextToken | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -29,6 +30,8 @@ from onnxq.graph.operators import (
 from onnxq.graph.walks import only_use
 
 Floats = NDArray[np.float32]
+
+_One = TypeVar("_One")
 
 
 @dataclass(frozen=True)
@@ -65,24 +68,22 @@ def with_own_weights(model: ir.Model, plan: QuantPlan) -> list[MatrixLayer]:
     return [one for one in layers(model, plan) if only_use(constants[one.weight.tensor])]
 
 
-def in_parts(
-    found: Iterable[MatrixLayer], size: Callable[[MatrixLayer], int], most: int
-) -> Iterator[list[MatrixLayer]]:
+def in_parts(found: Iterable[_One], size: Callable[[_One], int], most: int) -> Iterator[list[_One]]:
     """Split consecutive layers into parts whose total size is at most ``most``.
 
     Args:
-        found: the layers, in graph order.
-        size: returns the size of one layer, in the unit of ``most``.
+        found: the layers, or one thing for each, in graph order.
+        size: returns the size of one of them, in the unit of ``most``.
         most: the largest total size of a part. A single layer that is larger is a part of its own.
     """
-    part: list[MatrixLayer] = []
+    part: list[_One] = []
     total = 0
-    for layer in found:
-        if part and total + size(layer) > most:
+    for one in found:
+        if part and total + size(one) > most:
             yield part
             part, total = [], 0
-        part.append(layer)
-        total += size(layer)
+        part.append(one)
+        total += size(one)
     if part:
         yield part
 

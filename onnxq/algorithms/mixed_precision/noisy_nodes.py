@@ -92,11 +92,6 @@ class Rescue:
     refused: Quality | None = None
 
 
-def holds(floor: Floor, quality: Quality) -> bool:
-    """Whether all outputs are above the floor; what cannot be measured is."""
-    return all(floor.holds(one.sqnr, one.agreement) for one in quality.outputs.values())
-
-
 def hold(
     draft: Draft,
     floor: Floor | None,
@@ -142,7 +137,7 @@ def hold(
     finished = not is_late()
     if best.sqnr < floor.sqnr:
         best, refused = _in_float(best, floor, make)
-    held = holds(floor, best.quality)
+    held = best.quality.holds(floor)
     if best.draft is draft and held:
         return draft, None
     wide = best.draft.plan.widened_from(draft.plan)
@@ -217,7 +212,7 @@ def _in_float(best: _Tried, floor: Floor, make: Replanner) -> tuple[_Tried, Qual
     steps = best.steps | keep_float(best.draft.plan.integer_nodes)
     draft = make(steps)
     whole = _Tried((), steps, draft, make.context.evaluate(draft))
-    if draft.plan.points or not holds(floor, whole.quality):
+    if draft.plan.points or not whole.quality.holds(floor):
         return best, None
     return whole, best.quality
 
@@ -233,15 +228,15 @@ def _counts(total: int) -> Iterator[int]:
 def _is_good(one: _Tried, floor: Floor, margin: float = MARGIN) -> bool:
     """Whether no more nodes need a wider format."""
     good = one.draft.plan.is_compact or not one.sqnr < GOOD_SQNR + margin
-    return good and holds(floor, one.quality)
+    return good and one.quality.holds(floor)
 
 
 def _best(first: _Tried, attempts: Iterable[_Tried], floor: Floor, context: CorrectionContext) -> _Tried:
     """Return the attempt with the fewest changed nodes that holds the floor, or a later one worth it."""
     best, enough = first, first
     for one in attempts:
-        if not holds(floor, best.quality):
-            if holds(floor, one.quality) or one.sqnr >= best.sqnr + LARGE_GAIN:
+        if not best.quality.holds(floor):
+            if one.quality.holds(floor) or one.sqnr >= best.sqnr + LARGE_GAIN:
                 best = enough = one
         elif _is_worth_it(one, best, floor) and _is_affordable(one, enough, floor, context):
             best = one

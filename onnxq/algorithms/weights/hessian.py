@@ -52,8 +52,8 @@ A layer with more inputs has a block diagonal matrix: inputs of different blocks
 So memory and time of a layer grow with its inputs, not with their square and their cube.
 """
 
-PASSES = 4
-"""About how many passes over the samples it takes to round weights and to evaluate that, besides products."""
+PASSES = 3
+"""About how many passes over the samples it takes to evaluate rounded weights, besides those that gather."""
 
 MOST_BYTES = 2**28
 """The memory limit for what is gathered in one pass over the samples.
@@ -130,30 +130,29 @@ def gather_moments(
     Raises:
         TooLongError: there is no time for it.
     """
+    for picks in _affordable(layers, context):
+        yield _in_one_pass(model, picks, context, pool)
+
+
+def _affordable(layers: Sequence[MatrixLayer], context: CorrectionContext) -> list[list[_Pick]]:
+    """Choose what to gather of the layers of each pass: the widest blocks for which there is time."""
     threads = context.config.threads or processors()
-    picks = {pick.layer.name: pick for pick in _affordable(layers, context, threads)}
-    largest = max((batch.count for batch in context.fit), default=1)
+    counts = [batch.count for batch in context.fit] or [1]
     under_way = threads + 1 + _together(len(context.fit))
 
-    def size(layer: MatrixLayer) -> int:
-        pick = picks[layer.name]
-        return pick.moment_bytes + under_way * largest * pick.row_bytes
+    def size(pick: _Pick) -> int:
+        return pick.moment_bytes + under_way * max(counts) * pick.row_bytes
 
-    for part in in_parts(layers, size, MOST_BYTES):
-        yield _in_one_pass(model, [picks[layer.name] for layer in part], context, pool)
-
-
-def _affordable(layers: Sequence[MatrixLayer], context: CorrectionContext, threads: int) -> list[_Pick]:
-    """Choose what to gather of each layer: the widest blocks for which there is time."""
-    counts = [batch.count for batch in context.fit] or [1]
     for width in WIDTHS:
         picks = [_Pick.of(layer, width, counts) for layer in layers]
+        passes = list(in_parts(picks, size, MOST_BYTES))
+        work = sum(pick.work for pick in picks)
         try:
-            context.budget.check(PASSES * len(counts), sum(pick.work for pick in picks), threads)
+            context.budget.check((PASSES + len(passes)) * len(counts), work, threads)
         except TooLongError as error:
             shortest = error
         else:
-            return picks
+            return passes
     raise shortest
 
 

@@ -14,7 +14,7 @@ from cli import onnxq as onnxq_command
 from cli import save_data, save_model
 
 from onnxq.algorithms.mixed_precision import noisy_nodes as module
-from onnxq.algorithms.mixed_precision.noisy_nodes import hold, holds
+from onnxq.algorithms.mixed_precision.noisy_nodes import hold
 from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.core.floor import GOOD_SQNR, Floor
 
@@ -44,7 +44,7 @@ def test_few_nodes_make_the_noise(bench):
     better, rescue = hold(draft, floor, context, 0.0)
     assert rescue.held
     assert rescue.finished
-    assert holds(floor, context.evaluate(better))
+    assert context.evaluate(better).holds(floor)
     assert rescue.before == pytest.approx(before.sqnr)
     assert rescue.after == pytest.approx(context.evaluate(better).sqnr)
     assert rescue.floats.keys() == draft.plan.integer_nodes.keys() - better.plan.integer_nodes.keys()
