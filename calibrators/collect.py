@@ -216,11 +216,10 @@ class Collector:
         result = self._gathered.statistics(self._names, self._first, self.fingerprint)
         if self._resume is not None:
             result = self._resume.merge(result, same_stream=True)
-        if not result.samples and may_be_empty:
-            return result
-        if not result.samples:
+        if result.samples:
+            tell_nonfinite(result)
+        elif not may_be_empty:
             raise _nothing(refused=result.span[1] - result.span[0])
-        tell_nonfinite(result)
         return result
 
     def _measure(self) -> None:
@@ -230,6 +229,10 @@ class Collector:
             return
         self._room = min(max(MOST_BYTES // self._gathered.largest, 1), self._threads)
         if self._room < self._threads:
+            self._wait(0)
+            self._pool.shutdown()
+            self._pool = ThreadPoolExecutor(self._room)
+            del self._session  # and the memory that it holds, among it that of the batch
             self._session = self._open(self._threads // self._room)
 
     def _open(self, threads: int) -> ort.InferenceSession:
@@ -273,11 +276,10 @@ class Collector:
 
     def _tell(self, outcome: _Outcome) -> None:
         self._warn(outcome)
-        if outcome.refused is None:
-            return
-        if self._on_bad is None:
-            refuse(outcome.refused)
-        self._on_bad(outcome.refused, outcome.batch.count)
+        if outcome.refused is not None:
+            if self._on_bad is None:
+                refuse(outcome.refused)
+            self._on_bad(outcome.refused, outcome.batch.count)
 
     def _warn(self, outcome: _Outcome) -> None:
         """Warn once of each tensor with NaN or infinite values, naming the first batch that shows them."""

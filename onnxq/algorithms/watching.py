@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
 from calibrators.session import open_session
 from onnxq.core.parallel import in_order
+from onnxq.graph.tensor_bytes import side_by_side
 
 Arrays = Mapping[str, NDArray[np.generic]]
 """Tensor name -> array."""
@@ -29,7 +31,8 @@ class Watcher:
 
     Attributes:
         providers: the execution providers, the preferred one first.
-        threads: the number of batches that run in parallel, on one thread each; 0: one a processor.
+        threads: the number of batches that run in parallel, on one thread each; 0: one a processor. Where
+            their tensors take much memory, fewer run, each on more threads.
         on_bad: called for each batch that a model rejects; the batch is then skipped. If None, a rejected
             batch is an error.
         optimize: whether the runtime may fuse nodes. It fuses around the tensors that are looked at, so their
@@ -60,11 +63,17 @@ class Watcher:
             CalibrationError: the model does not load, or rejects a batch and `on_bad` is None.
         """
         names = list(dict.fromkeys(tensors))
+        numbered = enumerate(samples)
+        first = next(numbered, None)
+        if first is None:
+            return
+        threads = self.threads or processors()
+        room = side_by_side(model, first[1].feeds, threads)
         session = open_session(
             model,
             outputs=names,
             providers=self.providers,
-            threads=1,
+            threads=threads // room,
             optimize=self.optimize,
             alone=False,
         )
@@ -80,5 +89,5 @@ class Watcher:
                 return []
             return [look(number, dict(zip(names, arrays, strict=True)))]
 
-        for found in in_order(one, enumerate(samples), self.threads or processors()):
+        for found in in_order(one, chain([first], numbered), room):
             yield from found

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import onnxruntime as ort
 
@@ -15,9 +16,10 @@ from calibrators.collect import processors, run_batch
 from calibrators.data.bad_samples import OnBad, refuse
 from calibrators.data.samples import Sample
 from calibrators.errors import CalibrationError
-from calibrators.session import Model, open_session
+from calibrators.session import Model, as_model, open_session
 from onnxq.core.floor import Floor
 from onnxq.core.parallel import in_order
+from onnxq.graph.tensor_bytes import side_by_side
 from onnxq.verify.metrics.judge import MetricJudge, Records
 from onnxq.verify.metrics.task_metric import MetricResult, TaskMetric
 from onnxq.verify.outputs.next_token import NextToken
@@ -35,6 +37,8 @@ AT_ONCE = 4
 Some parts of a run use one thread only, so a few batches together use the processors better than one. More
 would only take more memory.
 """
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ class AccuracyEvaluator:
         self.kinds = output_kinds(float_model)
         self._stream = iter(samples)
         self._at_once = min(threads or processors(), AT_ONCE)
+        self._room: int | None = None
         self._on_bad = on_bad
         self._known: list[_Known] = []
         self._kept = 0
@@ -205,7 +210,7 @@ class AccuracyEvaluator:
         records: Records | None = None if self._judge is None else self._judge.begin()
         tallies = {name: Tally(kind) for name, kind in self.kinds.items()}
         seen = 0
-        for known, expected, given in in_order(partial(both, actual), self._read(), self._at_once):
+        for known, expected, given in self._in_order(partial(both, actual)):
             if isinstance(expected, CalibrationError):
                 self._leave_out(known, expected)
                 continue
@@ -225,6 +230,16 @@ class AccuracyEvaluator:
             return quality
         found = records.result([(self.float_model, reference), (model, actual)])
         return replace(quality, metric=found)
+
+    def _in_order(self, work: Callable[[_Known], _Result]) -> Iterator[_Result]:
+        """Work on all samples, several at a time where their tensors fit into memory."""
+        known = self._read()
+        first = next(known, None)
+        if first is None:
+            return iter(())
+        if self._room is None:
+            self._room = side_by_side(as_model(self.float_model), first.sample.feeds, self._at_once)
+        return in_order(work, chain([first], known), self._room)
 
     def _read(self) -> Iterator[_Known]:
         """Yield the samples read so far, then the others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import tracemalloc
 from contextlib import suppress
 
@@ -244,11 +245,25 @@ def test_the_first_batch_that_is_taken_shows_how_many_may_run(model, monkeypatch
 
 def test_large_tensors_are_not_many_at_a_time(model, monkeypatch):
     monkeypatch.setattr(collecting, "MOST_BYTES", 2000)
+    monkeypatch.setattr(collecting, "MOST_COUNTED", 1)
     opened: list[int] = []
     monkeypatch.setattr(collecting, "open_unordered", lambda *a: opened.append(a[-1]) or open_unordered(*a))
-    data = [(f"s{i}", feeds(1, 100, i)) for i in range(5)]
+    running: list[int] = []
+    most: list[int] = []
+
+    def run(*arguments):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.02)
+        found = run_batch(*arguments)
+        running.pop()
+        return found
+
+    monkeypatch.setattr(collecting, "run_batch", run)
+    data = [(f"s{i}", feeds(1, 100, i)) for i in range(8)]
     one = collect(model, ["h"], data, threads=4)
     assert opened == [1, 2]  # 808 bytes a batch with its inputs: two at a time, two threads each
+    assert max(most) == 2
     np.testing.assert_array_equal(
         one["h"].histogram.counts, collect(model, ["h"], data, threads=1)["h"].histogram.counts
     )

@@ -57,6 +57,9 @@ least where the model becomes good by that: an error of a hundredth of the power
 FASTER = 1.1
 """The least speed of a model that becomes good, as a multiple of that of float."""
 
+TENFOLD = 10.0
+"""dB; where a model becomes good by a gain of this size, being faster than float is enough."""
+
 MARGIN = 1.0
 """By how many dB more than `GOOD_SQNR` the search aims at, because the samples are few."""
 
@@ -256,7 +259,10 @@ def _is_affordable(one: _Tried, enough: _Tried, floor: Floor, context: Correctio
         few = max(FEW, FEW_SHARE * len(enough.draft.plan.integer_nodes))
         return len(one.nodes) - len(enough.nodes) <= few
     kept, faster = speeds
-    return kept >= KEPT_SPEED or (_is_good(one, floor) and kept >= GOOD_SPEED and faster >= FASTER)
+    if kept >= KEPT_SPEED:
+        return True
+    worth = kept >= GOOD_SPEED or one.sqnr >= enough.sqnr + TENFOLD
+    return _is_good(one, floor) and worth and faster >= FASTER
 
 
 def _speeds(one: _Tried, enough: _Tried, context: CorrectionContext) -> tuple[float, float] | None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from calibrators.data.samples import Sample
 from onnxq.algorithms.watching import Arrays, Watcher
 from onnxq.graph.nodes import name_of
+from onnxq.graph.tensor_bytes import tensor_bytes
 
 KEPT_BYTES = 512 * 2**20
 """The memory limit for the kept tensors of the float model. Beyond it, the float model runs again."""
@@ -42,8 +43,11 @@ class FloatTensors:
     @cached_property
     def _sizes(self) -> dict[str, int]:
         """The estimated number of bytes of each tensor of the main graph, for all batches."""
-        names = [out.name for node in self.model.graph for out in node.outputs if out.name]
-        (sizes,) = self.watcher.watch(self.model, names, _bytes, self.samples[:1])
+        names = {out.name for node in self.model.graph for out in node.outputs if out.name}
+        sizes = tensor_bytes(self.model, names, self.samples[0].feeds)
+        unknown = sorted(names - sizes.keys())
+        if unknown:
+            sizes |= next(iter(self.watcher.watch(self.model, unknown, _bytes, self.samples[:1])))
         return {name: size * len(self.samples) for name, size in sizes.items()}
 
     @cached_property

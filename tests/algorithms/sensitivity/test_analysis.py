@@ -108,7 +108,7 @@ def test_memory_is_bounded_and_changes_nothing(monkeypatch):
     monkeypatch.setattr(float_tensors, "KEPT_BYTES", 1)
     runs.clear()
     assert by_name(sensitivities(draft, context)) == before
-    assert sum(model is draft.reference for model in runs) > few == 3
+    assert sum(model is draft.reference for model in runs) > few == 2
 
 
 def test_only_what_lies_behind_a_point_runs(monkeypatch):
