@@ -17,7 +17,7 @@ CHUNK = 2**17
 RANKS = 1024
 """Number of elements of a selection that are sorted to find where its tails begin."""
 
-FULL = 16
+FULL = 32
 """Number of samples of which a whole selection is counted; each doubling of the samples then halves it."""
 
 TAIL = 2
