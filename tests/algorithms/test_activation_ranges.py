@@ -11,6 +11,11 @@ from onnxq.algorithms.activation_ranges import choose_ranges
 from onnxq.calibration.qparams import compute_qparams, from_statistics
 from onnxq.core.plan import QuantParams
 
+SATURATED = """g (float[N,64] x) => (float[N,16] y) <float[64,32] w1, float[32,16] w2>
+{ a = MatMul (x, w1)  third = Constant <value_float = 0.3> ()  b = Mul (a, third)  e = Exp (b)
+  m = MatMul (e, w2)  y = Sigmoid (m) }"""
+"""A few values are much larger than the others, but the outputs do not tell them from large ones."""
+
 
 @pytest.fixture(scope="module")
 def bench():
@@ -84,3 +89,10 @@ def test_without_statistics_there_is_nothing_to_do(bench):
     draft, context = bench
     bad = spoiled(draft, activations(draft))
     assert choose_ranges(replace(bad, statistics={}), context) is None
+
+
+def test_narrow_ranges_where_the_outputs_saturate():
+    draft, context = bench_for(SATURATED, count=32, method="auto")
+    better, seen = choose_ranges(draft, context), context.on_fit(16)
+    wide = [replace(draft, plan=draft.plan.with_params(ranges_by(draft, name))) for name in ("mse", "minmax")]
+    assert seen.error(better) < min(map(seen.error, [draft, *wide])) / 5

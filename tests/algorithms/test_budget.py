@@ -4,7 +4,7 @@ import pytest
 from benches import bench_for
 
 from onnxq.algorithms import budget as module
-from onnxq.algorithms.budget import LEAST, LONG, SPEED, Budget, TooLongError, clock_of, time_limit
+from onnxq.algorithms.budget import LEAST, LONG, RESCUE, SPEED, Budget, TooLongError, clock_of, time_limit
 from onnxq.core.config import QuantConfig
 
 
@@ -22,6 +22,12 @@ from onnxq.core.config import QuantConfig
 def test_the_limit_follows_what_was_spent_and_what_is_gained(options, bits, spent, seconds):
     draft, _ = bench_for(bits=bits)
     assert time_limit(QuantConfig(**options), draft.plan, spent) == seconds
+
+
+@pytest.mark.parametrize(("options", "seconds"), [({}, 33.0 * RESCUE), ({"time_limit": 5}, 5.0)])
+def test_a_useless_model_gets_more_time(options, seconds):
+    draft, _ = bench_for()
+    assert time_limit(QuantConfig(**options), draft.plan, 33.0, useless=True) == seconds
 
 
 def test_what_fits_depends_on_the_time_that_has_passed():

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrators.data.samples import Sample
+from onnxq.algorithms.budget import Budget, TooLongError
 from onnxq.algorithms.layers.im2col import im2col_rows
 from onnxq.algorithms.layers.matrices import layers
 from onnxq.algorithms.weights import hessian
@@ -51,6 +52,16 @@ def test_moments_are_the_mean_of_products_of_rows(text, monkeypatch):
         expected = rows.transpose(0, 2, 1) @ rows / rows.shape[1]
         assert found[layer.name].rows == rows.shape[1]
         np.testing.assert_allclose(found[layer.name].second, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_every_pass_over_the_samples_counts_as_time(monkeypatch):
+    draft, context = bench_for()
+    enough = (hessian.PASSES + 1) * len(context.fit) + 1
+    context = replace(context, budget=Budget(enough, batch_seconds=1.0))
+    assert gathered(draft, context)[1] == 1
+    monkeypatch.setattr(hessian, "MOST_BYTES", 1)  # one pass for each layer
+    with pytest.raises(TooLongError):
+        gathered(draft, context)
 
 
 def test_the_same_samples_give_the_same_bits_on_any_number_of_threads():
