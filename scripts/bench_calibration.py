@@ -40,6 +40,7 @@ MEMORY = ("onnxq", "entropy")
 """The tools whose memory is measured: onnxq, and a peer's method that keeps histograms."""
 
 PEER_METHODS = ("minmax", "entropy", "percentile")
+
 TURNS = 9
 """How often a command is run beside a float pass; the figures are medians."""
 
@@ -114,12 +115,12 @@ def command(place: Place) -> list[Figure]:
         {number: median(getattr(run, what) for run in done) for number, done in runs.items()}
         for what in ("seconds", "megabytes")
     )
-    running, reading = (median(column) for column in zip(*passes, strict=True))
+    running, whole = (median(column) for column in zip(*passes, strict=True))
     more = seconds[100] - seconds[4]
     return [
-        Figure("a float pass that reads 96 pictures, s", reading),
+        Figure("a float pass that reads 96 pictures, s", whole),
         Figure("96 more pictures, s", more),
-        at_most("relative to the float pass", more / reading, 2.5, form="{:.2f} ×"),
+        at_most("relative to the float pass", more / whole, 2.5, form="{:.2f} ×"),
         Figure("relative to the float pass without reading", more / running, form="{:.2f} ×"),
         at_most("memory, 100 pictures against 10", memory[100] / memory[10], 1.05, form="{:.3f}"),
     ]

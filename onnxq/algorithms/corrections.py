@@ -377,7 +377,8 @@ def corrected(draft: Draft, context: CorrectionContext, spent: float) -> Correct
     ran = done[1:] if len(done) > 2 else done  # before the first one, a model was loaded
     each = (ran[-1] - ran[0]) / max(len(ran) - 1, 1)
     spent += context.samples.elsewhere * each / 2
-    useless = not quality.holds(Floor())
+    floor = context.config.floor
+    useless = bool(floor) and not quality.holds(Floor(floor))
     limit = time_limit(context.config, draft.plan, spent + done[-1] - done[0], useless=useless)
     budget = Budget(limit, each / 2, clock)  # both models ran
     context = replace(context, budget=budget)

@@ -47,7 +47,8 @@ class FloatTensors:
         sizes = tensor_bytes(self.model, names, self.samples[0].feeds)
         unknown = sorted(names - sizes.keys())
         if unknown:
-            sizes |= next(iter(self.watcher.watch(self.model, unknown, _bytes, self.samples[:1])))
+            (measured,) = self.watcher.watch(self.model, unknown, _bytes, self.samples[:1])
+            sizes |= measured
         return {name: size * len(self.samples) for name, size in sizes.items()}
 
     @cached_property

@@ -17,6 +17,8 @@ from onnxq.algorithms.mixed_precision import noisy_nodes as module
 from onnxq.algorithms.mixed_precision.noisy_nodes import hold
 from onnxq.algorithms.sensitivity.analysis import sensitivities
 from onnxq.core.floor import GOOD_SQNR, Floor
+from onnxq.verify.accuracy import Quality
+from onnxq.verify.outputs.tally import OutputQuality
 
 LOUDNESS = """g (float[N,64] x) => (float[N,16] y)
 <float[64,32] w1, float[32,32] w2, float[32,16] w3, float two = {2}, float little = {0.0001}>
@@ -50,6 +52,28 @@ def test_few_nodes_make_the_noise(bench):
     assert rescue.floats.keys() == draft.plan.integer_nodes.keys() - better.plan.integer_nodes.keys()
     assert 0 < len(rescue.floats) < len(draft.plan.integer_nodes)
     assert all(f"{before.sqnr:.1f} dB" in reason for reason in rescue.floats.values())
+
+
+@pytest.mark.parametrize(
+    ("speeds", "sqnr", "affordable"),
+    [
+        ((0.95, 0.9), 16.0, True),
+        ((0.6, 1.2), 22.0, True),
+        ((0.3, 1.2), 20.0 + module.MARGIN, False),
+        ((0.3, 1.2), 22.5, True),
+        ((0.3, 1.05), 22.5, False),
+        ((0.6, 1.2), 16.0, False),
+    ],
+)
+def test_what_a_good_model_may_cost(bench, monkeypatch, speeds, sqnr, affordable):
+    """Before, the model has 12 dB: 22.5 dB is a gain of more than ten."""
+    draft, context = bench(CHAIN)
+    monkeypatch.setattr(module, "_speeds", lambda *_: speeds)
+    enough, one = (
+        module._Tried((), module.Steps(), draft, Quality({"y": OutputQuality(db, None)}, 8))
+        for db in (12.0, sqnr)
+    )
+    assert module._is_affordable(one, enough, Floor(), context) is affordable
 
 
 def test_a_good_model_is_left_alone(bench):
